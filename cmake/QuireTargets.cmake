@@ -1,0 +1,44 @@
+# quire_library: one static library per folder. quire_test: one test program, with its label.
+find_package(Threads REQUIRED)
+
+find_program(QUIRE_CCACHE ccache)
+if(QUIRE_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${QUIRE_CCACHE})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${QUIRE_CCACHE})
+endif()
+find_program(QUIRE_MOLD mold)
+if(QUIRE_MOLD)
+  add_link_options(-fuse-ld=mold)
+endif()
+
+add_library(quire_options INTERFACE)
+target_include_directories(quire_options INTERFACE ${CMAKE_SOURCE_DIR} ${CMAKE_SOURCE_DIR}/include)
+target_compile_options(quire_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -Wno-missing-field-initializers -ffp-contract=off>)
+target_link_libraries(quire_options INTERFACE Threads::Threads)
+if(QUIRE_SANITIZE)
+  add_compile_options(-fsanitize=${QUIRE_SANITIZE} -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${QUIRE_SANITIZE})
+endif()
+
+# quire_library(NAME [PUBLIC libs...] SOURCES files...): libs are other quire_* folders or third-party targets.
+function(quire_library name)
+  cmake_parse_arguments(arg "" "" "SOURCES;PUBLIC;PRIVATE" ${ARGN})
+  add_library(${name} STATIC ${arg_SOURCES})
+  target_link_libraries(${name} PUBLIC quire_options ${arg_PUBLIC} PRIVATE ${arg_PRIVATE})
+endfunction()
+
+# quire_test(NAME LABEL unit SOURCES files... LIBS libs...): a GoogleTest program, one CTest entry; the runner
+# (tools/run_tests.py) counts its cases. TIMEOUT is in seconds (default 300).
+function(quire_test name)
+  cmake_parse_arguments(arg "" "LABEL;TIMEOUT" "SOURCES;LIBS" ${ARGN})
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 300)
+  endif()
+  add_executable(${name} ${arg_SOURCES})
+  target_link_libraries(${name} PRIVATE quire_options ${arg_LIBS} GTest::gtest GTest::gtest_main)
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  set_tests_properties(${name} PROPERTIES LABELS ${arg_LABEL} TIMEOUT ${arg_TIMEOUT}
+    ENVIRONMENT "QUIRE_ROOT=${CMAKE_SOURCE_DIR}")
+endfunction()

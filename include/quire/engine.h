@@ -1,0 +1,67 @@
+// quire's engine: open a model, submit requests, receive token events.
+// All methods may be called from any thread. Events arrive on one delivery thread.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "quire/config.h"
+#include "quire/request.h"
+#include "quire/result.h"
+
+namespace quire {
+
+struct ModelCard {
+  std::string name, architecture, dtype, device;
+  int64_t num_parameters = 0;
+  int32_t num_layers = 0, vocab_size = 0, max_context_tokens = 0;
+  int64_t kv_bytes_per_token = 0;
+  std::vector<int32_t> eos_token_ids;
+  int32_t bos_token_id = -1;
+  bool has_tokenizer = false, has_chat_template = false;
+};
+
+// Counters since start and gauges of now. Monotonic names end in _total.
+struct EngineStats {
+  int64_t requests_submitted_total = 0, requests_finished_total = 0, requests_refused_total = 0,
+          requests_cancelled_total = 0, requests_failed_total = 0;
+  int64_t prompt_tokens_total = 0, generation_tokens_total = 0, cached_tokens_total = 0;
+  int64_t prefix_queries_tokens_total = 0;
+  int64_t preemptions_total = 0, copies_on_write_total = 0, evictions_total = 0, steps_total = 0;
+  int32_t requests_waiting = 0, sequences_running = 0;
+  int32_t blocks_total = 0, blocks_free = 0, blocks_held = 0, blocks_cached = 0;
+  int32_t block_tokens = 0;
+  int64_t kv_bytes_total = 0;
+  double waste_percent = 0;            // of held blocks: slots reserved and not filled
+  double host_us_per_step_p50 = 0;     // plan + commit
+  double step_ms_p50 = 0;
+  double last_step_age_ms = 0;         // a wedged engine shows here
+};
+
+class Engine {
+ public:
+  // Loads the model, sizes the cache, starts the threads. Errors name the file, tensor, field or limit at fault.
+  static Result<std::unique_ptr<Engine>> open(const EngineConfig& config);
+  virtual ~Engine() = default;
+
+  // Queues a request. Refusals (bad field, prompt too long, queue full) are returned, not delivered.
+  virtual Result<RequestId> submit(Request request, std::shared_ptr<TokenSink> sink) = 0;
+  // Ends a request with kCancelled; its blocks are free within one step. Unknown ids are ignored.
+  virtual void abort(RequestId id) = 0;
+  // Stops running a request's sequences until resumed: a reader that does not keep up holds no step.
+  virtual void set_paused(RequestId id, bool paused) = 0;
+
+  virtual Result<std::vector<int32_t>> tokenize(const std::string& text, bool add_special_tokens, bool special_as_text) = 0;
+  virtual Result<std::string> detokenize(const std::vector<int32_t>& token_ids, bool skip_special_tokens) = 0;
+  virtual Result<std::string> render_chat(const std::vector<ChatMessage>& messages) = 0;
+
+  virtual ModelCard model() const = 0;
+  virtual EngineStats stats() const = 0;
+  virtual const EngineConfig& config() const = 0;  // every 0 / "auto" resolved
+
+  // Refuses new requests (kUnavailable), waits up to timeout_ms for the running ones, cancels the rest.
+  virtual void drain(int64_t timeout_ms) = 0;
+};
+
+}  // namespace quire

@@ -1,0 +1,169 @@
+// The ops of a step, as a seam between the forward pass and a back end (kernels/cpu, kernels/cuda, kernels/reference).
+// Rules for every op: pointers are device pointers of the back end's own device; inputs and outputs do not alias unless the
+// op says so; empty work returns at once; nothing allocates, synchronises or reads device memory on the host, so a graph can
+// capture any sequence of ops. A wrong shape is our own fault: check() names the tensor, the dimension and both values.
+// "act" is the back end's activation type (KernelOptions::activations): f32, bf16 or f16. Sums are float32.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels/kv_layout.h"
+#include "quire/result.h"
+#include "src/base/dtype.h"
+#include "src/device/device.h"
+
+namespace quire {
+
+struct KernelOptions {
+  DType activations = DType::kF32;
+  int threads = 1;  // CPU
+};
+
+// ---- embedding: out[i] = table[ids[i]] -------------------------------------------------------------------------------
+struct EmbedParams {
+  const int32_t* ids = nullptr;  // [rows]; every id in [0, vocab)
+  const void* table = nullptr;   // [vocab, hidden], table_dtype
+  DType table_dtype = DType::kF32;
+  void* out = nullptr;           // [rows, hidden] act
+  int64_t rows = 0, hidden = 0;
+};
+
+// ---- residual += delta (if any); out = residual / rms(residual) * weight -----------------------------------------------
+struct AddRmsNormParams {
+  void* residual = nullptr;       // [rows, hidden] act, updated in place when delta is given
+  const void* delta = nullptr;    // [rows, hidden] act, or null
+  const float* weight = nullptr;  // [hidden]
+  void* out = nullptr;            // [rows, hidden] act
+  const int32_t* row_index = nullptr;  // null, or [rows]: row i of out reads row row_index[i] of residual and delta and
+                                       // writes nothing back (the final norm gathers the rows whose logits are wanted)
+  float eps = 1e-5f;
+  int64_t rows = 0, hidden = 0;
+};
+
+// ---- out[m, n] = sum_k x[m, k] * w[n, k] (+ bias[n]) ----------------------------------------------------------------------
+// A weight as a back end likes it: packed once at load.
+class MatmulWeight {
+ public:
+  virtual ~MatmulWeight() = default;
+  int64_t rows = 0;  // N, output features
+  int64_t cols = 0;  // K, input features
+};
+struct HostMatrix {  // one piece of a weight in host memory, row-major [rows, cols]
+  const void* data = nullptr;
+  DType dtype = DType::kF32;
+  int64_t rows = 0, cols = 0;
+};
+struct MatmulParams {
+  const void* x = nullptr;              // [m, k] act
+  const MatmulWeight* weight = nullptr; // [n, k]
+  const float* bias = nullptr;          // [n] or null
+  void* out = nullptr;                  // [m, n] act, or float32 when out_f32
+  bool out_f32 = false;                 // logits
+  int64_t m = 0;
+};
+
+// ---- rotary positions, q/k norms, and the write of K and V into their blocks ---------------------------------------------
+struct RopeKvWriteParams {
+  void* qkv = nullptr;               // [rows, (num_q_heads + 2 * num_kv_heads) * head_dim] act: q | k | v; q is rotated in place
+  void* q_out = nullptr;             // [rows, num_q_heads, head_dim] act; may be null: then q stays in qkv
+  const int32_t* positions = nullptr;  // [rows] true positions
+  const int64_t* slots = nullptr;    // [rows * slot_stride]: block * block_tokens + offset; -1 = padding, skipped
+  int64_t slot_stride = 1;           // slots per row: 1 (all heads share a list) or num_kv_heads (a list per head)
+  const float* cos_sin = nullptr;    // [max_positions, head_dim]: cos of the rotary_dim/2 pairs, then sin; half-split pairing
+  int32_t rotary_dim = 0;            // <= head_dim; the rest is not rotated
+  const float* q_norm = nullptr;     // [head_dim] RMSNorm weights (Qwen3), or null
+  const float* k_norm = nullptr;     // [head_dim], or null
+  float norm_eps = 1e-6f;
+  char* arena = nullptr;             // base of the block pool, already offset to this layer (layer * layer_stride)
+  KvLayout layout;                   // .num_kv_heads = 1 with a list per head: a head's tile is the whole block's
+  int32_t num_q_heads = 0, num_kv_heads = 0, head_dim = 0;
+  int64_t rows = 0;
+};
+
+// ---- attention over paged lists, prefill and decode in one call ------------------------------------------------------------
+// Row r of sequence s stands at list index length[s] - num_rows(s) + r and sees list slots j with
+//   j <= index and (window == 0 or j > index - window).
+// Lists keep slots in position order while more than one row is run; a single row sees every slot of its list.
+struct AttentionParams {
+  const void* q = nullptr;           // act; row stride q_stride elements, head h at h * head_dim
+  int64_t q_stride = 0;              // elements from row to row
+  void* out = nullptr;               // [rows, num_q_heads, head_dim] act
+  const char* arena = nullptr;       // base of the block pool, offset to this layer
+  KvLayout layout;
+  int32_t num_q_heads = 0, num_kv_heads = 0, head_dim = 0;
+  float scale = 0;                   // multiplies q . k
+  float soft_cap = 0;                // 0 = none; else logits = cap * tanh(logits / cap)
+  int32_t window = 0;                // 0 = none
+  const float* sinks = nullptr;      // [num_q_heads] a logit per head that takes probability and gives no value, or null
+
+  int32_t num_sequences = 0;
+  int64_t rows = 0;                         // total query rows = query_start[num_sequences]
+  int32_t max_rows = 0;                     // most rows of one sequence (1: a pure decode step)
+  int32_t max_length = 0;                   // longest list
+  const int32_t* query_start = nullptr;     // [num_sequences + 1]
+  const int32_t* lengths = nullptr;         // [num_sequences * length_stride]: live slots, this step's rows included
+  const int32_t* block_table = nullptr;     // list (s, h) at block_table + s * table_stride + h * head_table_stride
+  int64_t table_stride = 0;
+  int64_t head_table_stride = 0;            // 0: one list for all kv heads
+  int64_t length_stride = 1;                // list (s, h): lengths[s * length_stride + h * head_length_stride]
+  int64_t head_length_stride = 0;
+
+  // A second rotation of q for the first sink_slots[s] slots of a list (StreamingLLM; kv-methods K8), or null.
+  const void* q_sink = nullptr;             // as q
+  const int32_t* sink_slots = nullptr;      // [num_sequences]
+
+  // Side outputs, each null unless asked for (kv-methods 1.3).
+  float* lse = nullptr;          // K1 [rows, num_q_heads] log-sum-exp of the scaled logits (sinks left out)
+  float* row_logits = nullptr;   // K3 [num_sequences, num_q_heads, row_logits_stride] scaled logits of each sequence's LAST row by list slot
+  int64_t row_logits_stride = 0;
+  float* column_sums = nullptr;  // K5 [num_sequences, num_q_heads, column_sums_stride] += sum over this call's rows of the probability of each slot
+  int64_t column_sums_stride = 0;
+};
+
+// ---- out = silu(gate) * up --------------------------------------------------------------------------------------------------
+struct SiluMulParams {
+  const void* gate_up = nullptr;  // [rows, 2 * width] act: gate | up
+  void* out = nullptr;            // [rows, width] act
+  int64_t rows = 0, width = 0;
+};
+
+// ---- whole-block copies (copy-on-write) ----------------------------------------------------------------------------------------
+struct BlockCopyParams {
+  char* arena = nullptr;
+  int64_t block_bytes = 0;
+  const int32_t* pairs = nullptr;  // [count][2]: source, target; no target is a source of the same call
+  int64_t count = 0;
+};
+
+// The seam. One instance belongs to one executor thread.
+class Kernels {
+ public:
+  virtual ~Kernels() = default;
+  virtual const KernelOptions& options() const = 0;
+  virtual Device& device() = 0;
+
+  // Rows of `parts` one under another become one weight (q, k, v; gate, up). All parts have the same cols.
+  virtual Result<std::unique_ptr<MatmulWeight>> pack(std::span<const HostMatrix> parts) = 0;
+  // Scratch the ops below may need for at most these sizes, allocated once: [bytes].
+  virtual Status reserve(int64_t max_rows, int64_t max_sequences, int32_t max_q_heads, int32_t max_head_dim, int32_t max_length) = 0;
+
+  virtual void embed(const EmbedParams& p) = 0;
+  virtual void add_rms_norm(const AddRmsNormParams& p) = 0;
+  virtual void matmul(const MatmulParams& p) = 0;
+  virtual void rope_kv_write(const RopeKvWriteParams& p) = 0;
+  virtual void attention(const AttentionParams& p) = 0;
+  virtual void silu_mul(const SiluMulParams& p) = 0;
+  virtual void copy_blocks(const BlockCopyParams& p) = 0;
+};
+
+// Activations f32 or bf16. threads = 0: all cores this process may use.
+Result<std::unique_ptr<Kernels>> make_cpu_kernels(Device& device, const KernelOptions& options);
+// Plain loops, sums in float64: the truth for tests. Activations f32. Weights of any dtype.
+std::unique_ptr<Kernels> make_reference_kernels(Device& device);
+// kUnavailable in a build without CUDA.
+Result<std::unique_ptr<Kernels>> make_cuda_kernels(Device& device, const KernelOptions& options);
+
+}  // namespace quire

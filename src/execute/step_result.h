@@ -1,0 +1,40 @@
+// What came out of one executed step.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "quire/result.h"
+#include "src/base/ids.h"
+
+namespace quire {
+
+struct SampledToken {
+  SequenceId sequence{};
+  TokenId token = -1;      // -1 for beam rows
+  float logprob = 0;       // of the model's distribution before temperature and filters (natural log)
+  std::vector<std::pair<TokenId, float>> top;  // likeliest ids with logprobs, as many as asked for
+};
+
+struct PromptLogprob {
+  TokenId token = -1;
+  float logprob = 0;
+  std::vector<std::pair<TokenId, float>> top;
+};
+
+struct SequencePromptLogprobs {
+  SequenceId sequence{};
+  int32_t first_position = 0;  // of the first token below
+  std::vector<PromptLogprob> tokens;
+};
+
+struct StepResult {
+  uint64_t step = 0;
+  std::vector<SampledToken> samples;  // in the order of the plan's samples
+  std::vector<SequencePromptLogprobs> prompt_logprobs;
+  Status status = ok();               // a failed step fails its sequences, not the engine
+  double execute_ms = 0;
+};
+
+}  // namespace quire

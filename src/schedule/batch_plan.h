@@ -1,0 +1,61 @@
+// What one step will do, as a value: made by the scheduler (pure), carried out by an executor.
+// Everything an executor needs is in the plan; it never looks into sequences, cache or scheduler.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "quire/sampling_params.h"
+#include "src/base/ids.h"
+
+namespace quire {
+
+// Whole-block copies to do before anything else of the step (copy-on-write).
+struct PlannedCopy {
+  BlockId source = kNoBlock, target = kNoBlock;
+};
+
+// A sequence's sampler state appears in the executor with the first plan that samples for it.
+struct PlannedJoin {
+  SequenceId sequence{};
+  std::shared_ptr<const SamplingParams> sampling;
+  uint64_t seed = 0;                // resolved: the request's, or drawn; sequences of a group have different ones
+  std::vector<TokenId> history;     // prompt + output so far (penalties, n-grams, bad words)
+  int32_t num_prompt_tokens = 0;    // of history; the rest is output
+  std::vector<TokenId> eos_token_ids;  // masked until min_tokens
+};
+
+// What to sample from one row of logits.
+struct PlannedSample {
+  SequenceId sequence{};
+  int32_t position = 0;        // of the token to be sampled: its index in prompt + output; with the seed it fixes the draw
+  int32_t top_candidates = 0;  // > 0: also return this many likeliest ids with logprobs (logprobs, beam search)
+  bool beam = false;           // return candidates only, sample nothing
+};
+
+struct PlannedSequence {
+  SequenceId sequence{};
+  int32_t first_position = 0;         // position of the first token run in this step
+  std::vector<TokenId> tokens;        // ids to run; a single kSampledLastStep takes the id sampled one step before
+  int32_t list_length_before = 0;     // live slots before this step (== first_position unless a policy dropped tokens)
+  std::vector<BlockId> block_table;   // blocks of the list, long enough for this step's tokens
+  std::vector<PlannedSample> samples; // from the logits of the last row; more than one at the end of a group's shared prefill
+  int32_t prompt_logprobs = -1;       // >= 0: logprobs of tokens[1..] and of next_prompt_token, with this many alternatives
+  TokenId next_prompt_token = -1;     // the prompt token after this chunk, if the prompt goes on
+};
+
+struct BatchPlan {
+  uint64_t step = 0;
+  std::vector<PlannedCopy> copies;
+  std::vector<PlannedJoin> joins;
+  std::vector<SequenceId> leaves;     // sampler states to forget; sequences here are not in `sequences`
+  std::vector<PlannedSequence> sequences;
+  int64_t num_tokens() const {
+    int64_t n = 0;
+    for (const PlannedSequence& s : sequences) n += static_cast<int64_t>(s.tokens.size());
+    return n;
+  }
+};
+
+}  // namespace quire
