@@ -7,15 +7,9 @@
 
 #include "quire/result.h"
 #include "src/base/ids.h"
+#include "src/sample/sample_types.h"
 
 namespace quire {
-
-struct SampledToken {
-  SequenceId sequence{};
-  TokenId token = -1;      // -1 for beam rows
-  float logprob = 0;       // of the model's distribution before temperature and filters (natural log)
-  std::vector<std::pair<TokenId, float>> top;  // likeliest ids with logprobs, as many as asked for
-};
 
 struct PromptLogprob {
   TokenId token = -1;

@@ -9,8 +9,7 @@
 #include <span>
 #include <vector>
 
-#include "src/execute/step_result.h"
-#include "src/schedule/batch_plan.h"
+#include "src/sample/sample_types.h"
 
 namespace quire {
 

@@ -3,35 +3,16 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
-#include "quire/sampling_params.h"
 #include "src/base/ids.h"
+#include "src/sample/sample_types.h"
 
 namespace quire {
 
 // Whole-block copies to do before anything else of the step (copy-on-write).
 struct PlannedCopy {
   BlockId source = kNoBlock, target = kNoBlock;
-};
-
-// A sequence's sampler state appears in the executor with the first plan that samples for it.
-struct PlannedJoin {
-  SequenceId sequence{};
-  std::shared_ptr<const SamplingParams> sampling;
-  uint64_t seed = 0;                // resolved: the request's, or drawn; sequences of a group have different ones
-  std::vector<TokenId> history;     // prompt + output so far (penalties, n-grams, bad words)
-  int32_t num_prompt_tokens = 0;    // of history; the rest is output
-  std::vector<TokenId> eos_token_ids;  // masked until min_tokens
-};
-
-// What to sample from one row of logits.
-struct PlannedSample {
-  SequenceId sequence{};
-  int32_t position = 0;        // of the token to be sampled: its index in prompt + output; with the seed it fixes the draw
-  int32_t top_candidates = 0;  // > 0: also return this many likeliest ids with logprobs (logprobs, beam search)
-  bool beam = false;           // return candidates only, sample nothing
 };
 
 struct PlannedSequence {
