@@ -2,16 +2,18 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
-#include <limits>
 
 namespace quire {
 
 enum class BlockId : int32_t {};     // physical KV block of one class
 enum class SequenceId : uint64_t {};  // one running continuation; never reused
-enum class TokenIndex : int32_t {};
 
 inline constexpr BlockId kNoBlock{-1};
+
+// A whole-block copy: the target takes the source's bytes for all layers of its group.
+struct BlockCopy {
+  BlockId source = kNoBlock, target = kNoBlock;
+};
 
 constexpr int32_t value(BlockId id) { return static_cast<int32_t>(id); }
 constexpr uint64_t value(SequenceId id) { return static_cast<uint64_t>(id); }

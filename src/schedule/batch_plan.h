@@ -10,11 +10,6 @@
 
 namespace quire {
 
-// Whole-block copies to do before anything else of the step (copy-on-write).
-struct PlannedCopy {
-  BlockId source = kNoBlock, target = kNoBlock;
-};
-
 struct PlannedSequence {
   SequenceId sequence{};
   int32_t first_position = 0;         // position of the first token run in this step
@@ -28,7 +23,7 @@ struct PlannedSequence {
 
 struct BatchPlan {
   uint64_t step = 0;
-  std::vector<PlannedCopy> copies;
+  std::vector<BlockCopy> copies;      // before anything else of the step (copy-on-write)
   std::vector<PlannedJoin> joins;
   std::vector<SequenceId> leaves;     // sampler states to forget; sequences here are not in `sequences`
   std::vector<PlannedSequence> sequences;
