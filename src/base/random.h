@@ -17,8 +17,8 @@ constexpr std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, st
   return counter;
 }
 
-// Uniform in the open interval (0, 1) from 24 bits of draw `lane` (0..3).
-constexpr float uniform_open(uint32_t bits) { return (static_cast<float>(bits >> 8) + 0.5f) * (1.0f / 16777216.0f); }
+// Uniform in the open interval (0, 1): 23 bits and a half step. With 24 the largest value would round to 1.
+constexpr float uniform_open(uint32_t bits) { return (static_cast<float>(bits >> 9) + 0.5f) * (1.0f / 8388608.0f); }
 
 // A small sequential generator for tests and simulation (splitmix64).
 class Random {

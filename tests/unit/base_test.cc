@@ -1,0 +1,108 @@
+// Method: definitions against the code, and exhaustive loops where a domain is small (all 65536 half floats).
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "quire/sampling_params.h"
+#include "src/base/dtype.h"
+#include "src/base/random.h"
+
+namespace quire {
+namespace {
+
+TEST(Dtype, EveryF16ValueSurvivesARoundTrip) {
+  for (uint32_t bits = 0; bits < 65536; ++bits) {
+    const float f = f16_to_f32(static_cast<uint16_t>(bits));
+    if (std::isnan(f)) {
+      EXPECT_TRUE(std::isnan(f16_to_f32(f32_to_f16(f))));
+    } else {
+      ASSERT_EQ(f32_to_f16(f), bits) << bits;
+    }
+  }
+}
+
+TEST(Dtype, F16RoundsTiesToEvenAndOverflowsToInfinity) {
+  EXPECT_EQ(f32_to_f16(1.0f + 0x1p-11f), 0x3c00);            // half way between 1 and 1 + 2^-10: even is 1
+  EXPECT_EQ(f32_to_f16(1.0f + 3 * 0x1p-11f), 0x3c02);        // half way: even is 1 + 2 * 2^-10
+  EXPECT_EQ(f32_to_f16(65519.0f), 0x7bff);
+  EXPECT_EQ(f32_to_f16(65520.0f), 0x7c00);
+  EXPECT_EQ(f32_to_f16(0x1p-25f), 0x0000);                   // half of the least subnormal: even is 0
+  EXPECT_EQ(f32_to_f16(0x1.8p-24f), 0x0002);
+}
+
+TEST(Dtype, Bf16RoundsToNearestEven) {
+  EXPECT_EQ(f32_to_bf16(1.0f), 0x3f80);
+  EXPECT_EQ(f32_to_bf16(1.0f + 0x1p-8f), 0x3f80);
+  EXPECT_EQ(f32_to_bf16(1.0f + 3 * 0x1p-8f), 0x3f82);
+  EXPECT_TRUE(std::isnan(bf16_to_f32(f32_to_bf16(std::numeric_limits<float>::quiet_NaN()))));
+}
+
+// The first vector of the Random123 known-answer tests for philox4x32-10 (Salmon et al. 2011).
+TEST(Random, PhiloxGivesThePublishedVectors) {
+  const auto zero = philox4x32({0, 0, 0, 0}, {0, 0});
+  EXPECT_EQ(zero[0], 0x6627e8d5u);
+  EXPECT_EQ(zero[1], 0xe169c58du);
+  EXPECT_EQ(zero[2], 0xbc57ac4cu);
+  EXPECT_EQ(zero[3], 0x9b00dbd8u);
+  const auto ones = philox4x32({~0u, ~0u, ~0u, ~0u}, {~0u, ~0u});
+  EXPECT_EQ(ones[0], 0x408f276du);
+}
+
+TEST(Random, UniformNeverTouchesItsEnds) {
+  EXPECT_GT(uniform_open(0), 0.0f);
+  EXPECT_LT(uniform_open(~0u), 1.0f);
+}
+
+TEST(SamplingParams, DefaultsAreValid) { EXPECT_TRUE(validate(SamplingParams{}, SamplingLimits{})); }
+
+struct BadCase {
+  const char* field;
+  void (*spoil)(SamplingParams&);
+};
+
+class BadSampling : public testing::TestWithParam<BadCase> {};
+
+TEST_P(BadSampling, IsRefusedAndNamesItsField) {
+  SamplingParams params;
+  GetParam().spoil(params);
+  SamplingLimits limits;
+  limits.vocab_size = 100;
+  const Status status = validate(params, limits);
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().code, Code::kInvalidArgument);
+  EXPECT_EQ(status.error().field, std::string("sampling.") + GetParam().field);
+  EXPECT_NE(status.error().message.find(GetParam().field), std::string::npos) << status.error().message;
+}
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+INSTANTIATE_TEST_SUITE_P(
+    All, BadSampling,
+    testing::Values(BadCase{"temperature", [](SamplingParams& p) { p.temperature = -0.1; }},
+                    BadCase{"temperature", [](SamplingParams& p) { p.temperature = kNan; }},
+                    BadCase{"top_p", [](SamplingParams& p) { p.top_p = 0; }},
+                    BadCase{"top_p", [](SamplingParams& p) { p.top_p = 1.01; }},
+                    BadCase{"top_k", [](SamplingParams& p) { p.top_k = -1; }},
+                    BadCase{"min_p", [](SamplingParams& p) { p.min_p = 2; }},
+                    BadCase{"typical_p", [](SamplingParams& p) { p.typical_p = 0; }},
+                    BadCase{"repetition_penalty", [](SamplingParams& p) { p.repetition_penalty = 0; }},
+                    BadCase{"presence_penalty", [](SamplingParams& p) { p.presence_penalty = 2.5; }},
+                    BadCase{"frequency_penalty", [](SamplingParams& p) { p.frequency_penalty = kNan; }},
+                    BadCase{"n", [](SamplingParams& p) { p.n = 0; }}, BadCase{"n", [](SamplingParams& p) { p.n = 9; }},
+                    BadCase{"best_of", [](SamplingParams& p) { p.n = 3, p.best_of = 2; }},
+                    BadCase{"n", [](SamplingParams& p) { p.n = 3, p.beam_width = 2; }},
+                    BadCase{"max_tokens", [](SamplingParams& p) { p.max_tokens = -1; }},
+                    BadCase{"min_tokens", [](SamplingParams& p) { p.min_tokens = 17; }},
+                    BadCase{"logprobs", [](SamplingParams& p) { p.logprobs = 21; }},
+                    BadCase{"stop", [](SamplingParams& p) { p.stop = {""}; }},
+                    BadCase{"stop", [](SamplingParams& p) { p.stop.assign(17, "x"); }},
+                    BadCase{"stop", [](SamplingParams& p) { p.stop = {std::string(257, 'x')}; }},
+                    BadCase{"stop_token_ids", [](SamplingParams& p) { p.stop_token_ids = {100}; }},
+                    BadCase{"logit_bias", [](SamplingParams& p) { p.logit_bias = {{-1, 0.0}}; }},
+                    BadCase{"logit_bias", [](SamplingParams& p) { p.logit_bias = {{1, kNan}}; }},
+                    BadCase{"allowed_token_ids", [](SamplingParams& p) { p.allowed_token_ids = {100}; }},
+                    BadCase{"bad_words", [](SamplingParams& p) { p.bad_words = {{}}; }}));
+
+}  // namespace
+}  // namespace quire

@@ -1,0 +1,70 @@
+"""Arrows between folders point one way. Reads every #include of the tree and compares it with the table below.
+
+The table is DESIGN's: base <- text, cache, device; cache <- policy, request <- schedule; device <- kernels <- sample, model;
+schedule, model, sample <- execute; everything in src <- engine; server <- include/quire, proto, base.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(os.environ.get("QUIRE_ROOT", Path(__file__).resolve().parents[2]))
+
+PUBLIC = {"include/quire"}
+ALLOWED = {
+    "include/quire": set(),
+    "src/base": set(),
+    "src/text": {"src/base"},
+    "src/cache": {"src/base"},
+    "src/device": {"src/base"},
+    "src/policy": {"src/base", "src/cache"},
+    "src/request": {"src/base", "src/cache", "src/policy", "src/sample"},
+    "src/schedule": {"src/base", "src/cache", "src/policy", "src/request", "src/sample"},
+    "kernels": {"src/base", "src/device"},
+    "src/sample": {"src/base", "src/device", "kernels"},
+    "src/model": {"src/base", "src/device", "kernels"},
+    "src/execute": {"src/base", "src/device", "kernels", "src/sample", "src/model", "src/schedule", "src/cache", "src/policy"},
+    "src/engine": {f"src/{f}" for f in "base text cache policy request schedule device sample model execute".split()} | {"kernels"},
+    # The command line reaches tokenizers and config files without an engine: tokenize, inspect.
+    "server": {"src/base", "src/text", "src/model", "src/cache", "proto", "benchmarks"},
+    "benchmarks": None,  # may include anything
+    "tests": None,
+}
+# What sample gives to those below it is one header of plain values.
+ONLY_HEADER = {("src/request", "src/sample"): "src/sample/sample_types.h", ("src/schedule", "src/sample"): "src/sample/sample_types.h"}
+
+INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"')
+
+
+def folder_of(path: str) -> str | None:
+    """The layer a file or include path belongs to; None for third-party headers."""
+    if path.startswith("quire/") and path.endswith(".h"):
+        return "include/quire"
+    return next((f for f in sorted(ALLOWED, key=len, reverse=True) if path.startswith(f + "/")), None)
+
+
+def violations() -> list[str]:
+    found = []
+    for file in sorted(ROOT.rglob("*")):
+        relative = file.relative_to(ROOT).as_posix()
+        if file.suffix not in {".h", ".cc", ".cu", ".cuh"} or relative.split("/")[0].startswith((".", "build")):
+            continue
+        layer = folder_of(relative)
+        if layer is None or ALLOWED[layer] is None:
+            continue
+        for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
+            match = INCLUDE.match(line)
+            target = folder_of(match.group(1)) if match else None
+            if target is None or target == layer or target in PUBLIC:
+                continue
+            header = ONLY_HEADER.get((layer, target))
+            if target not in ALLOWED[layer] or (header and match.group(1) != header):
+                found.append(f"{relative}:{number}: {layer} must not include {match.group(1)}")
+    return found
+
+
+if __name__ == "__main__":
+    problems = violations()
+    print("\n".join(problems) or "every include follows the arrows")
+    sys.exit(1 if problems else 0)

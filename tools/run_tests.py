@@ -1,0 +1,208 @@
+"""Runs every test program of a build and counts its cases.
+
+GoogleTest programs write their cases as XML; other CTest entries count as one case each; pytest suites write JUnit XML.
+Prints a line for each program, the reason of each skip, the output of each failure, and last "N passed, N failed, N skipped".
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What one program's run came to: counts of cases, reasons of skips, and its output if something failed."""
+
+    name: str
+    passed: int = 0
+    failed: int = 0
+    skips: Counter = dataclasses.field(default_factory=Counter)
+    seconds: float = 0.0
+    output: str = ""
+
+    @property
+    def skipped(self) -> int:
+        return sum(self.skips.values())
+
+
+@dataclasses.dataclass
+class Program:
+    """One thing to run. `report` is the XML file it writes its cases to, if it does."""
+
+    name: str
+    label: str
+    command: list[str]
+    report: Path
+    timeout_s: float
+    environment: dict[str, str]
+    directory: Path
+    alone: bool = False  # uses both cores or measures time: nothing runs beside it
+
+
+def ctest_programs(build: Path, suffix: str, results: Path) -> list[Program]:
+    """The CTest entries of a build directory."""
+    if not (build / "CTestTestfile.cmake").exists():
+        return []
+    listing = subprocess.run(["ctest", "--show-only=json-v1"], cwd=build, capture_output=True, text=True, check=True)
+    programs = []
+    for test in json.loads(listing.stdout)["tests"]:
+        if "command" not in test:
+            programs.append(Program(test["name"] + suffix, "unit", ["false"], results / "none.xml", 1, {}, build))
+            continue
+        properties = {p["name"]: p["value"] for p in test.get("properties", [])}
+        environment = dict(item.split("=", 1) for item in properties.get("ENVIRONMENT", []))
+        name = test["name"] + suffix
+        report = results / f"{name}.xml"
+        environment["GTEST_OUTPUT"] = f"xml:{report}"
+        programs.append(
+            Program(
+                name=name,
+                label=properties.get("LABELS", ["unit"])[0] if not suffix else "sanitize",
+                command=test["command"],
+                report=report,
+                timeout_s=float(properties.get("TIMEOUT", 300)),
+                environment=environment,
+                directory=Path(properties.get("WORKING_DIRECTORY", build)),
+                alone=bool(properties.get("RUN_SERIAL", False)),
+            )
+        )
+    return programs
+
+
+def pytest_programs(root: Path, build: Path, results: Path) -> list[Program]:
+    """Each Python suite under tests/ is one program."""
+    programs = []
+    for label in ("e2e", "install"):
+        folder = root / "tests" / label
+        if not any(folder.glob("test_*.py")):
+            continue
+        report = results / f"pytest-{label}.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", f"--junitxml={report}", str(folder)]
+        environment = {"QUIRE_BINARY": str(build / "quire"), "QUIRE_BUILD": str(build), "QUIRE_ROOT": str(root)}
+        programs.append(Program(f"pytest-{label}", label, command, report, 1200, environment, root, alone=True))
+    return programs
+
+
+def read_cases(report: Path) -> tuple[int, int, Counter]:
+    """Counts (passed, failed, skips by reason) of a GoogleTest or JUnit XML file."""
+    passed, failed, skips = 0, 0, Counter()
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        skipped = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            failed += 1
+        elif skipped is not None:
+            reason = (skipped.get("message") or skipped.text or "no reason given").strip().splitlines()
+            skips[reason[-1] if reason else "no reason given"] += 1
+        elif case.get("status") == "notrun":
+            skips["disabled"] += 1
+        else:
+            passed += 1
+    return passed, failed, skips
+
+
+def run(program: Program) -> Outcome:
+    """Runs one program. A crash, a time-out or a non-zero exit without a failed case is one failure."""
+    program.report.unlink(missing_ok=True)
+    start = time.monotonic()
+    outcome = Outcome(program.name)
+    try:
+        done = subprocess.run(
+            program.command,
+            cwd=program.directory,
+            env={**os.environ, **program.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=program.timeout_s,
+        )
+        code, output = done.returncode, done.stdout.decode(errors="replace")
+    except subprocess.TimeoutExpired as expired:
+        code, output = -1, (expired.stdout or b"").decode(errors="replace") + f"\ntimed out after {program.timeout_s:.0f} s"
+    except OSError as problem:
+        code, output = -1, str(problem)
+    outcome.seconds = time.monotonic() - start
+    if program.report.exists():
+        outcome.passed, outcome.failed, outcome.skips = read_cases(program.report)
+    elif code == 77:  # the convention of a plain program that cannot run here; its last line says why
+        lines = output.strip().splitlines()
+        outcome.skips[lines[-1] if lines else "no reason given"] += 1
+    elif code == 0:
+        outcome.passed = 1
+    if code not in (0, 77) and outcome.failed == 0:
+        outcome.failed = 1
+    if outcome.failed:
+        outcome.output = output
+    return outcome
+
+
+def fuzz_programs(build: Path, results: Path, seconds: int) -> list[Program]:
+    """Each libFuzzer target runs for a while from its committed corpus; a crash fails it."""
+    programs = []
+    for target in sorted(build.glob("fuzz_*")):
+        if not os.access(target, os.X_OK) or target.is_dir():
+            continue
+        corpus = results / f"{target.name}.corpus"
+        corpus.mkdir(exist_ok=True)
+        command = [str(target), f"-max_total_time={seconds}", "-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", str(corpus)]
+        programs.append(Program(target.name, "fuzz", command, results / "none.xml", seconds + 120, {}, results))
+    return programs
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--build", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--label", help="run only tests with this label")
+    parser.add_argument("--fuzz-seconds", type=int, default=60, help="seconds for each fuzz target")
+    args = parser.parse_args()
+
+    results = args.build / "test-results"
+    results.mkdir(parents=True, exist_ok=True)
+    programs = ctest_programs(args.build, "", results)
+    for sanitizer in ("asan", "tsan"):
+        programs += ctest_programs(args.build.parent / sanitizer, f" ({sanitizer})", results)
+    programs += fuzz_programs(args.build.parent / "fuzz", results, args.fuzz_seconds)
+    programs += pytest_programs(args.root, args.build, results)
+    if args.label:
+        programs = [p for p in programs if p.label == args.label]
+    if not programs:
+        print(f"no tests{f' with the label {args.label}' if args.label else ''}")
+        return 1
+
+    outcomes = []
+
+    def report(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        mark = "FAILED" if outcome.failed else "ok"
+        skipped = f", {outcome.skipped} skipped" if outcome.skipped else ""
+        print(f"  {outcome.name:44} {mark:6} {outcome.passed:5} passed{skipped}  {outcome.seconds:6.1f} s", flush=True)
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=args.jobs) as pool:
+        for future in concurrent.futures.as_completed([pool.submit(run, p) for p in programs if not p.alone]):
+            report(future.result())
+    for program in programs:
+        if program.alone:
+            report(run(program))
+
+    for outcome in outcomes:
+        if outcome.output:
+            print(f"\n---- {outcome.name} failed:\n{outcome.output[-8000:]}")
+    for outcome in outcomes:
+        for reason, count in outcome.skips.items():
+            print(f"  skipped {count} of {outcome.name}: {reason}")
+    failed = sum(o.failed for o in outcomes)
+    print(f"{sum(o.passed for o in outcomes)} passed, {failed} failed, {sum(o.skipped for o in outcomes)} skipped")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

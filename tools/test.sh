@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# ./quire test [--label NAME]: set up, build, run every test this machine can run; the last line is "N passed, N failed, N skipped".
+# Labels: unit property golden kernel sim server e2e fuzz install sanitize. QUIRE_CUDA=off leaves the CUDA build and its tests out.
+set -euo pipefail
+export QUIRE_CUDA=${QUIRE_CUDA:-on}
+# shellcheck disable=SC1091
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../quire" __source
+
+label=
+while [ $# -gt 0 ]; do
+  case $1 in
+    --label) label=${2:?--label needs a name}; shift 2 ;;
+    --label=*) label=${1#*=}; shift ;;
+    -h | --help) sed -n 2,3p "$root/tools/test.sh"; exit 0 ;;
+    *) die "unknown option '$1' of test; --label NAME is the only one" ;;
+  esac
+done
+wants() { [ -z "$label" ] || [ "$label" = "$1" ]; }
+
+say "quire: setting up"
+clang_packages=
+if wants fuzz; then clang_packages="clang-19 libclang-rt-19-dev"; apt-cache show clang-19 >/dev/null 2>&1 || clang_packages="clang"; fi
+# shellcheck disable=SC2086
+set_up $packages_test $clang_packages
+ensure_venv
+step "configure ($preset)" configure
+build_target all
+
+# Sanitizers on the parts that own memory and threads: everything below the wire. One build each, without gRPC and Rust.
+sanitizer_build() {
+  cmake --preset "$1" -S "$root" && nice cmake --build "$root/build/$1" -j "$jobs"
+}
+if wants sanitize; then
+  step "build with address and undefined sanitizers" sanitizer_build asan
+  step "build with the thread sanitizer" sanitizer_build tsan
+fi
+if wants fuzz && command -v clang++-19 >/dev/null; then
+  step "build the fuzz targets" "$root/tools/build_fuzz.sh" "$root/build/fuzz"
+fi
+
+say "quire: testing"
+exec "$root/.venv/bin/python" "$root/tools/run_tests.py" --root "$root" --build "$build" --jobs "$jobs" ${label:+--label "$label"}
