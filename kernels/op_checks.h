@@ -1,0 +1,124 @@
+// What every back end asks of an op's parameters before it reads a pointer. Each message names the tensor,
+// the dimension and both values. Host only; a failed check is our own fault.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <span>
+#include <string_view>
+
+#include "kernels/kernels.h"
+#include "src/base/check.h"
+
+namespace quire {
+
+// A message is made only when a check fails: these run once per op, on the step path.
+inline void check_equal(std::string_view what, int64_t got, int64_t wanted,
+                        const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  if (got != wanted) [[unlikely]]
+    check_failed(fmt::format("{}: got {}, wanted {}", what, got, wanted), file, line);
+}
+inline void check_at_least(std::string_view what, int64_t got, int64_t least,
+                           const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  if (got < least) [[unlikely]]
+    check_failed(fmt::format("{}: got {}, at least {} wanted", what, got, least), file, line);
+}
+inline void check_given(std::string_view what, const void* pointer, const char* file = __builtin_FILE(),
+                        int line = __builtin_LINE()) {
+  if (pointer == nullptr) [[unlikely]]
+    check_failed(fmt::format("{}: null", what), file, line);
+}
+
+inline void check_float_dtype(std::string_view what, DType dtype) {
+  const bool is_float = dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
+  if (!is_float) [[unlikely]]
+    check_failed(fmt::format("{}: dtype {}, f32, bf16 or f16 wanted", what, name_of(dtype)), __FILE__,
+                 __LINE__);
+}
+
+inline void check_layout(const KvLayout& layout, int32_t head_dim, int32_t num_kv_heads, bool list_per_head) {
+  check_float_dtype("kv layout", layout.dtype);
+  check_equal("kv layout, head_dim", layout.head_dim, head_dim);
+  check_at_least("kv layout, block_tokens", layout.block_tokens, 1);
+  check_equal("kv layout, num_kv_heads", layout.num_kv_heads, list_per_head ? 1 : num_kv_heads);
+}
+
+inline void check_op(const EmbedParams& p) {
+  check_at_least("embed, hidden", p.hidden, 1);
+  check_float_dtype("embed table", p.table_dtype);
+  check_given("embed ids", p.ids);
+  check_given("embed table", p.table);
+  check_given("embed out", p.out);
+}
+
+inline void check_op(const AddRmsNormParams& p) {
+  check_at_least("add_rms_norm, hidden", p.hidden, 1);
+  check_given("add_rms_norm residual", p.residual);
+  check_given("add_rms_norm weight", p.weight);
+  check_given("add_rms_norm out", p.out);
+}
+
+inline void check_op(const MatmulParams& p) {
+  check_given("matmul weight", p.weight);
+  check_given("matmul x", p.x);
+  check_given("matmul out", p.out);
+}
+
+inline void check_op(const RopeKvWriteParams& p) {
+  check_at_least("rope_kv_write, head_dim", p.head_dim, 1);
+  check_at_least("rope_kv_write, head_dim less rotary_dim", p.head_dim - p.rotary_dim, 0);
+  check_equal("rope_kv_write, rotary_dim modulo 2", p.rotary_dim % 2, 0);
+  check_given("rope_kv_write qkv", p.qkv);
+  if (p.rotary_dim > 0) check_given("rope_kv_write positions", p.positions);
+  if (p.rotary_dim > 0) check_given("rope_kv_write cos_sin", p.cos_sin);
+  if (p.num_kv_heads == 0) return;  // a layer that reads another layer's K and V
+  check_given("rope_kv_write slots", p.slots);
+  check_given("rope_kv_write arena", p.arena);
+  if (p.slot_stride != 1) check_equal("rope_kv_write, slot_stride", p.slot_stride, p.num_kv_heads);
+  check_layout(p.layout, p.head_dim, p.num_kv_heads, p.slot_stride != 1);
+}
+
+inline void check_op(const AttentionParams& p) {
+  check_at_least("attention, head_dim", p.head_dim, 1);
+  check_at_least("attention, num_kv_heads", p.num_kv_heads, 1);
+  check_equal("attention, num_q_heads modulo num_kv_heads", p.num_q_heads % p.num_kv_heads, 0);
+  check_at_least("attention q, row stride", p.q_stride, static_cast<int64_t>(p.num_q_heads) * p.head_dim);
+  check_given("attention q", p.q);
+  check_given("attention out", p.out);
+  check_given("attention query_start", p.query_start);
+  check_given("attention lengths", p.lengths);
+  if (p.max_length > 0) check_given("attention block_table", p.block_table);
+  if (p.max_length > 0) check_given("attention arena", p.arena);
+  check_layout(p.layout, p.head_dim, p.num_kv_heads, p.head_table_stride != 0);
+  check_equal("attention q_sink given", p.q_sink != nullptr, p.sink_slots != nullptr);
+  if (p.row_logits != nullptr)
+    check_at_least("attention row_logits, stride", p.row_logits_stride, p.max_length);
+  if (p.column_sums != nullptr)
+    check_at_least("attention column_sums, stride", p.column_sums_stride, p.max_length);
+}
+
+inline void check_op(const SiluMulParams& p) {
+  check_at_least("silu_mul, width", p.width, 1);
+  check_given("silu_mul gate_up", p.gate_up);
+  check_given("silu_mul out", p.out);
+}
+
+inline void check_op(const BlockCopyParams& p) {
+  check_at_least("copy_blocks, block_bytes", p.block_bytes, 1);
+  check_given("copy_blocks arena", p.arena);
+  check_given("copy_blocks pairs", p.pairs);
+}
+
+// The parts of one weight: at least one, all of the same cols.
+inline void check_parts(std::span<const HostMatrix> parts) {
+  check_at_least("weight, parts", static_cast<int64_t>(parts.size()), 1);
+  for (const HostMatrix& part : parts) {
+    check_equal("weight part, cols", part.cols, parts[0].cols);
+    check_at_least("weight part, rows", part.rows, 1);
+    check_at_least("weight part, cols", part.cols, 1);
+    check_float_dtype("weight part", part.dtype);
+    check_given("weight part", part.data);
+  }
+}
+
+}  // namespace quire

@@ -1,0 +1,113 @@
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "kernels/op_checks.h"
+#include "kernels/reference/reference_ops.h"
+
+namespace quire::reference {
+namespace {
+
+// One (sequence, query head) and the list it reads.
+struct HeadView {
+  const AttentionParams& p;
+  int64_t sequence, q_head, kv_head;
+
+  bool own_list() const { return p.head_table_stride != 0; }
+  int64_t length() const { return p.lengths[sequence * p.length_stride + kv_head * p.head_length_stride]; }
+  int64_t first_row() const { return p.query_start[sequence]; }
+  int64_t num_rows() const { return p.query_start[sequence + 1] - first_row(); }
+
+  const char* k_of(int64_t slot) const {
+    const int64_t table = sequence * p.table_stride + kv_head * p.head_table_stride;
+    const int64_t block = p.block_table[table + slot / p.layout.block_tokens];
+    return p.arena + block * p.layout.block_bytes() + (own_list() ? 0 : kv_head) * p.layout.head_stride() +
+           slot % p.layout.block_tokens * p.layout.token_bytes();
+  }
+  double k(int64_t slot, int64_t i) const { return load(k_of(slot), p.layout.dtype, i); }
+  double v(int64_t slot, int64_t i) const {
+    return load(k_of(slot) + p.layout.kv_stride(), p.layout.dtype, i);
+  }
+
+  double logit(int64_t row, int64_t slot) const {
+    const bool sink = p.q_sink != nullptr && slot < p.sink_slots[sequence];
+    const float* q =
+        static_cast<const float*>(sink ? p.q_sink : p.q) + row * p.q_stride + q_head * p.head_dim;
+    double sum = 0;
+    for (int64_t i = 0; i < p.head_dim; ++i) sum += q[i] * k(slot, i);
+    const double scaled = sum * p.scale;
+    return p.soft_cap == 0 ? scaled : p.soft_cap * std::tanh(scaled / p.soft_cap);
+  }
+};
+
+struct Softmax {
+  std::vector<double> logits;  // [length], -inf where the row does not see the slot
+  double lse = -std::numeric_limits<double>::infinity();
+  double log_total = lse;  // with the sink's share
+
+  double probability(int64_t slot) const { return std::exp(logits[slot] - log_total); }
+};
+
+double log_add(double a, double b) {
+  const double most = std::max(a, b);
+  return std::isinf(most) ? most : most + std::log(std::exp(a - most) + std::exp(b - most));
+}
+
+Softmax softmax_of(const HeadView& view, int64_t r) {
+  Softmax s{.logits = std::vector<double>(view.length(), -std::numeric_limits<double>::infinity())};
+  const int64_t index = view.length() - view.num_rows() + r;
+  for (int64_t j = 0; j <= index; ++j) {
+    if (view.p.window != 0 && j <= index - view.p.window) continue;
+    s.logits[j] = view.logit(view.first_row() + r, j);
+    s.lse = log_add(s.lse, s.logits[j]);
+  }
+  s.log_total = view.p.sinks == nullptr ? s.lse : log_add(s.lse, view.p.sinks[view.q_head]);
+  return s;
+}
+
+void write_values(const HeadView& view, const Softmax& s, int64_t row) {
+  const AttentionParams& p = view.p;
+  float* out = static_cast<float*>(p.out) + (row * p.num_q_heads + view.q_head) * p.head_dim;
+  for (int64_t i = 0; i < p.head_dim; ++i) {
+    double sum = 0;
+    for (int64_t j = 0; j < view.length(); ++j) {
+      if (!std::isinf(s.logits[j])) sum += s.probability(j) * view.v(j, i);
+    }
+    out[i] = static_cast<float>(sum);
+  }
+}
+
+void write_side_outputs(const HeadView& view, const Softmax& s, int64_t r) {
+  const AttentionParams& p = view.p;
+  const int64_t head = view.sequence * p.num_q_heads + view.q_head;
+  if (p.lse != nullptr)
+    p.lse[(view.first_row() + r) * p.num_q_heads + view.q_head] = static_cast<float>(s.lse);
+  for (int64_t j = 0; j < view.length(); ++j) {
+    if (p.row_logits != nullptr && r + 1 == view.num_rows()) {
+      p.row_logits[head * p.row_logits_stride + j] = static_cast<float>(s.logits[j]);
+    }
+    if (p.column_sums != nullptr && !std::isinf(s.logits[j])) {
+      float& sum = p.column_sums[head * p.column_sums_stride + j];
+      sum = static_cast<float>(sum + s.probability(j));
+    }
+  }
+}
+
+}  // namespace
+
+void attention(const AttentionParams& p) {
+  if (p.rows == 0) return;
+  check_op(p);
+  for (int64_t sequence = 0; sequence < p.num_sequences; ++sequence) {
+    for (int64_t q_head = 0; q_head < p.num_q_heads; ++q_head) {
+      const HeadView view{p, sequence, q_head, q_head / (p.num_q_heads / p.num_kv_heads)};
+      for (int64_t r = 0; r < view.num_rows(); ++r) {
+        const Softmax s = softmax_of(view, r);
+        write_values(view, s, view.first_row() + r);
+        write_side_outputs(view, s, r);
+      }
+    }
+  }
+}
+
+}  // namespace quire::reference
