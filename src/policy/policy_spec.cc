@@ -1,0 +1,153 @@
+#include "src/policy/policy_spec.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <charconv>
+#include <span>
+
+namespace quire {
+namespace {
+
+struct Key {
+  const char* name;
+  int32_t PolicySpec::*field;
+  int32_t least;
+};
+
+struct PolicyForm {
+  const char* name;
+  RetentionKind kind;
+  std::vector<Key> keys;  // all required
+};
+
+constexpr int32_t kMostSlots = 1 << 24;
+
+const std::vector<PolicyForm>& forms() {
+  static const std::vector<PolicyForm> table = {
+      {"none", RetentionKind::kKeepAll, {}},
+      {"window", RetentionKind::kWindow, {{"size", &PolicySpec::window, 1}}},
+      {"stream", RetentionKind::kStream, {{"sinks", &PolicySpec::sinks, 0}, {"recent", &PolicySpec::recent, 1}}},
+      {"tova", RetentionKind::kTova, {{"budget", &PolicySpec::budget, 1}}},
+      {"h2o", RetentionKind::kH2o, {{"heavy", &PolicySpec::heavy, 0}, {"recent", &PolicySpec::recent, 1}}},
+  };
+  return table;
+}
+
+std::string known_keys(const PolicyForm& form) {
+  std::vector<std::string> names;
+  for (const Key& key : form.keys) names.emplace_back(key.name);
+  return names.empty() ? "none" : fmt::format("{}", fmt::join(names, ", "));
+}
+
+Error policy_error(std::string message) { return invalid(std::move(message), "kv_policy"); }
+
+Result<int32_t> parse_value(const PolicyForm& form, const Key& key, std::string_view text) {
+  int32_t number = 0;
+  const auto [end, problem] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (problem != std::errc() || end != text.data() + text.size() || number < key.least || number > kMostSlots)
+    return policy_error(fmt::format("kv_policy '{}': {} is '{}'; it must be a whole number of tokens from {} to {}", form.name, key.name, text,
+                                    key.least, kMostSlots));
+  return number;
+}
+
+Status set_key(const PolicyForm& form, std::string_view assignment, PolicySpec& spec, std::vector<std::string_view>& seen) {
+  const size_t equals = assignment.find('=');
+  const std::string_view name = assignment.substr(0, equals);
+  const auto key = std::find_if(form.keys.begin(), form.keys.end(), [&](const Key& k) { return name == k.name; });
+  if (key == form.keys.end() || equals == std::string_view::npos)
+    return policy_error(fmt::format("kv_policy '{}' has no setting '{}'; its settings (name=tokens) are: {}", form.name, assignment, known_keys(form)));
+  if (std::find(seen.begin(), seen.end(), name) != seen.end())
+    return policy_error(fmt::format("kv_policy '{}' sets {} twice", form.name, name));
+  seen.push_back(name);
+  Result<int32_t> number = parse_value(form, *key, assignment.substr(equals + 1));
+  if (!number) return number.error();
+  spec.*(key->field) = *number;
+  return ok();
+}
+
+}  // namespace
+
+std::vector<std::string> policy_names() {
+  std::vector<std::string> names;
+  for (const PolicyForm& form : forms()) names.emplace_back(form.name);
+  return names;
+}
+
+Result<PolicySpec> parse_policy(std::string_view text) {
+  if (text.empty()) return PolicySpec{};
+  const size_t colon = text.find(':');
+  const std::string_view name = text.substr(0, colon);
+  const auto form = std::find_if(forms().begin(), forms().end(), [&](const PolicyForm& f) { return name == f.name; });
+  if (form == forms().end())
+    return policy_error(fmt::format("unknown kv_policy '{}'; known: {}", name, fmt::join(policy_names(), ", ")));
+  PolicySpec spec{.kind = form->kind};
+  std::vector<std::string_view> seen;
+  std::string_view rest = colon == std::string_view::npos ? std::string_view{} : text.substr(colon + 1);
+  while (!rest.empty()) {
+    const size_t comma = rest.find(',');
+    if (Status s = set_key(*form, rest.substr(0, comma), spec, seen); !s) return s.error();
+    rest = comma == std::string_view::npos ? std::string_view{} : rest.substr(comma + 1);
+  }
+  for (const Key& key : form->keys)
+    if (std::find(seen.begin(), seen.end(), key.name) == seen.end())
+      return policy_error(fmt::format("kv_policy '{}' needs {}=TOKENS; its settings are: {}", form->name, key.name, known_keys(*form)));
+  return spec;
+}
+
+std::string to_string(const PolicySpec& spec) {
+  for (const PolicyForm& form : forms()) {
+    if (form.kind != spec.kind) continue;
+    std::vector<std::string> settings;
+    for (const Key& key : form.keys) settings.push_back(fmt::format("{}={}", key.name, spec.*(key.field)));
+    return settings.empty() ? form.name : fmt::format("{}:{}", form.name, fmt::join(settings, ","));
+  }
+  return "none";
+}
+
+PolicyTraits traits(const PolicySpec& spec) {
+  switch (spec.kind) {
+    case RetentionKind::kKeepAll: return {};
+    // Position-only: a row sees a function of its position, so every chunking and every recomputation gives the same numbers.
+    // On a model trained with full attention the K and V above layer 0 depend on the policy, so they are published under its key.
+    case RetentionKind::kWindow: return {.output_is_pristine = false, .prefix = PrefixRule::kOwnPolicy};
+    case RetentionKind::kStream: return {.sink_rotation = true, .output_is_pristine = false, .prefix = PrefixRule::kOwnPolicy};
+    case RetentionKind::kTova:
+      return {.shard = ListShard::kLayer, .row_logits = true, .cuts_after_prompt = true, .overwrites_slots = true, .recompute_safe = false,
+              .output_is_pristine = false, .prefix = PrefixRule::kBlocks};
+    case RetentionKind::kH2o:
+      return {.shard = ListShard::kLayerHead, .row_logits = true, .column_sums = true, .cuts_after_prompt = true, .overwrites_slots = true,
+              .recompute_safe = false, .output_is_pristine = false, .prefix = PrefixRule::kNone};
+  }
+  return {};
+}
+
+int32_t capacity(const PolicySpec& spec) {
+  switch (spec.kind) {
+    case RetentionKind::kKeepAll: return 0;
+    case RetentionKind::kWindow: return spec.window;
+    case RetentionKind::kStream: return spec.sinks + spec.recent;
+    case RetentionKind::kTova: return spec.budget;
+    case RetentionKind::kH2o: return spec.heavy + spec.recent;
+  }
+  return 0;
+}
+
+PolicyBound bound(const PolicySpec& spec, int64_t prompt_tokens, int64_t max_new_tokens, int64_t chunk_tokens) {
+  const int64_t all = prompt_tokens + max_new_tokens;
+  const int64_t kept = capacity(spec);
+  switch (spec.kind) {
+    case RetentionKind::kKeepAll: return {.peak_slots = all, .steady_slots = all};
+    case RetentionKind::kWindow:
+    case RetentionKind::kStream:  // a chunk's first row still sees the window before it: window - 1 + chunk
+      return {.peak_slots = std::min(all, kept - 1 + std::max<int64_t>(1, std::min(chunk_tokens, prompt_tokens))),
+              .steady_slots = std::min(all, kept)};
+    case RetentionKind::kTova:
+    case RetentionKind::kH2o:  // the whole prompt until the cut, then one slot more than is kept: attended before the victim is known
+      return {.peak_slots = std::max(prompt_tokens, std::min(all, kept + 1)), .steady_slots = std::min(all, kept + 1)};
+  }
+  return {};
+}
+
+}  // namespace quire

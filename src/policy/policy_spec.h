@@ -1,0 +1,71 @@
+// A KV policy as a value: which tokens of a sequence stay in its cache, what that needs from attention, and how much room it takes.
+// Parsed from "name:key=value,key=value" (command line, jsonl, wire). The scheduler asks bound() and traits() and nothing else.
+// Specification: kv-methods 4.1 (window), 4.2 (StreamingLLM), 4.4 (TOVA), 4.5 (H2O), 7.3, 7.9.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "quire/result.h"
+
+namespace quire {
+
+enum class RetentionKind {
+  kKeepAll,
+  kWindow,  // the last `window` tokens (Beltagy et al. 2020, Longformer; Jiang et al. 2023, Mistral)
+  kStream,  // the first `sinks` and the last `recent` tokens, distances counted inside the cache (Xiao et al. 2023, StreamingLLM)
+  kTova,    // the `budget` tokens the last query looked at most, per layer (Oren et al. 2024, TOVA)
+  kH2o,     // the `heavy` tokens of most attention so far and the last `recent`, per KV head (Zhang et al. 2023, H2O)
+};
+
+struct PolicySpec {
+  RetentionKind kind = RetentionKind::kKeepAll;
+  int32_t window = 0;  // tokens, the current one included
+  int32_t sinks = 0, recent = 0;
+  int32_t budget = 0;
+  int32_t heavy = 0;
+  bool operator==(const PolicySpec&) const = default;
+};
+
+// Which lists a policy keeps apart: their contents differ, their lengths do not.
+enum class ListShard { kSequence, kLayer, kLayerHead };
+
+// What of a cached prefix a request under this policy may use (kv-methods 7.5).
+enum class PrefixRule {
+  kBlocks,        // any pristine block: every row the decisions need is run again
+  kOwnPolicy,     // blocks under a key that names the policy: they were computed under its lossy attention
+  kNone,          // the decisions need sums over the prefix's own rows, which a hit would skip
+};
+
+struct PolicyTraits {
+  ListShard shard = ListShard::kSequence;
+  bool row_logits = false;      // K3, and K4 for the last prompt row
+  bool column_sums = false;     // K5 over the prompt
+  bool sink_rotation = false;   // K8
+  bool cuts_after_prompt = false;   // P1: full attention over the prompt, one cut at its end
+  bool overwrites_slots = false;    // a new token takes the victim's slot: blocks cannot be shared or published afterwards
+  bool recompute_safe = true;       // re-running prompt + output gives the same cache
+  bool output_is_pristine = true;   // K and V of generated tokens are what full attention would give
+  PrefixRule prefix = PrefixRule::kBlocks;
+};
+
+// Slots of one list. Admission reserves peak; after the prompt the list shrinks to steady.
+struct PolicyBound {
+  int64_t peak_slots = 0, steady_slots = 0;
+};
+
+// "" and "none" keep everything. Errors name the policy or key and list the known ones.
+Result<PolicySpec> parse_policy(std::string_view text);
+std::string to_string(const PolicySpec& spec);
+std::vector<std::string> policy_names();
+
+PolicyTraits traits(const PolicySpec& spec);
+// For a prompt of `prompt_tokens`, at most `max_new_tokens` more, prefilled in chunks of at most `chunk_tokens`.
+PolicyBound bound(const PolicySpec& spec, int64_t prompt_tokens, int64_t max_new_tokens, int64_t chunk_tokens);
+
+// Most tokens a list keeps once it is full; 0 = no limit.
+int32_t capacity(const PolicySpec& spec);
+
+}  // namespace quire
