@@ -1,0 +1,100 @@
+// Method: small files written by the test for what must be refused, and the facts stated about the shared traces for what is read.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+
+#include "benchmarks/traces/trace.h"
+
+namespace quire {
+namespace {
+
+std::string write_temporary(const std::string& name, const std::string& content) {
+  const std::string path = testing::TempDir() + "/" + name;
+  std::ofstream(path, std::ios::binary) << content;
+  return path;
+}
+
+std::string shared_trace(const std::string& name) {
+  const char* shared = std::getenv("QUIRE_SHARED");
+  const char* root = std::getenv("QUIRE_ROOT");
+  const std::string folder = shared ? shared : std::string(root ? root : ".") + "/../shared";
+  const std::string path = folder + "/traces/" + name;
+  return std::filesystem::exists(path) ? path : "";
+}
+
+TEST(Traces, ReadsAzureLinesRelativeToTheFirstArrival) {
+  const std::string path = write_temporary("azure.csv",
+                                           "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.5,374,44\n2023-11-16 18:15:47.75,396,109\n");
+  const Result<Trace> trace = read_trace(path, TraceFormat::kAzure, {});
+  ASSERT_TRUE(trace) << trace.error().message;
+  ASSERT_EQ(trace->requests.size(), 2u);
+  EXPECT_EQ(trace->requests[0].arrival_us, 0);
+  EXPECT_EQ(trace->requests[1].arrival_us, 1250000);
+  EXPECT_EQ(trace->requests[1].prompt_tokens, 396);
+}
+
+TEST(Traces, AMistakeIsNamedWithFileAndLine) {
+  const std::string azure = write_temporary("bad.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.5,374,x\n");
+  EXPECT_NE(read_trace(azure, TraceFormat::kAzure, {}).error().message.find("bad.csv:2:"), std::string::npos);
+  const std::string mooncake = write_temporary("bad.jsonl", "{\"timestamp\":0,\"input_length\":3,\"output_length\":1,\"hash_ids\":[0]}\n{\"timestamp\":0}\n");
+  EXPECT_NE(read_trace(mooncake, TraceFormat::kMooncake, {}).error().message.find("bad.jsonl:2:"), std::string::npos);
+  EXPECT_EQ(read_trace("/nonexistent", TraceFormat::kAzure, {}).error().code, Code::kNotFound);
+  EXPECT_FALSE(read_trace(write_temporary("bad.tar", std::string(2000, 'x')), TraceFormat::kServeGen, {}));
+  EXPECT_FALSE(parse_trace_format("sharegpt"));
+}
+
+TEST(Traces, EqualPrefixPiecesGiveEqualTokens) {
+  Trace trace{.requests = {{.arrival_us = 0, .prompt_tokens = 10, .output_tokens = 1, .prefix_pieces = {7, 8}},
+                           {.arrival_us = 0, .prompt_tokens = 10, .output_tokens = 1, .prefix_pieces = {7, 9}}},
+              .prefix_piece_tokens = 4};
+  const std::vector<int32_t> a = prompt_of(trace, 0, 1000), b = prompt_of(trace, 1, 1000);
+  EXPECT_TRUE(std::equal(a.begin(), a.begin() + 4, b.begin()));
+  EXPECT_FALSE(std::equal(a.begin() + 4, a.begin() + 8, b.begin() + 4));
+  EXPECT_FALSE(std::equal(a.begin() + 8, a.end(), b.begin() + 8));
+}
+
+TEST(Traces, TheSharedAzureTraceHasItsStatedMeans) {
+  const std::string path = shared_trace("azure_llm_2023_conv.csv");
+  if (path.empty()) GTEST_SKIP() << "shared data is not there (QUIRE_SHARED)";
+  const Result<Trace> trace = read_trace(path, TraceFormat::kAzure, {});
+  ASSERT_TRUE(trace) << trace.error().message;
+  ASSERT_EQ(trace->requests.size(), 19366u);
+  double prompt = 0;
+  for (const TraceRequest& r : trace->requests) prompt += r.prompt_tokens;
+  EXPECT_NEAR(prompt / 19366, 1155, 1);
+}
+
+TEST(Traces, TheSharedMooncakeTraceHitsWhatAnUnboundedCacheWould) {
+  const std::string path = shared_trace("mooncake_conversation.jsonl.gz");
+  if (path.empty()) GTEST_SKIP() << "shared data is not there (QUIRE_SHARED)";
+  const Result<Trace> trace = read_trace(path, TraceFormat::kMooncake, {});
+  ASSERT_TRUE(trace) << trace.error().message;
+  EXPECT_EQ(trace->requests.size(), 12031u);
+  std::vector<char> seen;
+  int64_t hits = 0, pieces = 0;
+  for (const TraceRequest& r : trace->requests)
+    for (const uint64_t id : r.prefix_pieces) {
+      if (seen.size() <= id) seen.resize(id + 1);
+      hits += seen[id];
+      seen[id] = 1;
+      ++pieces;
+    }
+  EXPECT_NEAR(100.0 * static_cast<double>(hits) / static_cast<double>(pieces), 36.6, 0.1);
+}
+
+TEST(Traces, ServeGenDrawsTheStatedRateAndTheSameRequestsFromASeed) {
+  const std::string path = shared_trace("servegen_deepseek-r1.tar.gz");
+  if (path.empty()) GTEST_SKIP() << "shared data is not there (QUIRE_SHARED)";
+  const TraceOptions options{.seed = 5, .max_requests = 0, .max_seconds = 600};
+  const Result<Trace> trace = read_trace(path, TraceFormat::kServeGen, options), again = read_trace(path, TraceFormat::kServeGen, options);
+  ASSERT_TRUE(trace) << trace.error().message;
+  EXPECT_GT(trace->requests.size(), 1000u);
+  ASSERT_EQ(trace->requests.size(), again->requests.size());
+  EXPECT_EQ(trace->requests.back().prompt_tokens, again->requests.back().prompt_tokens);
+}
+
+}  // namespace
+}  // namespace quire
