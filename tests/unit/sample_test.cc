@@ -1,0 +1,328 @@
+// Method: each processor against a plain statement of its definition; distributions by chi-square over 20,000 seeded draws, where the
+// bound is the 1 - 1e-4 quantile of the distribution; independence of the batch by running the same sequence alone and among others.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <map>
+#include <numeric>
+
+#include "src/base/random.h"
+#include "src/sample/filters.h"
+#include "src/sample/ngram_index.h"
+#include "src/sample/processors.h"
+#include "src/sample/sampler.h"
+
+namespace quire {
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+std::vector<float> some_logits(size_t vocab, uint64_t seed) {
+  Random random(seed);
+  std::vector<float> logits(vocab);
+  for (float& l : logits) l = static_cast<float>(random.uniform() * 8 - 4);
+  return logits;
+}
+
+std::vector<double> softmax(const std::vector<float>& logits, double temperature) {
+  std::vector<double> p(logits.size());
+  double sum = 0;
+  for (size_t i = 0; i < p.size(); ++i) sum += p[i] = std::exp(logits[i] / temperature);
+  for (double& x : p) x /= sum;
+  return p;
+}
+
+TEST(Processors, BiasAddsAndAllowedIdsMaskTheRest) {
+  std::vector<float> row = {1, 2, 3, 4};
+  const std::pair<int32_t, double> bias[] = {{1, 5.0}, {3, -1.0}};
+  add_bias(row, bias);
+  EXPECT_EQ(row, (std::vector<float>{1, 7, 3, 3}));
+  const TokenId allowed[] = {2, 0};
+  allow_only(row, allowed);
+  EXPECT_EQ(row, (std::vector<float>{1, -kInf, 3, -kInf}));
+}
+
+TEST(Processors, ABadWordIsForbiddenOnlyWhereItWouldBeCompleted) {
+  const std::vector<std::vector<TokenId>> words = {{5, 6, 7}, {3}};
+  const TokenId after[] = {1, 5, 6}, elsewhere[] = {5, 6, 1}, brief[] = {6};
+  std::vector<float> row(8, 0.0f);
+  forbid_bad_words(row, after, words);
+  EXPECT_EQ(row[7], -kInf);
+  EXPECT_EQ(row[3], -kInf);
+  row.assign(8, 0.0f);
+  forbid_bad_words(row, elsewhere, words);
+  EXPECT_EQ(row[7], 0.0f);
+  forbid_bad_words(row, brief, words);
+  EXPECT_EQ(row[7], 0.0f);
+}
+
+TEST(Processors, PenaltiesFollowTheirDefinitions) {
+  std::vector<float> row = {2, -2, 1, 1};
+  const TokenCount seen[] = {{.token = 0, .in_output = 0}, {.token = 1, .in_output = 3}, {.token = 2, .in_output = 1}};
+  penalize(row, seen, {.repetition = 2.0, .presence = 0.5, .frequency = 0.25});
+  EXPECT_FLOAT_EQ(row[0], 1.0f);                  // prompt only: repetition
+  EXPECT_FLOAT_EQ(row[1], -4.0f - 0.5f - 0.75f);  // negative logits are multiplied
+  EXPECT_FLOAT_EQ(row[2], 0.5f - 0.5f - 0.25f);
+  EXPECT_FLOAT_EQ(row[3], 1.0f);
+}
+
+TEST(NgramIndex, EqualsAScanOfTheWholeHistory) {
+  Random random(3);
+  for (int n = 1; n <= 4; ++n) {
+    NgramIndex index(n);
+    std::vector<TokenId> history;
+    for (int step = 0; step < 400; ++step) {
+      history.push_back(static_cast<TokenId>(random.below(4)));
+      index.append(history);
+      std::map<TokenId, bool> expected;
+      for (size_t at = 0; at + static_cast<size_t>(n) <= history.size(); ++at)
+        if (std::equal(history.begin() + static_cast<int64_t>(at), history.begin() + static_cast<int64_t>(at) + n - 1, history.end() - (n - 1)))
+          expected[history[at + static_cast<size_t>(n) - 1]] = true;
+      std::map<TokenId, bool> found;
+      for (const TokenId token : index.repeats(history)) found[token] = true;
+      ASSERT_EQ(found, expected) << "n " << n << " step " << step;
+    }
+  }
+}
+
+TEST(Greedy, TheLowestIdWinsATie) {
+  const std::vector<float> row = {1, 3, 3, 2};
+  EXPECT_EQ(greedy(row), 1);
+}
+
+TEST(Filters, TopKKeepsTheLikeliestAndBreaksTiesByLowerId) {
+  SamplingParams params;
+  params.top_k = 2;
+  const std::vector<float> row = {1, 3, 3, 3};
+  std::vector<TokenId> tokens;
+  for (const Candidate& c : filtered(row, params)) tokens.push_back(c.token);
+  std::sort(tokens.begin(), tokens.end());
+  EXPECT_EQ(tokens, (std::vector<TokenId>{1, 2}));
+}
+
+// The filters' definitions, written out over a full sort.
+std::vector<double> expected_distribution(const std::vector<float>& logits, const SamplingParams& params) {
+  std::vector<double> p = softmax(logits, params.temperature);
+  const auto keep = [&](auto chosen) {
+    double sum = 0;
+    for (size_t i = 0; i < p.size(); ++i) sum += p[i] = chosen(i) ? p[i] : 0.0;
+    for (double& x : p) x /= sum;
+  };
+  const auto ranked = [&](auto before) {
+    std::vector<size_t> order(p.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::stable_sort(order.begin(), order.end(), before);
+    return order;
+  };
+  const auto by_mass = [&](const std::vector<size_t>& order, double mass) {
+    std::vector<char> in(p.size(), 0);
+    double sum = 0;
+    for (const size_t i : order) {
+      in[i] = 1;
+      if ((sum += p[i]) >= mass) break;
+    }
+    keep([&](size_t i) { return in[i] != 0; });
+  };
+  const auto likelier = [&](size_t a, size_t b) { return p[a] > p[b]; };
+  if (params.top_k > 0) {
+    const std::vector<size_t> order = ranked(likelier);
+    std::vector<char> in(p.size(), 0);
+    for (int i = 0; i < params.top_k; ++i) in[order[static_cast<size_t>(i)]] = 1;
+    keep([&](size_t i) { return in[i] != 0; });
+  }
+  if (params.top_p < 1) by_mass(ranked(likelier), params.top_p);
+  if (params.min_p > 0) {
+    const double highest = *std::max_element(p.begin(), p.end());
+    const std::vector<double> before = p;
+    keep([&](size_t i) { return before[i] >= params.min_p * highest; });
+  }
+  if (params.typical_p < 1) {
+    double entropy = 0;
+    for (const double x : p)
+      if (x > 0) entropy -= x * std::log(x);
+    by_mass(ranked([&](size_t a, size_t b) {
+              const auto distance = [&](size_t i) { return p[i] > 0 ? std::fabs(-std::log(p[i]) - entropy) : INFINITY; };
+              return distance(a) < distance(b);
+            }),
+            params.typical_p);
+  }
+  return p;
+}
+
+// 1 - 1e-4 quantile of chi-square with k degrees of freedom (Wilson and Hilferty 1931), z = 3.719.
+double chi_square_bound(double k) { return k * std::pow(1 - 2 / (9 * k) + 3.719 * std::sqrt(2 / (9 * k)), 3); }
+
+struct NamedParams {
+  const char* name;
+  SamplingParams params;
+};
+
+class Distribution : public testing::TestWithParam<NamedParams> {};
+
+TEST_P(Distribution, OfDrawsIsTheDefinitionsByChiSquare) {
+  constexpr int kDraws = 20000;
+  const std::vector<float> logits = some_logits(60, 11);
+  const std::vector<double> expected = expected_distribution(logits, GetParam().params);
+  std::vector<int> counts(logits.size());
+  for (int i = 0; i < kDraws; ++i) {
+    std::vector<Candidate> candidates = filtered(logits, GetParam().params);
+    ++counts[static_cast<size_t>(draw(candidates, draw_uniform(1234 + static_cast<uint64_t>(i), i % 7)))];
+  }
+  double statistic = 0;
+  int cells = 0;
+  for (size_t i = 0; i < counts.size(); ++i) {
+    if (expected[i] == 0) {
+      ASSERT_EQ(counts[i], 0) << "token " << i << " was filtered out";
+      continue;
+    }
+    const double mean = expected[i] * kDraws;
+    statistic += (counts[i] - mean) * (counts[i] - mean) / mean;
+    ++cells;
+  }
+  if (cells > 1) {
+    EXPECT_LT(statistic, chi_square_bound(cells - 1)) << cells << " cells";
+  }
+}
+
+SamplingParams with(double temperature, int top_k, double top_p, double min_p, double typical_p) {
+  SamplingParams params;
+  params.temperature = temperature, params.top_k = top_k, params.top_p = top_p, params.min_p = min_p, params.typical_p = typical_p;
+  return params;
+}
+
+INSTANTIATE_TEST_SUITE_P(Settings, Distribution,
+                         testing::Values(NamedParams{"plain", with(1, 0, 1, 0, 1)}, NamedParams{"hot", with(2.5, 0, 1, 0, 1)},
+                                         NamedParams{"cold", with(0.4, 0, 1, 0, 1)}, NamedParams{"top_k", with(1, 7, 1, 0, 1)},
+                                         NamedParams{"top_p", with(1, 0, 0.6, 0, 1)}, NamedParams{"min_p", with(1, 0, 1, 0.2, 1)},
+                                         NamedParams{"typical_p", with(1, 0, 1, 0, 0.5)}, NamedParams{"all", with(0.9, 30, 0.9, 0.05, 0.8)},
+                                         NamedParams{"one", with(1, 1, 1, 0, 1)}),
+                         [](const auto& info) { return info.param.name; });
+
+TEST(Draw, UsesEveryEndOfTheUnitInterval) {
+  std::vector<Candidate> candidates = {{.token = 4, .logit = 0, .probability = 0.5}, {.token = 2, .logit = 0, .probability = 0.5}, {.token = 9, .logit = 0, .probability = 0}};
+  EXPECT_EQ(draw(candidates, 1e-9), 2);
+  EXPECT_EQ(draw(candidates, 0.75), 4);
+  EXPECT_EQ(draw(candidates, 1.0), 4);
+}
+
+PlannedJoin join_of(uint64_t sequence, SamplingParams params, uint64_t seed, std::vector<TokenId> prompt = {1, 2, 3}) {
+  return {.sequence = SequenceId{sequence}, .sampling = std::make_shared<const SamplingParams>(std::move(params)), .seed = seed,
+          .history = prompt, .num_prompt_tokens = static_cast<int32_t>(prompt.size()), .eos_token_ids = {0}};
+}
+
+TEST(Sampler, ASequenceDrawsTheSameAloneAndInABatch) {
+  const SamplingParams params = with(1.0, 0, 0.95, 0, 1);
+  const auto alone = make_cpu_sampler(), batched = make_cpu_sampler();
+  alone->join(join_of(1, params, 77));
+  for (uint64_t s = 0; s < 5; ++s) batched->join(join_of(s, params, 76 + s));
+  for (int step = 0; step < 50; ++step) {
+    std::vector<float> one = some_logits(200, 1000 + static_cast<uint64_t>(step)), many;
+    for (int s = 0; s < 5; ++s) {
+      const std::vector<float> row = s == 1 ? one : some_logits(200, static_cast<uint64_t>(9000 + step * 7 + s));
+      many.insert(many.end(), row.begin(), row.end());
+    }
+    std::vector<PlannedSample> samples(5);
+    std::vector<SampleRow> rows(5);
+    for (uint64_t s = 0; s < 5; ++s) {
+      samples[s] = {.sequence = SequenceId{4 - s}, .position = 3 + step};
+      rows[s] = {.sample = &samples[s], .logits_row = static_cast<int64_t>(4 - s)};
+    }
+    const PlannedSample mine{.sequence = SequenceId{1}, .position = 3 + step};
+    const SampleRow row{.sample = &mine, .logits_row = 0};
+    std::vector<SampledToken> a, b;
+    alone->sample(one.data(), 200, {&row, 1}, a);
+    batched->sample(many.data(), 200, rows, b);
+    ASSERT_EQ(a[0].token, b[3].token);
+    ASSERT_EQ(a[0].logprob, b[3].logprob);
+  }
+}
+
+TEST(Sampler, SequencesThatShareARowDrawFromUntouchedLogits) {
+  SamplingParams biased;
+  biased.temperature = 0;
+  biased.logit_bias = {{5, 100.0}};
+  SamplingParams plain;
+  plain.temperature = 0;
+  const auto sampler = make_cpu_sampler();
+  sampler->join(join_of(1, biased, 1));
+  sampler->join(join_of(2, plain, 2));
+  std::vector<float> row = {0, 1, 2, 3, 9, 4};
+  const PlannedSample samples[] = {{.sequence = SequenceId{1}, .position = 3, .top_candidates = 2}, {.sequence = SequenceId{2}, .position = 3}};
+  const SampleRow rows[] = {{.sample = &samples[0], .logits_row = 0}, {.sample = &samples[1], .logits_row = 0}};
+  std::vector<SampledToken> out;
+  sampler->sample(row.data(), 6, rows, out);
+  EXPECT_EQ(out[0].token, 5);
+  EXPECT_EQ(out[1].token, 4);
+  EXPECT_EQ(out[0].top[0].first, 4) << "logprobs report the model's own distribution";
+  EXPECT_NEAR(out[0].logprob, 4 - log_sum_exp(row), 1e-5);
+}
+
+TEST(Sampler, EndsAreMaskedUntilMinTokensAndLastTokenIsWhatWasDrawn) {
+  SamplingParams params;
+  params.temperature = 0;
+  params.max_tokens = 8;
+  params.min_tokens = 2;
+  params.stop_token_ids = {2};
+  const auto sampler = make_cpu_sampler();
+  sampler->join(join_of(1, params, 1));
+  std::vector<TokenId> drawn;
+  for (int step = 0; step < 3; ++step) {
+    std::vector<float> row = {9, 1, 8, 0};  // 0 ends the sequence, 2 is a stop id
+    const PlannedSample sample{.sequence = SequenceId{1}, .position = 3 + step};
+    const SampleRow at{.sample = &sample, .logits_row = 0};
+    std::vector<SampledToken> out;
+    sampler->sample(row.data(), 4, {&at, 1}, out);
+    drawn.push_back(out[0].token);
+    EXPECT_EQ(sampler->last_token(SequenceId{1}), out[0].token);
+  }
+  EXPECT_EQ(drawn, (std::vector<TokenId>{1, 1, 0}));
+}
+
+TEST(Sampler, NoNgramComesTwice) {
+  SamplingParams params;
+  params.temperature = 0;
+  params.no_repeat_ngram = 2;
+  const auto sampler = make_cpu_sampler();
+  sampler->join(join_of(1, params, 1, {1, 2, 1}));
+  std::vector<float> row = {0, 1, 9, 3};  // 2 is likeliest, but 1 2 was there
+  const PlannedSample sample{.sequence = SequenceId{1}, .position = 3};
+  const SampleRow at{.sample = &sample, .logits_row = 0};
+  std::vector<SampledToken> out;
+  sampler->sample(row.data(), 4, {&at, 1}, out);
+  EXPECT_EQ(out[0].token, 3);
+}
+
+TEST(Sampler, ARowWithEverythingMaskedStillGivesAToken) {
+  SamplingParams params;
+  params.allowed_token_ids = {1};
+  params.bad_words = {{1}};
+  const auto sampler = make_cpu_sampler();
+  sampler->join(join_of(1, params, 1));
+  std::vector<float> row = {0, 1, 2};
+  const PlannedSample sample{.sequence = SequenceId{1}, .position = 3};
+  const SampleRow at{.sample = &sample, .logits_row = 0};
+  std::vector<SampledToken> out;
+  sampler->sample(row.data(), 3, {&at, 1}, out);
+  EXPECT_GE(out[0].token, 0);
+  EXPECT_LT(out[0].token, 3);
+}
+
+TEST(Sampler, BeamRowsGiveCandidatesAndDrawNothing) {
+  SamplingParams params;
+  params.beam_width = 2;
+  const auto sampler = make_cpu_sampler();
+  sampler->join(join_of(1, params, 1));
+  std::vector<float> row = {0, 3, 2, 1};
+  const PlannedSample sample{.sequence = SequenceId{1}, .position = 3, .top_candidates = 3, .beam = true};
+  const SampleRow at{.sample = &sample, .logits_row = 0};
+  std::vector<SampledToken> out;
+  sampler->sample(row.data(), 4, {&at, 1}, out);
+  EXPECT_EQ(out[0].token, -1);
+  ASSERT_EQ(out[0].top.size(), 3u);
+  EXPECT_EQ(out[0].top[0].first, 1);
+  EXPECT_EQ(sampler->last_token(SequenceId{1}), 3) << "the history still ends with the prompt";
+}
+
+}  // namespace
+}  // namespace quire
