@@ -1,5 +1,5 @@
-// One byte range, cut in superblocks that block pools take and give back. Numbers only: the device memory itself belongs to
-// the executor. Engine thread. Invariant: every superblock is free or belongs to one pool.
+// One byte range, cut in superblocks that block pools take and give back. Numbers only: the device memory
+// itself belongs to the executor. Engine thread. Invariant: every superblock is free or belongs to one pool.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,9 @@
 namespace quire {
 
 enum class SuperblockId : int32_t {};
-constexpr int32_t value(SuperblockId id) { return static_cast<int32_t>(id); }
+constexpr int32_t value(SuperblockId id) {
+  return static_cast<int32_t>(id);
+}
 
 class Arena {
  public:
@@ -19,8 +21,9 @@ class Arena {
   std::optional<SuperblockId> take();
   void give_back(SuperblockId id);
 
-  int64_t bytes_of(SuperblockId id) const;        // superblock_bytes(), less for a short last one
-  int64_t blocks_in_free(int64_t block_bytes) const;  // blocks of this size that the free superblocks have room for
+  int64_t bytes_of(SuperblockId id) const;  // superblock_bytes(), less for a short last one
+  int64_t blocks_in_free(
+      int64_t block_bytes) const;  // blocks of this size that the free superblocks have room for
   int64_t arena_bytes() const { return arena_bytes_; }
   int64_t superblock_bytes() const { return superblock_bytes_; }
   int32_t num_superblocks() const { return static_cast<int32_t>(is_free_.size()); }

@@ -1,12 +1,13 @@
 // The blocks of one class (one size): who holds each, and in which of three states it is.
 //   held    a table or a pending read has it          cached  nobody has it, the prefix tree still finds it
 //   free    neither
-// Ids count in units of block_bytes from the arena's base, so a kernel finds a block at base + id * block_bytes.
-// Engine thread. Invariant 2: num_free + num_held + num_cached == num_blocks.
+// Ids count in units of block_bytes from the arena's base, so a kernel finds a block at base + id *
+// block_bytes. Engine thread. Invariant 2: num_free + num_held + num_cached == num_blocks.
 #pragma once
 
 #include <cstdint>
-#include <span>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "src/base/ids.h"
@@ -19,14 +20,15 @@ class BlockPool {
   // The arena outlives the pool; its superblock bytes are a multiple of block_bytes.
   BlockPool(Arena& arena, int64_t block_bytes);
 
-  // Appends `count` blocks to `out`, each with one holder; or, if there are fewer, changes nothing and returns false.
+  // Appends `count` blocks to `out`, each with one holder; or, if there are fewer, changes nothing and
+  // returns false.
   bool allocate(int64_t count, std::vector<BlockId>& out);
 
   // A holder is a table's entry. The write rule asks for their number.
   void retain(BlockId block);
   void release(BlockId block);
-  // A holder that lets go while a submitted step still reads the block becomes a reader: the block stays, but the reader
-  // does not stand in the way of a later write, which runs after it on the same device queue.
+  // A holder that lets go while a submitted step still reads the block becomes a reader: the block stays, but
+  // the reader does not stand in the way of a later write, which runs after it on the same device queue.
   void holder_to_reader(BlockId block);
   void reader_to_holder(BlockId block);
   void release_reader(BlockId block);
@@ -47,16 +49,20 @@ class BlockPool {
 
   int64_t block_bytes() const { return block_bytes_; }
   int64_t max_blocks() const { return static_cast<int64_t>(blocks_.size()); }  // ids are below this
-  int64_t num_blocks() const { return num_free() + num_held_ + num_cached_; }  // what this class has or could take now
+  int64_t num_blocks() const {
+    return num_free() + num_held_ + num_cached_;
+  }  // what this class has or could take now
   int64_t num_free() const { return num_free_here_ + arena_->blocks_in_free(block_bytes_); }
   int64_t num_held() const { return num_held_; }
   int64_t num_cached() const { return num_cached_; }
+  // Recounts everything from the blocks; the first disagreement.
+  std::optional<std::string> audit() const;
   int64_t filled_slots_held() const { return filled_slots_held_; }  // over held blocks
 
  private:
   struct Block {
     int32_t holders = 0;
-    int16_t readers = 0;
+    int32_t readers = 0;
     uint8_t filled = 0;  // at most 64 slots
     bool published = false;
   };

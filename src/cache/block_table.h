@@ -1,5 +1,5 @@
-// One list: where the tokens of a sequence lie. A value that moves; it does not free by itself. What a table holds goes back
-// through KvCache::release, and KvCache::audit finds a table that was lost.
+// One list: where the tokens of a sequence lie. A value that moves; it does not free by itself. What a table
+// holds goes back through KvCache::release, and KvCache::audit finds a table that was lost.
 #pragma once
 
 #include <cstdint>
@@ -19,24 +19,26 @@ class BlockTable {
     blocks_ = std::exchange(other.blocks_, {});
     length_ = std::exchange(other.length_, 0);
     next_position_ = std::exchange(other.next_position_, 0);
-    group_ = other.group_;
     return *this;
   }
   BlockTable(const BlockTable&) = delete;
   BlockTable& operator=(const BlockTable&) = delete;
 
-  const std::vector<BlockId>& blocks() const { return blocks_; }  // logical to physical; ceil(length / block_tokens) of them
+  const std::vector<BlockId>& blocks() const {
+    return blocks_;
+  }  // logical to physical; ceil(length / block_tokens) of them
   int32_t num_blocks() const { return static_cast<int32_t>(blocks_.size()); }
-  int32_t length() const { return length_; }                // n: live slots, 0 .. n - 1
-  int32_t next_position() const { return next_position_; }  // t: of the token that comes next; > n where a policy dropped some
-  int32_t group() const { return group_; }                  // index into CacheSpec::groups
+  int32_t length() const { return length_; }  // n: live slots, 0 .. n - 1
+  int32_t next_position() const {
+    return next_position_;
+  }  // t: of the token that comes next; > n where a policy dropped some
   bool empty() const { return blocks_.empty(); }
 
  private:
   friend class KvCache;
   friend class StepTransaction;
   std::vector<BlockId> blocks_;
-  int32_t length_ = 0, next_position_ = 0, group_ = 0;
+  int32_t length_ = 0, next_position_ = 0;
 };
 
 }  // namespace quire

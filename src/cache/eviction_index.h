@@ -1,6 +1,6 @@
-// Which cached block goes next. Holds every block of the prefix tree that nobody below or at it holds; those without
-// children (leaves) stand in an order, the others wait for their children to go. So the evictable count is the size of the
-// index, and the next victim its first leaf: O(log n), never a scan. Engine thread.
+// Which cached block goes next. Holds every block of the prefix tree that nobody below or at it holds; those
+// without children (leaves) stand in an order, the others wait for their children to go. So the evictable
+// count is the size of the index, and the next victim its first leaf: O(log n), never a scan. Engine thread.
 #pragma once
 
 #include <cstdint>
@@ -16,14 +16,15 @@ inline constexpr int64_t kNoExpiry = std::numeric_limits<int64_t>::max();
 
 // What a publisher may say about its blocks.
 struct Retention {
-  int32_t retention_class = 0;      // higher is kept longer; 0 = ordinary
-  int64_t expiry_us = kNoExpiry;    // past it the class counts no more: the block goes before all others
-  float recompute_cost = 0;         // any unit, one for all blocks; cheaper goes first
+  int32_t retention_class = 0;    // higher is kept longer; 0 = ordinary
+  int64_t expiry_us = kNoExpiry;  // past it the class counts no more: the block goes before all others
+  float recompute_cost = 0;       // any unit, one for all blocks; cheaper goes first
 };
 
 enum class EvictionOrder {
   kLru,    // (class, expiry, recompute cost, last use)
-  kPgdsf,  // (class, expiry, clock + frequency * cost / size, last use): prefix-aware GDSF, RAGCache (2404.12457)
+  kPgdsf,  // (class, expiry, clock + frequency * cost / size, last use): prefix-aware GDSF, RAGCache
+           // (2404.12457)
 };
 
 // Least goes first. One order or the other fills `worth`.
@@ -36,7 +37,8 @@ struct EvictionKey {
 };
 bool evicts_before(const EvictionKey& a, const EvictionKey& b);
 
-// A heap of keys, four children to a node so that one level is three cache lines, that knows where each block stands.
+// A heap of keys, four children to a node so that one level is three cache lines, that knows where each block
+// stands.
 class EvictionHeap {
  public:
   using Before = bool (*)(const EvictionKey&, const EvictionKey&);
@@ -66,7 +68,9 @@ class EvictionIndex {
   void describe(BlockId block, const Retention& retention, int64_t now_us);
   // Published again by another: keeps the stronger class, the later expiry, the larger cost.
   void strengthen(BlockId block, const Retention& retention, int64_t now_us);
-  void used(BlockId block, int64_t now_us);  // a hit; only while the block is not in the index
+  // A hit, and the moment its last holder leaves. Both while the block is held, so outside the index.
+  void used(BlockId block, int64_t now_us);
+  void left(BlockId block, int64_t now_us);
 
   void insert(BlockId block, bool is_leaf);
   void erase(BlockId block);
@@ -74,8 +78,9 @@ class EvictionIndex {
   bool contains(BlockId block) const { return entries_[value(block)].inside; }
   bool contains_leaf(BlockId block) const { return order_.contains(block); }
 
-  std::optional<BlockId> victim(int64_t now_us) const;  // expired leaves first, oldest expiry first; then the order
-  void evicted(BlockId block);                           // erase, and PGDSF's clock advances to its worth
+  std::optional<BlockId> victim(
+      int64_t now_us) const;    // expired leaves first, oldest expiry first; then the order
+  void evicted(BlockId block);  // erase, and PGDSF's clock advances to its worth
 
   int64_t size() const { return size_; }  // evictable blocks, leaves and those that wait
   int64_t num_leaves() const { return order_.size(); }

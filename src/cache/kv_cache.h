@@ -1,18 +1,22 @@
-// The KV cache as the scheduler sees it: blocks for tokens, shared where prefixes are equal, evicted where room is needed.
-// Bookkeeping only; bytes move when an executor carries out the copies a step was given. Single-threaded (engine thread),
-// deterministic: no clock inside, time comes in as now_us.
+// The KV cache as the scheduler sees it: blocks for tokens, shared where prefixes are equal, evicted where
+// room is needed. Bookkeeping only; bytes move when an executor carries out the copies a step was given.
+// Single-threaded (engine thread), deterministic: no clock inside, time comes in as now_us.
+//
+// Serves group 0 of its spec: the lists that hold all layers and heads of a group and share prefixes. Lists
+// of another shape have a BlockPool of their own over the same arena().
 //
 // What always holds (numbers of DESIGN.md 5):
 //   2  free + held + cached blocks = all
 //   4  a prefix hit has equal tokens and an equal namespace
-//   6  no block is freed while a submitted step names it, given that callers keep the three rules marked [6] below
-//   7  a block with more than one holder, or published, is never written: it is copied first (the write rule)
+//   6  no block is freed while a submitted step names it, given that callers keep the three rules marked [6]
+//   below 7  a block with more than one holder, or published, is never written: it is copied first (the write
+//   rule)
 //
 // A step:
 //   StepTransaction step = cache.begin(now_us);
 //   for each sequence: if (!step.extend(table, new_length)) { step.rollback(); preempt one, plan again }
 //   step.commit(plan.copies, deferred);        // plan.copies run before anything else of the step
-//   ... when that step has run: cache.release_deferred(deferred, now_us)
+//   ... when that step has run: cache.release_deferred(deferred)
 #pragma once
 
 #include <cstdint>
@@ -43,60 +47,71 @@ struct CacheCounters {  // since start
 
 class KvCache {
  public:
-  static Result<std::unique_ptr<KvCache>> create(const CacheSpec& spec, EvictionOrder order = EvictionOrder::kLru);
+  static Result<std::unique_ptr<KvCache>> create(const CacheSpec& spec,
+                                                 EvictionOrder order = EvictionOrder::kLru);
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
 
-  // ---- namespaces: open one per (model, LoRA, salt, ...) in use; every open has its close -------------------------------
+  // ---- namespaces: open one per (model, LoRA, salt, ...) in use; every open has its close
+  // -------------------------------
   NamespaceId open_namespace(const NamespaceKey& key);
   void close_namespace(NamespaceId ns);  // what it cached stays findable until evicted
 
-  // ---- prefixes (group 0) -----------------------------------------------------------------------------------------------
+  // ---- prefixes
+  // -----------------------------------------------------------------------------------------------------------
   // Tokens of the longest cached prefix, exact to the token. Takes nothing.
   int32_t lookup(NamespaceId ns, std::span<const TokenId> tokens) const;
-  // The same prefix, at most max_tokens of it, as a table that holds its blocks. Where the hit ends inside a block the last
-  // block is shared too: its slots up to length are right, and the first write copies it.
-  BlockTable acquire_prefix(NamespaceId ns, std::span<const TokenId> tokens, int32_t max_tokens, int64_t now_us);
-  // Makes the first num_tokens of a table findable. Only pristine blocks (kv-methods 7.5), only after the step that wrote
-  // them is committed. Publish full blocks as they fill (num_tokens rounded down to whole blocks) and the partial tail only
-  // at the end: a published tail is copied by the next append. Costs O(log n) per block not yet published, not per token.
-  // Where the same tokens are cached already the table adopts that block; the duplicate it held goes to `deferred` [6].
+  // The same prefix, at most max_tokens of it, as a table that holds its blocks. Where the hit ends inside a
+  // block the last block is shared too: its slots up to length are right, and the first write copies it.
+  BlockTable acquire_prefix(NamespaceId ns, std::span<const TokenId> tokens, int32_t max_tokens,
+                            int64_t now_us);
+  // Makes the first num_tokens of a table findable. Only pristine blocks (kv-methods 7.5), only after the
+  // step that wrote them is committed. Publish full blocks as they fill (num_tokens rounded down to whole
+  // blocks) and the partial tail only at the end: a published tail is copied by the next append. Costs O(log
+  // n) per block not yet published, not per token. Where the same tokens are cached already the table adopts
+  // that block; the duplicate it held goes to `deferred` [6].
   void publish(NamespaceId ns, std::span<const TokenId> tokens, BlockTable& table, int32_t num_tokens,
                const Retention& retention, int64_t now_us, std::vector<BlockId>& deferred);
 
-  // ---- tables -----------------------------------------------------------------------------------------------------------
-  BlockTable make_table(int32_t group = 0) const;
+  // ---- tables
+  // -----------------------------------------------------------------------------------------------------------
   BlockTable fork(const BlockTable& table);  // shares every block, the partial tail too
   // Forgets the slots from new_length on. Blocks that leave the table go to `deferred` [6].
   void truncate(BlockTable& table, int32_t new_length, std::vector<BlockId>& deferred);
-  // Gives all blocks back; those published stay cached. Only when no submitted step names the table [6], and not while an
-  // open transaction has extended it. The table is empty afterwards.
+  // Gives all blocks back; those published stay cached. Only when no submitted step names the table [6], and
+  // not while an open transaction has extended it. The table is empty afterwards.
   void release(BlockTable&& table, int64_t now_us);
   // Ends what commit, publish and truncate deferred, once every step submitted before that moment has run.
-  void release_deferred(std::span<const BlockId> blocks, int64_t now_us);
+  void release_deferred(std::span<const BlockId> blocks);
 
-  // ---- steps ------------------------------------------------------------------------------------------------------------
+  // ---- steps
+  // ------------------------------------------------------------------------------------------------------------
   StepTransaction begin(int64_t now_us);  // one at a time
   // Blocks that extend(table, new_length) would take, the copy of a shared or published tail included.
   int32_t blocks_needed(const BlockTable& table, int32_t new_length) const;
   // Blocks that can be had now: free and evictable.
   int64_t num_available() const { return num_free() + num_evictable(); }
 
-  // ---- figures (group 0 unless said) ----------------------------------------------------------------------------------------
-  int64_t num_blocks(int32_t group = 0) const { return pools_[group].num_blocks(); }
-  int64_t num_free(int32_t group = 0) const { return pools_[group].num_free(); }
-  int64_t num_held(int32_t group = 0) const { return pools_[group].num_held(); }
-  int64_t num_cached() const { return pools_[0].num_cached(); }  // findable and held by nobody
-  int64_t num_evictable() const { return index_.size(); }        // of these, all that have nothing held beneath them
-  double waste_percent(int32_t group = 0) const;                 // slots of held blocks that hold no token
-  int32_t num_holders(BlockId block, int32_t group = 0) const { return pools_[group].num_holders(block); }
+  // ---- figures
+  // ------------------------------------------------------------------------------------------------------------
+  int64_t num_blocks() const { return pool_.num_blocks(); }
+  int64_t num_free() const { return pool_.num_free(); }
+  int64_t num_held() const { return pool_.num_held(); }
+  int64_t num_cached() const { return pool_.num_cached(); }  // findable and held by nobody
+  int64_t num_evictable() const {
+    return index_.size();
+  }                              // of these, all that have nothing held beneath them
+  double waste_percent() const;  // slots of held blocks that hold no token
+  int32_t num_holders(BlockId block) const { return pool_.num_holders(block); }
   const CacheCounters& counters() const { return counters_; }
   const CacheSpec& spec() const { return spec_; }
-  int32_t block_tokens(int32_t group = 0) const { return spec_.groups[group].block_tokens; }
+  int32_t block_tokens() const { return block_tokens_; }
+  Arena& arena() { return arena_; }
 
-  // Recomputes everything from scratch: tree, index, states, and holders against all live tables and deferred blocks.
-  // The first disagreement, by name. O(blocks); for tests and --check-invariants.
-  std::optional<std::string> audit(std::span<const BlockTable* const> tables, std::span<const BlockId> deferred) const;
+  // Recomputes everything from scratch: tree, index, states, and holders against all live tables and deferred
+  // blocks. The first disagreement, by name. O(blocks); for tests and --check-invariants.
+  std::optional<std::string> audit(std::span<const BlockTable* const> tables,
+                                   std::span<const BlockId> deferred) const;
 
  private:
   friend class StepTransaction;
@@ -109,48 +124,61 @@ class KvCache {
   };
 
   KvCache(const CacheSpec& spec, EvictionOrder order);
-  BlockPool& pool(const BlockTable& table) { return pools_[table.group_]; }
-  bool make_room(int32_t group, int64_t blocks, int64_t now_us);
+  int32_t blocks_for(int32_t tokens) const { return (tokens + block_tokens_ - 1) / block_tokens_; }
+  bool appends_to_shared_tail(const BlockTable& table) const;
+  bool is_extended_in_open_step(const BlockTable& table) const;
+
+  bool make_room(int64_t blocks, int64_t now_us);
   void evict(BlockId leaf);
-  void remove_leaf(BlockId leaf);
-  // Holding and letting go of group 0's blocks moves them in and out of the index.
-  void retain(int32_t group, BlockId block);
-  void release(int32_t group, BlockId block, bool is_reader);
+  void detach(BlockId leaf);  // from the tree; it is in the index no more
+  void drop_if_unused(NamespaceId ns);
+
+  // Pinned: held, or with something held beneath it in the tree. What is not pinned is in the index.
+  bool is_pinned(TreeNode node) const;
+  void retain(BlockId block);
+  void unpin_if_let_go(BlockId block);  // after a holder or reader went
   void pinned(BlockId block);
   void unpinned(BlockId block);
-  bool is_extended_in_open_step(const BlockTable& table) const;
-  TreeNode publish_block(TreeNode parent, std::span<const TokenId> tokens, BlockTable& table, int32_t index,
-                         const Retention& retention, int64_t now_us, std::vector<BlockId>& deferred);
-  TreeNode last_published(NamespaceId ns, std::span<const TokenId> tokens, const BlockTable& table, int32_t& num_blocks);
 
-  std::optional<std::string> audit_blocks(int32_t group, std::span<const BlockTable* const> tables,
-                                          std::span<const BlockId> deferred) const;
-  std::optional<std::string> audit_tree() const;
+  struct Publication;  // the arguments of one publish()
+  TreeNode last_published(const Publication& p, int32_t& next_block) const;
+  TreeNode publish_block(const Publication& p, TreeNode parent, int32_t index);
+  void adopt(const Publication& p, int32_t index, BlockId other);
+  void supersede(BlockId leaf);
+
+  std::optional<std::string> audit_holders(std::span<const BlockTable* const> tables,
+                                           std::span<const BlockId> deferred) const;
+  std::optional<std::string> audit_pins() const;
 
   CacheSpec spec_;
+  int32_t block_tokens_;
   Arena arena_;
-  std::vector<BlockPool> pools_;  // by group
+  BlockPool pool_;
   Namespaces namespaces_;
   PrefixTree tree_;
   EvictionIndex index_;
   CacheCounters counters_;
   mutable std::vector<BlockId> path_;  // scratch of lookups
+  std::vector<BlockId> fresh_;         // scratch of extend
   std::vector<Undo> undo_;             // of the open transaction
+  std::vector<BlockCopy> copies_;      // of the open transaction
   bool step_open_ = false;
 };
 
-// Blocks for one step: all of them, or none. Move-only; ends by commit or rollback (by the destructor if by neither).
-// Tables given to extend stay where they are until then.
+// Blocks for one step: all of them, or none. Move-only; ends by commit or rollback (by the destructor if by
+// neither). Tables given to extend stay where they are until then.
 class StepTransaction {
  public:
   StepTransaction(StepTransaction&& other) noexcept;
   StepTransaction& operator=(StepTransaction&&) = delete;
   ~StepTransaction();
 
-  // Room for slots length .. new_length - 1, which the step will write: takes blocks, evicting cached leaves as needed, and
-  // applies the write rule to the tail. False, with the table as it was, if there is no room; evictions may stay.
+  // Room for slots length .. new_length - 1, which the step will write: takes blocks, evicting cached leaves
+  // as needed, and applies the write rule to the tail. False, with the table as it was, if there is no room;
+  // evictions may stay.
   bool extend(BlockTable& table, int32_t new_length);
-  // Appends the copies to run first, and the blocks they read: keep those for release_deferred after the step has run.
+  // Appends the copies to run first, and the blocks they read: keep those for release_deferred after the step
+  // has run.
   void commit(std::vector<BlockCopy>& copies, std::vector<BlockId>& deferred);
   // Every table as it was at begin; evictions may stay.
   void rollback();
@@ -158,7 +186,9 @@ class StepTransaction {
  private:
   friend class KvCache;
   StepTransaction(KvCache& cache, int64_t now_us);
-  BlockId copy_tail(BlockTable& table);
+  void copy_tail(BlockTable& table, BlockId copy);
+  void fill(BlockTable& table, int32_t new_length);
+  void end();
 
   KvCache* cache_;
   int64_t now_us_;

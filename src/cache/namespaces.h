@@ -1,5 +1,5 @@
-// Who may share with whom: two prompts share cached blocks only inside one namespace. The 64-bit identity finds it, the
-// whole key confirms it: a tenant who makes two keys collide gains nothing. Engine thread.
+// Who may share with whom: two prompts share cached blocks only inside one namespace. The 64-bit identity
+// finds it, the whole key confirms it: a tenant who makes two keys collide gains nothing. Engine thread.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,9 @@
 namespace quire {
 
 enum class NamespaceId : uint64_t {};
-constexpr uint64_t value(NamespaceId id) { return static_cast<uint64_t>(id); }
+constexpr uint64_t value(NamespaceId id) {
+  return static_cast<uint64_t>(id);
+}
 
 // All that K and V depend on besides the tokens (docs: kv-methods 7.5). Equal keys, equal bytes.
 struct NamespaceKey {
@@ -22,8 +24,8 @@ struct NamespaceKey {
   std::string policy;  // "" unless the policy changed the hidden states behind K and V
 };
 
-std::string encode(const NamespaceKey& key);           // injective: every field with its length
-uint64_t identity_of(std::string_view encoded_key);    // the same on every machine
+std::string encode(const NamespaceKey& key);         // injective: every field with its length
+uint64_t identity_of(std::string_view encoded_key);  // the same on every machine
 
 class Namespaces {
  public:

@@ -1,5 +1,5 @@
-// What the cache holds: layer groups, the bytes of their blocks, and the one arena they share. Plain values, any thread.
-// The kernels' view of the same bytes is kernels/kv_layout.h; this side needs only the numbers.
+// What the cache holds: layer groups, the bytes of their blocks, and the one arena they share. Plain values,
+// any thread. The kernels' view of the same bytes is kernels/kv_layout.h; this side needs only the numbers.
 #pragma once
 
 #include <cstdint>
@@ -15,30 +15,36 @@ namespace quire {
 struct GroupSpec {
   std::string name = "full";  // for people: "full", "window"
   int32_t num_layers = 0;     // layers that one block holds
-  int32_t num_kv_heads = 0;   // heads that one block holds: all of them, or 1 where every head has a list of its own
+  int32_t num_kv_heads =
+      0;  // heads that one block holds: all of them, or 1 where every head has a list of its own
   int32_t head_dim = 0;
   DType dtype = DType::kBF16;
   int32_t block_tokens = 16;  // 8 | 16 | 32 | 64
 
-  int64_t token_bytes() const { return 2ll * num_layers * num_kv_heads * head_dim * bytes_of(dtype); }  // K and V
+  int64_t token_bytes() const {
+    return 2ll * num_layers * num_kv_heads * head_dim * bytes_of(dtype);
+  }  // K and V
   int64_t block_bytes() const { return token_bytes() * block_tokens; }
 };
 
 struct CacheSpec {
-  std::vector<GroupSpec> groups;  // group 0 is the one that the prefix tree shares
+  std::vector<GroupSpec> groups;  // group 0 is KvCache's; a group of another shape has a BlockPool of its own
   int64_t arena_bytes = 0;        // one range for all groups, fixed at start
 };
 
-// One group that holds every layer and head: what a model has whose layers all attend alike. Room for exactly num_blocks.
+// One group that holds every layer and head: what a model has whose layers all attend alike. Room for exactly
+// num_blocks.
 CacheSpec uniform_spec(const GroupSpec& group, int32_t num_blocks);
 
 // Errors name the group, the field, the value and the limit.
 Status validate(const CacheSpec& spec);
 
-// "full: 30 layers x 3 heads x 64, bf16, 16 tokens = 368640 bytes per block (23040 per token)", one line per group.
+// "full: 30 layers x 3 heads x 64, bf16, 16 tokens = 368640 bytes per block (23040 per token)", one line per
+// group.
 std::string describe(const CacheSpec& spec);
 
-inline constexpr int64_t kMinSuperblockBytes = 2ll << 20;  // a device page: what a group takes from the arena at a time
+inline constexpr int64_t kMinSuperblockBytes =
+    2ll << 20;  // a device page: what a group takes from the arena at a time
 
 // The smallest multiple of every group's block bytes that is at least kMinSuperblockBytes.
 int64_t superblock_bytes(const CacheSpec& spec);

@@ -1,0 +1,190 @@
+// Prefixes, tables and room. The transaction of a step is in step_transaction.cc, publishing in publish.cc.
+#include "src/cache/kv_cache.h"
+
+#include <algorithm>
+
+#include "src/base/check.h"
+
+namespace quire {
+
+Result<std::unique_ptr<KvCache>> KvCache::create(const CacheSpec& spec, EvictionOrder order) {
+  if (const Status status = validate(spec); !status) return status.error();
+  return std::unique_ptr<KvCache>(new KvCache(spec, order));
+}
+
+KvCache::KvCache(const CacheSpec& spec, EvictionOrder order)
+    : spec_(spec),
+      block_tokens_(spec.groups[0].block_tokens),
+      arena_(spec.arena_bytes, superblock_bytes(spec)),
+      pool_(arena_, spec.groups[0].block_bytes()),
+      tree_(pool_.max_blocks(), block_tokens_),
+      index_(pool_.max_blocks(), order) {}
+
+// ---- namespaces ----
+
+NamespaceId KvCache::open_namespace(const NamespaceKey& key) {
+  const NamespaceId ns = namespaces_.open(key);
+  if (!tree_.root(ns)) tree_.add_root(ns);
+  return ns;
+}
+
+void KvCache::close_namespace(NamespaceId ns) {
+  namespaces_.close(ns);
+  drop_if_unused(ns);
+}
+
+void KvCache::drop_if_unused(NamespaceId ns) {
+  if (namespaces_.in_use(ns) || tree_.num_children(*tree_.root(ns)) > 0) return;
+  tree_.remove_root(ns);
+  namespaces_.forget(ns);
+}
+
+// ---- prefixes ----
+
+int32_t KvCache::lookup(NamespaceId ns, std::span<const TokenId> tokens) const {
+  check(namespaces_.in_use(ns), "a namespace is open while it is used");
+  return tree_.match(*tree_.root(ns), tokens, path_);
+}
+
+BlockTable KvCache::acquire_prefix(NamespaceId ns, std::span<const TokenId> tokens, int32_t max_tokens,
+                                   int64_t now_us) {
+  check(max_tokens >= 0, "max_tokens is not negative");
+  const std::span<const TokenId> wanted = tokens.first(std::min<size_t>(tokens.size(), max_tokens));
+  BlockTable table;
+  table.length_ = table.next_position_ = lookup(ns, wanted);
+  table.blocks_ = path_;
+  for (const BlockId block : table.blocks_) {
+    retain(block);
+    index_.used(block, now_us);
+  }
+  counters_.prefix_queries_tokens += static_cast<int64_t>(tokens.size());
+  counters_.prefix_hit_tokens += table.length_;
+  return table;
+}
+
+// ---- tables ----
+
+BlockTable KvCache::fork(const BlockTable& table) {
+  check(!is_extended_in_open_step(table), "a table that the open step extended is not forked");
+  BlockTable copy;
+  copy.blocks_ = table.blocks_;
+  copy.length_ = table.length_;
+  copy.next_position_ = table.next_position_;
+  for (const BlockId block : copy.blocks_) retain(block);
+  return copy;
+}
+
+void KvCache::truncate(BlockTable& table, int32_t new_length, std::vector<BlockId>& deferred) {
+  check(new_length >= 0 && new_length <= table.length_, "a table is truncated to at most its length");
+  check(!is_extended_in_open_step(table), "a table that the open step extended is not truncated");
+  while (table.num_blocks() > blocks_for(new_length)) {
+    pool_.holder_to_reader(table.blocks_.back());
+    deferred.push_back(table.blocks_.back());
+    table.blocks_.pop_back();
+  }
+  table.next_position_ -= table.length_ - new_length;
+  table.length_ = new_length;
+  if (new_length % block_tokens_ != 0 && pool_.may_write(table.blocks_.back()))
+    pool_.set_filled(table.blocks_.back(), new_length % block_tokens_);
+}
+
+void KvCache::release(BlockTable&& table, int64_t now_us) {
+  check(!is_extended_in_open_step(table), "a table that the open step extended is not released");
+  for (auto block = table.blocks_.rbegin(); block != table.blocks_.rend(); ++block) {
+    if (pool_.num_holders(*block) == 1 && pool_.is_published(*block)) index_.left(*block, now_us);
+    pool_.release(*block);
+    unpin_if_let_go(*block);
+  }
+  table = BlockTable();
+}
+
+void KvCache::release_deferred(std::span<const BlockId> blocks) {
+  for (const BlockId block : blocks) {
+    pool_.release_reader(block);
+    unpin_if_let_go(block);
+  }
+}
+
+bool KvCache::is_extended_in_open_step(const BlockTable& table) const {
+  return std::any_of(undo_.begin(), undo_.end(), [&table](const Undo& undo) { return undo.table == &table; });
+}
+
+// ---- pins ----
+
+bool KvCache::is_pinned(TreeNode node) const {
+  if (tree_.is_root(node)) return true;
+  return pool_.is_held(BlockId{value(node)}) || tree_.num_pinned_children(node) > 0;
+}
+
+void KvCache::retain(BlockId block) {
+  const bool was_pinned = !pool_.is_published(block) || is_pinned(node_of(block));
+  pool_.retain(block);
+  if (!was_pinned) pinned(block);
+}
+
+void KvCache::unpin_if_let_go(BlockId block) {
+  if (pool_.is_published(block) && !is_pinned(node_of(block)) && !index_.contains(block)) unpinned(block);
+}
+
+// Both walk up only as far as something changes. A table holds its whole path, so that is one step but for
+// the last holder.
+void KvCache::pinned(BlockId block) {
+  for (;;) {
+    if (index_.contains(block)) index_.erase(block);
+    const TreeNode parent = tree_.parent(block);
+    const bool parent_was_pinned = is_pinned(parent);
+    ++tree_.num_pinned_children(parent);
+    if (parent_was_pinned) return;
+    block = BlockId{value(parent)};
+  }
+}
+
+void KvCache::unpinned(BlockId block) {
+  for (;;) {
+    index_.insert(block, tree_.num_children(node_of(block)) == 0);
+    const TreeNode parent = tree_.parent(block);
+    --tree_.num_pinned_children(parent);
+    if (is_pinned(parent)) return;
+    block = BlockId{value(parent)};
+  }
+}
+
+// ---- room ----
+
+bool KvCache::make_room(int64_t blocks, int64_t now_us) {
+  if (blocks > num_available()) return false;
+  while (pool_.num_free() < blocks) {
+    const std::optional<BlockId> leaf = index_.victim(now_us);
+    check(leaf.has_value(), "where blocks are evictable one of them is a leaf");
+    evict(*leaf);
+  }
+  return true;
+}
+
+void KvCache::evict(BlockId leaf) {
+  index_.evicted(leaf);
+  detach(leaf);
+  ++counters_.evictions;
+}
+
+void KvCache::detach(BlockId leaf) {
+  const TreeNode parent = tree_.parent(leaf);
+  tree_.erase(leaf);
+  pool_.clear_published(leaf);
+  if (tree_.is_root(parent)) {
+    drop_if_unused(tree_.namespace_of(parent));
+  } else if (tree_.num_children(parent) == 0 && !is_pinned(parent)) {
+    index_.became_leaf(BlockId{value(parent)});
+  }
+}
+
+// ---- figures ----
+
+double KvCache::waste_percent() const {
+  const int64_t slots = pool_.num_held() * block_tokens_;
+  return slots == 0
+             ? 0
+             : 100.0 * static_cast<double>(slots - pool_.filled_slots_held()) / static_cast<double>(slots);
+}
+
+}  // namespace quire

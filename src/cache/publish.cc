@@ -1,0 +1,90 @@
+// What a sequence computed becomes findable. Full blocks join the tree one by one below the last that is
+// there already; a block whose tokens are cached already is a duplicate, and the table changes over to the
+// cached one.
+#include <algorithm>
+
+#include "src/base/check.h"
+#include "src/cache/kv_cache.h"
+
+namespace quire {
+
+struct KvCache::Publication {
+  NamespaceId ns;
+  std::span<const TokenId> tokens;  // as many as are published
+  BlockTable* table;
+  Retention retention;
+  int64_t now_us;
+  std::vector<BlockId>* deferred;
+
+  std::span<const TokenId> of_block(int32_t index, int32_t block_tokens) const {
+    const std::span<const TokenId> rest = tokens.subspan(static_cast<size_t>(index) * block_tokens);
+    return rest.first(std::min<size_t>(rest.size(), block_tokens));
+  }
+};
+
+void KvCache::publish(NamespaceId ns, std::span<const TokenId> tokens, BlockTable& table, int32_t num_tokens,
+                      const Retention& retention, int64_t now_us, std::vector<BlockId>& deferred) {
+  check(num_tokens >= 0 && num_tokens <= table.length_, "no more is published than the table holds");
+  check(num_tokens <= static_cast<int32_t>(tokens.size()), "published slots have their tokens");
+  check(!is_extended_in_open_step(table), "a table that the open step extended is not published");
+  check(namespaces_.in_use(ns), "a namespace is open while it is used");
+  const Publication p{ns, tokens.first(num_tokens), &table, retention, now_us, &deferred};
+  int32_t next_block = 0;
+  TreeNode at = last_published(p, next_block);
+  for (; next_block < blocks_for(num_tokens); ++next_block) at = publish_block(p, at, next_block);
+}
+
+// A held block that is in the tree has its whole path there and the table's entries before it are that path,
+// so the search goes backwards and ends at the first one found.
+TreeNode KvCache::last_published(const Publication& p, int32_t& next_block) const {
+  next_block = static_cast<int32_t>(p.tokens.size()) / block_tokens_;
+  while (next_block > 0 && !pool_.is_published(p.table->blocks_[next_block - 1])) --next_block;
+  if (next_block == 0) return *tree_.root(p.ns);
+  const BlockId last = p.table->blocks_[next_block - 1];
+  check(std::ranges::equal(tree_.tokens(last), p.of_block(next_block - 1, block_tokens_)) &&
+            tree_.depth(last) == next_block - 1,
+        "a published block holds the tokens that its table says");
+  return node_of(last);
+}
+
+TreeNode KvCache::publish_block(const Publication& p, TreeNode parent, int32_t index) {
+  const BlockId own = p.table->blocks_[index];
+  if (pool_.is_published(own))
+    return node_of(own);  // a partial tail that came from the tree and was not written since
+  const std::span<const TokenId> tokens = p.of_block(index, block_tokens_);
+  const PrefixTree::Nearest nearest = tree_.nearest(parent, tokens);
+  if (nearest.shared == static_cast<int32_t>(tokens.size())) {
+    adopt(p, index, nearest.block);
+    return node_of(nearest.block);
+  }
+  const bool superseded = nearest.block != kNoBlock && nearest.shared == tree_.num_tokens(nearest.block);
+  tree_.insert(parent, own, tokens);
+  pool_.set_published(own);
+  index_.describe(own, p.retention, p.now_us);
+  pinned(own);
+  if (superseded) supersede(nearest.block);
+  return node_of(own);
+}
+
+// The cached block holds these tokens, perhaps more: the table takes it in place of its own.
+void KvCache::adopt(const Publication& p, int32_t index, BlockId other) {
+  BlockId& entry = p.table->blocks_[index];
+  retain(other);
+  index_.strengthen(other, p.retention, p.now_us);
+  pool_.holder_to_reader(entry);
+  p.deferred->push_back(entry);
+  entry = other;
+  ++counters_.duplicates_merged;
+}
+
+// A partial block whose tokens all stand at the start of a new sibling is found no more.
+void KvCache::supersede(BlockId leaf) {
+  if (index_.contains(leaf)) {
+    index_.erase(leaf);
+  } else {
+    --tree_.num_pinned_children(tree_.parent(leaf));  // never its last: the new sibling is held
+  }
+  detach(leaf);
+}
+
+}  // namespace quire
