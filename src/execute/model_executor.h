@@ -17,17 +17,18 @@ namespace quire {
 struct OpenedExecutor {
   std::unique_ptr<Executor> executor;
   ModelSpec spec;
-  int32_t num_blocks = 0;    // of the cache; a plan names blocks [0, num_blocks)
-  int64_t block_bytes = 0;   // all layers, K and V
-  EngineConfig config;       // every 0 / "auto" resolved
-  std::string device;        // "AMD EPYC ... (2 threads, avx512bf16)", "NVIDIA H100 80GB HBM3"
-  std::string dtype;         // of the activations: "f32", "bf16", "f16"
+  int32_t num_blocks = 0;   // of the cache; a plan names blocks [0, num_blocks)
+  int64_t block_bytes = 0;  // all layers, K and V
+  EngineConfig config;      // every 0 / "auto" resolved
+  std::string device;       // "AMD EPYC ... (2 threads, avx512bf16)", "NVIDIA H100 80GB HBM3"
+  std::string dtype;        // of the activations: "f32", "bf16", "f16"
   DType kv_dtype = DType::kF32;
-  std::string memory_plan;   // a table, one line per item, for the start log
+  std::string memory_plan;  // a table, one line per item, for the start log
 };
 
-// Errors: a bad model directory (file, tensor or field named), an unknown device, an option out of range, or no room for
-// the weights, the workspace and a cache that holds one sequence of max_context_tokens (the sum is in the message).
+// Errors: a bad model directory (file, tensor or field named), an unknown device, an option out of range, or
+// no room for the weights, the workspace and a cache that holds one sequence of max_context_tokens (the sum
+// is in the message).
 Result<OpenedExecutor> open_executor(const EngineConfig& config);
 
 }  // namespace quire

@@ -1,4 +1,5 @@
-// What was understood of a config.json: every number the forward pass and the cache need, nothing else. A value.
+// What was understood of a config.json: every number the forward pass and the cache need, nothing else. A
+// value.
 #pragma once
 
 #include <cstdint>
@@ -16,11 +17,18 @@ struct RopeSpec {
   double theta = 10000.0;
   RopeScaling scaling = RopeScaling::kNone;
   double factor = 1.0;
-  double original_max_position = 0;  // yarn, llama3, dynamic
-  double low_freq_factor = 1.0, high_freq_factor = 4.0;        // llama3
-  double beta_fast = 32.0, beta_slow = 1.0;                    // yarn
+  double original_max_position = 0;                                // yarn, llama3, dynamic
+  double low_freq_factor = 1.0, high_freq_factor = 4.0;            // llama3
+  double beta_fast = 32.0, beta_slow = 1.0;                        // yarn
   std::optional<double> attention_factor, mscale, mscale_all_dim;  // yarn
-  bool truncate = true;                                        // yarn: round the correction range to whole dimensions
+  bool truncate = true;  // yarn: round the correction range to whole dimensions
+};
+
+// What generation_config.json says of sampling where a request says nothing; absent fields say nothing.
+struct GenerationDefaults {
+  std::optional<double> temperature, top_p, min_p, typical_p, repetition_penalty;
+  std::optional<int32_t> top_k;
+  std::optional<bool> do_sample;
 };
 
 struct ModelSpec {
@@ -31,7 +39,7 @@ struct ModelSpec {
   int32_t max_positions = 0;
   float norm_eps = 1e-5f;
   bool qkv_bias = false, o_bias = false, mlp_bias = false;
-  bool qk_norm = false;      // RMSNorm on each q and k head (Qwen3)
+  bool qk_norm = false;  // RMSNorm on each q and k head (Qwen3)
   bool tied_embeddings = false;
   RopeSpec rope;
   std::vector<int32_t> window;     // per layer; 0 = full attention
@@ -39,8 +47,11 @@ struct ModelSpec {
   DType checkpoint_dtype = DType::kBF16;  // what torch_dtype / dtype names; tensors tell their own
   std::vector<int32_t> eos_token_ids;
   int32_t bos_token_id = -1;
+  GenerationDefaults generation;
 
-  int64_t kv_bytes_per_token(DType kv) const { return 2ll * num_layers * num_kv_heads * head_dim * bytes_of(kv); }
+  int64_t kv_bytes_per_token(DType kv) const {
+    return 2ll * num_layers * num_kv_heads * head_dim * bytes_of(kv);
+  }
   int64_t num_parameters() const;
 };
 

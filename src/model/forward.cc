@@ -1,0 +1,234 @@
+#include "src/model/forward.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "src/base/check.h"
+#include "src/model/rope_table.h"
+
+namespace quire {
+namespace {
+
+struct Widths {  // elements a row
+  int64_t hidden, qkv, attention, gate_up, product;
+};
+
+Widths widths_of(const ModelSpec& s) {
+  const int64_t q = int64_t{s.num_q_heads} * s.head_dim, kv = int64_t{s.num_kv_heads} * s.head_dim;
+  return {s.hidden_size, q + 2 * kv, q, 2 * int64_t{s.intermediate_size}, s.intermediate_size};
+}
+
+int64_t rows_of(const ForwardLimits& limits) {
+  return std::max(limits.max_rows, limits.max_logits_rows);
+}
+
+const float* floats(const DeviceBuffer& buffer) {
+  return buffer.as<const float>();
+}
+
+}  // namespace
+
+int64_t ForwardPass::workspace_bytes(const ModelSpec& spec, const ForwardLimits& limits, DType activations) {
+  const Widths w = widths_of(spec);
+  const int64_t all = 3 * w.hidden + w.qkv + w.attention + w.gate_up + w.product,
+                kept = w.hidden + w.attention;
+  const int64_t rope = int64_t{limits.max_context_tokens} * spec.head_dim * bytes_of(DType::kF32);
+  return (rows_of(limits) * all + limits.max_logits_rows * kept) * bytes_of(activations) + rope;
+}
+
+ForwardPass::ForwardPass(Kernels& kernels, const ModelSpec& spec, Weights weights,
+                         const ForwardLimits& limits, const KvLayout& layout, char* arena)
+    : kernels_(kernels),
+      spec_(spec),
+      weights_(std::move(weights)),
+      limits_(limits),
+      layout_(layout),
+      arena_(arena) {}
+
+Result<std::unique_ptr<ForwardPass>> ForwardPass::create(Kernels& kernels, const ModelSpec& spec,
+                                                         Weights weights, const ForwardLimits& limits,
+                                                         const KvLayout& layout, char* arena) {
+  check(limits.max_context_tokens <= spec.max_positions,
+        "forward: max_context_tokens above the model's positions");
+  check(layout.num_layers == spec.num_layers && layout.num_kv_heads == spec.num_kv_heads &&
+            layout.head_dim == spec.head_dim,
+        "forward: the layout of the cache is not the model's");
+  for (int32_t i = 0; i < spec.num_layers; ++i) {
+    check(spec.kv_source[static_cast<size_t>(i)] == i,
+          "forward: these families compute K and V in every layer");
+  }
+  std::unique_ptr<ForwardPass> pass(
+      new ForwardPass(kernels, spec, std::move(weights), limits, layout, arena));
+  if (Status allocated = pass->allocate(); !allocated) return allocated.error();
+  return pass;
+}
+
+Status ForwardPass::allocate() {
+  const Widths w = widths_of(spec_);
+  const int64_t rows = rows_of(limits_), element = bytes_of(kernels_.options().activations);
+  const int64_t table_elements = int64_t{limits_.max_context_tokens} * spec_.head_dim;
+  const std::pair<DeviceBuffer*, int64_t> buffers[] = {
+      {&residual_, rows * w.hidden * element},
+      {&normed_, rows * w.hidden * element},
+      {&delta_, rows * w.hidden * element},
+      {&qkv_, rows * w.qkv * element},
+      {&attention_, rows * w.attention * element},
+      {&gate_up_, rows * w.gate_up * element},
+      {&product_, rows * w.product * element},
+      {&kept_residual_, limits_.max_logits_rows * w.hidden * element},
+      {&kept_attention_, limits_.max_logits_rows * w.attention * element},
+      {&rope_table_, table_elements * bytes_of(DType::kF32)}};
+  for (const auto& [buffer, bytes] : buffers) {
+    Result<DeviceBuffer> memory = kernels_.device().allocate(bytes, "workspace of the forward pass");
+    if (!memory) return memory.error();
+    *buffer = std::move(*memory);
+  }
+  std::vector<float> table(static_cast<size_t>(table_elements));
+  fill_rope_table(spec_.rope, spec_.head_dim, limits_.max_context_tokens, table);
+  kernels_.device().copy_to_device(rope_table_.data(), table.data(), rope_table_.bytes());
+  kernels_.device().synchronize();
+  return kernels_.reserve(rows, limits_.max_sequences, spec_.num_q_heads, spec_.head_dim,
+                          limits_.max_context_tokens);
+}
+
+void ForwardPass::check_step(const StepArrays& step) const {
+  const auto at_most = [](const char* what, int64_t got, int64_t limit) {
+    if (got > limit) [[unlikely]]
+      check_failed(fmt::format("forward: {} is {}, at most {}", what, got, limit), __FILE__, __LINE__);
+  };
+  at_most("rows", step.rows, limits_.max_rows);
+  at_most("num_sequences", step.num_sequences, limits_.max_sequences);
+  at_most("max_length", step.max_length, limits_.max_context_tokens);
+  at_most("num_logits_rows", step.num_logits_rows, limits_.max_logits_rows);
+  check(!step.all_rows_have_logits || step.num_logits_rows == step.rows,
+        "forward: all rows have logits, but their counts differ");
+}
+
+void ForwardPass::run(const StepArrays& step) {
+  check_step(step);
+  num_logits_rows_ = step.num_logits_rows;
+  kernels_.embed({.ids = step.ids,
+                  .table = weights_.embedding.data(),
+                  .table_dtype = weights_.embedding_dtype,
+                  .out = residual_.data(),
+                  .rows = step.rows,
+                  .hidden = spec_.hidden_size});
+  const int32_t last = spec_.num_layers - 1;
+  for (int32_t layer = 0; layer < last; ++layer) {
+    run_projection(step, layer, layer == 0);
+    run_attention(step, layer);
+    const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
+    matmul(attention_.data(), *w.o, w.o_bias, delta_.data(), step.rows);
+    run_mlp(w, {residual_.as<char>(), step.rows});
+  }
+  run_projection(step, last, last == 0);
+  if (step.num_logits_rows == 0) return;
+  run_attention(step, last);
+  const LayerWeights& w = weights_.layers[static_cast<size_t>(last)];
+  const Rows kept = keep_logits_rows(step);
+  matmul(step.all_rows_have_logits ? attention_.data() : kept_attention_.data(), *w.o, w.o_bias,
+         delta_.data(), kept.count);
+  run_mlp(w, kept);
+  norm(kept, delta_.data(), weights_.final_norm, normed_.data());
+}
+
+void ForwardPass::logits(int64_t first, int64_t count, float* out) {
+  check(first >= 0 && first + count <= num_logits_rows_,
+        "forward: logits of rows that the step did not keep");
+  const int64_t row_bytes = spec_.hidden_size * bytes_of(kernels_.options().activations);
+  kernels_.matmul({.x = normed_.as<char>() + first * row_bytes,
+                   .weight = weights_.lm_head.get(),
+                   .out = out,
+                   .out_f32 = true,
+                   .m = count});
+}
+
+// residual += what the layer before left in delta; q | k | v; rotation; K and V into their blocks.
+void ForwardPass::run_projection(const StepArrays& step, int32_t layer, bool first) {
+  const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
+  norm({residual_.as<char>(), step.rows}, first ? nullptr : delta_.data(), w.input_norm, normed_.data());
+  matmul(normed_.data(), *w.qkv, w.qkv_bias, qkv_.data(), step.rows);
+  kernels_.rope_kv_write({.qkv = qkv_.data(),
+                          .positions = step.positions,
+                          .slots = step.slots,
+                          .cos_sin = floats(rope_table_),
+                          .rotary_dim = spec_.head_dim,
+                          .q_norm = floats(w.q_norm),
+                          .k_norm = floats(w.k_norm),
+                          .norm_eps = spec_.norm_eps,
+                          .arena = arena_ + layer * layout_.layer_stride(),
+                          .layout = layout_,
+                          .num_q_heads = spec_.num_q_heads,
+                          .num_kv_heads = spec_.num_kv_heads,
+                          .head_dim = spec_.head_dim,
+                          .rows = step.rows});
+}
+
+void ForwardPass::run_attention(const StepArrays& step, int32_t layer) {
+  const Widths w = widths_of(spec_);
+  kernels_.attention({.q = qkv_.data(),
+                      .q_stride = w.qkv,
+                      .out = attention_.data(),
+                      .arena = arena_ + layer * layout_.layer_stride(),
+                      .layout = layout_,
+                      .num_q_heads = spec_.num_q_heads,
+                      .num_kv_heads = spec_.num_kv_heads,
+                      .head_dim = spec_.head_dim,
+                      .scale = 1.0f / std::sqrt(static_cast<float>(spec_.head_dim)),
+                      .window = spec_.window[static_cast<size_t>(layer)],
+                      .num_sequences = step.num_sequences,
+                      .rows = step.rows,
+                      .max_rows = step.max_rows,
+                      .max_length = step.max_length,
+                      .query_start = step.query_start,
+                      .lengths = step.lengths,
+                      .block_table = step.block_table,
+                      .table_stride = step.table_stride});
+}
+
+ForwardPass::Rows ForwardPass::keep_logits_rows(const StepArrays& step) {
+  if (step.all_rows_have_logits) return {residual_.as<char>(), step.rows};
+  gather(step, residual_.data(), spec_.hidden_size, kept_residual_.data());
+  gather(step, attention_.data(), int64_t{spec_.num_q_heads} * spec_.head_dim, kept_attention_.data());
+  return {kept_residual_.as<char>(), step.num_logits_rows};
+}
+
+// A gather of rows is an embedding lookup in the activations.
+void ForwardPass::gather(const StepArrays& step, const void* source, int64_t width, void* out) {
+  kernels_.embed({.ids = step.logits_rows,
+                  .table = source,
+                  .table_dtype = kernels_.options().activations,
+                  .out = out,
+                  .rows = step.num_logits_rows,
+                  .hidden = width});
+}
+
+// residual += the attention's output, in delta; delta = the MLP's output, not yet added.
+void ForwardPass::run_mlp(const LayerWeights& w, const Rows& rows) {
+  norm(rows, delta_.data(), w.post_norm, normed_.data());
+  matmul(normed_.data(), *w.gate_up, w.gate_up_bias, gate_up_.data(), rows.count);
+  kernels_.silu_mul({.gate_up = gate_up_.data(),
+                     .out = product_.data(),
+                     .rows = rows.count,
+                     .width = spec_.intermediate_size});
+  matmul(product_.data(), *w.down, w.down_bias, delta_.data(), rows.count);
+}
+
+void ForwardPass::norm(const Rows& rows, const void* delta, const DeviceBuffer& weight, void* out) {
+  kernels_.add_rms_norm({.residual = rows.residual,
+                         .delta = delta,
+                         .weight = floats(weight),
+                         .out = out,
+                         .eps = spec_.norm_eps,
+                         .rows = rows.count,
+                         .hidden = spec_.hidden_size});
+}
+
+void ForwardPass::matmul(const void* x, const MatmulWeight& weight, const DeviceBuffer& bias, void* out,
+                         int64_t m) {
+  kernels_.matmul({.x = x, .weight = &weight, .bias = floats(bias), .out = out, .m = m});
+}
+
+}  // namespace quire

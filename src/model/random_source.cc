@@ -1,0 +1,116 @@
+#include <fmt/format.h>
+
+#include <charconv>
+#include <cmath>
+#include <thread>
+
+#include "src/model/weight_source.h"
+
+namespace quire {
+namespace {
+
+// splitmix64's finaliser: a value is a function of (key, index), so any thread can make any part.
+uint64_t mix(uint64_t z) {
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+  return z ^ (z >> 31);
+}
+
+uint64_t key_of(uint64_t seed, std::string_view name) {
+  uint64_t key = mix(seed + 0x9E3779B97F4A7C15ull);
+  for (const char c : name) key = mix(key ^ static_cast<uint8_t>(c)) + 0x9E3779B97F4A7C15ull;
+  return key;
+}
+
+void store(std::byte* out, DType dtype, int64_t i, float x) {
+  if (dtype == DType::kF32)
+    reinterpret_cast<float*>(out)[i] = x;
+  else if (dtype == DType::kBF16)
+    reinterpret_cast<uint16_t*>(out)[i] = f32_to_bf16(x);
+  else
+    reinterpret_cast<uint16_t*>(out)[i] = f32_to_f16(x);
+}
+
+// Elements [first, last): four from one hash, 16 bits each, uniform in (-limit, limit).
+void fill_range(std::byte* out, DType dtype, uint64_t key, float limit, int64_t first, int64_t last) {
+  const float scale = limit / 32768.0f;
+  for (int64_t i = first; i < last; i += 4) {
+    const uint64_t bits = mix(key + static_cast<uint64_t>(i / 4) * 0x9E3779B97F4A7C15ull);
+    for (int64_t k = 0; k < 4 && i + k < last; ++k) {
+      const auto level = static_cast<float>((bits >> (16 * k)) & 0xffffu);
+      store(out, dtype, i + k, (level - 32767.5f) * scale);
+    }
+  }
+}
+
+void fill_in_parallel(std::byte* out, DType dtype, uint64_t key, float limit, int64_t count, int threads) {
+  constexpr int64_t kLeastPerThread = 1 << 18;
+  const int64_t parts = std::clamp<int64_t>(count / kLeastPerThread, 1, threads);
+  const int64_t step = (count / parts + 3) / 4 * 4;
+  std::vector<std::jthread> workers;
+  for (int64_t p = 1; p < parts; ++p) {
+    workers.emplace_back(
+        [=] { fill_range(out, dtype, key, limit, p * step, p + 1 == parts ? count : (p + 1) * step); });
+  }
+  fill_range(out, dtype, key, limit, 0, parts == 1 ? count : step);
+}
+
+class RandomSource final : public WeightSource {
+ public:
+  RandomSource(const ModelSpec& spec, uint64_t seed, int threads)
+      : spec_(spec), seed_(seed), threads_(threads) {}
+
+  DType dtype_of(const TensorSlot&) const override { return spec_.checkpoint_dtype; }
+
+  HostTensor tensor(const TensorSlot& slot) override {
+    const DType dtype = dtype_of(slot);
+    const int64_t count = slot.rows() * slot.cols();
+    HostTensor out;
+    out.storage = std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(count * bytes_of(dtype)));
+    out.matrix = {.data = out.storage.get(), .dtype = dtype, .rows = slot.rows(), .cols = slot.cols()};
+    if (slot.kind == TensorKind::kNorm) {
+      for (int64_t i = 0; i < count; ++i) store(out.storage.get(), dtype, i, 1.0f);
+      return out;
+    }
+    fill_in_parallel(out.storage.get(), dtype, key_of(seed_, slot.name), limit_of(slot), count, threads_);
+    return out;
+  }
+
+ private:
+  // A uniform number in (-a, a) has variance a^2 / 3.
+  float limit_of(const TensorSlot& slot) const {
+    if (slot.kind == TensorKind::kBias) return 0.1f;
+    double variance = 1.0 / static_cast<double>(slot.cols());
+    if (slot.writes_residual) variance /= 2.0 * spec_.num_layers;
+    return static_cast<float>(std::sqrt(3.0 * variance));
+  }
+
+  ModelSpec spec_;
+  uint64_t seed_;
+  int threads_;
+};
+
+}  // namespace
+
+std::unique_ptr<WeightSource> make_random_source(const ModelSpec& spec, uint64_t seed, int threads) {
+  return std::make_unique<RandomSource>(spec, seed, std::max(threads, 1));
+}
+
+Result<std::unique_ptr<WeightSource>> open_weight_source(const std::string& weights,
+                                                         const std::string& model_dir, const ModelSpec& spec,
+                                                         int threads) {
+  constexpr std::string_view kRandom = "random";
+  if (weights == "checkpoint") return open_checkpoint_source(model_dir, spec);
+  if (weights == kRandom) return make_random_source(spec, 0, threads);
+  uint64_t seed = 0;
+  if (weights.starts_with("random:")) {
+    const char* first = weights.data() + kRandom.size() + 1;
+    const char* last = weights.data() + weights.size();
+    const auto [end, fault] = std::from_chars(first, last, seed);
+    if (fault == std::errc() && end == last) return make_random_source(spec, seed, threads);
+  }
+  return invalid(fmt::format("weights is `{}`; `checkpoint`, `random` or `random:SEED` is wanted", weights),
+                 "weights");
+}
+
+}  // namespace quire

@@ -1,0 +1,141 @@
+#include "src/model/weights.h"
+
+#include <fmt/format.h>
+
+#include <optional>
+#include <unordered_map>
+
+#include "src/base/check.h"
+
+namespace quire {
+namespace {
+
+// Loads slots by name; the first fault is kept and later loads do nothing, so that the reader below stays a
+// list.
+class Loader {
+ public:
+  Loader(WeightSource& source, const ModelSpec& spec, Kernels& kernels) : source_(source), kernels_(kernels) {
+    for (TensorSlot& slot : all_slots(spec)) {
+      std::string name = slot.name;
+      slots_.emplace(std::move(name), std::move(slot));
+    }
+  }
+
+  std::unique_ptr<MatmulWeight> matrix(std::initializer_list<std::string> names) {
+    if (fault_) return nullptr;
+    std::vector<HostTensor> parts;
+    std::vector<HostMatrix> matrices;
+    for (const std::string& name : names) {
+      parts.push_back(source_.tensor(slot(name)));
+      matrices.push_back(parts.back().matrix);
+    }
+    Result<std::unique_ptr<MatmulWeight>> packed = kernels_.pack(matrices);
+    if (packed) return std::move(*packed);
+    fault_ = packed.error();
+    return nullptr;
+  }
+
+  // One vector after another, as f32.
+  DeviceBuffer vector(std::initializer_list<std::string> names) {
+    std::vector<float> values;
+    for (const std::string& name : names) append_floats(source_.tensor(slot(name)).matrix, values);
+    return upload(values.data(), static_cast<int64_t>(values.size() * sizeof(float)), "norms and biases");
+  }
+
+  DeviceBuffer table(const std::string& name, DType& dtype) {
+    const HostTensor t = source_.tensor(slot(name));
+    dtype = t.matrix.dtype;
+    return upload(t.matrix.data, t.matrix.rows * t.matrix.cols * bytes_of(dtype), "embedding");
+  }
+
+  const std::optional<Error>& fault() const { return fault_; }
+
+ private:
+  const TensorSlot& slot(const std::string& name) const {
+    const auto it = slots_.find(name);
+    if (it != slots_.end()) return it->second;
+    check_failed(fmt::format("weights: the model has no tensor {}", name), __FILE__, __LINE__);
+  }
+
+  static void append_floats(const HostMatrix& m, std::vector<float>& out) {
+    const auto* halves = static_cast<const uint16_t*>(m.data);
+    for (int64_t i = 0; i < m.rows * m.cols; ++i) {
+      if (m.dtype == DType::kF32)
+        out.push_back(static_cast<const float*>(m.data)[i]);
+      else
+        out.push_back(m.dtype == DType::kBF16 ? bf16_to_f32(halves[i]) : f16_to_f32(halves[i]));
+    }
+  }
+
+  DeviceBuffer upload(const void* host, int64_t bytes, const char* what) {
+    if (fault_) return {};
+    Result<DeviceBuffer> buffer = kernels_.device().allocate(bytes, what);
+    if (!buffer) {
+      fault_ = buffer.error();
+      return {};
+    }
+    kernels_.device().copy_to_device(buffer->data(), host, bytes);
+    kernels_.device().synchronize();  // `host` may be a temporary
+    return std::move(*buffer);
+  }
+
+  WeightSource& source_;
+  Kernels& kernels_;
+  std::unordered_map<std::string, TensorSlot> slots_;
+  std::optional<Error> fault_;
+};
+
+LayerWeights load_layer(Loader& load, const ModelSpec& spec, int32_t layer) {
+  const auto name = [&](const char* rest) { return layer_tensor_name(layer, rest); };
+  LayerWeights w;
+  w.input_norm = load.vector({name("input_layernorm.weight")});
+  w.post_norm = load.vector({name("post_attention_layernorm.weight")});
+  w.qkv = load.matrix(
+      {name("self_attn.q_proj.weight"), name("self_attn.k_proj.weight"), name("self_attn.v_proj.weight")});
+  w.o = load.matrix({name("self_attn.o_proj.weight")});
+  w.gate_up = load.matrix({name("mlp.gate_proj.weight"), name("mlp.up_proj.weight")});
+  w.down = load.matrix({name("mlp.down_proj.weight")});
+  if (spec.qkv_bias)
+    w.qkv_bias = load.vector(
+        {name("self_attn.q_proj.bias"), name("self_attn.k_proj.bias"), name("self_attn.v_proj.bias")});
+  if (spec.o_bias) w.o_bias = load.vector({name("self_attn.o_proj.bias")});
+  if (spec.mlp_bias) w.gate_up_bias = load.vector({name("mlp.gate_proj.bias"), name("mlp.up_proj.bias")});
+  if (spec.mlp_bias) w.down_bias = load.vector({name("mlp.down_proj.bias")});
+  if (spec.qk_norm) w.q_norm = load.vector({name("self_attn.q_norm.weight")});
+  if (spec.qk_norm) w.k_norm = load.vector({name("self_attn.k_norm.weight")});
+  return w;
+}
+
+}  // namespace
+
+Result<Weights> load_weights(WeightSource& source, const ModelSpec& spec, Kernels& kernels) {
+  Loader load(source, spec, kernels);
+  Weights weights;
+  const std::string embedding = embedding_slot(spec).name;
+  weights.embedding = load.table(embedding, weights.embedding_dtype);
+  for (int32_t i = 0; i < spec.num_layers && !load.fault(); ++i)
+    weights.layers.push_back(load_layer(load, spec, i));
+  weights.final_norm = load.vector({final_norm_slot(spec).name});
+  weights.lm_head = load.matrix({spec.tied_embeddings ? embedding : lm_head_slot(spec).name});
+  if (load.fault()) return *load.fault();
+  return weights;
+}
+
+int64_t weight_bytes(const WeightSource& source, const ModelSpec& spec, bool widens_f16) {
+  int64_t sum = 0;
+  for (const TensorSlot& slot : all_slots(spec)) {
+    const DType dtype = source.dtype_of(slot);
+    const int64_t count = slot.rows() * slot.cols();
+    const int64_t stored = count * bytes_of(dtype);
+    const int64_t packed = dtype == DType::kF16 && widens_f16 ? count * 4 : stored;
+    if (slot.kind == TensorKind::kMatrix)
+      sum += packed;
+    else if (slot.kind == TensorKind::kEmbedding)
+      sum += stored + (spec.tied_embeddings ? packed : 0);
+    else
+      sum += count * 4;
+  }
+  return sum;
+}
+
+}  // namespace quire
