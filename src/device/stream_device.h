@@ -1,0 +1,43 @@
+// A device whose work is queued on one stream: CUDA, or the host shim that runs the CUDA kernels (kernels/cuda/host_device.h).
+// One executor thread owns it. Between begin_capture() and end_capture() everything that goes to the stream, copies
+// included, is recorded instead of run; nothing may allocate or synchronise then.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "src/device/device.h"
+
+namespace quire {
+
+// Work that was captured, ready to be run again. Kernel arguments are frozen: what changes from run to run is read from
+// device memory.
+class CapturedGraph {
+ public:
+  virtual ~CapturedGraph() = default;
+};
+
+// A mark on the stream. Reusable: record() moves it.
+class StreamEvent {
+ public:
+  virtual ~StreamEvent() = default;
+  virtual void record() = 0;
+  virtual bool reached() = 0;                                     // has the stream passed it?
+  virtual void wait() = 0;                                        // blocks the host until it has
+  virtual double ms_since(const StreamEvent& earlier) const = 0;  // both reached
+};
+
+class StreamDevice : public Device {
+ public:
+  virtual void* stream() const = 0;  // cudaStream_t, or shim::HostStream*
+  virtual void begin_capture() = 0;
+  virtual std::unique_ptr<CapturedGraph> end_capture() = 0;
+  virtual void run(const CapturedGraph& graph) = 0;  // on the stream
+  virtual std::unique_ptr<StreamEvent> make_event() = 0;
+  virtual void set_zero(void* target, int64_t bytes) = 0;
+  virtual void copy_on_device(void* target, const void* source, int64_t bytes) = 0;
+  // Free memory now, in bytes: after the weights are loaded it says what is left for the cache.
+  virtual int64_t free_bytes() const = 0;
+};
+
+}  // namespace quire
