@@ -1,0 +1,64 @@
+// One running continuation of a request, as the scheduler keeps it. Engine thread only.
+//
+// Positions of a sequence, in order:
+//   0 .. num_computed    K and V written by committed steps
+//     .. num_planned     and by submitted ones (== table.length())
+//     .. tokens.size()   ids known on the host
+//     .. goal()          and those that submitted steps are sampling
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "quire/request.h"
+#include "src/base/ids.h"
+#include "src/cache/block_table.h"
+
+namespace quire {
+
+struct SequenceGroup;
+
+enum class SequenceState : uint8_t {
+  kWaiting,    // its group has not been admitted
+  kRunning,    // holds blocks; steps may name it
+  kPreempted,  // gave its blocks back and will recompute them
+  kFinished,   // has a reason; goes once no submitted step names it
+};
+
+// Groups that wait until a running sequence has published their common prefix, instead of computing it too.
+struct PrefixWaiter {
+  SequenceGroup* group = nullptr;
+  int32_t until_published = 0;  // tokens
+};
+
+struct Sequence {
+  SequenceId id{};
+  SequenceGroup* group = nullptr;
+  int32_t index = 0;  // which of the request's continuations
+  SequenceState state = SequenceState::kWaiting;
+  FinishReason finish = FinishReason::kNone;
+  uint64_t seed = 0;
+
+  std::vector<TokenId> tokens;  // prompt + committed output
+  int32_t num_prompt_tokens = 0;
+  BlockTable table;
+  int32_t num_planned = 0;
+  int32_t num_computed = 0;
+  int32_t num_published = 0;
+  int32_t num_pending = 0;    // samples of submitted steps, not committed yet
+  int32_t num_in_flight = 0;  // submitted steps that name it
+  bool joined = false;        // the executor has, or is about to get, its sampler state
+  bool planned_now = false;   // by the step that is being planned
+
+  double sum_logprob = 0;                    // of the output, natural log
+  std::vector<TokenLogprob> beam_logprobs;   // of the output; beams only, others stream theirs
+  std::vector<PrefixWaiter> waiters;
+
+  int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
+  int32_t num_output_tokens() const { return num_tokens() - num_prompt_tokens; }
+  int32_t goal() const { return num_tokens() + num_pending; }
+  bool running() const { return state == SequenceState::kRunning; }
+  bool finished() const { return state == SequenceState::kFinished; }
+};
+
+}  // namespace quire

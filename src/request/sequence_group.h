@@ -1,0 +1,103 @@
+// A request inside the engine: its n samples or beams, admitted, forked, preempted and ended as its kind wants.
+// Made at admission, owned by the scheduler, engine thread only.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "quire/request.h"
+#include "src/cache/namespaces.h"
+#include "src/request/sequence.h"
+
+namespace quire {
+
+inline constexpr int64_t kNoDeadline = std::numeric_limits<int64_t>::max();
+
+struct TenantShare;
+
+// A finished beam: what it generated and its score = sum of logprobs / length ^ length_penalty.
+struct BeamHypothesis {
+  std::vector<TokenId> tokens;  // output only, the ending id included
+  std::vector<TokenLogprob> logprobs;
+  FinishReason finish = FinishReason::kLength;
+  double score = 0;
+};
+
+enum class GroupState : uint8_t { kWaiting, kAdmitted, kEnded };
+
+// When things happened to a request; us of the engine's clock, -1 = not yet.
+struct GroupTimes {
+  int64_t arrival_us = 0, first_step_us = -1, first_token_us = -1;
+};
+
+struct SequenceGroup {
+  RequestId request = 0;
+  std::shared_ptr<const SamplingParams> sampling;
+  std::vector<TokenId> eos_token_ids;
+  std::vector<TokenId> end_ids;  // ids that end a sequence: end-of-sequence unless ignored, and stop_token_ids; sorted
+  std::string tenant;
+  TenantShare* share = nullptr;  // the tenant's counter, while queued or running
+  int32_t priority = 0;
+  uint64_t order = 0;            // of arrival
+  int64_t deadline_us = kNoDeadline;
+  NamespaceId ns{};
+  bool share_prefix = true;      // read and publish cached prefixes
+  int32_t max_total_tokens = 0;  // prompt + output
+
+  GroupState state = GroupState::kWaiting;
+  bool paused = false;
+  bool parked = false;           // waiting, but outside the queue: paused, or until another has computed its prefix
+  bool forked = false;           // the samples exist (n > 1), or the beams have started
+  Sequence* parked_on = nullptr; // the sequence that computes its prefix
+  std::vector<std::unique_ptr<Sequence>> sequences;  // [0] runs the prompt; beams come and go
+  std::vector<BeamHypothesis> finished_beams;        // best first, at most beam_width
+  int32_t next_index = 0;
+
+  int32_t cached_tokens = 0;     // of the prompt, from the prefix cache
+  int32_t num_output_tokens = 0; // committed, over all sequences
+  KvUsage kv;
+  GroupTimes times;
+  std::vector<TokenLogprob> prompt_logprobs;  // by position; filled while the prompt runs
+  bool prompt_reported = false;
+
+  bool is_beam() const { return sampling->beam_width > 0; }
+  int32_t num_slots() const { return sampling->num_sequences(); }                // running at once, at most
+  int32_t num_reported() const { return is_beam() ? sampling->n : num_slots(); }  // sequence ends that delivery gets
+  int32_t num_prompt_tokens() const { return sequences.front()->num_prompt_tokens; }
+  bool wants_prompt_logprobs() const { return sampling->prompt_logprobs >= 0 && !prompt_reported; }
+};
+
+// Fewest come first: priority (lower runs first), then arrival.
+inline bool runs_before(const SequenceGroup& a, const SequenceGroup& b) {
+  return a.priority != b.priority ? a.priority < b.priority : a.order < b.order;
+}
+inline bool runs_before(const Sequence& a, const Sequence& b) {
+  if (a.group == b.group) return a.index < b.index;
+  return runs_before(*a.group, *b.group);
+}
+
+// What admission makes of a request.
+struct GroupSetup {
+  RequestId request = 0;
+  std::shared_ptr<const SamplingParams> sampling;
+  std::vector<TokenId> prompt;
+  std::vector<TokenId> eos_token_ids;
+  std::string tenant;
+  int32_t priority = 0;
+  uint64_t order = 0;
+  int64_t arrival_us = 0;
+  int64_t deadline_us = kNoDeadline;
+  NamespaceId ns{};
+  bool share_prefix = true;
+  uint64_t seed = 0;  // resolved; sample i draws from a seed derived from it and i
+  SequenceId first_sequence{};
+};
+std::unique_ptr<SequenceGroup> make_group(GroupSetup setup);
+
+// Sample 0 keeps the request's seed, so that n = 1 and the first of n > 1 draw alike.
+uint64_t seed_of_sample(uint64_t seed, int32_t index);
+
+}  // namespace quire

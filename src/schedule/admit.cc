@@ -1,0 +1,167 @@
+// Who comes in: preempted sequences first, then the queue. Nobody overtakes the head of the queue for want of room, so a large
+// request is not starved by small ones; a request whose prefix is being computed steps aside until it is.
+#include <algorithm>
+#include <cmath>
+
+#include "src/base/check.h"
+#include "src/schedule/scheduler.h"
+
+namespace quire {
+namespace {
+
+int64_t blocks_for(int64_t tokens, int32_t block_tokens) { return (tokens + block_tokens - 1) / block_tokens; }
+
+}  // namespace
+
+Sequence* Scheduler::first_preempted() const {
+  const auto it = std::find_if(preempted_.begin(), preempted_.end(), [](const Sequence* s) { return !s->group->paused; });
+  return it == preempted_.end() ? nullptr : *it;
+}
+
+void Scheduler::admit(StepTransaction& step, int64_t now_us) {
+  admission_blocked_ = false;
+  while (budget_ > 0 && !admission_blocked_) {
+    Sequence* back = first_preempted();
+    SequenceGroup* next = queue_.next();
+    if (back != nullptr && (next == nullptr || back->group->priority <= next->priority))
+      admission_blocked_ = !admit_preempted(step, *back, now_us);
+    else if (next != nullptr)
+      admission_blocked_ = !admit_waiting(step, *next, now_us);
+    else
+      return;
+  }
+}
+
+// Of max_sequences, without those of `but`: samples that are still to fork and beams count as many as there will be.
+int32_t Scheduler::slots_used(const SequenceGroup& but) const {
+  int32_t used = 0;
+  const SequenceGroup* previous = nullptr;
+  for (const Sequence* s : running_) {
+    const SequenceGroup& group = *s->group;
+    const bool whole = group.is_beam() || !group.forked;
+    if (&group != &but && !(whole && &group == previous)) used += whole ? group.num_slots() : 1;
+    if (&group == &but && !whole) ++used;
+    previous = &group;
+  }
+  return used;
+}
+
+bool Scheduler::admit_preempted(StepTransaction& step, Sequence& s, int64_t now_us) {
+  if (is_blocked(s)) return false;
+  const bool whole = s.group->is_beam() || !s.group->forked;
+  if (slots_used(*s.group) + (whole ? s.group->num_slots() : 1) > limits_.max_sequences) return false;
+  if (!start(s, now_us)) return false;
+  std::erase(preempted_, &s);
+  insert_running(s);
+  plan_chunk(step, s);
+  return true;
+}
+
+bool Scheduler::admit_waiting(StepTransaction& step, SequenceGroup& group, int64_t now_us) {
+  Sequence& s = *group.sequences.front();
+  if (is_blocked(s) || static_cast<int32_t>(running_.size()) >= limits_.max_sequences) return false;
+  if (slots_used(group) + group.num_slots() > limits_.max_sequences) return false;
+  if (park_on_prefix(group)) return true;
+  if (!start(s, now_us)) return false;
+  leave_waiting(group);
+  group.state = GroupState::kAdmitted;
+  group.times.first_step_us = now_us;
+  group.cached_tokens = s.num_planned;
+  counters_.prompt_tokens += s.num_prompt_tokens;
+  counters_.cached_tokens += s.num_planned;
+  WaitingQueue::charge_prompt(group, s.num_prompt_tokens - s.num_planned);
+  insert_running(s);
+  plan_chunk(step, s);
+  return true;
+}
+
+// Gives a sequence its cached prefix if there is room for what it needs besides; if not, leaves it as it was.
+bool Scheduler::start(Sequence& s, int64_t now_us) {
+  BlockTable table = take_prefix(s, now_us);
+  if (!has_room(s, table)) {
+    cache_.release(std::move(table), now_us);
+    blocked_ = s.id;
+    blocked_epoch_ = room_epoch_;
+    return false;
+  }
+  s.num_planned = s.num_computed = table.length();
+  s.num_published = s.group->share_prefix ? table.length() / block_tokens_ * block_tokens_ : 0;
+  s.table = std::move(table);
+  return true;
+}
+
+// A sibling that has the prompt's K and V: without the prefix cache, what one sample of a group can resume from.
+const Sequence* Scheduler::computed_sibling(const Sequence& sequence) const {
+  for (const auto& s : sequence.group->sequences)
+    if (s->running() && s->num_computed >= s->num_prompt_tokens) return s.get();
+  return nullptr;
+}
+
+BlockTable Scheduler::take_prefix(const Sequence& s, int64_t now_us) {
+  if (!s.group->share_prefix) {
+    const Sequence* sibling = computed_sibling(s);
+    if (sibling == nullptr) return BlockTable();
+    BlockTable table = cache_.fork(sibling->table);
+    cache_.truncate(table, std::min(s.num_prompt_tokens, s.num_tokens() - 1), deferred_now());
+    return table;
+  }
+  // At least one token is left to run: its row gives the next. (A beam's row is run later, with its siblings'.)
+  BlockTable table = cache_.acquire_prefix(s.group->ns, s.tokens, s.num_tokens() - 1, now_us);
+  // The block a hit ends in is copied at the first write and stays until then: one block more than without the hit.
+  const int32_t in_tail = table.length() % block_tokens_;
+  if (in_tail > 0 && cache_.num_available() <= blocks_for(s.group->max_total_tokens, block_tokens_))
+    cache_.truncate(table, table.length() - in_tail, deferred_now());
+  return table;
+}
+
+// Blocks a sequence will take: for the rest of its known tokens and the next, and reserve_ratio_ of what may follow.
+int64_t Scheduler::blocks_to_come(const Sequence& s, const BlockTable& table) const {
+  const SequenceGroup& group = *s.group;
+  const int64_t samples = group.forked ? 1 : group.num_slots();
+  const int64_t known = std::min(s.goal() + 1, group.max_total_tokens);
+  const auto later = static_cast<int64_t>(std::ceil(reserve_ratio_ * static_cast<double>(group.max_total_tokens - known)));
+  const int64_t prompt = std::max<int64_t>(0, blocks_for(known, block_tokens_) - table.num_blocks());
+  return prompt + (samples - 1) + samples * blocks_for(later, block_tokens_);
+}
+
+bool Scheduler::has_room(const Sequence& s, const BlockTable& table) const {
+  int64_t reserved = 0;
+  bool alone = true;  // admission made sure that a group fits alone
+  for (const Sequence* r : running_) {
+    reserved += blocks_to_come(*r, r->table);
+    alone = alone && r->group == s.group;
+  }
+  return alone || blocks_to_come(s, table) + reserved <= cache_.num_available();
+}
+
+// Compute once: if a running sequence is about to publish more of this prompt than is cached, wait for it.
+bool Scheduler::park_on_prefix(SequenceGroup& group) {
+  const Sequence& s = *group.sequences.front();
+  if (!group.share_prefix) return false;
+  Sequence* leader = nullptr;
+  int32_t best = 0;
+  for (Sequence* r : running_) {
+    const bool in_prompt = r->num_computed < r->num_prompt_tokens && r->group->share_prefix && !r->group->paused;
+    if (!in_prompt || r->group->ns != group.ns || r->tokens.front() != s.tokens.front()) continue;
+    const int32_t longest = std::min(r->num_prompt_tokens, s.num_prompt_tokens - 1);
+    const auto end = s.tokens.begin() + longest;
+    const auto common = static_cast<int32_t>(std::mismatch(s.tokens.begin(), end, r->tokens.begin()).first - s.tokens.begin());
+    // The block in which they part is worth waiting for if the leader fills it; its tail is never published while it runs.
+    const int32_t full = r->num_prompt_tokens / block_tokens_ * block_tokens_;
+    const int32_t until = std::min(static_cast<int32_t>(blocks_for(common, block_tokens_)) * block_tokens_, full);
+    if (std::min(until, common) > best && r->num_published < until) {
+      leader = r;
+      best = std::min(until, common);
+    }
+  }
+  if (leader == nullptr || best < cache_.lookup(group.ns, s.tokens) + block_tokens_) return false;
+  const int32_t until = std::min(static_cast<int32_t>(blocks_for(best, block_tokens_)) * block_tokens_,
+                                 leader->num_prompt_tokens / block_tokens_ * block_tokens_);
+  queue_.erase(group);
+  group.parked = true;
+  group.parked_on = leader;
+  leader->waiters.push_back({&group, until});
+  return true;
+}
+
+}  // namespace quire

@@ -1,0 +1,116 @@
+// A step's results come in: computed positions, published blocks, tokens, ends.
+#include <algorithm>
+#include <limits>
+
+#include "src/base/check.h"
+#include "src/schedule/scheduler.h"
+
+namespace quire {
+
+void Scheduler::commit(StepView result, int64_t now_us, Outcome& out) {
+  check(!in_flight_.empty() && in_flight_.front().plan->step == result.step, "steps are committed in the order submitted");
+  SubmittedStep step = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  cache_.release_deferred(step.deferred, now_us);
+  if (result.status) {
+    for (const PlannedWork& work : step.work) commit_work(work, now_us);
+    let_go(step, now_us);
+    commit_prompts(step, result, now_us, out);
+    commit_samples(step, result, now_us, out);
+  } else {
+    let_go(step, now_us);
+    fail_step(step, result.status.error(), now_us, out);
+  }
+  ++counters_.steps;
+  reserve_ratio_ = std::max(kLeastReserve, reserve_ratio_ - kReserveDecay);
+  sweep(now_us);
+  recycle(std::move(step));
+}
+
+// What follows a failed step was computed on top of nothing: positions count only where all before them do.
+void Scheduler::commit_work(const PlannedWork& work, int64_t now_us) {
+  Sequence& s = *work.sequence;
+  if (s.num_computed != work.first) return;
+  s.num_computed += work.count;
+  if (work.forks)  // what the samples share was under way when they were forked
+    for (const auto& other : s.group->sequences) other->num_computed = s.num_computed;
+  if (s.finished()) return;
+  // A beam's branches die young; only its prompt is worth keeping.
+  const int32_t known = s.group->is_beam() ? s.num_prompt_tokens : s.num_tokens();
+  publish(s, std::min(s.num_computed, known) / block_tokens_ * block_tokens_, now_us);
+  unpark_waiters(s, false);
+  if (work.first < s.num_prompt_tokens && s.num_computed >= s.num_prompt_tokens) measure(*s.group);
+}
+
+void Scheduler::let_go(SubmittedStep& step, int64_t now_us) {
+  for (Sequence* s : step.named)
+    if (--s->num_in_flight == 0 && s->finished()) retire(*s, now_us);
+}
+
+void Scheduler::fail_step(SubmittedStep& step, const Error& error, int64_t now_us, Outcome& out) {
+  for (Sequence* s : step.sampled)
+    if (!s->group->is_beam()) --s->num_pending;
+  for (Sequence* s : step.named)
+    if (!s->finished()) end_group(*s->group, FinishReason::kFailed, error, now_us, out);
+}
+
+void Scheduler::commit_prompts(SubmittedStep& step, StepView& result, int64_t now_us, Outcome& out) {
+  for (StepView::Prompt& prompt : result.prompts) {
+    const auto work = std::find_if(step.work.begin(), step.work.end(), [&](const PlannedWork& w) { return w.sequence->id == prompt.sequence; });
+    check(work != step.work.end(), "prompt logprobs belong to a sequence of the step");
+    SequenceGroup& group = *work->sequence->group;
+    if (group.state == GroupState::kEnded) continue;
+    group.prompt_logprobs.resize(group.num_prompt_tokens());
+    for (size_t i = 0; i < prompt.tokens.size(); ++i) {
+      const size_t position = static_cast<size_t>(prompt.first_position) + i;
+      if (position < group.prompt_logprobs.size()) group.prompt_logprobs[position] = std::move(prompt.tokens[i]);
+    }
+  }
+  for (const PlannedWork& work : step.work) {
+    SequenceGroup& group = *work.sequence->group;
+    const bool prompt_done = work.first < group.num_prompt_tokens() && work.first + work.count >= group.num_prompt_tokens();
+    if (!prompt_done || group.state == GroupState::kEnded) continue;
+    if (group.wants_prompt_logprobs()) {
+      group.prompt_logprobs.front() = {work.sequence->tokens.front(), std::numeric_limits<float>::quiet_NaN(), {}};
+      out.prompts.push_back({group.request, std::move(group.prompt_logprobs)});
+      group.prompt_reported = true;
+    }
+    if (group.sampling->max_tokens == 0) end_group(group, FinishReason::kLength, {}, now_us, out);
+  }
+}
+
+void Scheduler::commit_samples(SubmittedStep& step, StepView& result, int64_t now_us, Outcome& out) {
+  check(result.samples.size() == step.sampled.size(), "an executor gives one sample for each that was planned");
+  for (size_t i = 0; i < step.sampled.size();) {
+    Sequence& s = *step.sampled[i];
+    check(result.samples[i].sequence == s.id, "samples come in the plan's order");
+    size_t end = i + 1;
+    if (s.group->is_beam()) {
+      while (end < step.sampled.size() && step.sampled[end]->group == s.group) ++end;
+      const bool live = s.group->state != GroupState::kEnded;
+      if (live) commit_beams({&step.sampled[i], end - i}, result.samples.subspan(i, end - i), now_us, out);
+    } else {
+      --s.num_pending;
+      if (!s.finished()) commit_token(s, result.samples[i], now_us, out);
+    }
+    i = end;
+  }
+}
+
+void Scheduler::commit_token(Sequence& s, SampledToken& sample, int64_t now_us, Outcome& out) {
+  SequenceGroup& group = *s.group;
+  check(sample.token >= 0, "an executor samples a token for every row that is no beam's");
+  s.tokens.push_back(sample.token);
+  s.sum_logprob += static_cast<double>(sample.logprob);
+  ++group.num_output_tokens;
+  ++counters_.output_tokens;
+  WaitingQueue::charge_output(group, 1);
+  if (group.times.first_token_us < 0) group.times.first_token_us = now_us;
+  out.tokens.push_back({group.request, s.index, sample.token, sample.logprob, std::move(sample.top)});
+  if (std::binary_search(group.end_ids.begin(), group.end_ids.end(), sample.token))
+    finish(s, FinishReason::kStop, now_us, out, sample.token);
+  else if (s.num_tokens() >= group.max_total_tokens)
+    finish(s, FinishReason::kLength, now_us, out);
+}
+
+}  // namespace quire

@@ -1,0 +1,113 @@
+// Beam search meets the cache: chosen continuations become beams by forking their parents, parents nobody chose are dropped.
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "src/base/check.h"
+#include "src/schedule/beam_search.h"
+#include "src/schedule/scheduler.h"
+
+namespace quire {
+namespace {
+
+TokenLogprob logprob_of(const SampledToken& row, int32_t candidate, int32_t num_top) {
+  TokenLogprob l{row.top[candidate].first, row.top[candidate].second, {}};
+  const size_t n = std::min(row.top.size(), static_cast<size_t>(std::max(num_top, 0)));
+  l.top.assign(row.top.begin(), row.top.begin() + static_cast<std::ptrdiff_t>(n));
+  return l;
+}
+
+BeamHypothesis hypothesis_of(const Sequence& beam, const SampledToken& row, const BeamEnd& end, int32_t num_top) {
+  BeamHypothesis h;
+  h.tokens.assign(beam.tokens.begin() + beam.num_prompt_tokens, beam.tokens.end());
+  h.logprobs = beam.beam_logprobs;
+  h.logprobs.push_back(logprob_of(row, end.pick.candidate, num_top));
+  h.tokens.push_back(h.logprobs.back().token_id);
+  h.finish = end.by_id ? FinishReason::kStop : FinishReason::kLength;
+  h.score = end.score;
+  return h;
+}
+
+void keep_hypothesis(std::vector<BeamHypothesis>& kept, BeamHypothesis hypothesis, int32_t width) {
+  const auto better = [](const BeamHypothesis& a, const BeamHypothesis& b) { return a.score > b.score; };
+  kept.insert(std::upper_bound(kept.begin(), kept.end(), hypothesis, better), std::move(hypothesis));
+  if (static_cast<int32_t>(kept.size()) > width) kept.pop_back();
+}
+
+}  // namespace
+
+void Scheduler::commit_beams(std::span<Sequence* const> beams, std::span<SampledToken> rows, int64_t now_us, Outcome& out) {
+  SequenceGroup& group = *beams.front()->group;
+  const SamplingParams& sampling = *group.sampling;
+  std::vector<BeamRow> beam_rows;
+  for (size_t i = 0; i < beams.size(); ++i) beam_rows.push_back({beams[i]->sum_logprob, rows[i].top});
+  const BeamStep step{.width = sampling.beam_width,
+                      .length_penalty = sampling.length_penalty,
+                      .early_stopping = sampling.early_stopping,
+                      .end_ids = group.end_ids,
+                      .length = beams.front()->num_output_tokens() + 1,
+                      .at_limit = beams.front()->num_tokens() + 1 >= group.max_total_tokens};
+  const BeamChoice choice = choose_beams(beam_rows, step);
+  for (const BeamEnd& end : choice.ended)
+    keep_hypothesis(group.finished_beams, hypothesis_of(*beams[end.pick.parent], rows[end.pick.parent], end, sampling.logprobs),
+                    sampling.beam_width);
+  if (group.times.first_token_us < 0) group.times.first_token_us = now_us;
+  if (choice.next.empty() || beams_done(group.finished_beams, choice.next.front().sum_logprob, step))
+    end_beams(group, now_us, out);
+  else
+    advance_beams(beams, rows, choice.next, now_us);
+}
+
+void Scheduler::advance_beams(std::span<Sequence* const> beams, std::span<SampledToken> rows, std::span<const BeamPick> next,
+                              int64_t now_us) {
+  SequenceGroup& group = *beams.front()->group;
+  group.forked = true;
+  std::vector<Sequence*> chosen(next.size());
+  std::vector<bool> kept(beams.size(), false);
+  // All forks before any token is added: two children of one parent share what it was.
+  for (size_t i = 0; i < next.size(); ++i) {
+    Sequence* parent = beams[next[i].parent];
+    chosen[i] = kept[next[i].parent] ? &fork(*parent) : parent;
+    kept[next[i].parent] = true;
+  }
+  for (size_t i = 0; i < next.size(); ++i) {
+    const TokenLogprob l = logprob_of(rows[next[i].parent], next[i].candidate, group.sampling->logprobs);
+    chosen[i]->tokens.push_back(l.token_id);
+    chosen[i]->beam_logprobs.push_back(l);
+    chosen[i]->sum_logprob = next[i].sum_logprob;
+  }
+  measure(group);
+  for (size_t i = 0; i < beams.size(); ++i)
+    if (!kept[i]) drop(*beams[i], now_us);
+  std::erase_if(group.sequences, [](const auto& s) { return s->finished() && s->num_in_flight == 0; });
+}
+
+void Scheduler::end_beams(SequenceGroup& group, int64_t now_us, Outcome& out) {
+  measure(group);
+  const int32_t num_computed = group.sequences.front()->num_computed;
+  for (int32_t i = 0; i < group.num_reported(); ++i) {
+    SequenceEnd& end = out.ends.emplace_back();
+    end.request = group.request;
+    end.index = i;
+    end.num_computed = num_computed;
+    if (i >= static_cast<int32_t>(group.finished_beams.size())) {
+      end.finish = FinishReason::kFailed;
+      end.error = error(Code::kOutOfRange, fmt::format("beam search found {} continuations; n is {}", group.finished_beams.size(), group.sampling->n));
+      continue;
+    }
+    BeamHypothesis& h = group.finished_beams[i];
+    end.finish = h.finish;
+    if (h.finish == FinishReason::kStop) end.stop_token = h.tokens.back();
+    end.tokens = std::move(h.tokens);
+    end.logprobs = std::move(h.logprobs);
+    group.num_output_tokens += static_cast<int32_t>(end.tokens.size());
+  }
+  counters_.output_tokens += group.num_output_tokens;
+  WaitingQueue::charge_output(group, group.num_output_tokens);
+  const FinishReason reason = out.ends[out.ends.size() - group.num_reported()].finish;
+  for (const auto& s : group.sequences)
+    if (!s->finished()) drop(*s, now_us);
+  close_group(group, reason, now_us, out);
+}
+
+}  // namespace quire

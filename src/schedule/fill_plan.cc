@@ -1,0 +1,118 @@
+// The draft as a BatchPlan. Plans are reused for their capacity: a step of 256 sequences copies their tables (1 KiB each at 4k
+// tokens) and allocates nothing.
+#include <algorithm>
+#include <atomic>
+
+#include "src/base/check.h"
+#include "src/schedule/scheduler.h"
+
+namespace quire {
+
+SubmittedStep Scheduler::take_step() {
+  // The executor lets go of a plan before wait() returns its result, so a committed plan that nobody else holds is ours.
+  const auto free = std::find_if(spare_.begin(), spare_.end(), [](const SubmittedStep& s) { return s.plan.use_count() == 1; });
+  if (free == spare_.end()) {
+    SubmittedStep step;
+    step.plan = std::make_shared<BatchPlan>();
+    return step;
+  }
+  SubmittedStep step = std::move(*free);
+  spare_.erase(free);
+  step.plan->copies.clear();
+  return step;
+}
+
+void Scheduler::recycle(SubmittedStep step) {
+  step.work.clear();
+  step.sampled.clear();
+  step.named.clear();
+  step.deferred.clear();
+  if (spare_.size() >= kSparePlans) spare_.erase(spare_.begin());
+  spare_.push_back(std::move(step));
+}
+
+void Scheduler::name(Sequence& sequence, SubmittedStep& step) {
+  ++sequence.num_in_flight;
+  step.named.push_back(&sequence);
+}
+
+std::shared_ptr<const BatchPlan> Scheduler::submit() {
+  SubmittedStep& step = in_flight_.back();
+  BatchPlan& plan = *step.plan;
+  plan.step = next_step_++;
+  plan.joins.clear();
+  plan.leaves.swap(leaves_);
+  leaves_.clear();
+  step.deferred.insert(step.deferred.end(), idle_deferred_.begin(), idle_deferred_.end());
+  idle_deferred_.clear();
+  plan.sequences.resize(draft_.size());
+  step.work.assign(draft_.begin(), draft_.end());
+  for (size_t i = 0; i < step.work.size(); ++i) {
+    PlannedWork& work = step.work[i];
+    fill_sequence(work, plan.sequences[i], step);
+    work.sequence->num_planned = work.first + work.count;
+    work.sequence->group->kv.copies_on_write += work.copied ? 1 : 0;
+    if (work.sample) fill_samples(work, plan.sequences[i], step);
+  }
+  return step.plan;
+}
+
+void Scheduler::fill_sequence(const PlannedWork& work, PlannedSequence& planned, SubmittedStep& step) {
+  Sequence& s = *work.sequence;
+  planned.sequence = s.id;
+  planned.first_position = planned.list_length_before = work.first;
+  if (work.first < s.num_tokens())
+    planned.tokens.assign(s.tokens.begin() + work.first, s.tokens.begin() + work.first + work.count);
+  else
+    planned.tokens.assign(1, kSampledLastStep);
+  planned.block_table.assign(s.table.blocks().begin(), s.table.blocks().end());
+  planned.samples.clear();
+  planned.prompt_logprobs = s.group->wants_prompt_logprobs() ? s.group->sampling->prompt_logprobs : -1;
+  const int32_t end = work.first + work.count;
+  planned.next_prompt_token = end < s.num_prompt_tokens ? s.tokens[end] : -1;
+  name(s, step);
+}
+
+void Scheduler::fill_samples(PlannedWork& work, PlannedSequence& planned, SubmittedStep& step) {
+  Sequence& first = *work.sequence;
+  SequenceGroup& group = *first.group;
+  work.forks = !group.forked && !group.is_beam() && group.num_slots() > 1;
+  add_sample(first, planned, step);
+  if (!work.forks) return;
+  group.forked = true;
+  for (int32_t i = 1; i < group.num_slots(); ++i) {
+    Sequence& sample = fork(first);
+    name(sample, step);
+    add_sample(sample, planned, step);
+  }
+  measure(group);
+}
+
+void Scheduler::add_sample(Sequence& s, PlannedSequence& planned, SubmittedStep& step) {
+  const SequenceGroup& group = *s.group;
+  PlannedSample& sample = planned.samples.emplace_back();
+  sample.sequence = s.id;
+  sample.position = planned.first_position + static_cast<int32_t>(planned.tokens.size());
+  sample.beam = group.is_beam();
+  sample.top_candidates = std::max(group.sampling->logprobs, 0);
+  if (sample.beam)
+    sample.top_candidates = std::max(sample.top_candidates, beam_candidates(group.sampling->beam_width, group.end_ids.size()));
+  else
+    ++s.num_pending;
+  join(s, *step.plan);
+  step.sampled.push_back(&s);
+}
+
+void Scheduler::join(Sequence& s, BatchPlan& plan) {
+  if (s.joined) return;
+  s.joined = true;
+  PlannedJoin& join = plan.joins.emplace_back();
+  join.sequence = s.id;
+  join.sampling = s.group->sampling;
+  join.seed = s.seed;
+  join.history = s.tokens;
+  join.num_prompt_tokens = s.num_prompt_tokens;
+  join.eos_token_ids = s.group->eos_token_ids;
+}
+
+}  // namespace quire

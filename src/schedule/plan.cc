@@ -1,0 +1,110 @@
+// What the next step runs: decodes, prompt chunks, then those outside. Blocks are reserved in one transaction.
+#include <algorithm>
+
+#include "src/base/check.h"
+#include "src/schedule/scheduler.h"
+
+namespace quire {
+
+std::shared_ptr<const BatchPlan> Scheduler::plan(int64_t now_us, Outcome& out) {
+  while (num_in_flight() < kMaxStepsInFlight) {
+    const Attempt result = attempt(now_us);
+    if (result == Attempt::kPlanned) return submit();
+    if (result == Attempt::kAgain) continue;
+    // A victim must not be in a submitted step, and what that step frees may be enough: wait for it.
+    if (!in_flight_.empty() || !make_progress(now_us, out)) break;
+  }
+  sweep(now_us);
+  return nullptr;
+}
+
+Scheduler::Attempt Scheduler::attempt(int64_t now_us) {
+  draft_.clear();
+  budget_ = limits_.max_step_tokens;
+  StepTransaction step = cache_.begin(now_us);
+  const size_t num_running = running_.size();
+  const bool decodes_fit = plan_decodes(step);
+  if (decodes_fit) {
+    plan_chunks(step);
+    admit(step, now_us);
+  }
+  for (const PlannedWork& work : draft_) work.sequence->planned_now = false;
+  if (!decodes_fit || draft_.empty()) {
+    step.rollback();
+    return running_.size() > num_running ? Attempt::kAgain : Attempt::kNothing;
+  }
+  SubmittedStep& submitted = in_flight_.emplace_back(take_step());
+  step.commit(submitted.plan->copies, submitted.deferred);
+  return Attempt::kPlanned;
+}
+
+bool Scheduler::add_work(StepTransaction& step, Sequence& sequence, int32_t count, bool sample) {
+  const int32_t first = sequence.num_planned;
+  const bool in_tail = first % block_tokens_ != 0;
+  const BlockId tail = in_tail ? sequence.table.blocks().back() : kNoBlock;
+  if (!step.extend(sequence.table, first + count)) return false;
+  const bool copied = in_tail && sequence.table.blocks()[first / block_tokens_] != tail;
+  draft_.push_back({&sequence, first, count, sample, copied});
+  sequence.planned_now = true;
+  budget_ -= count;
+  return true;
+}
+
+// One token to run, from which the next is sampled.
+bool Scheduler::wants_decode(const Sequence& s) const {
+  return s.goal() - s.num_planned == 1 && s.num_planned >= s.num_prompt_tokens && s.goal() < s.group->max_total_tokens &&
+         !s.group->paused && !s.planned_now;
+}
+
+bool Scheduler::plan_decodes(StepTransaction& step) {
+  for (Sequence* s : running_) {
+    if (!wants_decode(*s)) continue;
+    const bool fits = s->group->is_beam() ? plan_beams(step, *s->group) : add_work(step, *s, 1, true);
+    if (!fits) return false;
+  }
+  return true;
+}
+
+// Beams advance together, and only the host can tell what follows: none is planned while another is in a step.
+bool Scheduler::plan_beams(StepTransaction& step, SequenceGroup& group) {
+  for (const auto& s : group.sequences)
+    if (!s->finished() && (s->num_in_flight > 0 || !s->running() || !wants_decode(*s))) return true;
+  for (const auto& s : group.sequences)
+    if (!s->finished() && !add_work(step, *s, 1, true)) return false;
+  return true;
+}
+
+// Tokens to have run before a sequence decodes: all that are known, of which the last gives the next. A beam that comes back
+// from preemption stops one short, since all beams sample together.
+int32_t Scheduler::prefill_goal(const Sequence& s) const {
+  if (s.group->is_beam() && s.group->forked) return s.num_tokens() - 1;
+  const bool samples = s.goal() < s.group->max_total_tokens;
+  return samples || s.group->sampling->max_tokens == 0 ? s.goal() : s.num_planned;
+}
+
+void Scheduler::plan_chunks(StepTransaction& step) {
+  for (Sequence* s : running_)
+    if (!s->group->paused && !s->planned_now && budget_ > 0 && prefill_goal(*s) > s->num_planned && !wants_decode(*s)) plan_chunk(step, *s);
+}
+
+int32_t Scheduler::tokens_with_room(const Sequence& s, int32_t want) const {
+  const int64_t available = cache_.num_available();
+  if (cache_.blocks_needed(s.table, s.num_planned + want) <= available) return want;
+  const int64_t slack = static_cast<int64_t>(s.table.num_blocks()) * block_tokens_ - s.table.length();
+  const int64_t copies = slack > 0 ? cache_.blocks_needed(s.table, s.num_planned + 1) : 0;
+  if (available < copies) return 0;
+  return static_cast<int32_t>(std::min<int64_t>(want, slack + (available - copies) * block_tokens_));
+}
+
+void Scheduler::plan_chunk(StepTransaction& step, Sequence& s) {
+  const int32_t goal = prefill_goal(s);
+  const int32_t want = std::min({goal - s.num_planned, limits_.max_prefill_chunk_tokens, budget_});
+  const int32_t count = want > 0 ? tokens_with_room(s, want) : 0;
+  if (count <= 0) return;
+  const bool last = s.num_planned + count == s.goal();
+  const bool samples = last && s.goal() < s.group->max_total_tokens;
+  const bool fits = add_work(step, s, count, samples);
+  check(fits, "a chunk that was cut to the room there is finds it");
+}
+
+}  // namespace quire

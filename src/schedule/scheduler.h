@@ -1,0 +1,223 @@
+// Decides what each step runs, and keeps the sequences in order: plan (reserve blocks, say what to run) and commit (take the
+// results in). Engine thread only. Deterministic: no clock, thread, device or randomness inside; time comes in as now_us.
+//
+// Order within a plan: decodes of running sequences, then prompt chunks of running ones, then preempted sequences, then new
+// requests. A plan's blocks are reserved all together or not at all.
+// Two steps may be under way: a sequence whose last token is still being sampled is planned with kSampledLastStep. What a
+// sequence will not need (max_tokens, context limit) is known when planning; what only the host can see (an ending id, a
+// stop text, beams) is seen at commit, and the result of the step after it is dropped.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "quire/result.h"
+#include "src/cache/kv_cache.h"
+#include "src/request/queue_budget.h"
+#include "src/request/sequence_group.h"
+#include "src/request/waiting_queue.h"
+#include "src/schedule/batch_plan.h"
+#include "src/schedule/beam_search.h"
+#include "src/schedule/outcome.h"
+
+namespace quire {
+
+struct ScheduleLimits {
+  int32_t max_step_tokens = 2048;          // of one step; at least max_sequences, so that every running sequence gets one
+  int32_t max_sequences = 256;             // running at once
+  int32_t max_prefill_chunk_tokens = 2048; // of one sequence in one step
+};
+
+inline constexpr int32_t kMaxStepsInFlight = 2;
+
+// The sampled rows and prompt logprobs of one executed step, as the executor gave them.
+struct StepView {
+  uint64_t step = 0;
+  std::span<SampledToken> samples;
+  struct Prompt {
+    SequenceId sequence{};
+    int32_t first_position = 0;
+    std::vector<TokenLogprob> tokens;
+  };
+  std::span<Prompt> prompts;
+  Status status = ok();
+};
+
+struct SchedulerCounters {  // since start
+  int64_t preemptions = 0, steps = 0;
+  int64_t prompt_tokens = 0, output_tokens = 0, cached_tokens = 0;  // prompt tokens admitted, committed output, hits
+};
+
+// One sequence's part of a plan.
+struct PlannedWork {
+  Sequence* sequence = nullptr;
+  int32_t first = 0, count = 0;  // positions run
+  bool sample = false;           // from the last row
+  bool copied = false;           // its tail was copied before the write
+  bool forks = false;            // its prompt ends here: the group's other samples begin
+};
+
+// A plan that the executor has, until its result is committed.
+struct SubmittedStep {
+  std::shared_ptr<BatchPlan> plan;
+  std::vector<PlannedWork> work;
+  std::vector<Sequence*> sampled;  // one per sample of the plan, in its order
+  std::vector<Sequence*> named;    // every sequence of the two above, once
+  std::vector<BlockId> deferred;   // blocks to give back once it has run
+};
+
+class Scheduler {
+ public:
+  // Both outlive it. `queue_budget` gets back what a request took when it stops waiting.
+  Scheduler(const ScheduleLimits& limits, KvCache& cache, QueueBudget& queue_budget);
+  ~Scheduler();
+  Scheduler(const Scheduler&) = delete;
+  Scheduler& operator=(const Scheduler&) = delete;
+
+  SequenceId next_sequence_id() { return SequenceId{next_sequence_++}; }
+
+  // ---- requests -----------------------------------------------------------------------------------------------------------
+  void add(std::unique_ptr<SequenceGroup> group);
+  // Ends what is left of a request. Its blocks are free once no submitted step names them. False if it is not here.
+  bool end(RequestId request, FinishReason reason, std::optional<Error> error, int64_t now_us, Outcome& out);
+  // Ends one sequence whose text ended (a stop string).
+  void stop(RequestId request, int32_t index, int64_t now_us, Outcome& out);
+  void set_paused(RequestId request, bool paused);
+
+  // ---- steps --------------------------------------------------------------------------------------------------------------
+  // The next step, or nullptr: nothing can run, or not before a submitted step is committed. What it returns counts as
+  // submitted. A request that cannot run even alone fails here: progress is guaranteed.
+  std::shared_ptr<const BatchPlan> plan(int64_t now_us, Outcome& out);
+  // Takes in the oldest submitted step.
+  void commit(StepView result, int64_t now_us, Outcome& out);
+
+  // ---- figures ------------------------------------------------------------------------------------------------------------
+  int32_t num_in_flight() const { return static_cast<int32_t>(in_flight_.size()); }
+  int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
+  int32_t num_waiting_groups() const { return num_waiting_; }
+  int32_t num_admitted_groups() const { return static_cast<int32_t>(groups_.size() - ended_.size()) - num_waiting_; }
+  const SchedulerCounters& counters() const { return counters_; }
+  const KvCache& cache() const { return cache_; }
+  const ScheduleLimits& limits() const { return limits_; }
+  const SequenceGroup* find(RequestId request) const;
+
+  // For the invariants: everything that holds blocks.
+  std::vector<const BlockTable*> tables() const;
+  std::vector<BlockId> deferred() const;
+  const std::deque<SubmittedStep>& in_flight() const { return in_flight_; }
+  std::span<Sequence* const> running() const { return running_; }
+  std::vector<const SequenceGroup*> groups() const;
+
+ private:
+  // lifecycle.cc
+  SequenceGroup* find_group(RequestId request);
+  void finish(Sequence& sequence, FinishReason reason, int64_t now_us, Outcome& out, std::optional<TokenId> stop_token = {});
+  void end_group(SequenceGroup& group, FinishReason reason, const std::optional<Error>& error, int64_t now_us, Outcome& out);
+  void close_group(SequenceGroup& group, FinishReason reason, int64_t now_us, Outcome& out);
+  void drop(Sequence& sequence, int64_t now_us);    // out of every list; retired once nothing names it
+  void retire(Sequence& sequence, int64_t now_us);  // its blocks go back
+  void sweep(int64_t now_us);                       // ended groups that nothing names any more; deferred blocks likewise
+  void insert_running(Sequence& sequence);
+  void leave_waiting(SequenceGroup& group);
+  void unpark_waiters(Sequence& sequence, bool all);
+  void publish(Sequence& sequence, int32_t num_tokens, int64_t now_us);
+  Sequence& fork(Sequence& source);
+  std::vector<BlockId>& deferred_now();
+
+  // plan.cc: what runs
+  enum class Attempt { kPlanned, kNothing, kAgain };  // kAgain: someone came in whom the draft missed
+  Attempt attempt(int64_t now_us);
+  bool plan_decodes(StepTransaction& step);
+  bool plan_beams(StepTransaction& step, SequenceGroup& group);
+  void plan_chunks(StepTransaction& step);
+  void plan_chunk(StepTransaction& step, Sequence& sequence);
+  bool wants_decode(const Sequence& sequence) const;
+  int32_t prefill_goal(const Sequence& sequence) const;
+  int32_t tokens_with_room(const Sequence& sequence, int32_t want) const;
+  bool add_work(StepTransaction& step, Sequence& sequence, int32_t count, bool sample);
+
+  // fill_plan.cc: the plan as a value
+  std::shared_ptr<const BatchPlan> submit();
+  void fill_sequence(const PlannedWork& work, PlannedSequence& planned, SubmittedStep& step);
+  void fill_samples(PlannedWork& work, PlannedSequence& planned, SubmittedStep& step);
+  void add_sample(Sequence& sequence, PlannedSequence& planned, SubmittedStep& step);
+  void join(Sequence& sequence, BatchPlan& plan);
+  void name(Sequence& sequence, SubmittedStep& step);
+  SubmittedStep take_step();
+  void recycle(SubmittedStep step);
+
+  // admit.cc
+  void admit(StepTransaction& step, int64_t now_us);
+  bool admit_preempted(StepTransaction& step, Sequence& sequence, int64_t now_us);
+  bool admit_waiting(StepTransaction& step, SequenceGroup& group, int64_t now_us);
+  bool start(Sequence& sequence, int64_t now_us);
+  bool is_blocked(const Sequence& sequence) const { return !running_.empty() && blocked_ == sequence.id && blocked_epoch_ == room_epoch_; }
+  bool park_on_prefix(SequenceGroup& group);
+  BlockTable take_prefix(const Sequence& sequence, int64_t now_us);
+  int64_t blocks_to_come(const Sequence& sequence, const BlockTable& table) const;
+  bool has_room(const Sequence& sequence, const BlockTable& table) const;
+  int32_t slots_used(const SequenceGroup& but) const;
+  const Sequence* computed_sibling(const Sequence& sequence) const;
+  Sequence* first_preempted() const;
+
+  // preempt.cc
+  bool make_progress(int64_t now_us, Outcome& out);
+  SequenceGroup* someone_blocked() const;
+  Sequence* victim() const;
+  bool is_alone(const Sequence& sequence) const;
+  void preempt(Sequence& sequence, int64_t now_us);
+
+  // commit.cc
+  void commit_work(const PlannedWork& work, int64_t now_us);
+  void commit_samples(SubmittedStep& step, StepView& result, int64_t now_us, Outcome& out);
+  void commit_token(Sequence& sequence, SampledToken& sample, int64_t now_us, Outcome& out);
+  void commit_prompts(SubmittedStep& step, StepView& result, int64_t now_us, Outcome& out);
+  void let_go(SubmittedStep& step, int64_t now_us);
+  void fail_step(SubmittedStep& step, const Error& error, int64_t now_us, Outcome& out);
+
+  // commit_beams.cc
+  void commit_beams(std::span<Sequence* const> beams, std::span<SampledToken> rows, int64_t now_us, Outcome& out);
+  void advance_beams(std::span<Sequence* const> beams, std::span<SampledToken> rows, std::span<const BeamPick> next, int64_t now_us);
+  void end_beams(SequenceGroup& group, int64_t now_us, Outcome& out);
+
+  // kv_usage.cc
+  void measure(SequenceGroup& group);
+
+  // Share of what running sequences may still generate that admission keeps free for them. Rises at each preemption, decays
+  // with each committed step (as SGLang's new_token_ratio does, schedule_policy.py).
+  static constexpr double kLeastReserve = 0.1, kReserveRise = 0.2, kReserveDecay = 0.001;
+  static constexpr size_t kSparePlans = 4;
+
+  const ScheduleLimits limits_;
+  KvCache& cache_;
+  QueueBudget& queue_budget_;
+  const int32_t block_tokens_;
+  WaitingQueue queue_;
+  std::unordered_map<RequestId, std::unique_ptr<SequenceGroup>> groups_;
+  std::vector<Sequence*> running_;       // in running order: priority, arrival, index
+  std::vector<Sequence*> preempted_;     // in the same order
+  std::vector<SequenceGroup*> ended_;    // that a submitted step still names
+  std::deque<SubmittedStep> in_flight_;
+  std::vector<SubmittedStep> spare_;     // committed plans, kept for their capacity
+  std::vector<SequenceId> leaves_;       // sampler states to forget with the next plan
+  std::vector<BlockId> idle_deferred_;   // deferred while nothing was submitted; given back by sweep
+  std::vector<PlannedWork> draft_;
+  std::vector<std::pair<BlockId, int32_t>> scratch_;
+  int32_t budget_ = 0;                   // tokens left in the draft
+  int32_t num_waiting_ = 0;
+  // The candidate that found no room, and what had been given back by then: it is not tried again before more is.
+  SequenceId blocked_{};
+  uint64_t blocked_epoch_ = 0, room_epoch_ = 1;
+  bool admission_blocked_ = false;  // the last draft left someone outside
+  double reserve_ratio_ = kLeastReserve;
+  uint64_t next_step_ = 1, next_sequence_ = 1;
+  SchedulerCounters counters_;
+
+};
+
+}  // namespace quire
