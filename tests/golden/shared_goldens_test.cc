@@ -1,0 +1,122 @@
+// Trained models against goldens/*.json of the shared data: greedy ids, logits at stored positions, and the
+// mean negative log-likelihood of a text, computed there in float64 with no cache. Method: the forward pass
+// alone (model_runner.h). With f32 activations and cache every stored id must come out: the smallest margin
+// between the two likeliest logits is 3.9e-4, far above the f32 error. With a bf16 cache an id may differ
+// only from a step on whose margin is small.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "tests/golden/model_runner.h"
+
+namespace quire::golden {
+namespace {
+
+using nlohmann::json;
+
+struct Golden {
+  std::string model_dir;
+  json file;
+};
+
+std::vector<std::string> golden_names() {
+  return {"babyllama-tok105", "babyllama-tok105-hd64-bf16", "recall-9M",
+          "stories260K",      "stories260K-hd128-bf16",     "tinystories-3.5M-qwen3"};
+}
+
+Golden read_golden(const std::string& name) {
+  std::ifstream file(shared_dir() + "/goldens/" + name + ".json");
+  return {shared_dir() + "/models/" + name, json::parse(file)};
+}
+
+std::unique_ptr<ModelRunner> open(const Golden& golden, const RunnerOptions& options) {
+  Result<std::unique_ptr<ModelRunner>> runner = ModelRunner::open(golden.model_dir, options);
+  EXPECT_TRUE(runner.has_value()) << (runner ? "" : runner.error().message);
+  return runner ? std::move(*runner) : nullptr;
+}
+
+// The largest difference between stored and computed logits of a case, its own ids forced.
+double logits_error(ModelRunner& runner, const json& golden_case) {
+  std::vector<int32_t> ids = golden_case["prompt_ids"];
+  for (const json& id : golden_case["greedy_ids"]) ids.push_back(id);
+  runner.clear();
+  const std::vector<float> logits = runner.extend(ids);
+  double worst = 0;
+  for (const json& stored : golden_case["logits"]) {
+    const auto row = stored["position"].get<size_t>() * static_cast<size_t>(runner.spec().vocab_size);
+    for (size_t i = 0; i < stored["ids"].size(); ++i) {
+      const float got = logits[row + stored["ids"][i].get<size_t>()];
+      worst = std::max(worst, std::abs(static_cast<double>(got) - stored["logits"][i].get<double>()));
+    }
+  }
+  return worst;
+}
+
+// The step at which the ids first differ, or -1.
+int first_difference(const std::vector<int32_t>& got, const json& wanted) {
+  for (size_t i = 0; i < got.size(); ++i) {
+    if (got[i] != wanted[i].get<int32_t>()) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+class SharedGoldens : public testing::TestWithParam<std::tuple<std::string, BackEnd>> {
+ protected:
+  void SetUp() override {
+    if (shared_dir().empty()) GTEST_SKIP() << "no shared data (QUIRE_SHARED)";
+#ifndef QUIRE_GOLDEN_CPU
+    if (std::get<1>(GetParam()) == BackEnd::kCpu) GTEST_SKIP() << "built without the CPU kernels";
+#endif
+    golden_ = read_golden(std::get<0>(GetParam()));
+  }
+  // The reference computes a few billion sums in float64 on one thread: a few cases of it, all on the CPU
+  // back end.
+  size_t num_cases() const {
+    const size_t all = golden_.file["cases"].size();
+    return std::get<1>(GetParam()) == BackEnd::kReference ? std::min<size_t>(all, 3) : all;
+  }
+  RunnerOptions options() const {
+    return {.back_end = std::get<1>(GetParam())};
+  }
+
+  Golden golden_;
+};
+
+TEST_P(SharedGoldens, GreedyIdsAreThoseOfFloat64) {
+  const auto runner = open(golden_, options());
+  ASSERT_NE(runner, nullptr);
+  for (size_t i = 0; i < num_cases(); ++i) {
+    const json& c = golden_.file["cases"][i];
+    const std::vector<int32_t> prompt = c["prompt_ids"];
+    const auto got =
+        runner->greedy(prompt, static_cast<int32_t>(c["greedy_ids"].size()), static_cast<int32_t>(7 + 3 * i));
+    EXPECT_EQ(first_difference(got, c["greedy_ids"]), -1)
+        << "case " << i << ", smallest margin " << c["min_margin"];
+  }
+}
+
+TEST_P(SharedGoldens, LogitsAreThoseOfFloat64) {
+  const auto runner = open(golden_, options());
+  ASSERT_NE(runner, nullptr);
+  // Logits have an rms of 4.5 to 10; f32 sums of up to 900 terms through 6 layers stay within 2e-4 of
+  // float64, and the files hold six decimals.
+  for (size_t i = 0; i < num_cases(); ++i)
+    EXPECT_LT(logits_error(*runner, golden_.file["cases"][i]), 2e-4) << "case " << i;
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, SharedGoldens,
+                         testing::Combine(testing::ValuesIn(golden_names()),
+                                          testing::Values(BackEnd::kReference, BackEnd::kCpu)),
+                         [](const auto& info) {
+                           std::string name = std::get<0>(info.param);
+                           for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
+                           return name +
+                                  (std::get<1>(info.param) == BackEnd::kReference ? "_reference" : "_cpu");
+                         });
+
+}  // namespace
+}  // namespace quire::golden
