@@ -2,9 +2,8 @@
 // the dimension and both values. Host only; a failed check is our own fault.
 #pragma once
 
-#include <fmt/format.h>
-
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "kernels/kernels.h"
@@ -12,27 +11,27 @@
 
 namespace quire {
 
-// A message is made only when a check fails: these run once per op, on the step path.
+// A message is made only when a check fails: these run once per op, on the step path. Without fmt, which nvcc rejects.
 inline void check_equal(std::string_view what, int64_t got, int64_t wanted,
                         const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   if (got != wanted) [[unlikely]]
-    check_failed(fmt::format("{}: got {}, wanted {}", what, got, wanted), file, line);
+    check_failed(std::string(what) + ": got " + std::to_string(got) + ", wanted " + std::to_string(wanted), file, line);
 }
 inline void check_at_least(std::string_view what, int64_t got, int64_t least,
                            const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   if (got < least) [[unlikely]]
-    check_failed(fmt::format("{}: got {}, at least {} wanted", what, got, least), file, line);
+    check_failed(std::string(what) + ": got " + std::to_string(got) + ", at least " + std::to_string(least) + " wanted", file, line);
 }
 inline void check_given(std::string_view what, const void* pointer, const char* file = __builtin_FILE(),
                         int line = __builtin_LINE()) {
   if (pointer == nullptr) [[unlikely]]
-    check_failed(fmt::format("{}: null", what), file, line);
+    check_failed(std::string(what) + ": null", file, line);
 }
 
 inline void check_float_dtype(std::string_view what, DType dtype) {
   const bool is_float = dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
   if (!is_float) [[unlikely]]
-    check_failed(fmt::format("{}: dtype {}, f32, bf16 or f16 wanted", what, name_of(dtype)), __FILE__,
+    check_failed(std::string(what) + ": dtype " + std::string(name_of(dtype)) + ", f32, bf16 or f16 wanted", __FILE__,
                  __LINE__);
 }
 
