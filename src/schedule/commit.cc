@@ -11,7 +11,7 @@ void Scheduler::commit(StepView result, int64_t now_us, Outcome& out) {
   check(!in_flight_.empty() && in_flight_.front().plan->step == result.step, "steps are committed in the order submitted");
   SubmittedStep step = std::move(in_flight_.front());
   in_flight_.pop_front();
-  cache_.release_deferred(step.deferred, now_us);
+  cache_.release_deferred(step.deferred);
   if (result.status) {
     for (const PlannedWork& work : step.work) commit_work(work, now_us);
     let_go(step, now_us);
@@ -23,7 +23,7 @@ void Scheduler::commit(StepView result, int64_t now_us, Outcome& out) {
   }
   ++counters_.steps;
   reserve_ratio_ = std::max(kLeastReserve, reserve_ratio_ - kReserveDecay);
-  sweep(now_us);
+  sweep();
   recycle(std::move(step));
 }
 

@@ -184,7 +184,7 @@ void Scheduler::close_group(SequenceGroup& group, FinishReason reason, int64_t n
   ended_.push_back(&group);
 }
 
-void Scheduler::sweep(int64_t now_us) {
+void Scheduler::sweep() {
   std::erase_if(ended_, [&](SequenceGroup* group) {
     for (const auto& s : group->sequences)
       if (s->num_in_flight > 0) return false;
@@ -193,7 +193,7 @@ void Scheduler::sweep(int64_t now_us) {
     return true;
   });
   if (!in_flight_.empty() || idle_deferred_.empty()) return;
-  cache_.release_deferred(idle_deferred_, now_us);
+  cache_.release_deferred(idle_deferred_);
   idle_deferred_.clear();
 }
 
@@ -201,7 +201,7 @@ bool Scheduler::end(RequestId request, FinishReason reason, std::optional<Error>
   SequenceGroup* group = find_group(request);
   if (group == nullptr || group->state == GroupState::kEnded) return false;
   end_group(*group, reason, error, now_us, out);
-  sweep(now_us);
+  sweep();
   return true;
 }
 
@@ -213,7 +213,7 @@ void Scheduler::stop(RequestId request, int32_t index, int64_t now_us, Outcome& 
       finish(*s, FinishReason::kStop, now_us, out);
       break;
     }
-  sweep(now_us);
+  sweep();
 }
 
 std::vector<const BlockTable*> Scheduler::tables() const {

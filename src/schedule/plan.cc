@@ -14,7 +14,7 @@ std::shared_ptr<const BatchPlan> Scheduler::plan(int64_t now_us, Outcome& out) {
     // A victim must not be in a submitted step, and what that step frees may be enough: wait for it.
     if (!in_flight_.empty() || !make_progress(now_us, out)) break;
   }
-  sweep(now_us);
+  sweep();
   return nullptr;
 }
 

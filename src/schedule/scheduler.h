@@ -121,7 +121,7 @@ class Scheduler {
   void close_group(SequenceGroup& group, FinishReason reason, int64_t now_us, Outcome& out);
   void drop(Sequence& sequence, int64_t now_us);    // out of every list; retired once nothing names it
   void retire(Sequence& sequence, int64_t now_us);  // its blocks go back
-  void sweep(int64_t now_us);                       // ended groups that nothing names any more; deferred blocks likewise
+  void sweep();                                     // ended groups that nothing names any more; deferred blocks likewise
   void insert_running(Sequence& sequence);
   void leave_waiting(SequenceGroup& group);
   void unpark_waiters(Sequence& sequence, bool all);

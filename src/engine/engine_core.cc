@@ -1,0 +1,210 @@
+#include "src/engine/engine_core.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "src/base/check.h"
+#include "src/engine/invariants.h"
+
+namespace quire {
+namespace {
+
+ScheduleLimits schedule_limits(const EngineConfig& config) {
+  ScheduleLimits limits;
+  limits.max_step_tokens = config.max_step_tokens;
+  limits.max_sequences = config.max_sequences;
+  limits.max_prefill_chunk_tokens = config.max_prefill_chunk_tokens > 0 ? config.max_prefill_chunk_tokens : config.max_step_tokens;
+  return limits;
+}
+
+AdmissionLimits admission_limits(const CoreOptions& options, const KvCache& cache) {
+  AdmissionLimits limits;
+  limits.vocab_size = options.vocab_size;
+  limits.max_context_tokens = options.config.max_context_tokens;
+  limits.max_sequences = options.config.max_sequences;
+  limits.num_blocks = static_cast<int32_t>(cache.num_blocks());
+  limits.block_tokens = cache.block_tokens();
+  limits.sampling = options.config.sampling_limits;
+  return limits;
+}
+
+int64_t max_queued_tokens(const EngineConfig& config, const KvCache& cache) {
+  return static_cast<int64_t>(config.max_queued_kv_factor * static_cast<double>(cache.num_blocks()) * cache.block_tokens());
+}
+
+Status check_config(const EngineConfig& c) {
+  const auto positive = [](const char* name, int64_t value) -> Status {
+    if (value > 0) return ok();
+    return invalid(fmt::format("{} is {}; it must be at least 1", name, value), name);
+  };
+  for (const auto& [name, value] : {std::pair<const char*, int64_t>{"max_sequences", c.max_sequences}, {"max_queued_requests", c.max_queued_requests},
+                                    {"max_step_tokens", c.max_step_tokens}, {"max_context_tokens", c.max_context_tokens}})
+    if (Status s = positive(name, value); !s) return s;
+  if (c.max_prefill_chunk_tokens < 0)
+    return invalid(fmt::format("max_prefill_chunk_tokens is {}; it must be at least 1, or 0 for max_step_tokens", c.max_prefill_chunk_tokens),
+                   "max_prefill_chunk_tokens");
+  if (c.max_step_tokens < c.max_sequences)
+    return invalid(fmt::format("max_step_tokens is {} and max_sequences {}; a step must have a token for every running sequence",
+                               c.max_step_tokens, c.max_sequences),
+                   "max_step_tokens");
+  if (!(c.max_queued_kv_factor > 0)) return invalid(fmt::format("max_queued_kv_factor is {}; it must be above 0", c.max_queued_kv_factor), "max_queued_kv_factor");
+  return ok();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<EngineCore>> EngineCore::create(const CoreOptions& options, Executor& executor, const Clock& clock) {
+  if (Status s = check_config(options.config); !s) return s.error();
+  Result<std::unique_ptr<KvCache>> cache = KvCache::create(options.cache, options.eviction);
+  if (!cache) return cache.error();
+  return std::unique_ptr<EngineCore>(new EngineCore(options, std::move(*cache), executor, clock));
+}
+
+EngineCore::EngineCore(const CoreOptions& options, std::unique_ptr<KvCache> cache, Executor& executor, const Clock& clock)
+    : options_(options),
+      cache_(std::move(cache)),
+      executor_(executor),
+      clock_(clock),
+      limits_(admission_limits(options, *cache_)),
+      queue_budget_(options.config.max_queued_requests, max_queued_tokens(options.config, *cache_)),
+      scheduler_(schedule_limits(options.config), *cache_, queue_budget_),
+      on_violation_([](const std::string& what) { check_failed(what, __FILE__, __LINE__); }) {}
+
+// What was submitted must have run before the executor may go.
+EngineCore::~EngineCore() {
+  for (int32_t i = scheduler_.num_in_flight(); i > 0; --i) executor_.wait();
+}
+
+void EngineCore::submit(CoreRequest request) {
+  GroupSetup setup;
+  setup.request = request.request;
+  setup.sampling = request.sampling;
+  setup.prompt = std::move(request.prompt);
+  setup.eos_token_ids = options_.eos_token_ids;
+  setup.tenant = std::move(request.tenant);
+  setup.priority = request.priority;
+  setup.order = next_order_++;
+  setup.arrival_us = request.arrival_us;
+  setup.deadline_us = request.deadline_us;
+  setup.seed = request.seed;
+  setup.first_sequence = scheduler_.next_sequence_id();
+  // Logprobs of the prompt need every row of it computed.
+  setup.share_prefix = options_.config.prefix_cache && !request.bypass_prefix_cache && request.sampling->prompt_logprobs < 0;
+  NamespaceKey key = options_.identity;
+  key.salt = std::move(request.cache_salt);
+  setup.ns = cache_->open_namespace(key);
+  ++counts_.accepted;
+  if (request.deadline_us != kNoDeadline) deadlines_.emplace(request.deadline_us, request.request);
+  scheduler_.add(make_group(std::move(setup)));
+}
+
+void EngineCore::abort(RequestId request) {
+  scheduler_.end(request, FinishReason::kCancelled, {}, clock_.now_us(), outcome_);
+  count_ends(counted_ends_);
+}
+
+void EngineCore::stop(RequestId request, int32_t index) {
+  scheduler_.stop(request, index, clock_.now_us(), outcome_);
+  count_ends(counted_ends_);
+}
+
+void EngineCore::set_paused(RequestId request, bool paused) { scheduler_.set_paused(request, paused); }
+
+void EngineCore::expire(int64_t now_us) {
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now_us) {
+    const RequestId request = deadlines_.begin()->second;
+    deadlines_.erase(deadlines_.begin());
+    scheduler_.end(request, FinishReason::kDeadline, error(Code::kDeadlineExceeded, "the request's deadline_ms has passed"), now_us, outcome_);
+  }
+}
+
+bool EngineCore::step() {
+  expire(clock_.now_us());
+  const bool planned = plan_step();
+  const int32_t under_way = scheduler_.num_in_flight();
+  const bool commits = under_way == kMaxStepsInFlight || (!planned && under_way > 0);
+  if (commits) commit_step();
+  count_ends(counted_ends_);
+  watch();
+  return planned || commits;
+}
+
+bool EngineCore::plan_step() {
+  const int64_t start = clock_.now_us();
+  std::shared_ptr<const BatchPlan> plan = scheduler_.plan(start, outcome_);
+  timer_.planned(clock_.now_us() - start);
+  if (plan == nullptr) return false;
+  if (scheduler_.num_in_flight() == 1) step_started_us_ = start;
+  if (options_.config.check_invariants)
+    if (auto broken = check_plan(*plan, *cache_)) on_violation_(*broken);
+  executor_.submit(std::move(plan));
+  return true;
+}
+
+void EngineCore::commit_step() {
+  const int64_t tokens = scheduler_.in_flight().front().plan->num_tokens();
+  StepResult result = executor_.wait();
+  const int64_t start = clock_.now_us();
+  std::vector<StepView::Prompt> prompts;
+  for (SequencePromptLogprobs& p : result.prompt_logprobs) {
+    StepView::Prompt& to = prompts.emplace_back();
+    to.sequence = p.sequence;
+    to.first_position = p.first_position;
+    for (PromptLogprob& l : p.tokens) to.tokens.push_back({l.token, l.logprob, std::move(l.top)});
+  }
+  scheduler_.commit({result.step, result.samples, prompts, result.status}, start, outcome_);
+  const int64_t now = clock_.now_us();
+  timer_.committed(now - start, start - step_started_us_, tokens, now);
+  step_started_us_ = start;
+}
+
+void EngineCore::count_ends(size_t from) {
+  for (size_t i = from; i < outcome_.request_ends.size(); ++i) {
+    const FinishReason reason = outcome_.request_ends[i].finish;
+    if (reason == FinishReason::kCancelled)
+      ++counts_.cancelled;
+    else if (reason == FinishReason::kFailed || reason == FinishReason::kDeadline)
+      ++counts_.failed;
+    else
+      ++counts_.finished;
+  }
+  counted_ends_ = outcome_.request_ends.size();
+}
+
+void EngineCore::watch() {
+  const std::optional<std::string> broken = options_.config.check_invariants ? check_all(*this) : check_cheap(*this);
+  if (broken) on_violation_(*broken);
+}
+
+Outcome EngineCore::take_outcome() {
+  counted_ends_ = 0;
+  return std::exchange(outcome_, {});
+}
+
+void EngineCore::fill_stats(EngineStats& stats) const {
+  const SchedulerCounters& c = scheduler_.counters();
+  stats.requests_finished_total = counts_.finished;
+  stats.requests_cancelled_total = counts_.cancelled;
+  stats.requests_failed_total = counts_.failed;
+  stats.prompt_tokens_total = stats.prefix_queries_tokens_total = c.prompt_tokens;
+  stats.generation_tokens_total = c.output_tokens;
+  stats.cached_tokens_total = c.cached_tokens;
+  stats.preemptions_total = c.preemptions;
+  stats.steps_total = c.steps;
+  stats.copies_on_write_total = cache_->counters().copies_on_write;
+  stats.evictions_total = cache_->counters().evictions;
+  stats.requests_waiting = scheduler_.num_waiting_groups();
+  stats.sequences_running = scheduler_.num_running();
+  stats.blocks_total = static_cast<int32_t>(cache_->num_blocks());
+  stats.blocks_free = static_cast<int32_t>(cache_->num_free());
+  stats.blocks_held = static_cast<int32_t>(cache_->num_held());
+  stats.blocks_cached = static_cast<int32_t>(cache_->num_cached());
+  stats.block_tokens = cache_->block_tokens();
+  stats.kv_bytes_total = cache_->spec().arena_bytes;
+  stats.waste_percent = cache_->waste_percent();
+  stats.host_us_per_step_p50 = timer_.host_us_p50();
+  stats.step_ms_p50 = timer_.step_ms_p50();
+}
+
+}  // namespace quire

@@ -1,0 +1,110 @@
+// The engine without threads and text: requests in, one step at a time, outcomes out. The engine thread drives it in
+// production; tests and the simulator drive it by hand with a fake executor and a moved clock, and get the same on every run.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "quire/config.h"
+#include "quire/engine.h"
+#include "quire/request.h"
+#include "src/base/clock.h"
+#include "src/cache/kv_cache.h"
+#include "src/engine/step_timer.h"
+#include "src/execute/executor.h"
+#include "src/request/admission.h"
+#include "src/request/queue_budget.h"
+#include "src/schedule/scheduler.h"
+
+namespace quire {
+
+struct CoreOptions {
+  EngineConfig config;       // resolved
+  CacheSpec cache;
+  EvictionOrder eviction = EvictionOrder::kLru;
+  NamespaceKey identity;     // of the model; salt and policy are each request's
+  int32_t vocab_size = 0;
+  std::vector<TokenId> eos_token_ids;
+};
+
+// A request that has passed the door (admission.h, QueueBudget): prompt as ids, everything resolved.
+struct CoreRequest {
+  RequestId request = 0;
+  std::vector<TokenId> prompt;
+  std::shared_ptr<const SamplingParams> sampling;
+  std::string cache_salt, tenant;
+  bool bypass_prefix_cache = false;
+  int32_t priority = 0;
+  int64_t arrival_us = 0;
+  int64_t deadline_us = kNoDeadline;
+  uint64_t seed = 0;
+};
+
+// Requests that came in and how they left. accepted = waiting + admitted + finished + cancelled + failed (invariant 1).
+struct RequestCounts {
+  int64_t accepted = 0, finished = 0, cancelled = 0, failed = 0;
+};
+
+class EngineCore {
+ public:
+  // kInvalidArgument where config values exclude each other, with both.
+  static Result<std::unique_ptr<EngineCore>> create(const CoreOptions& options, Executor& executor, const Clock& clock);
+  ~EngineCore();
+
+  // ---- the door; any thread ----------------------------------------------------------------------------------------------
+  const AdmissionLimits& limits() const { return limits_; }
+  QueueBudget& queue_budget() { return queue_budget_; }
+  double tokens_per_s() const { return timer_.tokens_per_s(); }
+
+  // ---- engine thread -----------------------------------------------------------------------------------------------------
+  void submit(CoreRequest request);  // has taken its part of the queue budget
+  void abort(RequestId request);
+  void stop(RequestId request, int32_t index);  // its text has met a stop string
+  void set_paused(RequestId request, bool paused);
+  // Plans and submits a step if one can be, then commits the oldest if two are under way or none could be planned.
+  // False: there was nothing to do.
+  bool step();
+  Outcome take_outcome();
+  bool idle() const { return num_unfinished() == 0 && scheduler_.num_in_flight() == 0; }
+  int64_t num_unfinished() const { return scheduler_.num_waiting_groups() + scheduler_.num_admitted_groups(); }
+  int64_t next_deadline_us() const { return deadlines_.empty() ? kNoDeadline : deadlines_.begin()->first; }
+
+  void fill_stats(EngineStats& stats) const;
+  const RequestCounts& counts() const { return counts_; }
+  const Scheduler& scheduler() const { return scheduler_; }
+  const KvCache& cache() const { return *cache_; }
+  const StepTimer& timer() const { return timer_; }
+  // Where a broken invariant goes; by default it ends the process with its number and the values.
+  using OnViolation = std::function<void(const std::string&)>;
+  void set_on_violation(OnViolation on_violation) { on_violation_ = std::move(on_violation); }
+
+ private:
+  EngineCore(const CoreOptions& options, std::unique_ptr<KvCache> cache, Executor& executor, const Clock& clock);
+  void expire(int64_t now_us);
+  bool plan_step();
+  void commit_step();
+  void count_ends(size_t from);
+  void watch();
+
+  CoreOptions options_;
+  std::unique_ptr<KvCache> cache_;
+  Executor& executor_;
+  const Clock& clock_;
+  AdmissionLimits limits_;
+  QueueBudget queue_budget_;
+  Scheduler scheduler_;
+  std::multimap<int64_t, RequestId> deadlines_;
+  uint64_t next_order_ = 0;
+  RequestCounts counts_;
+  Outcome outcome_;
+  size_t counted_ends_ = 0;  // of outcome_
+  int64_t step_started_us_ = 0;
+  StepTimer timer_;
+  OnViolation on_violation_;
+};
+
+}  // namespace quire

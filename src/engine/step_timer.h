@@ -1,0 +1,61 @@
+// What steps cost and yield: medians over the last few hundred, and the rate of computed tokens. Written by the engine thread;
+// the rate is read by any.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdint>
+
+namespace quire {
+
+// Median of the last kSize values, renewed every kEvery: 0.05 us a step.
+class RunningMedian {
+ public:
+  static constexpr size_t kSize = 256, kEvery = 64;
+  void add(double value) {
+    values_[count_ % kSize] = value;
+    if (++count_ % kEvery == 0 || count_ < kEvery) renew();
+  }
+  double median() const { return median_; }
+
+ private:
+  void renew() {
+    std::array<double, kSize> sorted = values_;
+    const size_t n = std::min<size_t>(count_, kSize);
+    std::nth_element(sorted.begin(), sorted.begin() + n / 2, sorted.begin() + n);
+    median_ = sorted[n / 2];
+  }
+  std::array<double, kSize> values_{};
+  uint64_t count_ = 0;
+  double median_ = 0;
+};
+
+class StepTimer {
+ public:
+  void planned(int64_t host_us) { plan_us_ += static_cast<double>(host_us); }
+  // step_us: since the commit before, or since it was submitted if the engine was idle.
+  void committed(int64_t host_us, int64_t step_us, int64_t tokens, int64_t now_us) {
+    host_us_.add(plan_us_ + static_cast<double>(host_us));
+    step_ms_.add(static_cast<double>(step_us) * 1e-3);
+    plan_us_ = 0;
+    last_commit_us_ = now_us;
+    if (step_us <= 0) return;
+    const double rate = 1e6 * static_cast<double>(tokens) / static_cast<double>(step_us);
+    const double before = tokens_per_s_.load(std::memory_order_relaxed);
+    tokens_per_s_.store(before == 0 ? rate : before + kSmooth * (rate - before), std::memory_order_relaxed);
+  }
+  double host_us_p50() const { return host_us_.median(); }
+  double step_ms_p50() const { return step_ms_.median(); }
+  int64_t last_commit_us() const { return last_commit_us_; }
+  double tokens_per_s() const { return tokens_per_s_.load(std::memory_order_relaxed); }
+
+ private:
+  static constexpr double kSmooth = 1.0 / 32;
+  RunningMedian host_us_, step_ms_;
+  double plan_us_ = 0;
+  int64_t last_commit_us_ = -1;
+  std::atomic<double> tokens_per_s_{0};
+};
+
+}  // namespace quire

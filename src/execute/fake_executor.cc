@@ -1,0 +1,263 @@
+#include "src/execute/fake_executor.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "src/base/check.h"
+
+namespace quire {
+namespace {
+
+constexpr size_t kMaxViolations = 16;
+
+uint64_t mix(uint64_t a, uint64_t b) {
+  uint64_t z = (a ^ (b + 0x9E3779B97F4A7C15ull + (a << 6) + (a >> 2))) * 0xBF58476D1CE4E5B9ull;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+  return z ^ (z >> 31);
+}
+
+uint64_t chain_after(uint64_t before, TokenId token) { return mix(before, static_cast<uint64_t>(token) + 1); }
+
+float logprob_of(uint64_t hash) { return -0.05f - static_cast<float>(hash % 997) * 0.002f; }
+
+bool contains(const std::vector<TokenId>& ids, TokenId id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
+
+}  // namespace
+
+FakeExecutor::FakeExecutor(const FakeModel& model, ManualClock* clock, const Roofline& roofline)
+    : model_(model), clock_(clock), roofline_(roofline) {
+  if (!model.check_content) return;
+  slots_.resize(static_cast<size_t>(model.num_blocks) * model.block_tokens);
+  version_.resize(model.num_blocks);
+}
+
+void FakeExecutor::violation(std::string what) {
+  if (violations_.size() < kMaxViolations) violations_.push_back(std::move(what));
+}
+
+void FakeExecutor::submit(std::shared_ptr<const BatchPlan> plan) {
+  int64_t done = 0;
+  if (clock_ != nullptr) {
+    int64_t context = 0;
+    for (const PlannedSequence& s : plan->sequences) context += s.first_position + static_cast<int64_t>(s.tokens.size());
+    const double us = roofline_.step_us(plan->num_tokens(), context);
+    done = busy_until_us_ = std::max(busy_until_us_, clock_->now_us()) + static_cast<int64_t>(us);
+  }
+  submitted_.push_back({std::move(plan), done});
+  check(submitted_.size() <= 2, "at most two steps are under way");
+}
+
+StepResult FakeExecutor::wait() {
+  check(!submitted_.empty(), "wait follows submit");
+  const Submitted next = std::move(submitted_.front());
+  submitted_.pop_front();
+  if (clock_ != nullptr && clock_->now_us() < next.done_us) clock_->advance_us(next.done_us - clock_->now_us());
+  return run(*next.plan);
+}
+
+StepResult FakeExecutor::run(const BatchPlan& plan) {
+  StepResult result;
+  result.step = plan.step;
+  for (const SequenceId id : plan.leaves) known_.erase(value(id));
+  for (const PlannedJoin& j : plan.joins) join(j);
+  if (model_.check_content)
+    for (const BlockCopy& c : plan.copies) copy(c);
+  if (fault_) result.status = fault_(plan);
+  if (!result.status) {
+    fail(plan);
+    return result;
+  }
+  for (const PlannedSequence& s : plan.sequences) {
+    Known& known = known_[value(s.sequence)];
+    known.last_step = plan.step;
+    if (model_.check_content && !known.poisoned && check_shape(s)) write(plan, s, known);
+  }
+  for (const PlannedSequence& s : plan.sequences) {
+    Known& known = known_[value(s.sequence)];
+    if (model_.check_content && !known.poisoned) verify(s, known);
+    prompt_logprobs(s, result);
+    sample(plan, s, result);
+  }
+  if (plan.step % 4096 == 0) forget_stale(plan.step);
+  return result;
+}
+
+// A sequence that ended before it was ever sampled for leaves no word; it is known by its silence.
+void FakeExecutor::forget_stale(uint64_t step) {
+  std::erase_if(known_, [&](const auto& entry) { return !entry.second.joined && entry.second.last_step + 1024 < step; });
+}
+
+// Nothing of a failed step was computed: what was to follow it means nothing.
+void FakeExecutor::fail(const BatchPlan& plan) {
+  for (const PlannedSequence& s : plan.sequences) {
+    known_[value(s.sequence)].poisoned = true;
+    for (const PlannedSample& sample : s.samples) known_[value(sample.sequence)].poisoned = true;
+  }
+}
+
+void FakeExecutor::copy(const BlockCopy& c) {
+  if (c.source == c.target) violation(fmt::format("block {} is copied to itself", value(c.source)));
+  for (int32_t i = 0; i < model_.block_tokens; ++i) slot(c.target, i) = slot(c.source, i);
+  ++version_[value(c.target)];
+}
+
+void FakeExecutor::push(Known& known, TokenId token) {
+  known.chain.push_back(chain_after(known.chain.empty() ? 0 : known.chain.back(), token));
+  known.tokens.push_back(token);
+}
+
+void FakeExecutor::join(const PlannedJoin& j) {
+  Known& known = known_[value(j.sequence)];
+  if (known.joined) violation(fmt::format("sequence {} joins twice", value(j.sequence)));
+  const size_t common = std::min(known.tokens.size(), j.history.size());
+  if (!std::equal(known.tokens.begin(), known.tokens.begin() + static_cast<std::ptrdiff_t>(common), j.history.begin()))
+    violation(fmt::format("sequence {} joins with another history than its slots hold", value(j.sequence)));
+  known.tokens.resize(common);
+  known.chain.resize(common);
+  if (model_.check_content)
+    for (size_t i = common; i < j.history.size(); ++i) push(known, j.history[i]);
+  known.joined = true;
+  known.sampling = j.sampling;
+  known.seed = j.seed;
+  known.num_prompt = j.num_prompt_tokens;
+  known.eos = j.eos_token_ids;
+}
+
+bool FakeExecutor::check_shape(const PlannedSequence& s) {
+  const int32_t end = s.first_position + static_cast<int32_t>(s.tokens.size());
+  const bool fits = static_cast<int64_t>(s.block_table.size()) * model_.block_tokens >= end;
+  if (!fits) violation(fmt::format("sequence {}: {} blocks cannot hold {} tokens", value(s.sequence), s.block_table.size(), end));
+  if (s.list_length_before != s.first_position) violation(fmt::format("sequence {}: list length {} before position {}", value(s.sequence), s.list_length_before, s.first_position));
+  for (const BlockId b : s.block_table)
+    if (value(b) < 0 || value(b) >= model_.num_blocks) {
+      violation(fmt::format("sequence {}: block {} of {}", value(s.sequence), value(b), model_.num_blocks));
+      return false;
+    }
+  return fits && !s.tokens.empty();
+}
+
+// A prefix hit: the slots tell what the sequence starts with; its join or its own tokens must agree later.
+void FakeExecutor::adopt(const PlannedSequence& s, Known& known) {
+  for (auto p = static_cast<int32_t>(known.tokens.size()); p < s.first_position; ++p) push(known, slot_at(s, p).token);
+}
+
+TokenId FakeExecutor::resolve(const BatchPlan& plan, const PlannedSequence& s, Known& known, int32_t index) {
+  const int32_t position = s.first_position + index;
+  const auto num_known = static_cast<int32_t>(known.tokens.size());
+  const TokenId token = s.tokens[index];
+  if (token == kSampledLastStep) {
+    const bool right = s.tokens.size() == 1 && known.sampled_in + 1 == plan.step && num_known == position + 1;
+    if (!right) violation(fmt::format("sequence {}: no token was sampled one step before for position {}", value(s.sequence), position));
+    return num_known > position ? known.tokens[position] : 0;
+  }
+  if (position == num_known) push(known, token);
+  if (known.tokens[position] != token)
+    violation(fmt::format("sequence {}: token {} at position {} was {} before", value(s.sequence), token, position, known.tokens[position]));
+  return token;
+}
+
+void FakeExecutor::write(const BatchPlan& plan, const PlannedSequence& s, Known& known) {
+  adopt(s, known);
+  for (int32_t i = 0; i < static_cast<int32_t>(s.tokens.size()); ++i) {
+    const int32_t position = s.first_position + i;
+    const TokenId token = resolve(plan, s, known, i);
+    Slot& target = slot_at(s, position);
+    if (target.written_in == plan.step)
+      violation(fmt::format("step {}: two tokens share slot {} of block {}", plan.step, position % model_.block_tokens,
+                            value(s.block_table[position / model_.block_tokens])));
+    const uint64_t before = position == 0 ? 0 : slot_at(s, position - 1).chain;
+    target = {token, position, chain_after(before, token), plan.step};
+    if (i == 0 || position % model_.block_tokens == 0) ++version_[value(s.block_table[position / model_.block_tokens])];
+  }
+}
+
+bool FakeExecutor::verify_block(const PlannedSequence& s, const Known& known, int32_t index, int32_t slots) {
+  for (int32_t i = 0; i < slots; ++i) {
+    const int32_t position = index * model_.block_tokens + i;
+    const Slot& found = slot(s.block_table[index], i);
+    if (found.token == known.tokens[position] && found.position == position && found.chain == known.chain[position]) continue;
+    violation(fmt::format("sequence {}: position {} lies in slot {} of block {}, which holds token {} of position {}, not token {}{}",
+                          value(s.sequence), position, i, value(s.block_table[index]), found.token, found.position, known.tokens[position],
+                          found.token == known.tokens[position] && found.position == position ? " after this prefix" : ""));
+    return false;
+  }
+  return true;
+}
+
+void FakeExecutor::verify(const PlannedSequence& s, Known& known) {
+  const int32_t end = s.first_position + static_cast<int32_t>(s.tokens.size());
+  if (static_cast<int32_t>(known.tokens.size()) < end) return;  // check_shape has spoken
+  const int32_t blocks = (end + model_.block_tokens - 1) / model_.block_tokens;
+  known.seen.resize(blocks);
+  for (int32_t b = 0; b < blocks; ++b) {
+    const Seen now{s.block_table[b], version_[value(s.block_table[b])], std::min(model_.block_tokens, end - b * model_.block_tokens)};
+    Seen& seen = known.seen[b];
+    if (seen.block == now.block && seen.version == now.version && seen.slots == now.slots) continue;
+    if (verify_block(s, known, b, now.slots)) seen = now;
+  }
+}
+
+TokenId FakeExecutor::pick(uint64_t chain, const Known& known, int32_t position) const {
+  const SamplingParams& sampling = *known.sampling;
+  uint64_t hash = sampling.temperature == 0 ? chain : mix(mix(chain, known.seed), static_cast<uint64_t>(position));
+  for (;; hash = mix(hash, 1)) {
+    const auto& allowed = sampling.allowed_token_ids;
+    const TokenId token = allowed.empty() ? static_cast<TokenId>(hash % static_cast<uint64_t>(model_.vocab_size)) : allowed[hash % allowed.size()];
+    const bool masked = position - known.num_prompt < sampling.min_tokens && (contains(known.eos, token) || contains(sampling.stop_token_ids, token));
+    if (!masked) return token;
+  }
+}
+
+void FakeExecutor::sample(const BatchPlan& plan, const PlannedSequence& s, StepResult& result) {
+  const int32_t last = s.first_position + static_cast<int32_t>(s.tokens.size()) - 1;
+  for (const PlannedSample& wanted : s.samples) {
+    Known& known = known_[value(wanted.sequence)];
+    SampledToken& out = result.samples.emplace_back();
+    out.sequence = wanted.sequence;
+    if (known.poisoned || known.sampling == nullptr) {
+      out.token = 0;
+      if (!known.poisoned) violation(fmt::format("sequence {} is sampled for and never joined", value(wanted.sequence)));
+      continue;
+    }
+    if (wanted.position != last + 1) violation(fmt::format("sequence {}: position {} is sampled after {}", value(wanted.sequence), wanted.position, last));
+    const uint64_t chain = model_.check_content ? slot_at(s, last).chain : mix(known.seed, static_cast<uint64_t>(last));
+    const TokenId best = pick(chain, known, wanted.position);
+    out.logprob = logprob_of(chain);
+    const int32_t candidates = std::min(wanted.top_candidates, model_.vocab_size);
+    for (int32_t i = 0; i < candidates; ++i)
+      out.top.emplace_back((best + i) % model_.vocab_size, out.logprob - 0.25f * static_cast<float>(i) - 0.1f * logprob_of(mix(chain, i)));
+    if (wanted.beam) continue;
+    out.token = best;
+    known.sampled_in = plan.step;
+    if (model_.check_content) push(known, best);
+  }
+}
+
+void FakeExecutor::prompt_logprobs(const PlannedSequence& s, StepResult& result) {
+  if (s.prompt_logprobs < 0) return;
+  SequencePromptLogprobs& out = result.prompt_logprobs.emplace_back();
+  out.sequence = s.sequence;
+  out.first_position = s.first_position + 1;
+  for (size_t i = 1; i <= s.tokens.size(); ++i) {
+    const TokenId token = i < s.tokens.size() ? s.tokens[i] : s.next_prompt_token;
+    if (token < 0) break;
+    PromptLogprob& p = out.tokens.emplace_back();
+    p.token = token;
+    p.logprob = logprob_of(mix(static_cast<uint64_t>(token), static_cast<uint64_t>(s.first_position) + i));
+    for (int32_t k = 0; k < s.prompt_logprobs; ++k) p.top.emplace_back((token + k) % model_.vocab_size, p.logprob - 0.1f * static_cast<float>(k));
+  }
+}
+
+std::vector<TokenId> FakeExecutor::greedy(const std::vector<TokenId>& prompt, int32_t count) const {
+  uint64_t chain = 0;
+  for (const TokenId t : prompt) chain = chain_after(chain, t);
+  std::vector<TokenId> out;
+  for (int32_t i = 0; i < count; ++i) {
+    out.push_back(static_cast<TokenId>(chain % static_cast<uint64_t>(model_.vocab_size)));
+    chain = chain_after(chain, out.back());
+  }
+  return out;
+}
+
+}  // namespace quire

@@ -1,0 +1,125 @@
+// An executor without a model, for tests, simulation and host-time benchmarks. It does three things a real one does, and one
+// that none can:
+//   - tokens: the next token is a hash of what the cache's slots hold (so wrong sharing gives wrong tokens), of the position,
+//     and for temperature > 0 of the seed; logprobs and candidates likewise;
+//   - time: a step takes what a roofline says, on a moved clock;
+//   - faults: a hook may fail a step;
+//   - it keeps, for every slot of every block, which token at which position after which prefix was written there, applies
+//     the copies and writes of each plan, and checks at each step that every list's slots hold exactly its sequence's
+//     tokens. That finds wrong sharing, a missing copy-on-write, a block freed too early, two writers of one slot.
+// Steps run when waited for, as late as they may. Engine thread.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "src/base/clock.h"
+#include "src/execute/executor.h"
+
+namespace quire {
+
+// Time of a step: overhead + max(bytes read / bandwidth, operations / rate). Microseconds; the defaults are an 8B model in 16
+// bit on an H100 (16 GB of weights at 3 TB/s, 128 KiB of K and V per token, 16 GFLOP per token at 600 TFLOP/s).
+struct Roofline {
+  double overhead_us = 50;
+  double weights_us = 5333;
+  double kv_us_per_token = 0.0437;  // of context read
+  double compute_us_per_token = 26.7;
+
+  double step_us(int64_t tokens, int64_t context_tokens) const {
+    const double read = weights_us + kv_us_per_token * static_cast<double>(context_tokens);
+    const double compute = compute_us_per_token * static_cast<double>(tokens);
+    return overhead_us + (read > compute ? read : compute);
+  }
+};
+
+struct FakeModel {
+  int32_t vocab_size = 1000;
+  int32_t num_blocks = 0;
+  int32_t block_tokens = 16;
+  bool check_content = true;  // off: tokens from position and seed alone; for timing the host
+};
+
+class FakeExecutor final : public Executor {
+ public:
+  using Fault = std::function<Status(const BatchPlan&)>;
+
+  explicit FakeExecutor(const FakeModel& model, ManualClock* clock = nullptr, const Roofline& roofline = {});
+
+  void submit(std::shared_ptr<const BatchPlan> plan) override;
+  StepResult wait() override;
+  bool ready() override { return !submitted_.empty(); }
+
+  void set_fault(Fault fault) { fault_ = std::move(fault); }
+  const std::vector<std::string>& violations() const { return violations_; }
+  int64_t num_known() const { return static_cast<int64_t>(known_.size()); }
+  // What greedy decoding gives for a prompt, computed without a cache; for comparison.
+  std::vector<TokenId> greedy(const std::vector<TokenId>& prompt, int32_t count) const;
+
+ private:
+  struct Slot {
+    TokenId token = -1;
+    int32_t position = -1;
+    uint64_t chain = 0;  // of the tokens 0 .. position
+    uint64_t written_in = 0;
+  };
+  struct Seen {
+    BlockId block = kNoBlock;
+    uint64_t version = 0;
+    int32_t slots = 0;
+  };
+  // A sequence as the plans tell it.
+  struct Known {
+    std::vector<TokenId> tokens;
+    std::vector<uint64_t> chain;  // same length
+    std::vector<Seen> seen;       // blocks found right, and unchanged since
+    std::shared_ptr<const SamplingParams> sampling;
+    std::vector<TokenId> eos;
+    uint64_t seed = 0, sampled_in = 0, last_step = 0;
+    int32_t num_prompt = 0;
+    bool joined = false, poisoned = false;
+  };
+
+  Slot& slot(BlockId block, int32_t offset) { return slots_[static_cast<size_t>(value(block)) * model_.block_tokens + offset]; }
+  Slot& slot_at(const PlannedSequence& s, int32_t position) {
+    return slot(s.block_table[position / model_.block_tokens], position % model_.block_tokens);
+  }
+  void violation(std::string what);
+  void push(Known& known, TokenId token);
+  void copy(const BlockCopy& copy);
+  void join(const PlannedJoin& join);
+  bool check_shape(const PlannedSequence& s);
+  void write(const BatchPlan& plan, const PlannedSequence& s, Known& known);
+  void adopt(const PlannedSequence& s, Known& known);
+  TokenId resolve(const BatchPlan& plan, const PlannedSequence& s, Known& known, int32_t index);
+  void verify(const PlannedSequence& s, Known& known);
+  bool verify_block(const PlannedSequence& s, const Known& known, int32_t index, int32_t slots);
+  void sample(const BatchPlan& plan, const PlannedSequence& s, StepResult& result);
+  void prompt_logprobs(const PlannedSequence& s, StepResult& result);
+  void fail(const BatchPlan& plan);
+  StepResult run(const BatchPlan& plan);
+  void forget_stale(uint64_t step);
+  TokenId pick(uint64_t chain, const Known& known, int32_t position) const;
+
+  FakeModel model_;
+  ManualClock* clock_;
+  Roofline roofline_;
+  Fault fault_;
+  std::vector<Slot> slots_;
+  std::vector<uint64_t> version_;  // by block: writes and copies into it
+  std::unordered_map<uint64_t, Known> known_;
+  struct Submitted {
+    std::shared_ptr<const BatchPlan> plan;
+    int64_t done_us = 0;
+  };
+  std::deque<Submitted> submitted_;
+  int64_t busy_until_us_ = 0;
+  std::vector<std::string> violations_;
+};
+
+}  // namespace quire
