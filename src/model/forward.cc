@@ -185,7 +185,8 @@ void ForwardPass::run_attention(const StepArrays& step, int32_t layer) {
                       .query_start = step.query_start,
                       .lengths = step.lengths,
                       .block_table = step.block_table,
-                      .table_stride = step.table_stride});
+                      .table_stride = step.table_stride,
+                      .early_fetch = true});
 }
 
 ForwardPass::Rows ForwardPass::keep_logits_rows(const StepArrays& step) {

@@ -1,0 +1,114 @@
+#include "src/execute/cpu_runner.h"
+
+#include <algorithm>
+#include <chrono>
+#include <new>
+
+#include "src/base/clock.h"
+#include "src/execute/row_logprobs.h"
+#include "src/execute/sampler_steps.h"
+
+namespace quire {
+namespace {
+
+class CpuRunner final : public StepRunner {
+ public:
+  explicit CpuRunner(CpuRunnerParts parts)
+      : parts_(std::move(parts)), step_(parts_.limits), copies_(parts_.limits.num_blocks) {}
+
+  StepResult run(const BatchPlan& plan) override {
+    const int64_t start_us = clock_.now_us();
+    StepResult result{.step = plan.step};
+    try {
+      result.status = run_checked(plan, result);
+    } catch (const std::bad_alloc&) {
+      result.status = error(Code::kResourceExhausted, "no host memory for the step's results");
+    }
+    result.execute_ms = static_cast<double>(clock_.now_us() - start_us) / 1000.0;
+    return result;
+  }
+
+ private:
+  Status run_checked(const BatchPlan& plan, StepResult& result) {
+    apply_to_sampler(plan, *parts_.sampler);
+    if (Status copies = copies_.build(plan.copies); !copies) return copies;
+    if (Status built = step_.build(plan); !built) return built;
+    run_copies();
+    if (plan.sequences.empty()) return ok();
+    for (const SampledRow& row : step_.sampled_rows())
+      step_.set_id(row.row, parts_.sampler->last_token(row.sequence));
+    parts_.forward->run(step_.arrays());
+    read_logits(result);
+    return ok();
+  }
+
+  void run_copies() {
+    int64_t begin = 0;
+    for (const int64_t end : copies_.ends()) {
+      parts_.kernels->copy_blocks({.arena = parts_.arena.as<char>(),
+                                   .block_bytes = parts_.block_bytes,
+                                   .pairs = copies_.pairs().data() + 2 * begin,
+                                   .count = end - begin});
+      begin = end;
+    }
+  }
+
+  // The logits come in pieces of as many rows as the buffer holds; a piece may begin or end inside a
+  // sequence's rows.
+  void read_logits(StepResult& result) {
+    const int64_t total = step_.arrays().num_logits_rows;
+    size_t next = 0;
+    for (int64_t first = 0; first < total; first += parts_.logits_rows) {
+      const int64_t end = std::min(first + parts_.logits_rows, total);
+      parts_.forward->logits(first, end - first, parts_.logits.as<float>());
+      samples_.clear();
+      while (next < step_.wanted_logits().size()) {
+        const WantedLogits& wanted = step_.wanted_logits()[next];
+        if (wanted.first >= end) break;
+        read_prompt_logprobs(wanted, first, end, result);
+        if (wanted.first + wanted.count > end) break;  // goes on in the next piece
+        for (const PlannedSample& sample : wanted.sequence->samples) {
+          samples_.push_back({.sample = &sample, .logits_row = wanted.first + wanted.count - 1 - first});
+        }
+        ++next;
+      }
+      parts_.sampler->sample(parts_.logits.as<float>(), vocab(), samples_, result.samples);
+    }
+  }
+
+  // Rows [first, end) are in the buffer. Row i of a chunk predicts its token i + 1; the last row, the prompt
+  // token after it.
+  void read_prompt_logprobs(const WantedLogits& wanted, int64_t first, int64_t end, StepResult& result) {
+    const PlannedSequence& s = *wanted.sequence;
+    if (s.prompt_logprobs < 0) return;
+    for (int64_t i = std::max(first - wanted.first, int64_t{0});
+         i < std::min(wanted.count, end - wanted.first); ++i) {
+      const auto next = static_cast<size_t>(i + 1);
+      const TokenId token = next < s.tokens.size() ? s.tokens[next] : s.next_prompt_token;
+      if (token < 0) continue;
+      if (i == 0) {
+        result.prompt_logprobs.push_back(
+            {.sequence = s.sequence, .first_position = s.first_position + 1, .tokens = {}});
+      }
+      const float* row = parts_.logits.as<const float>() + (wanted.first + i - first) * vocab();
+      result.prompt_logprobs.back().tokens.push_back(
+          row_logprob({row, static_cast<size_t>(vocab())}, token, s.prompt_logprobs));
+    }
+  }
+
+  int64_t vocab() const { return parts_.limits.vocab_size; }
+
+  CpuRunnerParts parts_;
+  HostStep step_;
+  CopyGroups copies_;
+  std::vector<SampleRow> samples_;
+  SteadyClock clock_;
+};
+
+}  // namespace
+
+std::unique_ptr<StepRunner> make_cpu_runner(CpuRunnerParts parts) {
+  return std::make_unique<CpuRunner>(std::move(parts));
+}
+
+}  // namespace quire

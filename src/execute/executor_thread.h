@@ -1,0 +1,22 @@
+// The thread that owns a device: takes plans in order, runs each through a StepRunner, hands out the results
+// in order. One per back end is enough: CPU and CUDA differ in their StepRunner.
+#pragma once
+
+#include <memory>
+
+#include "src/execute/executor.h"
+
+namespace quire {
+
+// Lives on the executor thread from its first run() to its destruction.
+class StepRunner {
+ public:
+  virtual ~StepRunner() = default;
+  virtual StepResult run(const BatchPlan& plan) = 0;  // a bad plan or no memory: a status, never an exception
+};
+
+// Submitting a third step before waiting for the first is the engine's fault. The plan is let go before its
+// result is handed out, so that the engine may use its memory again. The destructor lets submitted steps end.
+std::unique_ptr<Executor> make_threaded_executor(std::unique_ptr<StepRunner> runner);
+
+}  // namespace quire

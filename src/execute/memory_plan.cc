@@ -1,0 +1,80 @@
+#include "src/execute/memory_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace quire {
+namespace {
+
+double gib(int64_t bytes) {
+  return static_cast<double>(bytes) / (1 << 30);
+}
+
+int64_t blocks_of_context(const MemoryRequest& r) {
+  return (int64_t{r.max_context_tokens} + r.block_tokens - 1) / r.block_tokens;
+}
+
+int64_t fixed_bytes(const MemoryRequest& r) {
+  return r.weights_bytes + r.workspace_bytes + r.logits_bytes;
+}
+
+Error no_room(const MemoryRequest& r, int64_t cache_bytes, const char* advice) {
+  return error(Code::kResourceExhausted,
+               fmt::format("{} has {:.2f} GiB free; weights {:.2f} + workspace {:.2f} + logits {:.2f} + "
+                           "cache {:.2f} = {:.2f} GiB are "
+                           "needed ({})",
+                           r.device, gib(r.free_bytes), gib(r.weights_bytes), gib(r.workspace_bytes),
+                           gib(r.logits_bytes), gib(cache_bytes), gib(fixed_bytes(r) + cache_bytes), advice));
+}
+
+Result<int64_t> choose_blocks(const MemoryRequest& r) {
+  if (r.kv_cache_bytes > 0) {
+    const int64_t blocks = r.kv_cache_bytes / r.block_bytes;
+    if (blocks == 0) {
+      return invalid(fmt::format("kv_cache_bytes is {}; one block of {} tokens takes {}", r.kv_cache_bytes,
+                                 r.block_tokens, r.block_bytes),
+                     "kv_cache_bytes");
+    }
+    if (fixed_bytes(r) + blocks * r.block_bytes > r.free_bytes)
+      return no_room(r, blocks * r.block_bytes, "lower kv_cache_bytes");
+    return blocks;
+  }
+  const int64_t left = (r.free_bytes - fixed_bytes(r)) / r.block_bytes;
+  const int64_t needed = blocks_of_context(r);
+  if (fixed_bytes(r) > r.free_bytes || left < needed) {
+    return no_room(r, needed * r.block_bytes,
+                   "the cache must hold one sequence of max_context_tokens: lower it");
+  }
+  return std::clamp(r.default_cache_bytes / r.block_bytes, needed, left);
+}
+
+std::string table_of(const MemoryRequest& r, int64_t blocks) {
+  std::string out = fmt::format("memory of {}\n", r.device);
+  const auto line = [&](const char* item, int64_t bytes, const std::string& note) {
+    out += fmt::format("  {:<10} {:>9.3f} GiB  {}\n", item, gib(bytes), note);
+  };
+  const int64_t cache = blocks * r.block_bytes, tokens = blocks * r.block_tokens;
+  line("weights", r.weights_bytes, "");
+  line("workspace", r.workspace_bytes, "activations, rotary table");
+  line("logits", r.logits_bytes, "");
+  line("cache", cache,
+       fmt::format("{} blocks of {} tokens: {} tokens, {:.1f} contexts of {}", blocks, r.block_tokens, tokens,
+                   static_cast<double>(tokens) / r.max_context_tokens, r.max_context_tokens));
+  line("left", r.free_bytes - fixed_bytes(r) - cache,
+       fmt::format("of {:.3f} GiB free at start", gib(r.free_bytes)));
+  return out;
+}
+
+}  // namespace
+
+Result<MemoryPlan> plan_memory(const MemoryRequest& request) {
+  const Result<int64_t> wanted = choose_blocks(request);
+  if (!wanted) return wanted.error();
+  const int64_t blocks = std::min<int64_t>(*wanted, INT32_MAX);
+  return MemoryPlan{.num_blocks = static_cast<int32_t>(blocks),
+                    .cache_bytes = blocks * request.block_bytes,
+                    .table = table_of(request, blocks)};
+}
+
+}  // namespace quire
