@@ -24,7 +24,6 @@ struct HeadView {
     return p.arena + block * p.layout.block_bytes() + (own_list() ? 0 : kv_head) * p.layout.head_stride() +
            slot % p.layout.block_tokens * p.layout.token_bytes();
   }
-  double k(int64_t slot, int64_t i) const { return load(k_of(slot), p.layout.dtype, i); }
   double v(int64_t slot, int64_t i) const {
     return load(k_of(slot) + p.layout.kv_stride(), p.layout.dtype, i);
   }
@@ -34,7 +33,8 @@ struct HeadView {
     const float* q =
         static_cast<const float*>(sink ? p.q_sink : p.q) + row * p.q_stride + q_head * p.head_dim;
     double sum = 0;
-    for (int64_t i = 0; i < p.head_dim; ++i) sum += q[i] * k(slot, i);
+    const char* k = k_of(slot);
+    for (int64_t i = 0; i < p.head_dim; ++i) sum += q[i] * load(k, p.layout.dtype, i);
     const double scaled = sum * p.scale;
     return p.soft_cap == 0 ? scaled : p.soft_cap * std::tanh(scaled / p.soft_cap);
   }
@@ -67,14 +67,14 @@ Softmax softmax_of(const HeadView& view, int64_t r) {
 
 void write_values(const HeadView& view, const Softmax& s, int64_t row) {
   const AttentionParams& p = view.p;
-  float* out = static_cast<float*>(p.out) + (row * p.num_q_heads + view.q_head) * p.head_dim;
-  for (int64_t i = 0; i < p.head_dim; ++i) {
-    double sum = 0;
-    for (int64_t j = 0; j < view.length(); ++j) {
-      if (!std::isinf(s.logits[j])) sum += s.probability(j) * view.v(j, i);
-    }
-    out[i] = static_cast<float>(sum);
+  std::vector<double> sums(p.head_dim);
+  for (int64_t j = 0; j < view.length(); ++j) {
+    if (std::isinf(s.logits[j])) continue;  // not seen, or of no weight: the slot may hold anything
+    const double probability = s.probability(j);
+    for (int64_t i = 0; i < p.head_dim; ++i) sums[i] += probability * view.v(j, i);
   }
+  float* out = static_cast<float*>(p.out) + (row * p.num_q_heads + view.q_head) * p.head_dim;
+  for (int64_t i = 0; i < p.head_dim; ++i) out[i] = static_cast<float>(sums[i]);
 }
 
 void write_side_outputs(const HeadView& view, const Softmax& s, int64_t r) {

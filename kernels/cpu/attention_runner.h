@@ -1,0 +1,48 @@
+// How an attention op is cut among threads. Only speed depends on it (see tile_attention.h).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/cpu/op_table.h"
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/kernels.h"
+
+namespace quire::cpu {
+
+class AttentionRunner {
+ public:
+  AttentionRunner(const OpTable& ops, ThreadPool& pool, DType activations)
+      : ops_(ops), pool_(pool), activations_(activations) {}
+
+  Status reserve(Device& device, int64_t max_rows, int64_t max_sequences, int32_t max_q_heads,
+                 int32_t max_head_dim, int32_t max_length);
+  void run(const AttentionParams& p);
+
+ private:
+  // Rows of a sequence that share their readings of K and V.
+  struct RowBlock {
+    int32_t sequence, first_row, last_row;
+    int32_t first_split, last_split;  // that any of its heads' lists has for these rows
+    int64_t first_unit;               // of (kv head, split), where a block is cut by splits
+    int64_t first_partial;            // float offset
+  };
+
+  void cut_rows(const AttentionParams& p);
+  int64_t lay_out_partials(const AttentionParams& p);
+  AttentionPiece piece_of(const AttentionParams& p, const RowBlock& block, int64_t kv_head, int thread) const;
+  void run_whole(const AttentionParams& p);
+  void run_by_splits(const AttentionParams& p, int64_t units);
+  void run_column_sums(const AttentionParams& p);
+  float* partials_of(const AttentionParams& p, const RowBlock& block, int64_t kv_head) const;
+
+  const OpTable& ops_;
+  ThreadPool& pool_;
+  DType activations_;
+  int64_t max_rows_ = 0, max_sequences_ = 0, max_q_heads_ = 0, max_length_ = 0, thread_floats_ = 0,
+          partial_floats_ = 0;
+  DeviceBuffer scratch_, partials_, log_totals_;
+  std::vector<RowBlock> blocks_;
+};
+
+}  // namespace quire::cpu

@@ -1,0 +1,289 @@
+// Paged attention of the CPU back end. Method: cpu_test_rig.h; every slot of the pool that belongs to no list
+// is NaN. Tolerance: a logit is a float32 sum of head_dim products (4 sqrt(d) roundings of order 1), its
+// weight errs by as much, and the output is a mean of values below 1: 2^-24 * (8 sqrt(d) + 16) absolute
+// covers logits up to 8 and 1,500 slots.
+#include <algorithm>
+#include <numeric>
+
+#include "tests/kernel/cpu_test_rig.h"
+
+namespace quire {
+namespace {
+
+struct List {
+  int32_t rows, length;
+};
+
+struct AttentionCase {
+  std::vector<List> lists;
+  int32_t dim = 64, group = 2, kv_heads = 2, block_tokens = 16, window = 0;
+  DType kv = DType::kBF16;
+  float soft_cap = 0;
+  bool sinks = false, q_sink = false, own_lists = false, side_outputs = false;
+};
+
+// Inputs of one case; lists per head are one slot shorter from head to head.
+class Problem {
+ public:
+  Problem(const AttentionCase& c, DType act, uint64_t seed) : c_(c), random_(seed) {
+    layout_ = {.dtype = c.kv,
+               .num_layers = 2,
+               .num_kv_heads = c.own_lists ? 1 : c.kv_heads,
+               .head_dim = c.dim,
+               .block_tokens = c.block_tokens};
+    query_start_ = {0};
+    for (const List& list : c.lists) {
+      query_start_.push_back(query_start_.back() + list.rows);
+      longest_ = std::max(longest_, list.length);
+    }
+    lay_out_lists();
+    q_ = Tensor::random(random_, act, rows() * c.group * c.kv_heads * c.dim, 2);
+    q_sink_ = Tensor::random(random_, act, rows() * c.group * c.kv_heads * c.dim, 2);
+    sinks_ = Tensor::random(random_, DType::kF32, c.group * c.kv_heads, 3);
+    sink_slots_.assign(c.lists.size(), 5);
+  }
+
+  int64_t rows() const { return query_start_.back(); }
+  int64_t heads() const { return c_.group * c_.kv_heads; }
+  const AttentionCase& attention_case() const { return c_; }
+  Tensor& q() { return q_; }
+
+  AttentionParams params() {
+    AttentionParams p{.q = q_.data(),
+                      .q_stride = heads() * c_.dim,
+                      .arena = arena_.bytes() + layout_.layer_stride(),
+                      .layout = layout_,
+                      .num_q_heads = static_cast<int32_t>(heads()),
+                      .num_kv_heads = c_.kv_heads,
+                      .head_dim = c_.dim,
+                      .scale = 1 / std::sqrt(static_cast<float>(c_.dim)),
+                      .soft_cap = c_.soft_cap,
+                      .window = c_.window,
+                      .num_sequences = static_cast<int32_t>(c_.lists.size()),
+                      .rows = rows(),
+                      .max_length = longest_,
+                      .query_start = query_start_.data(),
+                      .lengths = lengths_.data(),
+                      .block_table = table_.data(),
+                      .table_stride = blocks_ * lists_per_sequence(),
+                      .head_table_stride = c_.own_lists ? blocks_ : 0,
+                      .length_stride = lists_per_sequence(),
+                      .head_length_stride = c_.own_lists ? 1 : 0};
+    for (const List& list : c_.lists) p.max_rows = std::max(p.max_rows, list.rows);
+    if (c_.sinks) p.sinks = static_cast<const float*>(sinks_.data());
+    if (c_.q_sink) p.q_sink = q_sink_.data(), p.sink_slots = sink_slots_.data();
+    return p;
+  }
+
+  void make_f32() { q_ = q_.as_f32(), q_sink_ = q_sink_.as_f32(); }
+
+ private:
+  int64_t lists_per_sequence() const { return c_.own_lists ? c_.kv_heads : 1; }
+
+  void lay_out_lists() {
+    blocks_ = longest_ / c_.block_tokens + 1;
+    const int64_t lists = static_cast<int64_t>(c_.lists.size()) * lists_per_sequence();
+    table_.resize(static_cast<size_t>(lists * blocks_));
+    std::iota(table_.begin(), table_.end(), 0);
+    for (size_t i = table_.size(); i > 1; --i) std::swap(table_[i - 1], table_[random_.below(i)]);
+    arena_ = Tensor::poisoned(c_.kv,
+                              static_cast<int64_t>(table_.size()) * layout_.block_bytes() / bytes_of(c_.kv));
+    for (int64_t list = 0; list < lists; ++list) {
+      const List& shape = c_.lists[static_cast<size_t>(list / lists_per_sequence())];
+      const int32_t shorter = static_cast<int32_t>(list % lists_per_sequence());
+      lengths_.push_back(std::max(shape.rows, shape.length - shorter));
+      for (int64_t slot = 0; slot < lengths_.back(); ++slot)
+        fill_slot(table_[static_cast<size_t>(list * blocks_ + slot / c_.block_tokens)],
+                  slot % c_.block_tokens);
+    }
+  }
+
+  void fill_slot(int64_t block, int64_t offset) {
+    const int64_t e = bytes_of(c_.kv);
+    for (int64_t tile = 0; tile < 2 * layout_.num_kv_heads; ++tile) {
+      const int64_t first = (block * layout_.block_bytes() + layout_.layer_stride() +
+                             tile * layout_.head_stride() + offset * layout_.token_bytes()) /
+                            e;
+      for (int64_t i = 0; i < c_.dim; ++i)
+        arena_.set(static_cast<size_t>(first + i), static_cast<float>(random_.uniform() * 2 - 1));
+    }
+  }
+
+  AttentionCase c_;
+  Random random_;
+  KvLayout layout_;
+  int32_t longest_ = 0;
+  int64_t blocks_ = 0;
+  std::vector<int32_t> query_start_, lengths_, table_, sink_slots_;
+  Tensor q_, q_sink_, sinks_, arena_;
+};
+
+struct AttentionRun {
+  Tensor out, lse, row_logits, column_sums;
+};
+
+AttentionRun attend(Kernels& kernels, Problem& problem) {
+  AttentionParams p = problem.params();
+  const int64_t heads = problem.heads(), stride = p.max_length + 3;
+  AttentionRun run{.out =
+                       Tensor::poisoned(kernels.options().activations, problem.rows() * heads * p.head_dim)};
+  p.out = run.out.data();
+  if (problem.attention_case().side_outputs) {
+    run.lse = Tensor::poisoned(DType::kF32, problem.rows() * heads);
+    run.row_logits =
+        Tensor(DType::kF32, std::vector<float>(static_cast<size_t>(p.num_sequences * heads * stride), -7));
+    run.column_sums =
+        Tensor(DType::kF32, std::vector<float>(static_cast<size_t>(p.num_sequences * heads * stride), 0.5f));
+    p.lse = static_cast<float*>(run.lse.data());
+    p.row_logits = static_cast<float*>(run.row_logits.data()), p.row_logits_stride = stride;
+    p.column_sums = static_cast<float*>(run.column_sums.data()), p.column_sums_stride = stride;
+  }
+  EXPECT_TRUE(kernels.reserve(p.rows, p.num_sequences, p.num_q_heads, p.head_dim, p.max_length).has_value());
+  kernels.attention(p);
+  return run;
+}
+
+void expect_same(const AttentionRun& a, const AttentionRun& b, const std::string& what) {
+  EXPECT_EQ(a.out, b.out) << what;
+  EXPECT_EQ(a.lse, b.lse) << what;
+  EXPECT_EQ(a.row_logits, b.row_logits) << what;
+  EXPECT_EQ(a.column_sums, b.column_sums) << what;
+}
+
+void check_case(const AttentionCase& c, const std::string& name,
+                std::vector<Variant> variants = all_variants()) {
+  for (const DType act : {DType::kF32, DType::kBF16}) {
+    Problem problem(c, act, 11), exact(c, act, 11);
+    exact.make_f32();
+    const AttentionRun wanted = attend(reference(), exact);
+    for (const Variant& v : variants) {
+      if (v.act != act) continue;
+      const std::string what = name + ", " + to_string(v);
+      const auto kernels = open_kernels(v);
+      const AttentionRun got = attend(*kernels, problem);
+      const double roundings = 0x1p-24 * (8 * std::sqrt(static_cast<double>(c.dim)) + 16);
+      expect_near(got.out, wanted.out, roundings, what);
+      expect_near(got.lse, wanted.lse, 4 * roundings, what + " lse");
+      expect_near(got.row_logits, wanted.row_logits, 4 * roundings, what + " row_logits");
+      expect_near(got.column_sums, wanted.column_sums, roundings * c.lists[0].rows, what + " column_sums");
+      expect_same(got, attend(*kernels, problem), what + ", a second run");
+      if (testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(CpuAttention, AgreesWithTheReferenceForEveryHeadSize) {
+  for (const int32_t dim : {8, 16, 64, 80, 96, 128, 256}) {
+    check_case({.lists = {{1, 1}, {1, 67}, {5, 5}, {3, 70}}, .dim = dim}, "dim " + std::to_string(dim));
+  }
+}
+
+TEST(CpuAttention, AgreesWithTheReferenceForEveryGroupBlockAndKvType) {
+  for (int32_t group = 1; group <= 8; ++group) {
+    check_case({.lists = {{1, 30}, {2, 65}}, .dim = 32, .group = group, .block_tokens = 8 << (group % 4)},
+               "group " + std::to_string(group));
+  }
+  for (const DType kv : {DType::kF32, DType::kF16})
+    check_case({.lists = {{1, 130}, {9, 40}}, .dim = 80, .kv = kv}, "kv type");
+  check_case({.lists = {{1, 90}, {2, 7}}, .dim = 16, .group = 100, .kv_heads = 1}, "group 100");
+}
+
+TEST(CpuAttention, AgreesWithTheReferenceForEveryOption) {
+  const std::vector<List> lists = {{1, 100}, {17, 150}, {1, 3}};
+  check_case({.lists = lists, .window = 9}, "window");
+  check_case({.lists = lists, .window = 70, .side_outputs = true}, "window, side outputs");
+  check_case({.lists = lists, .soft_cap = 2}, "soft cap");
+  check_case({.lists = lists, .sinks = true, .side_outputs = true}, "sinks");
+  check_case({.lists = lists, .q_sink = true, .side_outputs = true}, "q_sink");
+  check_case({.lists = lists, .kv_heads = 3, .own_lists = true, .side_outputs = true}, "lists per head");
+  check_case({.lists = lists,
+              .window = 20,
+              .soft_cap = 3,
+              .sinks = true,
+              .q_sink = true,
+              .own_lists = true,
+              .side_outputs = true},
+             "all");
+}
+
+TEST(CpuAttention, AgreesWithTheReferenceAcrossSplits) {
+  std::vector<Variant> fast;
+  for (const Variant& v : all_variants()) {
+    if (v.isa != CpuIsa::kPlain || v.act == DType::kF32) fast.push_back(v);
+  }
+  check_case({.lists = {{1, 1290}, {1, 512}, {1, 513}}, .dim = 32, .side_outputs = true}, "decode", fast);
+  check_case({.lists = {{70, 1100}}, .dim = 16, .group = 3, .kv_heads = 1, .side_outputs = true}, "prefill",
+             fast);
+  check_case({.lists = {{60, 1100}}, .dim = 16, .kv_heads = 1, .window = 400, .side_outputs = true},
+             "windowed prefill", fast);
+}
+
+// The rows of one list, attended in chunks of `chunk`, as rows of one output.
+AttentionRun attend_in_chunks(Kernels& kernels, const AttentionCase& whole, DType act, int32_t chunk) {
+  Problem problem(whole, act, 11);
+  AttentionParams p = problem.params();
+  const int32_t rows = whole.lists[0].rows, length = whole.lists[0].length;
+  const int64_t row_elements = problem.heads() * whole.dim;
+  AttentionRun run{.out = Tensor::poisoned(act, rows * row_elements),
+                   .lse = Tensor::poisoned(DType::kF32, rows * problem.heads()),
+                   .column_sums = Tensor(
+                       DType::kF32, std::vector<float>(static_cast<size_t>(problem.heads() * length), 0))};
+  for (int32_t first = 0; first < rows; first += chunk) {
+    const int32_t count = std::min(chunk, rows - first), seen = length - rows + first + count;
+    const std::vector<int32_t> query_start = {0, count}, lengths(static_cast<size_t>(whole.kv_heads), seen);
+    p.q = problem.q().bytes() + first * row_elements * bytes_of(act);
+    p.out = run.out.bytes() + first * row_elements * bytes_of(act);
+    p.lse = static_cast<float*>(run.lse.data()) + first * problem.heads();
+    p.column_sums = static_cast<float*>(run.column_sums.data()), p.column_sums_stride = length;
+    p.rows = count, p.max_rows = count, p.max_length = seen, p.query_start = query_start.data(),
+    p.lengths = lengths.data();
+    EXPECT_TRUE(kernels.reserve(count, 1, p.num_q_heads, p.head_dim, seen).has_value());
+    kernels.attention(p);
+  }
+  return run;
+}
+
+TEST(CpuAttention, GivesARowTheSameBitsInAnyChunk) {
+  for (const int32_t window : {0, 100}) {
+    const AttentionCase c{.lists = {{150, 700}}, .dim = 80, .group = 3, .window = window, .sinks = true};
+    for (const Variant& v : all_variants()) {
+      if (v.isa == CpuIsa::kPlain) continue;  // one code for all; plain takes seconds
+      const auto kernels = open_kernels(v);
+      const AttentionRun whole = attend_in_chunks(*kernels, c, v.act, 150);
+      for (const int32_t chunk : {1, 7, 64}) {
+        expect_same(whole, attend_in_chunks(*kernels, c, v.act, chunk),
+                    to_string(v) + " chunk " + std::to_string(chunk));
+      }
+    }
+  }
+}
+
+TEST(CpuAttention, GivesTheSameBitsOnAnyNumberOfThreadsAndBesideOthers) {
+  const AttentionCase c{.lists = {{1, 1500}, {20, 600}}, .dim = 64, .group = 4, .side_outputs = true};
+  for (Variant v : all_variants()) {
+    Problem problem(c, v.act, 11);
+    const AttentionRun two = attend(*open_kernels(v), problem);
+    v.threads = 1;
+    expect_same(two, attend(*open_kernels(v), problem), to_string(v));
+    v.threads = 3;
+    expect_same(two, attend(*open_kernels(v), problem), to_string(v));
+  }
+}
+
+TEST(CpuAttention, LeavesZerosWhereARowSeesNothing) {
+  AttentionCase c{.lists = {{1, 5}}};
+  Problem problem(c, DType::kF32, 1);
+  AttentionParams p = problem.params();
+  const std::vector<int32_t> nothing = {0};
+  Tensor out = Tensor::poisoned(DType::kF32, problem.heads() * c.dim),
+         lse = Tensor::poisoned(DType::kF32, problem.heads());
+  p.lengths = nothing.data(), p.out = out.data(), p.lse = static_cast<float*>(lse.data());
+  const auto kernels = open_kernels({.isa = machine_isa()});
+  ASSERT_TRUE(kernels->reserve(1, 1, p.num_q_heads, p.head_dim, 16).has_value());
+  kernels->attention(p);
+  for (size_t i = 0; i < out.size(); ++i) ASSERT_EQ(out.at(i), 0);
+  EXPECT_EQ(lse.at(0), -std::numeric_limits<float>::infinity());
+}
+
+}  // namespace
+}  // namespace quire
