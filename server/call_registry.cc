@@ -1,0 +1,72 @@
+#include "server/call_registry.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <random>
+#include <vector>
+
+#include "src/base/clock.h"
+
+namespace quire::server {
+
+CallRegistry::CallRegistry(int64_t watch_interval_ms)
+    : prefix_(fmt::format("q{:08x}", std::random_device{}())), watcher_([this, watch_interval_ms] { watch(watch_interval_ms); }) {}
+
+CallRegistry::~CallRegistry() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  stopping_changed_.notify_all();
+  watcher_.join();
+}
+
+bool CallRegistry::add(const std::string& name, const std::shared_ptr<RunningCall>& call) {
+  const std::lock_guard lock(mutex_);
+  return calls_.emplace(name, call).second;
+}
+
+void CallRegistry::remove(const std::string& name) {
+  const std::lock_guard lock(mutex_);
+  calls_.erase(name);
+}
+
+bool CallRegistry::abort(const std::string& name) {
+  std::shared_ptr<RunningCall> call;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = calls_.find(name);
+    if (found != calls_.end()) call = found->second.lock();
+  }
+  if (!call) return false;
+  call->abort();
+  return true;
+}
+
+size_t CallRegistry::size() const {
+  const std::lock_guard lock(mutex_);
+  return calls_.size();
+}
+
+std::string CallRegistry::make_name() {
+  const std::lock_guard lock(mutex_);
+  return fmt::format("{}-{}", prefix_, ++names_made_);
+}
+
+void CallRegistry::watch(int64_t interval_ms) {
+  const SteadyClock clock;
+  std::unique_lock lock(mutex_);
+  while (!stopping_changed_.wait_for(lock, std::chrono::milliseconds(interval_ms), [this] { return stopping_; })) {
+    std::vector<std::shared_ptr<RunningCall>> calls;
+    calls.reserve(calls_.size());
+    for (const auto& [name, call] : calls_)
+      if (auto held = call.lock()) calls.push_back(std::move(held));
+    lock.unlock();  // a call takes its own lock, and takes ours when it ends
+    for (const auto& call : calls) call->end_if_stalled(clock.now_us());
+    calls.clear();
+    lock.lock();
+  }
+}
+
+}  // namespace quire::server

@@ -1,0 +1,54 @@
+// The calls that run now, by request name: what Abort and the stall watch act on. Any thread.
+//
+// A watch thread looks at every call a few times per stall limit, so that a reader that stopped reading costs no timer per write.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+namespace quire::server {
+
+class RunningCall {
+ public:
+  virtual ~RunningCall() = default;
+  // Ends the request; its call finishes with CANCELLED.
+  virtual void abort() = 0;
+  // Ends the call when its reader has taken nothing for longer than the limit.
+  virtual void end_if_stalled(int64_t now_us) = 0;
+};
+
+class CallRegistry {
+ public:
+  explicit CallRegistry(int64_t watch_interval_ms);
+  ~CallRegistry();
+  CallRegistry(const CallRegistry&) = delete;
+  CallRegistry& operator=(const CallRegistry&) = delete;
+
+  // False if a call of this name runs already.
+  bool add(const std::string& name, const std::shared_ptr<RunningCall>& call);
+  void remove(const std::string& name);
+  // False if no call of this name runs.
+  bool abort(const std::string& name);
+  size_t size() const;
+
+  // A name that no client chose: unique within this process, told apart between processes.
+  std::string make_name();
+
+ private:
+  void watch(int64_t interval_ms);
+
+  mutable std::mutex mutex_;
+  std::condition_variable stopping_changed_;
+  bool stopping_ = false;
+  std::map<std::string, std::weak_ptr<RunningCall>> calls_;
+  const std::string prefix_;
+  uint64_t names_made_ = 0;
+  std::thread watcher_;
+};
+
+}  // namespace quire::server

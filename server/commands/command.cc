@@ -1,0 +1,15 @@
+#include "server/commands/command.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+
+namespace quire::server {
+
+int fail(const Error& error, int exit_code) {
+  std::fflush(stdout);
+  fmt::print(stderr, "quire: {}\n", error.message);
+  return exit_code;
+}
+
+}  // namespace quire::server

@@ -1,0 +1,115 @@
+// quire tokenize and detokenize: a model's tokenizer without its model; DIR may hold only tokenizer files.
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "server/commands/command.h"
+#include "server/commands/text_file.h"
+#include "server/flags.h"
+#include "server/utf8.h"
+#include "src/text/tokenizer.h"
+
+namespace quire::server {
+namespace {
+
+using Json = nlohmann::json;
+
+struct Options {
+  std::string model_dir, input;
+  std::string output = "json";
+  bool no_special_tokens = false, special_as_text = false, keep_special_tokens = false;
+};
+
+void bind(Flags& flags, Options& o, const char* input_help) {
+  flags.add("model", o.model_dir, "Directory with tokenizer.json or tokenizer.model");
+  flags.require("model");
+  flags.add("input", o.input, input_help);
+  flags.require("input");
+  flags.add_choice("output", o.output, {"json", "jsonl"}, "one JSON array, or one line for each entry");
+}
+
+// The entries of a JSON array file.
+Result<Json> read_array(const std::string& path) {
+  const auto text = read_file(path, "--input");
+  if (!text) return text.error();
+  if (const auto offset = find_invalid_utf8(*text)) return invalid(fmt::format("--input {}: not UTF-8 at byte {}", path, *offset));
+  try {
+    Json array = Json::parse(*text);
+    if (!array.is_array()) return invalid(fmt::format("--input {}: must be a JSON array", path));
+    return array;
+  } catch (const Json::parse_error& problem) {
+    return invalid(fmt::format("--input {}: not JSON at byte {}", path, problem.byte));
+  }
+}
+
+void print(const Json& results, const std::string& output) {
+  if (output == "json") {
+    fmt::print("{}\n", results.dump(-1, ' ', false, Json::error_handler_t::replace));
+  } else {
+    for (const Json& result : results) fmt::print("{}\n", result.dump(-1, ' ', false, Json::error_handler_t::replace));
+  }
+}
+
+Result<Json> tokenize(const Options& o, const Tokenizer& tokenizer, const Json& texts) {
+  Json results = Json::array();
+  for (const Json& text : texts) {
+    if (!text.is_string()) return invalid(fmt::format("--input {}: entry {} is not a string", o.input, results.size()));
+    const auto ids = tokenizer.encode(text.get_ref<const std::string&>(), !o.no_special_tokens, o.special_as_text);
+    if (!ids) return invalid(fmt::format("--input {}: entry {}: {}", o.input, results.size(), ids.error().message));
+    results.push_back(*ids);
+  }
+  return results;
+}
+
+Result<Json> detokenize(const Options& o, const Tokenizer& tokenizer, const Json& lists) {
+  Json results = Json::array();
+  for (const Json& list : lists) {
+    std::vector<int32_t> ids;
+    const auto bad = [&] { return invalid(fmt::format("--input {}: entry {} is not an array of token ids", o.input, results.size())); };
+    if (!list.is_array()) return bad();
+    for (const Json& id : list) {
+      if (!id.is_number_integer() || id < 0 || id > INT32_MAX) return bad();
+      ids.push_back(id.get<int32_t>());
+    }
+    const auto text = tokenizer.decode(ids, !o.keep_special_tokens);
+    if (!text) return invalid(fmt::format("--input {}: entry {}: {}", o.input, results.size(), text.error().message));
+    results.push_back(*text);
+  }
+  return results;
+}
+
+int run(const Options& options, Result<Json> (*convert)(const Options&, const Tokenizer&, const Json&)) {
+  const auto tokenizer = Tokenizer::open(options.model_dir);
+  if (!tokenizer) return fail(tokenizer.error());
+  const auto entries = read_array(options.input);
+  if (!entries) return fail(entries.error());
+  const auto results = convert(options, **tokenizer, *entries);
+  if (!results) return fail(results.error());
+  print(*results, options.output);
+  return 0;
+}
+
+}  // namespace
+
+int run_tokenize(const Arguments& arguments) {
+  Options options;
+  Flags flags("quire tokenize", "Texts to token ids: a JSON array of strings in, an array of id arrays out.");
+  bind(flags, options, "JSON array of strings; - = standard input");
+  flags.add("no-special-tokens", options.no_special_tokens, "Add no BOS or EOS");
+  flags.add("special-as-text", options.special_as_text, "Read special tokens that stand in a text as plain text");
+  const Result<bool> parsed = flags.parse(arguments);
+  if (!parsed) return fail(parsed.error(), kExitUsage);
+  return *parsed ? run(options, tokenize) : 0;
+}
+
+int run_detokenize(const Arguments& arguments) {
+  Options options;
+  Flags flags("quire detokenize", "Token ids to texts: a JSON array of id arrays in, an array of strings out.");
+  bind(flags, options, "JSON array of arrays of token ids; - = standard input");
+  flags.add("keep-special-tokens", options.keep_special_tokens, "Write special tokens out");
+  const Result<bool> parsed = flags.parse(arguments);
+  if (!parsed) return fail(parsed.error(), kExitUsage);
+  return *parsed ? run(options, detokenize) : 0;
+}
+
+}  // namespace quire::server

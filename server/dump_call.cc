@@ -1,0 +1,54 @@
+#include "server/dump_call.h"
+
+#include "server/response_mapping.h"
+#include "server/status.h"
+#include "server/wire_codec.h"
+
+namespace quire::server {
+
+DumpCall* DumpCall::start(Engine& engine, grpc::ByteBuffer& answer, Request request) {
+  auto call = std::make_shared<DumpCall>(engine, answer);
+  call->self_ = call;
+  request.dump_kv = true;
+  request.stream = false;
+  const Result<RequestId> id = engine.submit(std::move(request), call);
+  const std::lock_guard lock(call->mutex_);
+  if (!id) {
+    call->finish(to_grpc_status(id.error()));
+  } else {
+    call->id_ = *id;
+  }
+  return call.get();
+}
+
+void DumpCall::on_event(const TokenEvent& event) {
+  const std::lock_guard lock(mutex_);
+  if (finished_) return;
+  if (!event.prompt_token_ids.empty())
+    *response_.mutable_prompt_token_ids() = {event.prompt_token_ids.begin(), event.prompt_token_ids.end()};
+  if (event.error) return finish(to_grpc_status(*event.error));
+  v1::DumpKvResponse::Output* output = nullptr;
+  for (auto& known : *response_.mutable_outputs())
+    if (known.index() == event.index) output = &known;
+  if (output == nullptr) output = response_.add_outputs();
+  output->set_index(event.index);
+  output->mutable_token_ids()->Add(event.token_ids.begin(), event.token_ids.end());
+  output->set_finish_reason(to_wire(event.finish));
+  if (!event.kv_dump.empty()) *output->mutable_kv_dump() = to_wire(event.kv_dump);
+  if (event.last) finish(grpc::Status::OK);
+}
+
+void DumpCall::OnCancel() {
+  const std::lock_guard lock(mutex_);
+  if (finished_) return;
+  if (id_ != 0) engine_.abort(id_);
+  finish({grpc::StatusCode::CANCELLED, "the client cancelled, its deadline passed, or its connection was lost"});
+}
+
+void DumpCall::finish(const grpc::Status& status) {
+  finished_ = true;
+  if (status.ok()) answer_ = serialize(response_);
+  Finish(status);
+}
+
+}  // namespace quire::server

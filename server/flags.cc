@@ -1,0 +1,218 @@
+#include "server/flags.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <nlohmann/json.hpp>
+
+namespace quire::server {
+namespace {
+
+using Json = nlohmann::json;
+
+// ---- JSON values of a configuration file, type by type; false = the wrong type ----
+bool read_json(const Json& json, bool& out) { return json.is_boolean() && (out = json.get<bool>(), true); }
+bool read_json(const Json& json, std::string& out) { return json.is_string() && (out = json.get<std::string>(), true); }
+bool read_json(const Json& json, double& out) { return json.is_number() && (out = json.get<double>(), true); }
+
+template <class Int>
+  requires std::is_integral_v<Int>
+bool read_json(const Json& json, Int& out) {
+  if (json.is_number_unsigned()) {
+    const auto value = json.get<uint64_t>();
+    return std::in_range<Int>(value) && (out = static_cast<Int>(value), true);
+  }
+  if (!json.is_number_integer()) return false;
+  const auto value = json.get<int64_t>();
+  return std::in_range<Int>(value) && (out = static_cast<Int>(value), true);
+}
+
+template <class T>
+bool read_json(const Json& json, std::optional<T>& out) {
+  T value{};
+  if (!read_json(json, value)) return false;
+  out = std::move(value);
+  return true;
+}
+
+template <class T>
+bool read_json(const Json& json, std::vector<T>& out) {
+  if (!json.is_array()) return false;
+  std::vector<T> values(json.size());
+  for (size_t i = 0; i < json.size(); ++i)
+    if (!read_json(json[i], values[i])) return false;
+  out = std::move(values);
+  return true;
+}
+
+// ---- defaults as --help shows them ----
+std::string show(bool value) { return value ? "on" : "off"; }
+std::string show(const std::string& value) { return value.empty() ? "none" : value; }
+template <class T>
+  requires std::is_arithmetic_v<T>
+std::string show(T value) { return fmt::format("{}", value); }
+template <class T>
+std::string show(const std::optional<T>& value) { return value ? fmt::format("{}", *value) : "none"; }
+template <class T>
+std::string show(const std::vector<T>& value) { return value.empty() ? "none" : fmt::format("{}", fmt::join(value, ",")); }
+
+std::string environment_name(std::string name) {
+  for (char& c : name) c = c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  return "QUIRE_" + name;
+}
+
+// "" when it is one of the choices.
+std::string not_among(const std::string& value, const std::vector<std::string>& choices) {
+  if (std::find(choices.begin(), choices.end(), value) != choices.end()) return {};
+  return fmt::format("'{}' is not one of {}", value, fmt::join(choices, ", "));
+}
+
+// "--name TYPE" on the left; default and environment stand in the description.
+class HelpFormatter final : public CLI::Formatter {
+ public:
+  std::string make_option_opts(const CLI::Option* option) const override {
+    return option->get_type_size() == 0 ? "" : " " + option->get_type_name();
+  }
+};
+
+}  // namespace
+
+struct Flags::State {
+  struct Bound {
+    CLI::Option* option = nullptr;
+    std::function<bool(const Json&)> read;
+    std::vector<std::string> choices;  // empty = free
+  };
+
+  CLI::App app;
+  std::map<std::string, Bound> bound;
+  std::string config_path;
+  bool takes_config = false;
+
+  template <class T>
+  Bound& bind(const std::string& name, CLI::Option* option, T& target, const std::string& help) {
+    option->envname(environment_name(name));
+    option->description(fmt::format("{} [default: {}] [env: {}]", help, show(target), environment_name(name)));
+    option->multi_option_policy(CLI::MultiOptionPolicy::Throw);
+    return bound[name] = Bound{.option = option, .read = [&target](const Json& json) { return read_json(json, target); }};
+  }
+  template <class T>
+  Bound& bind_value(const std::string& name, T& target, const std::string& help, const char* type) {
+    return bind(name, app.add_option("--" + name, target)->type_name(type), target, help);
+  }
+  template <class T>
+  void bind_list(const std::string& name, std::vector<T>& target, const std::string& help, const char* type) {
+    CLI::Option* option = bind_value(name, target, help, type).option;
+    option->delimiter(',')->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)->expected(1, 1 << 20);
+  }
+
+  Status read_config_file(const std::vector<std::string>& arguments);
+  Status apply(const std::string& path, const Json& json);
+};
+
+Flags::Flags(const std::string& command, const std::string& description) : state_(std::make_unique<State>()) {
+  state_->app.description(description);
+  state_->app.name(command);
+  auto formatter = std::make_shared<HelpFormatter>();
+  formatter->column_width(38);
+  state_->app.formatter(formatter);
+  state_->app.get_help_ptr()->description("Print this help and exit");
+}
+Flags::~Flags() = default;
+
+void Flags::add(const std::string& n, std::string& t, const std::string& h) { state_->bind_value(n, t, h, "TEXT"); }
+void Flags::add(const std::string& n, int32_t& t, const std::string& h) { state_->bind_value(n, t, h, "INT"); }
+void Flags::add(const std::string& n, int64_t& t, const std::string& h) { state_->bind_value(n, t, h, "INT"); }
+void Flags::add(const std::string& n, double& t, const std::string& h) { state_->bind_value(n, t, h, "NUMBER"); }
+void Flags::add(const std::string& n, std::optional<uint64_t>& t, const std::string& h) { state_->bind_value(n, t, h, "INT"); }
+void Flags::add(const std::string& n, std::optional<int64_t>& t, const std::string& h) { state_->bind_value(n, t, h, "INT"); }
+void Flags::add(const std::string& n, std::optional<std::string>& t, const std::string& h) { state_->bind_value(n, t, h, "TEXT"); }
+void Flags::add(const std::string& n, std::vector<int32_t>& t, const std::string& h) { state_->bind_list(n, t, h, "INT,..."); }
+void Flags::add(const std::string& n, std::vector<int64_t>& t, const std::string& h) { state_->bind_list(n, t, h, "INT,..."); }
+
+void Flags::add(const std::string& n, bool& t, const std::string& h) {
+  state_->bind(n, state_->app.add_flag("--" + n, t), t, h).option->disable_flag_override(false);
+}
+
+void Flags::add(const std::string& n, std::vector<std::string>& t, const std::string& h) {
+  CLI::Option* option = state_->bind_value(n, t, h, "TEXT").option;
+  option->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)->allow_extra_args(false);
+}
+
+void Flags::add_choice(const std::string& n, std::string& t, const std::vector<std::string>& choices, const std::string& h) {
+  State::Bound& bound = state_->bind_value(n, t, h, "");
+  bound.choices = choices;
+  bound.option->type_name(fmt::format("{}", fmt::join(choices, "|")));
+  bound.option->check([choices](const std::string& value) { return not_among(value, choices); }, "");
+}
+
+void Flags::add_positional(const std::string& n, std::string& t, const std::string& h) {
+  state_->bind(n, state_->app.add_option(n, t)->type_name("TEXT"), t, h);
+}
+
+void Flags::require(const std::string& name) {
+  state_->bound.at(name).option->required();
+}
+
+void Flags::exclude(const std::string& name, const std::string& other) {
+  state_->bound.at(name).option->excludes(state_->bound.at(other).option);
+}
+
+void Flags::add_config() {
+  state_->takes_config = true;
+  state_->app.add_option("--config", state_->config_path)->type_name("FILE")->envname("QUIRE_CONFIG")->description(
+      "JSON object of these flags by name, for example {\"max_sequences\": 64} [default: none] [env: QUIRE_CONFIG]");
+}
+
+// The file comes first: it moves the defaults that environment and command line then override.
+Status Flags::State::read_config_file(const std::vector<std::string>& arguments) {
+  std::string path = std::getenv("QUIRE_CONFIG") ? std::getenv("QUIRE_CONFIG") : "";
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (arguments[i] == "--config" && i + 1 < arguments.size()) path = arguments[i + 1];
+    if (arguments[i].starts_with("--config=")) path = arguments[i].substr(9);
+  }
+  if (path.empty()) return ok();
+  std::ifstream file(path);
+  if (!file) return invalid(fmt::format("--config {}: {}", path, std::strerror(errno)));
+  const Json json = Json::parse(file, nullptr, false);
+  if (!json.is_object()) return invalid(fmt::format("--config {}: not a JSON object", path));
+  return apply(path, json);
+}
+
+Status Flags::State::apply(const std::string& path, const Json& json) {
+  for (const auto& [key, value] : json.items()) {
+    std::string name = key;
+    std::replace(name.begin(), name.end(), '_', '-');
+    const auto found = bound.find(name);
+    if (found == bound.end()) return invalid(fmt::format("--config {}: unknown key '{}'", path, key));
+    if (!found->second.read(value))
+      return invalid(fmt::format("--config {}: '{}' is {}, which is no value for it", path, key, value.dump()));
+    if (const auto& choices = found->second.choices; !choices.empty())
+      if (const std::string problem = not_among(value.get<std::string>(), choices); !problem.empty())
+        return invalid(fmt::format("--config {}: '{}': {}", path, key, problem));
+    found->second.option->required(false);
+  }
+  return ok();
+}
+
+Result<bool> Flags::parse(const std::vector<std::string>& arguments) {
+  if (state_->takes_config)
+    if (Status read = state_->read_config_file(arguments); !read) return read.error();
+  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());  // as CLI11 wants a vector
+  try {
+    state_->app.parse(reversed);
+  } catch (const CLI::CallForHelp&) {
+    std::fputs(state_->app.help().c_str(), stdout);
+    return false;
+  } catch (const CLI::ParseError& problem) {
+    return invalid(fmt::format("{}; {} --help lists the flags", problem.what(), state_->app.get_name()));
+  }
+  return true;
+}
+
+}  // namespace quire::server

@@ -1,0 +1,181 @@
+#include "server/generate_call.h"
+
+#include <fmt/format.h>
+
+#include "server/response_mapping.h"
+#include "server/status.h"
+#include "server/wire_codec.h"
+#include "src/base/clock.h"
+#include "src/base/log.h"
+
+namespace quire::server {
+namespace {
+
+int64_t now_us() { return SteadyClock().now_us(); }
+
+grpc::Status outcome_of(const TokenEvent& event) {
+  if (event.error) return to_grpc_status(*event.error);
+  switch (event.finish) {
+    case FinishReason::kCancelled: return {grpc::StatusCode::CANCELLED, "the request was cancelled"};
+    case FinishReason::kDeadline: return {grpc::StatusCode::DEADLINE_EXCEEDED, "the request's deadline passed"};
+    case FinishReason::kFailed: return {grpc::StatusCode::INTERNAL, "the request failed"};
+    default: return grpc::Status::OK;
+  }
+}
+
+// W3C trace context of the caller (55 bytes), logged so that a trace finds the request.
+std::string traceparent(const grpc::CallbackServerContext& context) {
+  const auto found = context.client_metadata().find("traceparent");
+  if (found == context.client_metadata().end() || found->second.size() != 55) return "";
+  return {found->second.data(), found->second.size()};
+}
+
+}  // namespace
+
+GenerateCall* GenerateCall::start(Engine& engine, CallRegistry& registry, const StreamLimits& limits,
+                                  grpc::CallbackServerContext& context, Request request) {
+  if (request.client_request_id.empty()) request.client_request_id = registry.make_name();
+  auto call = std::make_shared<GenerateCall>(engine, registry, limits, context, request.client_request_id);
+  call->self_ = call;
+  call->submit(std::move(request));
+  return call.get();
+}
+
+GenerateCall::GenerateCall(Engine& engine, CallRegistry& registry, const StreamLimits& limits,
+                           grpc::CallbackServerContext& context, std::string name)
+    : engine_(engine), registry_(registry), limits_(limits), context_(context), name_(std::move(name)), started_us_(now_us()) {}
+
+void GenerateCall::submit(Request request) {
+  if (!registry_.add(name_, shared_from_this())) {
+    const std::lock_guard lock(mutex_);
+    ended_ = finish_called_ = true;
+    outcome_ = to_grpc_status({.code = Code::kAlreadyExists,
+                               .message = fmt::format("request_id '{}' is running already", name_),
+                               .field = "request_id",
+                               .retry_delay_ms = {}});
+    Finish(outcome_);
+    return;
+  }
+  registered_ = true;
+  Result<RequestId> id = engine_.submit(std::move(request), shared_from_this());
+  {
+    const std::lock_guard lock(mutex_);
+    if (!id) {
+      ended_ = true;
+      outcome_ = to_grpc_status(id.error());
+    } else {
+      id_ = *id;
+      if (abort_wanted_) engine_.abort(id_);
+    }
+  }
+  pump();
+}
+
+void GenerateCall::on_event(const TokenEvent& event) {
+  v1::GenerateResponse message = to_wire(event);
+  {
+    const std::lock_guard lock(mutex_);
+    if (ended_) return;
+    id_ = event.request;
+    if (std::exchange(first_message_, false)) message.set_request_id(name_);
+    if (event.last) {
+      ended_ = true;
+      outcome_ = outcome_of(event);
+      usage_ = event.usage;
+    }
+    enqueue(serialize(message));
+  }
+  pump();
+}
+
+void GenerateCall::enqueue(grpc::ByteBuffer message) {
+  backlog_bytes_ += static_cast<int64_t>(message.Length());
+  backlog_.push_back(std::move(message));
+  // The engine is told under the lock, so that a pause and the resume that follows it cannot change places.
+  if (!paused_ && !ended_ && backlog_bytes_ > limits_.max_backlog_bytes) {
+    paused_ = true;
+    engine_.set_paused(id_, true);
+  }
+}
+
+void GenerateCall::pump() {
+  bool write = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (writing_ || finish_called_) return;
+    if (!backlog_.empty()) {
+      in_flight_ = std::move(backlog_.front());
+      backlog_.pop_front();
+      writing_ = write = true;
+      write_started_us_ = now_us();
+    } else if (ended_) {
+      finish_called_ = true;
+    } else {
+      return;
+    }
+  }
+  if (write) {
+    StartWrite(&in_flight_);
+  } else {
+    Finish(outcome_);
+  }
+}
+
+void GenerateCall::OnWriteDone(bool delivered) {
+  {
+    const std::lock_guard lock(mutex_);
+    writing_ = false;
+    backlog_bytes_ -= static_cast<int64_t>(in_flight_.Length());
+    if (!delivered) end_early({grpc::StatusCode::CANCELLED, "the client is gone"});
+    if (paused_ && backlog_bytes_ <= limits_.max_backlog_bytes / 4) {
+      paused_ = false;
+      engine_.set_paused(id_, false);
+    }
+  }
+  pump();
+}
+
+void GenerateCall::OnCancel() {
+  {
+    const std::lock_guard lock(mutex_);
+    end_early({grpc::StatusCode::CANCELLED, "the client cancelled, its deadline passed, or its connection was lost"});
+  }
+  pump();
+}
+
+void GenerateCall::end_early(grpc::Status outcome) {
+  backlog_.clear();
+  backlog_bytes_ = writing_ ? static_cast<int64_t>(in_flight_.Length()) : 0;
+  if (ended_) return;
+  ended_ = true;
+  outcome_ = std::move(outcome);
+  if (id_ != 0) engine_.abort(id_);
+}
+
+void GenerateCall::abort() {
+  const std::lock_guard lock(mutex_);
+  abort_wanted_ = true;
+  if (id_ != 0 && !ended_) engine_.abort(id_);
+}
+
+void GenerateCall::end_if_stalled(int64_t now) {
+  const std::lock_guard lock(mutex_);
+  if (!writing_ || now - write_started_us_ < limits_.max_stall_ms * 1000) return;
+  end_early({grpc::StatusCode::CANCELLED, fmt::format("the client took nothing for {} ms (max_stall_ms)", limits_.max_stall_ms)});
+  // Breaks the write in flight; its OnWriteDone finishes the call. The context lives: Finish waits for that write.
+  context_.TryCancel();
+}
+
+void GenerateCall::OnDone() {
+  if (registered_) registry_.remove(name_);
+  const bool refused = id_ == 0 && !outcome_.ok();
+  const std::string code = code_name(static_cast<Code>(outcome_.error_code()));
+  const double total_ms = static_cast<double>(now_us() - started_us_) / 1000.0;
+  log_line(LogLevel::kInfo, refused ? "request_refused" : "request_end",
+           {{"request", static_cast<uint64_t>(id_)}, {"name", name_}, {"code", code}, {"message", outcome_.error_message()},
+            {"prompt_tokens", usage_.prompt_tokens}, {"completion_tokens", usage_.completion_tokens},
+            {"cached_tokens", usage_.cached_tokens}, {"total_ms", total_ms}, {"traceparent", traceparent(context_)}});
+  self_.reset();  // the last owner unless the engine still holds its sink
+}
+
+}  // namespace quire::server

@@ -1,0 +1,84 @@
+#include "server/json_output.h"
+
+#include <charconv>
+#include <cmath>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "server/status.h"
+
+namespace quire::server {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }  // JSON has no NaN, no infinity
+
+// A float is written with its own shortest digits: 0.1f is 0.1, not 0.10000000149011612.
+Json number(float value) {
+  if (!std::isfinite(value)) return nullptr;
+  char digits[32];
+  *std::to_chars(digits, digits + sizeof digits - 1, value).ptr = '\0';
+  return std::strtod(digits, nullptr);
+}
+
+Json to_object(const std::vector<TokenLogprob>& logprobs) {
+  Json list = Json::array();
+  for (const TokenLogprob& logprob : logprobs) {
+    Json top = Json::array();
+    for (const auto& [id, value] : logprob.top) top.push_back({{"token_id", id}, {"logprob", number(value)}});
+    list.push_back({{"token_id", logprob.token_id}, {"logprob", number(logprob.logprob)}, {"top", std::move(top)}});
+  }
+  return list;
+}
+
+Json to_object(const KvDump& dump) {
+  Json layers = Json::array();
+  for (const auto& heads : dump) layers.push_back({{"heads", heads}});
+  return {{"layers", std::move(layers)}};
+}
+
+Json to_object(const Output& output) {
+  Json object = {{"index", output.index},
+                 {"text", output.text},
+                 {"token_ids", output.token_ids},
+                 {"finish_reason", to_string(output.finish)},
+                 {"logprobs", to_object(output.logprobs)}};
+  if (!output.stop_text.empty()) object["stop_text"] = output.stop_text;
+  if (output.stop_token_id) object["stop_token_id"] = *output.stop_token_id;
+  if (!output.kv_dump.empty()) object["kv_dump"] = to_object(output.kv_dump);
+  return object;
+}
+
+Json to_object(const Error& error) {
+  Json object = {{"code", code_name(error.code)}, {"message", error.message}};
+  if (!error.field.empty()) object["field"] = error.field;
+  if (error.retry_delay_ms) object["retry_delay_ms"] = *error.retry_delay_ms;
+  return object;
+}
+
+std::string dump(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
+}  // namespace
+
+std::string to_json(const Completion& c) {
+  Json object = {{"prompt_token_ids", c.prompt_token_ids}, {"outputs", Json::array()}};
+  for (const Output& output : c.outputs) object["outputs"].push_back(to_object(output));
+  if (!c.prompt_logprobs.empty()) object["prompt_logprobs"] = to_object(c.prompt_logprobs);
+  object["usage"] = {{"prompt_tokens", c.usage.prompt_tokens},
+                     {"completion_tokens", c.usage.completion_tokens},
+                     {"cached_tokens", c.usage.cached_tokens}};
+  object["kv"] = {{"blocks_peak", c.kv.blocks_peak},
+                  {"blocks_shared_peak", c.kv.blocks_shared_peak},
+                  {"copies_on_write", c.kv.copies_on_write},
+                  {"waste_percent", number(c.kv.waste_percent)}};
+  object["timings"] = {{"queued_ms", number(c.timings.queued_ms)},
+                       {"first_token_ms", number(c.timings.first_token_ms)},
+                       {"total_ms", number(c.timings.total_ms)}};
+  if (c.error) object["error"] = to_object(*c.error);
+  return dump(object);
+}
+
+std::string to_json(const Error& error) { return dump({{"error", to_object(error)}}); }
+
+}  // namespace quire::server

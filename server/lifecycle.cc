@@ -1,0 +1,117 @@
+#include "server/lifecycle.h"
+
+#include <fmt/format.h>
+#include <pthread.h>
+#include <signal.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <thread>
+
+#include "src/base/log.h"
+
+namespace quire::server {
+namespace {
+
+constexpr int64_t kFinishGraceMs = 2000;  // for statuses of drained calls to reach their clients
+
+sigset_t stop_signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  return set;
+}
+
+// The signal that came within timeout_ms, or 0.
+int wait_for_signal(int64_t timeout_ms) {
+  const sigset_t set = stop_signals();
+  const timespec timeout{.tv_sec = timeout_ms / 1000, .tv_nsec = timeout_ms % 1000 * 1'000'000};
+  const int signal = sigtimedwait(&set, nullptr, &timeout);
+  return signal > 0 ? signal : 0;
+}
+
+// While it lives, a stop signal ends the process at once.
+class StopAtOnce {
+ public:
+  explicit StopAtOnce(const char* phase) : thread_([this, phase] { run(phase); }) {}
+  ~StopAtOnce() {
+    done_ = true;
+    thread_.join();
+  }
+
+ private:
+  void run(const char* phase) {
+    while (!done_) {
+      const int signal = wait_for_signal(50);
+      if (signal == 0) continue;
+      log_line(LogLevel::kWarn, "stopped_at_once", {{"signal", signal}, {"phase", phase}});
+      std::_Exit(128 + signal);
+    }
+  }
+
+  std::atomic<bool> done_ = false;
+  std::thread thread_;
+};
+
+bool is_wedged(const EngineStats& stats, int64_t after_ms) {
+  return stats.sequences_running > 0 && stats.last_step_age_ms > static_cast<double>(after_ms);
+}
+
+// Until a stop signal comes; keeps the health status true meanwhile.
+int serve_until_signal(Engine& engine, Listener& listener, int64_t wedged_after_ms) {
+  bool serving = true;
+  for (;;) {
+    if (const int signal = wait_for_signal(1000); signal != 0) return signal;
+    const bool healthy = !is_wedged(engine.stats(), wedged_after_ms);
+    if (healthy == serving) continue;
+    serving = healthy;
+    listener.set_serving(kServiceName, serving);
+    log_line(LogLevel::kError, serving ? "engine_recovered" : "engine_wedged", {{"no_step_for_ms_limit", wedged_after_ms}});
+  }
+}
+
+void drain(Engine& engine, Listener& listener, int signal) {
+  const StopAtOnce second_signal("draining");
+  const int64_t timeout_ms = engine.config().drain_timeout_ms;
+  const EngineStats stats = engine.stats();
+  log_line(LogLevel::kInfo, "drain", {{"signal", signal}, {"running", stats.sequences_running},
+                                      {"waiting", stats.requests_waiting}, {"timeout_ms", timeout_ms}});
+  listener.set_serving(kServiceName, false);
+  engine.drain(timeout_ms);
+  listener.shut_down(kFinishGraceMs);
+  log_line(LogLevel::kInfo, "stopped", {});
+}
+
+}  // namespace
+
+void block_stop_signals() {
+  const sigset_t set = stop_signals();
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+}
+
+Status serve(const ServeOptions& options, const std::function<Result<std::unique_ptr<Engine>>()>& open_engine) {
+  std::unique_ptr<Engine> engine;  // outlives the calls: the listener below ends first
+  GenerationServer service(options.service);
+  Result<std::unique_ptr<Listener>> listener = Listener::open(options.listen, service);
+  if (!listener) return listener.error();
+  (*listener)->set_serving(kServiceName, false);
+  {
+    const StopAtOnce while_loading("loading");
+    Result<std::unique_ptr<Engine>> opened = open_engine();
+    if (!opened) return opened.error();
+    engine = std::move(opened).value();
+  }
+  service.set_engine(engine.get());
+  (*listener)->set_serving(kServiceName, true);
+  std::printf("READY grpc=%s model=%s\n", (*listener)->address().c_str(), engine->model().name.c_str());
+  std::fflush(stdout);
+  const int signal = serve_until_signal(*engine, **listener, options.wedged_after_ms);
+  drain(*engine, **listener, signal);
+  return ok();
+}
+
+}  // namespace quire::server

@@ -1,0 +1,148 @@
+#include "server/listener.h"
+
+#include <fmt/format.h>
+#include <grpc/support/log.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/server_builder.h>
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <mutex>
+#include <sstream>
+
+#include "src/base/log.h"
+
+namespace quire::server {
+namespace {
+
+// What gateways of this field send: a ping every 30 s, also on idle connections. gRPC's default answers those with GOAWAY.
+constexpr int kMinPingIntervalMs = 10'000;
+constexpr int kKeepaliveMs = 60'000;
+constexpr int kKeepaliveTimeoutMs = 20'000;
+
+// gRPC's own log lines become ours, at the level of details: what matters is reported by the code that met it.
+void adopt_grpc_log() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    gpr_set_log_function([](gpr_log_func_args* args) { log_line(LogLevel::kDebug, "grpc", {{"message", args->message}}); });
+  });
+}
+
+Result<std::string> read_pem(const std::string& path, const char* flag) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (!file || text.str().find("-----BEGIN") == std::string::npos)
+    return invalid(fmt::format("{} {}: {}", flag, path, file ? "not a PEM file" : std::strerror(errno)));
+  return text.str();
+}
+
+Result<std::shared_ptr<grpc::ServerCredentials>> make_credentials(const ListenOptions& options) {
+  if (options.tls_cert.empty() != options.tls_key.empty()) return invalid("--tls-cert and --tls-key go together; only one is set");
+  if (options.tls_cert.empty()) {
+    if (!options.tls_client_ca.empty()) return invalid("--tls-client-ca needs --tls-cert and --tls-key");
+    if (!is_loopback(options.host) && !options.behind_proxy)
+      return invalid(fmt::format("{} is a public address; serve it with --tls-cert and --tls-key, or with --behind-proxy if a proxy "
+                                 "in front of it ends TLS", options.host));
+    return grpc::InsecureServerCredentials();
+  }
+  const auto cert = read_pem(options.tls_cert, "--tls-cert");
+  if (!cert) return cert.error();
+  const auto key = read_pem(options.tls_key, "--tls-key");
+  if (!key) return key.error();
+  grpc::SslServerCredentialsOptions ssl(options.tls_client_ca.empty() ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
+                                                                     : GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+  ssl.pem_key_cert_pairs.push_back({*key, *cert});
+  if (!options.tls_client_ca.empty()) {
+    const auto ca = read_pem(options.tls_client_ca, "--tls-client-ca");
+    if (!ca) return ca.error();
+    ssl.pem_root_certs = *ca;
+  }
+  return grpc::SslServerCredentials(ssl);
+}
+
+void apply_limits(const ListenOptions& options, grpc::ServerBuilder& builder) {
+  builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_message_bytes));
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, options.max_metadata_bytes);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.max_streams_per_connection);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, static_cast<int>(options.idle_connection_ms));
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, static_cast<int>(options.max_connection_age_ms));
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kMinPingIntervalMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // a busy port is an error, not a share
+}
+
+// gRPC only says that it could not bind; a plain socket says why.
+std::string why_not_bound(const ListenOptions& options) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE;
+  addrinfo* found = nullptr;
+  if (const int code = getaddrinfo(options.host.c_str(), std::to_string(options.port).c_str(), &hints, &found); code != 0)
+    return gai_strerror(code);
+  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, freeaddrinfo);
+  const int fd = socket(found->ai_family, SOCK_STREAM, 0);
+  const bool bound = fd >= 0 && bind(fd, found->ai_addr, found->ai_addrlen) == 0 && listen(fd, 1) == 0;
+  const std::string reason = bound ? "gRPC could not listen" : std::strerror(errno);
+  if (fd >= 0) close(fd);
+  return reason;
+}
+
+}  // namespace
+
+bool is_loopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host == "[::1]" || host.starts_with("unix:") ||
+         (host.starts_with("127.") && host.find_first_not_of("0123456789.") == std::string::npos);
+}
+
+std::string format_address(const std::string& host, int32_t port) {
+  if (host.starts_with("unix:")) return host;
+  const bool bare_v6 = host.find(':') != std::string::npos && !host.starts_with("[");
+  return bare_v6 ? fmt::format("[{}]:{}", host, port) : fmt::format("{}:{}", host, port);
+}
+
+Result<std::unique_ptr<Listener>> Listener::open(const ListenOptions& options, grpc::Service& service) {
+  adopt_grpc_log();
+  const auto credentials = make_credentials(options);
+  if (!credentials) return credentials.error();
+  grpc::EnableDefaultHealthCheckService(true);
+  // Plugins registered here apply to every builder of this process, so the first one decides on reflection.
+  if (options.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  apply_limits(options, builder);
+  int port = 0;
+  builder.AddListeningPort(format_address(options.host, options.port), *credentials, &port);
+  builder.RegisterService(&service);
+  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  const bool is_unix = options.host.starts_with("unix:");
+  if (!server || (port == 0 && !is_unix))
+    return error(Code::kUnavailable,
+                 fmt::format("cannot listen on {}: {}", format_address(options.host, options.port), why_not_bound(options)));
+  return std::unique_ptr<Listener>(new Listener(std::move(server), format_address(options.host, port)));
+}
+
+Listener::Listener(std::unique_ptr<grpc::Server> server, std::string address)
+    : server_(std::move(server)), address_(std::move(address)) {}
+
+Listener::~Listener() { shut_down(0); }
+
+void Listener::set_serving(const std::string& service, bool serving) {
+  server_->GetHealthCheckService()->SetServingStatus(service, serving);
+}
+
+void Listener::shut_down(int64_t grace_ms) {
+  if (!server_) return;
+  server_->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(grace_ms));
+  server_->Wait();
+  server_.reset();
+}
+
+}  // namespace quire::server

@@ -1,0 +1,67 @@
+// quire's binary: finds the command, runs it.
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <exception>
+#include <span>
+
+#include "server/commands/command.h"
+#include "server/version.h"
+
+namespace quire::server {
+namespace {
+
+const Command kCommands[] = {
+    {"serve", "serve a model over gRPC", run_serve},
+    {"generate", "continue prompts, in this process", run_generate},
+    {"chat", "talk to a model in the terminal", run_chat},
+    {"tokenize", "texts to token ids", run_tokenize},
+    {"detokenize", "token ids to texts", run_detokenize},
+    {"inspect kv", "what a model's KV cache costs", run_inspect_kv},
+    {"inspect model", "what was understood of a checkpoint", run_inspect_model},
+    {"bench offline", "measure the engine without a wire", run_bench_offline},
+    {"bench sim", "simulate scheduler and cache, with faults, from a seed", run_bench_sim},
+    {"healthcheck", "ask a server whether it is ready", run_healthcheck},
+};
+
+void print_usage(std::FILE* out) {
+  fmt::print(out, "quire {}: serves large language models; the KV cache is the product.\n\nusage: quire COMMAND [FLAGS]\n\n", kVersion);
+  for (const Command& command : kCommands) fmt::print(out, "  {:16} {}\n", command.words, command.summary);
+  fmt::print(out, "\nquire COMMAND --help lists a command's flags with units, defaults and environment names.\n");
+}
+
+// The command whose words the arguments begin with.
+const Command* find_command(std::span<char*> words) {
+  for (const Command& command : kCommands) {
+    std::string given;
+    const size_t num_words = command.words.find(' ') == std::string::npos ? 1 : 2;
+    for (size_t i = 0; i < num_words && i < words.size(); ++i) given += (i == 0 ? "" : " ") + std::string(words[i]);
+    if (given == command.words) return &command;
+  }
+  return nullptr;
+}
+
+int run(std::span<char*> words) {
+  const std::string first = words.empty() ? "" : words[0];
+  if (first == "--help" || first == "-h" || first == "help") return print_usage(stdout), 0;
+  if (first == "--version") return fmt::print("quire {}\n", kVersion), 0;
+  const Command* command = find_command(words);
+  if (command == nullptr) {
+    if (!first.empty()) fmt::print(stderr, "quire: no command '{}{}{}'\n\n", first, words.size() > 1 ? " " : "", words.size() > 1 ? words[1] : "");
+    print_usage(stderr);
+    return kExitUsage;
+  }
+  const size_t num_words = command->words.find(' ') == std::string::npos ? 1 : 2;
+  return command->run(Arguments(words.begin() + static_cast<std::ptrdiff_t>(num_words), words.end()));
+}
+
+}  // namespace
+}  // namespace quire::server
+
+int main(int argc, char** argv) {
+  try {
+    return quire::server::run(std::span(argv + 1, static_cast<size_t>(argc > 0 ? argc - 1 : 0)));
+  } catch (const std::bad_alloc&) {
+    return quire::server::fail(quire::error(quire::Code::kResourceExhausted, "out of memory"));
+  }
+}

@@ -1,0 +1,57 @@
+// quire.v1.GenerationService over an Engine. Handlers run on gRPC's threads and never wait for the engine's steps.
+#pragma once
+
+#include <atomic>
+
+#include "quire/engine.h"
+#include "quire/v1/service.grpc.pb.h"
+#include "server/call_registry.h"
+#include "server/generate_call.h"
+
+namespace quire::server {
+
+struct ServiceOptions {
+  StreamLimits stream;
+  bool allow_debug = true;  // DumpKv
+};
+
+// Each method takes and gives bytes (see wire_codec.h); the generated mix-ins say so one by one.
+namespace detail {
+using Service = v1::GenerationService;
+template <class Base>
+using RawUnary = Service::WithRawCallbackMethod_Tokenize<Service::WithRawCallbackMethod_Detokenize<
+    Service::WithRawCallbackMethod_GetModel<Service::WithRawCallbackMethod_GetLoad<
+        Service::WithRawCallbackMethod_Abort<Service::WithRawCallbackMethod_DumpKv<Base>>>>>>;
+using RawService = Service::WithRawCallbackMethod_Generate<RawUnary<Service::Service>>;
+}  // namespace detail
+
+class GenerationServer final : public detail::RawService {
+ public:
+  explicit GenerationServer(const ServiceOptions& options);
+
+  // Until an engine is set every call gets UNAVAILABLE. It must outlive the gRPC server.
+  void set_engine(Engine* engine) { engine_ = engine; }
+  size_t num_calls() const { return registry_.size(); }
+
+  using Context = grpc::CallbackServerContext;
+  using Bytes = grpc::ByteBuffer;
+  grpc::ServerWriteReactor<Bytes>* Generate(Context* context, const Bytes* request) override;
+  grpc::ServerUnaryReactor* Tokenize(Context* context, const Bytes* request, Bytes* response) override;
+  grpc::ServerUnaryReactor* Detokenize(Context* context, const Bytes* request, Bytes* response) override;
+  grpc::ServerUnaryReactor* GetModel(Context* context, const Bytes* request, Bytes* response) override;
+  grpc::ServerUnaryReactor* GetLoad(Context* context, const Bytes* request, Bytes* response) override;
+  grpc::ServerUnaryReactor* Abort(Context* context, const Bytes* request, Bytes* response) override;
+  grpc::ServerUnaryReactor* DumpKv(Context* context, const Bytes* request, Bytes* response) override;
+
+ private:
+  Result<Engine*> engine() const;
+
+  const ServiceOptions options_;
+  std::atomic<Engine*> engine_{nullptr};
+  CallRegistry registry_;
+};
+
+// Full name, as health checks and reflection know it.
+inline constexpr const char* kServiceName = "quire.v1.GenerationService";
+
+}  // namespace quire::server
