@@ -5,7 +5,7 @@ if(TARGET quire_model AND TARGET quire_kernels_reference)
     list(APPEND golden_libs quire_kernels_cpu)
     set(golden_definitions QUIRE_GOLDEN_CPU)
   endif()
-  foreach(name shared_goldens)
+  foreach(name families shared_goldens)
     quire_test(golden_${name} LABEL golden SOURCES ${QUIRE_TEST_DIR}/${name}_test.cc ${QUIRE_TEST_DIR}/model_runner.cc
       LIBS ${golden_libs})
     target_compile_definitions(golden_${name} PRIVATE ${golden_definitions})
