@@ -83,6 +83,22 @@ struct RopeKvWriteParams {
   int64_t rows = 0;
 };
 
+// ---- cascade: blocks that lists of several one-row sequences share, read once for all of them -------------------------------
+// A node is a run of whole blocks that its member sequences hold at the same slots. The nodes of one sequence cover its slots
+// [0, private_start) without overlap. Lists stay complete: a back end may ignore nodes and read every list by itself.
+// Only with one list per sequence, and without window, q_sink, row_logits and column_sums.
+struct SharedPrefixes {
+  int32_t num_nodes = 0;                         // 0: nothing is shared, all pointers null
+  int32_t num_members = 0;                       // over all nodes
+  int32_t max_slots = 0;                         // of the longest node
+  const int32_t* node_slots = nullptr;           // [num_nodes, 2] first slot and end, multiples of block_tokens
+  const int32_t* node_sequence_start = nullptr;  // [num_nodes + 1] into node_sequences
+  const int32_t* node_sequences = nullptr;       // [num_members] sequences of one row each
+  const int32_t* sequence_member_start = nullptr;  // [num_sequences + 1] into sequence_members
+  const int32_t* sequence_members = nullptr;     // [num_members] of each sequence, its places in node_sequences
+  const int32_t* private_start = nullptr;        // [num_sequences] 0 where a sequence shares nothing; below its length
+};
+
 // ---- attention over paged lists, prefill and decode in one call ------------------------------------------------------------
 // Row r of sequence s stands at list index length[s] - num_rows(s) + r and sees list slots j with
 //   j <= index and (window == 0 or j > index - window).
@@ -111,9 +127,15 @@ struct AttentionParams {
   int64_t length_stride = 1;                // list (s, h): lengths[s * length_stride + h * head_length_stride]
   int64_t head_length_stride = 0;
 
+  // Every list's slots but the last num_rows(s) were written before this step began, so a kernel may fetch them while the one
+  // before it still runs. False where a policy lets a new token overwrite an old slot.
+  bool early_fetch = false;
+
   // A second rotation of q for the first sink_slots[s] slots of a list (StreamingLLM; kv-methods K8), or null.
   const void* q_sink = nullptr;             // as q
   const int32_t* sink_slots = nullptr;      // [num_sequences]
+
+  SharedPrefixes prefixes;
 
   // Side outputs, each null unless asked for (kv-methods 1.3).
   float* lse = nullptr;          // K1 [rows, num_q_heads] log-sum-exp of the scaled logits (sinks left out)

@@ -136,7 +136,10 @@ void GlobalShadow::begin_launch(bool dependent) {
   dependent_ = dependent;
   written_by_previous_ = std::move(written_);
   written_.clear();
-  if (!dependent) written_by_previous_.clear();
+  // Memory that came or went since: the host has waited for the kernel before.
+  const uint64_t generation = allocations().generation.load(std::memory_order_relaxed);
+  if (!dependent || generation != last_launch_generation_) written_by_previous_.clear();
+  last_launch_generation_ = generation;
 }
 
 bool GlobalShadow::before_wait() const { return dependent_ && !hot.fiber->waited_for_previous_kernel; }

@@ -67,7 +67,7 @@ class GlobalShadow {
   bool dependent_ = false;
   std::unordered_set<uintptr_t> written_, written_by_previous_;
   uintptr_t cached_begin_ = 1, cached_end_ = 0;
-  uint64_t cached_generation_ = 0;
+  uint64_t cached_generation_ = 0, last_launch_generation_ = 0;
 };
 
 }  // namespace quire::shim

@@ -1,0 +1,67 @@
+// Attention over paged lists on the CUDA side (and, through the shim, on the host): which kernels run for AttentionParams.
+//   rows of one query      decode.cu     tensor cores, split over the grid, merged in the kernel
+//   rows of several        prefill.cu    tensor cores, flash tiles; prefill_sm90.cu on Hopper for head sizes 64 and 128
+//   float32 values, or a head size without tensor-core kernel        plain.cu
+//   column sums (K5)       column_sums.cu, after any of them
+//   shared prefixes (K2)   prefill's kernel over the members of each node, then decode over what is left of their lists
+// One caller, the executor thread. Nothing here allocates or reads device memory; the context's scratch is the caller's.
+#pragma once
+
+#include "kernels/cuda/attention/prefix_partials.h"
+#include "kernels/cuda/portable.h"
+#include "kernels/kernels.h"
+
+namespace quire::QUIRE_SIDE {
+
+struct AttentionMachine {
+  int multiprocessors = 1;
+  int shared_bytes_per_block = 227 * 1024;  // the opt-in limit
+  int compute_capability = 80;              // 90 = sm_90
+};
+
+// Choices that a card's measurements make; README.md has the runs behind the defaults.
+struct DecodeTuning {
+  int warps = 8;
+  int stages = 3;
+  int min_tiles = 16;
+  int blocks_per_multiprocessor = 1;
+};
+
+struct AttentionScratch {
+  float* partials = nullptr;
+  int64_t partial_floats = 0;
+  int32_t* counters = nullptr;  // zero when handed over; kernels leave them zero
+  int64_t num_counters = 0;
+  float* prefix_partials = nullptr;
+  int64_t prefix_floats = 0;
+  float* lse = nullptr;         // [max_rows, max_q_heads], for column sums when the caller did not ask for LSE
+  int64_t lse_floats = 0;
+};
+
+struct AttentionContext {
+  void* stream = nullptr;
+  AttentionMachine machine;
+  DecodeTuning decode;
+  AttentionScratch scratch;
+};
+
+// What the scratch must hold at least for any call within these sizes.
+struct AttentionScratchNeed {
+  int64_t partial_floats = 0, num_counters = 0, prefix_floats = 0, lse_floats = 0;
+};
+AttentionScratchNeed attention_scratch_need(const AttentionMachine& machine, const DecodeTuning& tuning, int64_t max_rows,
+                                            int64_t max_sequences, int32_t max_q_heads, int32_t max_head_dim);
+
+// The whole op. `activations`: dtype of q and out.
+void attention(const AttentionContext& context, DType activations, const AttentionParams& p);
+
+// ---- its parts ----------------------------------------------------------------------------------------------------------
+int64_t decode_partial_floats(int grid, int head_dim);
+void launch_decode_attention(const AttentionContext& context, const AttentionParams& p, const PrefixPartials& prefix,
+                             const int32_t* private_start);
+void launch_prefill_attention(const AttentionContext& context, const AttentionParams& p);
+void launch_prefix_attention(const AttentionContext& context, const AttentionParams& p, int splits);
+void launch_plain_attention(const AttentionContext& context, DType activations, const AttentionParams& p);
+void launch_column_sums(const AttentionContext& context, DType activations, const AttentionParams& p);
+
+}  // namespace quire::QUIRE_SIDE

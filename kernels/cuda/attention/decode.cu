@@ -1,0 +1,560 @@
+#include "kernels/cuda/attention/decode.h"
+
+#include "kernels/cuda/attention/attention.h"
+#include "src/base/check.h"
+
+namespace quire::QUIRE_SIDE {
+namespace {
+
+constexpr int kMaxThreads = 256;
+
+template <class T, int kDim, int kHeadBlocks>
+struct Decode {
+  using Layout = TileLayout<kDim>;
+  static constexpr int kHeads = kHeadBlock * kHeadBlocks;
+  static constexpr int kTileBytes = kTileTokens * Layout::kRowBytes;
+  static constexpr int kStageBytes = 2 * kTileBytes;  // K and V
+  static constexpr int kRowFloats = kDim + 4;         // a head's values in a partial, then largest and sum; 4: see store_warp
+  static constexpr int kDimSteps = kDim / 16;
+  static constexpr int kLaneVectors = (kDim / 4 + kWarp - 1) / kWarp;  // float4s of a head that a lane merges
+
+  static constexpr int shared_bytes(int warps, int stages) {
+    return warps * stages * kStageBytes + warps * kHeads * (kRowFloats * 4 + 8) + (kScanInts + 4) * 4;
+  }
+
+  const DecodeParams& a;
+  const int warps, warp, lane, g, t;  // g, t: row group and thread in group of an mma fragment
+  Shared<char> ring;                  // this warp's
+  Shared<float> merged;               // [warps][kHeads][kRowFloats]
+  Shared<float2> states;              // [warps][kHeads] largest, sum
+  Shared<int32_t> scratch;
+  int entries;
+  EqualRanges ranges;
+  int lo, hi;                         // this block's tiles
+
+  // Fetching: the warp's next tile, its unit, and the physical blocks of its next 32 tiles, one a lane.
+  UnitCursor fetch_at;
+  int fetch_tile, fetch_stage, ids_used;
+  int32_t id_low, id_high;            // blocks of a tile's two halves of 8 tokens
+
+  // Computing: one unit's softmax and values. Column 2t and 2t + 1 of each head block are this lane's heads.
+  uint32_t q[kHeadBlocks][kDimSteps][2];
+  float largest[kHeadBlocks][2], sum[kHeadBlocks][2];
+  float values[kHeadBlocks][kDimSteps][4];
+
+  __device__ explicit Decode(const DecodeParams& params)
+      : a(params), warps(blockDim.x / kWarp), warp(threadIdx.x / kWarp), lane(threadIdx.x % kWarp), g(lane / 4), t(lane % 4) {
+    const Shared<char> shared = dynamic_shared();
+    ring = shared + warp * a.stages * kStageBytes;
+    const Shared<char> after_rings = shared + warps * a.stages * kStageBytes;
+    merged = after_rings.template as<float>();
+    states = (after_rings + warps * kHeads * kRowFloats * 4).template as<float2>();
+    scratch = (after_rings + warps * kHeads * (kRowFloats * 4 + 8)).template as<int32_t>();
+    entries = a.view.num_sequences * a.lists;
+  }
+
+  __device__ void run() {
+    UnitCursor at;
+    const bool has_work = find_range(at);
+    if (has_work && a.early_fetch) fetch_before_wait();
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+    if (!has_work) return;
+    while (fetched < a.stages) fetch();
+    int stage = 0;
+    for (int begin = lo; begin < hi;) {
+      const int end = min(at.end(), hi);
+      start_unit(at);
+      for (int tile = begin + warp; tile < end; tile += warps) {
+        wait_for_tile();
+        consume(at, tile, ring + stage * kStageBytes);
+        sync_warp();  // all lanes have read the stage that the next copies overwrite
+        stage = stage + 1 == a.stages ? 0 : stage + 1;
+        fetch();
+      }
+      finish_unit(at, begin, end);
+      begin = end;
+      if (begin < hi) at.next(a, entries);
+    }
+  }
+
+  // ---- the block's share ----------------------------------------------------------------------------------------------
+  __device__ bool find_range(UnitCursor& at) {
+    const auto weight = [&](int e) {
+      UnitCursor c;
+      c.load_list(a, e);
+      return c.tiles * a.units_per_list;
+    };
+    const WorkStart start = find_work(scratch, entries, weight, [&](int total) {
+      ranges = EqualRanges::make(total, gridDim.x, a.min_tiles);
+      return static_cast<int>(blockIdx.x) < ranges.parts ? ranges.begin(blockIdx.x) : total;
+    });
+    if (start.entry == entries) return false;
+    lo = ranges.begin(blockIdx.x);
+    hi = ranges.begin(blockIdx.x + 1);
+    at.load_list(a, start.entry);
+    at.entry_unit = (lo - start.entry_begin) / at.tiles;
+    at.begin = start.entry_begin + at.entry_unit * at.tiles;
+    fetch_at = at;
+    fetch_tile = lo + warp;
+    fetch_stage = 0;
+    fetched = 0;
+    ids_used = kWarp;
+    settle_fetch();
+    return true;
+  }
+
+  // ---- fetching -----------------------------------------------------------------------------------------------------
+  int fetched;  // groups committed before the first tile is used, at most stages
+
+  __device__ void settle_fetch() {
+    while (fetch_at.end() < hi && fetch_tile >= fetch_at.end()) {
+      const int unit_begin = fetch_at.end();
+      fetch_at.next(a, entries);
+      fetch_tile = unit_begin + warp;
+      ids_used = kWarp;
+    }
+  }
+
+  __device__ void load_block_ids() {
+    const int tile = fetch_tile + lane * warps;
+    const int slot = (fetch_at.first_tile() + tile - fetch_at.begin) * kTileTokens;
+    id_low = id_high = 0;
+    if (tile < min(fetch_at.end(), hi)) {
+      const int32_t* table = table_of(a.view, fetch_at.sequence, fetch_at.list_head);
+      id_low = load(table + (slot >> a.view.block_shift));
+      id_high = id_low;
+      if (a.view.block_shift == 3 && slot + 8 < fetch_at.length) id_high = load(table + (slot >> 3) + 1);
+    }
+    ids_used = 0;
+  }
+
+  // Whether the next tile holds slots that the kernel before this one writes.
+  __device__ bool next_is_fresh() const { return fetch_tile == fetch_at.end() - 1; }
+
+  __device__ void fetch_before_wait() {
+    while (fetched < a.stages && fetch_tile < hi && !next_is_fresh()) fetch();
+  }
+
+  __device__ void fetch() {
+    if (fetch_tile < hi) {
+      if (ids_used == kWarp) load_block_ids();
+      const int32_t low = shfl(id_low, ids_used), high = shfl(id_high, ids_used);
+      ++ids_used;
+      copy_tile(low, high);
+      fetch_tile += warps;
+      settle_fetch();
+    }
+    fetch_stage = fetch_stage + 1 == a.stages ? 0 : fetch_stage + 1;
+    ++fetched;
+    cp_async_commit();
+  }
+
+  __device__ void copy_tile(int32_t low_id, int32_t high_id) {
+    const AttentionView& v = a.view;
+    const int slot = (fetch_at.first_tile() + fetch_tile - fetch_at.begin) * kTileTokens;
+    const int in_block = slot & ((1 << v.block_shift) - 1), head = fetch_at.head(a);
+    const char* low = tile_of(v, low_id, head) + in_block * (kDim * 2);
+    const char* high = tile_of(v, high_id, head) + (v.block_shift == 3 ? 0 : (in_block + 8) * (kDim * 2));
+    high -= 8 * kDim * 2;  // so that both halves are addressed by the chunk's place in the tile
+    const Shared<char> stage = ring + fetch_stage * kStageBytes;
+    const int rows = fetch_at.length - slot;
+    const EvictFirst policy = evict_first();
+#pragma unroll
+    for (int i = 0; i < kTileTokens * Layout::kChunks / kWarp; ++i) {
+      const int chunk = i * kWarp + lane, row = chunk / Layout::kChunks;
+      const char* source = (row < 8 ? low : high) + chunk * 16;
+      const Shared<char> target = stage + Layout::offset(row, chunk % Layout::kChunks);
+      if (rows >= kTileTokens) {
+        cp_async16_evict_first(target, source, policy);
+        cp_async16_evict_first(target + kTileBytes, source + v.v_offset, policy);
+      } else {  // slots past the list hold anything, NaN too
+        cp_async16_or_zero(target, source, row < rows);
+        cp_async16_or_zero(target + kTileBytes, source + v.v_offset, row < rows);
+      }
+    }
+  }
+
+  __device__ void wait_for_tile() {
+    if (a.stages == 2) {
+      cp_async_wait<1>();
+    } else if (a.stages == 3) {
+      cp_async_wait<2>();
+    } else {
+      cp_async_wait<3>();
+    }
+    sync_warp();  // the other lanes' copies too
+  }
+
+  // ---- one unit -------------------------------------------------------------------------------------------------------
+  __device__ int row_of(const UnitCursor& at) const { return load(a.view.query_start + at.sequence); }
+  // The query head of column n of a pass; heads past the group are computed on zeros and dropped.
+  __device__ int head_in_group(const UnitCursor& at, int n) const { return at.pass(a) * kHeads + n; }
+
+  __device__ void load_q(const void* source, const UnitCursor& at, int block, int step, uint32_t (&pair)[2]) {
+    const int in_group = head_in_group(at, block * kHeadBlock + g);
+    pair[0] = pair[1] = 0;
+    if (in_group >= a.view.group) return;
+    const T* p = static_cast<const T*>(source) + row_of(at) * a.view.q_stride +
+                 (at.head(a) * a.view.group + in_group) * kDim + step * 16 + 2 * t;
+    pair[0] = load(reinterpret_cast<const uint32_t*>(p));
+    pair[1] = load(reinterpret_cast<const uint32_t*>(p + 8));
+  }
+
+  __device__ void start_unit(const UnitCursor& at) {
+#pragma unroll
+    for (int n = 0; n < kHeadBlocks; ++n) {
+      largest[n][0] = largest[n][1] = kNegativeInfinity;
+      sum[n][0] = sum[n][1] = 0;
+#pragma unroll
+      for (int k = 0; k < kDimSteps; ++k) {
+        load_q(a.view.q, at, n, k, q[n][k]);
+        values[n][k][0] = values[n][k][1] = values[n][k][2] = values[n][k][3] = 0;
+      }
+    }
+  }
+
+  __device__ void consume(const UnitCursor& at, int tile, Shared<char> stage) {
+    const int slot = (at.first_tile() + tile - at.begin) * kTileTokens;
+    float s[kHeadBlocks][4] = {};
+#pragma unroll
+    for (int k = 0; k < kDimSteps; ++k) {
+      uint32_t keys[4];
+      ldmatrix_x4(keys, stage + Layout::offset(lane & 15, 2 * k + (lane >> 4)));
+#pragma unroll
+      for (int n = 0; n < kHeadBlocks; ++n) mma_16816<T>(s[n], keys, q[n][k]);
+    }
+    if (a.view.q_sink != nullptr) use_sink_query(at, slot, stage, s);
+#pragma unroll
+    for (int n = 0; n < kHeadBlocks; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[n][i] = log2_logit(a.view, s[n][i]);
+    if (a.view.row_logits != nullptr) store_row_logits(at, slot, s);
+    if (slot < at.first_slot || slot + kTileTokens > at.length) mask(at, slot, s);
+    follow_largest(s);
+    add_values(s, stage + kTileBytes);
+  }
+
+  // Slots below sink_slots take their logits from the second rotation of q (K8).
+  __device__ void use_sink_query(const UnitCursor& at, int slot, Shared<char> stage, float (&s)[kHeadBlocks][4]) {
+    const int sink_slots = load(a.view.sink_slots + at.sequence);
+    if (slot >= sink_slots) return;
+    float from_sink[kHeadBlocks][4] = {};
+    for (int k = 0; k < kDimSteps; ++k) {
+      uint32_t keys[4];
+      ldmatrix_x4(keys, stage + Layout::offset(lane & 15, 2 * k + (lane >> 4)));
+#pragma unroll
+      for (int n = 0; n < kHeadBlocks; ++n) {
+        uint32_t pair[2];
+        load_q(a.view.q_sink, at, n, k, pair);
+        mma_16816<T>(from_sink[n], keys, pair);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kHeadBlocks; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (slot + g + i / 2 * 8 < sink_slots) s[n][i] = from_sink[n][i];
+  }
+
+  __device__ void store_row_logits(const UnitCursor& at, int slot, const float (&s)[kHeadBlocks][4]) {
+#pragma unroll
+    for (int n = 0; n < kHeadBlocks; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int in_group = head_in_group(at, n * kHeadBlock + 2 * t + i % 2), token = slot + g + i / 2 * 8;
+        if (in_group >= a.view.group || token < at.first_slot || token >= at.length) continue;
+        const int64_t row = int64_t{at.sequence} * a.view.num_q_heads + at.head(a) * a.view.group + in_group;
+        store(a.view.row_logits + row * a.view.row_logits_stride + token, s[n][i] * kLn2);
+      }
+  }
+
+  __device__ void mask(const UnitCursor& at, int slot, float (&s)[kHeadBlocks][4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int token = slot + g + i / 2 * 8;
+      if (token >= at.first_slot && token < at.length) continue;
+#pragma unroll
+      for (int n = 0; n < kHeadBlocks; ++n) s[n][i] = kNegativeInfinity;
+    }
+  }
+
+  // Keeps `largest` within kLazyRescale of every logit: exact, and rescaling is rare after the first tile.
+  __device__ void follow_largest(const float (&s)[kHeadBlocks][4]) {
+    bool grows = false;
+#pragma unroll
+    for (int n = 0; n < kHeadBlocks; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) grows = grows || fmaxf(s[n][i], s[n][i + 2]) > largest[n][i] + kLazyRescale;
+    if (!any(grows)) return;
+#pragma unroll
+    for (int n = 0; n < kHeadBlocks; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float m = fmaxf(s[n][i], s[n][i + 2]);
+#pragma unroll
+        for (int x = 4; x < kWarp; x *= 2) m = fmaxf(m, shfl_xor(m, x));
+        m = fmaxf(m, largest[n][i]);
+        const float factor = rescale(largest[n][i], m);
+        largest[n][i] = m;
+        sum[n][i] *= factor;
+#pragma unroll
+        for (int k = 0; k < kDimSteps; ++k) {
+          values[n][k][i] *= factor;
+          values[n][k][i + 2] *= factor;
+        }
+      }
+  }
+
+  __device__ void add_values(const float (&s)[kHeadBlocks][4], Shared<char> v_tile) {
+    uint32_t p[kHeadBlocks][2];
+#pragma unroll
+    for (int n = 0; n < kHeadBlocks; ++n) {
+      const float p0 = exp2_approx(s[n][0] - largest[n][0]), p1 = exp2_approx(s[n][1] - largest[n][1]);
+      const float p2 = exp2_approx(s[n][2] - largest[n][0]), p3 = exp2_approx(s[n][3] - largest[n][1]);
+      sum[n][0] += p0 + p2;
+      sum[n][1] += p1 + p3;
+      // From rows of tokens (an accumulator) to columns of tokens (a B fragment): two transposes of 8x8.
+      p[n][0] = movmatrix_trans(pack2<T>(p0, p1));
+      p[n][1] = movmatrix_trans(pack2<T>(p2, p3));
+    }
+#pragma unroll
+    for (int k = 0; k < kDimSteps; ++k) {
+      uint32_t v_transposed[4];
+      const int row = (lane & 7) + (lane & 16 ? 8 : 0);
+      ldmatrix_x4_trans(v_transposed, v_tile + Layout::offset(row, 2 * k + (lane >> 3 & 1)));
+#pragma unroll
+      for (int n = 0; n < kHeadBlocks; ++n) mma_16816<T>(values[n][k], v_transposed, p[n]);
+    }
+  }
+
+  // ---- merging ----------------------------------------------------------------------------------------------------------
+  // kRowFloats = 4 mod 16 for head sizes that are multiples of 16, so a store of one register by a warp meets no bank twice.
+  __device__ void store_warp() {
+#pragma unroll
+    for (int n = 0; n < kHeadBlocks; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int row = warp * kHeads + n * kHeadBlock + 2 * t + i;
+        float total = sum[n][i];
+#pragma unroll
+        for (int x = 4; x < kWarp; x *= 2) total += shfl_xor(total, x);
+        if (g == 0) states[row] = make_float2(largest[n][i], total);
+#pragma unroll
+        for (int k = 0; k < kDimSteps; ++k) {
+          merged[row * kRowFloats + k * 16 + g] = values[n][k][i];
+          merged[row * kRowFloats + k * 16 + 8 + g] = values[n][k][i + 2];
+        }
+      }
+  }
+
+  struct Head {  // one head's result in one warp: lane l has floats 4l to 4l + 3 of every 128
+    SoftmaxState state;
+    float4 values[kLaneVectors];
+  };
+
+  __device__ void scale_head(Head& head, float factor) {
+    head.state.sum *= factor;
+#pragma unroll
+    for (int i = 0; i < kLaneVectors; ++i) {
+      head.values[i].x *= factor;
+      head.values[i].y *= factor;
+      head.values[i].z *= factor;
+      head.values[i].w *= factor;
+    }
+  }
+  __device__ bool has_vector(int i) const { return kDim % 128 == 0 || i * kWarp + lane < kDim / 4; }
+
+  template <class Load>
+  __device__ void add_part(Head& head, float factor, Load part) {
+#pragma unroll
+    for (int i = 0; i < kLaneVectors; ++i) {
+      if (!has_vector(i)) continue;
+      const float4 v = part(i * kWarp + lane);
+      head.values[i].x += v.x * factor;
+      head.values[i].y += v.y * factor;
+      head.values[i].z += v.z * factor;
+      head.values[i].w += v.w * factor;
+    }
+  }
+
+  __device__ Head merge_warps(int h) {
+    Head head = {};
+    for (int w = 0; w < warps; ++w) head.state.largest = fmaxf(head.state.largest, static_cast<float2>(states[w * kHeads + h]).x);
+    for (int w = 0; w < warps; ++w) {
+      const float2 state = states[w * kHeads + h];
+      const float factor = rescale(state.x, head.state.largest);
+      head.state.sum += state.y * factor;
+      const Shared<float4> part = (merged + (w * kHeads + h) * kRowFloats).template as<float4>();
+      add_part(head, factor, [&](int i) { return static_cast<float4>(part[i]); });
+    }
+    return head;
+  }
+
+  __device__ float* partial(int block, bool second, int h) const {
+    return a.partials + (int64_t{block} * 2 + second) * kHeads * kRowFloats + h * kRowFloats;
+  }
+
+  __device__ void store_partial(const Head& head, float* target) {
+#pragma unroll
+    for (int i = 0; i < kLaneVectors; ++i)
+      if (has_vector(i)) store(reinterpret_cast<float4*>(target) + i * kWarp + lane, head.values[i]);
+    if (lane == 0) store(reinterpret_cast<float2*>(target + kDim), make_float2(head.state.largest, head.state.sum));
+  }
+
+  // Folds `count` partial rows into head; row(j) is the j-th.
+  template <class Row>
+  __device__ void fold_partials(Head& head, int count, Row row) {
+    for (int from = 0; from < count; from += kWarp) {
+      float2 state = make_float2(kNegativeInfinity, 0);
+      if (from + lane < count) state = load_shared_by_grid(reinterpret_cast<const float2*>(row(from + lane) + kDim));
+      const float common = fmaxf(head.state.largest, warp_max(state.x));
+      scale_head(head, rescale(head.state.largest, common));
+      const float factor = rescale(state.x, common);
+      head.state = {common, head.state.sum + warp_sum(state.y * factor)};
+      const int here = min(kWarp, count - from);
+#pragma unroll 4
+      for (int j = 0; j < here; ++j) {
+        const float f = shfl(factor, j);
+        const float4* part = reinterpret_cast<const float4*>(row(from + j));
+        add_part(head, f, [&](int i) { return load_shared_by_grid(part + i); });
+      }
+    }
+  }
+
+  __device__ void store_output(const UnitCursor& at, Head head, int in_group) {
+    const AttentionView& v = a.view;
+    const int q_head = at.head(a) * v.group + in_group;
+    if (a.prefix.member_start != nullptr) fold_prefixes(at.sequence, q_head, head);
+    const float norm = normaliser(v, head.state, q_head);
+    const int64_t row = int64_t{row_of(at)} * v.num_q_heads + q_head;
+    uint2* out = reinterpret_cast<uint2*>(static_cast<T*>(v.out) + row * kDim);
+#pragma unroll
+    for (int i = 0; i < kLaneVectors; ++i) {
+      const float4 x = head.values[i];
+      if (has_vector(i))
+        store(out + i * kWarp + lane, make_uint2(pack2<T>(x.x * norm, x.y * norm), pack2<T>(x.z * norm, x.w * norm)));
+    }
+    if (v.lse != nullptr && lane == 0) store(v.lse + row, lse_of(head.state));
+  }
+
+  __device__ void fold_prefixes(int sequence, int q_head, Head& head) {
+    const int from = load(a.prefix.member_start + sequence), to = load(a.prefix.member_start + sequence + 1);
+    const int splits = a.prefix.splits;
+    fold_partials(head, (to - from) * splits, [&](int j) {
+      const int64_t member = load(a.prefix.members_of_sequence + from + j / splits);
+      return a.prefix.rows + ((member * splits + j % splits) * a.view.num_q_heads + q_head) * kRowFloats;
+    });
+  }
+
+  // Tiles [begin, end) of the unit are done by this block's warps.
+  __device__ void finish_unit(const UnitCursor& at, int begin, int end) {
+    store_warp();
+    sync_threads();
+    const bool whole = begin == at.begin && end == at.end();
+    const int heads = min(kHeads, a.view.group - at.pass(a) * kHeads);
+    for (int h = warp; h < heads; h += warps) {
+      const Head head = merge_warps(h);
+      if (whole) {
+        store_output(at, head, head_in_group(at, h));
+      } else {
+        store_partial(head, partial(blockIdx.x, begin != lo, h));
+      }
+    }
+    if (!whole) merge_blocks(at, heads);
+    sync_threads();  // the next unit's results may overwrite these
+  }
+
+  __device__ void merge_blocks(const UnitCursor& at, int heads) {
+    const int first = ranges.owner(at.begin), last = ranges.owner(at.end() - 1);
+    const Shared<int32_t> is_last = scratch + kScanInts;
+    fence_grid();
+    sync_threads();
+    if (threadIdx.x == 0) {
+      int32_t* counter = a.counters + at.unit(a);
+      const bool arrived_last = atomic_add(counter, 1) == last - first;
+      if (arrived_last) store(counter, 0);
+      is_last[0] = arrived_last;
+    }
+    sync_threads();
+    if (is_last[0] == 0) return;
+    fence_grid();
+    // Only its first part can be the second of its block: one that begins inside that block's range.
+    const bool starts_inside = ranges.begin(first) < at.begin;
+    for (int h = warp; h < heads; h += warps) {
+      Head head = {};
+      fold_partials(head, last - first + 1,
+                    [&](int j) { return partial(first + j, j == 0 && starts_inside, h); });
+      store_output(at, head, head_in_group(at, h));
+    }
+  }
+};
+
+template <class T, int kDim, int kHeadBlocks>
+__global__ void __launch_bounds__(kMaxThreads, 1) decode_attention(const __grid_constant__ DecodeParams params) {
+  Decode<T, kDim, kHeadBlocks>(params).run();
+}
+
+// As many stages as asked for, fewer where the card's shared memory ends: 4 warps then hold their rings where 8 do not.
+template <class T, int kDim, int kHeadBlocks>
+void launch_decode(void* stream, const AttentionMachine& machine, const DecodeTuning& tuning, DecodeParams params, int grid) {
+  using D = Decode<T, kDim, kHeadBlocks>;
+  int warps = tuning.warps, stages = tuning.stages;
+  const auto fits = [&] { return D::shared_bytes(warps, stages) <= machine.shared_bytes_per_block; };
+  while (!fits() && stages > 2) --stages;
+  while (!fits() && warps > 1) warps /= 2;
+  check(fits(), "decode attention: two stages do not fit the card's shared memory");
+  params.stages = stages;
+  launch<decode_attention<T, kDim, kHeadBlocks>>({.grid = dim3(grid),
+                                                  .block = dim3(warps * kWarp),
+                                                  .shared_bytes = D::shared_bytes(warps, stages),
+                                                  .stream = stream,
+                                                  .dependent = true},
+                                                 params);
+}
+
+template <class T, int kDim>
+void launch_for_group(void* stream, const AttentionMachine& machine, const DecodeTuning& tuning, const DecodeParams& params, int grid) {
+  if constexpr (kDim <= 128) {  // two head blocks of 256 would spill
+    if (params.view.group > kHeadBlock) return launch_decode<T, kDim, 2>(stream, machine, tuning, params, grid);
+  }
+  launch_decode<T, kDim, 1>(stream, machine, tuning, params, grid);
+}
+
+template <class T>
+void launch_for_dim(void* stream, const AttentionMachine& machine, const DecodeTuning& tuning, const DecodeParams& params, int grid) {
+  switch (params.view.head_dim) {
+    case 64: return launch_for_group<T, 64>(stream, machine, tuning, params, grid);
+    case 80: return launch_for_group<T, 80>(stream, machine, tuning, params, grid);
+    case 96: return launch_for_group<T, 96>(stream, machine, tuning, params, grid);
+    case 128: return launch_for_group<T, 128>(stream, machine, tuning, params, grid);
+    case 256: return launch_for_group<T, 256>(stream, machine, tuning, params, grid);
+    default: check(false, "decode attention: head_dim has no tensor-core kernel");
+  }
+}
+
+}  // namespace
+
+int64_t decode_partial_floats(int grid, int head_dim) {
+  return int64_t{grid} * 2 * (2 * kHeadBlock) * (head_dim + 4);
+}
+
+void launch_decode_attention(const AttentionContext& context, const AttentionParams& p, const PrefixPartials& prefix,
+                             const int32_t* private_start) {
+  const bool list_per_head = p.head_table_stride != 0;
+  DecodeParams a = {.view = view_of(p), .prefix = prefix, .partials = context.scratch.partials, .counters = context.scratch.counters};
+  a.view.private_start = private_start;
+  a.lists = list_per_head ? p.num_kv_heads : 1;
+  const int heads = a.view.group <= kHeadBlock || p.head_dim > 128 ? kHeadBlock : 2 * kHeadBlock;
+  a.passes = (a.view.group + heads - 1) / heads;
+  a.units_per_list = a.passes * (list_per_head ? 1 : p.num_kv_heads);
+  a.min_tiles = context.decode.min_tiles;
+  a.early_fetch = p.early_fetch;
+  const int grid = context.machine.multiprocessors * context.decode.blocks_per_multiprocessor;
+  check(int64_t{p.num_sequences} * a.lists * a.units_per_list <= context.scratch.num_counters, "attention: more units than reserved counters");
+  check(decode_partial_floats(grid, p.head_dim) <= context.scratch.partial_floats, "attention: partials exceed the reserved scratch");
+  if (p.layout.dtype == DType::kBF16) return launch_for_dim<bf16>(context.stream, context.machine, context.decode, a, grid);
+  launch_for_dim<f16>(context.stream, context.machine, context.decode, a, grid);
+}
+
+}  // namespace quire::QUIRE_SIDE

@@ -1,0 +1,252 @@
+// Prefill attention on mma.sync, for every card: sequences of several rows, causal from where their list already reaches.
+//
+// What a block of 4 warps works on: 128 packed query rows (64 at head size 256) of one kv head, against the slots they see in
+// tiles of 64 (48 at head size 128, 32 at 256). A warp holds 32 (16) rows: two row tiles share each K and V fragment, which halves the reads of shared
+// memory, the second bound after the tensor cores. V of a tile arrives while its dot products are made, the next K while its
+// values are summed. Bound: tensor cores, 4 * rows * slots * head_dim operations a head; mma.sync reaches about half of what
+// wgmma does on Hopper (prefill_sm90.cu), all of it on Ampere and Ada.
+//
+// The same kernel is the cascade's first phase: rows are one row of each sequence that shares a prefix, results stay partial.
+#include "kernels/cuda/attention/attention.h"
+#include "kernels/cuda/attention/flash_tile.h"
+#include "src/base/check.h"
+
+namespace quire::QUIRE_SIDE {
+namespace {
+
+constexpr int kFlashWarps = 4;
+constexpr int kFlashThreads = kFlashWarps * kWarp;
+
+template <class T, int kDim, bool kCascade>
+struct Flash {
+  using Layout = TileLayout<kDim>;
+  static constexpr int kTiles = kDim <= 128 ? 2 : 1;        // of 16 rows a warp
+  static constexpr int kRows = kFlashWarps * kTiles * 16;
+  static constexpr int kSlots = kDim < 128 ? 64 : kDim == 128 ? 48 : 32;  // of a K or V tile: what registers hold
+  static constexpr int kColumns = kSlots / 8;
+  static constexpr int kSteps = kDim / 16;
+  static constexpr int kTileBytes = kSlots * Layout::kRowBytes;
+  static constexpr int kQueryBytes = kRows * Layout::kRowBytes;
+  static constexpr int kSharedBytes = kQueryBytes + 2 * kTileBytes + kScanInts * 4;
+  static constexpr int kGranules = kSlots / 8;              // 8 slots always lie in one block
+
+  const FlashParams& a;
+  const AttentionView& v;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const Shared<char> q = dynamic_shared(), k_tile = q + kQueryBytes, v_tile = k_tile + kTileBytes;
+  FlashTask task;
+  int first_row;        // packed, of this warp
+  int32_t block_ids;    // lane l: the block of the l-th granule of the tile being fetched (K) or used (V)
+  FlashRows<kTiles> rows;
+  float values[kTiles][kDim / 8][4];
+
+  __device__ explicit Flash(const FlashParams& params) : a(params), v(params.view) {}
+
+  __device__ void run() {
+    const int split = kCascade ? blockIdx.z : 0;
+    const bool has_work =
+        find_task<kRows, kCascade>(a, (v_tile + kTileBytes).template as<int32_t>(), blockIdx.y, blockIdx.x, split, task);
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+    if (!has_work) return;
+    first_row = task.first_row + warp * kTiles * 16;
+    rows.reset();
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m)
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) values[m][n][0] = values[m][n][1] = values[m][n][2] = values[m][n][3] = 0;
+    const int sink_end = v.q_sink != nullptr ? min(task.end, load(v.sink_slots + task.sequence)) : 0;
+    if (task.begin < sink_end) go_through(v.q_sink, task.begin, sink_end);
+    if (max(task.begin, sink_end) < task.end) go_through(v.q, max(task.begin, sink_end), task.end);
+    write(split);
+  }
+
+  // All slots [begin, end) against one rotation of the queries.
+  __device__ void go_through(const void* query, int begin, int end) {
+    fetch_query(query);
+    int slot = begin / kSlots * kSlots;
+    load_block_ids(slot);
+    fetch(k_tile, slot, 0);
+    cp_async_commit();
+    for (; slot < end; slot += kSlots) {
+      cp_async_wait<0>();
+      sync_threads();  // K has come; V of the tile before is used up
+      fetch(v_tile, slot, v.v_offset);
+      cp_async_commit();
+      FlashScores<kTiles, kColumns> scores;
+      multiply_keys(scores);
+      cp_async_wait<0>();
+      sync_threads();  // V has come; K is used up
+      if (slot + kSlots < end) {
+        load_block_ids(slot + kSlots);
+        fetch(k_tile, slot + kSlots, 0);
+        cp_async_commit();
+      }
+      weigh(scores, slot, begin, end);
+      add_values(scores);
+    }
+    sync_threads();  // the queries and V are used up
+  }
+
+  __device__ void fetch_query(const void* source) {
+    for (int chunk = threadIdx.x; chunk < kRows * Layout::kChunks; chunk += kFlashThreads) {
+      const int row = chunk / Layout::kChunks, column = chunk % Layout::kChunks, packed = task.first_row + row;
+      const bool valid = packed < task.rows;
+      const T* from = static_cast<const T*>(source);
+      if (valid)
+        from += query_row_of<kCascade>(a, task, packed) * v.q_stride + (task.head * v.group + packed % v.group) * kDim + column * 8;
+      cp_async16_or_zero(q + Layout::offset(row, column), from, valid);
+    }
+  }
+
+  __device__ void load_block_ids(int slot) {
+    const int at = slot + lane * 8;
+    block_ids = 0;
+    if (lane < kGranules && at < task.length)
+      block_ids = load(table_of(v, task.sequence, task.head) + (at >> v.block_shift));
+  }
+
+  __device__ void fetch(Shared<char> target, int slot, int64_t offset) {
+#pragma unroll 2
+    for (int i = 0; i < kSlots * Layout::kChunks / kFlashThreads; ++i) {
+      const int chunk = i * kFlashThreads + static_cast<int>(threadIdx.x), row = chunk / Layout::kChunks, column = chunk % Layout::kChunks;
+      const int32_t block = shfl(block_ids, row / 8);
+      const int in_block = (slot + row) & ((1 << v.block_shift) - 1);
+      const char* source = tile_of(v, block, task.head) + offset + in_block * (kDim * 2) + column * 16;
+      cp_async16_or_zero(target + Layout::offset(row, column), source, slot + row < task.length);
+    }
+  }
+
+  __device__ void multiply_keys(FlashScores<kTiles, kColumns>& scores) {
+    const int query_offset = Layout::offset(warp * kTiles * 16 + (lane & 15), lane >> 4);
+    const int keys_offset = Layout::offset((lane & 7) + (lane & 16 ? 8 : 0), lane >> 3 & 1);
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m)
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) scores.s[m][n][0] = scores.s[m][n][1] = scores.s[m][n][2] = scores.s[m][n][3] = 0;
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      uint32_t query[kTiles][4];
+      const int query_at = Layout::advance(query_offset, k), keys_at = Layout::advance(keys_offset, k);
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m)
+        ldmatrix_x4(query[m], q + (query_at + m * 16 * Layout::kRowBytes));
+#pragma unroll
+      for (int n = 0; n < kColumns / 2; ++n) {
+        uint32_t keys[4];
+        ldmatrix_x4(keys, k_tile + (keys_at + n * 16 * Layout::kRowBytes));
+        const uint32_t low[2] = {keys[0], keys[1]}, high[2] = {keys[2], keys[3]};
+#pragma unroll
+        for (int m = 0; m < kTiles; ++m) {
+          mma_16816<T>(scores.s[m][2 * n], query[m], low);
+          mma_16816<T>(scores.s[m][2 * n + 1], query[m], high);
+        }
+      }
+    }
+  }
+
+  __device__ void weigh(FlashScores<kTiles, kColumns>& scores, int slot, int begin, int end) {
+    scores.cap(v);
+    const int least = task.index_of_row0 + task.first_row / v.group;  // the last slot that the first row sees
+    const bool all_seen = slot >= begin && slot + kSlots <= end && (kCascade || slot + kSlots - 1 <= least) && v.window == 0;
+    if (!all_seen) scores.template mask<kCascade>(a, task, first_row, slot, begin, end);
+    if (v.row_logits != nullptr) scores.store_row_logits(v, task, first_row, slot);
+    float factor[kTiles][2];
+    if (!scores.softmax(v.scale * kLog2e, rows, factor)) return;
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m)
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) values[m][n][i] *= factor[m][i / 2];
+  }
+
+  __device__ void add_values(const FlashScores<kTiles, kColumns>& scores) {
+    const int values_offset = Layout::offset(lane & 15, lane >> 4);
+#pragma unroll
+    for (int k = 0; k < kColumns / 2; ++k) {
+      uint32_t p[kTiles][4];
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m) probabilities_as_a<T>(scores.s[m], k, p[m]);
+#pragma unroll
+      for (int n = 0; n < kDim / 16; ++n) {
+        uint32_t x[4];
+        ldmatrix_x4_trans(x, v_tile + (Layout::advance(values_offset, n) + k * 16 * Layout::kRowBytes));
+        const uint32_t low[2] = {x[0], x[1]}, high[2] = {x[2], x[3]};
+#pragma unroll
+        for (int m = 0; m < kTiles; ++m) {
+          mma_16816<T>(values[m][2 * n], p[m], low);
+          mma_16816<T>(values[m][2 * n + 1], p[m], high);
+        }
+      }
+    }
+  }
+
+  __device__ void write(int split) {
+    FlashEpilogue<T, kDim, kCascade> epilogue{a, task};
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m)
+      epilogue.write(first_row + m * 16, rows.largest[m], rows.sum[m], values[m], split,
+                     q + (warp * kTiles + m) * 16 * Layout::kRowBytes);
+  }
+};
+
+template <class T, int kDim, bool kCascade>
+__global__ void __launch_bounds__(kFlashThreads) flash_attention(const __grid_constant__ FlashParams params) {
+  Flash<T, kDim, kCascade>(params).run();
+}
+
+// At most so many tiles have rows: the device finds out which.
+template <int kRows>
+unsigned most_tiles(int64_t rows, int64_t entries, int group) {
+  return static_cast<unsigned>(rows * group / kRows + entries);
+}
+
+template <class T, int kDim, bool kCascade>
+void launch_flash(void* stream, const FlashParams& params, int64_t rows, int64_t entries) {
+  using F = Flash<T, kDim, kCascade>;
+  const unsigned tiles = most_tiles<F::kRows>(rows, entries, params.view.group);
+  launch<flash_attention<T, kDim, kCascade>>({.grid = dim3(params.view.num_kv_heads, tiles, kCascade ? params.splits : 1),
+                                              .block = dim3(kFlashThreads),
+                                              .shared_bytes = F::kSharedBytes,
+                                              .stream = stream,
+                                              .dependent = true},
+                                             params);
+}
+
+template <class T, bool kCascade>
+void launch_for_dim(void* stream, const FlashParams& params, int64_t rows, int64_t entries) {
+  switch (params.view.head_dim) {
+    case 64: return launch_flash<T, 64, kCascade>(stream, params, rows, entries);
+    case 80: return launch_flash<T, 80, kCascade>(stream, params, rows, entries);
+    case 96: return launch_flash<T, 96, kCascade>(stream, params, rows, entries);
+    case 128: return launch_flash<T, 128, kCascade>(stream, params, rows, entries);
+    case 256: return launch_flash<T, 256, kCascade>(stream, params, rows, entries);
+    default: check(false, "prefill attention: head_dim has no tensor-core kernel");
+  }
+}
+
+}  // namespace
+
+void launch_prefill_attention(const AttentionContext& context, const AttentionParams& p) {
+  const FlashParams params{.view = view_of(p)};
+  const int64_t entries = std::min<int64_t>(p.num_sequences, p.rows / 2);  // with two rows or more
+  if (p.layout.dtype == DType::kBF16) return launch_for_dim<bf16, false>(context.stream, params, p.rows, entries);
+  launch_for_dim<f16, false>(context.stream, params, p.rows, entries);
+}
+
+void launch_prefix_attention(const AttentionContext& context, const AttentionParams& p, int splits) {
+  const SharedPrefixes& shared = p.prefixes;
+  const FlashParams params{.view = view_of(p),
+                           .node_sequence_start = shared.node_sequence_start,
+                           .node_sequences = shared.node_sequences,
+                           .node_slots = shared.node_slots,
+                           .partials = context.scratch.prefix_partials,
+                           .num_nodes = shared.num_nodes,
+                           .splits = splits};
+  if (p.layout.dtype == DType::kBF16)
+    return launch_for_dim<bf16, true>(context.stream, params, shared.num_members, shared.num_nodes);
+  launch_for_dim<f16, true>(context.stream, params, shared.num_members, shared.num_nodes);
+}
+
+}  // namespace quire::QUIRE_SIDE
