@@ -22,8 +22,8 @@ class Arena {
   void give_back(SuperblockId id);
 
   int64_t bytes_of(SuperblockId id) const;  // superblock_bytes(), less for a short last one
-  int64_t blocks_in_free(
-      int64_t block_bytes) const;  // blocks of this size that the free superblocks have room for
+  // Blocks of this size that the free superblocks have room for.
+  int64_t blocks_in_free(int64_t block_bytes) const;
   int64_t arena_bytes() const { return arena_bytes_; }
   int64_t superblock_bytes() const { return superblock_bytes_; }
   int32_t num_superblocks() const { return static_cast<int32_t>(is_free_.size()); }

@@ -49,9 +49,8 @@ class BlockPool {
 
   int64_t block_bytes() const { return block_bytes_; }
   int64_t max_blocks() const { return static_cast<int64_t>(blocks_.size()); }  // ids are below this
-  int64_t num_blocks() const {
-    return num_free() + num_held_ + num_cached_;
-  }  // what this class has or could take now
+  // What this class has or could take now.
+  int64_t num_blocks() const { return num_free() + num_held_ + num_cached_; }
   int64_t num_free() const { return num_free_here_ + arena_->blocks_in_free(block_bytes_); }
   int64_t num_held() const { return num_held_; }
   int64_t num_cached() const { return num_cached_; }

@@ -24,14 +24,12 @@ class BlockTable {
   BlockTable(const BlockTable&) = delete;
   BlockTable& operator=(const BlockTable&) = delete;
 
-  const std::vector<BlockId>& blocks() const {
-    return blocks_;
-  }  // logical to physical; ceil(length / block_tokens) of them
+  // Logical to physical; ceil(length / block_tokens) of them.
+  const std::vector<BlockId>& blocks() const { return blocks_; }
   int32_t num_blocks() const { return static_cast<int32_t>(blocks_.size()); }
   int32_t length() const { return length_; }  // n: live slots, 0 .. n - 1
-  int32_t next_position() const {
-    return next_position_;
-  }  // t: of the token that comes next; > n where a policy dropped some
+  // t: position of the token that comes next; above n where a policy dropped some.
+  int32_t next_position() const { return next_position_; }
   bool empty() const { return blocks_.empty(); }
 
  private:

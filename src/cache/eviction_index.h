@@ -78,8 +78,8 @@ class EvictionIndex {
   bool contains(BlockId block) const { return entries_[value(block)].inside; }
   bool contains_leaf(BlockId block) const { return order_.contains(block); }
 
-  std::optional<BlockId> victim(
-      int64_t now_us) const;    // expired leaves first, oldest expiry first; then the order
+  // Expired leaves first, oldest expiry first; then the order.
+  std::optional<BlockId> victim(int64_t now_us) const;
   void evicted(BlockId block);  // erase, and PGDSF's clock advances to its worth
 
   int64_t size() const { return size_; }  // evictable blocks, leaves and those that wait

@@ -8,9 +8,8 @@
 // What always holds (numbers of DESIGN.md 5):
 //   2  free + held + cached blocks = all
 //   4  a prefix hit has equal tokens and an equal namespace
-//   6  no block is freed while a submitted step names it, given that callers keep the three rules marked [6]
-//   below 7  a block with more than one holder, or published, is never written: it is copied first (the write
-//   rule)
+//   6  no block is freed while a submitted step names it, given that callers keep the rules marked [6] below
+//   7  a block with more than one holder, or published, is never written: it is copied first (the write rule)
 //
 // A step:
 //   StepTransaction step = cache.begin(now_us);
@@ -52,13 +51,12 @@ class KvCache {
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
 
-  // ---- namespaces: open one per (model, LoRA, salt, ...) in use; every open has its close
-  // -------------------------------
+  // ---- namespaces ----
+  // Open one per (model, LoRA, salt, ...) in use; every open has its close.
   NamespaceId open_namespace(const NamespaceKey& key);
   void close_namespace(NamespaceId ns);  // what it cached stays findable until evicted
 
-  // ---- prefixes
-  // -----------------------------------------------------------------------------------------------------------
+  // ---- prefixes ----
   // Tokens of the longest cached prefix, exact to the token. Takes nothing.
   int32_t lookup(NamespaceId ns, std::span<const TokenId> tokens) const;
   // The same prefix, at most max_tokens of it, as a table that holds its blocks. Where the hit ends inside a
@@ -73,8 +71,7 @@ class KvCache {
   void publish(NamespaceId ns, std::span<const TokenId> tokens, BlockTable& table, int32_t num_tokens,
                const Retention& retention, int64_t now_us, std::vector<BlockId>& deferred);
 
-  // ---- tables
-  // -----------------------------------------------------------------------------------------------------------
+  // ---- tables ----
   BlockTable fork(const BlockTable& table);  // shares every block, the partial tail too
   // Forgets the slots from new_length on. Blocks that leave the table go to `deferred` [6].
   void truncate(BlockTable& table, int32_t new_length, std::vector<BlockId>& deferred);
@@ -84,25 +81,24 @@ class KvCache {
   // Ends what commit, publish and truncate deferred, once every step submitted before that moment has run.
   void release_deferred(std::span<const BlockId> blocks);
 
-  // ---- steps
-  // ------------------------------------------------------------------------------------------------------------
+  // ---- steps ----
   StepTransaction begin(int64_t now_us);  // one at a time
   // Blocks that extend(table, new_length) would take, the copy of a shared or published tail included.
   int32_t blocks_needed(const BlockTable& table, int32_t new_length) const;
   // Blocks that can be had now: free and evictable.
   int64_t num_available() const { return num_free() + num_evictable(); }
 
-  // ---- figures
-  // ------------------------------------------------------------------------------------------------------------
+  // ---- figures ----
   int64_t num_blocks() const { return pool_.num_blocks(); }
   int64_t num_free() const { return pool_.num_free(); }
   int64_t num_held() const { return pool_.num_held(); }
   int64_t num_cached() const { return pool_.num_cached(); }  // findable and held by nobody
-  int64_t num_evictable() const {
-    return index_.size();
-  }                              // of these, all that have nothing held beneath them
+  // Of these, all that have nothing held beneath them.
+  int64_t num_evictable() const { return index_.size(); }
   double waste_percent() const;  // slots of held blocks that hold no token
   int32_t num_holders(BlockId block) const { return pool_.num_holders(block); }
+  // Invariant 7, to be asked of every block that a step writes.
+  bool may_write(BlockId block) const { return pool_.may_write(block); }
   const CacheCounters& counters() const { return counters_; }
   const CacheSpec& spec() const { return spec_; }
   int32_t block_tokens() const { return block_tokens_; }

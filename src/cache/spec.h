@@ -15,15 +15,13 @@ namespace quire {
 struct GroupSpec {
   std::string name = "full";  // for people: "full", "window"
   int32_t num_layers = 0;     // layers that one block holds
-  int32_t num_kv_heads =
-      0;  // heads that one block holds: all of them, or 1 where every head has a list of its own
+  int32_t num_kv_heads = 0;   // heads that one block holds: all, or 1 where every head has a list of its own
   int32_t head_dim = 0;
   DType dtype = DType::kBF16;
   int32_t block_tokens = 16;  // 8 | 16 | 32 | 64
 
-  int64_t token_bytes() const {
-    return 2ll * num_layers * num_kv_heads * head_dim * bytes_of(dtype);
-  }  // K and V
+  // K and V of all its layers and heads.
+  int64_t token_bytes() const { return 2ll * num_layers * num_kv_heads * head_dim * bytes_of(dtype); }
   int64_t block_bytes() const { return token_bytes() * block_tokens; }
 };
 
@@ -43,8 +41,8 @@ Status validate(const CacheSpec& spec);
 // group.
 std::string describe(const CacheSpec& spec);
 
-inline constexpr int64_t kMinSuperblockBytes =
-    2ll << 20;  // a device page: what a group takes from the arena at a time
+// What a group takes from the arena at a time: at least a device page.
+inline constexpr int64_t kMinSuperblockBytes = 2ll << 20;
 
 // The smallest multiple of every group's block bytes that is at least kMinSuperblockBytes.
 int64_t superblock_bytes(const CacheSpec& spec);

@@ -1,0 +1,436 @@
+// Method: one rule at a time on a cache small enough to count blocks by hand; every fixture ends with a full
+// audit.
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "src/cache/kv_cache.h"
+
+namespace quire {
+namespace {
+
+constexpr int32_t kB = 16;
+
+std::vector<TokenId> iota(int32_t count, TokenId first = 0) {
+  std::vector<TokenId> tokens(count);
+  std::iota(tokens.begin(), tokens.end(), first);
+  return tokens;
+}
+
+class KvCacheTest : public testing::Test {
+ protected:
+  void make(int32_t num_blocks, EvictionOrder order = EvictionOrder::kLru) {
+    const GroupSpec group{.num_layers = 2, .num_kv_heads = 2, .head_dim = 64, .block_tokens = kB};
+    cache = *KvCache::create(uniform_spec(group, num_blocks), order);
+    ns = cache->open_namespace({.model = "m"});
+  }
+  void SetUp() override { make(20); }
+  void TearDown() override { audit({}); }
+  void audit(std::vector<const BlockTable*> tables) {
+    EXPECT_EQ(cache->audit(tables, deferred), std::nullopt);
+    EXPECT_EQ(cache->num_free() + cache->num_held() + cache->num_cached(), cache->num_blocks());
+  }
+  // One step that extends one table; its copies are left in `copies`.
+  bool extend(BlockTable& table, int32_t new_length) {
+    copies.clear();
+    StepTransaction step = cache->begin(now);
+    if (!step.extend(table, new_length)) return false;
+    step.commit(copies, deferred);
+    return true;
+  }
+  void settle() {
+    cache->release_deferred(deferred);
+    deferred.clear();
+  }
+  void release(BlockTable& table) { cache->release(std::move(table), now); }
+  void publish(BlockTable& table, const std::vector<TokenId>& tokens, Retention retention = {}) {
+    cache->publish(ns, tokens, table, static_cast<int32_t>(tokens.size()), retention, now, deferred);
+  }
+  // Computes and publishes a prompt, and leaves it cached with no holder.
+  void cache_prompt(const std::vector<TokenId>& tokens, Retention retention = {}) {
+    BlockTable table = cache->acquire_prefix(ns, tokens, static_cast<int32_t>(tokens.size()), now);
+    ASSERT_TRUE(extend(table, static_cast<int32_t>(tokens.size())));
+    publish(table, tokens, retention);
+    settle();
+    release(table);
+  }
+
+  std::unique_ptr<KvCache> cache;
+  NamespaceId ns{};
+  int64_t now = 1;
+  std::vector<BlockCopy> copies;
+  std::vector<BlockId> deferred;
+};
+
+TEST_F(KvCacheTest, ATableTakesABlockOnlyWhenTheLastIsFull) {
+  BlockTable table;
+  for (int32_t n = 1; n <= 40; ++n) {
+    EXPECT_EQ(cache->blocks_needed(table, n), n % kB == 1 ? 1 : 0) << n;
+    ASSERT_TRUE(extend(table, n));
+    EXPECT_EQ(table.num_blocks(), (n + kB - 1) / kB);
+    EXPECT_EQ(table.next_position(), n);
+    EXPECT_NEAR(cache->waste_percent(), 100.0 * (table.num_blocks() * kB - n) / (table.num_blocks() * kB),
+                1e-9);
+  }
+  audit({&table});
+  release(table);
+  EXPECT_EQ(cache->num_free(), 20);
+}
+
+TEST_F(KvCacheTest, FourSamplesOfAPromptCopyItsTailThreeTimes) {
+  BlockTable tables[4];
+  ASSERT_TRUE(extend(tables[0], 40));
+  for (int i = 1; i < 4; ++i) tables[i] = cache->fork(tables[0]);
+  EXPECT_EQ(cache->num_held(), 3);
+  EXPECT_EQ(cache->blocks_needed(tables[0], 41), 1);
+  copies.clear();
+  StepTransaction step = cache->begin(now);
+  for (BlockTable& table : tables) ASSERT_TRUE(step.extend(table, 41));
+  step.commit(copies, deferred);
+  EXPECT_EQ(copies.size(), 3u);
+  EXPECT_EQ(cache->counters().copies_on_write, 3);
+  EXPECT_EQ(cache->num_held(), 2 + 4);
+  for (const BlockTable& table : tables) EXPECT_TRUE(cache->may_write(table.blocks().back()));
+  audit({&tables[0], &tables[1], &tables[2], &tables[3]});
+  settle();
+  for (BlockTable& table : tables) release(table);
+}
+
+TEST_F(KvCacheTest, AForkAtABlockBoundaryCopiesNothing) {
+  BlockTable a;
+  ASSERT_TRUE(extend(a, 32));
+  BlockTable b = cache->fork(a);
+  ASSERT_TRUE(extend(b, 33));
+  EXPECT_TRUE(copies.empty());
+  ASSERT_TRUE(extend(a, 33));
+  EXPECT_TRUE(copies.empty());
+  EXPECT_NE(a.blocks()[2], b.blocks()[2]);
+  release(a);
+  release(b);
+}
+
+TEST_F(KvCacheTest, AppendingToAPublishedTailCopiesItFirst) {
+  BlockTable table;
+  ASSERT_TRUE(extend(table, 20));
+  publish(table, iota(20));
+  const BlockId published = table.blocks()[1];
+  EXPECT_FALSE(cache->may_write(published));
+  EXPECT_EQ(cache->blocks_needed(table, 21), 1);
+  ASSERT_TRUE(extend(table, 21));
+  ASSERT_EQ(copies.size(), 1u);
+  EXPECT_EQ(copies[0].source, published);
+  EXPECT_EQ(copies[0].target, table.blocks()[1]);
+  settle();
+  audit({&table});
+  EXPECT_EQ(cache->lookup(ns, iota(30)), 20);
+  ASSERT_TRUE(extend(table, 22));
+  EXPECT_TRUE(copies.empty());  // its own now
+  release(table);
+}
+
+TEST_F(KvCacheTest, DecodingOnAfterPublishingFullBlocksCopiesNothing) {
+  BlockTable table;
+  for (int32_t n = 1; n <= 60; ++n) {
+    ASSERT_TRUE(extend(table, n));
+    EXPECT_TRUE(copies.empty());
+    const std::vector<TokenId> tokens = iota(n);
+    if (n % kB == 0) publish(table, tokens);
+  }
+  EXPECT_EQ(cache->lookup(ns, iota(60)), 48);
+  release(table);
+}
+
+TEST_F(KvCacheTest, AHitSharesThePartlyMatchingTailUntilItIsWritten) {
+  cache_prompt(iota(48));
+  std::vector<TokenId> prompt = iota(21);
+  prompt.insert(prompt.end(), {900, 901, 902});
+  EXPECT_EQ(cache->lookup(ns, prompt), 21);
+  BlockTable table = cache->acquire_prefix(ns, prompt, 23, now);
+  EXPECT_EQ(table.length(), 21);
+  EXPECT_EQ(table.next_position(), 21);
+  EXPECT_EQ(table.num_blocks(), 2);
+  EXPECT_EQ(cache->num_held(), 2);
+  EXPECT_EQ(cache->num_cached(), 1);
+  audit({&table});
+  ASSERT_TRUE(extend(table, 24));
+  ASSERT_EQ(copies.size(), 1u);
+  publish(table, prompt);
+  settle();
+  EXPECT_EQ(cache->lookup(ns, prompt), 24);
+  EXPECT_EQ(cache->lookup(ns, iota(48)), 48);
+  audit({&table});
+  release(table);
+}
+
+TEST_F(KvCacheTest, AcquireTakesAtMostMaxTokens) {
+  cache_prompt(iota(48));
+  for (const int32_t most : {0, 1, 15, 16, 17, 47, 48, 99}) {
+    BlockTable table = cache->acquire_prefix(ns, iota(48), most, now);
+    EXPECT_EQ(table.length(), std::min(most, 48));
+    audit({&table});
+    release(table);
+  }
+}
+
+TEST_F(KvCacheTest, OtherSaltsShareNothing) {
+  cache_prompt(iota(48));
+  const NamespaceId other = cache->open_namespace({.model = "m", .salt = "tenant"});
+  EXPECT_EQ(cache->lookup(other, iota(48)), 0);
+  EXPECT_EQ(cache->acquire_prefix(other, iota(48), 48, now).length(), 0);
+  cache->close_namespace(other);
+}
+
+TEST_F(KvCacheTest, AClosedNamespaceIsFoundAgainUntilEvicted) {
+  cache_prompt(iota(48));
+  cache->close_namespace(ns);
+  ns = cache->open_namespace({.model = "m"});
+  EXPECT_EQ(cache->lookup(ns, iota(48)), 48);
+  cache->close_namespace(ns);
+  BlockTable table;
+  ASSERT_TRUE(extend(table, 20 * kB));
+  release(table);
+  ns = cache->open_namespace({.model = "m"});
+  EXPECT_EQ(cache->lookup(ns, iota(48)), 0);
+}
+
+TEST_F(KvCacheTest, TheSecondOfTwoEqualPromptsFreesItsDuplicate) {
+  BlockTable a, b;
+  ASSERT_TRUE(extend(a, 40));
+  ASSERT_TRUE(extend(b, 40));
+  EXPECT_EQ(cache->num_held(), 6);
+  publish(a, iota(40));
+  publish(b, iota(40));
+  EXPECT_EQ(a.blocks(), b.blocks());
+  EXPECT_EQ(cache->counters().duplicates_merged, 3);
+  EXPECT_EQ(cache->num_held(), 6);  // a submitted step may still name the duplicates
+  audit({&a, &b});
+  settle();
+  EXPECT_EQ(cache->num_held(), 3);
+  release(a);
+  release(b);
+}
+
+TEST_F(KvCacheTest, APartialTailIsSupersededByALongerOne) {
+  cache_prompt(iota(20));
+  EXPECT_EQ(cache->num_cached(), 2);
+  cache_prompt(iota(40));
+  EXPECT_EQ(cache->num_cached(), 3);  // the block of 4 tokens is gone
+  EXPECT_EQ(cache->lookup(ns, iota(40)), 40);
+  cache_prompt(iota(23));  // covered: adds nothing
+  EXPECT_EQ(cache->num_cached(), 3);
+}
+
+TEST_F(KvCacheTest, ASupersededTailStaysWithItsHolder) {
+  cache_prompt(iota(20));
+  BlockTable holder = cache->acquire_prefix(ns, iota(20), 20, now);
+  cache_prompt(iota(40));
+  EXPECT_EQ(cache->lookup(ns, iota(40)), 40);
+  audit({&holder});
+  EXPECT_TRUE(cache->may_write(holder.blocks()[1]));
+  ASSERT_TRUE(extend(holder, 21));
+  EXPECT_TRUE(copies.empty());
+  release(holder);
+  EXPECT_EQ(cache->num_held(), 0);
+}
+
+TEST_F(KvCacheTest, LeavesAreEvictedBeforeTheirParents) {
+  cache_prompt(iota(64));
+  EXPECT_EQ(cache->num_evictable(), 4);
+  BlockTable table;
+  for (int32_t n = 17; n <= 20; ++n) {
+    ASSERT_TRUE(extend(table, n * kB));
+    EXPECT_EQ(cache->lookup(ns, iota(64)), (20 - n) * kB);
+    audit({&table});
+  }
+  EXPECT_EQ(cache->counters().evictions, 4);
+  release(table);
+}
+
+TEST_F(KvCacheTest, HeldPrefixesAreNotEvicted) {
+  cache_prompt(iota(64));
+  BlockTable holder = cache->acquire_prefix(ns, iota(64), 33, now);
+  EXPECT_EQ(cache->num_evictable(), 1);
+  BlockTable table;
+  EXPECT_FALSE(extend(table, 18 * kB));
+  EXPECT_EQ(table.length(), 0);
+  EXPECT_EQ(cache->num_evictable(), 1);  // a refusal evicts nothing
+  ASSERT_TRUE(extend(table, 17 * kB));
+  EXPECT_EQ(cache->lookup(ns, iota(64)), 48);
+  audit({&table, &holder});
+  release(table);
+  release(holder);
+}
+
+TEST_F(KvCacheTest, TheLeastRecentlyReleasedPromptGoesFirst) {
+  now = 10;
+  cache_prompt(iota(32, 0));
+  now = 20;
+  cache_prompt(iota(32, 1000));
+  now = 30;
+  BlockTable again = cache->acquire_prefix(ns, iota(32, 0), 32, now);
+  release(again);
+  BlockTable table;
+  ASSERT_TRUE(extend(table, 18 * kB));
+  EXPECT_EQ(cache->lookup(ns, iota(32, 0)), 32);
+  EXPECT_EQ(cache->lookup(ns, iota(32, 1000)), 0);
+  release(table);
+}
+
+TEST_F(KvCacheTest, AHighClassOutlivesRecentUseUntilItExpires) {
+  now = 10;
+  cache_prompt(iota(32, 0), {.retention_class = 1, .expiry_us = 100});
+  now = 20;
+  cache_prompt(iota(32, 1000));
+  BlockTable table;
+  ASSERT_TRUE(extend(table, 17 * kB));
+  EXPECT_EQ(cache->lookup(ns, iota(32, 0)), 32);
+  EXPECT_EQ(cache->lookup(ns, iota(32, 1000)), 16);
+  now = 100;
+  ASSERT_TRUE(extend(table, 18 * kB));
+  EXPECT_EQ(cache->lookup(ns, iota(32, 0)), 16);
+  EXPECT_EQ(cache->lookup(ns, iota(32, 1000)), 16);
+  release(table);
+}
+
+TEST_F(KvCacheTest, PgdsfKeepsAnOftenUsedPromptOverARecentOne) {
+  make(20, EvictionOrder::kPgdsf);
+  cache_prompt(iota(32, 0), {.recompute_cost = 1});
+  for (int i = 0; i < 5; ++i) {
+    BlockTable again = cache->acquire_prefix(ns, iota(32, 0), 32, ++now);
+    release(again);
+  }
+  now = 1000;
+  cache_prompt(iota(32, 1000), {.recompute_cost = 1});
+  BlockTable table;
+  ASSERT_TRUE(extend(table, 18 * kB));
+  EXPECT_EQ(cache->lookup(ns, iota(32, 0)), 32);
+  EXPECT_EQ(cache->lookup(ns, iota(32, 1000)), 0);
+  release(table);
+}
+
+TEST_F(KvCacheTest, RollbackRestoresTablesAndHolders) {
+  BlockTable a;
+  ASSERT_TRUE(extend(a, 20));
+  BlockTable b = cache->fork(a), c;
+  ASSERT_TRUE(extend(c, 25));
+  const std::vector<BlockId> blocks_a = a.blocks(), blocks_c = c.blocks();
+  const double waste = cache->waste_percent();
+  {
+    StepTransaction step = cache->begin(now);
+    ASSERT_TRUE(step.extend(a, 21));  // copies
+    ASSERT_TRUE(step.extend(b, 50));  // the last holder: in place, and grows
+    ASSERT_TRUE(step.extend(c, 30));
+    ASSERT_TRUE(step.extend(c, 40));
+    ASSERT_FALSE(step.extend(c, 4000));
+    step.rollback();
+  }
+  EXPECT_EQ(a.blocks(), blocks_a);
+  EXPECT_EQ(b.blocks(), blocks_a);
+  EXPECT_EQ(c.blocks(), blocks_c);
+  EXPECT_EQ(a.length(), 20);
+  EXPECT_EQ(b.length(), 20);
+  EXPECT_EQ(c.length(), 25);
+  EXPECT_EQ(c.next_position(), 25);
+  EXPECT_EQ(cache->num_held(), 4);
+  EXPECT_EQ(cache->waste_percent(), waste);
+  EXPECT_EQ(cache->counters().copies_on_write, 0);
+  EXPECT_FALSE(cache->may_write(a.blocks()[1]));
+  audit({&a, &b, &c});
+  {
+    StepTransaction left_open = cache->begin(now);
+    ASSERT_TRUE(left_open.extend(c, 100));
+  }
+  EXPECT_EQ(c.length(), 25);
+  release(a);
+  release(b);
+  release(c);
+}
+
+TEST_F(KvCacheTest, ABlockThatAStepCopiesStaysUntilTheStepHasRun) {
+  BlockTable a;
+  ASSERT_TRUE(extend(a, 20));
+  BlockTable b = cache->fork(a);
+  ASSERT_TRUE(extend(a, 21));
+  const BlockId source = copies.at(0).source;
+  release(b);  // the source has no holder now, only the reader
+  EXPECT_EQ(cache->num_holders(source), 0);
+  EXPECT_EQ(cache->num_held(), 3);
+  BlockTable c;
+  EXPECT_FALSE(extend(c, 18 * kB));
+  settle();
+  EXPECT_EQ(cache->num_held(), 2);
+  ASSERT_TRUE(extend(c, 18 * kB));
+  release(a);
+  release(c);
+}
+
+TEST_F(KvCacheTest, TruncateDefersWholeBlocksAndCountsTheTail) {
+  BlockTable table;
+  ASSERT_TRUE(extend(table, 60));
+  cache->truncate(table, 17, deferred);
+  EXPECT_EQ(table.num_blocks(), 2);
+  EXPECT_EQ(table.next_position(), 17);
+  EXPECT_EQ(deferred.size(), 2u);
+  audit({&table});
+  settle();
+  EXPECT_EQ(cache->num_held(), 2);
+  EXPECT_NEAR(cache->waste_percent(), 100.0 * 15 / 32, 1e-9);
+  cache->truncate(table, 0, deferred);
+  settle();
+  EXPECT_EQ(cache->num_held(), 0);
+}
+
+TEST_F(KvCacheTest, PrivateBlocksOfAnotherClassShareTheArena) {
+  const GroupSpec whole{.num_layers = 2, .num_kv_heads = 2, .head_dim = 64, .block_tokens = kB};
+  const GroupSpec one_head{
+      .name = "head", .num_layers = 1, .num_kv_heads = 1, .head_dim = 64, .block_tokens = kB};
+  cache = *KvCache::create({.groups = {whole, one_head}, .arena_bytes = 3 * kMinSuperblockBytes});
+  BlockPool heads(cache->arena(), one_head.block_bytes());
+  const int64_t before = cache->num_blocks();
+  std::vector<BlockId> blocks;
+  ASSERT_TRUE(heads.allocate(1, blocks));
+  EXPECT_EQ(cache->num_blocks(), before * 2 / 3);
+  heads.release(blocks[0]);
+  EXPECT_EQ(cache->num_blocks(), before);
+}
+
+TEST_F(KvCacheTest, FourSamplesOf512TokensHoldUnder30PercentOfFourRequests) {
+  make(400);
+  BlockTable shared[4], separate[4];
+  ASSERT_TRUE(extend(shared[0], 512));
+  for (int i = 1; i < 4; ++i) shared[i] = cache->fork(shared[0]);
+  const int64_t with_sharing = cache->num_held();
+  for (BlockTable& table : separate) ASSERT_TRUE(extend(table, 512));
+  EXPECT_LE(static_cast<double>(with_sharing), 0.30 * static_cast<double>(cache->num_held() - with_sharing));
+  for (BlockTable& table : shared) release(table);
+  for (BlockTable& table : separate) release(table);
+}
+
+TEST_F(KvCacheTest, AuditNamesALostTable) {
+  BlockTable table;
+  ASSERT_TRUE(extend(table, 5));
+  const auto wrong = cache->audit({}, deferred);
+  ASSERT_TRUE(wrong.has_value());
+  EXPECT_EQ(*wrong, "holders: block 0: 0 table entries, 1 holders");
+  release(table);
+}
+
+using KvCacheDeathTest = KvCacheTest;
+
+TEST_F(KvCacheDeathTest, ATableInAnOpenStepIsNotReleased) {
+  BlockTable table;
+  StepTransaction step = cache->begin(now);
+  ASSERT_TRUE(step.extend(table, 5));
+  EXPECT_DEATH(cache->release(std::move(table), now), "open step");
+}
+
+TEST_F(KvCacheDeathTest, TokensThatAreNotTheTablesAreNotPublishedBelowIt) {
+  BlockTable table;
+  ASSERT_TRUE(extend(table, 32));
+  publish(table, iota(16));
+  EXPECT_DEATH(publish(table, iota(32, 5)), "tokens that its table says");
+  release(table);
+}
+
+}  // namespace
+}  // namespace quire
