@@ -10,8 +10,10 @@
 namespace quire {
 namespace {
 
-ScheduleLimits schedule_limits(const EngineConfig& config) {
+ScheduleLimits schedule_limits(const CoreOptions& options) {
+  const EngineConfig& config = options.config;
   ScheduleLimits limits;
+  limits.reserve = options.reserve;
   limits.max_step_tokens = config.max_step_tokens;
   limits.max_sequences = config.max_sequences;
   limits.max_prefill_chunk_tokens = config.max_prefill_chunk_tokens > 0 ? config.max_prefill_chunk_tokens : config.max_step_tokens;
@@ -68,7 +70,7 @@ EngineCore::EngineCore(const CoreOptions& options, std::unique_ptr<KvCache> cach
       clock_(clock),
       limits_(admission_limits(options, *cache_)),
       queue_budget_(options.config.max_queued_requests, max_queued_tokens(options.config, *cache_)),
-      scheduler_(schedule_limits(options.config), *cache_, queue_budget_),
+      scheduler_(schedule_limits(options), *cache_, queue_budget_),
       on_violation_([](const std::string& what) { check_failed(what, __FILE__, __LINE__); }) {}
 
 // What was submitted must have run before the executor may go.

@@ -26,6 +26,7 @@ struct CoreOptions {
   EngineConfig config;       // resolved
   CacheSpec cache;
   EvictionOrder eviction = EvictionOrder::kLru;
+  ReserveRule reserve;
   NamespaceKey identity;     // of the model; salt and policy are each request's
   int32_t vocab_size = 0;
   std::vector<TokenId> eos_token_ids;

@@ -90,21 +90,22 @@ bool Scheduler::start(Sequence& s, int64_t now_us) {
   return true;
 }
 
-// A sibling that has the prompt's K and V: without the prefix cache, what one sample of a group can resume from.
-const Sequence* Scheduler::computed_sibling(const Sequence& sequence) const {
-  for (const auto& s : sequence.group->sequences)
-    if (s->running() && s->num_computed >= s->num_prompt_tokens) return s.get();
-  return nullptr;
+// Without the prefix cache a preempted sample can still share its prompt with a sibling that has it: its full blocks, so that
+// no tail that the sibling writes gets a second holder. Taken before the step's transaction opens, which extends the sibling.
+void Scheduler::take_sibling_prefix() {
+  Sequence* back = first_preempted();
+  if (back == nullptr || back->group->share_prefix || is_blocked(*back)) return;
+  for (const auto& s : back->group->sequences) {
+    if (!s->running() || s->num_computed < s->num_prompt_tokens) continue;
+    sibling_prefix_ = cache_.fork(s->table);
+    cache_.truncate(sibling_prefix_, std::min(s->num_prompt_tokens, back->num_tokens() - 1) / block_tokens_ * block_tokens_, deferred_now());
+    sibling_prefix_of_ = back->id;
+    return;
+  }
 }
 
 BlockTable Scheduler::take_prefix(const Sequence& s, int64_t now_us) {
-  if (!s.group->share_prefix) {
-    const Sequence* sibling = computed_sibling(s);
-    if (sibling == nullptr) return BlockTable();
-    BlockTable table = cache_.fork(sibling->table);
-    cache_.truncate(table, std::min(s.num_prompt_tokens, s.num_tokens() - 1), deferred_now());
-    return table;
-  }
+  if (!s.group->share_prefix) return s.id == sibling_prefix_of_ ? std::move(sibling_prefix_) : BlockTable();
   // At least one token is left to run: its row gives the next. (A beam's row is run later, with its siblings'.)
   BlockTable table = cache_.acquire_prefix(s.group->ns, s.tokens, s.num_tokens() - 1, now_us);
   // The block a hit ends in is copied at the first write and stays until then: one block more than without the hit.

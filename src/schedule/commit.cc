@@ -22,7 +22,7 @@ void Scheduler::commit(StepView result, int64_t now_us, Outcome& out) {
     fail_step(step, result.status.error(), now_us, out);
   }
   ++counters_.steps;
-  reserve_ratio_ = std::max(kLeastReserve, reserve_ratio_ - kReserveDecay);
+  reserve_ratio_ = std::max(limits_.reserve.least, reserve_ratio_ - limits_.reserve.decay);
   sweep();
   recycle(std::move(step));
 }

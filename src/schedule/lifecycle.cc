@@ -8,7 +8,7 @@
 namespace quire {
 
 Scheduler::Scheduler(const ScheduleLimits& limits, KvCache& cache, QueueBudget& queue_budget)
-    : limits_(limits), cache_(cache), queue_budget_(queue_budget), block_tokens_(cache.block_tokens()) {
+    : limits_(limits), cache_(cache), queue_budget_(queue_budget), block_tokens_(cache.block_tokens()), reserve_ratio_(limits.reserve.least) {
   check(limits.max_step_tokens >= limits.max_sequences, "a step has a token for every running sequence");
   check(limits.max_sequences > 0 && limits.max_prefill_chunk_tokens > 0, "limits are positive");
 }
@@ -207,9 +207,9 @@ bool Scheduler::end(RequestId request, FinishReason reason, std::optional<Error>
 
 void Scheduler::stop(RequestId request, int32_t index, int64_t now_us, Outcome& out) {
   SequenceGroup* group = find_group(request);
-  if (group == nullptr || group->state == GroupState::kEnded || group->is_beam()) return;
+  if (group == nullptr || group->state != GroupState::kAdmitted || group->is_beam()) return;
   for (const auto& s : group->sequences)
-    if (s->index == index && !s->finished()) {
+    if (s->index == index && !s->finished() && s->num_output_tokens() > 0) {
       finish(*s, FinishReason::kStop, now_us, out);
       break;
     }

@@ -21,6 +21,7 @@ std::shared_ptr<const BatchPlan> Scheduler::plan(int64_t now_us, Outcome& out) {
 Scheduler::Attempt Scheduler::attempt(int64_t now_us) {
   draft_.clear();
   budget_ = limits_.max_step_tokens;
+  take_sibling_prefix();
   StepTransaction step = cache_.begin(now_us);
   const size_t num_running = running_.size();
   const bool decodes_fit = plan_decodes(step);
@@ -29,6 +30,7 @@ Scheduler::Attempt Scheduler::attempt(int64_t now_us) {
     admit(step, now_us);
   }
   for (const PlannedWork& work : draft_) work.sequence->planned_now = false;
+  cache_.release(std::move(sibling_prefix_), now_us);
   if (!decodes_fit || draft_.empty()) {
     step.rollback();
     return running_.size() > num_running ? Attempt::kAgain : Attempt::kNothing;

@@ -50,7 +50,7 @@ bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
   } else {
     preempt(*v, now_us);
   }
-  reserve_ratio_ = std::min(1.0, reserve_ratio_ + kReserveRise);
+  reserve_ratio_ = std::min(1.0, reserve_ratio_ + limits_.reserve.rise);
   return true;
 }
 

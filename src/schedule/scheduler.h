@@ -27,10 +27,17 @@
 
 namespace quire {
 
+// The share of what running sequences may still generate that admission keeps free for them: how far it over-commits. It
+// rises at each preemption and decays with each committed step (as SGLang's new_token_ratio does, schedule_policy.py).
+struct ReserveRule {
+  double least = 0.1, rise = 0.2, decay = 0.001;
+};
+
 struct ScheduleLimits {
   int32_t max_step_tokens = 2048;          // of one step; at least max_sequences, so that every running sequence gets one
   int32_t max_sequences = 256;             // running at once
   int32_t max_prefill_chunk_tokens = 2048; // of one sequence in one step
+  ReserveRule reserve;
 };
 
 inline constexpr int32_t kMaxStepsInFlight = 2;
@@ -162,7 +169,7 @@ class Scheduler {
   int64_t blocks_to_come(const Sequence& sequence, const BlockTable& table) const;
   bool has_room(const Sequence& sequence, const BlockTable& table) const;
   int32_t slots_used(const SequenceGroup& but) const;
-  const Sequence* computed_sibling(const Sequence& sequence) const;
+  void take_sibling_prefix();
   Sequence* first_preempted() const;
 
   // preempt.cc
@@ -188,9 +195,6 @@ class Scheduler {
   // kv_usage.cc
   void measure(SequenceGroup& group);
 
-  // Share of what running sequences may still generate that admission keeps free for them. Rises at each preemption, decays
-  // with each committed step (as SGLang's new_token_ratio does, schedule_policy.py).
-  static constexpr double kLeastReserve = 0.1, kReserveRise = 0.2, kReserveDecay = 0.001;
   static constexpr size_t kSparePlans = 4;
 
   const ScheduleLimits limits_;
@@ -207,14 +211,16 @@ class Scheduler {
   std::vector<SequenceId> leaves_;       // sampler states to forget with the next plan
   std::vector<BlockId> idle_deferred_;   // deferred while nothing was submitted; given back by sweep
   std::vector<PlannedWork> draft_;
+  BlockTable sibling_prefix_;            // while planning: for the sequence below, should it come in
+  SequenceId sibling_prefix_of_{};
   std::vector<std::pair<BlockId, int32_t>> scratch_;
   int32_t budget_ = 0;                   // tokens left in the draft
   int32_t num_waiting_ = 0;
   // The candidate that found no room, and what had been given back by then: it is not tried again before more is.
   SequenceId blocked_{};
   uint64_t blocked_epoch_ = 0, room_epoch_ = 1;
-  bool admission_blocked_ = false;  // the last draft left someone outside
-  double reserve_ratio_ = kLeastReserve;
+  bool admission_blocked_ = false;  // the draft left someone outside
+  double reserve_ratio_;  // see ReserveRule
   uint64_t next_step_ = 1, next_sequence_ = 1;
   SchedulerCounters counters_;
 
