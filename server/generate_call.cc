@@ -77,6 +77,8 @@ void GenerateCall::on_event(const TokenEvent& event) {
     const std::lock_guard lock(mutex_);
     if (ended_) return;
     id_ = event.request;
+    usage_.prompt_tokens += static_cast<int32_t>(event.prompt_token_ids.size());
+    usage_.completion_tokens += static_cast<int32_t>(event.token_ids.size());
     if (std::exchange(first_message_, false)) message.set_request_id(name_);
     if (event.last) {
       ended_ = true;

@@ -76,7 +76,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   bool ended_ = false;  // outcome_ is known; events after it are ignored
   bool finish_called_ = false;
   grpc::Status outcome_;
-  Usage usage_;
+  Usage usage_;  // counted from events until the engine gives its own; for the log
 };
 
 }  // namespace quire::server

@@ -1,0 +1,214 @@
+// What stands between texts and requests, without a network: UTF-8, jsonl lines, the wire's defaults, flags, results as JSON.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <fstream>
+
+#include "server/flags.h"
+#include "server/json_message.h"
+#include "server/json_output.h"
+#include "server/request_mapping.h"
+#include "server/utf8.h"
+
+namespace quire::server {
+namespace {
+
+TEST(Utf8, FindsTheFirstBadSequence) {
+  EXPECT_FALSE(find_invalid_utf8("plain, \xC3\xA9, \xE2\x82\xAC, \xF0\x9F\x98\x80"));
+  const std::pair<const char*, size_t> cases[] = {
+      {"ab\xFF", 2}, {"a\xC3", 1}, {"\xC0\xAF", 0}, {"\xE0\x80\xAF", 0}, {"\xED\xA0\x80", 0}, {"\xF4\x90\x80\x80", 0}, {"x\x80", 1}, {"\xF0\x9F\x98", 0}};
+  for (const auto& [text, offset] : cases) EXPECT_EQ(find_invalid_utf8(text), offset) << text;
+}
+
+std::string why_refused(const std::string& line) {
+  const auto request = request_from_json(line);
+  return request ? "" : request.error().message;
+}
+
+TEST(JsonRequest, TakesTheFieldsOfTheWire) {
+  const auto request = request_from_json(
+      R"({"messages":[{"role":"user","content":"hi"}],"sampling":{"top_p":0.5,"logit_bias":{"7":-2.5},"bad_words":[[1,2],[3]],"seed":18446744073709551615},
+          "kv_policy":"window:size=8","dump_kv":true,"priority":-3,"deadline_ms":100})");
+  ASSERT_TRUE(request) << request.error().message;
+  EXPECT_EQ(request->messages().messages(0).content(), "hi");
+  EXPECT_EQ(request->sampling().top_p(), 0.5);
+  EXPECT_EQ(request->sampling().logit_bias().at(7), -2.5);
+  EXPECT_EQ(request->sampling().bad_words(0).ids(1), 2);
+  EXPECT_EQ(request->sampling().seed(), UINT64_MAX);
+  EXPECT_TRUE(request->dump_kv());
+  EXPECT_EQ(request->priority(), -3);
+}
+
+TEST(JsonRequest, TakesTheShortForms) {
+  auto request = request_from_json(R"({"prompt":"hi","max_tokens":3,"temperature":0})");
+  ASSERT_TRUE(request) << request.error().message;
+  EXPECT_EQ(request->text(), "hi");
+  EXPECT_EQ(request->sampling().max_tokens(), 3);
+  EXPECT_TRUE(request->sampling().has_temperature()) << "zero is a value";
+  request = request_from_json(R"({"prompt_token_ids":[1,2]})");
+  ASSERT_TRUE(request) << request.error().message;
+  EXPECT_EQ(request->token_ids().ids_size(), 2);
+  request = request_from_json(R"({"prompt":[4],"sampling":{"n":2},"stop":["a"]})");
+  ASSERT_TRUE(request) << request.error().message;
+  EXPECT_EQ(request->token_ids().ids(0), 4);
+  EXPECT_EQ(request->sampling().n(), 2);
+  EXPECT_EQ(request->sampling().stop(0), "a");
+}
+
+TEST(JsonRequest, NamesWhatIsWrong) {
+  EXPECT_EQ(why_refused(R"({"prompt":"a","top_pp":1})"), "unknown field 'top_pp'");
+  EXPECT_EQ(why_refused(R"({"prompt":"a","sampling":{"top_pp":1}})"), "unknown field 'sampling.top_pp'");
+  EXPECT_EQ(why_refused(R"({"messages":[{"role":"user","text":"a"}]})"), "unknown field 'messages[0].text'");
+  EXPECT_EQ(why_refused(R"({"prompt":"a","top_p":"x"})"), "sampling.top_p must be a number, not \"x\"");
+  EXPECT_EQ(why_refused(R"({"prompt":"a","n":3000000000})"), "sampling.n must be an integer from -2147483648 to 2147483647, not 3000000000");
+  EXPECT_EQ(why_refused(R"({"prompt":"a","n":1.5})"), "sampling.n must be an integer from -2147483648 to 2147483647, not 1.5");
+  EXPECT_EQ(why_refused(R"({"prompt":7})"), "token_ids must be an object, not 7");
+  EXPECT_EQ(why_refused(R"({"text":"a","token_ids":[1]})"), "token_ids: a prompt is given already");
+  EXPECT_EQ(why_refused(R"({"prompt":"a","n":1,"sampling":{"n":2}})"), "sampling.n is given twice");
+  EXPECT_EQ(why_refused(R"({"prompt":"a","logit_bias":{"x":1}})"), "sampling.logit_bias: 'x' is not a token id");
+  EXPECT_EQ(why_refused("[1]"), "the request must be an object, not [1]");
+  EXPECT_EQ(why_refused("{\"prompt\":\"a\xFF\"}"), "not UTF-8 at byte 12");
+  EXPECT_NE(why_refused("{\"prompt\":").find("not JSON at byte"), std::string::npos);
+}
+
+TEST(ToRequest, TakesAbsentFieldsFromTheDefaults) {
+  v1::GenerateRequest wire;
+  wire.set_text("a");
+  wire.mutable_sampling()->set_temperature(0);
+  auto request = to_request(wire, 10);
+  ASSERT_TRUE(request);
+  EXPECT_EQ(request->sampling.temperature, 0);
+  EXPECT_EQ(request->sampling.top_p, SamplingParams().top_p);
+  EXPECT_EQ(request->sampling.logprobs, -1);
+  EXPECT_TRUE(request->special_as_text);
+  Request defaults;
+  defaults.sampling.max_tokens = 99;
+  defaults.kv_policy = "window:size=8";
+  request = to_request(wire, 10, defaults);
+  EXPECT_EQ(request->sampling.max_tokens, 99);
+  EXPECT_EQ(request->kv_policy, "window:size=8");
+}
+
+TEST(ToRequest, RefusesNamesOverTheirLimit) {
+  v1::GenerateRequest wire;
+  wire.set_text("a");
+  wire.set_cache_salt(std::string(257, 's'));
+  const auto request = to_request(wire, 10);
+  ASSERT_FALSE(request);
+  EXPECT_EQ(request.error().message, "cache_salt has 257 bytes; at most 256");
+  EXPECT_EQ(request.error().field, "cache_salt");
+}
+
+TEST(ToRequest, RefusesADeadlineThatIsOver) {
+  v1::GenerateRequest wire;
+  wire.set_text("a");
+  wire.set_deadline_ms(0);
+  EXPECT_EQ(to_request(wire, 10).error().message, "deadline_ms is 0; it must be at least 1");
+}
+
+TEST(JsonOutput, HasTheFormThatScriptsRelyOn) {
+  Completion c;
+  c.prompt_token_ids = {1, 2};
+  Output out;
+  out.text = "a\"\n";
+  out.token_ids = {5};
+  out.finish = FinishReason::kLength;
+  out.logprobs = {{.token_id = 5, .logprob = -0.1f, .top = {{5, -0.1f}, {6, -INFINITY}}}};
+  out.kv_dump = {{{0, 1}}, {{0}, {1}}};
+  c.outputs = {out};
+  c.usage = {.prompt_tokens = 2, .completion_tokens = 1, .cached_tokens = 0};
+  c.timings = {.queued_ms = 0.5, .first_token_ms = 1.5, .total_ms = 2};
+  EXPECT_EQ(to_json(c),
+            R"({"prompt_token_ids":[1,2],"outputs":[{"index":0,"text":"a\"\n","token_ids":[5],"finish_reason":"length",)"
+            R"("logprobs":[{"token_id":5,"logprob":-0.1,"top":[{"token_id":5,"logprob":-0.1},{"token_id":6,"logprob":null}]}],)"
+            R"("kv_dump":{"layers":[{"heads":[[0,1]]},{"heads":[[0],[1]]}]}}],)"
+            R"("usage":{"prompt_tokens":2,"completion_tokens":1,"cached_tokens":0},)"
+            R"("kv":{"blocks_peak":0,"blocks_shared_peak":0,"copies_on_write":0,"waste_percent":0.0},)"
+            R"("timings":{"queued_ms":0.5,"first_token_ms":1.5,"total_ms":2.0}})");
+}
+
+// ---- flags ----
+
+struct Bound {
+  int32_t max_tokens = 16;
+  bool prefix_cache = true;
+  std::string device = "auto";
+  std::vector<int32_t> ids;
+  std::vector<std::string> stop;
+  std::optional<uint64_t> seed;
+};
+
+Result<bool> parse(Bound& bound, const std::vector<std::string>& arguments) {
+  Flags flags("quire test", "A command of this test.");
+  flags.add("max-tokens", bound.max_tokens, "Most new tokens");
+  flags.add("prefix-cache", bound.prefix_cache, "Reuse prefixes");
+  flags.add_choice("device", bound.device, {"auto", "cpu"}, "Where");
+  flags.add("ids", bound.ids, "Token ids");
+  flags.add("stop", bound.stop, "Stop texts");
+  flags.add("seed", bound.seed, "Seed");
+  flags.require("device");
+  flags.add_config();
+  return flags.parse(arguments);
+}
+
+std::string write_config(const std::string& json) {
+  const std::string path = testing::TempDir() + "/quire_config.json";
+  std::ofstream(path) << json;
+  return path;
+}
+
+TEST(Flags, ReadEachKindOfValue) {
+  Bound bound;
+  const auto parsed = parse(bound, {"--device", "cpu", "--ids", "1,2,3", "--stop", "a", "--stop", "b,c", "--seed", "18446744073709551615", "--prefix-cache=false"});
+  ASSERT_TRUE(parsed) << parsed.error().message;
+  EXPECT_EQ(bound.ids, (std::vector<int32_t>{1, 2, 3}));
+  EXPECT_EQ(bound.stop, (std::vector<std::string>{"a", "b,c"}));
+  EXPECT_EQ(bound.seed, UINT64_MAX);
+  EXPECT_FALSE(bound.prefix_cache);
+}
+
+TEST(Flags, PreferCommandLineThenEnvironmentThenFile) {
+  const std::string path = write_config(R"({"max_tokens": 1, "device": "cpu", "prefix-cache": false, "ids": [7]})");
+  Bound bound;
+  ASSERT_TRUE(parse(bound, {"--config", path})) << "a required flag may stand in the file";
+  EXPECT_EQ(bound.max_tokens, 1);
+  EXPECT_FALSE(bound.prefix_cache);
+  EXPECT_EQ(bound.ids, std::vector<int32_t>{7});
+  setenv("QUIRE_MAX_TOKENS", "2", 1);
+  EXPECT_TRUE(parse(bound, {"--config", path}));
+  EXPECT_EQ(bound.max_tokens, 2);
+  EXPECT_TRUE(parse(bound, {"--config=" + path, "--max-tokens", "3"}));
+  EXPECT_EQ(bound.max_tokens, 3);
+  unsetenv("QUIRE_MAX_TOKENS");
+}
+
+TEST(Flags, NameWhatIsWrong) {
+  Bound bound;
+  const auto why = [&](const std::vector<std::string>& arguments) {
+    const auto parsed = parse(bound, arguments);
+    return parsed ? "" : parsed.error().message;
+  };
+  EXPECT_NE(why({"--device", "tpu"}).find("'tpu' is not one of auto, cpu"), std::string::npos);
+  EXPECT_NE(why({"--device", "cpu", "--max-tokens", "x"}).find("max-tokens"), std::string::npos);
+  EXPECT_NE(why({"--device", "cpu", "--nonsense"}).find("--nonsense"), std::string::npos);
+  EXPECT_NE(why({}).find("device"), std::string::npos);
+  EXPECT_NE(why({"--config", write_config(R"({"max_tokenz": 1})")}).find("unknown key 'max_tokenz'"), std::string::npos);
+  EXPECT_NE(why({"--config", write_config(R"({"max_tokens": "1"})")}).find("'max_tokens' is \"1\""), std::string::npos);
+  EXPECT_NE(why({"--config", write_config(R"({"device": "tpu"})")}).find("'tpu' is not one of"), std::string::npos);
+  EXPECT_NE(why({"--config", "/nonexistent.json"}).find("No such file"), std::string::npos);
+}
+
+TEST(Flags, HelpTellsDefaultAndEnvironmentOfEachFlag) {
+  Bound bound;
+  testing::internal::CaptureStdout();
+  const auto parsed = parse(bound, {"--help"});
+  const std::string help = testing::internal::GetCapturedStdout();
+  ASSERT_TRUE(parsed);
+  EXPECT_FALSE(*parsed);
+  for (const char* part : {"[default: 16]", "[env: QUIRE_MAX_TOKENS]", "[default: on]", "[env: QUIRE_DEVICE]", "[env: QUIRE_CONFIG]"})
+    EXPECT_NE(help.find(part), std::string::npos) << part << " is missing in:\n" << help;
+}
+
+}  // namespace
+}  // namespace quire::server
