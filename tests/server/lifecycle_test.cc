@@ -1,0 +1,235 @@
+// A serving process from start to end, as its operator sees it: the test starts itself again as a server over a FakeEngine
+// (`--serve OPTIONS...`), reads its READY line, sends it signals and asks it for its health.
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <map>
+#include <thread>
+
+#include "grpc/health/v1/health.grpc.pb.h"
+#include "server/lifecycle.h"
+#include "tests/server/rig.h"
+
+namespace quire::server {
+namespace {
+
+namespace health = ::grpc::health::v1;
+using Clock = std::chrono::steady_clock;
+
+// ---- the server's side ----
+
+int serve_fake(const std::map<std::string, int64_t>& options) {
+  const auto option = [&](const std::string& name, int64_t otherwise) {
+    const auto found = options.find(name);
+    return found == options.end() ? otherwise : found->second;
+  };
+  block_stop_signals();
+  configure_log(LogFormat::kKeyValue, LogLevel::kError);
+  ServeOptions serve_options;
+  serve_options.listen.port = static_cast<int32_t>(option("port", 0));
+  serve_options.wedged_after_ms = 1000;
+  const Status served = serve(serve_options, [&]() -> Result<std::unique_ptr<Engine>> {
+    std::this_thread::sleep_for(std::chrono::milliseconds(option("load-ms", 0)));
+    if (option("broken", 0) != 0) return invalid("model: no such directory");
+    auto engine = std::make_unique<FakeEngine>(FakeEngineOptions{.step_us = 1000});
+    engine->set_last_step_age_ms(static_cast<double>(option("step-age-ms", 0)));
+    return std::unique_ptr<Engine>(std::move(engine));
+  });
+  if (!served) std::fprintf(stderr, "%s\n", served.error().message.c_str());
+  return served ? 0 : 1;
+}
+
+// ---- the test's side ----
+
+class ServerProcess {
+ public:
+  explicit ServerProcess(const std::vector<std::string>& options) {
+    int pipe_ends[2];
+    if (pipe(pipe_ends) != 0) std::abort();
+    std::vector<std::string> words = {"/proc/self/exe", "--serve"};
+    words.insert(words.end(), options.begin(), options.end());
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    pid_ = fork();
+    if (pid_ == 0) {
+      dup2(pipe_ends[1], STDOUT_FILENO);
+      close(pipe_ends[0]);
+      close(pipe_ends[1]);
+      execv(argv[0], argv.data());
+      _exit(127);
+    }
+    close(pipe_ends[1]);
+    out_ = fdopen(pipe_ends[0], "r");
+  }
+  ~ServerProcess() {
+    if (pid_ > 0) {
+      kill(pid_, SIGKILL);
+      waitpid(pid_, nullptr, 0);
+    }
+    std::fclose(out_);
+  }
+
+  std::string read_line() {
+    char line[256] = "";
+    return std::fgets(line, sizeof line, out_) ? line : "";
+  }
+  void send(int signal) const { kill(pid_, signal); }
+  // Exit code, or 1000 + signal that killed it.
+  int wait() {
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+  }
+
+ private:
+  pid_t pid_ = -1;
+  std::FILE* out_ = nullptr;
+};
+
+std::string address_of(const std::string& ready_line) {
+  const size_t start = ready_line.find("grpc=") + 5;
+  return ready_line.substr(start, ready_line.find(' ', start) - start);
+}
+
+std::shared_ptr<grpc::Channel> connect(const std::string& address) {
+  return grpc::CreateChannel(address, grpc::InsecureChannelCredentials());
+}
+
+std::string health_of(const std::string& address, const std::string& service) {
+  const auto stub = health::Health::NewStub(connect(address));
+  grpc::ClientContext context;
+  context.set_wait_for_ready(true);
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
+  health::HealthCheckRequest request;
+  request.set_service(service);
+  health::HealthCheckResponse response;
+  const grpc::Status status = stub->Check(&context, request, &response);
+  return status.ok() ? health::HealthCheckResponse::ServingStatus_Name(response.status()) : status.error_message();
+}
+
+int64_t ms_since(Clock::time_point start) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start).count();
+}
+
+TEST(Lifecycle, SaysReadyOnOneLineWithTheRealPort) {
+  ServerProcess server({});
+  const std::string line = server.read_line();
+  EXPECT_TRUE(line.starts_with("READY grpc=127.0.0.1:")) << line;
+  EXPECT_TRUE(line.ends_with(" model=fake\n")) << line;
+  EXPECT_EQ(health_of(address_of(line), kServiceName), "SERVING");
+}
+
+TEST(Lifecycle, FinishesWhatRunsAtSigtermAndTakesNothingNew) {
+  ServerProcess server({});
+  const std::string address = address_of(server.read_line());
+  const auto stub = v1::GenerationService::NewStub(connect(address));
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, text_request("hello", 500));
+  v1::GenerateResponse message;
+  ASSERT_TRUE(reader->Read(&message));
+  server.send(SIGTERM);
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_EQ(health_of(address, kServiceName), "NOT_SERVING");
+  EXPECT_EQ(health_of(address, ""), "SERVING");
+  EXPECT_EQ(run_stream(*stub, text_request("hello", 1)).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  int messages = 1;
+  while (reader->Read(&message)) ++messages;
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(messages, 500);
+  EXPECT_EQ(server.wait(), 0);
+}
+
+TEST(Lifecycle, CancelsWhatOutlastsTheDrainTimeout) {
+  ServerProcess server({});
+  const auto stub = v1::GenerationService::NewStub(connect(address_of(server.read_line())));
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, text_request("hello", 1'000'000));
+  v1::GenerateResponse message;
+  ASSERT_TRUE(reader->Read(&message));
+  const auto start = Clock::now();
+  server.send(SIGTERM);
+  while (reader->Read(&message)) {
+  }
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_GE(ms_since(start), 1900) << "the fake engine's drain timeout is 2 s";
+  EXPECT_EQ(server.wait(), 0);
+}
+
+TEST(Lifecycle, EndsAtOnceAtASecondSignal) {
+  ServerProcess server({});
+  const auto stub = v1::GenerationService::NewStub(connect(address_of(server.read_line())));
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, text_request("hello", 1'000'000));
+  v1::GenerateResponse message;
+  ASSERT_TRUE(reader->Read(&message));
+  const auto start = Clock::now();
+  server.send(SIGTERM);
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  server.send(SIGINT);
+  EXPECT_EQ(server.wait(), 128 + SIGINT);
+  EXPECT_LT(ms_since(start), 1500);
+  context.TryCancel();
+}
+
+TEST(Lifecycle, IsLiveAndNotReadyWhileTheModelLoads) {
+  const std::string port = std::to_string(20000 + getpid() % 10000);
+  ServerProcess server({"port=" + port, "load-ms=1500"});
+  const std::string address = "127.0.0.1:" + port;
+  EXPECT_EQ(health_of(address, ""), "SERVING");
+  EXPECT_EQ(health_of(address, kServiceName), "NOT_SERVING");
+  const auto stub = v1::GenerationService::NewStub(connect(address));
+  EXPECT_EQ(run_stream(*stub, text_request("hello", 1)).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_TRUE(server.read_line().starts_with("READY"));
+  EXPECT_EQ(health_of(address, kServiceName), "SERVING");
+}
+
+TEST(Lifecycle, EndsAtOnceAtASignalWhileTheModelLoads) {
+  ServerProcess server({"load-ms=20000"});
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  server.send(SIGTERM);
+  EXPECT_EQ(server.wait(), 128 + SIGTERM);
+}
+
+TEST(Lifecycle, IsNotReadyWhileTheEngineIsWedged) {
+  ServerProcess server({"step-age-ms=5000"});
+  const std::string address = address_of(server.read_line());
+  const auto stub = v1::GenerationService::NewStub(connect(address));
+  std::this_thread::sleep_for(std::chrono::milliseconds(1300));
+  EXPECT_EQ(health_of(address, kServiceName), "SERVING") << "an idle engine makes no steps";
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, text_request("hello", 1'000'000));
+  std::this_thread::sleep_for(std::chrono::milliseconds(1300));
+  EXPECT_EQ(health_of(address, kServiceName), "NOT_SERVING");
+  context.TryCancel();
+  v1::GenerateResponse message;
+  while (reader->Read(&message)) {
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(1300));
+  EXPECT_EQ(health_of(address, kServiceName), "SERVING") << "it recovers";
+}
+
+TEST(Lifecycle, FailsWithoutAReadyLineWhenTheModelDoesNotOpen) {
+  ServerProcess server({"broken=1"});
+  EXPECT_EQ(server.read_line(), "");
+  EXPECT_EQ(server.wait(), 1);
+}
+
+}  // namespace
+}  // namespace quire::server
+
+int main(int argc, char** argv) {
+  if (argc > 1 && std::string(argv[1]) == "--serve") {
+    std::map<std::string, int64_t> options;
+    for (int i = 2; i < argc; ++i) {
+      const std::string word = argv[i];
+      options[word.substr(0, word.find('='))] = std::stoll(word.substr(word.find('=') + 1));
+    }
+    return quire::server::serve_fake(options);
+  }
+  testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}
