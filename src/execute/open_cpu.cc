@@ -18,8 +18,10 @@ struct Choices {
   DType activations = DType::kF32, kv = DType::kF32;
 };
 
-// f32 for both unless asked: then every stored golden token comes out on every model. A bf16 cache halves the
-// memory and the bandwidth of long contexts, and moved logits by up to 0.1 on those models.
+// f32 for both unless asked. Measured on the six trained models, 13 continuations of 64 greedy ids each,
+// against float64: f32 with f32 no id differs and logits stay within 2.4e-5; an f16 cache, no id and 2.1e-2;
+// a bf16 cache, 10 of 78 continuations differ, at margins up to 0.02, and logits move by up to 0.14; bf16
+// activations, 14 of 78 and 0.18.
 Result<Choices> choose_dtypes(EngineConfig& config) {
   const Result<std::optional<DType>> activations = parse_dtype(config.dtype, "dtype");
   if (!activations) return activations.error();
