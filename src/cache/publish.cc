@@ -34,11 +34,14 @@ void KvCache::publish(NamespaceId ns, std::span<const TokenId> tokens, BlockTabl
   for (; next_block < blocks_for(num_tokens); ++next_block) at = publish_block(p, at, next_block);
 }
 
-// A held block that is in the tree has its whole path there and the table's entries before it are that path,
+// A held full block of the tree has its whole path there and the table's entries before it are that path,
 // so the search goes backwards and ends at the first one found.
 TreeNode KvCache::last_published(const Publication& p, int32_t& next_block) const {
   next_block = static_cast<int32_t>(p.tokens.size()) / block_tokens_;
-  while (next_block > 0 && !pool_.is_published(p.table->blocks_[next_block - 1])) --next_block;
+  const auto is_full_node = [this](BlockId block) {
+    return pool_.is_published(block) && tree_.num_tokens(block) == block_tokens_;
+  };
+  while (next_block > 0 && !is_full_node(p.table->blocks_[next_block - 1])) --next_block;
   if (next_block == 0) return *tree_.root(p.ns);
   const BlockId last = p.table->blocks_[next_block - 1];
   check(std::ranges::equal(tree_.tokens(last), p.of_block(next_block - 1, block_tokens_)) &&
@@ -49,9 +52,11 @@ TreeNode KvCache::last_published(const Publication& p, int32_t& next_block) cons
 
 TreeNode KvCache::publish_block(const Publication& p, TreeNode parent, int32_t index) {
   const BlockId own = p.table->blocks_[index];
-  if (pool_.is_published(own))
-    return node_of(own);  // a partial tail that came from the tree and was not written since
   const std::span<const TokenId> tokens = p.of_block(index, block_tokens_);
+  if (pool_.is_published(own)) {
+    if (tree_.num_tokens(own) >= static_cast<int32_t>(tokens.size())) return node_of(own);
+    supersede(own);  // a fork that was cut shorter published fewer of its slots
+  }
   const PrefixTree::Nearest nearest = tree_.nearest(parent, tokens);
   if (nearest.shared == static_cast<int32_t>(tokens.size())) {
     adopt(p, index, nearest.block);
@@ -77,12 +82,12 @@ void KvCache::adopt(const Publication& p, int32_t index, BlockId other) {
   ++counters_.duplicates_merged;
 }
 
-// A partial block whose tokens all stand at the start of a new sibling is found no more.
+// A partial block whose tokens all stand at the start of what takes its place is found no more.
 void KvCache::supersede(BlockId leaf) {
   if (index_.contains(leaf)) {
     index_.erase(leaf);
   } else {
-    --tree_.num_pinned_children(tree_.parent(leaf));  // never its last: the new sibling is held
+    --tree_.num_pinned_children(tree_.parent(leaf));  // the parent stays: the publisher holds it
   }
   detach(leaf);
 }

@@ -233,6 +233,22 @@ TEST_F(KvCacheTest, ASupersededTailStaysWithItsHolder) {
   EXPECT_EQ(cache->num_held(), 0);
 }
 
+// Found by the property test: the block was in the tree with fewer tokens than the longer fork holds in it.
+TEST_F(KvCacheTest, AForkCutShorterMayPublishFirst) {
+  BlockTable whole;
+  ASSERT_TRUE(extend(whole, 32));
+  BlockTable cut = cache->fork(whole);
+  cache->truncate(cut, 20, deferred);
+  publish(cut, iota(20));
+  EXPECT_EQ(cache->lookup(ns, iota(32)), 20);
+  publish(whole, iota(32));
+  EXPECT_EQ(cache->lookup(ns, iota(32)), 32);
+  EXPECT_EQ(whole.blocks(), cut.blocks());
+  audit({&whole, &cut});
+  release(whole);
+  release(cut);
+}
+
 TEST_F(KvCacheTest, LeavesAreEvictedBeforeTheirParents) {
   cache_prompt(iota(64));
   EXPECT_EQ(cache->num_evictable(), 4);
