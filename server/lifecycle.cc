@@ -5,17 +5,19 @@
 #include <signal.h>
 
 #include <atomic>
-#include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
 
+#include "src/base/clock.h"
 #include "src/base/log.h"
 
 namespace quire::server {
 namespace {
 
-constexpr int64_t kFinishGraceMs = 2000;  // for statuses of drained calls to reach their clients
+constexpr int64_t kFinishGraceMs = 2000;  // for the last messages of drained calls to be taken by their clients
+constexpr int64_t kCloseGraceMs = 200;    // for connections to close in order; an idle client may never answer
 
 sigset_t stop_signals() {
   sigset_t set;
@@ -73,7 +75,13 @@ int serve_until_signal(Engine& engine, Listener& listener, int64_t wedged_after_
   }
 }
 
-void drain(Engine& engine, Listener& listener, int signal) {
+void wait_for_calls(const GenerationServer& service, int64_t timeout_ms) {
+  const SteadyClock clock;
+  const int64_t until_us = clock.now_us() + timeout_ms * 1000;
+  while (service.num_calls() > 0 && clock.now_us() < until_us) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+}
+
+void drain(Engine& engine, const GenerationServer& service, Listener& listener, int signal) {
   const StopAtOnce second_signal("draining");
   const int64_t timeout_ms = engine.config().drain_timeout_ms;
   const EngineStats stats = engine.stats();
@@ -81,7 +89,8 @@ void drain(Engine& engine, Listener& listener, int signal) {
                                       {"waiting", stats.requests_waiting}, {"timeout_ms", timeout_ms}});
   listener.set_serving(kServiceName, false);
   engine.drain(timeout_ms);
-  listener.shut_down(kFinishGraceMs);
+  wait_for_calls(service, kFinishGraceMs);
+  listener.shut_down(kCloseGraceMs);
   log_line(LogLevel::kInfo, "stopped", {});
 }
 
@@ -110,7 +119,7 @@ Status serve(const ServeOptions& options, const std::function<Result<std::unique
   std::printf("READY grpc=%s model=%s\n", (*listener)->address().c_str(), engine->model().name.c_str());
   std::fflush(stdout);
   const int signal = serve_until_signal(*engine, **listener, options.wedged_after_ms);
-  drain(*engine, **listener, signal);
+  drain(*engine, service, **listener, signal);
   return ok();
 }
 

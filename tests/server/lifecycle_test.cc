@@ -140,7 +140,9 @@ TEST(Lifecycle, FinishesWhatRunsAtSigtermAndTakesNothingNew) {
   while (reader->Read(&message)) ++messages;
   EXPECT_TRUE(reader->Finish().ok());
   EXPECT_EQ(messages, 500);
+  const auto start = Clock::now();
   EXPECT_EQ(server.wait(), 0);
+  EXPECT_LT(ms_since(start), 1500) << "an idle connection must not hold the process up";
 }
 
 TEST(Lifecycle, CancelsWhatOutlastsTheDrainTimeout) {
