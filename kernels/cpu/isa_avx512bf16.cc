@@ -39,6 +39,7 @@ struct Avx512Bf16Vec : Avx512Vec<Avx512Bf16Unit> {
     __builtin_memcpy(&pair, x, sizeof pair);
     return _mm512_set1_epi32(pair);
   }
+  static void store_pairs(void* p, Pairs x) { _mm512_storeu_si512(p, x); }
   static F dot(F sum, Pairs a, Pairs b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);  // std::bit_cast would not be of this level
   }

@@ -58,6 +58,9 @@ struct AttentionPiece {
 inline int64_t padded_dim(int64_t head_dim) {
   return (head_dim + 15) / 16 * 16;
 }
+inline int64_t turned_dim(int64_t head_dim) {
+  return (head_dim + 31) / 32 * 32;
+}
 inline int64_t partial_floats(int64_t head_dim) {
   return padded_dim(head_dim) + 2;
 }
@@ -65,7 +68,7 @@ inline int64_t block_queries(int64_t group) {
   return group > kBlockQueries ? group : kBlockQueries / group * group;
 }
 inline int64_t attention_scratch_floats(int64_t group, int64_t head_dim) {
-  const int64_t queries = block_queries(group), dim = padded_dim(head_dim);
+  const int64_t queries = block_queries(group), dim = turned_dim(head_dim);
   return queries * (4 * dim + 4 + 2 * kTileSlots) + kTileSlots * dim + dim;
 }
 

@@ -12,53 +12,83 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/cpu/tile_kv.h"
 #include "kernels/cpu/tile_matmul.h"
 
 namespace quire::cpu {
+
+// One thread's scratch, cut up. Sizes: attention_scratch_floats().
+template <class V>
+struct AttentionScratch {
+  AttentionScratch(float* next, int64_t queries, int64_t head_dim) {
+    const auto take = [&](int64_t floats) { return std::exchange(next, next + floats); };
+    const int64_t padded = turned_dim(head_dim);
+    q = take(queries * padded), q_sink = take(queries * padded);
+    values = take(queries * padded), total_values = take(queries * padded);
+    highest = take(queries), weight = take(queries), total_highest = take(queries),
+    total_weight = take(queries);
+    scores = take(queries * kTileSlots), sink_scores = take(queries * kTileSlots);
+    tile = take(kTileSlots * padded);
+    zero_row = take(padded);
+  }
+
+  float *q, *q_sink;             // [queries][padded], bf16 in the same place for dots
+  float *values, *total_values;  // [queries][padded]: of the split; of all before it
+  float *highest, *weight, *total_highest, *total_weight;  // [queries]
+  float *scores, *sink_scores;                             // [queries][64]
+  float *tile, *zero_row;                                  // see KvTile
+};
 
 template <class V>
 class AttentionBlock {
   using F = typename V::F;
   static constexpr float kNothing = -std::numeric_limits<float>::infinity();
+  static constexpr int64_t kDirectQueries =
+      12;  // two register tiles: beyond, widening V twice costs more than storing it
 
  public:
   AttentionBlock(const AttentionPiece& piece, int64_t first_row, int64_t last_row)
-      : piece_(piece), p_(*piece.p), first_row_(first_row), last_row_(last_row) {
-    group_ = p_.num_q_heads / p_.num_kv_heads;
-    dim_ = p_.head_dim;
-    padded_ = padded_dim(dim_);
-    queries_ = (last_row - first_row) * group_;
+      : piece_(piece),
+        p_(*piece.p),
+        first_row_(first_row),
+        last_row_(last_row),
+        group_(p_.num_q_heads / p_.num_kv_heads),
+        dim_(p_.head_dim),
+        padded_(padded_dim(dim_)),
+        queries_((last_row - first_row) * group_),
+        scratch_(piece.scratch, std::max(block_queries(group_), queries_), dim_),
+        tile_(piece, scratch_.tile, scratch_.zero_row) {
     length_ = p_.lengths[piece.sequence * p_.length_stride + piece.kv_head * p_.head_length_stride];
     sequence_row_ = p_.query_start[piece.sequence];
     num_rows_ = p_.query_start[piece.sequence + 1] - sequence_row_;
     sink_slots_ = p_.q_sink == nullptr ? 0 : p_.sink_slots[piece.sequence];
-    lay_out_scratch();
   }
 
   void load_queries() {
-    copy_queries(p_.q, q_);
-    if (sink_slots_ > 0) copy_queries(p_.q_sink, q_sink_);
+    load_queries(p_.q, scratch_.q);
+    if (sink_slots_ > 0) load_queries(p_.q_sink, scratch_.q_sink);
   }
 
   void attend() {
-    std::fill_n(total_highest_, queries_, kNothing);
-    std::fill_n(total_weight_, queries_, 0.0f);
-    std::fill_n(total_values_, queries_ * padded_, 0.0f);
+    std::fill_n(scratch_.total_highest, queries_, kNothing);
+    std::fill_n(scratch_.total_weight, queries_, 0.0f);
+    std::fill_n(scratch_.total_values, queries_ * padded_, 0.0f);
     for (int64_t split = piece_.first_split; split < piece_.last_split; ++split) {
       attend_split(split);
       if (piece_.partials != nullptr) {
         write_partial(split);
       } else {
-        for (int64_t i = 0; i < queries_; ++i) merge(i, highest_[i], weight_[i], values_ + i * padded_);
+        for (int64_t i = 0; i < queries_; ++i)
+          merge(i, scratch_.highest[i], scratch_.weight[i], scratch_.values + i * padded_);
       }
     }
     if (piece_.partials == nullptr) finish();
   }
 
   void merge_partials() {
-    std::fill_n(total_highest_, queries_, kNothing);
-    std::fill_n(total_weight_, queries_, 0.0f);
-    std::fill_n(total_values_, queries_ * padded_, 0.0f);
+    std::fill_n(scratch_.total_highest, queries_, kNothing);
+    std::fill_n(scratch_.total_weight, queries_, 0.0f);
+    std::fill_n(scratch_.total_values, queries_ * padded_, 0.0f);
     for (int64_t split = piece_.first_split; split < piece_.last_split; ++split) {
       for (int64_t i = 0; i < queries_; ++i) {
         const float* partial = partial_of(split, i);
@@ -72,7 +102,7 @@ class AttentionBlock {
   void add_column_sums() {
     for_tiles(piece_.first_split * kSplitSlots, piece_.last_split * kSplitSlots, [&](int64_t tile) {
       const auto [first, last] = rows_that_see(tile);
-      turn_keys(tile);
+      turn_keys();
       score(tile, first, last);
       for (int64_t row = first; row < last; ++row) {
         for (int64_t g = 0; g < group_; ++g) add_probabilities(tile, row, g);
@@ -81,23 +111,6 @@ class AttentionBlock {
   }
 
  private:
-  void lay_out_scratch() {
-    float* next = piece_.scratch;
-    const auto take = [&](int64_t floats) {
-      float* begin = next;
-      next += floats;
-      return begin;
-    };
-    const int64_t most = std::max(block_queries(group_), queries_);
-    q_ = take(most * padded_), q_sink_ = take(most * padded_);
-    values_ = take(most * padded_), total_values_ = take(most * padded_);
-    highest_ = take(most), weight_ = take(most), total_highest_ = take(most), total_weight_ = take(most);
-    scores_ = take(most * kTileSlots), sink_scores_ = take(most * kTileSlots);
-    tile_ = take(kTileSlots * padded_);
-    zero_row_ = take(padded_);
-    std::fill_n(zero_row_, padded_, 0.0f);
-  }
-
   int64_t index_of(int64_t row) const { return length_ - num_rows_ + row; }
   int64_t first_slot(int64_t row) const {
     return p_.window == 0 ? 0 : std::max<int64_t>(0, index_of(row) - p_.window + 1);
@@ -108,27 +121,38 @@ class AttentionBlock {
     return (sequence_row_ + row) * p_.num_q_heads + piece_.kv_head * group_ + g;
   }
 
-  void copy_queries(const void* source, float* target) {
-    with_element(piece_.activations, [&](auto element) {
-      using Act = decltype(element);
-      for (int64_t row = first_row_; row < last_row_; ++row) {
-        for (int64_t g = 0; g < group_; ++g) {
-          const Act* q = static_cast<const Act*>(source) + (sequence_row_ + row) * p_.q_stride +
-                         (piece_.kv_head * group_ + g) * dim_;
-          for (int64_t i = 0; i < dim_; i += 16) {
-            V::store(target + query(row, g) * padded_ + i, load_some<V>(q + i, dim_ - i));
-          }
+  // Logits from bf16 pairs, one dot instruction for two dimensions; otherwise from f32.
+  bool uses_dots() const {
+    return V::kHasDot && piece_.activations == DType::kBF16 && p_.layout.dtype == DType::kBF16;
+  }
+
+  void load_queries(const void* source, float* target) {
+    if (uses_dots()) return copy_queries<Bf16>(source, reinterpret_cast<Bf16*>(target));
+    with_element(piece_.activations, [&](auto element) { copy_queries<decltype(element)>(source, target); });
+  }
+
+  template <class Act, class Target>
+  void copy_queries(const void* source, Target* target) {
+    for (int64_t row = first_row_; row < last_row_; ++row) {
+      for (int64_t g = 0; g < group_; ++g) {
+        const Act* q = static_cast<const Act*>(source) + (sequence_row_ + row) * p_.q_stride +
+                       (piece_.kv_head * group_ + g) * dim_;
+        for (int64_t i = 0; i < dim_; i += 16) {
+          V::store(target + query(row, g) * padded_ + i, load_some<V>(q + i, dim_ - i));
         }
       }
-    });
+    }
   }
 
   // Calls f(first slot of the tile) for the tiles in [begin, end) that some row of the block sees.
   template <class Function>
   void for_tiles(int64_t begin, int64_t end, Function&& f) {
-    const int64_t first = std::max(begin, first_slot(first_row_) / kTileSlots * kTileSlots);
+    const int64_t seen = first_slot(first_row_);
     const int64_t last = std::min(end, end_slot(last_row_ - 1));
-    for (int64_t tile = first; tile < last; tile += kTileSlots) f(tile);
+    for (int64_t tile = std::max(begin, seen / kTileSlots * kTileSlots); tile < last; tile += kTileSlots) {
+      tile_.enter(tile, std::max(tile, seen), std::min(tile + kTileSlots, last), end_slot(last_row_ - 1));
+      f(tile);
+    }
   }
 
   // Rows in order see ever later slots: those that see some of the tile are neighbours.
@@ -140,142 +164,71 @@ class AttentionBlock {
   }
 
   void attend_split(int64_t split) {
-    std::fill_n(highest_, queries_, kNothing);
-    std::fill_n(weight_, queries_, 0.0f);
-    std::fill_n(values_, queries_ * padded_, 0.0f);
+    std::fill_n(scratch_.highest, queries_, kNothing);
+    std::fill_n(scratch_.weight, queries_, 0.0f);
+    std::fill_n(scratch_.values, queries_ * padded_, 0.0f);
     for_tiles(split * kSplitSlots, (split + 1) * kSplitSlots, [&](int64_t tile) {
       const auto [first, last] = rows_that_see(tile);
-      turn_keys(tile);
+      turn_keys();
       score(tile, first, last);
       store_row_logits(tile, first, last);
       for (int64_t i = query(first, 0); i < query(last, 0); ++i) weigh(i);
-      widen_values(tile);
       add_values(query(first, 0), query(last, 0));
     });
-  }
-
-  // ---- K and V of a tile
-  // -------------------------------------------------------------------------------------------
-
-  // Where the 64 keys of a tile lie. Slots that no row of the block sees read zeros: they may not exist, or
-  // hold anything.
-  void find_rows(int64_t tile, int64_t offset, const char* (&rows)[kTileSlots]) const {
-    const bool own_list = p_.head_table_stride != 0;
-    const int32_t* table =
-        p_.block_table + piece_.sequence * p_.table_stride + piece_.kv_head * p_.head_table_stride;
-    const char* base = p_.arena + (own_list ? 0 : piece_.kv_head) * p_.layout.head_stride() + offset;
-    const int64_t tokens = p_.layout.block_tokens, token_bytes = p_.layout.token_bytes();
-    const int64_t block_bytes = p_.layout.block_bytes();
-    const int64_t begin = std::max(tile, first_slot(first_row_));
-    const int64_t end = std::min(tile + kTileSlots, end_slot(last_row_ - 1));
-    std::fill_n(rows, kTileSlots, reinterpret_cast<const char*>(zero_row_));
-    for (int64_t slot = begin; slot < end;) {
-      const char* block = base + table[slot / tokens] * block_bytes;
-      const int64_t block_end = std::min(end, (slot / tokens + 1) * tokens);
-      for (; slot < block_end; ++slot) rows[slot - tile] = block + slot % tokens * token_bytes;
-    }
-  }
-
-  // tile_[i][slot] = K[slot][i]
-  void turn_keys(int64_t tile) {
-    const char* rows[kTileSlots];
-    find_rows(tile, 0, rows);
-    fetch_ahead(tile, 0);
-    if (p_.layout.dtype == DType::kF32) return turn<float>(rows, 0);
-    if (p_.layout.dtype == DType::kF16) return turn<F16>(rows, 0);
-    turn<Bf16>(rows, turn_pairs(rows));
-  }
-
-  template <class Kv>
-  void turn(const char* const (&rows)[kTileSlots], int64_t first_dim) {
-    for (int64_t i = first_dim; i < dim_; i += 16) {
-      for (int64_t slot = 0; slot < kTileSlots; slot += 16) {
-        F square[16];
-        for (int64_t j = 0; j < 16; ++j) {
-          square[j] = load_some<V>(reinterpret_cast<const Kv*>(rows[slot + j]) + i, dim_ - i);
-        }
-        V::transpose(square);
-        for (int64_t j = 0; j < 16; ++j) V::store(tile_ + (i + j) * kTileSlots + slot, square[j]);
-      }
-    }
-  }
-
-  // bf16 two dimensions at a time, half the shuffles. Returns the dimensions done, a multiple of 32.
-  int64_t turn_pairs(const char* const (&rows)[kTileSlots]) {
-    int64_t i = 0;
-    for (; i + 32 <= dim_; i += 32) {
-      for (int64_t slot = 0; slot < kTileSlots; slot += 16) {
-        typename V::Pairs square[16];
-        for (int64_t j = 0; j < 16; ++j) square[j] = V::load_pairs(rows[slot + j] + i * 2);
-        V::transpose(square);
-        for (int64_t j = 0; j < 16; ++j) {
-          V::store(tile_ + (i + 2 * j) * kTileSlots + slot, V::even(square[j]));
-          V::store(tile_ + (i + 2 * j + 1) * kTileSlots + slot, V::odd(square[j]));
-        }
-      }
-    }
-    return i;
-  }
-
-  // tile_[slot][i] = V[slot][i]
-  void widen_values(int64_t tile) {
-    const char* rows[kTileSlots];
-    find_rows(tile, p_.layout.kv_stride(), rows);
-    fetch_ahead(tile, p_.layout.kv_stride());
-    with_element(p_.layout.dtype, [&](auto element) {
-      for (int64_t slot = 0; slot < kTileSlots; ++slot) {
-        const auto* row = reinterpret_cast<const decltype(element)*>(rows[slot]);
-        for (int64_t i = 0; i < dim_; i += 16)
-          V::store(tile_ + slot * padded_ + i, load_some<V>(row + i, dim_ - i));
-      }
-    });
-  }
-
-  // The next tile lies elsewhere in the pool, where the prefetcher cannot know: ask for it while this one is
-  // worked on.
-  void fetch_ahead(int64_t tile, int64_t offset) {
-    if (tile + kTileSlots >= end_slot(last_row_ - 1)) return;
-    const char* rows[kTileSlots];
-    find_rows(tile + kTileSlots, offset, rows);
-    for (const char* row : rows) {
-      for (int64_t byte = 0; byte < p_.layout.token_bytes(); byte += 64) __builtin_prefetch(row + byte, 0, 2);
-    }
   }
 
   // ---- logits
   // ------------------------------------------------------------------------------------------------------
 
-  // scores_[query][slot] of rows [first, last), -inf where the row does not see the slot.
+  // scratch_.scores[query][slot] of rows [first, last), -inf where the row does not see the slot.
   void score(int64_t tile, int64_t first, int64_t last) {
-    multiply_keys(q_, scores_, query(first, 0), query(last, 0));
+    multiply_keys(scratch_.q, scratch_.scores, query(first, 0), query(last, 0));
     if (tile < sink_slots_) {
-      multiply_keys(q_sink_, sink_scores_, query(first, 0), query(last, 0));
+      multiply_keys(scratch_.q_sink, scratch_.sink_scores, query(first, 0), query(last, 0));
       const int64_t sinks = std::min<int64_t>(kTileSlots, sink_slots_ - tile);
       for (int64_t i = query(first, 0); i < query(last, 0); ++i) {
-        std::copy_n(sink_scores_ + i * kTileSlots, sinks, scores_ + i * kTileSlots);
+        std::copy_n(scratch_.sink_scores + i * kTileSlots, sinks, scratch_.scores + i * kTileSlots);
       }
     }
     for (int64_t row = first; row < last; ++row) {
       const int64_t begin = std::max<int64_t>(0, first_slot(row) - tile);
       const int64_t end = std::min<int64_t>(kTileSlots, end_slot(row) - tile);
       for (int64_t g = 0; g < group_; ++g) {
-        float* scores = scores_ + query(row, g) * kTileSlots;
+        float* scores = scratch_.scores + query(row, g) * kTileSlots;
         std::fill(scores, scores + begin, kNothing);
         std::fill(scores + end, scores + kTileSlots, kNothing);
       }
     }
   }
 
+  void turn_keys() {
+    if (uses_dots()) {
+      if constexpr (V::kHasDot) tile_.pair_keys();
+      return;
+    }
+    if (p_.layout.dtype == DType::kBF16) return tile_.turn_bf16_keys();
+    if (p_.layout.dtype == DType::kF16) return tile_.template turn_keys<F16>();
+    tile_.template turn_keys<float>();
+  }
+
   void multiply_keys(const float* q, float* scores, int64_t first, int64_t last) {
+    if constexpr (V::kHasDot) {
+      if (uses_dots()) return multiply<DotProduct<V>>(reinterpret_cast<const Bf16*>(q), scores, first, last);
+    }
+    multiply<FloatProduct<V, float>>(q, scores, first, last);
+  }
+
+  template <class Product>
+  void multiply(const typename Product::X* q, float* scores, int64_t first, int64_t last) {
     for_row_tiles<V>(last - first, [&](int64_t i, auto tile_rows) {
       constexpr int R = tile_rows;
       constexpr int N = V::tile_vectors(R);
       for (int64_t slot = 0; slot < kTileSlots; slot += 16 * N) {
         F sum[R][N];
         clear(sum);
-        add_products<V, FloatProduct<V, float>, R, N>(q + (first + i) * padded_, padded_,
-                                                      reinterpret_cast<const char*>(tile_ + slot),
-                                                      kTileSlots * sizeof(float), dim_, sum);
+        add_products<V, Product, R, N>(q + (first + i) * padded_, padded_,
+                                       reinterpret_cast<const char*>(tile_.buffer() + slot),
+                                       kTileSlots * static_cast<int64_t>(sizeof(float)), dim_, sum);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
@@ -307,7 +260,7 @@ class AttentionBlock {
     const int64_t count = std::min(kTileSlots, length_ - tile);
     for (int64_t g = 0; g < group_; ++g) {
       const int64_t head = piece_.sequence * p_.num_q_heads + piece_.kv_head * group_ + g;
-      std::copy_n(scores_ + query(last - 1, g) * kTileSlots, count,
+      std::copy_n(scratch_.scores + query(last - 1, g) * kTileSlots, count,
                   p_.row_logits + head * p_.row_logits_stride + tile);
     }
   }
@@ -324,10 +277,10 @@ class AttentionBlock {
   // Turns the logits of query i into weights relative to the split's new highest, and rescales what it has so
   // far.
   void weigh(int64_t i) {
-    float* scores = scores_ + i * kTileSlots;
+    float* scores = scratch_.scores + i * kTileSlots;
     const F s[4] = {V::load(scores), V::load(scores + 16), V::load(scores + 32), V::load(scores + 48)};
     const float tile_highest = V::highest(V::max(V::max(s[0], s[1]), V::max(s[2], s[3])));
-    const float highest = std::max(highest_[i], tile_highest);
+    const float highest = std::max(scratch_.highest[i], tile_highest);
     const F shift = V::set(highest);
     F sum = V::zero();
     for (int n = 0; n < 4; ++n) {
@@ -335,10 +288,10 @@ class AttentionBlock {
       V::store(scores + 16 * n, w);
       sum = V::add(sum, w);
     }
-    const float kept = exp_of(highest_[i] - highest);
-    weight_[i] = weight_[i] * kept + V::sum(sum);
-    highest_[i] = highest;
-    if (kept != 1) scale_values(values_ + i * padded_, kept);
+    const float kept = exp_of(scratch_.highest[i] - highest);
+    scratch_.weight[i] = scratch_.weight[i] * kept + V::sum(sum);
+    scratch_.highest[i] = highest;
+    if (kept != 1) scale_values(scratch_.values + i * padded_, kept);
   }
 
   void scale_values(float* values, float factor) {
@@ -346,29 +299,53 @@ class AttentionBlock {
       V::store(values + i, V::mul(V::load(values + i), V::set(factor)));
   }
 
-  // values_[query] += weights of the tile times its V.
+  // values[query] += weights of the tile times its V. A few queries read V where it lies; for many it is
+  // widened once. Either way an output meets the same products in the same order.
   void add_values(int64_t first, int64_t last) {
+    with_element(p_.layout.dtype, [&](auto element) {
+      using Kv = decltype(element);
+      if (last - first <= kDirectQueries && dim_ % 16 == 0) {
+        const auto runs = [&](auto&& f) { tile_.for_value_runs(f); };
+        return add_values_from<Kv>(first, last, tile_.token_bytes(), runs);
+      }
+      tile_.template widen_values<Kv>();
+      tile_.ask_for_next_keys(0, kTileSlots);
+      const auto whole = [&](auto&& f) { f(int64_t{0}, kTileSlots, tile_.bytes()); };
+      add_values_from<float>(first, last, padded_ * static_cast<int64_t>(sizeof(float)), whole);
+    });
+  }
+
+  // `runs` calls its argument with (slot, count, V of the slot) for runs of slots in order, row_bytes apart.
+  template <class Kv, class Runs>
+  void add_values_from(int64_t first, int64_t last, int64_t row_bytes, const Runs& runs) {
     for_row_tiles<V>(last - first, [&](int64_t i, auto tile_rows) {
       constexpr int R = tile_rows;
       constexpr int N = V::tile_vectors(R);
       int64_t column = 0;
-      for (; column + 16 * N <= padded_; column += 16 * N) add_value_columns<R, N>(first + i, column);
-      for (; column < padded_; column += 16) add_value_columns<R, 1>(first + i, column);
+      for (; column + 16 * N <= padded_; column += 16 * N) {
+        add_value_columns<Kv, R, N>(first + i, column, row_bytes, runs, i == 0 && column == 0);
+      }
+      for (; column < padded_; column += 16)
+        add_value_columns<Kv, R, 1>(first + i, column, row_bytes, runs, false);
     });
   }
 
-  template <int R, int N>
-  void add_value_columns(int64_t i, int64_t column) {
+  template <class Kv, int R, int N, class Runs>
+  void add_value_columns(int64_t i, int64_t column, int64_t row_bytes, const Runs& runs, bool asks_ahead) {
     F sum[R][N];
-    float* values = values_ + i * padded_ + column;
+    float* values = scratch_.values + i * padded_ + column;
+    const float* weights = scratch_.scores + i * kTileSlots;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) sum[r][n] = V::load(values + r * padded_ + 16 * n);
     }
-    add_products<V, FloatProduct<V, float>, R, N>(
-        scores_ + i * kTileSlots, kTileSlots, reinterpret_cast<const char*>(tile_ + column),
-        padded_ * static_cast<int64_t>(sizeof(float)), kTileSlots, sum);
+    runs([&](int64_t slot, int64_t count, const char* rows) __attribute__((always_inline)) {
+      if (asks_ahead && row_bytes == tile_.token_bytes()) tile_.ask_for_next_keys(slot, count);
+      add_products<V, FloatProduct<V, Kv>, R, N>(weights + slot, kTileSlots,
+                                                 rows + column * static_cast<int64_t>(sizeof(Kv)), row_bytes,
+                                                 count, sum);
+    });
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
@@ -386,20 +363,20 @@ class AttentionBlock {
   void write_partial(int64_t split) {
     for (int64_t i = 0; i < queries_; ++i) {
       float* partial = partial_of(split, i);
-      std::copy_n(values_ + i * padded_, padded_, partial);
-      partial[padded_] = highest_[i];
-      partial[padded_ + 1] = weight_[i];
+      std::copy_n(scratch_.values + i * padded_, padded_, partial);
+      partial[padded_] = scratch_.highest[i];
+      partial[padded_ + 1] = scratch_.weight[i];
     }
   }
 
   // A split in which the query saw nothing changes nothing.
   void merge(int64_t i, float highest, float weight, const float* values) {
     if (highest == kNothing) return;
-    const float most = std::max(total_highest_[i], highest);
-    const float kept = exp_of(total_highest_[i] - most), share = exp_of(highest - most);
-    total_weight_[i] = total_weight_[i] * kept + weight * share;
-    total_highest_[i] = most;
-    float* total = total_values_ + i * padded_;
+    const float most = std::max(scratch_.total_highest[i], highest);
+    const float kept = exp_of(scratch_.total_highest[i] - most), share = exp_of(highest - most);
+    scratch_.total_weight[i] = scratch_.total_weight[i] * kept + weight * share;
+    scratch_.total_highest[i] = most;
+    float* total = scratch_.total_values + i * padded_;
     for (int64_t c = 0; c < padded_; c += 16) {
       const F scaled = V::mul(V::load(total + c), V::set(kept));
       V::store(total + c, V::fma(V::load(values + c), V::set(share), scaled));
@@ -416,17 +393,17 @@ class AttentionBlock {
   void finish_query(int64_t row, int64_t g) {
     const int64_t i = query(row, g);
     const int64_t head = out_head(row, g);
-    float most = total_highest_[i], weight = total_weight_[i], kept = 1;
+    float most = scratch_.total_highest[i], weight = scratch_.total_weight[i], kept = 1;
     if (p_.lse != nullptr) p_.lse[head] = weight > 0 ? most + std::log(weight) : kNothing;
     if (p_.sinks != nullptr) {  // one more slot, without a value
       const float sink = p_.sinks[piece_.kv_head * group_ + g];
       most = std::max(most, sink);
-      kept = exp_of(total_highest_[i] - most);
+      kept = exp_of(scratch_.total_highest[i] - most);
       weight = weight * kept + exp_of(sink - most);
     }
     if (piece_.log_totals != nullptr)
       piece_.log_totals[head] = weight > 0 ? most + std::log(weight) : kNothing;
-    write_values(head, total_values_ + i * padded_, weight > 0 ? kept / weight : 0);
+    write_values(head, scratch_.total_values + i * padded_, weight > 0 ? kept / weight : 0);
   }
 
   void write_values(int64_t head, const float* values, float factor) {
@@ -450,7 +427,7 @@ class AttentionBlock {
   void add_probabilities(int64_t tile, int64_t row, int64_t g) {
     const int64_t head = piece_.sequence * p_.num_q_heads + piece_.kv_head * group_ + g;
     float* sums = p_.column_sums + head * p_.column_sums_stride + tile;
-    const float* scores = scores_ + query(row, g) * kTileSlots;
+    const float* scores = scratch_.scores + query(row, g) * kTileSlots;
     const F total = V::set(piece_.log_totals[out_head(row, g)]);
     const int64_t count = std::min(kTileSlots, length_ - tile);
     for (int64_t j = 0; j < count; j += 16) {
@@ -462,13 +439,10 @@ class AttentionBlock {
   const AttentionPiece& piece_;
   const AttentionParams& p_;
   int64_t first_row_, last_row_;
-  int64_t group_, dim_, padded_, queries_, length_, sequence_row_, num_rows_, sink_slots_;
-  float *q_, *q_sink_;             // [queries][padded]
-  float *values_, *total_values_;  // [queries][padded], of the split and of all before it
-  float *highest_, *weight_, *total_highest_, *total_weight_;  // [queries]
-  float *scores_, *sink_scores_;                               // [queries][64]
-  float* tile_;                                                // K as [dim][64] or V as [64][padded]
-  float* zero_row_;                                            // [padded]
+  int64_t group_, dim_, padded_, queries_;
+  AttentionScratch<V> scratch_;
+  KvTile<V> tile_;
+  int64_t length_, sequence_row_, num_rows_, sink_slots_;
 };
 
 template <class V>

@@ -1,0 +1,178 @@
+// K and V of kTileSlots list slots, found through the block table and laid out for the register tiles.
+// Reading is spread out: while K is turned the V of the same slots is asked for, and while V is used the K of
+// the next tile (a tile's blocks lie anywhere in the pool, so no prefetcher of the machine knows where the
+// next one is).
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cpu/op_table.h"
+#include "kernels/cpu/vector_math.h"
+
+namespace quire::cpu {
+
+template <class V>
+class KvTile {
+  using F = typename V::F;
+
+ public:
+  // `buffer` holds kTileSlots * turned_dim(head_dim) floats, `zero_row` head_dim rounded up to 32.
+  KvTile(const AttentionPiece& piece, float* buffer, float* zero_row) : buffer_(buffer), zero_row_(zero_row) {
+    const AttentionParams& p = *piece.p;
+    const bool own_list = p.head_table_stride != 0;
+    layout_ = p.layout;
+    table_ = p.block_table + piece.sequence * p.table_stride + piece.kv_head * p.head_table_stride;
+    base_ = p.arena + (own_list ? 0 : piece.kv_head) * layout_.head_stride();
+    token_bytes_ = layout_.token_bytes();
+    dim_ = p.head_dim;
+    padded_ = padded_dim(dim_);
+    std::fill_n(zero_row_, turned_dim(dim_), 0.0f);
+  }
+
+  // Slots [tile, tile + kTileSlots) of the list, of which some query sees [begin, end); more tiles end at
+  // `last`.
+  void enter(int64_t tile, int64_t begin, int64_t end, int64_t last) {
+    if (tile == next_tile_) {
+      std::swap(rows_, next_rows_);
+    } else {
+      find_rows(tile, begin, end, *rows_);
+    }
+    begin_ = begin - tile, end_ = end - tile;
+    next_tile_ = tile + kTileSlots < last ? tile + kTileSlots : -1;
+    if (next_tile_ >= 0)
+      find_rows(next_tile_, next_tile_, std::min(last, next_tile_ + kTileSlots), *next_rows_);
+  }
+
+  const float* buffer() const { return buffer_; }
+  const char* bytes() const { return reinterpret_cast<const char*>(buffer_); }
+
+  // buffer[i][slot] = K[slot][i]
+  template <class Kv>
+  void turn_keys() {
+    float* const buffer = buffer_;
+    for (int64_t slot = 0; slot < kTileSlots; slot += 16) {
+      ask_for_values(slot);
+      const char* const* rows = *rows_ + slot;
+      for (int64_t i = 0; i < dim_; i += 16) {
+        F square[16];
+        for (int j = 0; j < 16; ++j)
+          square[j] = load_some<V>(reinterpret_cast<const Kv*>(rows[j]) + i, dim_ - i);
+        V::transpose(square);
+        for (int j = 0; j < 16; ++j) V::store(buffer + (i + j) * kTileSlots + slot, square[j]);
+      }
+    }
+  }
+
+  // The same from bf16, two dimensions at a time: half the shuffles.
+  void turn_bf16_keys() {
+    float* const buffer = buffer_;
+    for_pair_squares([&](int64_t slot, int64_t i, const typename V::Pairs(&square)[16]) {
+      for (int j = 0; j < 16; ++j) {
+        V::store(buffer + (i + 2 * j) * kTileSlots + slot, V::even(square[j]));
+        V::store(buffer + (i + 2 * j + 1) * kTileSlots + slot, V::odd(square[j]));
+      }
+    });
+  }
+
+  // buffer[i / 2][slot] = the bf16 pair K[slot][i], K[slot][i + 1], for dot instructions
+  void pair_keys() {
+    float* const buffer = buffer_;
+    for_pair_squares([&](int64_t slot, int64_t i, const typename V::Pairs(&square)[16]) {
+      for (int j = 0; j < 16; ++j) V::store_pairs(buffer + (i / 2 + j) * kTileSlots + slot, square[j]);
+    });
+  }
+
+  // buffer[slot][i] = V[slot][i], zeros in slots that nobody sees
+  template <class Kv>
+  void widen_values() {
+    float* const buffer = buffer_;
+    for (int64_t slot = 0; slot < kTileSlots; ++slot) {
+      const bool seen = slot >= begin_ && slot < end_;
+      const char* row =
+          seen ? (*rows_)[slot] + layout_.kv_stride() : reinterpret_cast<const char*>(zero_row_);
+      for (int64_t i = 0; i < dim_; i += 16) {
+        V::store(buffer + slot * padded_ + i, load_some<V>(reinterpret_cast<const Kv*>(row) + i, dim_ - i));
+      }
+    }
+  }
+
+  // Calls f(slot, count, V of the first) for the runs of seen slots that lie at token_bytes from each other.
+  template <class Function>
+  [[gnu::always_inline]] void for_value_runs(Function&& f) const {
+    for (int64_t slot = begin_; slot < end_;) {
+      int64_t last = slot + 1;
+      while (last < end_ && (*rows_)[last] == (*rows_)[last - 1] + token_bytes_) ++last;
+      f(slot, last - slot, (*rows_)[slot] + layout_.kv_stride());
+      slot = last;
+    }
+  }
+
+  int64_t token_bytes() const { return token_bytes_; }
+
+  void ask_for_next_keys(int64_t slot, int64_t count) const {
+    if (next_tile_ < 0) return;
+    for (int64_t j = slot; j < slot + count; ++j) ask_for((*next_rows_)[j]);
+  }
+
+ private:
+  using Rows = const char* [kTileSlots];
+
+  void find_rows(int64_t tile, int64_t begin, int64_t end, Rows& rows) const {
+    const int64_t tokens = layout_.block_tokens, block_bytes = layout_.block_bytes();
+    // Slots that nobody sees may not exist, or hold anything.
+    std::fill_n(rows, kTileSlots, reinterpret_cast<const char*>(zero_row_));
+    for (int64_t slot = begin; slot < end;) {
+      const char* block = base_ + table_[slot / tokens] * block_bytes;
+      const int64_t block_end = std::min(end, (slot / tokens + 1) * tokens);
+      for (; slot < block_end; ++slot) rows[slot - tile] = block + slot % tokens * token_bytes_;
+    }
+  }
+
+  template <class Function>
+  [[gnu::always_inline]] void for_pair_squares(Function&& f) {
+    for (int64_t slot = 0; slot < kTileSlots; slot += 16) {
+      ask_for_values(slot);
+      const char* const* rows = *rows_ + slot;
+      for (int64_t i = 0; i < dim_; i += 32) {
+        typename V::Pairs square[16];
+        if (dim_ - i >= 32) {
+          for (int j = 0; j < 16; ++j) square[j] = V::load_pairs(rows[j] + 2 * i);
+        } else {
+          for (int j = 0; j < 16; ++j) square[j] = last_pairs(rows[j] + 2 * i, dim_ - i);
+        }
+        V::transpose(square);
+        f(slot, i, square);
+      }
+    }
+  }
+
+  static typename V::Pairs last_pairs(const char* row, int64_t count) {
+    uint16_t whole[32] = {};
+    std::memcpy(whole, row, static_cast<size_t>(count) * sizeof(uint16_t));
+    return V::load_pairs(whole);
+  }
+
+  void ask_for_values(int64_t slot) const {
+    for (int64_t j = std::max(slot, begin_); j < std::min(slot + 16, end_); ++j) {
+      ask_for((*rows_)[j] + layout_.kv_stride());
+    }
+  }
+
+  void ask_for(const char* row) const {
+    for (int64_t byte = 0; byte < token_bytes_; byte += 64) __builtin_prefetch(row + byte, 0, 3);
+  }
+
+  KvLayout layout_;
+  const int32_t* table_;
+  const char* base_;
+  int64_t token_bytes_, dim_, padded_;
+  float* buffer_;
+  float* zero_row_;
+  Rows store_[2];
+  Rows* rows_ = &store_[0];
+  Rows* next_rows_ = &store_[1];
+  int64_t begin_ = 0, end_ = 0, next_tile_ = -1;
+};
+
+}  // namespace quire::cpu
