@@ -14,6 +14,13 @@ namespace {
 
 constexpr int64_t kLoadingRetryMs = 1000;
 
+Error debugging_is_off() {
+  return {.code = Code::kPermissionDenied,
+          .message = "KV dumps are off on a public address; start the server with --debug-rpcs",
+          .field = "dump_kv",
+          .retry_delay_ms = {}};
+}
+
 // A stream that only says why it did not start.
 class RefusedStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
@@ -64,6 +71,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServer::Generate(Context* 
   if (const Status parsed = parse(*bytes, wire); !parsed) return new RefusedStream(parsed.error());
   Result<Request> request = to_request(wire, (*engine)->model().vocab_size);
   if (!request) return new RefusedStream(request.error());
+  if (request->dump_kv && !options_.allow_debug) return new RefusedStream(debugging_is_off());
   apply_call_deadline(*context, *request);
   return GenerateCall::start(**engine, registry_, options_.stream, *context, std::move(request).value());
 }
@@ -127,8 +135,7 @@ grpc::ServerUnaryReactor* GenerationServer::DumpKv(Context* context, const Bytes
     reactor->Finish(to_grpc_status(error));
     return reactor;
   };
-  if (!options_.allow_debug)
-    return refuse(error(Code::kPermissionDenied, "DumpKv is off on a public address; start the server with --debug-rpcs"));
+  if (!options_.allow_debug) return refuse(debugging_is_off());
   const Result<Engine*> engine = this->engine();
   if (!engine) return refuse(engine.error());
   v1::DumpKvRequest wire;

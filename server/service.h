@@ -12,7 +12,7 @@ namespace quire::server {
 
 struct ServiceOptions {
   StreamLimits stream;
-  bool allow_debug = true;  // DumpKv
+  bool allow_debug = true;  // DumpKv, and dump_kv of Generate
 };
 
 // Each method takes and gives bytes (see wire_codec.h); the generated mix-ins say so one by one.

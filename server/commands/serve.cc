@@ -30,7 +30,7 @@ void bind(Flags& flags, Options& o) {
   flags.add("max-stall-ms", o.serve.service.stream.max_stall_ms, "A stream whose client reads nothing ends after this time, ms");
   flags.add("wedged-after-ms", o.serve.wedged_after_ms, "Not ready when work is there and no step ends for this time, ms");
   flags.add("reflection", o.reflection, "gRPC reflection on a public address too");
-  flags.add("debug-rpcs", o.debug_rpcs, "DumpKv on a public address too");
+  flags.add("debug-rpcs", o.debug_rpcs, "DumpKv and dump_kv on a public address too");
   bind_engine_flags(flags, o.engine);
   bind_log_flags(flags, o.log);
   flags.add_config();

@@ -104,6 +104,11 @@ TEST(Service, DumpKvIsRefusedWhereDebuggingIsOff) {
   v1::DumpKvResponse out;
   const auto status = call<v1::DumpKvRequest, v1::DumpKvResponse>(rig, &v1::GenerationService::Stub::DumpKv, request, out);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_EQ(run_stream(*rig.stub, [] {
+              v1::GenerateRequest dumping = text_request("hello", 4);
+              dumping.set_dump_kv(true);
+              return dumping;
+            }()).status.error_code(), grpc::StatusCode::PERMISSION_DENIED);
   EXPECT_EQ(rig.engine.stats().requests_submitted_total, 0);
 }
 

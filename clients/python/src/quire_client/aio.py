@@ -1,0 +1,118 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Any, Unpack
+
+import grpc
+
+from . import channel as wiring
+from .errors import QuireError
+from .request import Prompt, RequestOptions, make_request
+from .types import Completion, Event, Load, Model, event_from_wire, load_from_wire, model_from_wire
+from .wire import service_pb2, service_pb2_grpc
+
+
+class AsyncGeneration(AsyncIterator[Event]):
+    """A running request: `async for` its events, or `await result()` for the whole. Leaving its `async with` cancels it."""
+
+    def __init__(self, call: Any):
+        self._call = call
+        self._messages = call.__aiter__()
+        self._completion = Completion()
+
+    async def __anext__(self) -> Event:
+        try:
+            event = event_from_wire(await self._messages.__anext__())
+        except grpc.RpcError as error:
+            raise QuireError.from_rpc(error) from None
+        self._completion.add(event)
+        return event
+
+    async def result(self) -> Completion:
+        """Waits for the end; what was iterated before is in it too."""
+        async for _ in self:
+            pass
+        return self._completion
+
+    def cancel(self) -> None:
+        """Ends the request; its cache blocks are free within one step of the server."""
+        self._call.cancel()
+
+    async def __aenter__(self) -> AsyncGeneration:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.cancel()
+
+
+class AsyncClient:
+    """As Client, for one event loop: make it inside the loop."""
+
+    def __init__(self, address: str = "127.0.0.1:50051", *, tls: wiring.Tls | None = None):
+        options = list(wiring.CHANNEL_OPTIONS)
+        self._channel = (
+            grpc.aio.secure_channel(address, tls.credentials(), options) if tls else grpc.aio.insecure_channel(address, options)
+        )
+        self._stub = service_pb2_grpc.GenerationServiceStub(self._channel)
+        self._health = self._channel.unary_unary(wiring.HEALTH_METHOD)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    def generate(self, prompt: Prompt, *, timeout_s: float | None = None, **options: Unpack[RequestOptions]) -> AsyncGeneration:
+        """Continues a prompt. timeout_s is the call's deadline: past it the server drops the request too."""
+        return AsyncGeneration(self._stub.Generate(make_request(prompt, options), timeout=timeout_s))
+
+    async def dump_kv(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> Completion:
+        """Runs a request to its end and reports the cache positions each continuation still saw (outputs[i].kv_dump)."""
+        options["dump_kv"] = True
+        options["stream"] = False
+        return await self.generate(prompt, **options).result()
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True, special_as_text: bool = True) -> list[int]:
+        request = service_pb2.TokenizeRequest(text=text, add_special_tokens=add_special_tokens, special_as_text=special_as_text)
+        return list((await self._unary(self._stub.Tokenize, request)).token_ids)
+
+    async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        request = service_pb2.DetokenizeRequest(token_ids=token_ids, skip_special_tokens=skip_special_tokens)
+        return (await self._unary(self._stub.Detokenize, request)).text
+
+    async def model(self) -> Model:
+        return model_from_wire(await self._unary(self._stub.GetModel, service_pb2.GetModelRequest()))
+
+    async def load(self) -> Load:
+        return load_from_wire(await self._unary(self._stub.GetLoad, service_pb2.GetLoadRequest()))
+
+    async def abort(self, *request_ids: str) -> list[str]:
+        """Ends requests by name; returns those that were running."""
+        return list((await self._unary(self._stub.Abort, service_pb2.AbortRequest(request_ids=request_ids))).aborted_request_ids)
+
+    async def is_ready(self) -> bool:
+        """Whether the server answers and takes requests."""
+        try:
+            return wiring.is_serving(await self._health(wiring.health_request(wiring.SERVICE), timeout=2))
+        except grpc.RpcError:
+            return False
+
+    async def wait_ready(self, timeout_s: float = 60) -> None:
+        """Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            while not await self.is_ready():
+                await asyncio.sleep(0.05)
+
+    @staticmethod
+    async def _unary(method: Any, request: Any) -> Any:
+        try:
+            return await method(request)
+        except grpc.RpcError as error:
+            raise QuireError.from_rpc(error) from None

@@ -1,0 +1,119 @@
+"""The client for plain code. One Client may be used from any number of threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Unpack
+
+import grpc
+
+from . import channel as wiring
+from .errors import QuireError
+from .request import Prompt, RequestOptions, make_request
+from .types import Completion, Event, Load, Model, event_from_wire, load_from_wire, model_from_wire
+from .wire import service_pb2, service_pb2_grpc
+
+
+class Generation(Iterator[Event]):
+    """A running request: iterate for its events as they come, or take result() for the whole. Leaving its `with` cancels it."""
+
+    def __init__(self, call: Any):
+        self._call = call
+        self._completion = Completion()
+
+    def __next__(self) -> Event:
+        try:
+            event = event_from_wire(next(self._call))
+        except grpc.RpcError as error:
+            raise QuireError.from_rpc(error) from None
+        self._completion.add(event)
+        return event
+
+    def result(self) -> Completion:
+        """Waits for the end; what was iterated before is in it too."""
+        for _ in self:
+            pass
+        return self._completion
+
+    def cancel(self) -> None:
+        """Ends the request; its cache blocks are free within one step of the server."""
+        self._call.cancel()
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.cancel()
+
+
+class Client:
+    """A connection to one server. address: "HOST:PORT" or "unix:PATH"; tls: None = plaintext, for loopback."""
+
+    def __init__(self, address: str = "127.0.0.1:50051", *, tls: wiring.Tls | None = None):
+        options = list(wiring.CHANNEL_OPTIONS)
+        self._channel = (
+            grpc.secure_channel(address, tls.credentials(), options) if tls else grpc.insecure_channel(address, options)
+        )
+        self._stub = service_pb2_grpc.GenerationServiceStub(self._channel)
+        self._health = self._channel.unary_unary(wiring.HEALTH_METHOD)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def generate(self, prompt: Prompt, *, timeout_s: float | None = None, **options: Unpack[RequestOptions]) -> Generation:
+        """Continues a prompt. timeout_s is the call's deadline: past it the server drops the request too."""
+        return Generation(self._stub.Generate(make_request(prompt, options), timeout=timeout_s))
+
+    def dump_kv(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> Completion:
+        """Runs a request to its end and reports the cache positions each continuation still saw (outputs[i].kv_dump)."""
+        options["dump_kv"] = True
+        options["stream"] = False
+        return self.generate(prompt, **options).result()
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = True, special_as_text: bool = True) -> list[int]:
+        request = service_pb2.TokenizeRequest(text=text, add_special_tokens=add_special_tokens, special_as_text=special_as_text)
+        return list(self._unary(self._stub.Tokenize, request).token_ids)
+
+    def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        request = service_pb2.DetokenizeRequest(token_ids=token_ids, skip_special_tokens=skip_special_tokens)
+        return self._unary(self._stub.Detokenize, request).text
+
+    def model(self) -> Model:
+        return model_from_wire(self._unary(self._stub.GetModel, service_pb2.GetModelRequest()))
+
+    def load(self) -> Load:
+        return load_from_wire(self._unary(self._stub.GetLoad, service_pb2.GetLoadRequest()))
+
+    def abort(self, *request_ids: str) -> list[str]:
+        """Ends requests by name; returns those that were running."""
+        return list(self._unary(self._stub.Abort, service_pb2.AbortRequest(request_ids=request_ids)).aborted_request_ids)
+
+    def is_ready(self) -> bool:
+        """Whether the server answers and takes requests."""
+        try:
+            return wiring.is_serving(self._health(wiring.health_request(wiring.SERVICE), timeout=2))
+        except grpc.RpcError:
+            return False
+
+    def wait_ready(self, timeout_s: float = 60) -> None:
+        """Raises TimeoutError."""
+        end = time.monotonic() + timeout_s
+        while not self.is_ready():
+            if time.monotonic() > end:
+                raise TimeoutError(f"the server was not ready within {timeout_s} s")
+            time.sleep(0.05)
+
+    @staticmethod
+    def _unary(method: Any, request: Any) -> Any:
+        try:
+            return method(request)
+        except grpc.RpcError as error:
+            raise QuireError.from_rpc(error) from None

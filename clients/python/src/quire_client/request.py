@@ -1,0 +1,114 @@
+"""Keyword arguments as a GenerateRequest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from .wire import generation_pb2, sampling_pb2
+
+
+class Message(TypedDict):
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+# A text, token ids, or the messages of a chat.
+Prompt = str | Sequence[int] | Sequence[Message]
+
+
+class RequestOptions(TypedDict, total=False):
+    """What a request may say beside its prompt; what is left out takes the server's default. Units and ranges: quire/v1/*.proto."""
+
+    # choice of the next token
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    no_repeat_ngram: int
+    logit_bias: Mapping[int, float]
+    allowed_token_ids: Sequence[int]
+    bad_words: Sequence[Sequence[int]]
+    seed: int
+    # when it ends
+    max_tokens: int
+    min_tokens: int
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    include_stop: bool
+    ignore_eos: bool
+    # how many
+    n: int
+    best_of: int
+    beam_width: int
+    length_penalty: float
+    early_stopping: bool
+    # what is reported
+    logprobs: int
+    prompt_logprobs: int
+    skip_special_tokens: bool
+    # the request itself
+    request_id: str
+    add_special_tokens: bool
+    special_as_text: bool
+    stream: bool
+    kv_policy: str
+    dump_kv: bool
+    bypass_prefix_cache: bool
+    cache_salt: str
+    tenant: str
+    priority: int
+    deadline_ms: int
+
+
+_SAMPLING = {field.name for field in sampling_pb2.SamplingParams.DESCRIPTOR.fields}
+_REQUEST = {field.name for field in generation_pb2.GenerateRequest.DESCRIPTOR.fields} - {"text", "token_ids", "messages", "sampling"}
+
+
+def _set_prompt(request: generation_pb2.GenerateRequest, prompt: Prompt) -> None:
+    if isinstance(prompt, str):
+        request.text = prompt
+    elif all(isinstance(part, int) for part in prompt):
+        request.token_ids.ids.extend(prompt)  # type: ignore[arg-type]
+        request.token_ids.SetInParent()
+    elif all(isinstance(part, Mapping) for part in prompt):
+        for part in prompt:
+            request.messages.messages.add(role=part["role"], content=part["content"])  # type: ignore[index]
+    else:
+        raise TypeError("a prompt is a string, a list of token ids, or a list of {'role': .., 'content': ..}")
+
+
+def _set_sampling(sampling: sampling_pb2.SamplingParams, name: str, value: Any) -> None:
+    if name == "logit_bias":
+        sampling.logit_bias.update(value)
+    elif name == "bad_words":
+        for word in value:
+            sampling.bad_words.add(ids=word)
+    elif name == "stop":
+        sampling.stop.extend([value] if isinstance(value, str) else value)
+    elif name in ("allowed_token_ids", "stop_token_ids"):
+        getattr(sampling, name).extend(value)
+    else:
+        setattr(sampling, name, value)
+
+
+def make_request(prompt: Prompt, options: Mapping[str, Any]) -> generation_pb2.GenerateRequest:
+    """Raises TypeError for an option that does not exist or has the wrong type."""
+    request = generation_pb2.GenerateRequest()
+    _set_prompt(request, prompt)
+    for name, value in options.items():
+        if value is None:
+            continue
+        if name in _SAMPLING:
+            _set_sampling(request.sampling, name, value)
+        elif name in _REQUEST:
+            setattr(request, name, value)
+        else:
+            raise TypeError(f"generate() got an unexpected keyword argument '{name}'")
+    return request
