@@ -11,3 +11,8 @@ if(TARGET quire_model AND TARGET quire_kernels_reference)
     target_compile_definitions(golden_${name} PRIVATE ${golden_definitions})
   endforeach()
 endif()
+
+if(TARGET quire_execute)
+  quire_test(golden_executor LABEL golden SOURCES ${QUIRE_TEST_DIR}/executor_test.cc ${QUIRE_TEST_DIR}/model_runner.cc
+    LIBS quire_execute quire_kernels_reference)
+endif()

@@ -1,0 +1,278 @@
+// Plans to arrays, copies to groups, memory to blocks, configurations to numbers: the parts of src/execute
+// that need no model.
+#include <gtest/gtest.h>
+
+#include "src/execute/executor_thread.h"
+#include "src/execute/host_step.h"
+#include "src/execute/memory_plan.h"
+#include "src/execute/resolve_config.h"
+#include "src/execute/row_logprobs.h"
+#include "src/execute/sampler_steps.h"
+
+#include <cmath>
+
+namespace quire {
+namespace {
+
+constexpr StepLimits kLimits{.max_rows = 16,
+                             .max_sequences = 3,
+                             .max_context_tokens = 40,
+                             .block_tokens = 8,
+                             .num_blocks = 9,
+                             .vocab_size = 50};
+
+PlannedSequence sequence(uint64_t id, int32_t first, std::vector<TokenId> tokens, std::vector<int32_t> blocks,
+                         bool sampled) {
+  PlannedSequence s{.sequence = SequenceId{id},
+                    .first_position = first,
+                    .tokens = std::move(tokens),
+                    .list_length_before = first};
+  for (const int32_t b : blocks) s.block_table.push_back(BlockId{b});
+  if (sampled)
+    s.samples.push_back({.sequence = s.sequence, .position = first + static_cast<int32_t>(s.tokens.size())});
+  return s;
+}
+template <class T>
+std::vector<T> values(const T* data, int64_t count) {
+  return {data, data + count};
+}
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+TEST(HostStep, LaysOutAMixedStep) {
+  HostStep step(kLimits);
+  BatchPlan plan;
+  plan.sequences = {sequence(1, 7, {3, 4}, {5, 2}, true), sequence(2, 0, {9, 8, 7}, {4}, false),
+                    sequence(3, 17, {kSampledLastStep}, {0, 1, 8}, true)};
+  ASSERT_TRUE(step.build(plan));
+  step.set_id(5, 33);
+  const StepArrays a = step.arrays();
+  EXPECT_EQ(a.rows, 6);
+  EXPECT_EQ(values(a.ids, 6), (std::vector<int32_t>{3, 4, 9, 8, 7, 33}));
+  EXPECT_EQ(values(a.positions, 6), (std::vector<int32_t>{7, 8, 0, 1, 2, 17}));
+  EXPECT_EQ(values(a.slots, 6), (std::vector<int64_t>{5 * 8 + 7, 2 * 8, 32, 33, 34, 8 * 8 + 1}));
+  EXPECT_EQ(values(a.query_start, 4), (std::vector<int32_t>{0, 2, 5, 6}));
+  EXPECT_EQ(values(a.lengths, 3), (std::vector<int32_t>{9, 3, 18}));
+  EXPECT_EQ(a.table_stride, 3);
+  EXPECT_EQ(values(a.block_table, 9), (std::vector<int32_t>{5, 2, 0, 4, 0, 0, 0, 1, 8}));
+  EXPECT_EQ(values(a.logits_rows, a.num_logits_rows), (std::vector<int32_t>{1, 5}));
+  EXPECT_EQ(a.max_rows, 3);
+  EXPECT_EQ(a.max_length, 18);
+  EXPECT_FALSE(a.all_rows_have_logits);
+  ASSERT_EQ(step.sampled_rows().size(), 1u);
+  EXPECT_EQ(step.sampled_rows()[0].row, 5);
+}
+
+TEST(HostStep, WritesWhereTheListIsWhenPolicyAndPositionDiffer) {
+  HostStep step(kLimits);
+  BatchPlan plan;
+  plan.sequences = {sequence(1, 30, {3}, {5, 2}, true)};
+  plan.sequences[0].list_length_before = 9;
+  ASSERT_TRUE(step.build(plan));
+  EXPECT_EQ(step.arrays().positions[0], 30);
+  EXPECT_EQ(step.arrays().slots[0], 2 * 8 + 1);
+  EXPECT_EQ(step.arrays().lengths[0], 10);
+  EXPECT_TRUE(step.arrays().all_rows_have_logits);
+}
+
+TEST(HostStep, WantsEveryRowForPromptLogprobsAndTheLastForSamples) {
+  HostStep step(kLimits);
+  BatchPlan plan;
+  plan.sequences = {sequence(1, 0, {3, 4, 5}, {5}, false), sequence(2, 0, {9, 8}, {4}, true)};
+  plan.sequences[0].prompt_logprobs = 0;
+  ASSERT_TRUE(step.build(plan));
+  ASSERT_EQ(step.wanted_logits().size(), 2u);
+  EXPECT_EQ(step.wanted_logits()[0].count, 3);
+  EXPECT_EQ(step.wanted_logits()[1].first, 3);
+  EXPECT_EQ(values(step.arrays().logits_rows, 4), (std::vector<int32_t>{0, 1, 2, 4}));
+}
+
+TEST(HostStep, RefusesPlansThatBreakALimit) {
+  HostStep step(kLimits);
+  const auto fault = [&](std::vector<PlannedSequence> sequences) {
+    BatchPlan plan;
+    plan.sequences = std::move(sequences);
+    const Status built = step.build(plan);
+    return built ? std::string("accepted") : built.error().message;
+  };
+  const std::vector<TokenId> many(17, 1);
+  EXPECT_TRUE(contains(fault({sequence(1, 0, many, {1, 2, 3}, true)}), "plan of 17 tokens; a step takes 16"));
+  const PlannedSequence one = sequence(1, 0, {1}, {1}, true);
+  EXPECT_TRUE(contains(fault({one, one, one, one}), "plan of 4 sequences; a step takes 3"));
+  EXPECT_TRUE(contains(fault({sequence(7, 0, {}, {1}, true)}), "sequence 7: no tokens"));
+  EXPECT_TRUE(contains(fault({sequence(1, 39, {1, 2}, {1, 2, 3, 4, 5, 6}, true)}),
+                       "ends at position 41; the limit is 40"));
+  EXPECT_TRUE(contains(fault({sequence(1, 0, {50}, {1}, true)}), "token id 50; the vocabulary has 50"));
+  EXPECT_TRUE(contains(fault({sequence(1, 0, {-2}, {1}, true)}), "token id -2"));
+  EXPECT_TRUE(contains(fault({sequence(1, 0, {kSampledLastStep, 1}, {1}, true)}), "token id -1"));
+  EXPECT_TRUE(contains(fault({sequence(1, 8, {1}, {1}, true)}), "9 slots need 2 blocks; its table has 1"));
+  EXPECT_TRUE(contains(fault({sequence(1, 0, {1}, {9}, true)}), "block 9; the cache has 9"));
+  EXPECT_TRUE(contains(fault({sequence(1, 0, {1}, {-1}, true)}), "block -1"));
+  EXPECT_TRUE(contains(fault({sequence(1, -1, {1}, {1}, true)}), "first position -1"));
+  EXPECT_EQ(fault({one}), "accepted");
+}
+
+TEST(CopyGroups, SplitsCopiesThatDependOnOneAnother) {
+  CopyGroups groups(10);
+  const auto copy = [](int a, int b) { return BlockCopy{.source = BlockId{a}, .target = BlockId{b}}; };
+  ASSERT_TRUE(groups.build(std::vector{copy(0, 1), copy(0, 2), copy(3, 4)}));
+  EXPECT_EQ(std::vector<int64_t>(groups.ends().begin(), groups.ends().end()), std::vector<int64_t>{3});
+  ASSERT_TRUE(groups.build(std::vector{copy(0, 1), copy(1, 2)}));  // reads what was written
+  EXPECT_EQ(groups.ends().size(), 2u);
+  ASSERT_TRUE(groups.build(std::vector{copy(0, 1), copy(2, 0)}));  // writes what was read
+  EXPECT_EQ(groups.ends().size(), 2u);
+  ASSERT_TRUE(groups.build(std::vector{copy(0, 1), copy(2, 1)}));  // writes twice
+  EXPECT_EQ(groups.ends().size(), 2u);
+  ASSERT_TRUE(groups.build(std::vector<BlockCopy>{}));
+  EXPECT_TRUE(groups.ends().empty());
+  EXPECT_FALSE(groups.build(std::vector{copy(0, 10)}));
+  EXPECT_FALSE(groups.build(std::vector{copy(-1, 1)}));
+}
+
+MemoryRequest request() {
+  return {.device = "box",
+          .free_bytes = 10'000,
+          .weights_bytes = 1'000,
+          .workspace_bytes = 500,
+          .logits_bytes = 500,
+          .block_bytes = 100,
+          .block_tokens = 16,
+          .max_context_tokens = 320,
+          .default_cache_bytes = 4'000};
+}
+
+TEST(MemoryPlan, GivesTheDefaultButAtLeastOneContextAndAtMostWhatIsLeft) {
+  MemoryRequest r = request();
+  EXPECT_EQ(plan_memory(r)->num_blocks, 40);
+  r.default_cache_bytes = 0;
+  EXPECT_EQ(plan_memory(r)->num_blocks, 20);
+  r.default_cache_bytes = 1'000'000;
+  EXPECT_EQ(plan_memory(r)->num_blocks, 80);
+  EXPECT_EQ(plan_memory(r)->cache_bytes, 8'000);
+  EXPECT_TRUE(contains(plan_memory(r)->table, "80 blocks of 16 tokens: 1280 tokens, 4.0 contexts of 320"));
+}
+
+TEST(MemoryPlan, RefusesWithTheSum) {
+  MemoryRequest r = request();
+  r.free_bytes = 3'999;
+  const Result<MemoryPlan> plan = plan_memory(r);
+  ASSERT_FALSE(plan);
+  EXPECT_EQ(plan.error().code, Code::kResourceExhausted);
+  EXPECT_TRUE(contains(plan.error().message,
+                       "are needed (the cache must hold one sequence of max_context_tokens: lower it)"));
+  r.free_bytes = 4'000;
+  EXPECT_TRUE(plan_memory(r));
+  r.weights_bytes = 1'000'000;
+  EXPECT_FALSE(plan_memory(r));
+}
+
+TEST(MemoryPlan, TakesTheAskedBytesWhole) {
+  MemoryRequest r = request();
+  r.kv_cache_bytes = 350;
+  EXPECT_EQ(plan_memory(r)->num_blocks, 3);
+  r.kv_cache_bytes = 99;
+  EXPECT_EQ(plan_memory(r).error().field, "kv_cache_bytes");
+  r.kv_cache_bytes = 8'100;
+  EXPECT_EQ(plan_memory(r).error().code, Code::kResourceExhausted);
+}
+
+TEST(ResolveConfig, FillsInAndNamesWhatIsOutOfRange) {
+  ModelSpec spec;
+  spec.max_positions = 4096;
+  spec.vocab_size = 77;
+  EngineConfig c{.model_dir = "models/demo/"};
+  const Result<EngineConfig> resolved = resolve_config(c, spec);
+  ASSERT_TRUE(resolved);
+  EXPECT_EQ(resolved->served_model_name, "demo");
+  EXPECT_EQ(resolved->max_context_tokens, 4096);
+  EXPECT_EQ(resolved->max_prefill_chunk_tokens, c.max_step_tokens);
+  EXPECT_EQ(resolved->sampling_limits.vocab_size, 77);
+  const auto field = [&](auto change) {
+    EngineConfig bad = c;
+    change(bad);
+    const Result<EngineConfig> r = resolve_config(bad, spec);
+    return r ? "accepted" : r.error().field;
+  };
+  EXPECT_EQ(field([](EngineConfig& b) { b.max_context_tokens = 4097; }), "max_context_tokens");
+  EXPECT_EQ(field([](EngineConfig& b) { b.block_tokens = 12; }), "block_tokens");
+  EXPECT_EQ(field([](EngineConfig& b) { b.max_sequences = 0; }), "max_sequences");
+  EXPECT_EQ(field([](EngineConfig& b) { b.max_step_tokens = 0; }), "max_step_tokens");
+  EXPECT_EQ(field([](EngineConfig& b) { b.max_prefill_chunk_tokens = 5000; }), "max_prefill_chunk_tokens");
+  EXPECT_EQ(field([](EngineConfig& b) { b.threads = -1; }), "threads");
+  EXPECT_EQ(field([](EngineConfig& b) { b.kv_cache_bytes = -1; }), "kv_cache_bytes");
+  EXPECT_EQ(field([](EngineConfig& b) { b.gpu_memory_utilization = std::nan(""); }),
+            "gpu_memory_utilization");
+  EXPECT_EQ(parse_dtype("fp8", "dtype").error().field, "dtype");
+  EXPECT_EQ(**parse_dtype("bf16", "dtype"), DType::kBF16);
+}
+
+TEST(RowLogprob, IsTheLogOfTheSoftmax) {
+  const std::vector<float> row = {1, 3, 2, 3};
+  const double lse = std::log(std::exp(1) + 2 * std::exp(3) + std::exp(2));
+  const PromptLogprob p = row_logprob(row, 2, 3);
+  EXPECT_NEAR(p.logprob, 2 - lse, 1e-6);
+  ASSERT_EQ(p.top.size(), 3u);
+  EXPECT_EQ(p.top[0].first, 1);
+  EXPECT_EQ(p.top[1].first, 3);
+  EXPECT_EQ(p.top[2].first, 2);
+  EXPECT_EQ(row_logprob(row, 0, 99).top.size(), 4u);
+  EXPECT_TRUE(row_logprob(row, 0, 0).top.empty());
+}
+
+// Records what reaches a sampler.
+class RecordingSampler final : public Sampler {
+ public:
+  void join(const PlannedJoin& j) override { log += "join" + std::to_string(value(j.sequence)) + " "; }
+  void leave(SequenceId s) override { log += "leave" + std::to_string(value(s)) + " "; }
+  void append(SequenceId s, TokenId t) override {
+    log += "append" + std::to_string(value(s)) + ":" + std::to_string(t) + " ";
+  }
+  void sample(float*, int64_t, std::span<const SampleRow>, std::vector<SampledToken>&) override {}
+  TokenId last_token(SequenceId) const override { return 0; }
+  std::string log;
+};
+
+TEST(SamplerSteps, LeaveThenJoinThenAppendWhatTheHostChose) {
+  BatchPlan plan;
+  plan.leaves = {SequenceId{4}};
+  plan.joins = {PlannedJoin{.sequence = SequenceId{4}}};
+  plan.sequences = {sequence(1, 5, {11}, {1}, true), sequence(2, 5, {12}, {1}, true),
+                    sequence(4, 0, {13}, {2}, true)};
+  plan.sequences[1].samples[0].beam = plan.sequences[2].samples[0].beam = true;
+  RecordingSampler sampler;
+  apply_to_sampler(plan, sampler);
+  EXPECT_EQ(sampler.log, "leave4 join4 append2:12 ");
+}
+
+class CountingRunner final : public StepRunner {
+ public:
+  StepResult run(const BatchPlan& plan) override { return {.step = plan.step}; }
+};
+
+TEST(ExecutorThread, GivesResultsInOrderAndLetsGoOfPlansBeforeThem) {
+  const std::unique_ptr<Executor> executor = make_threaded_executor(std::make_unique<CountingRunner>());
+  std::shared_ptr<BatchPlan> last;
+  for (uint64_t step = 0; step < 200; ++step) {
+    auto plan = std::make_shared<BatchPlan>();
+    plan->step = step;
+    executor->submit(plan);
+    if (step > 0) {
+      EXPECT_EQ(executor->wait().step, step - 1);
+      EXPECT_EQ(last.use_count(), 1);
+    }
+    last = plan;
+  }
+  EXPECT_EQ(executor->wait().step, 199u);
+  EXPECT_FALSE(executor->ready());
+}
+
+TEST(ExecutorThread, EndsWithStepsUnderWay) {
+  const std::unique_ptr<Executor> executor = make_threaded_executor(std::make_unique<CountingRunner>());
+  executor->submit(std::make_shared<BatchPlan>());
+  executor->submit(std::make_shared<BatchPlan>());
+}
+
+}  // namespace
+}  // namespace quire
