@@ -19,8 +19,12 @@ const Command kCommands[] = {
     {"detokenize", "token ids to texts", run_detokenize},
     {"inspect kv", "what a model's KV cache costs", run_inspect_kv},
     {"inspect model", "what was understood of a checkpoint", run_inspect_model},
+#ifdef QUIRE_HAS_BENCH_OFFLINE  // -DQUIRE_BENCHMARKS=OFF leaves the bench commands out
     {"bench offline", "measure the engine without a wire", run_bench_offline},
+#endif
+#ifdef QUIRE_HAS_BENCH_SIM
     {"bench sim", "simulate scheduler and cache, with faults, from a seed", run_bench_sim},
+#endif
     {"healthcheck", "ask a server whether it is ready", run_healthcheck},
 };
 

@@ -1,12 +1,14 @@
 """What the server refuses, as one exception with the standard details (google.rpc) read out."""
 
+from typing import Any
+
 import grpc
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, duration_pb2, message_factory
 
 _Type = descriptor_pb2.FieldDescriptorProto
 
 
-def _detail_types() -> dict[str, type]:
+def _detail_types() -> dict[str, Any]:
     """google.rpc's Status, BadRequest and RetryInfo in a pool of their own, which cannot clash with another copy of them."""
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(any_pb2.DESCRIPTOR.serialized_pb)
@@ -18,7 +20,7 @@ def _detail_types() -> dict[str, type]:
         dependency=["google/protobuf/any.proto", "google/protobuf/duration.proto"],
     )
 
-    def message(into, name: str, **fields: tuple[int, int, int, str]) -> descriptor_pb2.DescriptorProto:
+    def message(into: Any, name: str, **fields: tuple[int, int, int, str]) -> descriptor_pb2.DescriptorProto:
         made = into.add(name=name)
         for field, (number, kind, label, type_name) in fields.items():
             made.field.add(name=field, number=number, type=kind, label=label, type_name=type_name or None)
