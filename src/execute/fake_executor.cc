@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "src/base/check.h"
 
@@ -53,7 +54,10 @@ StepResult FakeExecutor::wait() {
   const Submitted next = std::move(submitted_.front());
   submitted_.pop_front();
   if (clock_ != nullptr && clock_->now_us() < next.done_us) clock_->advance_us(next.done_us - clock_->now_us());
-  return run(*next.plan);
+  const auto start = std::chrono::steady_clock::now();
+  StepResult result = run(*next.plan);
+  run_us_ += std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+  return result;
 }
 
 StepResult FakeExecutor::run(const BatchPlan& plan) {

@@ -57,6 +57,7 @@ class FakeExecutor final : public Executor {
 
   void set_fault(Fault fault) { fault_ = std::move(fault); }
   const std::vector<std::string>& violations() const { return violations_; }
+  double run_us() const { return run_us_; }  // real time spent inside wait(), for benchmarks of the host
   int64_t num_known() const { return static_cast<int64_t>(known_.size()); }
   // What greedy decoding gives for a prompt, computed without a cache; for comparison.
   std::vector<TokenId> greedy(const std::vector<TokenId>& prompt, int32_t count) const;
@@ -119,6 +120,7 @@ class FakeExecutor final : public Executor {
   };
   std::deque<Submitted> submitted_;
   int64_t busy_until_us_ = 0;
+  double run_us_ = 0;
   std::vector<std::string> violations_;
 };
 

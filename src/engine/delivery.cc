@@ -1,0 +1,177 @@
+#include "src/engine/delivery.h"
+
+#include <algorithm>
+
+#include "src/base/check.h"
+#include "src/base/log.h"
+
+namespace quire {
+namespace {
+
+bool is_collected(const DeliveryRequest& r) {
+  // best_of is ranked and beams are found at the end; nothing of them can be streamed.
+  return !r.stream || r.sampling->beam_width > 0 || r.sampling->best_of > r.sampling->n;
+}
+
+bool is_ranked(const SamplingParams& s) { return s.beam_width == 0 && s.best_of > s.n; }
+
+}  // namespace
+
+Delivery::Delivery(const TextFront& text, std::vector<int32_t> layer_windows, Hooks hooks)
+    : text_(text), layer_windows_(std::move(layer_windows)), hooks_(std::move(hooks)) {}
+
+void Delivery::open(DeliveryRequest request) {
+  const RequestId id = request.request;
+  Open open;
+  open.request = std::move(request);
+  open.streams[0].text = std::move(open.request.first_text);
+  const bool is_new = requests_.emplace(id, std::move(open)).second;
+  check(is_new, "a request is opened for delivery once");
+}
+
+Delivery::Stream& Delivery::stream_of(Open& open, int32_t index) {
+  const auto [it, is_new] = open.streams.try_emplace(index);
+  if (is_new) it->second.text = text_.stream(*open.request.sampling, open.request.prompt);
+  return it->second;
+}
+
+void Delivery::deliver(Outcome outcome) {
+  const auto find = [this](RequestId id) -> Open& {
+    const auto it = requests_.find(id);
+    check(it != requests_.end(), "invariant 9: an outcome belongs to a request that has not ended");
+    return it->second;
+  };
+  for (PromptOutput& p : outcome.prompts) find(p.request).prompt_logprobs = std::move(p.logprobs);
+  for (const SequenceEnd& e : outcome.ends)
+    if (e.stop_token && e.tokens.empty()) stream_of(find(e.request), e.index).ends_by_id = true;
+  for (TokenOutput& t : outcome.tokens) take_token(find(t.request), std::move(t));
+  for (SequenceEnd& e : outcome.ends) take_end(find(e.request), std::move(e));
+  for (const RequestEnd& e : outcome.request_ends) take_request_end(find(e.request), e);
+}
+
+void Delivery::take_token(Open& open, TokenOutput token) {
+  Stream& stream = stream_of(open, token.index);
+  if (stream.done) return;  // computed past a stop text
+  const bool silent = stream.ends_by_id && !open.request.sampling->include_stop;
+  add_token(open, stream, token.token, token.logprob, std::move(token.top), silent);
+  if (stream.done) hooks_.stop_sequence(open.request.request, token.index);
+  if (!stream.ends_by_id) flush(open, token.index, stream);
+}
+
+void Delivery::add_token(const Open& open, Stream& stream, int32_t id, float logprob, std::vector<std::pair<int32_t, float>> top,
+                         bool silent) {
+  const SamplingParams& sampling = *open.request.sampling;
+  TokenEvent& event = stream.event;
+  event.token_ids.push_back(id);
+  stream.sum_logprob += static_cast<double>(logprob);
+  ++stream.num_tokens;
+  if (sampling.logprobs >= 0) {
+    if (top.size() > static_cast<size_t>(sampling.logprobs)) top.resize(sampling.logprobs);
+    event.logprobs.push_back({id, logprob, std::move(top)});
+  }
+  if (stream.text == nullptr || silent) return;
+  TextStream::Piece piece = stream.text->push(id, stream.num_tokens > sampling.min_tokens);
+  event.text += piece.text;
+  if (!piece.stop) return;
+  event.stop_text = std::move(*piece.stop);
+  event.finish = FinishReason::kStop;
+  stream.done = true;
+}
+
+void Delivery::take_end(Open& open, SequenceEnd end) {
+  Stream& stream = stream_of(open, end.index);
+  stream.confirmed = true;
+  if (open.request.dump_kv) stream.event.kv_dump = dump(end.num_computed);
+  if (!stream.done) {
+    for (size_t i = 0; i < end.tokens.size(); ++i) {
+      TokenLogprob& l = end.logprobs[i];
+      const bool silent = end.stop_token && i + 1 == end.tokens.size() && !open.request.sampling->include_stop;
+      add_token(open, stream, l.token_id, l.logprob, std::move(l.top), silent);
+    }
+    if (stream.text != nullptr) stream.event.text += stream.text->flush();
+    stream.event.finish = end.finish;
+    stream.event.stop_token_id = end.stop_token;
+    stream.event.error = std::move(end.error);
+    stream.done = true;
+  }
+  flush(open, end.index, stream);
+}
+
+// Sends what a stream has, unless it is collected until its end, or is its request's last end (see delivery.h).
+void Delivery::flush(Open& open, int32_t index, Stream& stream) {
+  if (stream.sent || is_ranked(*open.request.sampling) || open.request.sampling->beam_width > 0) return;
+  if (stream.done && !stream.confirmed && open.request.dump_kv) return;  // its end brings the dump
+  if (!stream.done && (is_collected(open.request) || stream.event.token_ids.empty())) return;
+  const auto unfinished = [](const auto& entry) { return !entry.second.sent; };
+  const auto left = static_cast<int32_t>(std::count_if(open.streams.begin(), open.streams.end(), unfinished)) +
+                    open.request.sampling->num_sequences() - static_cast<int32_t>(open.streams.size());
+  if (stream.done && left == 1) return;
+  stream.sent = stream.done;
+  TokenEvent event = std::exchange(stream.event, {});
+  event.index = index;
+  send(open, std::move(event));
+}
+
+// The sequences to report at the end, best first where they are ranked: by mean logprob (best_of).
+std::vector<int32_t> Delivery::final_order(const Open& open) const {
+  std::vector<int32_t> order;
+  for (const auto& [index, stream] : open.streams)
+    if (!stream.sent) order.push_back(index);
+  const SamplingParams& sampling = *open.request.sampling;
+  if (!is_ranked(sampling)) return order;
+  const auto mean = [&](int32_t index) {
+    const Stream& s = open.streams.at(index);
+    return s.num_tokens == 0 ? 0.0 : s.sum_logprob / s.num_tokens;
+  };
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return mean(a) > mean(b); });
+  order.resize(std::min<size_t>(order.size(), sampling.n));
+  return order;
+}
+
+void Delivery::take_request_end(Open& open, const RequestEnd& end) {
+  const RequestId id = open.request.request;
+  const bool ranked = is_ranked(*open.request.sampling);
+  const std::vector<int32_t> order = final_order(open);
+  check(!order.empty(), "invariant 9: a request's last sequence ends with it");
+  int32_t completion_tokens = 0;
+  for (const auto& [index, stream] : open.streams) completion_tokens += stream.num_tokens;
+  for (size_t i = 0; i < order.size(); ++i) {
+    TokenEvent event = std::move(open.streams.at(order[i]).event);
+    event.index = ranked ? static_cast<int32_t>(i) : order[i];
+    event.last = i + 1 == order.size();
+    if (event.last) {
+      event.usage = {end.prompt_tokens, completion_tokens, end.cached_tokens};
+      event.kv = end.kv;
+      event.timings = end.timings;
+    }
+    send(open, std::move(event));
+  }
+  log_line(LogLevel::kInfo, "request_end",
+           {{"id", id}, {"client_id", open.request.client_request_id}, {"finish", to_string(end.finish)}, {"prompt_tokens", end.prompt_tokens},
+            {"cached_tokens", end.cached_tokens}, {"completion_tokens", completion_tokens}, {"first_token_ms", end.timings.first_token_ms},
+            {"total_ms", end.timings.total_ms}});
+  requests_.erase(id);
+  hooks_.request_ended(id);
+}
+
+void Delivery::send(Open& open, TokenEvent event) {
+  event.request = open.request.request;
+  if (!open.started) {
+    event.prompt_token_ids = open.request.prompt;
+    event.prompt_logprobs = std::move(open.prompt_logprobs);
+    open.started = true;
+  }
+  open.request.sink->on_event(event);
+}
+
+KvDump Delivery::dump(int32_t num_computed) const {
+  KvDump layers;
+  for (const int32_t window : layer_windows_) {
+    std::vector<int32_t> positions;
+    for (int32_t p = window > 0 ? std::max(0, num_computed - window) : 0; p < num_computed; ++p) positions.push_back(p);
+    layers.push_back({std::move(positions)});
+  }
+  return layers;
+}
+
+}  // namespace quire

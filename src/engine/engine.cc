@@ -1,0 +1,86 @@
+// Engine::open: a model directory becomes an executor, a tokenizer, a cache and two threads.
+#include "quire/engine.h"
+
+#include <fmt/format.h>
+
+#include "src/base/check.h"
+#include "src/base/log.h"
+#include "src/engine/threaded_engine.h"
+#include "src/execute/model_executor.h"
+
+namespace quire {
+namespace {
+
+GroupSpec group_of(const OpenedExecutor& opened) {
+  GroupSpec group;
+  group.num_layers = opened.spec.num_layers;
+  group.num_kv_heads = opened.spec.num_kv_heads;
+  group.head_dim = opened.spec.head_dim;
+  group.dtype = opened.kv_dtype;
+  group.block_tokens = opened.config.block_tokens;
+  return group;
+}
+
+CoreOptions core_of(const OpenedExecutor& opened) {
+  CoreOptions core;
+  core.config = opened.config;
+  const GroupSpec group = group_of(opened);
+  check(group.block_bytes() == opened.block_bytes, "cache and executor agree on a block's bytes");
+  core.cache = uniform_spec(group, opened.num_blocks);
+  core.identity.model = opened.config.served_model_name;
+  core.identity.spec = describe(core.cache);
+  core.identity.codec = name_of(opened.kv_dtype);
+  core.vocab_size = opened.spec.vocab_size;
+  core.eos_token_ids = opened.spec.eos_token_ids;
+  return core;
+}
+
+ModelCard card_of(const OpenedExecutor& opened, const TextFront& text) {
+  ModelCard card;
+  card.name = opened.config.served_model_name;
+  card.architecture = opened.spec.architecture;
+  card.dtype = opened.dtype;
+  card.device = opened.device;
+  card.num_parameters = opened.spec.num_parameters();
+  card.num_layers = opened.spec.num_layers;
+  card.vocab_size = opened.spec.vocab_size;
+  card.max_context_tokens = opened.config.max_context_tokens;
+  card.kv_bytes_per_token = opened.spec.kv_bytes_per_token(opened.kv_dtype);
+  card.eos_token_ids = opened.spec.eos_token_ids;
+  card.bos_token_id = opened.spec.bos_token_id;
+  card.has_tokenizer = text.has_tokenizer();
+  card.has_chat_template = text.has_chat_template();
+  return card;
+}
+
+void log_start(const EngineParts& parts, const OpenedExecutor& opened) {
+  log_line(LogLevel::kInfo, "engine_start",
+           {{"model", parts.card.name}, {"architecture", parts.card.architecture}, {"parameters", parts.card.num_parameters},
+            {"device", opened.device}, {"dtype", opened.dtype}, {"kv_dtype", name_of(opened.kv_dtype)},
+            {"max_context_tokens", opened.config.max_context_tokens}, {"blocks", opened.num_blocks},
+            {"block_tokens", opened.config.block_tokens}, {"block_bytes", opened.block_bytes}, {"memory_plan", opened.memory_plan}});
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config) {
+  if (!config.default_kv_policy.empty())
+    return invalid(fmt::format("default_kv_policy is `{}`; this engine keeps every token, so it must be empty", config.default_kv_policy),
+                   "default_kv_policy");
+  Result<OpenedExecutor> opened = open_executor(config);
+  if (!opened) return opened.error();
+  Result<std::unique_ptr<TextFront>> text = open_text_front(config.model_dir, opened->spec.vocab_size);
+  if (!text) return text.error();
+  EngineParts parts;
+  parts.core = core_of(*opened);
+  parts.card = card_of(*opened, **text);
+  parts.layer_windows = opened->spec.window;
+  parts.layer_windows.resize(opened->spec.num_layers, 0);
+  parts.text = std::move(*text);
+  parts.clock = std::make_unique<SteadyClock>();
+  log_start(parts, *opened);
+  parts.executor = std::move(opened->executor);
+  return ThreadedEngine::start(std::move(parts));
+}
+
+}  // namespace quire

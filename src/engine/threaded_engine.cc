@@ -1,0 +1,239 @@
+#include "src/engine/threaded_engine.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <random>
+
+#include "src/base/check.h"
+#include "src/base/log.h"
+
+namespace quire {
+namespace {
+
+constexpr int64_t kRetryMs = 1000;  // where no rate is known yet
+constexpr int64_t kMaxIdleWaitUs = 1'000'000;
+
+Error draining() {
+  Error e = error(Code::kUnavailable, "the server is draining and takes no new requests");
+  e.retry_delay_ms = kRetryMs;
+  return e;
+}
+
+uint64_t entropy() {
+  std::random_device device;
+  return (static_cast<uint64_t>(device()) << 32) | device();
+}
+
+int64_t retry_delay_ms(int64_t queued_tokens, double tokens_per_s) {
+  if (tokens_per_s <= 0) return kRetryMs;
+  return std::clamp<int64_t>(static_cast<int64_t>(1e3 * static_cast<double>(queued_tokens) / tokens_per_s), 50, 60'000);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Engine>> ThreadedEngine::start(EngineParts parts) {
+  std::unique_ptr<ThreadedEngine> engine(new ThreadedEngine(std::move(parts)));
+  Result<std::unique_ptr<EngineCore>> core = EngineCore::create(engine->parts_.core, *engine->parts_.executor, *engine->parts_.clock);
+  if (!core) return core.error();
+  engine->core_ = std::move(*core);
+  engine->core_->fill_stats(engine->stats_);
+  Delivery::Hooks hooks;
+  hooks.stop_sequence = [e = engine.get()](RequestId id, int32_t index) { e->commands_.stop(id, index); };
+  hooks.request_ended = [e = engine.get()](RequestId id) { e->leave(id); };
+  engine->delivery_ = std::make_unique<DeliveryThread>(*engine->parts_.text, engine->parts_.layer_windows, std::move(hooks));
+  engine->thread_ = std::thread([e = engine.get()] { e->serve(); });
+  return std::unique_ptr<Engine>(std::move(engine));
+}
+
+ThreadedEngine::ThreadedEngine(EngineParts parts) : parts_(std::move(parts)), seeds_(entropy()) {}
+
+ThreadedEngine::~ThreadedEngine() {
+  if (thread_.joinable()) {
+    draining_ = true;
+    abort_all();
+    commands_.shutdown();
+    thread_.join();
+  }
+  delivery_.reset();  // after the engine thread: every request has its last event
+}
+
+// ---- the door ---------------------------------------------------------------------------------------------------------------
+
+Result<std::vector<int32_t>> ThreadedEngine::encode(const Request& request) const {
+  if (const auto* ids = std::get_if<std::vector<int32_t>>(&request.prompt)) return *ids;
+  if (const auto* text = std::get_if<std::string>(&request.prompt))
+    return parts_.text->encode(*text, request.add_special_tokens, request.special_as_text);
+  return parts_.text->encode_chat(std::get<std::vector<ChatMessage>>(request.prompt), request.special_as_text);
+}
+
+Status ThreadedEngine::check_door(const Request& request, const std::vector<int32_t>& prompt) {
+  if (Status s = check_request(request.sampling, prompt, core_->limits()); !s) return s;
+  if (!request.kv_policy.empty())
+    return invalid(fmt::format("kv_policy is `{}`; this engine keeps every token, so it must be empty", request.kv_policy), "kv_policy");
+  if (!request.sampling.stop.empty() && !parts_.text->has_tokenizer())
+    return invalid("stop texts need a tokenizer, and this engine has none; use stop_token_ids", "sampling.stop");
+  return check_deadline(request.deadline_ms, core_->queue_budget().num_tokens(), core_->tokens_per_s());
+}
+
+Error ThreadedEngine::refuse(Error error, const std::string& client_request_id) {
+  ++refused_;
+  log_line(LogLevel::kInfo, "refused", {{"client_id", client_request_id}, {"code", static_cast<int>(error.code)}, {"why", error.message}});
+  return error;
+}
+
+Result<RequestId> ThreadedEngine::submit(Request request, std::shared_ptr<TokenSink> sink) {
+  check(sink != nullptr, "a request has a sink");
+  ++submitted_;
+  if (draining_) return refuse(draining(), request.client_request_id);
+  Result<std::vector<int32_t>> prompt = encode(request);
+  if (!prompt) {
+    Error e = prompt.error();
+    if (e.field.empty()) e.field = "prompt";
+    return refuse(std::move(e), request.client_request_id);
+  }
+  if (Status s = check_door(request, *prompt); !s) return refuse(s.error(), request.client_request_id);
+  QueueBudget& budget = core_->queue_budget();
+  const auto prompt_tokens = static_cast<int64_t>(prompt->size());
+  if (Status s = budget.take(prompt_tokens, retry_delay_ms(budget.num_tokens(), core_->tokens_per_s())); !s)
+    return refuse(s.error(), request.client_request_id);
+  const std::string client_request_id = request.client_request_id;
+  if (const std::optional<RequestId> id = enter(std::move(request), std::move(*prompt), std::move(sink))) return *id;
+  budget.give_back(prompt_tokens);
+  return refuse(draining(), client_request_id);
+}
+
+// Nothing if draining began meanwhile.
+std::optional<RequestId> ThreadedEngine::enter(Request request, std::vector<int32_t> prompt, std::shared_ptr<TokenSink> sink) {
+  CoreRequest core;
+  core.arrival_us = parts_.clock->now_us();
+  core.sampling = std::make_shared<const SamplingParams>(std::move(request.sampling));
+  core.prompt = prompt;
+  core.cache_salt = std::move(request.cache_salt);
+  core.tenant = std::move(request.tenant);
+  core.bypass_prefix_cache = request.bypass_prefix_cache;
+  core.priority = request.priority;
+  if (request.deadline_ms) core.deadline_us = core.arrival_us + *request.deadline_ms * 1000;
+  DeliveryRequest delivery;
+  delivery.client_request_id = std::move(request.client_request_id);
+  delivery.sink = std::move(sink);
+  delivery.sampling = core.sampling;
+  delivery.first_text = parts_.text->stream(*core.sampling, prompt);
+  delivery.prompt = std::move(prompt);
+  delivery.stream = request.stream;
+  delivery.dump_kv = request.dump_kv;
+  RequestId id;
+  {
+    const std::lock_guard lock(live_mutex_);
+    if (draining_) return {};
+    core.request = delivery.request = id = next_id_++;
+    core.seed = core.sampling->seed.value_or(seeds_.next());
+    live_.insert(id);
+  }
+  delivery_->open(std::move(delivery));  // before the engine thread can have an outcome for it
+  commands_.submit(std::move(core));
+  return id;
+}
+
+bool ThreadedEngine::is_live(RequestId id) const {
+  const std::lock_guard lock(live_mutex_);
+  return live_.contains(id);
+}
+
+void ThreadedEngine::leave(RequestId id) {
+  {
+    const std::lock_guard lock(live_mutex_);
+    live_.erase(id);
+  }
+  live_changed_.notify_all();
+}
+
+void ThreadedEngine::abort(RequestId id) {
+  if (is_live(id)) commands_.abort(id);
+}
+
+void ThreadedEngine::set_paused(RequestId id, bool paused) {
+  if (is_live(id)) commands_.set_paused(id, paused);
+}
+
+void ThreadedEngine::abort_all() {
+  const std::lock_guard lock(live_mutex_);
+  for (const RequestId id : live_) commands_.abort(id);
+}
+
+Result<std::vector<int32_t>> ThreadedEngine::tokenize(const std::string& text, bool add_special_tokens, bool special_as_text) {
+  return parts_.text->encode(text, add_special_tokens, special_as_text);
+}
+
+Result<std::string> ThreadedEngine::detokenize(const std::vector<int32_t>& token_ids, bool skip_special_tokens) {
+  return parts_.text->decode(token_ids, skip_special_tokens);
+}
+
+Result<std::string> ThreadedEngine::render_chat(const std::vector<ChatMessage>& messages) { return parts_.text->render_chat(messages); }
+
+void ThreadedEngine::drain(int64_t timeout_ms) {
+  std::unique_lock lock(live_mutex_);
+  draining_ = true;
+  const auto empty = [this] { return live_.empty(); };
+  if (live_changed_.wait_for(lock, std::chrono::milliseconds(std::max<int64_t>(timeout_ms, 0)), empty)) return;
+  log_line(LogLevel::kWarn, "drain_timeout", {{"timeout_ms", timeout_ms}, {"cancelled", static_cast<int64_t>(live_.size())}});
+  lock.unlock();
+  abort_all();
+  lock.lock();
+  live_changed_.wait(lock, empty);
+}
+
+EngineStats ThreadedEngine::stats() const {
+  EngineStats stats;
+  {
+    const std::lock_guard lock(stats_mutex_);
+    stats = stats_;
+  }
+  stats.requests_submitted_total = submitted_;
+  stats.requests_refused_total = refused_;
+  const int64_t since = busy_since_us_;
+  stats.last_step_age_ms = since < 0 ? 0 : static_cast<double>(parts_.clock->now_us() - since) * 1e-3;
+  return stats;
+}
+
+// ---- the engine thread ------------------------------------------------------------------------------------------------------
+
+bool ThreadedEngine::apply_commands() {
+  Commands commands;
+  if (!commands_.take(commands)) return false;
+  for (CoreRequest& r : commands.submits) core_->submit(std::move(r));
+  for (const auto& [id, index] : commands.stops) core_->stop(id, index);
+  for (const auto& [id, control] : commands.controls) {
+    if (control.abort)
+      core_->abort(id);
+    else if (control.paused)
+      core_->set_paused(id, *control.paused);
+  }
+  return commands.shutdown;
+}
+
+void ThreadedEngine::publish_stats() {
+  const std::unique_lock lock(stats_mutex_, std::try_to_lock);
+  if (lock.owns_lock()) core_->fill_stats(stats_);
+}
+
+void ThreadedEngine::serve() {
+  bool stopping = false;
+  for (;;) {
+    stopping = apply_commands() || stopping;
+    busy_since_us_ = parts_.clock->now_us();
+    const bool worked = core_->step();
+    Outcome outcome = core_->take_outcome();
+    if (!outcome.empty()) delivery_->deliver(std::move(outcome));
+    publish_stats();
+    if (worked) continue;
+    busy_since_us_ = -1;
+    if (stopping && core_->idle()) return;
+    const int64_t until_us = core_->next_deadline_us();
+    const int64_t wait_us = until_us == kNoDeadline ? -1 : std::clamp<int64_t>(until_us - parts_.clock->now_us(), 0, kMaxIdleWaitUs);
+    commands_.wait(wait_us);
+  }
+}
+
+}  // namespace quire

@@ -1,0 +1,81 @@
+// quire::Engine over its parts: the engine thread around EngineCore, the delivery thread, and the door that any thread may use.
+// Engine::open makes the parts from a model directory; tests make them by hand.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_set>
+#include <vector>
+
+#include "quire/engine.h"
+#include "src/base/random.h"
+#include "src/engine/commands.h"
+#include "src/engine/delivery_thread.h"
+#include "src/engine/engine_core.h"
+
+namespace quire {
+
+struct EngineParts {
+  CoreOptions core;
+  std::unique_ptr<Executor> executor;
+  std::unique_ptr<TextFront> text;
+  std::unique_ptr<Clock> clock;
+  ModelCard card;
+  std::vector<int32_t> layer_windows;  // 0 = full attention; for dumps
+};
+
+class ThreadedEngine final : public Engine {
+ public:
+  static Result<std::unique_ptr<Engine>> start(EngineParts parts);
+  ~ThreadedEngine() override;
+
+  Result<RequestId> submit(Request request, std::shared_ptr<TokenSink> sink) override;
+  void abort(RequestId id) override;
+  void set_paused(RequestId id, bool paused) override;
+  Result<std::vector<int32_t>> tokenize(const std::string& text, bool add_special_tokens, bool special_as_text) override;
+  Result<std::string> detokenize(const std::vector<int32_t>& token_ids, bool skip_special_tokens) override;
+  Result<std::string> render_chat(const std::vector<ChatMessage>& messages) override;
+  ModelCard model() const override { return parts_.card; }
+  EngineStats stats() const override;
+  const EngineConfig& config() const override { return parts_.core.config; }
+  void drain(int64_t timeout_ms) override;
+
+ private:
+  explicit ThreadedEngine(EngineParts parts);
+  Result<std::vector<int32_t>> encode(const Request& request) const;
+  Status check_door(const Request& request, const std::vector<int32_t>& prompt);
+  std::optional<RequestId> enter(Request request, std::vector<int32_t> prompt, std::shared_ptr<TokenSink> sink);
+  Error refuse(Error error, const std::string& client_request_id);
+  bool is_live(RequestId id) const;
+  void leave(RequestId id);
+  void abort_all();
+
+  void serve();  // the engine thread
+  bool apply_commands();
+  void publish_stats();
+
+  EngineParts parts_;
+  std::unique_ptr<EngineCore> core_;
+  CommandQueue commands_;
+
+  mutable std::mutex live_mutex_;
+  std::condition_variable live_changed_;
+  std::unordered_set<RequestId> live_;  // submitted, last event not delivered
+  RequestId next_id_ = 1;
+  Random seeds_;
+  std::atomic<bool> draining_{false};
+  std::atomic<int64_t> submitted_{0}, refused_{0};
+  std::atomic<int64_t> busy_since_us_{-1};  // of the oldest step that has not ended; -1 = idle
+
+  mutable std::mutex stats_mutex_;  // the engine thread only tries it: a reader never holds up a step
+  EngineStats stats_;
+
+  std::unique_ptr<DeliveryThread> delivery_;
+  std::thread thread_;
+};
+
+}  // namespace quire
