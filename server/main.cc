@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <exception>
 #include <span>
+#include <string_view>
 
 #include "server/commands/command.h"
 #include "server/version.h"
@@ -34,14 +35,17 @@ void print_usage(std::FILE* out) {
   fmt::print(out, "\nquire COMMAND --help lists a command's flags with units, defaults and environment names.\n");
 }
 
-// The command whose words the arguments begin with.
+// Whether `words` begin with the command's one or two words.
+bool begins_with(std::span<char*> words, const Command& command) {
+  const std::string_view wanted = command.words;
+  const size_t blank = wanted.find(' ');
+  if (words.empty() || words[0] != wanted.substr(0, blank)) return false;
+  return blank == std::string_view::npos || (words.size() > 1 && words[1] == wanted.substr(blank + 1));
+}
+
 const Command* find_command(std::span<char*> words) {
-  for (const Command& command : kCommands) {
-    std::string given;
-    const size_t num_words = command.words.find(' ') == std::string::npos ? 1 : 2;
-    for (size_t i = 0; i < num_words && i < words.size(); ++i) given += (i == 0 ? "" : " ") + std::string(words[i]);
-    if (given == command.words) return &command;
-  }
+  for (const Command& command : kCommands)
+    if (begins_with(words, command)) return &command;
   return nullptr;
 }
 
