@@ -1,0 +1,103 @@
+#include "benchmarks/cpu/ceilings.h"
+
+#include <immintrin.h>
+
+#include <cstdlib>
+#include <memory>
+#include <thread>
+
+#include "src/device/cpu_features.h"
+
+namespace quire::bench {
+namespace {
+
+constexpr int64_t kReadBytes = 512ll << 20;
+constexpr int64_t kSteps = 1'000'000;
+constexpr int kSums = 12;  // enough to hide the latency of either instruction
+
+volatile float kept;  // so that no loop is dropped
+
+__attribute__((target("avx2,fma"))) void fma_avx2() {
+  __m256 sum[kSums], x = _mm256_set1_ps(1);
+  for (auto& s : sum) s = _mm256_setzero_ps();
+  for (int64_t i = 0; i < kSteps; ++i) {
+    asm volatile("" : "+x"(x));
+#pragma GCC unroll 12
+    for (auto& s : sum) s = _mm256_fmadd_ps(x, x, s);
+  }
+  for (const auto& s : sum) kept = _mm256_cvtss_f32(s);
+}
+
+__attribute__((target("avx512f"))) void fma_avx512() {
+  __m512 sum[kSums], x = _mm512_set1_ps(1);
+  for (auto& s : sum) s = _mm512_setzero_ps();
+  for (int64_t i = 0; i < kSteps; ++i) {
+    asm volatile("" : "+v"(x));
+#pragma GCC unroll 12
+    for (auto& s : sum) s = _mm512_fmadd_ps(x, x, s);
+  }
+  for (const auto& s : sum) kept = _mm512_cvtss_f32(s);
+}
+
+__attribute__((target("avx512f,avx512bf16"))) void dot_avx512() {
+  __m512 sum[kSums];
+  __m512i x = _mm512_set1_epi32(0x3f803f80);
+  for (auto& s : sum) s = _mm512_setzero_ps();
+  for (int64_t i = 0; i < kSteps; ++i) {
+    asm volatile("" : "+v"(x));
+#pragma GCC unroll 12
+    for (auto& s : sum) s = _mm512_dpbf16_ps(s, (__m512bh)x, (__m512bh)x);
+  }
+  for (const auto& s : sum) kept = _mm512_cvtss_f32(s);
+}
+
+__attribute__((target("avx2"))) void read(const char* data, int64_t bytes) {
+  __m256i sum[4] = {};
+  for (int64_t i = 0; i < bytes; i += 128) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      sum[j] =
+          _mm256_xor_si256(sum[j], _mm256_load_si256(reinterpret_cast<const __m256i*>(data + i + 32 * j)));
+    }
+  }
+  kept = static_cast<float>(_mm256_extract_epi8(
+      _mm256_xor_si256(_mm256_xor_si256(sum[0], sum[1]), _mm256_xor_si256(sum[2], sum[3])), 0));
+}
+
+template <class Body>
+double best_seconds(int threads, Body body) {
+  return time_of(6,
+                 [&] {
+                   std::vector<std::jthread> all;
+                   for (int t = 0; t < threads; ++t) all.emplace_back([&, t] { body(t); });
+                 })
+             .best_ms *
+         1e-3;
+}
+
+double read_ceiling(int threads) {
+  const std::unique_ptr<char, void (*)(void*)> data(
+      static_cast<char*>(std::aligned_alloc(2 << 20, kReadBytes)), std::free);
+  for (int64_t i = 0; i < kReadBytes; i += 4096) data.get()[i] = 1;
+  const int64_t share = kReadBytes / threads / 128 * 128;
+  return static_cast<double>(share * threads) * 1e-9 /
+         best_seconds(threads, [&](int t) { read(data.get() + t * share, share); });
+}
+
+double rate(int threads, double flop_per_step, void (*loop)()) {
+  return threads * kSteps * kSums * flop_per_step * 1e-9 / best_seconds(threads, [&](int) { loop(); });
+}
+
+}  // namespace
+
+Ceilings measure_ceilings(int threads) {
+  const CpuIsa isa = machine_isa();
+  Ceilings c;
+  if (isa < CpuIsa::kAvx2) return c;
+  c.read_gb_s = read_ceiling(threads);
+  c.fma_gflop_s = isa < CpuIsa::kAvx512 ? rate(threads, 16, fma_avx2) : rate(threads, 32, fma_avx512);
+  if (isa == CpuIsa::kAvx512Bf16) c.bf16_gflop_s = rate(threads, 64, dot_avx512);
+  return c;
+}
+
+}  // namespace quire::bench
