@@ -132,6 +132,7 @@ template <class T>
 __device__ inline T shfl_up(T v, int n) { return __shfl_up_sync(~0u, v, n); }
 __device__ inline bool any(bool p) { return __any_sync(~0u, p); }
 __device__ inline uint32_t ballot(bool p) { return __ballot_sync(~0u, p); }
+__device__ inline int count_bits(uint32_t u) { return __popc(u); }
 __device__ inline void sync_warp() { __syncwarp(); }
 __device__ inline void sync_threads() { __syncthreads(); }
 __device__ inline bool sync_threads_or(bool p) { return __syncthreads_or(p); }

@@ -23,7 +23,7 @@
 //              cp_async16_or_zero(target, source, bool valid)                 zeros when !valid; source is not read then
 //              cp_async16_evict_first(target, source, EvictFirst)             KV, which no one reads again this step
 //              cp_async_commit(); cp_async_wait<N>()                          all but the newest N groups have landed
-//   warp       shfl(v, lane), shfl_xor(v, mask), shfl_up(v, n), any(p), ballot(p), sync_warp()
+//   warp       shfl(v, lane), shfl_xor(v, mask), shfl_up(v, n), any(p), ballot(p), count_bits(u), sync_warp()
 //   tensor     ldmatrix_x4(r, row), ldmatrix_x4_trans(r, row), movmatrix_trans(r), mma_16816<T>(d, a, b)
 //   block      sync_threads(), sync_threads_or(p), fence_grid()
 //   atomics    atomic_add(int32_t*|uint32_t*|float*, v) -> old; atomic_max(uint32_t*, v); the same on Shared<T>

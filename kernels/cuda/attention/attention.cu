@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "kernels/op_checks.h"
 
@@ -20,6 +21,8 @@ void check_attention(const AttentionParams& p) {
   check_equal("attention arena, alignment to 16", reinterpret_cast<uintptr_t>(p.arena) % 16, 0);
   check_equal("attention q, alignment to 16", reinterpret_cast<uintptr_t>(p.q) % 16, 0);
 }
+
+int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 constexpr int kMaxPrefixSplits = 8;
 constexpr int kMinSplitSlots = 256;
@@ -59,6 +62,25 @@ void run_decode(const AttentionContext& context, const AttentionParams& p) {
 
 }  // namespace
 
+int64_t AttentionScratchNeed::bytes() const {
+  return aligned(partial_floats * 4) + aligned(num_counters * 4) + aligned(prefix_floats * 4) + aligned(lse_floats * 4);
+}
+
+AttentionScratch AttentionScratchNeed::place(void* memory) const {
+  char* next = static_cast<char*>(memory);
+  const auto take = [&](int64_t count) { return std::exchange(next, next + aligned(count * 4)); };
+  AttentionScratch s;
+  s.partials = reinterpret_cast<float*>(take(partial_floats));
+  s.partial_floats = partial_floats;
+  s.counters = reinterpret_cast<int32_t*>(take(num_counters));
+  s.num_counters = num_counters;
+  s.prefix_partials = reinterpret_cast<float*>(take(prefix_floats));
+  s.prefix_floats = prefix_floats;
+  s.lse = reinterpret_cast<float*>(take(lse_floats));
+  s.lse_floats = lse_floats;
+  return s;
+}
+
 AttentionScratchNeed attention_scratch_need(const AttentionMachine& machine, const DecodeTuning& tuning, int64_t max_rows,
                                             int64_t max_sequences, int32_t max_q_heads, int32_t max_head_dim) {
   return {.partial_floats = decode_partial_floats(machine.multiprocessors * tuning.blocks_per_multiprocessor, max_head_dim),
@@ -81,7 +103,10 @@ void attention(const AttentionContext& context, DType activations, const Attenti
   } else {
     const bool one_sequence_of_many = p.max_rows > 1 && p.num_sequences == 1;
     if (!one_sequence_of_many) run_decode(context, p);
-    if (p.max_rows > 1) launch_prefill_attention(context, p);
+    if (p.max_rows > 1) {
+      launch_prefill_attention(context, p);
+      if (p.row_logits != nullptr) launch_last_row_logits(context, p);
+    }
   }
   if (p.column_sums != nullptr) launch_column_sums(context, activations, p);
 }

@@ -2,7 +2,7 @@
 //   rows of one query      decode.cu     tensor cores, split over the grid, merged in the kernel
 //   rows of several        prefill.cu    tensor cores, flash tiles; prefill_sm90.cu on Hopper for head sizes 64 and 128
 //   float32 values, or a head size without tensor-core kernel        plain.cu
-//   column sums (K5)       column_sums.cu, after any of them
+//   column sums (K5), row logits of a prefill (K3)                   side_outputs.cu, after any of them
 //   shared prefixes (K2)   prefill's kernel over the members of each node, then decode over what is left of their lists
 // One caller, the executor thread. Nothing here allocates or reads device memory; the context's scratch is the caller's.
 #pragma once
@@ -45,9 +45,12 @@ struct AttentionContext {
   AttentionScratch scratch;
 };
 
-// What the scratch must hold at least for any call within these sizes.
+// Scratch for any call within these sizes: its bytes, and its parts in memory of so many bytes, aligned to 256. The caller zeroes
+// the counters once.
 struct AttentionScratchNeed {
   int64_t partial_floats = 0, num_counters = 0, prefix_floats = 0, lse_floats = 0;
+  int64_t bytes() const;
+  AttentionScratch place(void* memory) const;
 };
 AttentionScratchNeed attention_scratch_need(const AttentionMachine& machine, const DecodeTuning& tuning, int64_t max_rows,
                                             int64_t max_sequences, int32_t max_q_heads, int32_t max_head_dim);
@@ -62,6 +65,7 @@ void launch_decode_attention(const AttentionContext& context, const AttentionPar
 void launch_prefill_attention(const AttentionContext& context, const AttentionParams& p);
 void launch_prefix_attention(const AttentionContext& context, const AttentionParams& p, int splits);
 void launch_plain_attention(const AttentionContext& context, DType activations, const AttentionParams& p);
+void launch_last_row_logits(const AttentionContext& context, const AttentionParams& p);  // of sequences of several rows
 void launch_column_sums(const AttentionContext& context, DType activations, const AttentionParams& p);
 
 }  // namespace quire::QUIRE_SIDE

@@ -7,7 +7,6 @@
 #pragma once
 
 #include "kernels/cuda/attention/paged_kv.h"
-#include "kernels/cuda/attention/work_split.h"
 
 namespace quire::QUIRE_SIDE {
 
@@ -42,39 +41,33 @@ __device__ inline int flash_tiles(const FlashParams& a, int entry) {
   return (rows * a.view.group + kRows - 1) / kRows;
 }
 
-// Tiles are taken last first: the last of a sequence sees the most slots.
+// Tile `tile` of the rows of an entry: a sequence, or a node of the cascade.
 template <int kRows, bool kCascade>
-__device__ inline bool find_task(const FlashParams& a, Shared<int32_t> scratch, int tile_from_end, int head, int split,
-                                 FlashTask& task) {
-  const int entries = kCascade ? a.num_nodes : a.view.num_sequences;
-  int tile = 0;
-  const WorkStart start = find_work(
-      scratch, entries, [&](int e) { return flash_tiles<kRows, kCascade>(a, e); },
-      [&](int total) { return tile = tile_from_end < total ? total - 1 - tile_from_end : total; });
-  if (start.entry == entries) return false;
+__device__ inline FlashTask make_task(const FlashParams& a, int entry, int tile, int head, int split) {
   const AttentionView& v = a.view;
   const int32_t* rows_start = kCascade ? a.node_sequence_start : v.query_start;
-  task.members = task.query_row = load(rows_start + start.entry);
-  const int rows = load(rows_start + start.entry + 1) - task.query_row;
+  FlashTask task;
+  task.members = task.query_row = load(rows_start + entry);
+  const int rows = load(rows_start + entry + 1) - task.query_row;
   task.rows = rows * v.group;
   task.head = head;
-  task.first_row = (tile - start.entry_begin) * kRows;
+  task.first_row = tile * kRows;
   if constexpr (kCascade) {
     task.sequence = load(a.node_sequences + task.members);
-    const int from = load(a.node_slots + 2 * start.entry), to = load(a.node_slots + 2 * start.entry + 1);
+    const int from = load(a.node_slots + 2 * entry), to = load(a.node_slots + 2 * entry + 1);
     const int unit = 1 << v.block_shift, blocks = (to - from) >> v.block_shift;
     task.begin = from + blocks * split / a.splits * unit;
     task.end = task.length = from + blocks * (split + 1) / a.splits * unit;
     task.index_of_row0 = task.end - 1;
-    return true;
+  } else {
+    task.sequence = entry;
+    task.length = length_of(v, task.sequence, head);
+    task.index_of_row0 = task.length - rows;
+    const int last_row = (min(task.first_row + kRows, task.rows) - 1) / v.group;
+    task.end = task.index_of_row0 + last_row + 1;
+    task.begin = v.window > 0 ? max(0, task.index_of_row0 + task.first_row / v.group + 1 - v.window) : 0;
   }
-  task.sequence = start.entry;
-  task.length = length_of(v, task.sequence, head);
-  task.index_of_row0 = task.length - rows;
-  const int last_row = (min(task.first_row + kRows, task.rows) - 1) / v.group;
-  task.end = task.index_of_row0 + last_row + 1;
-  task.begin = v.window > 0 ? max(0, task.index_of_row0 + task.first_row / v.group + 1 - v.window) : 0;
-  return true;
+  return task;
 }
 
 // Where a packed row's query, and its result, lie.
@@ -137,23 +130,6 @@ struct FlashScores {
           const int at = column + n * 8 + i % 2;
           if (at > last || at < first) s[m][n][i] = kNegativeInfinity;
         }
-      }
-  }
-
-  // The logits of the sequence's last row, after masking: what it does not see is not written.
-  __device__ void store_row_logits(const AttentionView& v, const FlashTask& task, int first_row, int slot) const {
-    const int column = slot + threadIdx.x % 4 * 2;
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int packed = first_row + m * 16 + i / 2 * 8 + static_cast<int>(threadIdx.x % kWarp / 4);
-        if (packed < task.rows - v.group || packed >= task.rows) continue;
-        const int64_t row = int64_t{task.sequence} * v.num_q_heads + task.head * v.group + packed % v.group;
-#pragma unroll
-        for (int n = 0; n < kColumns; ++n)
-          if (s[m][n][i] != kNegativeInfinity)
-            store(v.row_logits + row * v.row_logits_stride + column + n * 8 + i % 2, s[m][n][i] * v.scale);
       }
   }
 

@@ -9,6 +9,8 @@
 // The same kernel is the cascade's first phase: rows are one row of each sequence that shares a prefix, results stay partial.
 #include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/attention/flash_tile.h"
+#include "kernels/cuda/attention/prefill_sm90.h"
+#include "kernels/cuda/attention/task_finder.h"
 #include "src/base/check.h"
 
 namespace quire::QUIRE_SIDE {
@@ -27,7 +29,7 @@ struct Flash {
   static constexpr int kSteps = kDim / 16;
   static constexpr int kTileBytes = kSlots * Layout::kRowBytes;
   static constexpr int kQueryBytes = kRows * Layout::kRowBytes;
-  static constexpr int kSharedBytes = kQueryBytes + 2 * kTileBytes + kScanInts * 4;
+  static constexpr int kSharedBytes = kQueryBytes + 2 * kTileBytes;
   static constexpr int kGranules = kSlots / 8;              // 8 slots always lie in one block
 
   const FlashParams& a;
@@ -44,11 +46,12 @@ struct Flash {
 
   __device__ void run() {
     const int split = kCascade ? blockIdx.z : 0;
-    const bool has_work =
-        find_task<kRows, kCascade>(a, (v_tile + kTileBytes).template as<int32_t>(), blockIdx.y, blockIdx.x, split, task);
+    int entry = 0, tile = 0;
+    const bool has_work = TaskFinder<kRows, kCascade>(a).find(blockIdx.y, entry, tile);
     wait_for_previous_kernel();
     let_next_kernel_start();
     if (!has_work) return;
+    task = make_task<kRows, kCascade>(a, entry, tile, blockIdx.x, split);
     first_row = task.first_row + warp * kTiles * 16;
     rows.reset();
 #pragma unroll
@@ -150,7 +153,6 @@ struct Flash {
     const int least = task.index_of_row0 + task.first_row / v.group;  // the last slot that the first row sees
     const bool all_seen = slot >= begin && slot + kSlots <= end && (kCascade || slot + kSlots - 1 <= least) && v.window == 0;
     if (!all_seen) scores.template mask<kCascade>(a, task, first_row, slot, begin, end);
-    if (v.row_logits != nullptr) scores.store_row_logits(v, task, first_row, slot);
     float factor[kTiles][2];
     if (!scores.softmax(v.scale * kLog2e, rows, factor)) return;
 #pragma unroll
@@ -226,27 +228,31 @@ void launch_for_dim(void* stream, const FlashParams& params, int64_t rows, int64
   }
 }
 
+template <bool kCascade>
+void launch_flash_attention(const AttentionContext& context, const FlashParams& params, DType dtype, int64_t rows, int64_t entries) {
+  if (sm90_takes(context.machine, params)) return launch_flash_sm90(context, params, dtype, rows, entries);
+  if (dtype == DType::kBF16) return launch_for_dim<bf16, kCascade>(context.stream, params, rows, entries);
+  launch_for_dim<f16, kCascade>(context.stream, params, rows, entries);
+}
+
 }  // namespace
 
 void launch_prefill_attention(const AttentionContext& context, const AttentionParams& p) {
-  const FlashParams params{.view = view_of(p)};
   const int64_t entries = std::min<int64_t>(p.num_sequences, p.rows / 2);  // with two rows or more
-  if (p.layout.dtype == DType::kBF16) return launch_for_dim<bf16, false>(context.stream, params, p.rows, entries);
-  launch_for_dim<f16, false>(context.stream, params, p.rows, entries);
+  launch_flash_attention<false>(context, {.view = view_of(p)}, p.layout.dtype, p.rows, entries);
 }
 
 void launch_prefix_attention(const AttentionContext& context, const AttentionParams& p, int splits) {
   const SharedPrefixes& shared = p.prefixes;
-  const FlashParams params{.view = view_of(p),
-                           .node_sequence_start = shared.node_sequence_start,
-                           .node_sequences = shared.node_sequences,
-                           .node_slots = shared.node_slots,
-                           .partials = context.scratch.prefix_partials,
-                           .num_nodes = shared.num_nodes,
-                           .splits = splits};
-  if (p.layout.dtype == DType::kBF16)
-    return launch_for_dim<bf16, true>(context.stream, params, shared.num_members, shared.num_nodes);
-  launch_for_dim<f16, true>(context.stream, params, shared.num_members, shared.num_nodes);
+  launch_flash_attention<true>(context,
+                               {.view = view_of(p),
+                                .node_sequence_start = shared.node_sequence_start,
+                                .node_sequences = shared.node_sequences,
+                                .node_slots = shared.node_slots,
+                                .partials = context.scratch.prefix_partials,
+                                .num_nodes = shared.num_nodes,
+                                .splits = splits},
+                               p.layout.dtype, shared.num_members, shared.num_nodes);
 }
 
 }  // namespace quire::QUIRE_SIDE

@@ -178,6 +178,7 @@ inline uint32_t ballot(bool p, int line = __builtin_LINE()) {
   shim::warp_operation(kVote, &a, line);
   return a.out;
 }
+inline int count_bits(uint32_t u) { return std::popcount(u); }
 inline bool any(bool p, int line = __builtin_LINE()) { return ballot(p, line) != 0; }
 inline void sync_warp(int line = __builtin_LINE()) { shim::warp_operation(kSyncWarp, nullptr, line); }
 inline void sync_threads(int line = __builtin_LINE()) { shim::block_barrier("sync_threads", line); }

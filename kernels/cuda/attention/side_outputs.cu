@@ -1,9 +1,13 @@
-// K5: column_sums[sequence][query head][slot] += sum over this call's rows of the slot's probability. A second pass, after the
-// rows' LSE is known: exact in any chunking, because a causal row's LSE is final when its chunk has run.
+// What retention asks of a prefill, as passes of their own over the keys: the forward kernels stay free of them.
 //
-// What a block works on: 64 slots of one list and one query head, against all rows that see them; one block owns a slot's sum, so
-// there are no atomics and a second run gives the same bits. Bound: tensor cores (half of the forward's operations) for 16-bit
-// types; the plain kernel beneath, for float32 and unusual head sizes, is bound by its loads.
+// K5: column_sums[sequence][query head][slot] += sum over this call's rows of the slot's probability, after the rows' LSE is known:
+// exact in any chunking, because a causal row's LSE is final when its chunk has run. A block works on 64 slots of one list and
+// one query head, against all rows that see them; it owns the slots' sums, so there are no atomics and a second run gives the
+// same bits. Bound: tensor cores (half of the forward's operations) for 16-bit types; the plain kernels beneath, for float32
+// and unusual head sizes, by their loads.
+//
+// K3: row_logits of the last row of each sequence of several rows (decode.cu and plain.cu write their own). A block works on 64
+// slots and one query head; bound: reading K once a query head, half of what a decode step of the list reads, or less.
 #include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/attention/paged_kv.h"
 #include "src/base/check.h"
@@ -13,6 +17,7 @@ namespace {
 
 constexpr int kSumWarps = 4;
 constexpr int kSumSlots = 64;
+constexpr int kLogitSlots = 128;
 
 struct ColumnSumParams {
   AttentionView view;  // .lse is set
@@ -181,6 +186,41 @@ __global__ void __launch_bounds__(kSumSlots) plain_column_sums(const __grid_cons
   store(target, load(target) + sum);
 }
 
+// A thread a slot: its key by 16-byte loads against the query in shared memory.
+template <class T>
+__global__ void __launch_bounds__(kLogitSlots) last_row_logits(const __grid_constant__ AttentionView v) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const int q_head = blockIdx.x, head = q_head / v.group, sequence = blockIdx.z;
+  const int slot = blockIdx.y * kLogitSlots + threadIdx.x, length = length_of(v, sequence, head);
+  const int end_row = load(v.query_start + sequence + 1), rows = end_row - load(v.query_start + sequence);
+  if (rows <= 1 || static_cast<int>(blockIdx.y) * kLogitSlots >= length) return;
+  const Shared<float> q = dynamic_shared<float>(), q_sink = q + v.head_dim;
+  const int64_t at = (end_row - 1) * v.q_stride + int64_t{q_head} * v.head_dim;
+  const int sink_slots = v.q_sink != nullptr ? load(v.sink_slots + sequence) : 0;
+  for (int d = threadIdx.x; d < v.head_dim; d += kLogitSlots) {
+    q[d] = to_f32(load(static_cast<const T*>(v.q) + at + d));
+    if (sink_slots > 0) q_sink[d] = to_f32(load(static_cast<const T*>(v.q_sink) + at + d));
+  }
+  sync_threads();
+  if (slot >= length || (v.window > 0 && slot < length - v.window)) return;
+  const int32_t block = load(table_of(v, sequence, head) + (slot >> v.block_shift));
+  const char* key = tile_of(v, block, head) + (slot & ((1 << v.block_shift) - 1)) * (v.head_dim * 2);
+  const Shared<float> query = slot < sink_slots ? q_sink : q;
+  float dot = 0;
+  for (int d = 0; d < v.head_dim; d += 8) {
+    const uint4 chunk = load(reinterpret_cast<const uint4*>(key + d * 2));
+    const uint32_t pairs[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 k = unpack2<T>(pairs[i]);
+      dot += query[d + 2 * i] * k.x + query[d + 2 * i + 1] * k.y;
+    }
+  }
+  const int64_t row = int64_t{sequence} * v.num_q_heads + q_head;
+  store(v.row_logits + row * v.row_logits_stride + slot, log2_logit(v, dot) * kLn2);
+}
+
 template <class T, int kDim>
 void launch_sums(const LaunchConfig& config, const ColumnSumParams& params) {
   LaunchConfig c = config;
@@ -216,6 +256,16 @@ void launch_column_sums(const AttentionContext& context, DType activations, cons
   if (kv == DType::kF32) return launch<plain_column_sums<float, float>>(config, params);
   if (kv == DType::kBF16) return launch<plain_column_sums<float, bf16>>(config, params);
   launch<plain_column_sums<float, f16>>(config, params);
+}
+
+void launch_last_row_logits(const AttentionContext& context, const AttentionParams& p) {
+  const LaunchConfig config{.grid = dim3(p.num_q_heads, (p.max_length + kLogitSlots - 1) / kLogitSlots, p.num_sequences),
+                            .block = dim3(kLogitSlots),
+                            .shared_bytes = 2 * p.head_dim * 4,
+                            .stream = context.stream,
+                            .dependent = true};
+  if (p.layout.dtype == DType::kBF16) return launch<last_row_logits<bf16>>(config, view_of(p));
+  launch<last_row_logits<f16>>(config, view_of(p));
 }
 
 }  // namespace quire::QUIRE_SIDE
