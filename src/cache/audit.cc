@@ -43,7 +43,7 @@ std::optional<std::string> BlockPool::audit() const {
 
 std::optional<std::string> PrefixTree::children_in_order(TreeNode parent, std::vector<int32_t>& out) const {
   std::vector<int32_t> stack;
-  for (int32_t node = nodes_[value(parent)].children; node >= 0 || !stack.empty();) {
+  for (int32_t node = node_at(parent).children; node >= 0 || !stack.empty();) {
     if (node >= 0) {
       stack.push_back(node);
       node = nodes_[node].left;
@@ -63,10 +63,10 @@ std::optional<std::string> PrefixTree::audit_child(TreeNode parent, int32_t node
   const std::span<const TokenId> own = tokens(BlockId{node});
   if (n.parent != parent)
     return fmt::format("block {} stands under node {}, names {}", node, value(parent), value(n.parent));
-  if (n.depth != nodes_[value(parent)].depth + 1) return fmt::format("block {} has depth {}", node, n.depth);
+  if (n.depth != node_at(parent).depth + 1) return fmt::format("block {} has depth {}", node, n.depth);
   if (n.head != head_of(own)) return fmt::format("block {} has a wrong head", node);
   if (n.num_tokens < block_tokens_) return std::nullopt;
-  if (n.prefix_hash != mix(nodes_[value(parent)].prefix_hash, hash_tokens(own)))
+  if (n.prefix_hash != mix(node_at(parent).prefix_hash, hash_tokens(own)))
     return fmt::format("block {} has a wrong prefix hash", node);
   if (find_full(n.prefix_hash, parent, own) != node)
     return fmt::format("block {} is not found by its hash", node);

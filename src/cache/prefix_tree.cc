@@ -24,13 +24,13 @@ void PrefixTree::add_root(NamespaceId ns) {
   int32_t number = static_cast<int32_t>(root_names_.size());
   if (free_roots_.empty()) {
     root_names_.push_back(ns);
-    nodes_.emplace_back();
+    root_nodes_.emplace_back();
   } else {
     number = free_roots_.back();
     free_roots_.pop_back();
     root_names_[number] = ns;
   }
-  Node& node = nodes_[max_blocks_ + number];
+  Node& node = root_nodes_[number];
   node = {};
   node.depth = -1;
   node.num_tokens = block_tokens_;
@@ -69,7 +69,7 @@ PrefixTree::Nearest PrefixTree::nearest(TreeNode parent, std::span<const TokenId
   // both.
   Nearest best;
   const uint64_t head = head_of(tokens);
-  for (int32_t node = nodes_[value(parent)].children; node >= 0;) {
+  for (int32_t node = node_at(parent).children; node >= 0;) {
     const Comparison c = compare(tokens, head, node);
     if (c.shared > best.shared) best = {.block = BlockId{node}, .shared = c.shared};
     node = c.less ? nodes_[node].left : nodes_[node].right;
@@ -83,19 +83,19 @@ void PrefixTree::insert(TreeNode parent, BlockId block, std::span<const TokenId>
   const auto count = static_cast<int32_t>(tokens.size());
   check(count >= 1 && count <= block_tokens_, "a node has 1 to block_tokens tokens");
   check(!contains(block), "a block is one node");
-  check(nodes_[value(parent)].num_tokens == block_tokens_, "only full blocks have children");
+  check(node_at(parent).num_tokens == block_tokens_, "only full blocks have children");
   Node& node = nodes_[value(block)];
   node = {};
   node.parent = parent;
-  node.depth = nodes_[value(parent)].depth + 1;
+  node.depth = node_at(parent).depth + 1;
   node.num_tokens = count;
   node.head = head_of(tokens);
   std::copy(tokens.begin(), tokens.end(), &tokens_[static_cast<int64_t>(value(block)) * block_tokens_]);
   link(parent, value(block));
-  ++nodes_[value(parent)].num_children;
+  ++node_at(parent).num_children;
   ++size_;
   if (count < block_tokens_) return;
-  node.prefix_hash = mix(nodes_[value(parent)].prefix_hash, hash_tokens(tokens));
+  node.prefix_hash = mix(node_at(parent).prefix_hash, hash_tokens(tokens));
   index_full(value(block));
 }
 
@@ -104,7 +104,7 @@ void PrefixTree::erase(BlockId leaf) {
   check(contains(leaf) && node.num_children == 0, "only leaves leave the tree");
   if (node.num_tokens == block_tokens_) unindex_full(value(leaf));
   unlink(node.parent, value(leaf));
-  --nodes_[value(node.parent)].num_children;
+  --node_at(node.parent).num_children;
   node.parent = TreeNode::kNone;
   --size_;
 }
@@ -112,31 +112,26 @@ void PrefixTree::erase(BlockId leaf) {
 // ---- the full blocks' hash table ----
 
 namespace {
-constexpr size_t kBatch = 16;  // blocks whose misses overlap
-uint32_t tag_of(uint64_t hash) {
-  return static_cast<uint32_t>(hash);
-}
+constexpr size_t kBatch = 128;  // blocks whose misses overlap
 }  // namespace
 
 int32_t PrefixTree::find_full(uint64_t prefix_hash, TreeNode parent, std::span<const TokenId> tokens) const {
   for (size_t i = home(prefix_hash); slots_[i].block >= 0; i = (i + 1) & slot_mask_) {
-    if (slots_[i].tag != tag_of(prefix_hash)) continue;
-    const int32_t node = slots_[i].block;
-    const bool same =
-        nodes_[node].parent == parent && std::memcmp(&tokens_[static_cast<int64_t>(node) * block_tokens_],
-                                                     tokens.data(), tokens.size_bytes()) == 0;
-    if (same) return node;
+    const Slot& slot = slots_[i];
+    if (slot.prefix_hash != prefix_hash || slot.parent != parent) continue;
+    const TokenId* own = &tokens_[static_cast<int64_t>(slot.block) * block_tokens_];
+    if (std::memcmp(own, tokens.data(), tokens.size_bytes()) == 0) return slot.block;
   }
   return -1;
 }
 
-// Follows full blocks down from `at`. Hashes of a batch come first, then its table slots, nodes and tokens
+// Follows full blocks down from `at`. Hashes of a batch come first, then its table slots and tokens
 // are called for, then they are confirmed in order: at a million blocks nothing is in a cache, and this keeps
 // many misses under way.
 int32_t PrefixTree::match_full(TreeNode& at, std::span<const TokenId> tokens,
                                std::vector<BlockId>& path) const {
   const size_t num_blocks = tokens.size() / block_tokens_;
-  uint64_t prefix_hash = nodes_[value(at)].prefix_hash;
+  uint64_t prefix_hash = node_at(at).prefix_hash;
   uint64_t hashes[kBatch];
   for (size_t start = 0; start < num_blocks; start += kBatch) {
     const size_t count = std::min(kBatch, num_blocks - start);
@@ -148,7 +143,6 @@ int32_t PrefixTree::match_full(TreeNode& at, std::span<const TokenId> tokens,
     for (size_t i = 0; i < count; ++i) {
       const int32_t guess = slots_[home(hashes[i])].block;
       if (guess < 0) continue;
-      __builtin_prefetch(&nodes_[guess]);
       __builtin_prefetch(&tokens_[static_cast<int64_t>(guess) * block_tokens_]);
     }
     for (size_t i = 0; i < count; ++i) {
@@ -166,7 +160,7 @@ void PrefixTree::index_full(int32_t node) {
   const uint64_t hash = nodes_[node].prefix_hash;
   size_t i = home(hash);
   while (slots_[i].block >= 0) i = (i + 1) & slot_mask_;
-  slots_[i] = {.tag = tag_of(hash), .block = node};
+  slots_[i] = {.prefix_hash = hash, .block = node, .parent = nodes_[node].parent};
 }
 
 // Closes the gap by moving back what a search would no longer reach (Knuth, TAOCP 3, 6.4, algorithm R).
@@ -174,7 +168,7 @@ void PrefixTree::unindex_full(int32_t node) {
   size_t gap = home(nodes_[node].prefix_hash);
   while (slots_[gap].block != node) gap = (gap + 1) & slot_mask_;
   for (size_t i = (gap + 1) & slot_mask_; slots_[i].block >= 0; i = (i + 1) & slot_mask_) {
-    const size_t wanted = home(nodes_[slots_[i].block].prefix_hash);
+    const size_t wanted = home(slots_[i].prefix_hash);
     if (((i - wanted) & slot_mask_) < ((i - gap) & slot_mask_)) continue;
     slots_[gap] = slots_[i];
     gap = i;

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "src/base/ids.h"
+#include "src/cache/large_vector.h"
 #include "src/cache/namespaces.h"
 
 namespace quire {
@@ -63,7 +64,7 @@ class PrefixTree {
   bool is_root(TreeNode node) const { return value(node) >= max_blocks_; }
   TreeNode parent(BlockId block) const { return nodes_[value(block)].parent; }
   NamespaceId namespace_of(TreeNode root) const { return root_names_[value(root) - max_blocks_]; }
-  int32_t num_children(TreeNode node) const { return nodes_[value(node)].num_children; }
+  int32_t num_children(TreeNode node) const { return node_at(node).num_children; }
   int32_t depth(BlockId block) const { return nodes_[value(block)].depth; }  // blocks before it
   int32_t num_tokens(BlockId block) const { return nodes_[value(block)].num_tokens; }
   std::span<const TokenId> tokens(BlockId block) const {
@@ -73,8 +74,8 @@ class PrefixTree {
   int64_t size() const { return size_; }
 
   // Children with something held at or beneath them; kept here, meaning given by KvCache.
-  int32_t& num_pinned_children(TreeNode node) { return nodes_[value(node)].num_pinned_children; }
-  int32_t num_pinned_children(TreeNode node) const { return nodes_[value(node)].num_pinned_children; }
+  int32_t& num_pinned_children(TreeNode node) { return node_at(node).num_pinned_children; }
+  int32_t num_pinned_children(TreeNode node) const { return node_at(node).num_pinned_children; }
 
   // Recomputes order, counts, hashes and reachability from scratch; the first disagreement.
   std::optional<std::string> audit() const;
@@ -89,6 +90,13 @@ class PrefixTree {
     uint64_t prefix_hash = 0;  // of namespace and all tokens up to its end
     uint64_t head = 0;         // first two tokens, most of the order without touching tokens_
   };
+  Node& node_at(TreeNode node) {
+    return is_root(node) ? root_nodes_[value(node) - max_blocks_] : nodes_[value(node)];
+  }
+  const Node& node_at(TreeNode node) const {
+    return is_root(node) ? root_nodes_[value(node) - max_blocks_] : nodes_[value(node)];
+  }
+
   struct AuditCount {
     int64_t nodes = 0, full_nodes = 0;
   };
@@ -97,8 +105,9 @@ class PrefixTree {
   std::optional<std::string> children_in_order(TreeNode parent, std::vector<int32_t>& out) const;
 
   struct Slot {  // of the hash table
-    uint32_t tag = 0;
+    uint64_t prefix_hash = 0;
     int32_t block = -1;
+    TreeNode parent = TreeNode::kNone;  // here too, so that a lookup reads a slot and tokens, and no node
   };
   struct Comparison {
     int32_t shared = 0;  // equal leading tokens
@@ -118,9 +127,10 @@ class PrefixTree {
   int32_t match_full(TreeNode& at, std::span<const TokenId> tokens, std::vector<BlockId>& path) const;
 
   int32_t max_blocks_, block_tokens_;
-  std::vector<Node> nodes_;      // blocks, then roots
-  std::vector<TokenId> tokens_;  // [block][block_tokens]
-  std::vector<Slot> slots_;      // open addressing, at most half full
+  LargeVector<Node> nodes_;       // by block
+  std::vector<Node> root_nodes_;  // by root number
+  LargeVector<TokenId> tokens_;   // [block][block_tokens]
+  LargeVector<Slot> slots_;       // open addressing, at most half full
   size_t slot_mask_ = 0;
   std::unordered_map<uint64_t, TreeNode> roots_;
   std::vector<NamespaceId> root_names_;  // by root number

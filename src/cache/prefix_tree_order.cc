@@ -77,7 +77,7 @@ int32_t PrefixTree::join(int32_t below, int32_t above) {
 
 void PrefixTree::link(TreeNode parent, int32_t node) {
   const std::span<const TokenId> own = tokens(BlockId{node});
-  int32_t* place = &nodes_[value(parent)].children;
+  int32_t* place = &node_at(parent).children;
   while (*place >= 0 && priority(*place) > priority(node))
     place = compare(own, nodes_[node].head, *place).less ? &nodes_[*place].left : &nodes_[*place].right;
   const int32_t below_it = *place;
@@ -87,7 +87,7 @@ void PrefixTree::link(TreeNode parent, int32_t node) {
 
 void PrefixTree::unlink(TreeNode parent, int32_t node) {
   const std::span<const TokenId> own = tokens(BlockId{node});
-  int32_t* place = &nodes_[value(parent)].children;
+  int32_t* place = &node_at(parent).children;
   while (*place != node)
     place = compare(own, nodes_[node].head, *place).less ? &nodes_[*place].left : &nodes_[*place].right;
   *place = join(nodes_[node].left, nodes_[node].right);
