@@ -45,7 +45,7 @@ Region::Region(int64_t bytes, int fill) : bytes_(bytes) {
 Region::~Region() { shim::unregister_memory(data_.get()); }
 void Region::Free::operator()(char* p) const { std::free(p); }
 
-Case::Case(const Shape& shape, uint64_t seed, const std::vector<SharedPrefixShape>& prefixes) : shape_(shape) {
+Case::Case(const Shape& shape, uint64_t seed) : shape_(shape) {
   Random random(seed);
   const int64_t sequences = static_cast<int64_t>(shape_.lengths.size()), q_heads = shape_.kv_heads * shape_.group;
   query_start_.push_back(0);
@@ -57,8 +57,8 @@ Case::Case(const Shape& shape, uint64_t seed, const std::vector<SharedPrefixShap
   }
   rows_ = query_start_.back();
   starts_ = copy_of(query_start_);
-  make_lists(seed, prefixes);
-  make_prefixes(prefixes);
+  make_lists(seed);
+  make_prefixes();
   const int64_t count = rows_ * q_heads * shape_.head_dim, bytes = bytes_of(shape_.dtype);
   const auto make_queries = [&](std::unique_ptr<Region>& rounded, std::unique_ptr<Region>& exact) {
     rounded = std::make_unique<Region>(count * bytes);
@@ -77,7 +77,7 @@ Case::Case(const Shape& shape, uint64_t seed, const std::vector<SharedPrefixShap
 }
 
 // Every list in blocks of random order; its slots random, all others NaN. Shared slots are the first member's blocks.
-void Case::make_lists(uint64_t seed, const std::vector<SharedPrefixShape>& prefixes) {
+void Case::make_lists(uint64_t seed) {
   Random random(seed + 1);
   const int64_t sequences = static_cast<int64_t>(shape_.lengths.size());
   const int lists = shape_.lists_per_head ? shape_.kv_heads : 1;
@@ -95,7 +95,7 @@ void Case::make_lists(uint64_t seed, const std::vector<SharedPrefixShape>& prefi
       const int least = std::max(1, rows_of(s));
       lengths.push_back(shape_.lengths[s] == 0 ? 0 : std::max(least, shape_.lengths[s] - 5 * h));
     }
-  for (const SharedPrefixShape& p : prefixes)
+  for (const SharedPrefixShape& p : shape_.prefixes)
     for (int s : p.sequences)
       for (int b = p.begin / shape_.block_tokens; b < p.end / shape_.block_tokens; ++b)
         ids[s * max_blocks_ + b] = ids[p.sequences[0] * max_blocks_ + b];
@@ -113,11 +113,11 @@ void Case::make_lists(uint64_t seed, const std::vector<SharedPrefixShape>& prefi
   lengths_ = copy_of(lengths);
 }
 
-void Case::make_prefixes(const std::vector<SharedPrefixShape>& prefixes) {
-  if (prefixes.empty()) return;
+void Case::make_prefixes() {
+  if (shape_.prefixes.empty()) return;
   const int sequences = static_cast<int>(shape_.lengths.size());
   std::vector<int32_t> start{0}, members, slots, private_start(sequences, 0), member_start{0}, of_sequence;
-  for (const SharedPrefixShape& p : prefixes) {
+  for (const SharedPrefixShape& p : shape_.prefixes) {
     for (int s : p.sequences) {
       members.push_back(s);
       private_start[s] = std::max(private_start[s], p.end);
@@ -131,7 +131,7 @@ void Case::make_prefixes(const std::vector<SharedPrefixShape>& prefixes) {
       if (members[m] == s) of_sequence.push_back(static_cast<int32_t>(m));
     member_start.push_back(static_cast<int32_t>(of_sequence.size()));
   }
-  prefixes_.num_nodes = static_cast<int32_t>(prefixes.size());
+  prefixes_.num_nodes = static_cast<int32_t>(shape_.prefixes.size());
   prefixes_.num_members = static_cast<int32_t>(members.size());
   const auto keep = [](std::unique_ptr<Region>& r, const std::vector<int32_t>& v) {
     r = copy_of(v);
@@ -174,67 +174,55 @@ AttentionParams Case::params() {
   return p;
 }
 
-bool Case::sees(int sequence, int slot) const {
-  return slot < shape_.lengths[sequence] && (shape_.window == 0 || slot >= shape_.lengths[sequence] - shape_.window);
+OutputRegions::OutputRegions(const AttentionParams& p, DType dtype)
+    : values(p.rows * p.num_q_heads * p.head_dim * bytes_of(dtype)), lse(p.rows * p.num_q_heads * 4),
+      row_logits(int64_t{p.num_sequences} * p.num_q_heads * p.max_length * 4),
+      column_sums(int64_t{p.num_sequences} * p.num_q_heads * p.max_length * 4, 0) {}
+
+void OutputRegions::attach(AttentionParams& p) {
+  p.out = values.data();
+  p.lse = lse.as<float>();
+  if (p.prefixes.num_nodes > 0) return;
+  p.row_logits = row_logits.as<float>();
+  p.column_sums = column_sums.as<float>();
+  p.row_logits_stride = p.column_sums_stride = p.max_length;
 }
 
-namespace {
-
-struct OutputRegions {
-  Region values, lse, row_logits, column_sums;
-  OutputRegions(const AttentionParams& p, int64_t element_bytes)
-      : values(p.rows * p.num_q_heads * p.head_dim * element_bytes), lse(p.rows * p.num_q_heads * 4),
-        row_logits(int64_t{p.num_sequences} * p.num_q_heads * p.max_length * 4),
-        column_sums(int64_t{p.num_sequences} * p.num_q_heads * p.max_length * 4, 0) {}
-
-  void attach(AttentionParams& p, bool with_side_outputs) {
-    p.out = values.data();
-    p.lse = lse.as<float>();
-    if (!with_side_outputs) return;
-    p.row_logits = row_logits.as<float>();
-    p.column_sums = column_sums.as<float>();
-    p.row_logits_stride = p.column_sums_stride = p.max_length;
+Outputs OutputRegions::take(DType dtype, bool with_side_outputs) {
+  Outputs o{.lse = floats(&lse)};
+  if (with_side_outputs) {
+    o.row_logits = floats(&row_logits);
+    o.column_sums = floats(&column_sums);
   }
-  Outputs take(DType dtype) {
-    Outputs o{.lse = floats(&lse), .row_logits = floats(&row_logits), .column_sums = floats(&column_sums)};
-    for (int64_t i = 0; i < values.bytes() / bytes_of(dtype); ++i)
-      o.values.push_back(static_cast<float>(reference::load(values.data(), dtype, i)));
-    return o;
-  }
-};
-
-}  // namespace
+  for (int64_t i = 0; i < values.bytes() / bytes_of(dtype); ++i)
+    o.values.push_back(static_cast<float>(reference::load(values.data(), dtype, i)));
+  return o;
+}
 
 Outputs Case::reference() {
   AttentionParams p = params();
   p.q = q_f32_->data();
   p.q_sink = q_sink_f32_ ? q_sink_f32_->data() : nullptr;
-  OutputRegions out(p, 4);
-  out.attach(p, true);
+  OutputRegions out(p, DType::kF32);
+  out.attach(p);
   reference::attention(p);
-  return out.take(DType::kF32);
+  return out.take(DType::kF32, prefixes_.num_nodes == 0);
 }
 
-Outputs Case::on_shim(uint64_t order_seed) {
+AttentionParams Case::problem() {
   AttentionParams p = params();
   p.q = q_->data();
   p.q_sink = q_sink_ ? q_sink_->data() : nullptr;
   p.prefixes = prefixes_;
-  OutputRegions out(p, bytes_of(shape_.dtype));
-  out.attach(p, prefixes_.num_nodes == 0);
+  return p;
+}
 
-  cuda_host::AttentionContext context;
-  context.machine.multiprocessors = shape_.multiprocessors;
-  context.decode = {.warps = shape_.warps, .stages = shape_.stages, .min_tiles = shape_.min_tiles};
-  const auto need = cuda_host::attention_scratch_need(context.machine, context.decode, p.rows, p.num_sequences, p.num_q_heads, p.head_dim);
-  Region partials(need.partial_floats * 4), counters(need.num_counters * 4, 0), prefix(need.prefix_floats * 4);
-  context.scratch = {.partials = partials.as<float>(), .partial_floats = need.partial_floats, .counters = counters.as<int32_t>(),
-                     .num_counters = need.num_counters, .prefix_partials = prefix.as<float>(), .prefix_floats = need.prefix_floats};
-  shim::set_shim_options({.checking = true, .order_seed = order_seed});
-  cuda_host::attention(context, shape_.dtype, p);
-  for (int64_t i = 0; i < need.num_counters; ++i)
-    if (counters.as<int32_t>()[i] != 0) throw shim::ShimFault(fmt::format("counter {} was left at {}", i, counters.as<int32_t>()[i]));
-  return out.take(shape_.dtype);
+std::vector<Region*> Case::regions() {
+  std::vector<Region*> all;
+  for (const auto* r : {&arena_, &q_, &q_sink_, &sinks_, &starts_, &lengths_, &table_, &sink_slots_, &node_sequence_start_, &node_sequences_,
+                        &node_slots_, &private_start_, &member_start_, &members_})
+    if (*r != nullptr) all.push_back(r->get());
+  return all;
 }
 
 // Values: a probability and the result are each rounded once, by 2^-(m+1) of itself where m is the stored mantissa; values are

@@ -1,4 +1,5 @@
-// A random attention problem over paged lists, run by the float64 reference and by the CUDA kernels on the host shim.
+// A random attention problem over paged lists, run by the float64 reference here and by the CUDA kernels in the tests: on the host
+// shim (cuda_attention_test.cc) and on a card (cuda_attention_card_test.cu).
 // Every slot that no list holds is NaN and every allocation has its exact size, so touching too much is seen either as a shim
 // fault or as a NaN. Inputs are rounded to the kernel's dtype first: the reference sees the same numbers.
 #pragma once
@@ -8,10 +9,15 @@
 #include <string>
 #include <vector>
 
-#include "kernels/cuda/attention/attention.h"
 #include "kernels/kernels.h"
 
 namespace quire::attention_test {
+
+// Members that share a prefix: slots [begin, end) of their lists are the same blocks.
+struct SharedPrefixShape {
+  int begin = 0, end = 0;
+  std::vector<int> sequences;
+};
 
 struct Shape {
   std::string name;
@@ -24,6 +30,7 @@ struct Shape {
   bool sinks = false, lists_per_head = false, early_fetch = true;
   int sink_slots = 0;        // > 0: a second rotation of q for so many slots
   int multiprocessors = 5, warps = 8, stages = 3, min_tiles = 2;
+  std::vector<SharedPrefixShape> prefixes;
 };
 
 struct Outputs {
@@ -48,29 +55,23 @@ class Region {
   int64_t bytes_;
 };
 
-// Members that share a prefix: slots [begin, end) of their lists are the same blocks.
-struct SharedPrefixShape {
-  int begin = 0, end = 0;
-  std::vector<int> sequences;
-};
-
 class Case {
  public:
-  Case(const Shape& shape, uint64_t seed, const std::vector<SharedPrefixShape>& prefixes = {});
+  Case(const Shape& shape, uint64_t seed);
 
   Outputs reference();
-  Outputs on_shim(uint64_t order_seed = 0);
+  // The kernels' problem: pointers into this case's regions, outputs not attached.
+  AttentionParams problem();
+  const Shape& shape() const { return shape_; }
+  std::vector<Region*> regions();
   // Largest |difference| allowed: of values, of logits, of sums of probabilities.
   struct Tolerance { float values, logits, sums; };
   Tolerance tolerance() const;
 
-  int64_t slots_of(int sequence) const { return shape_.lengths[sequence]; }
-  bool sees(int sequence, int slot) const;  // the sequence's last row
-  int rows_of(int sequence) const { return shape_.rows.empty() ? 1 : shape_.rows[sequence]; }
-
  private:
-  void make_lists(uint64_t seed, const std::vector<SharedPrefixShape>& prefixes);
-  void make_prefixes(const std::vector<SharedPrefixShape>& prefixes);
+  int rows_of(int sequence) const { return shape_.rows.empty() ? 1 : shape_.rows[sequence]; }
+  void make_lists(uint64_t seed);
+  void make_prefixes();
   AttentionParams params();
 
   Shape shape_;
@@ -81,6 +82,15 @@ class Case {
   std::unique_ptr<Region> arena_, q_, q_sink_, q_f32_, q_sink_f32_, sinks_, starts_, lengths_, table_, sink_slots_;
   std::unique_ptr<Region> node_sequence_start_, node_sequences_, node_slots_, private_start_, member_start_, members_;
   SharedPrefixes prefixes_;
+};
+
+// Where a run puts its results. A cascade gives no row logits and no column sums.
+struct OutputRegions {
+  Region values, lse, row_logits, column_sums;
+
+  OutputRegions(const AttentionParams& p, DType dtype);
+  void attach(AttentionParams& p);
+  Outputs take(DType dtype, bool with_side_outputs);
 };
 
 // Compares all outputs; an empty string, or what differs first.
