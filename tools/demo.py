@@ -90,9 +90,9 @@ def show(client: Client, pages: str) -> bool:
 
     heading("Four samples of one prompt: stored once, copied where they part")
     start = time.perf_counter()
-    four = client.generate("<|endoftext|>" + pages[:2000] + " The", n=4, max_tokens=24, temperature=0.8, seed=1, special_as_text=False).result()
+    four = client.generate("<|endoftext|>" + pages[:2000] + " Once upon a time, there was a little", n=4, max_tokens=24, temperature=0.8, seed=1, special_as_text=False).result()
     for output in four.outputs:
-        print(f"  {output.index + 1}. The{output.text}".replace("\n", " "))
+        print(f"  {output.index + 1}. Once upon a time, there was a little{output.text}".replace("\n", " "))
     describe(four, (four.timings.first_token_ms or 0) / 1000, time.perf_counter() - start)
 
     load = client.load()
