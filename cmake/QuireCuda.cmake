@@ -29,6 +29,10 @@ else()
     set(CMAKE_CUDA_ARCHITECTURES ${QUIRE_CUDA_ARCHITECTURES})
     set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
     enable_language(CUDA)
+    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know it of nvcc 13
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+      set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+    endif()
     set(CMAKE_CUDA_STANDARD 20)
     set(CMAKE_CUDA_STANDARD_REQUIRED ON)
     set(QUIRE_HAVE_CUDA ON)
@@ -45,6 +49,5 @@ if(QUIRE_HAVE_CUDA)
   add_library(quire_cudart INTERFACE)  # the run-time library, statically: nothing of CUDA's is needed to start
   target_link_libraries(quire_cudart INTERFACE CUDA::cudart_static)
   # constexpr functions of src/base (Philox, bf16 rounding) are used by device code too.
-  add_compile_options($<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>
-                      $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo>)
+  add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-lineinfo>")
 endif()

@@ -15,11 +15,11 @@ struct KvLayout {
   int32_t head_dim = 0;
   int32_t block_tokens = 16;
 
-  int64_t token_bytes() const { return head_dim * bytes_of(dtype); }
-  int64_t head_stride() const { return block_tokens * token_bytes(); }      // bytes, one (K or V, head) tile
-  int64_t kv_stride() const { return num_kv_heads * head_stride(); }        // K tile of a head to its V tile
-  int64_t layer_stride() const { return 2 * kv_stride(); }
-  int64_t block_bytes() const { return num_layers * layer_stride(); }
+  constexpr int64_t token_bytes() const { return head_dim * bytes_of(dtype); }
+  constexpr int64_t head_stride() const { return block_tokens * token_bytes(); }      // bytes, one (K or V, head) tile
+  constexpr int64_t kv_stride() const { return num_kv_heads * head_stride(); }        // K tile of a head to its V tile
+  constexpr int64_t layer_stride() const { return 2 * kv_stride(); }
+  constexpr int64_t block_bytes() const { return num_layers * layer_stride(); }
 };
 
 }  // namespace quire
