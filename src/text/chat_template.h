@@ -49,6 +49,7 @@ class ChatTemplate {
 
  private:
   ChatTemplate(quire_template* main, quire_template* with_tools) : main_(main), with_tools_(with_tools) {}
+  const quire_template* template_for(bool has_tools) const { return has_tools && with_tools_ != nullptr ? with_tools_ : main_; }
 
   quire_template* main_;
   quire_template* with_tools_;  // null: the main one

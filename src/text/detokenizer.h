@@ -23,7 +23,7 @@ class Detokenizer {
 
  private:
   void append(std::string_view bytes, std::string& text);
-  void strip_leading(std::string_view& bytes);
+  void replace(size_t bad_bytes, std::string& text) const;
 
   const Tokenizer* tokenizer_;
   DecodeRules rules_;

@@ -60,6 +60,7 @@ class Tokenizer {
   DecodeRules decode_rules() const { return rules_; }
 
  private:
+  Result<std::vector<int32_t>> run_encode(std::string_view text, uint32_t flags) const;
   Tokenizer(quire_tokenizer* handle, int32_t vocab_size, DecodeRules rules) : handle_(handle), vocab_size_(vocab_size), rules_(rules) {}
 
   quire_tokenizer* handle_;

@@ -1,0 +1,179 @@
+//! JSON as Python's `json.dumps` writes it, which is what templates were written against: `", "` and `": "` between items, `repr`
+//! of floats, no escapes for HTML or, unless asked for, for non-ASCII.
+
+use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::{Error, ErrorKind, State};
+
+struct Style {
+    indent: Option<String>, // of one level; absent: one line
+    item: String,
+    key: String,
+    ascii: bool,
+    sort_keys: bool,
+}
+
+struct Writer<'a> {
+    style: &'a Style,
+    out: String,
+}
+
+/// Deeper than any schema of a tool, and far from the end of a thread's stack.
+const MAX_DEPTH: usize = 128;
+
+fn unserializable(what: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::InvalidOperation, format!("tojson: {what} cannot be written as JSON"))
+}
+
+/// `value | tojson(indent=None, ensure_ascii=False, separators=None, sort_keys=False)`.
+pub fn tojson(_state: &State, value: Value, indent: Option<Value>, kwargs: Kwargs) -> Result<String, Error> {
+    let indent = match indent {
+        Some(indent) => Some(indent),
+        None => kwargs.get::<Option<Value>>("indent")?,
+    };
+    let indent = indent.filter(|v| !v.is_none()).map(|v| match v.as_usize() {
+        Some(width) => " ".repeat(width.min(64)),
+        None => v.as_str().unwrap_or_default().to_string(),
+    });
+    let separators = kwargs.get::<Option<Value>>("separators")?.filter(|v| !v.is_none());
+    let separator = |at: usize, default: &str| match &separators {
+        Some(pair) => pair.get_item_by_index(at).map(|v| v.as_str().unwrap_or(default).to_string()),
+        None => Ok(default.to_string()),
+    };
+    let style = Style {
+        item: separator(0, if indent.is_some() { "," } else { ", " })?,
+        key: separator(1, ": ")?,
+        indent,
+        ascii: kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        sort_keys: kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+    };
+    kwargs.assert_all_used()?;
+    let mut writer = Writer { style: &style, out: String::new() };
+    writer.value(&value, 0)?;
+    Ok(writer.out)
+}
+
+impl Writer<'_> {
+    fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        if depth > MAX_DEPTH {
+            return Err(unserializable(format!("a value nested more than {MAX_DEPTH} deep")));
+        }
+        match value.kind() {
+            ValueKind::None => self.out.push_str("null"),
+            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => self.number(value)?,
+            ValueKind::String => self.string(value.as_str().unwrap_or_default()),
+            ValueKind::Seq | ValueKind::Iterable => {
+                let items: Vec<Value> = value.try_iter()?.collect();
+                self.container('[', ']', &items, depth, |writer, item| writer.value(item, depth + 1))?;
+            }
+            ValueKind::Map => {
+                let mut keys: Vec<Value> = value.try_iter()?.collect();
+                if self.style.sort_keys {
+                    keys.sort();
+                }
+                self.container('{', '}', &keys, depth, |writer, key| {
+                    writer.key(key)?;
+                    writer.value(&value.get_item(key)?, depth + 1)
+                })?;
+            }
+            other => return Err(unserializable(format!("a value of kind {other}"))),
+        }
+        Ok(())
+    }
+
+    fn container(
+        &mut self,
+        open: char,
+        close: char,
+        items: &[Value],
+        depth: usize,
+        mut write: impl FnMut(&mut Self, &Value) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.out.push(open);
+        for (at, item) in items.iter().enumerate() {
+            if at > 0 {
+                self.out.push_str(&self.style.item);
+            }
+            self.line(depth + 1);
+            write(self, item)?;
+        }
+        if !items.is_empty() {
+            self.line(depth);
+        }
+        self.out.push(close);
+        Ok(())
+    }
+
+    fn line(&mut self, depth: usize) {
+        if let Some(indent) = &self.style.indent {
+            self.out.push('\n');
+            for _ in 0..depth {
+                self.out.push_str(indent);
+            }
+        }
+    }
+
+    fn key(&mut self, key: &Value) -> Result<(), Error> {
+        match key.kind() {
+            ValueKind::String => self.string(key.as_str().unwrap_or_default()),
+            ValueKind::Number | ValueKind::Bool | ValueKind::None => {
+                self.out.push('"');
+                self.value(key, 0)?;
+                self.out.push('"');
+            }
+            other => return Err(unserializable(format!("a key of kind {other}"))),
+        }
+        self.out.push_str(&self.style.key);
+        Ok(())
+    }
+
+    fn number(&mut self, value: &Value) -> Result<(), Error> {
+        if value.is_integer() {
+            self.out.push_str(&value.to_string());
+        } else {
+            self.out.push_str(&float_repr(f64::try_from(value.clone())?));
+        }
+        Ok(())
+    }
+
+    fn string(&mut self, text: &str) {
+        self.out.push('"');
+        for c in text.chars() {
+            match c {
+                '"' => self.out.push_str("\\\""),
+                '\\' => self.out.push_str("\\\\"),
+                '\n' => self.out.push_str("\\n"),
+                '\r' => self.out.push_str("\\r"),
+                '\t' => self.out.push_str("\\t"),
+                '\u{8}' => self.out.push_str("\\b"),
+                '\u{c}' => self.out.push_str("\\f"),
+                c if c < ' ' || (self.style.ascii && c > '~') => {
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        self.out.push_str(&format!("\\u{unit:04x}"));
+                    }
+                }
+                c => self.out.push(c),
+            }
+        }
+        self.out.push('"');
+    }
+}
+
+/// Python's `repr` of a float. Rust's `{:?}` finds the same digits and changes to exponents at the same places; Python signs the
+/// exponent and gives it two digits.
+fn float_repr(value: f64) -> String {
+    if value.is_nan() {
+        return "NaN".into();
+    }
+    if value.is_infinite() {
+        return if value > 0.0 { "Infinity" } else { "-Infinity" }.into();
+    }
+    let text = format!("{value:?}");
+    match text.split_once('e') {
+        None => text,
+        Some((digits, exponent)) => {
+            let exponent: i32 = exponent.parse().unwrap_or(0);
+            format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! A SentencePiece `tokenizer.model` as a pipeline. The file is a protobuf message; the few fields that matter are read here
+//! (sentencepiece_model.proto; numbers below are its field numbers), each length checked.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+use tokenizers::models::unigram::Unigram;
+use tokenizers::normalizers::{Precompiled, Prepend, Replace, Sequence, Strip};
+use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{AddedToken, AddedVocabulary, NormalizerWrapper, PostProcessorWrapper};
+
+use crate::decode_table::{fallback_byte, Rules};
+use crate::sentencepiece_bpe::{Piece, SentencePieceBpe};
+use crate::tokenizer::{Model, Parts, Tokenizer};
+use crate::{invalid, Outcome};
+
+const SPACE_MARK: &str = "\u{2581}";
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Kind {
+    Normal,
+    Unknown,
+    Control,
+    UserDefined,
+    Byte,
+}
+
+struct Spelled {
+    text: String,
+    score: f32,
+    kind: Kind,
+}
+
+#[derive(Default)]
+struct File {
+    pieces: Vec<Spelled>,
+    model_type: u64, // 1 unigram (the default), 2 BPE
+    byte_fallback: bool,
+    suffix_spaces: bool,
+    add_dummy_prefix: bool,
+    remove_extra_whitespaces: bool,
+    escape_whitespaces: bool,
+    charsmap: Vec<u8>,
+}
+
+enum Field<'a> {
+    Number(u64),
+    Bytes(&'a [u8]),
+    Fixed32([u8; 4]),
+    Fixed64,
+}
+
+/// The fields of one protobuf message, in order.
+struct Fields<'a> {
+    rest: &'a [u8],
+}
+
+fn truncated() -> crate::Failure {
+    invalid("it is not a SentencePiece model: it ends inside a field")
+}
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, bytes: usize) -> Outcome<&'a [u8]> {
+        if bytes > self.rest.len() {
+            return Err(truncated());
+        }
+        let (taken, rest) = self.rest.split_at(bytes);
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn varint(&mut self) -> Outcome<u64> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.take(1)?[0];
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err(invalid("it is not a SentencePiece model: a number has more than ten bytes"))
+    }
+
+    fn next(&mut self) -> Outcome<Option<(u64, Field<'a>)>> {
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        let key = self.varint()?;
+        let field = match key & 7 {
+            0 => Field::Number(self.varint()?),
+            1 => self.take(8).map(|_| Field::Fixed64)?,
+            2 => {
+                let bytes = usize::try_from(self.varint()?).map_err(|_| truncated())?;
+                Field::Bytes(self.take(bytes)?)
+            }
+            5 => {
+                let bytes = self.take(4)?;
+                Field::Fixed32([bytes[0], bytes[1], bytes[2], bytes[3]])
+            }
+            other => return Err(invalid(format!("it is not a SentencePiece model: wire type {other}"))),
+        };
+        Ok(Some((key >> 3, field)))
+    }
+}
+
+fn read_piece(bytes: &[u8], id: usize) -> Outcome<Spelled> {
+    let mut piece = Spelled { text: String::new(), score: 0.0, kind: Kind::Normal };
+    let mut fields = Fields { rest: bytes };
+    while let Some(field) = fields.next()? {
+        match field {
+            (1, Field::Bytes(text)) => {
+                piece.text = String::from_utf8(text.to_vec()).map_err(|_| invalid(format!("its piece {id} is not UTF-8")))?;
+            }
+            (2, Field::Fixed32(score)) => piece.score = f32::from_le_bytes(score),
+            (3, Field::Number(kind)) => {
+                piece.kind = match kind {
+                    1 => Kind::Normal,
+                    2 => Kind::Unknown,
+                    3 => Kind::Control,
+                    4 => Kind::UserDefined,
+                    6 => Kind::Byte,
+                    _ => return Err(invalid(format!("its piece {id} has type {kind}, which is not supported"))),
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(piece)
+}
+
+fn read(bytes: &[u8]) -> Outcome<File> {
+    let mut file = File { model_type: 1, add_dummy_prefix: true, remove_extra_whitespaces: true, escape_whitespaces: true, ..File::default() };
+    let mut fields = Fields { rest: bytes };
+    while let Some(field) = fields.next()? {
+        match field {
+            (1, Field::Bytes(piece)) => file.pieces.push(read_piece(piece, file.pieces.len())?),
+            (2, Field::Bytes(trainer)) => {
+                let mut fields = Fields { rest: trainer };
+                while let Some((number, field)) = fields.next()? {
+                    match (number, field) {
+                        (3, Field::Number(n)) => file.model_type = n,
+                        (24, Field::Number(n)) => file.suffix_spaces = n != 0,
+                        (35, Field::Number(n)) => file.byte_fallback = n != 0,
+                        _ => {}
+                    }
+                }
+            }
+            (3, Field::Bytes(normalizer)) => {
+                let mut fields = Fields { rest: normalizer };
+                while let Some((number, field)) = fields.next()? {
+                    match (number, field) {
+                        (2, Field::Bytes(map)) => file.charsmap = map.to_vec(),
+                        (3, Field::Number(n)) => file.add_dummy_prefix = n != 0,
+                        (4, Field::Number(n)) => file.remove_extra_whitespaces = n != 0,
+                        (5, Field::Number(n)) => file.escape_whitespaces = n != 0,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    check(&file)?;
+    Ok(file)
+}
+
+fn check(file: &File) -> Outcome<()> {
+    let unknown = file.pieces.iter().filter(|piece| piece.kind == Kind::Unknown).count();
+    if unknown != 1 {
+        return Err(invalid(format!("it is not a SentencePiece model: it has {unknown} unknown pieces and needs one")));
+    }
+    if !file.escape_whitespaces || file.suffix_spaces {
+        return Err(invalid("its escape_whitespaces = false or treat_whitespace_as_suffix = true is not supported"));
+    }
+    let mut seen = std::collections::HashSet::new();
+    match file.pieces.iter().find(|piece| piece.text.is_empty() || !seen.insert(piece.text.as_str())) {
+        Some(twice) => Err(invalid(format!("its piece \"{}\" is empty or comes twice", twice.text))),
+        None => Ok(()),
+    }
+}
+
+fn byte_ids(file: &File) -> Outcome<Option<Vec<u32>>> {
+    if !file.byte_fallback {
+        return Ok(None);
+    }
+    let mut ids = vec![None; 256];
+    for (id, piece) in file.pieces.iter().enumerate().filter(|(_, piece)| piece.kind == Kind::Byte) {
+        let byte = fallback_byte(&piece.text).ok_or_else(|| invalid(format!("its byte piece {id} is \"{}\"", piece.text)))?;
+        ids[byte as usize] = Some(id as u32);
+    }
+    ids.into_iter().collect::<Option<Vec<u32>>>().map(Some).ok_or_else(|| invalid("it has byte_fallback but not all 256 byte pieces"))
+}
+
+fn model_of(file: &File) -> Outcome<Model> {
+    let unknown = file.pieces.iter().position(|piece| piece.kind == Kind::Unknown).unwrap_or(0);
+    let mut user_defined: Vec<String> =
+        file.pieces.iter().filter(|piece| piece.kind == Kind::UserDefined).map(|piece| piece.text.clone()).collect();
+    user_defined.sort_by_key(|text| std::cmp::Reverse(text.len()));
+    match file.model_type {
+        1 => {
+            if let Some(text) = user_defined.first() {
+                return Err(invalid(format!("it is a unigram model with the user-defined piece \"{text}\", which is not supported")));
+            }
+            let vocab = file.pieces.iter().map(|piece| (piece.text.clone(), f64::from(piece.score))).collect();
+            let made = Unigram::from(vocab, Some(unknown), file.byte_fallback);
+            Ok(Model::Unigram(Box::new(made.map_err(|e| invalid(format!("its vocabulary is wrong: {e}")))?)))
+        }
+        2 => {
+            let entry = |(id, piece): (usize, &Spelled)| {
+                let joins = piece.kind == Kind::Normal;
+                (piece.text.clone(), Piece { id: id as u32, score: piece.score, joins })
+            };
+            Ok(Model::SentencePieceBpe(SentencePieceBpe {
+                pieces: file.pieces.iter().enumerate().map(entry).collect(),
+                spellings: file.pieces.iter().map(|piece| piece.text.clone()).collect(),
+                unknown: unknown as u32,
+                bytes: byte_ids(file)?,
+                user_defined,
+            }))
+        }
+        other => Err(invalid(format!("its model_type is {other}; supported are 1 (unigram) and 2 (BPE)"))),
+    }
+}
+
+fn normalizer_of(file: &File, mark_each_part: bool) -> Outcome<NormalizerWrapper> {
+    let mut steps: Vec<NormalizerWrapper> = Vec::new();
+    let wrong = |e: tokenizers::Error| invalid(format!("its normalizer is wrong: {e}"));
+    if !file.charsmap.is_empty() {
+        let map = Precompiled::from(&file.charsmap).map_err(|e| invalid(format!("its precompiled_charsmap is wrong: {e}")))?;
+        steps.push(map.into());
+    }
+    if file.remove_extra_whitespaces {
+        steps.push(Strip::new(true, true).into());
+        let several = tokenizers::normalizers::replace::ReplacePattern::Regex(" {2,}".into());
+        steps.push(Replace::new(several, " ").map_err(wrong)?.into());
+    }
+    if file.add_dummy_prefix && mark_each_part {
+        steps.push(Prepend::new(SPACE_MARK.into()).into());
+    }
+    steps.push(Replace::new(" ", SPACE_MARK).map_err(wrong)?.into());
+    Ok(Sequence::new(steps).into())
+}
+
+/// The tokens of tokenizer_config.json's added_tokens_decoder, by id.
+fn configured_tokens(config: &Value) -> Outcome<Vec<(u32, AddedToken)>> {
+    let mut tokens: Vec<(u32, AddedToken)> = Vec::new();
+    for (id, entry) in config.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten() {
+        let number = id.parse().map_err(|_| invalid(format!("tokenizer_config.json: added_tokens_decoder has the id \"{id}\"")))?;
+        let token: AddedToken = serde_json::from_value(entry.clone())
+            .map_err(|e| invalid(format!("tokenizer_config.json: added_tokens_decoder[{id}]: {e}")))?;
+        tokens.push((number, token));
+    }
+    tokens.sort_by_key(|(id, _)| *id);
+    Ok(tokens)
+}
+
+/// Control and unknown pieces are special. Tokens of the configuration come after the pieces, without a gap.
+fn added_tokens(file: &File, config: &Value, model: &Model, normalizer: &NormalizerWrapper) -> Outcome<AddedVocabulary> {
+    let controls = file.pieces.iter().filter(|piece| matches!(piece.kind, Kind::Control | Kind::Unknown));
+    let mut tokens: Vec<AddedToken> = controls.map(|piece| AddedToken::from(piece.text.clone(), true)).collect();
+    let mut next = file.pieces.len() as u32;
+    for (id, token) in configured_tokens(config)? {
+        match file.pieces.get(id as usize) {
+            Some(piece) if piece.text == token.content => tokens.retain(|other| other.content != token.content),
+            None if id == next => next += 1,
+            _ => return Err(invalid(format!("tokenizer_config.json: token \"{}\" has id {id}; the next free one is {next}", token.content))),
+        }
+        tokens.push(token);
+    }
+    let mut added = AddedVocabulary::new();
+    match model {
+        Model::SentencePieceBpe(model) => added.add_tokens(&tokens, model, Some(normalizer)),
+        Model::Unigram(model) => added.add_tokens(&tokens, model.as_ref(), Some(normalizer)),
+        Model::Json(tokenizer) => added.add_tokens(&tokens, tokenizer.get_model(), Some(normalizer)),
+    };
+    Ok(added)
+}
+
+/// BOS and EOS around a text, as Hugging Face's LlamaTokenizer does: BOS unless told otherwise, EOS only if told.
+fn post_processor_of(file: &File, config: &Value) -> Outcome<Option<PostProcessorWrapper>> {
+    let spelled = |key: &str, default: &str| match config.get(key) {
+        Some(Value::String(text)) => text.clone(),
+        Some(token) if token.get("content").is_some() => token["content"].as_str().unwrap_or(default).to_string(),
+        _ => default.to_string(),
+    };
+    let asked = |key: &str, default: bool| config.get(key).and_then(Value::as_bool).unwrap_or(default);
+    let mut around = [(asked("add_bos_token", true), "bos_token", "<s>"), (asked("add_eos_token", false), "eos_token", "</s>")]
+        .into_iter()
+        .map(|(wanted, key, default)| {
+            let token = spelled(key, default);
+            let id = file.pieces.iter().position(|piece| piece.text == token);
+            match (wanted, id) {
+                (false, _) => Ok(None),
+                (true, Some(id)) => Ok(Some((token, id as u32))),
+                (true, None) => Err(invalid(format!("its {key} \"{token}\" is not in its vocabulary"))),
+            }
+        });
+    let (bos, eos) = (around.next().transpose()?.flatten(), around.next().transpose()?.flatten());
+    if bos.is_none() && eos.is_none() {
+        return Ok(None);
+    }
+    let mut single: Vec<String> = Vec::new();
+    single.extend(bos.iter().map(|(token, _)| token.clone()));
+    single.push("$A".into());
+    single.extend(eos.iter().map(|(token, _)| token.clone()));
+    let specials: Vec<(String, u32)> = bos.into_iter().chain(eos).collect();
+    let built = TemplateProcessing::builder()
+        .try_single(single)
+        .map_err(|e| invalid(format!("its BOS and EOS make no template: {e}")))?
+        .special_tokens(specials)
+        .build()
+        .map_err(|e| invalid(format!("its BOS and EOS make no template: {e}")))?;
+    Ok(Some(built.into()))
+}
+
+pub fn open(model: &[u8], config: &[u8]) -> Outcome<Tokenizer> {
+    let config: Value = if config.is_empty() {
+        Value::Null
+    } else {
+        serde_json::from_slice(config).map_err(|e| invalid(format!("tokenizer_config.json is not JSON: {e}")))?
+    };
+    let file = read(model)?;
+    // Hugging Face's "legacy" (its default): each part between special tokens gets the space mark that a text of its own would.
+    let legacy = config.get("legacy").and_then(Value::as_bool).unwrap_or(true);
+    let model = model_of(&file)?;
+    let normalizer = normalizer_of(&file, legacy)?;
+    let added = added_tokens(&file, &config, &model, &normalizer)?;
+    let mut ids: HashMap<String, u32> = file.pieces.iter().enumerate().map(|(id, piece)| (piece.text.clone(), id as u32)).collect();
+    ids.extend(added.get_vocab().iter().map(|(token, id)| (token.clone(), *id)));
+    let rules = Rules {
+        byte_level: false,
+        replace: vec![(SPACE_MARK.into(), " ".into())],
+        byte_fallback: file.byte_fallback,
+        strip_leading_space: file.add_dummy_prefix,
+    };
+    let parts = Parts {
+        normalizer: Some(normalizer),
+        pre_tokenizer: None,
+        post_processor: post_processor_of(&file, &config)?,
+        added,
+        mark_start: file.add_dummy_prefix && !legacy,
+        model,
+    };
+    Tokenizer::new(parts, ids, rules)
+}

@@ -1,0 +1,163 @@
+//! One pipeline for both kinds of file: find added tokens, normalise, split, ask the model, add what the template puts around.
+//! The steps are those of `tokenizers::Tokenizer::encode`, taken apart because its choice of reading special tokens as text is a
+//! setting of the whole tokenizer, and here it is one of each call.
+
+use std::collections::HashMap;
+
+use tokenizers::tokenizer::Model as _;
+use tokenizers::{
+    AddedVocabulary, NormalizerWrapper, OffsetType, PostProcessor as _, PostProcessorWrapper, PreTokenizer as _, PreTokenizerWrapper,
+};
+
+use crate::decode_table::{DecodeTable, Rules};
+use crate::sentencepiece_bpe::SentencePieceBpe;
+use crate::{invalid, Failure, Outcome, INTERNAL};
+
+/// Breaks a special token inside text that must stay text. A noncharacter: no interchange of text may contain it (Unicode 23.7).
+const GUARD: char = '\u{fdd0}';
+const SPACE_MARK: &str = "\u{2581}";
+
+pub enum Model {
+    Json(Box<tokenizers::Tokenizer>),
+    SentencePieceBpe(SentencePieceBpe),
+    Unigram(Box<tokenizers::models::unigram::Unigram>),
+}
+
+impl Model {
+    fn tokenize(&self, text: &str) -> tokenizers::Result<Vec<tokenizers::Token>> {
+        match self {
+            Model::Json(tokenizer) => tokenizer.get_model().tokenize(text),
+            Model::SentencePieceBpe(model) => model.tokenize(text),
+            Model::Unigram(model) => model.tokenize(text),
+        }
+    }
+}
+
+/// Everything but the model's own vocabulary.
+pub struct Parts {
+    pub model: Model,
+    pub normalizer: Option<NormalizerWrapper>,
+    pub pre_tokenizer: Option<PreTokenizerWrapper>,
+    pub post_processor: Option<PostProcessorWrapper>,
+    pub added: AddedVocabulary,
+    /// A space mark goes before a text that does not start with an added token, and nowhere else.
+    pub mark_start: bool,
+}
+
+#[derive(Clone, Copy)]
+pub struct Encode {
+    pub add_special: bool,
+    pub special_as_text: bool,
+    pub guarded: bool,
+}
+
+pub struct Tokenizer {
+    parts: Parts,
+    added_as_text: AddedVocabulary,
+    ids: HashMap<String, u32>,
+    table: DecodeTable,
+    specials: HashMap<char, Vec<String>>, // by first character; those of one character cannot be broken and are left out
+}
+
+fn failed(e: tokenizers::Error) -> Failure {
+    Failure { code: INTERNAL, message: format!("the tokenizer failed: {e}") }
+}
+
+impl Tokenizer {
+    pub fn from_json(json: &[u8]) -> Outcome<Tokenizer> {
+        let value: serde_json::Value = serde_json::from_slice(json).map_err(|e| invalid(format!("it is not JSON: {e}")))?;
+        let rules = Rules::from_decoder(value.get("decoder").unwrap_or(&serde_json::Value::Null))?;
+        drop(value);
+        let tokenizer: tokenizers::Tokenizer =
+            serde_json::from_slice(json).map_err(|e| invalid(format!("it is not a tokenizer: {e}")))?;
+        let ids = tokenizer.get_vocab(true);
+        let parts = Parts {
+            normalizer: tokenizer.get_normalizer().cloned(),
+            pre_tokenizer: tokenizer.get_pre_tokenizer().cloned(),
+            post_processor: tokenizer.get_post_processor().cloned(),
+            added: tokenizer.get_added_vocabulary().clone(),
+            mark_start: false,
+            model: Model::Json(Box::new(tokenizer)),
+        };
+        Tokenizer::new(parts, ids, rules)
+    }
+
+    pub fn new(parts: Parts, ids: HashMap<String, u32>, rules: Rules) -> Outcome<Tokenizer> {
+        let mut added_as_text = parts.added.clone();
+        added_as_text.set_encode_special_tokens(true);
+        // Added tokens last: where one took over an id of the model, decoding spells it as the added token.
+        let model_tokens = ids.iter().map(|(spelling, id)| (spelling.clone(), *id, parts.added.is_special_token(spelling)));
+        let added_tokens = parts
+            .added
+            .get_added_tokens_decoder()
+            .iter()
+            .map(|(id, token)| (token.content.clone(), *id, parts.added.is_special_token(&token.content)));
+        let table = DecodeTable::new(rules, model_tokens.chain(added_tokens))?;
+        if table.len() == 0 {
+            return Err(invalid("its vocabulary is empty"));
+        }
+        let mut specials: HashMap<char, Vec<String>> = HashMap::new();
+        for token in parts.added.get_added_tokens_decoder().values().filter(|token| token.special) {
+            let mut chars = token.content.chars();
+            if let (Some(first), Some(_)) = (chars.next(), chars.next()) {
+                specials.entry(first).or_default().push(token.content.clone());
+            }
+        }
+        Ok(Tokenizer { parts, added_as_text, ids, table, specials })
+    }
+
+    pub fn table(&self) -> &DecodeTable {
+        &self.table
+    }
+
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.ids.get(token).copied()
+    }
+
+    pub fn encode(&self, text: &str, how: Encode) -> Outcome<Vec<i32>> {
+        let added = if how.special_as_text { &self.added_as_text } else { &self.parts.added };
+        let mut pieces = added.extract_and_normalize(self.parts.normalizer.as_ref(), text);
+        if how.guarded {
+            pieces
+                .normalize(|piece| {
+                    piece.filter(|c| c != GUARD);
+                    Ok(())
+                })
+                .map_err(failed)?;
+        }
+        if self.parts.mark_start {
+            pieces
+                .split(|index, mut piece| {
+                    if index == 0 && !piece.is_empty() {
+                        piece.prepend(SPACE_MARK);
+                    }
+                    Ok(std::iter::once(piece))
+                })
+                .map_err(failed)?;
+        }
+        if let Some(pre_tokenizer) = &self.parts.pre_tokenizer {
+            pre_tokenizer.pre_tokenize(&mut pieces).map_err(failed)?;
+        }
+        pieces.tokenize(|piece| self.parts.model.tokenize(piece.get())).map_err(failed)?;
+        let mut encoding = pieces.into_encoding(None, 0, OffsetType::None).map_err(failed)?;
+        if let (true, Some(post_processor)) = (how.add_special, &self.parts.post_processor) {
+            encoding = post_processor.process(encoding, None, true).map_err(failed)?;
+        }
+        // The table was built over every id, so each is below its limit and fits.
+        Ok(encoding.get_ids().iter().map(|id| *id as i32).collect())
+    }
+
+    /// A mark after the first character of every special token in the text; `encode` with `guarded` takes the marks out once
+    /// special tokens have been looked for.
+    pub fn guard(&self, text: &str) -> String {
+        let mut guarded = String::with_capacity(text.len());
+        for (at, c) in text.char_indices() {
+            guarded.push(c);
+            let begins = |token: &String| text[at..].starts_with(token.as_str());
+            if self.specials.get(&c).is_some_and(|tokens| tokens.iter().any(begins)) {
+                guarded.push(GUARD);
+            }
+        }
+        guarded
+    }
+}

@@ -1,0 +1,127 @@
+#include "src/text/tokenizer.h"
+
+#include <filesystem>
+
+#include "src/base/check.h"
+#include "src/text/detokenizer.h"
+#include "src/text/ffi/quire_text_ffi.h"
+#include "src/text/ffi_result.h"
+#include "src/text/model_file.h"
+
+namespace quire {
+namespace {
+
+Result<quire_tokenizer*> open_json(const std::string& path) {
+  Result<std::string> json = read_model_file(path);
+  if (!json) return json.error();
+  quire_tokenizer* handle = nullptr;
+  quire_text error{};
+  const int code = quire_tokenizer_open_json(json->data(), json->size(), &handle, &error);
+  if (code != 0) return ffi_error(code, error, path + ": ");
+  return handle;
+}
+
+// SentencePiece starts its first piece's field (tag 0x0a). A file of that name whose first line is base64, a space and a rank is
+// tiktoken's, which has no rule for splitting text in it.
+bool is_tiktoken(std::string_view file) {
+  const std::string_view line = file.substr(0, file.find('\n'));
+  return line.ends_with(" 0") && line.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/= ") == line.npos;
+}
+
+Result<quire_tokenizer*> open_sentencepiece(const std::string& path, const std::string& config_path) {
+  Result<std::string> model = read_model_file(path);
+  if (!model) return model.error();
+  if (is_tiktoken(*model))
+    return invalid(path + ": it is a tiktoken vocabulary, which does not say how text is split; convert it to a tokenizer.json");
+  std::string config;
+  if (std::filesystem::exists(config_path)) {
+    Result<std::string> read = read_model_file(config_path);
+    if (!read) return read.error();
+    config = std::move(*read);
+  }
+  quire_tokenizer* handle = nullptr;
+  quire_text error{};
+  const int code =
+      quire_tokenizer_open_sentencepiece(model->data(), model->size(), config.data(), config.size(), &handle, &error);
+  if (code != 0) return ffi_error(code, error, path + ": ");
+  return handle;
+}
+
+}  // namespace
+
+bool Tokenizer::exists(const std::string& dir) {
+  return std::filesystem::exists(dir + "/tokenizer.json") || std::filesystem::exists(dir + "/tokenizer.model");
+}
+
+Result<std::unique_ptr<Tokenizer>> Tokenizer::open(const std::string& dir, int32_t model_vocab_size) {
+  const bool json = std::filesystem::exists(dir + "/tokenizer.json");
+  const std::string path = dir + (json ? "/tokenizer.json" : "/tokenizer.model");
+  if (!json && !std::filesystem::exists(path))
+    return error(Code::kNotFound, dir + ": it has neither tokenizer.json nor tokenizer.model");
+  Result<quire_tokenizer*> handle = json ? open_json(path) : open_sentencepiece(path, dir + "/tokenizer_config.json");
+  if (!handle) return handle.error();
+  const int32_t num_ids = quire_tokenizer_num_ids(*handle);
+  const quire_decode_rules rules = quire_tokenizer_decode_rules(*handle);
+  std::unique_ptr<Tokenizer> tokenizer(
+      new Tokenizer(*handle, model_vocab_size > 0 ? model_vocab_size : num_ids,
+                    {.strip_leading_space = rules.strip_leading_space != 0, .replace_each_byte = rules.replace_each_byte != 0}));
+  if (model_vocab_size > 0 && num_ids > model_vocab_size)
+    return invalid(path + ": its highest token id is " + std::to_string(num_ids - 1) + " (\"" +
+                   tokenizer->token_text(num_ids - 1).value_or("") + "\"); the model's vocab_size is " +
+                   std::to_string(model_vocab_size));
+  return tokenizer;
+}
+
+Tokenizer::~Tokenizer() { quire_tokenizer_close(handle_); }
+
+Result<std::vector<int32_t>> Tokenizer::run_encode(std::string_view text, uint32_t flags) const {
+  quire_ids ids{};
+  quire_text error{};
+  const int code = quire_tokenizer_encode(handle_, text.data(), text.size(), flags, &ids, &error);
+  if (code != 0) return ffi_error(code, error);
+  std::vector<int32_t> result(ids.data, ids.data + ids.count);
+  quire_ids_free(ids);
+  return result;
+}
+
+Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_special_tokens, bool special_as_text) const {
+  return run_encode(text, (add_special_tokens ? unsigned{QUIRE_ADD_SPECIAL} : 0u) | (special_as_text ? unsigned{QUIRE_SPECIAL_AS_TEXT} : 0u));
+}
+
+Result<std::vector<int32_t>> Tokenizer::encode_guarded(std::string_view rendered) const { return run_encode(rendered, QUIRE_GUARDED); }
+
+Result<std::string> Tokenizer::guard(std::string_view part) const {
+  quire_text guarded{}, error{};
+  const int code = quire_tokenizer_guard(handle_, part.data(), part.size(), &guarded, &error);
+  if (code != 0) return ffi_error(code, error);
+  return take_text(guarded);
+}
+
+Result<std::string> Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_tokens) const {
+  Detokenizer detokenizer(*this, skip_special_tokens);
+  std::string text;
+  for (const int32_t id : ids) {
+    if (id < 0 || id >= vocab_size_)
+      return invalid("token id " + std::to_string(id) + " is not below " + std::to_string(vocab_size_) + " (vocab_size)", "token_ids");
+    text += detokenizer.push(id);
+  }
+  return text + detokenizer.flush();
+}
+
+std::optional<int32_t> Tokenizer::token_id(std::string_view token) const {
+  const int32_t id = quire_tokenizer_token_id(handle_, token.data(), token.size());
+  return id < 0 ? std::nullopt : std::optional<int32_t>(id);
+}
+
+std::optional<std::string> Tokenizer::token_text(int32_t id) const {
+  const quire_token token = quire_tokenizer_token(handle_, id);
+  if (token.spelling == nullptr) return std::nullopt;
+  return std::string(token.spelling, token.spelling_bytes);
+}
+
+TokenBytes Tokenizer::token_bytes(int32_t id) const {
+  const quire_token token = quire_tokenizer_token(handle_, id);
+  return {.bytes = {token.bytes, token.num_bytes}, .special = token.special != 0, .byte_fallback = token.byte_fallback != 0};
+}
+
+}  // namespace quire

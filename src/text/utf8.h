@@ -1,0 +1,23 @@
+// Well-formed UTF-8, byte by byte (Unicode 15, table 3-7).
+#pragma once
+
+#include <cstddef>
+#include <string_view>
+
+namespace quire {
+
+enum class Utf8 {
+  kWhole,    // a character
+  kPartial,  // the beginning of one; the text ends inside it
+  kBad,      // not UTF-8
+};
+
+struct Utf8Part {
+  Utf8 kind = Utf8::kBad;
+  size_t bytes = 0;  // whole: of the character. partial: all that is left. bad: the maximal ill-formed part (Unicode 3.9, D93b)
+};
+
+// What text, which is not empty, starts with.
+Utf8Part first_part(std::string_view text);
+
+}  // namespace quire
