@@ -100,6 +100,7 @@ class AttentionBlock {
 
   // column_sums += the probabilities of each row, row by row.
   void add_column_sums() {
+    reads_values_ = false;
     for_tiles(piece_.first_split * kSplitSlots, piece_.last_split * kSplitSlots, [&](int64_t tile) {
       const auto [first, last] = rows_that_see(tile);
       turn_keys();
@@ -182,6 +183,8 @@ class AttentionBlock {
 
   // scratch_.scores[query][slot] of rows [first, last), -inf where the row does not see the slot.
   void score(int64_t tile, int64_t first, int64_t last) {
+    const int64_t steps = uses_dots() ? (dim_ + 1) / 2 : dim_;
+    ask_during(reads_values_ ? tile_.next_values() : tile_.next_keys(), steps);
     multiply_keys(scratch_.q, scratch_.scores, query(first, 0), query(last, 0));
     if (tile < sink_slots_) {
       multiply_keys(scratch_.q_sink, scratch_.sink_scores, query(first, 0), query(last, 0));
@@ -218,6 +221,13 @@ class AttentionBlock {
     multiply<FloatProduct<V, float>>(q, scores, first, last);
   }
 
+  // The next `steps` steps of products each ask for an even share of these rows.
+  void ask_during(const RowAsker<V>& rows, int64_t steps) {
+    asker_ = rows;
+    asked_lines_ = rows.lines_per_step(steps);
+  }
+  [[gnu::always_inline]] void ask_some() { asker_.ask(asked_lines_); }
+
   template <class Product>
   void multiply(const typename Product::X* q, float* scores, int64_t first, int64_t last) {
     for_row_tiles<V>(last - first, [&](int64_t i, auto tile_rows) {
@@ -228,7 +238,8 @@ class AttentionBlock {
         clear(sum);
         add_products<V, Product, R, N>(q + (first + i) * padded_, padded_,
                                        reinterpret_cast<const char*>(tile_.buffer() + slot),
-                                       kTileSlots * static_cast<int64_t>(sizeof(float)), dim_, sum);
+                                       kTileSlots * static_cast<int64_t>(sizeof(float)), dim_, sum,
+                                       [&]() __attribute__((always_inline)) { ask_some(); });
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
@@ -304,12 +315,12 @@ class AttentionBlock {
   void add_values(int64_t first, int64_t last) {
     with_element(p_.layout.dtype, [&](auto element) {
       using Kv = decltype(element);
+      ask_during(tile_.next_keys(), kTileSlots * std::max<int64_t>(1, padded_ / 64));
       if (last - first <= kDirectQueries && dim_ % 16 == 0) {
         const auto runs = [&](auto&& f) { tile_.for_value_runs(f); };
         return add_values_from<Kv>(first, last, tile_.token_bytes(), runs);
       }
       tile_.template widen_values<Kv>();
-      tile_.ask_for_next_keys(0, kTileSlots);
       const auto whole = [&](auto&& f) { f(int64_t{0}, kTileSlots, tile_.bytes()); };
       add_values_from<float>(first, last, padded_ * static_cast<int64_t>(sizeof(float)), whole);
     });
@@ -323,15 +334,14 @@ class AttentionBlock {
       constexpr int N = V::tile_vectors(R);
       int64_t column = 0;
       for (; column + 16 * N <= padded_; column += 16 * N) {
-        add_value_columns<Kv, R, N>(first + i, column, row_bytes, runs, i == 0 && column == 0);
+        add_value_columns<Kv, R, N>(first + i, column, row_bytes, runs);
       }
-      for (; column < padded_; column += 16)
-        add_value_columns<Kv, R, 1>(first + i, column, row_bytes, runs, false);
+      for (; column < padded_; column += 16) add_value_columns<Kv, R, 1>(first + i, column, row_bytes, runs);
     });
   }
 
   template <class Kv, int R, int N, class Runs>
-  void add_value_columns(int64_t i, int64_t column, int64_t row_bytes, const Runs& runs, bool asks_ahead) {
+  void add_value_columns(int64_t i, int64_t column, int64_t row_bytes, const Runs& runs) {
     F sum[R][N];
     float* values = scratch_.values + i * padded_ + column;
     const float* weights = scratch_.scores + i * kTileSlots;
@@ -341,10 +351,9 @@ class AttentionBlock {
       for (int n = 0; n < N; ++n) sum[r][n] = V::load(values + r * padded_ + 16 * n);
     }
     runs([&](int64_t slot, int64_t count, const char* rows) __attribute__((always_inline)) {
-      if (asks_ahead && row_bytes == tile_.token_bytes()) tile_.ask_for_next_keys(slot, count);
-      add_products<V, FloatProduct<V, Kv>, R, N>(weights + slot, kTileSlots,
-                                                 rows + column * static_cast<int64_t>(sizeof(Kv)), row_bytes,
-                                                 count, sum);
+      add_products<V, FloatProduct<V, Kv>, R, N>(
+          weights + slot, kTileSlots, rows + column * static_cast<int64_t>(sizeof(Kv)), row_bytes, count, sum,
+          [&]() __attribute__((always_inline)) { ask_some(); });
     });
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -442,6 +451,9 @@ class AttentionBlock {
   int64_t group_, dim_, padded_, queries_;
   AttentionScratch<V> scratch_;
   KvTile<V> tile_;
+  RowAsker<V> asker_;
+  int64_t asked_lines_ = 0;
+  bool reads_values_ = true;
   int64_t length_, sequence_row_, num_rows_, sink_slots_;
 };
 

@@ -1,7 +1,6 @@
 // K and V of kTileSlots list slots, found through the block table and laid out for the register tiles.
-// Reading is spread out: while K is turned the V of the same slots is asked for, and while V is used the K of
-// the next tile (a tile's blocks lie anywhere in the pool, so no prefetcher of the machine knows where the
-// next one is).
+// A tile's blocks lie anywhere in the pool, so no prefetcher of the machine knows where the next one is: its
+// rows are asked for while this one is multiplied, V during the logits and K during the values.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +10,33 @@
 #include "kernels/cpu/vector_math.h"
 
 namespace quire::cpu {
+
+// Asks for rows of memory a line at a time. A whole tile at once would fill the core's miss buffers and stop
+// it.
+template <class V>
+class RowAsker {
+ public:
+  RowAsker() = default;
+  RowAsker(const char* const* rows, int64_t count, int64_t offset, int64_t row_bytes)
+      : rows_(rows), count_(count), offset_(offset), row_bytes_(row_bytes) {}
+
+  // Lines per step that leave nothing over after `steps` steps.
+  int64_t lines_per_step(int64_t steps) const {
+    return (count_ * ((row_bytes_ + 63) / 64) + steps - 1) / steps;
+  }
+
+  [[gnu::always_inline]] void ask(int64_t lines) {
+    for (int64_t i = 0; i < lines && row_ < count_; ++i) {
+      __builtin_prefetch(rows_[row_] + offset_ + byte_, 0, 2);
+      byte_ += 64;
+      if (byte_ >= row_bytes_) byte_ = 0, ++row_;
+    }
+  }
+
+ private:
+  const char* const* rows_ = nullptr;
+  int64_t count_ = 0, offset_ = 0, row_bytes_ = 0, row_ = 0, byte_ = 0;
+};
 
 template <class V>
 class KvTile {
@@ -40,6 +66,7 @@ class KvTile {
     }
     begin_ = begin - tile, end_ = end - tile;
     next_tile_ = tile + kTileSlots < last ? tile + kTileSlots : -1;
+    next_count_ = std::min(kTileSlots, last - tile - kTileSlots);
     if (next_tile_ >= 0)
       find_rows(next_tile_, next_tile_, std::min(last, next_tile_ + kTileSlots), *next_rows_);
   }
@@ -52,7 +79,6 @@ class KvTile {
   void turn_keys() {
     float* const buffer = buffer_;
     for (int64_t slot = 0; slot < kTileSlots; slot += 16) {
-      ask_for_values(slot);
       const char* const* rows = *rows_ + slot;
       for (int64_t i = 0; i < dim_; i += 16) {
         F square[16];
@@ -110,10 +136,9 @@ class KvTile {
 
   int64_t token_bytes() const { return token_bytes_; }
 
-  void ask_for_next_keys(int64_t slot, int64_t count) const {
-    if (next_tile_ < 0) return;
-    for (int64_t j = slot; j < slot + count; ++j) ask_for((*next_rows_)[j]);
-  }
+  // The rows of the next tile, if there is one.
+  RowAsker<V> next_keys() const { return next_rows(0); }
+  RowAsker<V> next_values() const { return next_rows(layout_.kv_stride()); }
 
  private:
   using Rows = const char* [kTileSlots];
@@ -132,7 +157,6 @@ class KvTile {
   template <class Function>
   [[gnu::always_inline]] void for_pair_squares(Function&& f) {
     for (int64_t slot = 0; slot < kTileSlots; slot += 16) {
-      ask_for_values(slot);
       const char* const* rows = *rows_ + slot;
       for (int64_t i = 0; i < dim_; i += 32) {
         typename V::Pairs square[16];
@@ -153,14 +177,8 @@ class KvTile {
     return V::load_pairs(whole);
   }
 
-  void ask_for_values(int64_t slot) const {
-    for (int64_t j = std::max(slot, begin_); j < std::min(slot + 16, end_); ++j) {
-      ask_for((*rows_)[j] + layout_.kv_stride());
-    }
-  }
-
-  void ask_for(const char* row) const {
-    for (int64_t byte = 0; byte < token_bytes_; byte += 64) __builtin_prefetch(row + byte, 0, 3);
+  RowAsker<V> next_rows(int64_t offset) const {
+    return next_tile_ < 0 ? RowAsker<V>() : RowAsker<V>(*next_rows_, next_count_, offset, token_bytes_);
   }
 
   KvLayout layout_;
@@ -172,7 +190,7 @@ class KvTile {
   Rows store_[2];
   Rows* rows_ = &store_[0];
   Rows* next_rows_ = &store_[1];
-  int64_t begin_ = 0, end_ = 0, next_tile_ = -1;
+  int64_t begin_ = 0, end_ = 0, next_tile_ = -1, next_count_ = 0;
 };
 
 }  // namespace quire::cpu

@@ -87,12 +87,18 @@ struct DotProduct {
   }
 };
 
-template <class V, class Product, int R, int N>
+struct DoNothing {
+  void operator()() const {}
+};
+
+// sum[r] += x[r] * w over k. `between` runs between the steps: a place to ask for memory that comes next.
+template <class V, class Product, int R, int N, class Between = DoNothing>
 [[gnu::always_inline]] inline void add_products(const typename Product::X* x, int64_t x_stride, const char* w,
-                                                int64_t w_stride_bytes, int64_t k,
-                                                typename V::F (&sum)[R][N]) {
+                                                int64_t w_stride_bytes, int64_t k, typename V::F (&sum)[R][N],
+                                                Between between = {}) {
   int64_t i = 0;
   for (; i + Product::kStep <= k; i += Product::kStep, w += w_stride_bytes) {
+    between();
     Product::template add<R, N>(x + i, x_stride, w, sum);
   }
   if (i == k) return;
