@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "kernels/kv_layout.h"
+#include "kernels/sampling.h"
 #include "quire/result.h"
+#include "src/base/check.h"
 #include "src/base/dtype.h"
 #include "src/device/device.h"
 
@@ -179,6 +181,11 @@ class Kernels {
   virtual void attention(const AttentionParams& p) = 0;
   virtual void silu_mul(const SiluMulParams& p) = 0;
   virtual void copy_blocks(const BlockCopyParams& p) = 0;
+
+  // Sampling on the device: the CUDA back end. A back end of 0 bytes samples on the host (src/sample) and is never asked.
+  virtual int64_t sample_space_bytes() const { return 0; }
+  virtual void sample(const SampleParams&) { check_failed("this back end samples on the host", __FILE__, __LINE__); }
+  virtual void take_sampled(const TakeSampledParams&) { check_failed("this back end samples on the host", __FILE__, __LINE__); }
 };
 
 // Activations f32 or bf16. threads = 0: all cores this process may use.

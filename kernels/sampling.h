@@ -29,4 +29,12 @@ struct SampleParams {
   int32_t vocab = 0;
 };
 
+// ids[i] = tokens[source[i]] where source[i] >= 0: a decode row takes what the step before sampled, without a detour over the host.
+struct TakeSampledParams {
+  int32_t* ids = nullptr;           // [rows]
+  const int32_t* source = nullptr;  // [rows]
+  const int32_t* tokens = nullptr;  // of the step before
+  int64_t rows = 0;
+};
+
 }  // namespace quire

@@ -446,7 +446,22 @@ __global__ void __launch_bounds__(kThreads) choose(SampleParams p) {
   }
 }
 
+__global__ void __launch_bounds__(kThreads) take_sampled_rows(TakeSampledParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (row >= p.rows) return;
+  const int32_t source = load(p.source + row);
+  if (source >= 0) store(p.ids + row, load(p.tokens + source));
+}
+
 }  // namespace
+
+void take_sampled(const Target& target, const TakeSampledParams& params) {
+  if (params.rows == 0) return;
+  launch<take_sampled_rows>({.grid = as_grid(ceil_div<int64_t>(params.rows, kThreads)), .block = kThreads, .stream = target.stream,
+                             .dependent = true}, params);
+}
 
 int64_t sample_space_bytes() { return sizeof(SampleSpace); }
 

@@ -8,5 +8,6 @@ namespace quire::QUIRE_SIDE {
 
 int64_t sample_space_bytes();  // workspace of one sample
 void sample(const Target& target, const SampleParams& params);
+void take_sampled(const Target& target, const TakeSampledParams& params);
 
 }  // namespace quire::QUIRE_SIDE

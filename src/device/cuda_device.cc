@@ -155,7 +155,8 @@ Result<DeviceFacts> facts_of(int index) {
                 .toolkit = version_text(toolkit),
                 .memory_bytes = static_cast<int64_t>(p.totalGlobalMem),
                 .multiprocessors = p.multiProcessorCount,
-                .compute_capability = p.major * 10 + p.minor};
+                .compute_capability = p.major * 10 + p.minor,
+                .shared_bytes_per_block = static_cast<int32_t>(p.sharedMemPerBlockOptin)};
   if (f.compute_capability < kLeastCapability)
     return unavailable(fmt::format("{} has compute capability {}.{}, at least 8.0 is needed", f.name, p.major, p.minor));
   return f;

@@ -41,6 +41,7 @@ struct DeviceFacts {
   int64_t memory_bytes = 0, free_bytes = 0;
   int32_t multiprocessors = 0;
   int32_t compute_capability = 0;  // 90 = sm_90
+  int32_t shared_bytes_per_block = 0;  // CUDA: the most a kernel may ask for
 };
 
 class Device {

@@ -65,7 +65,8 @@ class CpuRunner final : public StepRunner {
       while (next < step_.wanted_logits().size()) {
         const WantedLogits& wanted = step_.wanted_logits()[next];
         if (wanted.first >= end) break;
-        read_prompt_logprobs(wanted, first, end, result);
+        append_prompt_logprobs(wanted, {.first = first, .end = end, .logits = parts_.logits.as<const float>(), .vocab = vocab()},
+                               result.prompt_logprobs);
         if (wanted.first + wanted.count > end) break;  // goes on in the next piece
         for (const PlannedSample& sample : wanted.sequence->samples) {
           samples_.push_back({.sample = &sample, .logits_row = wanted.first + wanted.count - 1 - first});
@@ -73,26 +74,6 @@ class CpuRunner final : public StepRunner {
         ++next;
       }
       parts_.sampler->sample(parts_.logits.as<float>(), vocab(), samples_, result.samples);
-    }
-  }
-
-  // Rows [first, end) are in the buffer. Row i of a chunk predicts its token i + 1; the last row, the prompt
-  // token after it.
-  void read_prompt_logprobs(const WantedLogits& wanted, int64_t first, int64_t end, StepResult& result) {
-    const PlannedSequence& s = *wanted.sequence;
-    if (s.prompt_logprobs < 0) return;
-    for (int64_t i = std::max(first - wanted.first, int64_t{0});
-         i < std::min(wanted.count, end - wanted.first); ++i) {
-      const auto next = static_cast<size_t>(i + 1);
-      const TokenId token = next < s.tokens.size() ? s.tokens[next] : s.next_prompt_token;
-      if (token < 0) continue;
-      if (i == 0) {
-        result.prompt_logprobs.push_back(
-            {.sequence = s.sequence, .first_position = s.first_position + 1, .tokens = {}});
-      }
-      const float* row = parts_.logits.as<const float>() + (wanted.first + i - first) * vocab();
-      result.prompt_logprobs.back().tokens.push_back(
-          row_logprob({row, static_cast<size_t>(vocab())}, token, s.prompt_logprobs));
     }
   }
 

@@ -1,0 +1,16 @@
+// The host shim as a device: host memory in which the CUDA kernels run on fibers. A captured graph is the list of recorded
+// calls, run directly. For machines without a card, and for tests: --device cuda-host.
+#pragma once
+
+#include <memory>
+
+#include "src/device/stream_device.h"
+
+namespace quire {
+
+struct HostDeviceOptions {
+  int32_t multiprocessors = 4;  // few, so that small shapes still split work over several blocks
+};
+std::unique_ptr<StreamDevice> open_cuda_host_device(const HostDeviceOptions& options = {});
+
+}  // namespace quire

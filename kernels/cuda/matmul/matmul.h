@@ -1,0 +1,31 @@
+// out[m, n] = sum_k x[m, k] * w[n, k] (+ bias[n]): which kernel runs for how many rows.
+//   1 row                 gemv.cu      weights to registers, x in shared memory
+//   2 to 16, 16-bit       skinny.cu    tensor cores, weights and x through a ring in shared memory
+//   more, 16-bit          cuBLASLt where it can be opened (cublaslt.h), else tile.cu
+//   several, f32          tile_f32.cu
+// Weights of a step are read once and bound all but the last two; they do not depend on the kernel before, so the first of
+// them are fetched before the dependency wait (measured on an H100: 5.17 -> 4.95 ms for an 8B model's step at one row).
+#pragma once
+
+#include "kernels/cuda/dispatch.h"
+#include "kernels/cuda/matmul/product.h"
+
+namespace quire::QUIRE_SIDE {
+
+inline constexpr int kMaxSkinnyRows = 16;
+
+// Choices that a card's measurements make; kernels/cuda/README.md has the runs behind the defaults. 0 = by the shape.
+struct GemvTuning {
+  int blocks_per_multiprocessor = 2;
+};
+struct SkinnyTuning {
+  int step = 0;  // columns of a stage: 256, 512 or 1024
+};
+
+void gemv(const Target& target, const GemvTuning& tuning, const Product& p);
+void skinny_gemm(const Target& target, const SkinnyTuning& tuning, const Product& p);
+void tile_gemm(const Target& target, const Product& p);
+void tile_gemm_f32(const Target& target, const Product& p);
+void add_bias(const Target& target, const Product& p);  // out += bias, after a library's product
+
+}  // namespace quire::QUIRE_SIDE

@@ -1,0 +1,43 @@
+// A matrix product as the back end's parts see it, whatever side they are compiled for.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "kernels/kernels.h"
+
+namespace quire {
+
+inline constexpr int64_t kWeightPad = 64;  // a stored row is a multiple of this many elements; the rest are zeros
+inline int64_t stored_row_elements(int64_t cols) { return (cols + kWeightPad - 1) / kWeightPad * kWeightPad; }
+
+// A weight in device memory: [rows][row_elements] of the activation type.
+class StoredWeight final : public MatmulWeight {
+ public:
+  DeviceBuffer data;
+  int64_t row_elements = 0;
+};
+
+// out[m, n] = sum_k x[m, k] * w[n, k] (+ bias[n])
+struct Product {
+  const void* w = nullptr;      // [n][w_stride]
+  int64_t w_stride = 0;         // elements, a multiple of kWeightPad
+  const void* x = nullptr;      // [m][k]
+  const float* bias = nullptr;  // [n] or null
+  void* out = nullptr;          // [m][n], activation type or f32
+  int32_t m = 0, n = 0, k = 0;
+  bool out_f32 = false;
+};
+
+// A library that multiplies, opened at run time. The bias is not its business.
+class GemmLibrary {
+ public:
+  virtual ~GemmLibrary() = default;
+  virtual const char* name() const = 0;
+  virtual bool takes(const Product& p) const = 0;
+  virtual void run(const Product& p) = 0;  // on its device's stream; never synchronises
+  // Tries the library's best candidates for this shape and keeps the fastest. Synchronises; not while capturing.
+  virtual void tune(const Product& p) = 0;
+};
+
+}  // namespace quire

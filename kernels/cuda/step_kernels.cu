@@ -1,0 +1,101 @@
+#include "kernels/cuda/step_kernels.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cuda/attention/attention.h"
+#include "kernels/cuda/matmul/matmul.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/cuda/sampling.h"
+#include "kernels/cuda/weight_upload.h"
+#include "kernels/op_checks.h"
+
+namespace quire::QUIRE_SIDE {
+namespace {
+
+class StepKernels final : public Kernels {
+ public:
+  StepKernels(StreamDevice& device, const KernelOptions& options, std::unique_ptr<GemmLibrary> library)
+      : device_(device),
+        options_(options),
+        target_{.stream = device.stream(),
+                .multiprocessors = device.facts().multiprocessors,
+                .shared_bytes_per_block = device.facts().shared_bytes_per_block,
+                .activations = options.activations},
+        attention_{.stream = device.stream(),
+                   .machine = {.multiprocessors = device.facts().multiprocessors,
+                               .shared_bytes_per_block = device.facts().shared_bytes_per_block,
+                               .compute_capability = device.facts().compute_capability}},
+        library_(std::move(library)) {}
+
+  const KernelOptions& options() const override { return options_; }
+  Device& device() override { return device_; }
+
+  Result<std::unique_ptr<MatmulWeight>> pack(std::span<const HostMatrix> parts) override {
+    check_parts(parts);
+    return upload_weight(device_, options_.activations, parts);
+  }
+
+  Status reserve(int64_t max_rows, int64_t max_sequences, int32_t max_q_heads, int32_t max_head_dim, int32_t) override {
+    const AttentionScratchNeed need =
+        attention_scratch_need(attention_.machine, attention_.decode, max_rows, max_sequences, max_q_heads, max_head_dim);
+    Result<DeviceBuffer> scratch = device_.allocate(need.bytes(), "scratch of attention");
+    if (!scratch) return scratch.error();
+    scratch_ = std::move(*scratch);
+    attention_.scratch = need.place(scratch_.data());
+    device_.set_zero(attention_.scratch.counters, need.num_counters * 4);
+    return ok();
+  }
+
+  void embed(const EmbedParams& p) override { QUIRE_SIDE::embed(target_, p); }
+  void add_rms_norm(const AddRmsNormParams& p) override { QUIRE_SIDE::add_rms_norm(target_, p); }
+  void rope_kv_write(const RopeKvWriteParams& p) override { QUIRE_SIDE::rope_kv_write(target_, p); }
+  void silu_mul(const SiluMulParams& p) override { QUIRE_SIDE::silu_mul(target_, p); }
+  void copy_blocks(const BlockCopyParams& p) override { QUIRE_SIDE::copy_blocks(target_, p); }
+  void attention(const AttentionParams& p) override { QUIRE_SIDE::attention(attention_, options_.activations, p); }
+
+  int64_t sample_space_bytes() const override { return QUIRE_SIDE::sample_space_bytes(); }
+  void sample(const SampleParams& p) override { QUIRE_SIDE::sample(target_, p); }
+  void take_sampled(const TakeSampledParams& p) override { QUIRE_SIDE::take_sampled(target_, p); }
+
+  void matmul(const MatmulParams& p) override {
+    if (p.m == 0) return;
+    check_op(p);
+    const auto& weight = static_cast<const StoredWeight&>(*p.weight);
+    const Product product{.w = weight.data.data(),
+                          .w_stride = weight.row_elements,
+                          .x = p.x,
+                          .bias = p.bias,
+                          .out = p.out,
+                          .m = static_cast<int32_t>(p.m),
+                          .n = static_cast<int32_t>(weight.rows),
+                          .k = static_cast<int32_t>(weight.cols),
+                          .out_f32 = p.out_f32};
+    multiply(product);
+  }
+
+ private:
+  void multiply(const Product& p) {
+    if (p.m == 1) return gemv(target_, {}, p);
+    if (options_.activations == DType::kF32) return tile_gemm_f32(target_, p);
+    if (p.m <= kMaxSkinnyRows) return skinny_gemm(target_, {}, p);
+    if (library_ == nullptr || !library_->takes(p)) return tile_gemm(target_, p);
+    library_->run(p);
+    if (p.bias != nullptr) add_bias(target_, p);
+  }
+
+  StreamDevice& device_;
+  KernelOptions options_;
+  Target target_;
+  AttentionContext attention_;
+  DeviceBuffer scratch_;
+  std::unique_ptr<GemmLibrary> library_;
+};
+
+}  // namespace
+
+std::unique_ptr<Kernels> make_step_kernels(StreamDevice& device, const KernelOptions& options, std::unique_ptr<GemmLibrary> library) {
+  return std::make_unique<StepKernels>(device, options, std::move(library));
+}
+
+}  // namespace quire::QUIRE_SIDE

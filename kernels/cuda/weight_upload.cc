@@ -1,0 +1,105 @@
+#include "kernels/cuda/weight_upload.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "src/base/check.h"
+
+namespace quire {
+namespace {
+
+constexpr int64_t kChunkBytes = 16 << 20;
+
+float load_f32(const void* data, DType dtype, int64_t i) {
+  if (dtype == DType::kF32) return static_cast<const float*>(data)[i];
+  const uint16_t bits = static_cast<const uint16_t*>(data)[i];
+  return dtype == DType::kBF16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+}
+
+void convert(char* target, DType to, const char* source, DType from, int64_t count) {
+  if (to == from) {
+    std::memcpy(target, source, static_cast<size_t>(count * bytes_of(to)));
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const float f = load_f32(source, from, i);
+    if (to == DType::kF32) {
+      reinterpret_cast<float*>(target)[i] = f;
+    } else {
+      reinterpret_cast<uint16_t*>(target)[i] = to == DType::kBF16 ? f32_to_bf16(f) : f32_to_f16(f);
+    }
+  }
+}
+
+// Two pinned chunks: one is filled by the host while the other is copied.
+class PinnedChunks {
+ public:
+  static Result<PinnedChunks> make(StreamDevice& device, int64_t chunk_bytes) {
+    PinnedChunks chunks(device);
+    for (int i = 0; i < 2; ++i) {
+      Result<DeviceBuffer> buffer = device.allocate_pinned(chunk_bytes, "staging of weights");
+      if (!buffer) return buffer.error();
+      chunks.buffers_[i] = std::move(*buffer);
+      chunks.sent_[i] = device.make_event();
+    }
+    return chunks;
+  }
+  char* next() {
+    index_ ^= 1;
+    if (used_[index_]) sent_[index_]->wait();
+    return buffers_[index_].as<char>();
+  }
+  void send(void* target, int64_t bytes) {
+    device_->copy_to_device(target, buffers_[index_].data(), bytes);
+    sent_[index_]->record();
+    used_[index_] = true;
+  }
+
+ private:
+  explicit PinnedChunks(StreamDevice& device) : device_(&device) {}
+
+  StreamDevice* device_;
+  std::array<DeviceBuffer, 2> buffers_;
+  std::array<std::unique_ptr<StreamEvent>, 2> sent_;
+  std::array<bool, 2> used_{};
+  int index_ = 0;
+};
+
+void send_part(const HostMatrix& part, DType dtype, int64_t row_bytes, char* target, PinnedChunks& chunks) {
+  const int64_t rows_at_once = std::max<int64_t>(kChunkBytes / row_bytes, 1);
+  const int64_t used_bytes = part.cols * bytes_of(dtype), source_row_bytes = part.cols * bytes_of(part.dtype);
+  for (int64_t first = 0; first < part.rows; first += rows_at_once) {
+    const int64_t rows = std::min(rows_at_once, part.rows - first);
+    char* staged = chunks.next();
+    for (int64_t r = 0; r < rows; ++r) {
+      convert(staged + r * row_bytes, dtype, static_cast<const char*>(part.data) + (first + r) * source_row_bytes, part.dtype, part.cols);
+      std::memset(staged + r * row_bytes + used_bytes, 0, static_cast<size_t>(row_bytes - used_bytes));
+    }
+    chunks.send(target + first * row_bytes, rows * row_bytes);
+  }
+}
+
+}  // namespace
+
+Result<std::unique_ptr<MatmulWeight>> upload_weight(StreamDevice& device, DType dtype, std::span<const HostMatrix> parts) {
+  auto weight = std::make_unique<StoredWeight>();
+  weight->cols = parts[0].cols;
+  weight->row_elements = stored_row_elements(weight->cols);
+  for (const HostMatrix& part : parts) weight->rows += part.rows;
+  const int64_t row_bytes = weight->row_elements * bytes_of(dtype);
+  Result<DeviceBuffer> data = device.allocate(weight->rows * row_bytes, "weights");
+  if (!data) return data.error();
+  weight->data = std::move(*data);
+  Result<PinnedChunks> chunks = PinnedChunks::make(device, std::max(std::min(kChunkBytes, weight->rows * row_bytes), row_bytes));
+  if (!chunks) return chunks.error();
+  char* target = weight->data.as<char>();
+  for (const HostMatrix& part : parts) {
+    send_part(part, dtype, row_bytes, target, *chunks);
+    target += part.rows * row_bytes;
+  }
+  device.synchronize();  // the chunks are let go
+  return std::unique_ptr<MatmulWeight>(std::move(weight));
+}
+
+}  // namespace quire

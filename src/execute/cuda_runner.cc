@@ -1,0 +1,313 @@
+#include "src/execute/cuda_runner.h"
+
+#include <algorithm>
+#include <map>
+#include <new>
+#include <unordered_map>
+
+#include "src/execute/row_logprobs.h"
+#include "src/execute/sampler_steps.h"
+
+namespace quire {
+namespace {
+
+// Decode steps are padded to these row counts, so that few graphs serve all batches. Above the last: multiples of it.
+constexpr int64_t kBuckets[] = {1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256};
+constexpr int64_t kLeastTableStride = 16;
+
+int64_t bucket_of(int64_t rows) {
+  for (const int64_t bucket : kBuckets)
+    if (rows <= bucket) return bucket;
+  return (rows + 255) / 256 * 256;
+}
+
+int64_t power_of_two_from(int64_t n) {
+  int64_t power = kLeastTableStride;
+  while (power < n) power *= 2;
+  return power;
+}
+
+// May tokens of these parameters be chosen from the logits row alone?
+bool samples_on_device(const SamplingParams& p) {
+  return p.repetition_penalty == 1.0 && p.presence_penalty == 0.0 && p.frequency_penalty == 0.0 && p.no_repeat_ngram == 0 &&
+         p.logit_bias.empty() && p.allowed_token_ids.empty() && p.bad_words.empty() && p.typical_p >= 1.0 && p.min_tokens == 0 &&
+         p.logprobs < 0 && p.beam_width == 0;
+}
+
+// Where a sequence's newest token is.
+struct LastSample {
+  bool on_host = true;  // in the host sampler's history
+  int32_t index = 0;    // else: among the device's tokens of the step before
+};
+
+struct SequenceState {
+  std::shared_ptr<const SamplingParams> sampling;
+  uint64_t seed = 0;
+  bool on_device = false;
+  LastSample last;
+};
+
+class CudaQueuedStep final : public QueuedStep {
+ public:
+  bool reached() override { return done == nullptr || done->reached(); }
+
+  std::shared_ptr<const BatchPlan> plan;
+  StepResult result;                      // complete where sampling was done on the host
+  std::vector<SequenceId> device_samples;  // whose tokens come back, in order
+  StreamEvent* begun = nullptr;           // null: nothing was queued
+  StreamEvent* done = nullptr;
+  int turn = 0;
+};
+
+struct Graph {
+  bool warmed = false;  // run once without capture: libraries choose their kernels then
+  std::unique_ptr<CapturedGraph> captured;
+};
+
+class CudaRunner final : public QueueingRunner {
+ public:
+  explicit CudaRunner(CudaRunnerParts parts)
+      : parts_(std::move(parts)), step_(parts_.limits), copies_(parts_.limits.num_blocks), sampler_(make_cpu_sampler()) {}
+
+  Status allocate() {
+    StreamDevice& device = *parts_.device;
+    const auto samples = int64_t{max_samples()};
+    Result<DeviceStep> arrays = DeviceStep::create(device, largest_shape());
+    if (!arrays) return arrays.error();
+    arrays_ = std::move(*arrays);
+    const std::pair<DeviceBuffer*, int64_t> buffers[] = {{&tokens_, samples * 4}, {&logprobs_, samples * 4},
+                                                         {&sample_space_, samples * parts_.kernels->sample_space_bytes()}};
+    for (const auto& [buffer, bytes] : buffers) {
+      Result<DeviceBuffer> memory = device.allocate(bytes, "sampling");
+      if (!memory) return memory.error();
+      *buffer = std::move(*memory);
+    }
+    for (Turn& turn : turns_) {
+      Result<DeviceBuffer> back = device.allocate_pinned(samples * 8, "sampled tokens");
+      if (!back) return back.error();
+      turn.back = std::move(*back);
+      turn.begun = device.make_event();
+      turn.done = device.make_event();
+    }
+    device.synchronize();
+    return ok();
+  }
+
+  std::unique_ptr<QueuedStep> queue(std::shared_ptr<const BatchPlan> plan) override {
+    auto queued = std::make_unique<CudaQueuedStep>();
+    queued->plan = std::move(plan);
+    queued->turn = next_turn_;
+    queued->result.step = queued->plan->step;
+    next_turn_ = 1 - next_turn_;
+    try {
+      queued->result.status = queue_checked(*queued);
+    } catch (const std::bad_alloc&) {
+      queued->result.status = error(Code::kResourceExhausted, "no host memory for the step's results");
+    }
+    return queued;
+  }
+
+  StepResult finish(QueuedStep& queued) override {
+    auto& step = static_cast<CudaQueuedStep&>(queued);
+    if (step.done == nullptr) return std::move(step.result);
+    step.done->wait();
+    step.result.execute_ms = step.done->ms_since(*step.begun);
+    const auto* tokens = turns_[step.turn].back.as<const int32_t>();
+    const auto* logprobs = reinterpret_cast<const float*>(tokens + max_samples());
+    for (size_t i = 0; i < step.device_samples.size(); ++i)
+      step.result.samples.push_back({.sequence = step.device_samples[i], .token = tokens[i], .logprob = logprobs[i], .top = {}});
+    return std::move(step.result);
+  }
+
+ private:
+  struct Turn {
+    DeviceBuffer back;  // pinned: tokens, then logprobs
+    std::unique_ptr<StreamEvent> begun, done;
+  };
+
+  int32_t max_samples() const { return static_cast<int32_t>(bucket_of(parts_.limits.max_sequences)); }
+  int64_t vocab() const { return parts_.limits.vocab_size; }
+
+  StepShape largest_shape() const {
+    const StepLimits& l = parts_.limits;
+    const int64_t blocks = (l.max_context_tokens + l.block_tokens - 1) / l.block_tokens;
+    const int64_t sequences = bucket_of(l.max_sequences);
+    return {.rows = std::max(l.max_rows, sequences), .sequences = static_cast<int32_t>(sequences), .table_stride = power_of_two_from(blocks),
+            .logits_rows = std::max(l.max_rows, sequences), .samples = max_samples(), .copies = l.num_blocks};
+  }
+
+  Status queue_checked(CudaQueuedStep& queued) {
+    const BatchPlan& plan = *queued.plan;
+    apply_to_sampler(plan, *sampler_);
+    note_joins(plan);
+    if (Status copies = copies_.build(plan.copies); !copies) return copies;
+    if (Status built = step_.build(plan); !built) return built;
+    Turn& turn = turns_[queued.turn];
+    queued.begun = turn.begun.get();
+    queued.begun->record();
+    take_sampled_ids();
+    const bool on_host = !all_on_device(plan);
+    if (!on_host) collect_settings(plan, queued);
+    run(plan, queued, on_host);
+    turn.done->record();
+    queued.done = turn.done.get();
+    return ok();
+  }
+
+  void note_joins(const BatchPlan& plan) {
+    for (const SequenceId sequence : plan.leaves) sequences_.erase(sequence);
+    for (const PlannedJoin& join : plan.joins)
+      sequences_[join.sequence] = {.sampling = join.sampling, .seed = join.seed, .on_device = samples_on_device(*join.sampling), .last = {}};
+  }
+
+  // Ids sampled one step before: from the host's history, or by index from the device's tokens.
+  void take_sampled_ids() {
+    id_source_.assign(static_cast<size_t>(step_.arrays().rows), -1);
+    for (const SampledRow& row : step_.sampled_rows()) {
+      const LastSample& last = sequences_.at(row.sequence).last;
+      if (last.on_host) {
+        step_.set_id(row.row, sampler_->last_token(row.sequence));
+      } else {
+        id_source_[static_cast<size_t>(row.row)] = last.index;
+      }
+    }
+  }
+
+  bool all_on_device(const BatchPlan& plan) const {
+    if (step_.num_samples() > max_samples() || step_.arrays().num_logits_rows > parts_.logits_rows) return false;
+    for (const PlannedSequence& s : plan.sequences) {
+      if (s.prompt_logprobs >= 0) return false;
+      for (const PlannedSample& sample : s.samples)
+        if (sample.top_candidates > 0 || sample.beam || !sequences_.at(sample.sequence).on_device) return false;
+    }
+    return true;
+  }
+
+  void collect_settings(const BatchPlan& plan, CudaQueuedStep& queued) {
+    settings_.clear();
+    for (const WantedLogits& wanted : step_.wanted_logits())
+      for (const PlannedSample& sample : wanted.sequence->samples) {
+        SequenceState& state = sequences_.at(sample.sequence);
+        const SamplingParams& p = *state.sampling;
+        state.last = {.on_host = false, .index = static_cast<int32_t>(settings_.size())};
+        queued.device_samples.push_back(sample.sequence);
+        settings_.push_back({.inverse_temperature = p.temperature == 0 ? 0.0f : static_cast<float>(1.0 / p.temperature),
+                             .top_k = p.top_k, .top_p = static_cast<float>(p.top_p), .min_p = static_cast<float>(p.min_p),
+                             .seed = state.seed, .position = sample.position,
+                             .logits_row = static_cast<int32_t>(wanted.first + wanted.count - 1)});
+      }
+    (void)plan;
+  }
+
+  void run(const BatchPlan& plan, CudaQueuedStep& queued, bool on_host) {
+    const StepArrays own = step_.arrays();
+    const bool decode = !on_host && own.max_rows == 1 && own.num_logits_rows == own.rows && step_.num_samples() == own.rows;
+    StepShape shape{.rows = own.rows, .sequences = own.num_sequences, .table_stride = own.table_stride, .logits_rows = own.num_logits_rows,
+                    .samples = on_host ? 0 : static_cast<int32_t>(settings_.size()), .copies = static_cast<int32_t>(plan.copies.size())};
+    if (decode) {
+      shape.rows = shape.logits_rows = bucket_of(own.rows);
+      shape.sequences = shape.samples = static_cast<int32_t>(shape.rows);
+      shape.table_stride = power_of_two_from(own.table_stride);
+    }
+    const PlacedStep placed = arrays_.send(
+        step_, {.id_source = id_source_, .settings = on_host ? std::span<const SampleSettings>() : settings_, .copy_pairs = copies_.pairs()}, shape,
+        queued.turn);
+    run_copies(placed);
+    if (plan.sequences.empty()) return;
+    if (on_host) {
+      parts_.kernels->take_sampled({.ids = placed.ids, .source = placed.id_source, .tokens = tokens_.as<int32_t>(), .rows = shape.rows});
+      parts_.forward->run(placed.arrays);
+      return read_logits(queued.result);
+    }
+    decode ? run_decode(placed, shape) : run_kernels(placed, shape);
+    char* back = turns_[queued.turn].back.as<char>();
+    const int64_t count = static_cast<int64_t>(queued.device_samples.size());
+    parts_.device->copy_to_host(back, tokens_.data(), count * 4);
+    parts_.device->copy_to_host(back + int64_t{max_samples()} * 4, logprobs_.data(), count * 4);
+  }
+
+  void run_copies(const PlacedStep& placed) {
+    int64_t begin = 0;
+    for (const int64_t end : copies_.ends()) {
+      parts_.kernels->copy_blocks({.arena = parts_.arena.as<char>(), .block_bytes = parts_.block_bytes, .pairs = placed.copy_pairs + 2 * begin,
+                                   .count = end - begin});
+      begin = end;
+    }
+  }
+
+  void run_kernels(const PlacedStep& placed, const StepShape& shape) {
+    parts_.kernels->take_sampled({.ids = placed.ids, .source = placed.id_source, .tokens = tokens_.as<int32_t>(), .rows = shape.rows});
+    parts_.forward->run(placed.arrays, parts_.logits.as<float>());
+    parts_.kernels->sample({.logits = parts_.logits.as<const float>(), .settings = placed.settings, .workspace = sample_space_.data(),
+                            .tokens = tokens_.as<int32_t>(), .logprobs = logprobs_.as<float>(), .num_samples = shape.samples,
+                            .vocab = static_cast<int32_t>(vocab())});
+  }
+
+  // A graph per shape, captured when the shape comes for the second time.
+  void run_decode(PlacedStep placed, const StepShape& shape) {
+    StepShape key = shape;
+    key.copies = 0;  // copies lie behind all that the graph reads
+    placed.arrays.max_length = parts_.limits.max_context_tokens;
+    placed.arrays.all_rows_have_logits = true;
+    Graph& graph = graphs_[key];
+    if (graph.captured == nullptr && graph.warmed) {
+      parts_.device->begin_capture();
+      run_kernels(placed, shape);
+      graph.captured = parts_.device->end_capture();
+    }
+    if (graph.captured != nullptr) return parts_.device->run(*graph.captured);
+    run_kernels(placed, shape);
+    graph.warmed = true;
+  }
+
+  // Logits come to the host in pieces of as many rows as the buffer holds; a piece may begin or end inside a sequence's rows.
+  void read_logits(StepResult& result) {
+    const int64_t total = step_.arrays().num_logits_rows;
+    size_t next = 0;
+    for (int64_t first = 0; first < total; first += parts_.logits_rows) {
+      const int64_t end = std::min(first + parts_.logits_rows, total);
+      parts_.forward->logits(first, end - first, parts_.logits.as<float>());
+      host_logits_.resize(static_cast<size_t>((end - first) * vocab()));
+      parts_.device->copy_to_host(host_logits_.data(), parts_.logits.data(), (end - first) * vocab() * 4);
+      parts_.device->synchronize();
+      samples_.clear();
+      while (next < step_.wanted_logits().size()) {
+        const WantedLogits& wanted = step_.wanted_logits()[next];
+        if (wanted.first >= end) break;
+        append_prompt_logprobs(wanted, {.first = first, .end = end, .logits = host_logits_.data(), .vocab = vocab()}, result.prompt_logprobs);
+        if (wanted.first + wanted.count > end) break;  // goes on in the next piece
+        for (const PlannedSample& sample : wanted.sequence->samples) {
+          samples_.push_back({.sample = &sample, .logits_row = wanted.first + wanted.count - 1 - first});
+          sequences_.at(sample.sequence).last = {.on_host = true, .index = 0};
+        }
+        ++next;
+      }
+      sampler_->sample(host_logits_.data(), vocab(), samples_, result.samples);
+    }
+  }
+
+  CudaRunnerParts parts_;
+  HostStep step_;
+  CopyGroups copies_;
+  std::unique_ptr<Sampler> sampler_;  // host-sampled sequences, and their histories
+  std::unordered_map<SequenceId, SequenceState> sequences_;
+  DeviceStep arrays_;
+  DeviceBuffer tokens_, logprobs_, sample_space_;
+  Turn turns_[2];
+  int next_turn_ = 0;
+  std::map<StepShape, Graph> graphs_;
+  std::vector<int32_t> id_source_;
+  std::vector<SampleSettings> settings_;
+  std::vector<float> host_logits_;
+  std::vector<SampleRow> samples_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<QueueingRunner>> make_cuda_runner(CudaRunnerParts parts) {
+  auto runner = std::make_unique<CudaRunner>(std::move(parts));
+  if (Status allocated = runner->allocate(); !allocated) return allocated.error();
+  return std::unique_ptr<QueueingRunner>(std::move(runner));
+}
+
+}  // namespace quire

@@ -1,0 +1,31 @@
+// Steps on a stream device: a card, or the host shim. A step is queued whole (copies, forward pass, sampling, the way back of the
+// tokens) and finished later, so that the next one is queued while it runs; ids sampled on the device feed the next step there.
+//
+// Sampled on the host instead, after a wait for the logits: steps with a sequence whose parameters need its history or report
+// candidates (penalties, bad words, n-grams, bias, allowed ids, typical_p, min_tokens, logprobs, beams), and prompt logprobs.
+#pragma once
+
+#include <memory>
+
+#include "src/device/stream_device.h"
+#include "src/execute/device_step.h"
+#include "src/execute/pipelined_executor.h"
+#include "src/model/forward.h"
+#include "src/sample/sampler.h"
+
+namespace quire {
+
+struct CudaRunnerParts {
+  std::unique_ptr<StreamDevice> device;
+  std::unique_ptr<Kernels> kernels;
+  DeviceBuffer arena;
+  std::unique_ptr<ForwardPass> forward;
+  DeviceBuffer logits;  // [logits_rows, vocab] f32
+  int64_t logits_rows = 0;
+  StepLimits limits;
+  int64_t block_bytes = 0;
+};
+
+Result<std::unique_ptr<QueueingRunner>> make_cuda_runner(CudaRunnerParts parts);
+
+}  // namespace quire

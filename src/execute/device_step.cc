@@ -1,0 +1,107 @@
+#include "src/execute/device_step.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "src/base/check.h"
+
+namespace quire {
+namespace {
+
+// Byte offsets of a shape's arrays, each aligned for 16-byte reads.
+struct Layout {
+  int64_t ids, positions, id_source, slots, query_start, lengths, block_table, logits_rows, settings, copy_pairs, end;
+
+  explicit Layout(const StepShape& s) {
+    int64_t at = 0;
+    const auto take = [&at](int64_t count, int64_t bytes) {
+      const int64_t begin = at;
+      at += (count * bytes + 15) / 16 * 16;
+      return begin;
+    };
+    ids = take(s.rows, 4);
+    positions = take(s.rows, 4);
+    id_source = take(s.rows, 4);
+    slots = take(s.rows, 8);
+    query_start = take(s.sequences + 1, 4);
+    lengths = take(s.sequences, 4);
+    block_table = take(s.sequences * s.table_stride, 4);
+    logits_rows = take(s.logits_rows, 4);
+    settings = take(s.samples, sizeof(SampleSettings));
+    copy_pairs = take(int64_t{s.copies} * 2, 4);
+    end = at;
+  }
+};
+
+// Copies what there is and fills up to `count` with `padding`.
+template <class T>
+void put(char* base, int64_t offset, const T* source, int64_t there, int64_t count, T padding) {
+  T* target = reinterpret_cast<T*>(base + offset);
+  if (there > 0) std::memcpy(target, source, static_cast<size_t>(there) * sizeof(T));
+  std::fill(target + there, target + count, padding);
+}
+
+}  // namespace
+
+int64_t DeviceStep::bytes_of(const StepShape& shape) { return Layout(shape).end; }
+
+Result<DeviceStep> DeviceStep::create(StreamDevice& device, const StepShape& largest) {
+  DeviceStep step;
+  step.device_ = &device;
+  const int64_t bytes = bytes_of(largest);
+  Result<DeviceBuffer> staging = device.allocate(bytes, "arrays of a step");
+  if (!staging) return staging.error();
+  step.staging_ = std::move(*staging);
+  for (DeviceBuffer& pinned : step.pinned_) {
+    Result<DeviceBuffer> buffer = device.allocate_pinned(bytes, "arrays of a step");
+    if (!buffer) return buffer.error();
+    pinned = std::move(*buffer);
+  }
+  return step;
+}
+
+PlacedStep DeviceStep::send(const HostStep& step, const DeviceStepExtras& extras, const StepShape& shape, int turn) {
+  const Layout at(shape);
+  check(at.end <= staging_.bytes(), "DeviceStep: the step is larger than the largest it was made for");
+  const StepArrays from = step.arrays();
+  char* host = pinned_[turn].as<char>();
+  put(host, at.ids, from.ids, from.rows, shape.rows, 0);
+  put(host, at.positions, from.positions, from.rows, shape.rows, 0);
+  put(host, at.id_source, extras.id_source.data(), from.rows, shape.rows, -1);
+  put(host, at.slots, from.slots, from.rows, shape.rows, int64_t{-1});
+  put(host, at.query_start, from.query_start, from.num_sequences + 1, from.num_sequences + 1, 0);
+  auto* query_start = reinterpret_cast<int32_t*>(host + at.query_start);
+  for (int32_t s = from.num_sequences; s < shape.sequences; ++s) query_start[s + 1] = query_start[s] + 1;
+  put(host, at.lengths, from.lengths, from.num_sequences, shape.sequences, 1);
+  auto* table = reinterpret_cast<int32_t*>(host + at.block_table);
+  for (int32_t s = 0; s < shape.sequences; ++s) {
+    int32_t* row = table + s * shape.table_stride;
+    const bool real = s < from.num_sequences;
+    if (real) std::memcpy(row, from.block_table + s * from.table_stride, static_cast<size_t>(from.table_stride) * 4);
+    std::fill(row + (real ? from.table_stride : 0), row + shape.table_stride, 0);
+  }
+  put(host, at.logits_rows, from.logits_rows, std::min(from.num_logits_rows, shape.logits_rows), shape.logits_rows, 0);
+  put(host, at.settings, extras.settings.data(), static_cast<int64_t>(extras.settings.size()), shape.samples,
+      SampleSettings{.inverse_temperature = 0});
+  put(host, at.copy_pairs, extras.copy_pairs.data(), static_cast<int64_t>(extras.copy_pairs.size()), int64_t{shape.copies} * 2, 0);
+  device_->copy_to_device(staging_.data(), host, at.end);
+
+  char* base = staging_.as<char>();
+  const auto ints = [base](int64_t offset) { return reinterpret_cast<int32_t*>(base + offset); };
+  PlacedStep placed{.arrays = from, .ids = ints(at.ids), .id_source = ints(at.id_source),
+                    .settings = reinterpret_cast<const SampleSettings*>(base + at.settings), .copy_pairs = ints(at.copy_pairs)};
+  placed.arrays.ids = placed.ids;
+  placed.arrays.positions = ints(at.positions);
+  placed.arrays.slots = reinterpret_cast<const int64_t*>(base + at.slots);
+  placed.arrays.query_start = ints(at.query_start);
+  placed.arrays.lengths = ints(at.lengths);
+  placed.arrays.block_table = ints(at.block_table);
+  placed.arrays.logits_rows = ints(at.logits_rows);
+  placed.arrays.rows = shape.rows;
+  placed.arrays.table_stride = shape.table_stride;
+  placed.arrays.num_logits_rows = shape.logits_rows;
+  placed.arrays.num_sequences = shape.sequences;
+  return placed;
+}
+
+}  // namespace quire

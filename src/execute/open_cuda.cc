@@ -1,0 +1,155 @@
+// A card, or the host shim that runs its kernels, behind open_executor.
+#include <algorithm>
+
+#include "kernels/cuda/host_device.h"
+#include "src/device/cpu_features.h"
+#include "src/execute/cuda_runner.h"
+#include "src/execute/memory_plan.h"
+#include "src/execute/open_device.h"
+#include "src/execute/resolve_config.h"
+#include "src/model/weight_source.h"
+
+namespace quire {
+namespace {
+
+// What a card needs beside the items of the memory plan: the library's workspace, captured graphs, arrays of a step, scratch of attention.
+constexpr int64_t kReservedBytes = 768ll << 20;
+constexpr int64_t kHostShimCacheBytes = 256ll << 20;
+constexpr int64_t kHostShimMemory = 4ll << 30;
+constexpr int64_t kMostLogitsBytes = 512ll << 20;
+
+struct Choices {
+  DType activations = DType::kBF16, kv = DType::kBF16;
+};
+
+// Activations of the checkpoint's type unless asked otherwise; the cache holds them as they are.
+Result<Choices> choose_dtypes(EngineConfig& config, const ModelSpec& spec) {
+  const Result<std::optional<DType>> activations = parse_dtype(config.dtype, "dtype");
+  if (!activations) return activations.error();
+  const Result<std::optional<DType>> kv = parse_dtype(config.kv_cache_dtype, "kv_cache_dtype");
+  if (!kv) return kv.error();
+  Choices c;
+  c.activations = activations->value_or(spec.checkpoint_dtype);
+  c.kv = kv->value_or(c.activations);
+  if (c.kv != c.activations)
+    return invalid("kv_cache_dtype is `" + std::string(name_of(c.kv)) + "` and dtype `" + std::string(name_of(c.activations)) +
+                       "`; on device cuda both must be the same",
+                   "kv_cache_dtype");
+  config.dtype = name_of(c.activations);
+  config.kv_cache_dtype = name_of(c.kv);
+  return c;
+}
+
+Result<std::unique_ptr<StreamDevice>> open_stream_device(DeviceKind kind) {
+  if (kind == DeviceKind::kCudaHost) return open_cuda_host_device();
+  Result<std::unique_ptr<Device>> device = open_cuda_device();
+  if (!device) return device.error();
+  return std::unique_ptr<StreamDevice>(static_cast<StreamDevice*>(std::move(*device).release()));
+}
+
+struct Opening {
+  EngineConfig config;
+  const ModelSpec& spec;
+  DeviceKind kind;
+  Choices dtypes;
+  KvLayout layout;
+  CudaRunnerParts parts;
+  MemoryPlan plan;
+};
+
+// Decode steps are padded, at most to the next multiple of 256 sequences.
+int64_t padded_sequences(const EngineConfig& c) { return (int64_t{c.max_sequences} + 255) / 256 * 256; }
+
+ForwardLimits forward_limits(const EngineConfig& c) {
+  const int64_t rows = std::max<int64_t>(c.max_step_tokens, padded_sequences(c));
+  return {.max_rows = rows, .max_logits_rows = rows, .max_sequences = static_cast<int32_t>(padded_sequences(c)),
+          .max_context_tokens = c.max_context_tokens};
+}
+
+Result<MemoryPlan> plan_device_memory(const Opening& o, const WeightSource& source) {
+  const DeviceFacts& facts = o.parts.device->facts();
+  const bool shim = o.kind == DeviceKind::kCudaHost;
+  const auto usable = static_cast<int64_t>(static_cast<double>(facts.memory_bytes) * o.config.gpu_memory_utilization) - kReservedBytes;
+  const int64_t free_bytes = shim ? kHostShimMemory : std::min(o.parts.device->free_bytes() - kReservedBytes, usable);
+  return plan_memory({.device = facts.name,
+                      .free_bytes = free_bytes,
+                      .weights_bytes = weight_bytes(source, o.spec, false),
+                      .workspace_bytes = ForwardPass::workspace_bytes(o.spec, forward_limits(o.config), o.dtypes.activations),
+                      .logits_bytes = o.parts.logits_rows * o.spec.vocab_size * bytes_of(DType::kF32),
+                      .block_bytes = o.layout.block_bytes(),
+                      .block_tokens = o.config.block_tokens,
+                      .max_context_tokens = o.config.max_context_tokens,
+                      .kv_cache_bytes = o.config.kv_cache_bytes,
+                      .default_cache_bytes = shim ? kHostShimCacheBytes : free_bytes});
+}
+
+Status fill_memory(Opening& o, WeightSource& source) {
+  StreamDevice& device = *o.parts.device;
+  Result<Weights> weights = load_weights(source, o.spec, *o.parts.kernels);
+  if (!weights) return weights.error();
+  Result<DeviceBuffer> arena = device.allocate(o.plan.cache_bytes, "cache");
+  if (!arena) return arena.error();
+  o.parts.arena = std::move(*arena);
+  device.set_zero(o.parts.arena.data(), o.parts.arena.bytes());  // padding rows read block 0: it must hold numbers
+  Result<DeviceBuffer> logits = device.allocate(o.parts.logits_rows * o.spec.vocab_size * bytes_of(DType::kF32), "logits");
+  if (!logits) return logits.error();
+  o.parts.logits = std::move(*logits);
+  Result<std::unique_ptr<ForwardPass>> forward =
+      ForwardPass::create(*o.parts.kernels, o.spec, std::move(*weights), forward_limits(o.config), o.layout, o.parts.arena.as<char>());
+  if (!forward) return forward.error();
+  o.parts.forward = std::move(*forward);
+  return ok();
+}
+
+Result<OpenedExecutor> finish(Opening& o) {
+  o.parts.block_bytes = o.layout.block_bytes();
+  o.parts.limits = {.max_rows = o.config.max_step_tokens,
+                    .max_sequences = o.config.max_sequences,
+                    .max_context_tokens = o.config.max_context_tokens,
+                    .block_tokens = o.config.block_tokens,
+                    .num_blocks = o.plan.num_blocks,
+                    .vocab_size = o.spec.vocab_size};
+  OpenedExecutor out;
+  out.spec = o.spec;
+  out.num_blocks = o.plan.num_blocks;
+  out.block_bytes = o.parts.block_bytes;
+  out.device = o.parts.device->facts().name;
+  out.dtype = o.config.dtype;
+  out.kv_dtype = o.dtypes.kv;
+  out.memory_plan = o.plan.table;
+  out.config = o.config;
+  out.config.device = o.kind == DeviceKind::kCuda ? "cuda" : "cuda-host";
+  out.config.kv_cache_bytes = o.plan.cache_bytes;
+  Result<std::unique_ptr<QueueingRunner>> runner = make_cuda_runner(std::move(o.parts));
+  if (!runner) return runner.error();
+  out.executor = make_pipelined_executor(std::move(*runner));
+  return out;
+}
+
+}  // namespace
+
+Result<OpenedExecutor> open_cuda_executor(const EngineConfig& config, const ModelSpec& spec, DeviceKind kind) {
+  Opening o{.config = config, .spec = spec, .kind = kind};
+  Result<std::unique_ptr<StreamDevice>> device = open_stream_device(kind);
+  if (!device) return device.error();
+  o.parts.device = std::move(*device);
+  const Result<Choices> dtypes = choose_dtypes(o.config, spec);
+  if (!dtypes) return dtypes.error();
+  o.dtypes = *dtypes;
+  o.layout = {.dtype = o.dtypes.kv, .num_layers = spec.num_layers, .num_kv_heads = spec.num_kv_heads, .head_dim = spec.head_dim,
+              .block_tokens = config.block_tokens};
+  o.parts.logits_rows = std::clamp<int64_t>(kMostLogitsBytes / (int64_t{spec.vocab_size} * 4), 1, padded_sequences(config));
+  o.config.threads = o.config.threads == 0 ? usable_cores() : o.config.threads;
+  Result<std::unique_ptr<Kernels>> kernels = make_cuda_kernels(*o.parts.device, {.activations = o.dtypes.activations, .threads = o.config.threads});
+  if (!kernels) return kernels.error();
+  o.parts.kernels = std::move(*kernels);
+  Result<std::unique_ptr<WeightSource>> source = open_weight_source(config.weights, config.model_dir, spec, o.config.threads);
+  if (!source) return source.error();
+  Result<MemoryPlan> plan = plan_device_memory(o, **source);
+  if (!plan) return plan.error();
+  o.plan = std::move(*plan);
+  if (Status filled = fill_memory(o, **source); !filled) return filled.error();
+  return finish(o);
+}
+
+}  // namespace quire
