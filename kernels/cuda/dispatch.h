@@ -9,7 +9,7 @@ namespace quire::QUIRE_SIDE {
 
 // Where the launchers of this folder put their work.
 struct Target {
-  void* stream = nullptr;       // cudaStream_t, or shim::HostStream*
+  void* stream = nullptr;  // cudaStream_t, or shim::HostStream*
   int32_t multiprocessors = 1;
   int32_t shared_bytes_per_block = 99 * 1024;  // the most a kernel may ask for
   DType activations = DType::kF32;
@@ -39,6 +39,8 @@ template <class T>
 inline T ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
-inline unsigned as_grid(int64_t n) { return static_cast<unsigned>(n); }
+inline unsigned as_grid(int64_t n) {
+  return static_cast<unsigned>(n);
+}
 
 }  // namespace quire::QUIRE_SIDE

@@ -8,7 +8,8 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// ---- embed: a block of threads takes a row; moves rows * hidden * (table + act) bytes ------------------------------------
+// ---- embed: a block of threads takes a row; moves rows * hidden * (table + act) bytes
+// ------------------------------------
 template <class Table, class Act, bool kVector>
 __global__ void embed_rows(EmbedParams p) {
   wait_for_previous_kernel();
@@ -20,7 +21,8 @@ __global__ void embed_rows(EmbedParams p) {
     store_chunk<Act, kVector>(target + i, load_chunk<Table, kVector>(source + i, p.hidden - i), p.hidden - i);
 }
 
-// ---- silu_mul: a thread takes eight columns of a row; moves 3 * rows * width elements --------------------------------------
+// ---- silu_mul: a thread takes eight columns of a row; moves 3 * rows * width elements
+// --------------------------------------
 template <class Act, bool kVector>
 __global__ void silu_mul_rows(SiluMulParams p) {
   wait_for_previous_kernel();
@@ -33,11 +35,13 @@ __global__ void silu_mul_rows(SiluMulParams p) {
   const Chunk g = load_chunk<Act, kVector>(gate, count), up = load_chunk<Act, kVector>(gate + p.width, count);
   Chunk out;
 #pragma unroll
-  for (int j = 0; j < kChunk; ++j) out.v[j] = g.v[j] * rcp_approx(1.0f + exp2_approx(-kLog2e * g.v[j])) * up.v[j];
+  for (int j = 0; j < kChunk; ++j)
+    out.v[j] = g.v[j] * rcp_approx(1.0f + exp2_approx(-kLog2e * g.v[j])) * up.v[j];
   store_chunk<Act, kVector>(static_cast<Act*>(p.out) + row * p.width + i, out, count);
 }
 
-// ---- copy_blocks: a block of threads takes a piece of one pair; moves 2 * count * block_bytes ------------------------------
+// ---- copy_blocks: a block of threads takes a piece of one pair; moves 2 * count * block_bytes
+// ------------------------------
 constexpr int kUnrolled = 4;  // 16-byte loads of a thread in flight
 
 __global__ void copy_pairs(BlockCopyParams p) {
@@ -67,13 +71,14 @@ unsigned threads_for(int64_t chunks) {
 void embed(const Target& target, const EmbedParams& p) {
   if (p.rows == 0) return;
   check_op(p);
-  const LaunchConfig config{.grid = as_grid(p.rows), .block = threads_for(ceil_div<int64_t>(p.hidden, kChunk)),
-                            .stream = target.stream, .dependent = true};
+  const LaunchConfig config{.grid = as_grid(p.rows),
+                            .block = threads_for(ceil_div<int64_t>(p.hidden, kChunk)),
+                            .stream = target.stream,
+                            .dependent = true};
   with_float_type(p.table_dtype, [&](auto table) {
     with_float_type(target.activations, [&](auto act) {
-      with_bool(p.hidden % kChunk == 0, [&](auto vector) {
-        launch<embed_rows<decltype(table), decltype(act), vector>>(config, p);
-      });
+      with_bool(p.hidden % kChunk == 0,
+                [&](auto vector) { launch<embed_rows<decltype(table), decltype(act), vector>>(config, p); });
     });
   });
 }
@@ -82,10 +87,14 @@ void silu_mul(const Target& target, const SiluMulParams& p) {
   if (p.rows == 0) return;
   check_op(p);
   const unsigned threads = threads_for(ceil_div<int64_t>(p.width, kChunk));
-  const LaunchConfig config{.grid = {as_grid(ceil_div<int64_t>(p.width, int64_t{threads} * kChunk)), as_grid(p.rows)},
-                            .block = threads, .stream = target.stream, .dependent = true};
+  const LaunchConfig config{
+      .grid = {as_grid(ceil_div<int64_t>(p.width, int64_t{threads} * kChunk)), as_grid(p.rows)},
+      .block = threads,
+      .stream = target.stream,
+      .dependent = true};
   with_float_type(target.activations, [&](auto act) {
-    with_bool(p.width % kChunk == 0, [&](auto vector) { launch<silu_mul_rows<decltype(act), vector>>(config, p); });
+    with_bool(p.width % kChunk == 0,
+              [&](auto vector) { launch<silu_mul_rows<decltype(act), vector>>(config, p); });
   });
 }
 
@@ -96,8 +105,11 @@ void copy_blocks(const Target& target, const BlockCopyParams& p) {
   // Enough blocks of threads for two waves, however few pairs there are.
   const int64_t pieces = ceil_div<int64_t>(p.block_bytes / 16, int64_t{kThreads} * kUnrolled);
   const int64_t wanted = ceil_div<int64_t>(int64_t{target.multiprocessors} * 16, p.count);
-  const LaunchConfig config{.grid = {as_grid(std::min(pieces, std::max<int64_t>(wanted, 1))), as_grid(p.count)},
-                            .block = kThreads, .stream = target.stream, .dependent = true};
+  const LaunchConfig config{
+      .grid = {as_grid(std::min(pieces, std::max<int64_t>(wanted, 1))), as_grid(p.count)},
+      .block = kThreads,
+      .stream = target.stream,
+      .dependent = true};
   launch<copy_pairs>(config, p);
 }
 

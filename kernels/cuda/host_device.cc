@@ -52,14 +52,18 @@ class HostDevice final : public StreamDevice {
   Result<DeviceBuffer> allocate(int64_t bytes, const char* what) override {
     check(bytes >= 0, "allocate: negative size");
     if (bytes == 0) return DeviceBuffer();
-    void* p = bytes > free_bytes() ? nullptr : std::aligned_alloc(256, static_cast<size_t>((bytes + 255) / 256 * 256));
+    void* p = bytes > free_bytes() ? nullptr
+                                   : std::aligned_alloc(256, static_cast<size_t>((bytes + 255) / 256 * 256));
     if (p == nullptr)
-      return error(Code::kResourceExhausted, std::string(what) + " needs " + std::to_string(bytes) + " bytes of host memory; " +
-                                                 std::to_string(free_bytes()) + " bytes are free");
+      return error(Code::kResourceExhausted, std::string(what) + " needs " + std::to_string(bytes) +
+                                                 " bytes of host memory; " + std::to_string(free_bytes()) +
+                                                 " bytes are free");
     shim::register_memory(p, bytes);
     return DeviceBuffer(this, p, bytes);
   }
-  Result<DeviceBuffer> allocate_pinned(int64_t bytes, const char* what) override { return allocate(bytes, what); }
+  Result<DeviceBuffer> allocate_pinned(int64_t bytes, const char* what) override {
+    return allocate(bytes, what);
+  }
   void free(void* data) override {
     shim::unregister_memory(data);
     std::free(data);
@@ -67,7 +71,9 @@ class HostDevice final : public StreamDevice {
 
   void copy_to_device(void* target, const void* host, int64_t bytes) override { copy(target, host, bytes); }
   void copy_to_host(void* host, const void* source, int64_t bytes) override { copy(host, source, bytes); }
-  void copy_on_device(void* target, const void* source, int64_t bytes) override { copy(target, source, bytes); }
+  void copy_on_device(void* target, const void* source, int64_t bytes) override {
+    copy(target, source, bytes);
+  }
   void set_zero(void* target, int64_t bytes) override {
     shim::run_or_record(&stream_, [=] { std::memset(target, 0, static_cast<size_t>(bytes)); });
   }
@@ -91,7 +97,8 @@ class HostDevice final : public StreamDevice {
 
  private:
   void copy(void* target, const void* source, int64_t bytes) {
-    if (bytes > 0) shim::run_or_record(&stream_, [=] { std::memcpy(target, source, static_cast<size_t>(bytes)); });
+    if (bytes > 0)
+      shim::run_or_record(&stream_, [=] { std::memcpy(target, source, static_cast<size_t>(bytes)); });
   }
 
   DeviceFacts facts_;
@@ -101,6 +108,8 @@ class HostDevice final : public StreamDevice {
 
 }  // namespace
 
-std::unique_ptr<StreamDevice> open_cuda_host_device(const HostDeviceOptions& options) { return std::make_unique<HostDevice>(options); }
+std::unique_ptr<StreamDevice> open_cuda_host_device(const HostDeviceOptions& options) {
+  return std::make_unique<HostDevice>(options);
+}
 
 }  // namespace quire

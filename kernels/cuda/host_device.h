@@ -1,5 +1,5 @@
-// The host shim as a device: host memory in which the CUDA kernels run on fibers. A captured graph is the list of recorded
-// calls, run directly. For machines without a card, and for tests: --device cuda-host.
+// The host shim as a device: host memory in which the CUDA kernels run on fibers. A captured graph is the
+// list of recorded calls, run directly. For machines without a card, and for tests: --device cuda-host.
 #pragma once
 
 #include <memory>

@@ -10,7 +10,8 @@
 namespace quire {
 namespace {
 
-Result<std::unique_ptr<Kernels>> make_for_card([[maybe_unused]] StreamDevice& device, [[maybe_unused]] const KernelOptions& options) {
+Result<std::unique_ptr<Kernels>> make_for_card([[maybe_unused]] StreamDevice& device,
+                                               [[maybe_unused]] const KernelOptions& options) {
 #ifdef QUIRE_WITH_CUDA
   std::unique_ptr<GemmLibrary> library;
   if (options.activations != DType::kF32) {
@@ -18,7 +19,8 @@ Result<std::unique_ptr<Kernels>> make_for_card([[maybe_unused]] StreamDevice& de
     if (opened) {
       library = std::move(*opened);
     } else {
-      log_line(LogLevel::kWarn, "no_gemm_library", {{"why", opened.error().message}, {"instead", "tile_gemm (slower for prefill)"}});
+      log_line(LogLevel::kWarn, "no_gemm_library",
+               {{"why", opened.error().message}, {"instead", "tile_gemm (slower for prefill)"}});
     }
   }
   return cuda::make_step_kernels(device, options, std::move(library));

@@ -1,6 +1,7 @@
 // residual += delta; out = residual / rms(residual) * weight, in one pass: the row stays in registers.
-// A block of threads takes a row. Bounded by memory: reads two rows and writes two (one each without delta), 16 bytes at a
-// time. At one row (decode) it is bounded by latency: one load, two barriers, one store; the weight is fetched before the wait.
+// A block of threads takes a row. Bounded by memory: reads two rows and writes two (one each without delta),
+// 16 bytes at a time. At one row (decode) it is bounded by latency: one load, two barriers, one store; the
+// weight is fetched before the wait.
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/vector.h"
 #include "kernels/op_checks.h"
@@ -71,12 +72,16 @@ __global__ void __launch_bounds__(kMaxThreads) add_rms_norm_rows(AddRmsNormParam
 void add_rms_norm(const Target& target, const AddRmsNormParams& p) {
   if (p.rows == 0) return;
   check_op(p);
-  check_at_least("add_rms_norm, widest row less hidden", int64_t{kMaxThreads} * kMaxHeld * kChunk - p.hidden, 0);
+  check_at_least("add_rms_norm, widest row less hidden", int64_t{kMaxThreads} * kMaxHeld * kChunk - p.hidden,
+                 0);
   const int64_t chunks = ceil_div<int64_t>(p.hidden, kChunk);
-  const auto threads = static_cast<unsigned>(std::min<int64_t>(kMaxThreads, ceil_div<int64_t>(chunks, kWarp) * kWarp));
-  const LaunchConfig config{.grid = as_grid(p.rows), .block = threads,
+  const auto threads =
+      static_cast<unsigned>(std::min<int64_t>(kMaxThreads, ceil_div<int64_t>(chunks, kWarp) * kWarp));
+  const LaunchConfig config{.grid = as_grid(p.rows),
+                            .block = threads,
                             .shared_bytes = static_cast<int>(threads / kWarp * sizeof(float)),
-                            .stream = target.stream, .dependent = true};
+                            .stream = target.stream,
+                            .dependent = true};
   with_float_type(target.activations, [&](auto act) {
     with_bool(p.hidden % kChunk == 0, [&](auto vector) {
       using Act = decltype(act);

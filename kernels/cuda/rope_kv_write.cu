@@ -1,7 +1,8 @@
-// q and k norms (Qwen3), rotary positions, and the write of K and V into their blocks, in one pass over the row of q|k|v.
-// Bounded by memory: reads the row once, writes q in place (or to q_out) and k, v into the arena.
-// A lane holds eight elements of a head's first half and the eight that pair with them in the second, so the rotation needs
-// no exchange; head_dim / 16 lanes take a head, rounded up to a power of two so that the norm's sum is a few shuffles.
+// q and k norms (Qwen3), rotary positions, and the write of K and V into their blocks, in one pass over the
+// row of q|k|v. Bounded by memory: reads the row once, writes q in place (or to q_out) and k, v into the
+// arena. A lane holds eight elements of a head's first half and the eight that pair with them in the second,
+// so the rotation needs no exchange; head_dim / 16 lanes take a head, rounded up to a power of two so that
+// the norm's sum is a few shuffles.
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/vector.h"
 #include "kernels/op_checks.h"
@@ -15,11 +16,11 @@ constexpr int kThreads = 128;
 template <class Act, class Kv>
 struct Head {
   const Act* source = nullptr;
-  Act* q_target = nullptr;      // null for k and v
-  Kv* kv_target = nullptr;      // null for q, and for a slot that is padding
+  Act* q_target = nullptr;  // null for k and v
+  Kv* kv_target = nullptr;  // null for q, and for a slot that is padding
   const float* norm = nullptr;
   bool rotated = false;
-  bool skipped = true;          // a padding row
+  bool skipped = true;  // a padding row
 };
 
 template <class Act, class Kv>
@@ -30,10 +31,12 @@ __device__ inline Head<Act, Kv> head_of(const RopeKvWriteParams& p, int64_t row,
   Head<Act, Kv> head{.source = qkv + int64_t{index} * p.head_dim, .skipped = false};
   if (index < p.num_q_heads) {
     bool padding = p.num_kv_heads > 0;
-    for (int64_t i = 0; padding && i < p.slot_stride; ++i) padding = load(p.slots + row * p.slot_stride + i) < 0;
+    for (int64_t i = 0; padding && i < p.slot_stride; ++i)
+      padding = load(p.slots + row * p.slot_stride + i) < 0;
     head.skipped = padding;
-    head.q_target = (p.q_out == nullptr ? qkv : static_cast<Act*>(p.q_out) + row * p.num_q_heads * p.head_dim) +
-                    int64_t{index} * p.head_dim;
+    head.q_target =
+        (p.q_out == nullptr ? qkv : static_cast<Act*>(p.q_out) + row * p.num_q_heads * p.head_dim) +
+        int64_t{index} * p.head_dim;
     head.norm = p.q_norm;
     head.rotated = true;
     return head;
@@ -44,7 +47,8 @@ __device__ inline Head<Act, Kv> head_of(const RopeKvWriteParams& p, int64_t row,
   head.skipped = slot < 0;
   if (head.skipped) return head;
   char* tile = p.arena + slot / p.layout.block_tokens * p.layout.block_bytes() +
-               (own_list ? 0 : kv_head) * p.layout.head_stride() + slot % p.layout.block_tokens * p.layout.token_bytes();
+               (own_list ? 0 : kv_head) * p.layout.head_stride() +
+               slot % p.layout.block_tokens * p.layout.token_bytes();
   head.kv_target = reinterpret_cast<Kv*>(tile + (is_key ? 0 : p.layout.kv_stride()));
   head.norm = is_key ? p.k_norm : nullptr;
   head.rotated = is_key;
@@ -64,7 +68,8 @@ __global__ void __launch_bounds__(kThreads) rope_kv_write_chunks(RopeKvWritePara
   let_next_kernel_start();
   const int64_t row = blockIdx.y;
   const int lane = static_cast<int>(threadIdx.x) % lanes, half = p.head_dim / 2, i = lane * kChunk;
-  const Head<Act, Kv> head = head_of<Act, Kv>(p, row, static_cast<int>(blockIdx.x * (kThreads / lanes) + threadIdx.x / lanes));
+  const Head<Act, Kv> head =
+      head_of<Act, Kv>(p, row, static_cast<int>(blockIdx.x * (kThreads / lanes) + threadIdx.x / lanes));
   const bool active = !head.skipped && i < half;
   Chunk a{}, b{};
   if (active) {
@@ -108,7 +113,8 @@ __global__ void __launch_bounds__(kThreads) rope_kv_write_elements(RopeKvWritePa
   let_next_kernel_start();
   const int64_t row = blockIdx.y;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const Head<Act, Kv> head = head_of<Act, Kv>(p, row, static_cast<int>(blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp));
+  const Head<Act, Kv> head =
+      head_of<Act, Kv>(p, row, static_cast<int>(blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp));
   float scale = 1;
   if (!head.skipped && head.norm != nullptr) {  // the same for all lanes: they share the head
     float squares = 0;
@@ -142,18 +148,22 @@ __global__ void __launch_bounds__(kThreads) rope_kv_write_elements(RopeKvWritePa
 void rope_kv_write(const Target& target, const RopeKvWriteParams& p) {
   if (p.rows == 0) return;
   check_op(p);
-  const bool chunks = p.head_dim % (2 * kChunk) == 0 && p.rotary_dim == p.head_dim && p.head_dim <= 2 * kChunk * kWarp;
+  const bool chunks =
+      p.head_dim % (2 * kChunk) == 0 && p.rotary_dim == p.head_dim && p.head_dim <= 2 * kChunk * kWarp;
   int lanes = chunks ? 1 : kWarp;
   while (chunks && lanes * 2 * kChunk < p.head_dim) lanes *= 2;
   const int64_t heads = p.num_q_heads + 2 * p.num_kv_heads;
   const LaunchConfig config{.grid = {as_grid(ceil_div<int64_t>(heads, kThreads / lanes)), as_grid(p.rows)},
-                            .block = kThreads, .stream = target.stream, .dependent = true};
+                            .block = kThreads,
+                            .stream = target.stream,
+                            .dependent = true};
   const DType kv_dtype = p.num_kv_heads > 0 ? p.layout.dtype : target.activations;
   with_float_type(target.activations, [&](auto act) {
     with_float_type(kv_dtype, [&](auto kv) {
       using Act = decltype(act);
       using Kv = decltype(kv);
-      chunks ? launch<rope_kv_write_chunks<Act, Kv>>(config, p, lanes) : launch<rope_kv_write_elements<Act, Kv>>(config, p);
+      chunks ? launch<rope_kv_write_chunks<Act, Kv>>(config, p, lanes)
+             : launch<rope_kv_write_elements<Act, Kv>>(config, p);
     });
   });
 }

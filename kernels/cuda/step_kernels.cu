@@ -36,9 +36,10 @@ class StepKernels final : public Kernels {
     return upload_weight(device_, options_.activations, parts);
   }
 
-  Status reserve(int64_t max_rows, int64_t max_sequences, int32_t max_q_heads, int32_t max_head_dim, int32_t) override {
-    const AttentionScratchNeed need =
-        attention_scratch_need(attention_.machine, attention_.decode, max_rows, max_sequences, max_q_heads, max_head_dim);
+  Status reserve(int64_t max_rows, int64_t max_sequences, int32_t max_q_heads, int32_t max_head_dim,
+                 int32_t) override {
+    const AttentionScratchNeed need = attention_scratch_need(attention_.machine, attention_.decode, max_rows,
+                                                             max_sequences, max_q_heads, max_head_dim);
     Result<DeviceBuffer> scratch = device_.allocate(need.bytes(), "scratch of attention");
     if (!scratch) return scratch.error();
     scratch_ = std::move(*scratch);
@@ -52,7 +53,9 @@ class StepKernels final : public Kernels {
   void rope_kv_write(const RopeKvWriteParams& p) override { QUIRE_SIDE::rope_kv_write(target_, p); }
   void silu_mul(const SiluMulParams& p) override { QUIRE_SIDE::silu_mul(target_, p); }
   void copy_blocks(const BlockCopyParams& p) override { QUIRE_SIDE::copy_blocks(target_, p); }
-  void attention(const AttentionParams& p) override { QUIRE_SIDE::attention(attention_, options_.activations, p); }
+  void attention(const AttentionParams& p) override {
+    QUIRE_SIDE::attention(attention_, options_.activations, p);
+  }
 
   int64_t sample_space_bytes() const override { return QUIRE_SIDE::sample_space_bytes(); }
   void sample(const SampleParams& p) override { QUIRE_SIDE::sample(target_, p); }
@@ -94,7 +97,8 @@ class StepKernels final : public Kernels {
 
 }  // namespace
 
-std::unique_ptr<Kernels> make_step_kernels(StreamDevice& device, const KernelOptions& options, std::unique_ptr<GemmLibrary> library) {
+std::unique_ptr<Kernels> make_step_kernels(StreamDevice& device, const KernelOptions& options,
+                                           std::unique_ptr<GemmLibrary> library) {
   return std::make_unique<StepKernels>(device, options, std::move(library));
 }
 

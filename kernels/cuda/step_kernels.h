@@ -1,5 +1,5 @@
-// The CUDA kernels as the seam of kernels/kernels.h, once for each side they are compiled for. make_cuda_kernels
-// (make_cuda_kernels.cc) picks the side by the device.
+// The CUDA kernels as the seam of kernels/kernels.h, once for each side they are compiled for.
+// make_cuda_kernels (make_cuda_kernels.cc) picks the side by the device.
 #pragma once
 
 #include <memory>
@@ -10,9 +10,11 @@
 
 namespace quire::cuda {
 // `library` multiplies many rows; without one our own tiles do.
-std::unique_ptr<Kernels> make_step_kernels(StreamDevice& device, const KernelOptions& options, std::unique_ptr<GemmLibrary> library);
+std::unique_ptr<Kernels> make_step_kernels(StreamDevice& device, const KernelOptions& options,
+                                           std::unique_ptr<GemmLibrary> library);
 }  // namespace quire::cuda
 
 namespace quire::cuda_host {
-std::unique_ptr<Kernels> make_step_kernels(StreamDevice& device, const KernelOptions& options, std::unique_ptr<GemmLibrary> library);
+std::unique_ptr<Kernels> make_step_kernels(StreamDevice& device, const KernelOptions& options,
+                                           std::unique_ptr<GemmLibrary> library);
 }  // namespace quire::cuda_host

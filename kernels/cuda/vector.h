@@ -21,7 +21,8 @@ __device__ inline Chunk unpack_chunk(uint4 u) {
 template <class T>
 __device__ inline Chunk load_chunk(const T* p) {
   if constexpr (sizeof(T) == 4) {
-    const float4 a = load(reinterpret_cast<const float4*>(p)), b = load(reinterpret_cast<const float4*>(p) + 1);
+    const float4 a = load(reinterpret_cast<const float4*>(p)),
+                 b = load(reinterpret_cast<const float4*>(p) + 1);
     return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
   } else {
     return unpack_chunk<T>(load(reinterpret_cast<const uint4*>(p)));

@@ -73,7 +73,8 @@ void send_part(const HostMatrix& part, DType dtype, int64_t row_bytes, char* tar
     const int64_t rows = std::min(rows_at_once, part.rows - first);
     char* staged = chunks.next();
     for (int64_t r = 0; r < rows; ++r) {
-      convert(staged + r * row_bytes, dtype, static_cast<const char*>(part.data) + (first + r) * source_row_bytes, part.dtype, part.cols);
+      convert(staged + r * row_bytes, dtype,
+              static_cast<const char*>(part.data) + (first + r) * source_row_bytes, part.dtype, part.cols);
       std::memset(staged + r * row_bytes + used_bytes, 0, static_cast<size_t>(row_bytes - used_bytes));
     }
     chunks.send(target + first * row_bytes, rows * row_bytes);
@@ -82,7 +83,8 @@ void send_part(const HostMatrix& part, DType dtype, int64_t row_bytes, char* tar
 
 }  // namespace
 
-Result<std::unique_ptr<MatmulWeight>> upload_weight(StreamDevice& device, DType dtype, std::span<const HostMatrix> parts) {
+Result<std::unique_ptr<MatmulWeight>> upload_weight(StreamDevice& device, DType dtype,
+                                                    std::span<const HostMatrix> parts) {
   auto weight = std::make_unique<StoredWeight>();
   weight->cols = parts[0].cols;
   weight->row_elements = stored_row_elements(weight->cols);
@@ -91,7 +93,8 @@ Result<std::unique_ptr<MatmulWeight>> upload_weight(StreamDevice& device, DType 
   Result<DeviceBuffer> data = device.allocate(weight->rows * row_bytes, "weights");
   if (!data) return data.error();
   weight->data = std::move(*data);
-  Result<PinnedChunks> chunks = PinnedChunks::make(device, std::max(std::min(kChunkBytes, weight->rows * row_bytes), row_bytes));
+  Result<PinnedChunks> chunks =
+      PinnedChunks::make(device, std::max(std::min(kChunkBytes, weight->rows * row_bytes), row_bytes));
   if (!chunks) return chunks.error();
   char* target = weight->data.as<char>();
   for (const HostMatrix& part : parts) {

@@ -1,5 +1,5 @@
-// Weights to the device: rows of the parts one under another, in the activation type, each row padded with zeros.
-// Load time only; one thread.
+// Weights to the device: rows of the parts one under another, in the activation type, each row padded with
+// zeros. Load time only; one thread.
 #pragma once
 
 #include <memory>
@@ -10,6 +10,7 @@
 
 namespace quire {
 
-Result<std::unique_ptr<MatmulWeight>> upload_weight(StreamDevice& device, DType dtype, std::span<const HostMatrix> parts);
+Result<std::unique_ptr<MatmulWeight>> upload_weight(StreamDevice& device, DType dtype,
+                                                    std::span<const HostMatrix> parts);
 
 }  // namespace quire

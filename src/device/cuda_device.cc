@@ -1,5 +1,5 @@
-// One CUDA card as a device. cudart is linked statically and libcuda is not linked at all: the program starts on a machine
-// without a driver, and open_cuda_device() says what is missing.
+// One CUDA card as a device. cudart is linked statically and libcuda is not linked at all: the program starts
+// on a machine without a driver, and open_cuda_device() says what is missing.
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
@@ -15,7 +15,9 @@ namespace {
 
 constexpr int kLeastCapability = 80;  // cp.async, bf16 tensor cores
 
-std::string version_text(int v) { return fmt::format("{}.{}", v / 1000, v % 1000 / 10); }
+std::string version_text(int v) {
+  return fmt::format("{}.{}", v / 1000, v % 1000 / 10);
+}
 
 class CudaEventMark final : public StreamEvent {
  public:
@@ -34,7 +36,8 @@ class CudaEventMark final : public StreamEvent {
   void wait() override { check_cuda_call(cudaEventSynchronize(event_.get())); }
   double ms_since(const StreamEvent& earlier) const override {
     float ms = 0;
-    check_cuda_call(cudaEventElapsedTime(&ms, static_cast<const CudaEventMark&>(earlier).event_.get(), event_.get()));
+    check_cuda_call(
+        cudaEventElapsedTime(&ms, static_cast<const CudaEventMark&>(earlier).event_.get(), event_.get()));
     return ms;
   }
 
@@ -73,7 +76,8 @@ class CudaDevice final : public StreamDevice {
     check(bytes >= 0, "allocate_pinned: negative size");
     if (bytes == 0) return DeviceBuffer();
     void* p = nullptr;
-    const cudaError_t e = cudaHostAlloc(&p, static_cast<size_t>(bytes), cudaHostAllocMapped | cudaHostAllocPortable);
+    const cudaError_t e =
+        cudaHostAlloc(&p, static_cast<size_t>(bytes), cudaHostAllocMapped | cudaHostAllocPortable);
     if (e != cudaSuccess) return no_room("pinned host memory", bytes, -1, what, e);
     pinned_.insert(p);
     return DeviceBuffer(this, p, bytes);
@@ -84,15 +88,23 @@ class CudaDevice final : public StreamDevice {
     if (e != cudaSuccess) log_line(LogLevel::kWarn, "cuda_free_failed", {{"error", text_of(e)}});
   }
 
-  void copy_to_device(void* target, const void* host, int64_t bytes) override { copy(target, host, bytes, cudaMemcpyHostToDevice); }
-  void copy_to_host(void* host, const void* source, int64_t bytes) override { copy(host, source, bytes, cudaMemcpyDeviceToHost); }
-  void copy_on_device(void* target, const void* source, int64_t bytes) override { copy(target, source, bytes, cudaMemcpyDeviceToDevice); }
+  void copy_to_device(void* target, const void* host, int64_t bytes) override {
+    copy(target, host, bytes, cudaMemcpyHostToDevice);
+  }
+  void copy_to_host(void* host, const void* source, int64_t bytes) override {
+    copy(host, source, bytes, cudaMemcpyDeviceToHost);
+  }
+  void copy_on_device(void* target, const void* source, int64_t bytes) override {
+    copy(target, source, bytes, cudaMemcpyDeviceToDevice);
+  }
   void set_zero(void* target, int64_t bytes) override {
     if (bytes > 0) check_cuda_call(cudaMemsetAsync(target, 0, static_cast<size_t>(bytes), stream_.get()));
   }
   void synchronize() override { check_cuda_call(cudaStreamSynchronize(stream_.get())); }
 
-  void begin_capture() override { check_cuda_call(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal)); }
+  void begin_capture() override {
+    check_cuda_call(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
+  }
   std::unique_ptr<CapturedGraph> end_capture() override {
     cudaGraph_t raw = nullptr;
     check_cuda_call(cudaStreamEndCapture(stream_.get(), &raw));
@@ -104,7 +116,9 @@ class CudaDevice final : public StreamDevice {
   void run(const CapturedGraph& graph) override {
     check_cuda_call(cudaGraphLaunch(static_cast<const CudaCapturedGraph&>(graph).exec(), stream_.get()));
   }
-  std::unique_ptr<StreamEvent> make_event() override { return std::make_unique<CudaEventMark>(stream_.get()); }
+  std::unique_ptr<StreamEvent> make_event() override {
+    return std::make_unique<CudaEventMark>(stream_.get());
+  }
 
   int64_t free_bytes() const override {
     size_t free = 0, total = 0;
@@ -115,10 +129,12 @@ class CudaDevice final : public StreamDevice {
  private:
   static Error no_room(const char* kind, int64_t bytes, int64_t free, const char* what, cudaError_t e) {
     const std::string left = free < 0 ? std::string() : fmt::format(", {} bytes are free", free);
-    return error(Code::kResourceExhausted, fmt::format("{}: no room for {} bytes of {}{} [{}]", what, bytes, kind, left, text_of(e)));
+    return error(Code::kResourceExhausted,
+                 fmt::format("{}: no room for {} bytes of {}{} [{}]", what, bytes, kind, left, text_of(e)));
   }
   void copy(void* target, const void* source, int64_t bytes, cudaMemcpyKind kind) {
-    if (bytes > 0) check_cuda_call(cudaMemcpyAsync(target, source, static_cast<size_t>(bytes), kind, stream_.get()));
+    if (bytes > 0)
+      check_cuda_call(cudaMemcpyAsync(target, source, static_cast<size_t>(bytes), kind, stream_.get()));
   }
 
   DeviceFacts facts_;
@@ -126,7 +142,9 @@ class CudaDevice final : public StreamDevice {
   std::unordered_set<void*> pinned_;
 };
 
-Error unavailable(std::string why) { return error(Code::kUnavailable, "CUDA cannot be used: " + std::move(why)); }
+Error unavailable(std::string why) {
+  return error(Code::kUnavailable, "CUDA cannot be used: " + std::move(why));
+}
 
 // nullopt when a card can be asked for; else why not.
 std::optional<Error> why_no_card() {
@@ -135,7 +153,8 @@ std::optional<Error> why_no_card() {
   cudaDriverGetVersion(&driver);  // 0: no driver at all
   if (driver == 0) return unavailable("no NVIDIA driver is installed");
   if (driver / 1000 < toolkit / 1000)
-    return unavailable(fmt::format("the driver serves CUDA {}, this build needs {} or newer", version_text(driver), version_text(toolkit / 1000 * 1000)));
+    return unavailable(fmt::format("the driver serves CUDA {}, this build needs {} or newer",
+                                   version_text(driver), version_text(toolkit / 1000 * 1000)));
   const cudaError_t e = cudaGetDeviceCount(&count);
   if (e != cudaSuccess) return unavailable(text_of(e));
   if (count == 0) return unavailable("the driver reports no card");
@@ -158,7 +177,8 @@ Result<DeviceFacts> facts_of(int index) {
                 .compute_capability = p.major * 10 + p.minor,
                 .shared_bytes_per_block = static_cast<int32_t>(p.sharedMemPerBlockOptin)};
   if (f.compute_capability < kLeastCapability)
-    return unavailable(fmt::format("{} has compute capability {}.{}, at least 8.0 is needed", f.name, p.major, p.minor));
+    return unavailable(
+        fmt::format("{} has compute capability {}.{}, at least 8.0 is needed", f.name, p.major, p.minor));
   return f;
 }
 
@@ -170,7 +190,8 @@ Result<std::unique_ptr<Device>> open_cuda_device() {
   if (!facts) return facts.error();
   cudaStream_t raw = nullptr;
   if (const cudaError_t e = cudaSetDevice(0); e != cudaSuccess) return unavailable(text_of(e));
-  if (const cudaError_t e = cudaStreamCreateWithFlags(&raw, cudaStreamNonBlocking); e != cudaSuccess) return unavailable(text_of(e));
+  if (const cudaError_t e = cudaStreamCreateWithFlags(&raw, cudaStreamNonBlocking); e != cudaSuccess)
+    return unavailable(text_of(e));
   CudaStream stream(raw);
   size_t free = 0, total = 0;
   if (const cudaError_t e = cudaMemGetInfo(&free, &total); e != cudaSuccess) return unavailable(text_of(e));

@@ -13,13 +13,15 @@
 namespace quire {
 
 inline std::string text_of(cudaError_t e) {
-  return std::string(cudaGetErrorName(e)) + " (" + std::to_string(static_cast<int>(e)) + "): " + cudaGetErrorString(e);
+  return std::string(cudaGetErrorName(e)) + " (" + std::to_string(static_cast<int>(e)) +
+         "): " + cudaGetErrorString(e);
 }
 
-// For calls that cannot fail unless we misused them or the card is gone: a CUDA fault after start ends the process, so that
-// a supervisor restarts it, and no wrong token leaves.
+// For calls that cannot fail unless we misused them or the card is gone: a CUDA fault after start ends the
+// process, so that a supervisor restarts it, and no wrong token leaves.
 inline void check_cuda_call(cudaError_t e, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-  if (e != cudaSuccess) [[unlikely]] check_failed("CUDA call failed: " + text_of(e), file, line);
+  if (e != cudaSuccess) [[unlikely]]
+    check_failed("CUDA call failed: " + text_of(e), file, line);
 }
 
 template <class Handle, cudaError_t (*destroy)(Handle)>

@@ -1,6 +1,7 @@
-// A device whose work is queued on one stream: CUDA, or the host shim that runs the CUDA kernels (kernels/cuda/host_device.h).
-// One executor thread owns it. Between begin_capture() and end_capture() everything that goes to the stream, copies
-// included, is recorded instead of run; nothing may allocate or synchronise then.
+// A device whose work is queued on one stream: CUDA, or the host shim that runs the CUDA kernels
+// (kernels/cuda/host_device.h). One executor thread owns it. Between begin_capture() and end_capture()
+// everything that goes to the stream, copies included, is recorded instead of run; nothing may allocate or
+// synchronise then.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +11,8 @@
 
 namespace quire {
 
-// Work that was captured, ready to be run again. Kernel arguments are frozen: what changes from run to run is read from
-// device memory.
+// Work that was captured, ready to be run again. Kernel arguments are frozen: what changes from run to run is
+// read from device memory.
 class CapturedGraph {
  public:
   virtual ~CapturedGraph() = default;

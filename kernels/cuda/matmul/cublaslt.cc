@@ -18,8 +18,10 @@ using namespace cublaslt;
 constexpr int64_t kWorkspaceBytes = 32 << 20;  // what cuBLAS recommends on Hopper
 constexpr int kCandidates = 6, kTimedRuns = 3;
 
-void check_call(StatusCode status, const char* what, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-  if (status != 0) [[unlikely]] check_failed(fmt::format("cuBLASLt {}: status {}", what, status), file, line);
+void check_call(StatusCode status, const char* what, const char* file = __builtin_FILE(),
+                int line = __builtin_LINE()) {
+  if (status != 0) [[unlikely]]
+    check_failed(fmt::format("cuBLASLt {}: status {}", what, status), file, line);
 }
 
 cudaDataType_t cuda_type(DType t) {
@@ -36,23 +38,32 @@ struct Shape {
 struct ShapeHash {
   size_t operator()(const Shape& s) const {
     uint64_t h = static_cast<uint64_t>(s.m);
-    for (uint64_t v : {static_cast<uint64_t>(s.n), static_cast<uint64_t>(s.k), static_cast<uint64_t>(s.w_stride), uint64_t{s.out_f32}})
+    for (uint64_t v : {static_cast<uint64_t>(s.n), static_cast<uint64_t>(s.k),
+                       static_cast<uint64_t>(s.w_stride), uint64_t{s.out_f32}})
       h = (h ^ v) * 0x9E3779B97F4A7C15ull;
     return h;
   }
 };
-Shape shape_of(const Product& p) { return {p.m, p.n, p.k, p.w_stride, p.out_f32}; }
+Shape shape_of(const Product& p) {
+  return {p.m, p.n, p.k, p.w_stride, p.out_f32};
+}
 
 // Row-major out[m][n] is column-major [n, m]: D = op(A) B with A = w (k x n, transposed) and B = x (k x m).
 class Layouts {
  public:
   Layouts(const Api& api, const Product& p, cudaDataType_t in, cudaDataType_t out) : api_(&api) {
-    check_call(api.layout_create(&a, in, static_cast<uint64_t>(p.k), static_cast<uint64_t>(p.n), p.w_stride), "layout of w");
-    check_call(api.layout_create(&b, in, static_cast<uint64_t>(p.k), static_cast<uint64_t>(p.m), p.k), "layout of x");
-    check_call(api.layout_create(&d, out, static_cast<uint64_t>(p.n), static_cast<uint64_t>(p.m), p.n), "layout of out");
+    check_call(api.layout_create(&a, in, static_cast<uint64_t>(p.k), static_cast<uint64_t>(p.n), p.w_stride),
+               "layout of w");
+    check_call(api.layout_create(&b, in, static_cast<uint64_t>(p.k), static_cast<uint64_t>(p.m), p.k),
+               "layout of x");
+    check_call(api.layout_create(&d, out, static_cast<uint64_t>(p.n), static_cast<uint64_t>(p.m), p.n),
+               "layout of out");
   }
   Layouts(Layouts&& other) noexcept
-      : a(std::exchange(other.a, nullptr)), b(std::exchange(other.b, nullptr)), d(std::exchange(other.d, nullptr)), api_(other.api_) {}
+      : a(std::exchange(other.a, nullptr)),
+        b(std::exchange(other.b, nullptr)),
+        d(std::exchange(other.d, nullptr)),
+        api_(other.api_) {}
   Layouts& operator=(Layouts&&) = delete;
   ~Layouts() {
     for (Layout layout : {a, b, d})
@@ -75,12 +86,17 @@ struct Plan {
 class CublasLt final : public GemmLibrary {
  public:
   CublasLt(const Api& api, Handle handle, StreamDevice& device, DType activations, DeviceBuffer workspace)
-      : api_(api), handle_(handle), device_(device), type_(cuda_type(activations)), workspace_(std::move(workspace)) {
+      : api_(api),
+        handle_(handle),
+        device_(device),
+        type_(cuda_type(activations)),
+        workspace_(std::move(workspace)) {
     check_call(api_.desc_create(&desc_, kCompute32F, CUDA_R_32F), "operation");
     check_call(api_.desc_set(desc_, kDescTransA, &kOpTranspose, sizeof(kOpTranspose)), "transpose w");
     check_call(api_.preference_create(&preference_), "preference");
     const uint64_t bytes = kWorkspaceBytes;
-    check_call(api_.preference_set(preference_, kPreferenceMaxWorkspace, &bytes, sizeof(bytes)), "workspace limit");
+    check_call(api_.preference_set(preference_, kPreferenceMaxWorkspace, &bytes, sizeof(bytes)),
+               "workspace limit");
   }
   ~CublasLt() override {
     plans_.clear();
@@ -116,18 +132,23 @@ class CublasLt final : public GemmLibrary {
     const Shape shape = shape_of(p);
     if (const auto found = plans_.find(shape); found != plans_.end()) return found->second;
     Plan plan{.layouts = Layouts(api_, p, type_, p.out_f32 ? CUDA_R_32F : type_)};
-    const StatusCode status = api_.get_heuristic(handle_, desc_, plan.layouts.a, plan.layouts.b, plan.layouts.d, plan.layouts.d, preference_,
-                                                 kCandidates, plan.candidates.data(), &plan.num_candidates);
+    const StatusCode status =
+        api_.get_heuristic(handle_, desc_, plan.layouts.a, plan.layouts.b, plan.layouts.d, plan.layouts.d,
+                           preference_, kCandidates, plan.candidates.data(), &plan.num_candidates);
     if (status != 0 || plan.num_candidates == 0)
-      check_failed(fmt::format("cuBLASLt has no way to multiply m={} n={} k={} (status {})", p.m, p.n, p.k, status), __FILE__, __LINE__);
+      check_failed(
+          fmt::format("cuBLASLt has no way to multiply m={} n={} k={} (status {})", p.m, p.n, p.k, status),
+          __FILE__, __LINE__);
     plan.algo = plan.candidates[0].algo;
     return plans_.emplace(shape, std::move(plan)).first->second;
   }
 
   void multiply(const Product& p, const Plan& plan, const Algo& algo) {
     const float one = 1, zero = 0;
-    check_call(api_.matmul(handle_, desc_, &one, p.w, plan.layouts.a, p.x, plan.layouts.b, &zero, p.out, plan.layouts.d, p.out, plan.layouts.d,
-                           &algo, workspace_.data(), kWorkspaceBytes, static_cast<cudaStream_t>(device_.stream())), "matmul");
+    check_call(api_.matmul(handle_, desc_, &one, p.w, plan.layouts.a, p.x, plan.layouts.b, &zero, p.out,
+                           plan.layouts.d, p.out, plan.layouts.d, &algo, workspace_.data(), kWorkspaceBytes,
+                           static_cast<cudaStream_t>(device_.stream())),
+               "matmul");
   }
 
   double time_ms(const Product& p, const Plan& plan, const Algo& algo) {
@@ -159,8 +180,10 @@ Result<std::unique_ptr<GemmLibrary>> open_cublaslt(StreamDevice& device, DType a
   if (!workspace) return workspace.error();
   Handle handle = nullptr;
   if (const StatusCode status = api->create(&handle); status != 0)
-    return error(Code::kUnavailable, fmt::format("cuBLASLt {} does not start: status {}", api->get_version(), status));
-  return std::unique_ptr<GemmLibrary>(std::make_unique<CublasLt>(*api, handle, device, activations, *std::move(workspace)));
+    return error(Code::kUnavailable,
+                 fmt::format("cuBLASLt {} does not start: status {}", api->get_version(), status));
+  return std::unique_ptr<GemmLibrary>(
+      std::make_unique<CublasLt>(*api, handle, device, activations, *std::move(workspace)));
 }
 
 }  // namespace quire

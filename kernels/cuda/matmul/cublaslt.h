@@ -1,4 +1,5 @@
-// cuBLASLt as a GemmLibrary: a plan per shape, chosen by its heuristic or by measurement, and a workspace allocated once.
+// cuBLASLt as a GemmLibrary: a plan per shape, chosen by its heuristic or by measurement, and a workspace
+// allocated once.
 #pragma once
 
 #include "kernels/cuda/matmul/product.h"

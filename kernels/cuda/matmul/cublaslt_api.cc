@@ -33,7 +33,8 @@ bool find(void* library, const char* name, F& function, std::string& missing) {
 }
 
 bool find_all(void* library, Api& api, std::string& missing) {
-  return find(library, "cublasLtGetVersion", api.get_version, missing) && find(library, "cublasLtCreate", api.create, missing) &&
+  return find(library, "cublasLtGetVersion", api.get_version, missing) &&
+         find(library, "cublasLtCreate", api.create, missing) &&
          find(library, "cublasLtDestroy", api.destroy, missing) &&
          find(library, "cublasLtMatmulDescCreate", api.desc_create, missing) &&
          find(library, "cublasLtMatmulDescDestroy", api.desc_destroy, missing) &&

@@ -1,6 +1,6 @@
-// The part of cuBLASLt that quire uses, stated here so that no header or wheel of it is needed to build, and found at run
-// time with dlopen. Names, types and values are those of the cuBLASLt API, version 13.1 (unchanged since 11.0 but for
-// additions); the library is asked for its version when it is opened.
+// The part of cuBLASLt that quire uses, stated here so that no header or wheel of it is needed to build, and
+// found at run time with dlopen. Names, types and values are those of the cuBLASLt API, version 13.1
+// (unchanged since 11.0 but for additions); the library is asked for its version when it is opened.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -48,12 +48,15 @@ struct Api {
   StatusCode (*preference_create)(Preference*);
   StatusCode (*preference_destroy)(Preference);
   StatusCode (*preference_set)(Preference, int attribute, const void* value, size_t bytes);
-  StatusCode (*get_heuristic)(Handle, Desc, Layout a, Layout b, Layout c, Layout d, Preference, int wanted, Heuristic* results, int* found);
-  StatusCode (*matmul)(Handle, Desc, const void* alpha, const void* a, Layout, const void* b, Layout, const void* beta, const void* c, Layout,
-                       void* d, Layout, const Algo*, void* workspace, size_t workspace_bytes, cudaStream_t);
+  StatusCode (*get_heuristic)(Handle, Desc, Layout a, Layout b, Layout c, Layout d, Preference, int wanted,
+                              Heuristic* results, int* found);
+  StatusCode (*matmul)(Handle, Desc, const void* alpha, const void* a, Layout, const void* b, Layout,
+                       const void* beta, const void* c, Layout, void* d, Layout, const Algo*, void* workspace,
+                       size_t workspace_bytes, cudaStream_t);
 };
 
-// Looks beside the program (../lib, .), in /usr/local/cuda/lib64, then where the loader looks. Stays open until the end.
+// Looks beside the program (../lib, .), in /usr/local/cuda/lib64, then where the loader looks. Stays open
+// until the end.
 Result<Api> load();
 
 }  // namespace quire::cublaslt

@@ -1,5 +1,6 @@
-// One row: out[n] = w[n] . x. A warp takes whole rows of w, eight 16-byte loads a lane in flight; x lies in shared memory as
-// f32. Bound: device memory, bytes = w once. The first loads of w are issued before the dependency wait.
+// One row: out[n] = w[n] . x. A warp takes whole rows of w, eight 16-byte loads a lane in flight; x lies in
+// shared memory as f32. Bound: device memory, bytes = w once. The first loads of w are issued before the
+// dependency wait.
 #include "kernels/cuda/matmul/matmul.h"
 #include "kernels/cuda/vector.h"
 #include "kernels/op_checks.h"
@@ -14,7 +15,7 @@ constexpr int kLoads = 8;  // of a lane, in flight: 4 KiB a warp
 template <class T>
 constexpr int kPer16 = 16 / static_cast<int>(sizeof(T));
 template <class T>
-constexpr int kWarpPiece = kWarp * kPer16<T>;  // elements of a row that one load of a warp covers
+constexpr int kWarpPiece = kWarp* kPer16<T>;  // elements of a row that one load of a warp covers
 
 template <class T>
 __device__ inline float dot16(uint4 w, Shared<float> x, float sum) {
@@ -38,7 +39,8 @@ __device__ inline float dot16(uint4 w, Shared<float> x, float sum) {
   }
 }
 
-// kRows rows of w at once, kPieces pieces of each: kRows * kPieces = kLoads, so that short rows fill the loads too.
+// kRows rows of w at once, kPieces pieces of each: kRows * kPieces = kLoads, so that short rows fill the
+// loads too.
 template <class T, int kPieces>
 class WeightStream {
  public:
@@ -53,7 +55,8 @@ class WeightStream {
       for (int u = 0; u < kPieces; ++u) {
         const int64_t i = int64_t{piece + u} * kWarpPiece<T> + lane_ * kPer16<T>;
         const bool valid = row + r < p_.n && i < p_.w_stride;
-        w[r * kPieces + u] = valid ? load_streaming(reinterpret_cast<const uint4*>(static_cast<const T*>(p_.w) + (row + r) * p_.w_stride + i))
+        w[r * kPieces + u] = valid ? load_streaming(reinterpret_cast<const uint4*>(
+                                         static_cast<const T*>(p_.w) + (row + r) * p_.w_stride + i))
                                    : make_uint4(0, 0, 0, 0);
       }
   }
@@ -67,7 +70,8 @@ class WeightStream {
 template <class T>
 __device__ inline void stage_x(const Product& p, Shared<float> x, int padded) {
   const auto* source = static_cast<const T*>(p.x);
-  for (int i = static_cast<int>(threadIdx.x); i < padded; i += kThreads) x[i] = i < p.k ? to_f32(load(source + i)) : 0.0f;
+  for (int i = static_cast<int>(threadIdx.x); i < padded; i += kThreads)
+    x[i] = i < p.k ? to_f32(load(source + i)) : 0.0f;
   sync_threads();
 }
 
@@ -127,10 +131,16 @@ void launch_gemv(const Target& target, const GemvTuning& tuning, const Product& 
   const int pieces = ceil_div(ceil_div(static_cast<int>(p.w_stride), kWarpPiece<T>), kPieces) * kPieces;
   const int shared_bytes = pieces * kWarpPiece<T> * static_cast<int>(sizeof(float));
   check_at_least("gemv, shared memory less x", target.shared_bytes_per_block - shared_bytes, 0);
-  const int64_t wanted = int64_t{target.multiprocessors} * std::min(tuning.blocks_per_multiprocessor, target.shared_bytes_per_block / shared_bytes);
+  const int64_t wanted =
+      int64_t{target.multiprocessors} *
+      std::min(tuning.blocks_per_multiprocessor, target.shared_bytes_per_block / shared_bytes);
   const int64_t most = ceil_div<int64_t>(p.n, int64_t{kWarps} * WeightStream<T, kPieces>::kRows);
-  launch<gemv_rows<T, kPieces>>({.grid = as_grid(std::min(wanted, most)), .block = kThreads, .shared_bytes = shared_bytes,
-                                 .stream = target.stream, .dependent = true}, p, pieces);
+  launch<gemv_rows<T, kPieces>>({.grid = as_grid(std::min(wanted, most)),
+                                 .block = kThreads,
+                                 .shared_bytes = shared_bytes,
+                                 .stream = target.stream,
+                                 .dependent = true},
+                                p, pieces);
 }
 
 }  // namespace

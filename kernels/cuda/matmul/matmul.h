@@ -3,8 +3,9 @@
 //   2 to 16, 16-bit       skinny.cu    tensor cores, weights and x through a ring in shared memory
 //   more, 16-bit          cuBLASLt where it can be opened (cublaslt.h), else tile.cu
 //   several, f32          tile_f32.cu
-// Weights of a step are read once and bound all but the last two; they do not depend on the kernel before, so the first of
-// them are fetched before the dependency wait (measured on an H100: 5.17 -> 4.95 ms for an 8B model's step at one row).
+// Weights of a step are read once and bound all but the last two; they do not depend on the kernel before, so
+// the first of them are fetched before the dependency wait (measured on an H100: 5.17 -> 4.95 ms for an 8B
+// model's step at one row).
 #pragma once
 
 #include "kernels/cuda/dispatch.h"
@@ -14,7 +15,8 @@ namespace quire::QUIRE_SIDE {
 
 inline constexpr int kMaxSkinnyRows = 16;
 
-// Choices that a card's measurements make; kernels/cuda/README.md has the runs behind the defaults. 0 = by the shape.
+// Choices that a card's measurements make; kernels/cuda/README.md has the runs behind the defaults. 0 = by
+// the shape.
 struct GemvTuning {
   int blocks_per_multiprocessor = 2;
 };

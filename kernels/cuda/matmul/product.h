@@ -8,8 +8,11 @@
 
 namespace quire {
 
-inline constexpr int64_t kWeightPad = 64;  // a stored row is a multiple of this many elements; the rest are zeros
-inline int64_t stored_row_elements(int64_t cols) { return (cols + kWeightPad - 1) / kWeightPad * kWeightPad; }
+inline constexpr int64_t kWeightPad =
+    64;  // a stored row is a multiple of this many elements; the rest are zeros
+inline int64_t stored_row_elements(int64_t cols) {
+  return (cols + kWeightPad - 1) / kWeightPad * kWeightPad;
+}
 
 // A weight in device memory: [rows][row_elements] of the activation type.
 class StoredWeight final : public MatmulWeight {
@@ -36,7 +39,8 @@ class GemmLibrary {
   virtual const char* name() const = 0;
   virtual bool takes(const Product& p) const = 0;
   virtual void run(const Product& p) = 0;  // on its device's stream; never synchronises
-  // Tries the library's best candidates for this shape and keeps the fastest. Synchronises; not while capturing.
+  // Tries the library's best candidates for this shape and keeps the fastest. Synchronises; not while
+  // capturing.
   virtual void tune(const Product& p) = 0;
 };
 

@@ -1,12 +1,13 @@
 // 2 to 16 rows on tensor cores. 16 rows of w are the m of m16n8k16, eight rows of x its n.
 //
-// What a block works on: a contiguous range of 16-row tiles of w, one after another. A stage of its ring holds kStep columns
-// of a tile and of x; its eight warps share the columns, and meet in shared memory at a tile's end. Long runs of a row matter
-// most: a warp's copy reads 512 contiguous bytes (runs of 256 or 512 in all cost 7 to 18 %). w is marked evict-first, x is not:
-// it is read again for every tile. 16-byte chunk c of row r lies at c ^ (r & 7), so that ldmatrix meets no bank twice.
-// All stages but one of w are on their way before the dependency wait; x of those follows by plain loads, because waiting for
-// an asynchronous group would wait for all of the w before it.
-// Bound: device memory, bytes = w once; 96 to 190 KiB in flight a multiprocessor.
+// What a block works on: a contiguous range of 16-row tiles of w, one after another. A stage of its ring
+// holds kStep columns of a tile and of x; its eight warps share the columns, and meet in shared memory at a
+// tile's end. Long runs of a row matter most: a warp's copy reads 512 contiguous bytes (runs of 256 or 512 in
+// all cost 7 to 18 %). w is marked evict-first, x is not: it is read again for every tile. 16-byte chunk c of
+// row r lies at c ^ (r & 7), so that ldmatrix meets no bank twice. All stages but one of w are on their way
+// before the dependency wait; x of those follows by plain loads, because waiting for an asynchronous group
+// would wait for all of the w before it. Bound: device memory, bytes = w once; 96 to 190 KiB in flight a
+// multiprocessor.
 #include "kernels/cuda/matmul/matmul.h"
 #include "kernels/cuda/vector.h"
 #include "kernels/op_checks.h"
@@ -26,11 +27,15 @@ class Skinny {
   static constexpr int kWBytes = kTileRows * kRowBytes, kStageBytes = kWBytes + kHalves * kXRows * kRowBytes;
   static constexpr int kWarpSteps = kStep / 16 / kWarps;  // products of a warp in a stage
   static constexpr int kSums = kHalves * 4;               // of a lane
-  static constexpr int kSharedBytes = kStages * kStageBytes + kWarps * kSums * kWarp * static_cast<int>(sizeof(float));
+  static constexpr int kSharedBytes =
+      kStages * kStageBytes + kWarps * kSums * kWarp * static_cast<int>(sizeof(float));
   static_assert(kWarpSteps % 2 == 0);
 
   __device__ explicit Skinny(const Product& p)
-      : p_(p), lane_(threadIdx.x % kWarp), warp_(threadIdx.x / kWarp), steps_(static_cast<int>((p.w_stride + kStep - 1) / kStep)) {
+      : p_(p),
+        lane_(threadIdx.x % kWarp),
+        warp_(threadIdx.x / kWarp),
+        steps_(static_cast<int>((p.w_stride + kStep - 1) / kStep)) {
     const int64_t tiles = (p.n + kTileRows - 1) / kTileRows;
     first_tile_ = static_cast<int>(tiles * blockIdx.x / gridDim.x);
     end_tile_ = static_cast<int>(tiles * (blockIdx.x + 1) / gridDim.x);
@@ -87,7 +92,8 @@ class Skinny {
 #pragma unroll 4
     for (int i = static_cast<int>(threadIdx.x); i < kTileRows * kRowChunks; i += kThreads) {
       const int row = i / kRowChunks, chunk = i % kRowChunks;
-      const int64_t n = int64_t{fetch_tile_} * kTileRows + row, k = int64_t{fetch_step_} * kStep + chunk * kChunk;
+      const int64_t n = int64_t{fetch_tile_} * kTileRows + row,
+                    k = int64_t{fetch_step_} * kStep + chunk * kChunk;
       const auto* source = static_cast<const T*>(p_.w) + n * p_.w_stride + k;
       const Shared<char> to = target + swizzled(row, chunk);
       if (n < p_.n && k < p_.w_stride) {
@@ -111,7 +117,8 @@ class Skinny {
       if (aligned && async) {
         cp_async16_or_zero(to, valid ? source : static_cast<const T*>(p_.x), valid);
       } else {
-        to.template as<uint4>()[0] = aligned ? load_x16(source, valid) : gather_x16(source, valid ? p_.k - k : 0);
+        to.template as<uint4>()[0] =
+            aligned ? load_x16(source, valid) : gather_x16(source, valid ? p_.k - k : 0);
       }
     }
   }
@@ -120,7 +127,8 @@ class Skinny {
   }
   __device__ static uint4 gather_x16(const T* source, int64_t count) {
     const Chunk c = load_chunk<T, false>(source, count);
-    return make_uint4(pack2<T>(c.v[0], c.v[1]), pack2<T>(c.v[2], c.v[3]), pack2<T>(c.v[4], c.v[5]), pack2<T>(c.v[6], c.v[7]));
+    return make_uint4(pack2<T>(c.v[0], c.v[1]), pack2<T>(c.v[2], c.v[3]), pack2<T>(c.v[4], c.v[5]),
+                      pack2<T>(c.v[6], c.v[7]));
   }
 
   __device__ void multiply(Shared<char> at, float (&sums)[kHalves][4]) const {
@@ -140,15 +148,16 @@ class Skinny {
   }
   __device__ void read_x(Shared<char> x, int chunk, uint32_t (&b)[2][kHalves][2]) const {
 #pragma unroll
-    for (int h = 0; h < kHalves; ++h) {  // the four matrices are chunks: two of the first product, two of the second
+    for (int h = 0; h < kHalves;
+         ++h) {  // the four matrices are chunks: two of the first product, two of the second
       uint32_t r[4];
       ldmatrix_x4(r, x + swizzled(h * kXRows + lane_ % 8, chunk + lane_ / 8));
       b[0][h][0] = r[0], b[0][h][1] = r[1], b[1][h][0] = r[2], b[1][h][1] = r[3];
     }
   }
 
-  // The warps' sums of a tile, added in the order of the warps. The barrier of the next tile's first stage stands between
-  // these reads and the next writes.
+  // The warps' sums of a tile, added in the order of the warps. The barrier of the next tile's first stage
+  // stands between these reads and the next writes.
   __device__ void meet(const float (&sums)[kHalves][4], int tile) const {
     const Shared<float> all = (dynamic_shared() + kStages * kStageBytes).as<float>();
 #pragma unroll
@@ -188,19 +197,28 @@ __global__ void __launch_bounds__(kThreads) skinny_tiles(Product p) {
 template <class T, int kHalves, int kStep, int kStages>
 void launch_skinny(const Target& target, const Product& p) {
   constexpr int shared_bytes = Skinny<T, kHalves, kStep, kStages>::kSharedBytes;
-  check_at_least("skinny_gemm, shared memory less a block's", target.shared_bytes_per_block - shared_bytes, 0);
+  check_at_least("skinny_gemm, shared memory less a block's", target.shared_bytes_per_block - shared_bytes,
+                 0);
   const int resident = std::min(2, (target.shared_bytes_per_block + 1024) / (shared_bytes + 1024));
   const int blocks = std::min(target.multiprocessors * resident, ceil_div(p.n, kTileRows));
-  launch<skinny_tiles<T, kHalves, kStep, kStages>>(
-      {.grid = as_grid(blocks), .block = kThreads, .shared_bytes = shared_bytes, .stream = target.stream, .dependent = true}, p);
+  launch<skinny_tiles<T, kHalves, kStep, kStages>>({.grid = as_grid(blocks),
+                                                    .block = kThreads,
+                                                    .shared_bytes = shared_bytes,
+                                                    .stream = target.stream,
+                                                    .dependent = true},
+                                                   p);
 }
 
-// Measured on an H100 over all products of an 8B step (roof 4.87 ms): 8 rows 5.08 ms with 1024 columns and 4 stages, one
-// block a multiprocessor; 16 rows 5.24 ms with 512 and 3, two blocks. Smaller cards and short rows take smaller stages.
+// Measured on an H100 over all products of an 8B step (roof 4.87 ms): 8 rows 5.08 ms with 1024 columns and 4
+// stages, one block a multiprocessor; 16 rows 5.24 ms with 512 and 3, two blocks. Smaller cards and short
+// rows take smaller stages.
 template <class T>
 void launch_skinny(const Target& target, const SkinnyTuning& tuning, const Product& p) {
   const bool large = target.shared_bytes_per_block >= 220 * 1024;
-  const int step = tuning.step > 0 ? tuning.step : p.w_stride < 512 ? 256 : p.m <= 8 && large && p.w_stride >= 1024 ? 1024 : 512;
+  const int step = tuning.step > 0                           ? tuning.step
+                   : p.w_stride < 512                        ? 256
+                   : p.m <= 8 && large && p.w_stride >= 1024 ? 1024
+                                                             : 512;
   if (p.m <= 8) {
     if (step == 1024) return launch_skinny<T, 1, 1024, 4>(target, p);
     if (step == 512) return launch_skinny<T, 1, 512, 3>(target, p);
@@ -214,7 +232,8 @@ void launch_skinny(const Target& target, const SkinnyTuning& tuning, const Produ
 
 void skinny_gemm(const Target& target, const SkinnyTuning& tuning, const Product& p) {
   check(target.activations != DType::kF32, "skinny_gemm: f32 activations have tile_gemm_f32");
-  target.activations == DType::kBF16 ? launch_skinny<bf16>(target, tuning, p) : launch_skinny<f16>(target, tuning, p);
+  target.activations == DType::kBF16 ? launch_skinny<bf16>(target, tuning, p)
+                                     : launch_skinny<f16>(target, tuning, p);
 }
 
 }  // namespace quire::QUIRE_SIDE

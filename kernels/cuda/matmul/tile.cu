@@ -1,7 +1,8 @@
-// Many rows on tensor cores, for every card and for the host: stands in for cuBLASLt where that cannot be opened.
-// A block of 8 warps makes a tile of 64 rows of x by 128 rows of w, a warp 32 x 32 of it; k runs in steps of 32 through a ring
-// of three stages filled by 16-byte asynchronous copies. A stage's rows are 64 bytes; 16-byte chunk c of row r lies at
-// c ^ (r / 2 % 4), so that ldmatrix meets no bank twice. Bound: tensor cores from about 256 rows on, below it memory.
+// Many rows on tensor cores, for every card and for the host: stands in for cuBLASLt where that cannot be
+// opened. A block of 8 warps makes a tile of 64 rows of x by 128 rows of w, a warp 32 x 32 of it; k runs in
+// steps of 32 through a ring of three stages filled by 16-byte asynchronous copies. A stage's rows are 64
+// bytes; 16-byte chunk c of row r lies at c ^ (r / 2 % 4), so that ldmatrix meets no bank twice. Bound:
+// tensor cores from about 256 rows on, below it memory.
 #include "kernels/cuda/matmul/matmul.h"
 #include "kernels/cuda/vector.h"
 
@@ -13,13 +14,19 @@ constexpr int kThreads = 256, kWarpsW = 4;  // warps along w
 constexpr int kRowBytes = kStep * 2;
 constexpr int kStageBytes = (kRowsX + kRowsW) * kRowBytes;
 
-__device__ inline int swizzled(int row, int chunk) { return row * kRowBytes + (chunk ^ (row / 2 % 4)) * 16; }
+__device__ inline int swizzled(int row, int chunk) {
+  return row * kRowBytes + (chunk ^ (row / 2 % 4)) * 16;
+}
 
 template <class T>
 class Tile {
  public:
   __device__ explicit Tile(const Product& p)
-      : p_(p), first_m_(blockIdx.y * kRowsX), first_n_(blockIdx.x * kRowsW), lane_(threadIdx.x % kWarp), warp_(threadIdx.x / kWarp) {}
+      : p_(p),
+        first_m_(blockIdx.y * kRowsX),
+        first_n_(blockIdx.x * kRowsW),
+        lane_(threadIdx.x % kWarp),
+        warp_(threadIdx.x / kWarp) {}
 
   __device__ void run() {
     const int steps = (p_.k + kStep - 1) / kStep;
@@ -40,12 +47,14 @@ class Tile {
     if (step < steps) {
       const Shared<char> target = dynamic_shared() + stage * kStageBytes;
       fill_rows(target, static_cast<const T*>(p_.x), p_.k, first_m_, p_.m, kRowsX, step, p_.k);
-      fill_rows(target + kRowsX * kRowBytes, static_cast<const T*>(p_.w), p_.w_stride, first_n_, p_.n, kRowsW, step, p_.w_stride);
+      fill_rows(target + kRowsX * kRowBytes, static_cast<const T*>(p_.w), p_.w_stride, first_n_, p_.n, kRowsW,
+                step, p_.w_stride);
     }
     cp_async_commit();  // also when empty: the count of groups is the count of steps
   }
 
-  __device__ void fill_rows(Shared<char> target, const T* source, int64_t stride, int first, int end, int rows, int step, int64_t k_end) const {
+  __device__ void fill_rows(Shared<char> target, const T* source, int64_t stride, int first, int end,
+                            int rows, int step, int64_t k_end) const {
     for (int i = static_cast<int>(threadIdx.x); i < rows * (kRowBytes / 16); i += kThreads) {
       const int row = i / 4, chunk = i % 4;
       const int64_t k = int64_t{step} * kStep + chunk * kChunk;
@@ -56,7 +65,8 @@ class Tile {
         cp_async16_or_zero(to, valid ? from : source, valid);
       } else {  // rows of x that do not begin at 16 bytes
         const Chunk c = load_chunk<T, false>(from, valid ? k_end - k : 0);
-        to.template as<uint4>()[0] = make_uint4(pack2<T>(c.v[0], c.v[1]), pack2<T>(c.v[2], c.v[3]), pack2<T>(c.v[4], c.v[5]), pack2<T>(c.v[6], c.v[7]));
+        to.template as<uint4>()[0] = make_uint4(pack2<T>(c.v[0], c.v[1]), pack2<T>(c.v[2], c.v[3]),
+                                                pack2<T>(c.v[4], c.v[5]), pack2<T>(c.v[6], c.v[7]));
       }
     }
   }
@@ -68,9 +78,11 @@ class Tile {
     for (int k16 = 0; k16 < kStep / 16; ++k16) {
       uint32_t a[2][4], b[2][4];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) ldmatrix_x4(a[i], stage + swizzled(m0 + i * 16 + lane_ % 16, k16 * 2 + lane_ / 16));
+      for (int i = 0; i < 2; ++i)
+        ldmatrix_x4(a[i], stage + swizzled(m0 + i * 16 + lane_ % 16, k16 * 2 + lane_ / 16));
 #pragma unroll
-      for (int i = 0; i < 2; ++i) ldmatrix_x4(b[i], w + swizzled(n0 + i * 16 + lane_ / 16 * 8 + lane_ % 8, k16 * 2 + lane_ / 8 % 2));
+      for (int i = 0; i < 2; ++i)
+        ldmatrix_x4(b[i], w + swizzled(n0 + i * 16 + lane_ / 16 * 8 + lane_ % 8, k16 * 2 + lane_ / 8 % 2));
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
@@ -82,7 +94,8 @@ class Tile {
   }
 
   __device__ void write() const {
-    const int m0 = first_m_ + warp_ / kWarpsW * 32 + lane_ / 4, n0 = first_n_ + warp_ % kWarpsW * 32 + lane_ % 4 * 2;
+    const int m0 = first_m_ + warp_ / kWarpsW * 32 + lane_ / 4,
+              n0 = first_n_ + warp_ % kWarpsW * 32 + lane_ % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll
@@ -111,7 +124,8 @@ __global__ void __launch_bounds__(kThreads) tile_product(Product p) {
   Tile<T>(p).run();
 }
 
-// out[m][n] += bias[n]: after a library's product of a model with biases. Bound: memory, out read and written.
+// out[m][n] += bias[n]: after a library's product of a model with biases. Bound: memory, out read and
+// written.
 template <class T>
 __global__ void add_bias_rows(Product p) {
   wait_for_previous_kernel();
@@ -133,13 +147,20 @@ __global__ void add_bias_rows(Product p) {
 
 void tile_gemm(const Target& target, const Product& p) {
   check(target.activations != DType::kF32, "tile_gemm: f32 activations have tile_gemm_f32");
-  const LaunchConfig config{.grid = {as_grid(ceil_div(p.n, kRowsW)), as_grid(ceil_div(p.m, kRowsX))}, .block = kThreads,
-                            .shared_bytes = kStages * kStageBytes, .stream = target.stream, .dependent = true};
-  target.activations == DType::kBF16 ? launch<tile_product<bf16>>(config, p) : launch<tile_product<f16>>(config, p);
+  const LaunchConfig config{.grid = {as_grid(ceil_div(p.n, kRowsW)), as_grid(ceil_div(p.m, kRowsX))},
+                            .block = kThreads,
+                            .shared_bytes = kStages * kStageBytes,
+                            .stream = target.stream,
+                            .dependent = true};
+  target.activations == DType::kBF16 ? launch<tile_product<bf16>>(config, p)
+                                     : launch<tile_product<f16>>(config, p);
 }
 
 void add_bias(const Target& target, const Product& p) {
-  const LaunchConfig config{.grid = {as_grid(ceil_div(p.n, 256)), as_grid(p.m)}, .block = 256, .stream = target.stream, .dependent = true};
+  const LaunchConfig config{.grid = {as_grid(ceil_div(p.n, 256)), as_grid(p.m)},
+                            .block = 256,
+                            .stream = target.stream,
+                            .dependent = true};
   with_float_type(target.activations, [&](auto act) { launch<add_bias_rows<decltype(act)>>(config, p); });
 }
 

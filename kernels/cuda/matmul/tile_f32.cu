@@ -1,6 +1,6 @@
-// Several rows in float32: models whose weights are f32, with sums in f32 (no tf32, which has 10 bits), so that greedy tokens
-// equal the CPU's. A block of 256 threads makes 32 rows of x by 64 rows of w, a thread 2 x 4 of it. Bound: FMA units. Models
-// that are served in f32 are small; this kernel is here to be right.
+// Several rows in float32: models whose weights are f32, with sums in f32 (no tf32, which has 10 bits), so
+// that greedy tokens equal the CPU's. A block of 256 threads makes 32 rows of x by 64 rows of w, a thread 2 x
+// 4 of it. Bound: FMA units. Models that are served in f32 are small; this kernel is here to be right.
 #include "kernels/cuda/matmul/matmul.h"
 
 namespace quire::QUIRE_SIDE {
@@ -10,7 +10,8 @@ constexpr int kRowsX = 32, kRowsW = 64, kStep = 16, kThreads = 256;
 constexpr int kPitch = kStep + 1;  // one float of padding: a column is read by lanes of different banks
 constexpr int kSharedBytes = (kRowsX + kRowsW) * kPitch * static_cast<int>(sizeof(float));
 
-__device__ inline void fill(Shared<float> target, const float* source, int64_t stride, int first, int end, int rows, int k0, int64_t k_end) {
+__device__ inline void fill(Shared<float> target, const float* source, int64_t stride, int first, int end,
+                            int rows, int k0, int64_t k_end) {
   for (int i = static_cast<int>(threadIdx.x); i < rows * kStep; i += kThreads) {
     const int row = i / kStep, k = i % kStep;
     const bool valid = first + row < end && k0 + k < k_end;
@@ -35,7 +36,8 @@ __global__ void __launch_bounds__(kThreads) tile_product_f32(Product p) {
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
-        for (int j = 0; j < 4; ++j) sums[i][j] = fmaf(x[(m + i * 16) * kPitch + k], w[(n + j * 16) * kPitch + k], sums[i][j]);
+        for (int j = 0; j < 4; ++j)
+          sums[i][j] = fmaf(x[(m + i * 16) * kPitch + k], w[(n + j * 16) * kPitch + k], sums[i][j]);
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i)
@@ -52,8 +54,12 @@ __global__ void __launch_bounds__(kThreads) tile_product_f32(Product p) {
 
 void tile_gemm_f32(const Target& target, const Product& p) {
   check(target.activations == DType::kF32, "tile_gemm_f32: activations are not f32");
-  launch<tile_product_f32>({.grid = {as_grid(ceil_div(p.n, kRowsW)), as_grid(ceil_div(p.m, kRowsX))}, .block = kThreads,
-                            .shared_bytes = kSharedBytes, .stream = target.stream, .dependent = true}, p);
+  launch<tile_product_f32>({.grid = {as_grid(ceil_div(p.n, kRowsW)), as_grid(ceil_div(p.m, kRowsX))},
+                            .block = kThreads,
+                            .shared_bytes = kSharedBytes,
+                            .stream = target.stream,
+                            .dependent = true},
+                           p);
 }
 
 }  // namespace quire::QUIRE_SIDE
