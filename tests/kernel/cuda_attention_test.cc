@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 
 #include "kernels/cuda/attention/attention.h"
 #include "tests/kernel/cuda_attention_case.h"
@@ -17,7 +18,7 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-Outputs on_shim(Case& c, uint64_t order_seed) {
+Outputs on_shim(Case& c, uint64_t order_seed, const std::function<void()>& before = [] {}) {
   AttentionParams p = c.problem();
   OutputRegions out(p, c.shape().dtype);
   out.attach(p);
@@ -29,10 +30,13 @@ Outputs on_shim(Case& c, uint64_t order_seed) {
   context.scratch = need.place(scratch.data());
   std::fill_n(context.scratch.counters, need.num_counters, 0);
   shim::set_shim_options({.checking = true, .order_seed = order_seed});
+  before();
   cuda_host::attention(context, c.shape().dtype, p);
   for (int64_t i = 0; i < need.num_counters; ++i) EXPECT_EQ(context.scratch.counters[i], 0) << "counter " << i;
   return out.take(c.shape().dtype, p.prefixes.num_nodes == 0);
 }
+
+void expect_right_after(Case& c, const std::function<void()>& before) { EXPECT_EQ(difference(c, on_shim(c, 0, before), c.reference()), ""); }
 
 void expect_right(const Shape& shape) {
   Case c(shape, 7);
@@ -55,6 +59,29 @@ INSTANTIATE_TEST_SUITE_P(Prefill, Attention, testing::ValuesIn(prefill_shapes())
 INSTANTIATE_TEST_SUITE_P(Plain, Attention, testing::ValuesIn(plain_shapes()), name_of_case);
 
 INSTANTIATE_TEST_SUITE_P(Cascade, Attention, testing::ValuesIn(cascade_shapes()), name_of_case);
+
+// The kernel before attention in a step: writes this step's slots, here with the bytes that they have already. Whatever attention
+// fetches of them before its wait is stale on a card; the shim stops it.
+__global__ void write_last_slots(AttentionParams p, int64_t block_bytes, int64_t head_bytes, int64_t v_offset) {
+  cuda_host::wait_for_previous_kernel();
+  const int sequence = cuda_host::blockIdx.x, slot = p.lengths[sequence] - 1, row_bytes = p.head_dim * 2;
+  char* block = const_cast<char*>(p.arena) + p.block_table[sequence * p.table_stride + slot / p.layout.block_tokens] * block_bytes;
+  for (int head = 0; head < p.num_kv_heads; ++head)
+    for (const int64_t tile : {int64_t{0}, v_offset}) {
+      char* byte = block + head * head_bytes + tile + slot % p.layout.block_tokens * row_bytes + cuda_host::threadIdx.x;
+      cuda_host::store(byte, cuda_host::load(byte));
+    }
+}
+
+TEST(AttentionAfterTheWrite, FetchesNoSlotOfThisStepEarly) {
+  Case c({.name = "after_write", .lengths = {33, 70, 16, 1}}, 7);
+  AttentionParams p = c.problem();
+  const KvLayout& l = p.layout;
+  expect_right_after(c, [&] {
+    cuda_host::launch<write_last_slots>({.grid = {4}, .block = {static_cast<unsigned>(p.head_dim * 2)}, .dependent = true}, p, l.block_bytes(),
+                                        l.head_stride(), l.kv_stride());
+  });
+}
 
 }  // namespace
 }  // namespace quire::attention_test

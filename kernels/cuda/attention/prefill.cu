@@ -64,7 +64,8 @@ struct Flash {
     write(split);
   }
 
-  // All slots [begin, end) against one rotation of the queries.
+  // All slots [begin, end) against one rotation of the queries. Whoever comes after may overwrite queries and K, whose last use is
+  // before the last barrier; V is overwritten after the next one.
   __device__ void go_through(const void* query, int begin, int end) {
     fetch_query(query);
     int slot = begin / kSlots * kSlots;
@@ -88,7 +89,6 @@ struct Flash {
       weigh(scores, slot, begin, end);
       add_values(scores);
     }
-    sync_threads();  // the queries and V are used up
   }
 
   __device__ void fetch_query(const void* source) {

@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Plants bugs in the attention kernels, one at a time, and sees that their tests on the host shim catch each.
+
+A bug is a replacement in a copy of the sources; the copy is compiled for head size 64 alone (seconds instead of a minute) and
+linked before the library, so that the rest comes from the normal build. A bug that the tests survive fails this script.
+What the shim cannot see, since blocks run one after another there: a missing fence_grid() between blocks.
+"""
+import argparse
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FOLDER = "kernels/cuda/attention"
+DECODE = "Decode/*decode64:Decode/*block8:Decode/*padding:Decode/*many_sequences:AttentionAfter*"
+PREFILL = "Prefill/*prefill64:Prefill/*mixed:Prefill/*sink*:Prefill/*prefill_window"
+
+# name, file, old text, new text, sources to compile, tests to run, what must be said (any of)
+BUGS = [
+    ("a warp refills a stage that lanes still read", "decode.cu",
+     "        sync_warp();  // all lanes have read the stage that the next copies overwrite\n", "",
+     ["decode.cu"], DECODE, ["race: write"]),
+    ("one copy too many is left in flight", "decode.cu", "      cp_async_wait<2>();", "      cp_async_wait<3>();",
+     ["decode.cu"], DECODE, ["in flight"]),
+    ("lanes read what other lanes have fetched, unsynchronised", "decode.cu",
+     "    sync_warp();  // the other lanes' copies too\n", "", ["decode.cu"], DECODE, ["race: read", "in flight"]),
+    ("no barrier between warps' results and their merge", "decode.cu",
+     "    store_warp();\n    sync_threads();\n", "    store_warp();\n", ["decode.cu"], DECODE, ["race: read", "nobody wrote"]),
+    ("no barrier after the merge", "decode.cu",
+     "    sync_threads();  // the next unit's results may overwrite these\n", "", ["decode.cu"], DECODE, ["race: write"]),
+    ("the block after the right one", "decode.cu",
+     "id_low = load(table + (slot >> a.view.block_shift));", "id_low = load(table + (slot >> a.view.block_shift) + 1);",
+     ["decode.cu"], DECODE, ["values[", "outside every allocation"]),
+    ("the second block of a tile is the first", "decode.cu",
+     "id_high = load(table + (slot >> 3) + 1);", "id_high = id_low;", ["decode.cu"], DECODE, ["values["]),
+    ("one slot too many is seen", "decode.cu", "token < at.length) continue;\n#pragma", "token <= at.length) continue;\n#pragma",
+     ["decode.cu"], DECODE, ["values["]),
+    ("a split is lost in the merge", "decode.cu", "fold_partials(head, last - first + 1,", "fold_partials(head, last - first,",
+     ["decode.cu"], DECODE, ["values["]),
+    ("a unit's counter is not reset", "decode.cu", "if (arrived_last) store(counter, 0);", "", ["decode.cu"], DECODE, ["counter"]),
+    ("the wrong one of a block's two partials", "decode.cu", "j == 0 && starts_inside", "starts_inside", ["decode.cu"], DECODE, ["values["]),
+    ("dead rows of the last tile are fetched", "decode.cu", "source + v.v_offset, row < rows);", "source + v.v_offset, true);", ["decode.cu"], DECODE,
+     ["values[", "outside every allocation"]),
+    ("this step's slots are fetched before the wait", "decode.cu",
+     "return fetch_tile == fetch_at.end() - 1;", "return false;", ["decode.cu"], DECODE, ["before wait_for_previous_kernel()"]),
+    ("the next kernel is let go before the wait", "decode.cu",
+     "    wait_for_previous_kernel();\n    let_next_kernel_start();", "    let_next_kernel_start();\n    wait_for_previous_kernel();",
+     ["decode.cu"], DECODE, ["let_next_kernel_start()"]),
+    ("the owner of a tile is reckoned with the longer ranges' length", "work_split.h", "(tile - in_longer) / each;", "(tile - in_longer) / (each + 1);",
+     ["decode.cu"], DECODE, ["values[", "counter"]),
+    ("a sink takes no probability", "paged_kv.h", "if (v.sinks != nullptr) s.sum +=", "if (false) s.sum +=",
+     ["decode.cu"], "Decode/*sinks", ["values["]),
+    ("a split of a shared prefix is dropped", "decode.cu", "fold_partials(head, (to - from) * splits,", "fold_partials(head, to - from,",
+     ["decode.cu"], "Cascade/*split", ["values["]),
+    ("a row sees its successor", "flash_tile.h", "task.index_of_row0 + min(packed, task.rows - 1) / a.view.group;",
+     "task.index_of_row0 + 1 + min(packed, task.rows - 1) / a.view.group;", ["prefill.cu"], PREFILL, ["values["]),
+    ("no barrier between V's arrival and its use", "prefill.cu", "      sync_threads();  // V has come; K is used up\n", "",
+     ["prefill.cu"], PREFILL, ["race", "in flight"]),
+    ("V of a tile is fetched over the one before while others read it", "prefill.cu",
+     "      sync_threads();  // K has come; V of the tile before is used up\n", "", ["prefill.cu"], PREFILL, ["race", "in flight"]),
+    ("values keep an old largest logit", "prefill.cu", "if (!scores.softmax(v.scale * kLog2e, rows, factor)) return;",
+     "scores.softmax(v.scale * kLog2e, rows, factor);\n    if (kSlots > 0) return;", ["prefill.cu"], PREFILL, ["values["]),
+    ("the last tile of rows is never taken", "task_finder.h", "tile = shfl(mine, owner) - 1 - from_end;",
+     "tile = max(0, shfl(mine, owner) - 2 - from_end);", ["prefill.cu"], PREFILL, ["values["]),
+    ("a column's last rows are not summed", "side_outputs.cu", "row < task.rows; row += kSumWarps * 16", "row + 16 < task.rows; row += kSumWarps * 16",
+     ["side_outputs.cu"], PREFILL, ["column_sums["]),
+]
+
+
+def plant(tree: pathlib.Path, file: str, old: str, new: str) -> None:
+    for source in (ROOT / FOLDER).iterdir():
+        text = source.read_text()
+        if source.name == file:
+            if text.count(old) != 1:
+                sys.exit(f"{file} has {text.count(old)} places of: {old!r}")
+            text = text.replace(old, new)
+        text = re.sub(r"    case (80|96|128|256): return .*\n", "", text)  # only head size 64
+        (tree / source.name).write_text(text)
+
+
+def build(tree: pathlib.Path, sources: list[str], link: list[str]) -> pathlib.Path:
+    objects = []
+    for source in sources:
+        objects.append(str(tree / (source + ".o")))
+        subprocess.run(["g++", "-std=c++20", "-O1", "-w", "-ffp-contract=off", "-fPIC", f"-I{tree.parents[2]}", f"-I{ROOT}", f"-I{ROOT}/include",
+                        "-DFMT_HEADER_ONLY=1", "-x", "c++", "-c", str(tree / source), "-o", objects[-1]], check=True)
+    program = tree / "planted"
+    subprocess.run(["g++", "-o", str(program), *objects, "-Wl,--start-group", *link, "-Wl,--end-group", "-lgtest", "-lgtest_main", "-lpthread", "-ldl",
+                    "-lrt"], check=True)
+    return program
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--link", nargs="+", required=True, help="objects of the test and the static libraries")
+    parser.add_argument("--only", default="", help="plant only bugs whose name contains this")
+    args = parser.parse_args()
+    survivors = 0
+    for name, file, old, new, sources, tests, said in BUGS:
+        if args.only not in name:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            tree = pathlib.Path(folder) / FOLDER
+            tree.mkdir(parents=True)
+            plant(tree, file, old, new)
+            program = build(tree, sources, args.link)
+            run = subprocess.run([str(program), f"--gtest_filter={tests}"], capture_output=True, text=True, timeout=120)
+            caught = run.returncode != 0 and any(word in run.stdout for word in said)
+            survivors += not caught
+            evidence = next((line.strip()[:150] for line in run.stdout.splitlines() if any(word in line for word in said)), "no failure as expected")
+            print(f"{'caught  ' if caught else 'SURVIVED'} {file:15} {name}: {evidence}", flush=True)
+    print(f"{survivors} of {len(BUGS)} planted bugs survived")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
