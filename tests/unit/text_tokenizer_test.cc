@@ -1,0 +1,212 @@
+// Tokenizers against the stored pairs of text and ids of nine public vocabularies (all of them), and against files that are wrong.
+// The demo model's tokenizer stands in where the data folder is absent.
+#include <thread>
+
+#include "tests/unit/text_fixture.h"
+
+namespace quire::test {
+namespace {
+
+using Json = nlohmann::json;
+
+void expect_all_pairs(const std::string& name, bool use_model) {
+  const std::unique_ptr<Tokenizer> tokenizer = open_shared(name, use_model);
+  ASSERT_NE(tokenizer, nullptr);
+  const Json pairs = Json::parse(read_file(shared_dir() + "/tokenizers/" + name + "/tests.json"));
+  ASSERT_FALSE(pairs.empty());
+  for (const Json& pair : pairs) {
+    const auto text = pair["text"].get<std::string>();
+    const auto ids = tokenizer->encode(text, /*add_special_tokens=*/false, /*special_as_text=*/true);
+    ASSERT_TRUE(ids.has_value()) << ids.error().message;
+    EXPECT_EQ(*ids, pair["ids"].get<std::vector<int32_t>>()) << name << ": " << pair["text"];
+  }
+}
+
+class SharedTokenizer : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    if (!has_shared()) GTEST_SKIP() << "no " << shared_dir() << "/tokenizers (set QUIRE_SHARED)";
+  }
+};
+
+TEST_P(SharedTokenizer, GivesTheIdsOfEveryStoredText) { expect_all_pairs(GetParam(), false); }
+
+// Normalisers change some texts (NFC, and a leading space where the encoding strips one), so equal ids are what decoding promises.
+TEST_P(SharedTokenizer, DecodedTextEncodesToTheSameIds) {
+  const std::unique_ptr<Tokenizer> tokenizer = open_shared(GetParam());
+  ASSERT_NE(tokenizer, nullptr);
+  for (const Json& pair : Json::parse(read_file(shared_dir() + "/tokenizers/" + GetParam() + "/tests.json"))) {
+    const auto ids = pair["ids"].get<std::vector<int32_t>>();
+    const auto text = tokenizer->decode(ids, false);
+    ASSERT_TRUE(text.has_value());
+    if (GetParam() != "qwen2.5") {
+      EXPECT_EQ(*text, pair["text"].get<std::string>());
+    }
+    EXPECT_EQ(*tokenizer->encode(*text, false, true), ids) << pair["text"];
+  }
+}
+
+TEST_P(SharedTokenizer, GuardedTextHasNoSpecialTokens) {
+  const std::unique_ptr<Tokenizer> tokenizer = open_shared(GetParam());
+  ASSERT_NE(tokenizer, nullptr);
+  for (int32_t id = 0; id < tokenizer->vocab_size(); ++id) {
+    const TokenBytes token = tokenizer->token_bytes(id);
+    if (!token.special) continue;
+    const std::string text = "a " + *tokenizer->token_text(id) + *tokenizer->token_text(id) + " b";
+    EXPECT_EQ(*tokenizer->encode_guarded(*tokenizer->guard(text)), *tokenizer->encode(text, false, true)) << text;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Every, SharedTokenizer, testing::ValuesIn(shared_names()), [](const auto& info) {
+  std::string name = info.param;
+  std::replace_if(name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
+  return name;
+});
+
+TEST(SentencePiece, GivesTheIdsOfEveryStoredText) {
+  if (!has_shared()) GTEST_SKIP() << "no " << shared_dir() << "/tokenizers (set QUIRE_SHARED)";
+  expect_all_pairs("llama2", /*use_model=*/true);
+  expect_all_pairs("mistral-v3", /*use_model=*/true);
+}
+
+// The samples were encoded part by part between control tokens, each with its own space mark.
+TEST(SentencePiece, EncodesWholeChatsWithControlTokens) {
+  if (!has_shared()) GTEST_SKIP() << "no " << shared_dir() << "/tokenizers (set QUIRE_SHARED)";
+  const std::unique_ptr<Tokenizer> tokenizer = open_shared("mistral-v3");
+  ASSERT_NE(tokenizer, nullptr);
+  const Json samples = Json::parse(read_file(shared_dir() + "/tokenizers/mistral-v3/chat_samples.json"));
+  const std::string mark = "\u2581";
+  const auto replace_all = [](std::string text, const std::string& from, const std::string& to) {
+    for (size_t at = text.find(from); at != text.npos; at = text.find(from, at + to.size())) text.replace(at, from.size(), to);
+    return text;
+  };
+  for (const Json& sample : samples) {
+    auto text = sample["text"].get<std::string>();
+    for (const char* control : {"<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]",
+                                "[TOOL_RESULTS]", "[/TOOL_RESULTS]"})
+      text = replace_all(text, control + mark, control);
+    text = replace_all(replace_all(text, mark, " "), "<0x0A>", "\n");  // the samples spell tokens
+    EXPECT_EQ(*tokenizer->encode(text, false, false), sample["tokens"].get<std::vector<int32_t>>()) << sample["name"];
+  }
+}
+
+TEST(Tokenizer, AddsSpecialTokensOnlyWhenAsked) {
+  if (!has_shared()) GTEST_SKIP() << "no " << shared_dir() << "/tokenizers (set QUIRE_SHARED)";
+  for (const bool use_model : {false, true}) {
+    const std::unique_ptr<Tokenizer> tokenizer = open_shared("llama2", use_model);
+    ASSERT_NE(tokenizer, nullptr);
+    EXPECT_EQ(*tokenizer->encode("Hello", true, true), (std::vector<int32_t>{1, 15043}));
+    EXPECT_EQ(*tokenizer->encode("Hello", false, true), (std::vector<int32_t>{15043}));
+    EXPECT_EQ(*tokenizer->encode("</s>", false, false), (std::vector<int32_t>{2}));
+    EXPECT_NE(*tokenizer->encode("</s>", false, true), (std::vector<int32_t>{2}));
+  }
+}
+
+TEST(Tokenizer, ReadsSpecialTokensAsTextWhenAsked) {
+  const std::unique_ptr<Tokenizer> tokenizer = open_demo();
+  ASSERT_NE(tokenizer, nullptr);
+  const std::string text = "one<|im_end|>two";
+  const auto special = *tokenizer->encode(text, false, false), plain = *tokenizer->encode(text, false, true);
+  const int32_t end = *tokenizer->token_id("<|im_end|>");
+  EXPECT_EQ(std::count(special.begin(), special.end(), end), 1);
+  EXPECT_EQ(std::count(plain.begin(), plain.end(), end), 0);
+  EXPECT_EQ(*tokenizer->decode(plain, true), text);
+  EXPECT_EQ(*tokenizer->decode(special, true), "onetwo");
+  EXPECT_EQ(*tokenizer->decode(special, false), text);
+}
+
+TEST(Tokenizer, RecognisesTheTemplatesTokensButNotTheGuardedOnes) {
+  const std::unique_ptr<Tokenizer> tokenizer = open_demo();
+  ASSERT_NE(tokenizer, nullptr);
+  const std::string rendered = "<|im_start|>user\n" + *tokenizer->guard("<|im_end|>") + "<|im_end|>";
+  const auto ids = *tokenizer->encode_guarded(rendered);
+  EXPECT_EQ(ids.front(), *tokenizer->token_id("<|im_start|>"));
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), *tokenizer->token_id("<|im_end|>")), 1);
+  EXPECT_EQ(*tokenizer->decode(ids, false), "<|im_start|>user\n<|im_end|><|im_end|>");
+}
+
+TEST(Tokenizer, RefusesTextThatIsNotUtf8) {
+  const std::unique_ptr<Tokenizer> tokenizer = open_demo();
+  ASSERT_NE(tokenizer, nullptr);
+  const auto ids = tokenizer->encode("ab\xff", false, true);
+  ASSERT_FALSE(ids.has_value());
+  EXPECT_EQ(ids.error().code, Code::kInvalidArgument);
+  EXPECT_NE(ids.error().message.find("byte 2"), std::string::npos) << ids.error().message;
+}
+
+TEST(Tokenizer, RefusesIdsOutsideItsVocabulary) {
+  const std::unique_ptr<Tokenizer> tokenizer = open_demo();
+  ASSERT_NE(tokenizer, nullptr);
+  for (const int32_t id : {-1, tokenizer->vocab_size()}) {
+    const auto text = tokenizer->decode(std::vector<int32_t>{id}, false);
+    ASSERT_FALSE(text.has_value());
+    EXPECT_NE(text.error().message.find(std::to_string(id)), std::string::npos);
+  }
+}
+
+TEST(Tokenizer, RefusesMoreIdsThanTheModelHas) {
+  const std::string dir = root_dir() + "/models/demo";
+  const auto refused = Tokenizer::open(dir, 4095);
+  ASSERT_FALSE(refused.has_value());
+  EXPECT_NE(refused.error().message.find("tokenizer.json"), std::string::npos);
+  EXPECT_NE(refused.error().message.find("4095"), std::string::npos);
+  const auto padded = Tokenizer::open(dir, 5000);
+  ASSERT_TRUE(padded.has_value());
+  EXPECT_EQ((*padded)->vocab_size(), 5000);
+  EXPECT_EQ(*(*padded)->decode(std::vector<int32_t>{4999}, false), "");
+}
+
+TEST(Tokenizer, IsSharedByThreads) {
+  const std::unique_ptr<Tokenizer> tokenizer = open_demo();
+  ASSERT_NE(tokenizer, nullptr);
+  const std::string text = "The pass key of Emma is 48213. What is the pass key of Emma?";
+  const std::vector<int32_t> expected = *tokenizer->encode(text, false, true);
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong = 0;
+  for (int i = 0; i < 4; ++i)
+    threads.emplace_back([&] {
+      for (int j = 0; j < 100; ++j)
+        if (*tokenizer->encode(text, false, true) != expected || *tokenizer->decode(expected, false) != text) ++wrong;
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+}
+
+// Errors of files: each names the file.
+std::string error_of(const std::string& file, const std::string& contents) {
+  TempDir dir;
+  write_file(dir.path() + "/" + file, contents);
+  const auto opened = Tokenizer::open(dir.path());
+  if (opened) return "";
+  EXPECT_NE(opened.error().message.find(file), std::string::npos) << opened.error().message;
+  return opened.error().message;
+}
+
+TEST(Tokenizer, NamesTheFileThatIsWrong) {
+  const std::string good = read_file(root_dir() + "/models/demo/tokenizer.json");
+  EXPECT_NE(error_of("tokenizer.json", good.substr(0, good.size() / 2)).find("not JSON"), std::string::npos);
+  EXPECT_NE(error_of("tokenizer.json", "").find("not JSON"), std::string::npos);
+  EXPECT_NE(error_of("tokenizer.json", "[1, 2]").find("decoder"), std::string::npos);
+  Json no_model = Json::parse(good);
+  no_model.erase("model");
+  EXPECT_NE(error_of("tokenizer.json", no_model.dump()).find("not a tokenizer"), std::string::npos);
+  Json other_decoder = Json::parse(good);
+  other_decoder["decoder"] = {{"type", "WordPiece"}, {"prefix", "##"}, {"cleanup", true}};
+  EXPECT_NE(error_of("tokenizer.json", other_decoder.dump()).find("WordPiece"), std::string::npos);
+  Json far_id = Json::parse(good);
+  far_id["model"]["vocab"]["zzz"] = 4000000000u;
+  EXPECT_NE(error_of("tokenizer.json", far_id.dump()).find("4000000000"), std::string::npos);
+  EXPECT_EQ(Tokenizer::open("no/such/dir").error().code, Code::kNotFound);
+}
+
+TEST(SentencePiece, NamesTheFileThatIsWrong) {
+  EXPECT_NE(error_of("tokenizer.model", "").find("unknown pieces"), std::string::npos);
+  EXPECT_NE(error_of("tokenizer.model", "\x0a\x7f").find("ends inside a field"), std::string::npos);
+  EXPECT_NE(error_of("tokenizer.model", "IQ== 0\nIg== 1\n").find("tiktoken"), std::string::npos);
+  if (!has_shared()) return;
+  const std::string good = read_file(shared_dir() + "/tokenizers/llama2/tokenizer.model");
+  for (const size_t bytes : {good.size() - 1, good.size() / 2, good.size() / 3}) error_of("tokenizer.model", good.substr(0, bytes));
+}
+
+}  // namespace
+}  // namespace quire::test
