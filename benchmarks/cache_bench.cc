@@ -15,8 +15,9 @@
 namespace quire {
 namespace {
 
-constexpr int32_t kBlockTokens = 16, kPromptBlocks = 625;  // 10,000 tokens
-constexpr int32_t kPromptTokens = kBlockTokens * kPromptBlocks;
+constexpr int32_t kBlockTokens = 16;
+constexpr int32_t kLongBlocks = 625;  // 10,000 tokens: long paths
+constexpr int32_t kShortBlocks = 1;   // every block a child of one root
 
 double now_ns() {
   const auto now = std::chrono::steady_clock::now().time_since_epoch();
@@ -46,13 +47,14 @@ std::unique_ptr<KvCache> make_cache(int32_t num_blocks, Random& random) {
   return cache;
 }
 
-std::vector<TokenId> random_prompt(Random& random) {
-  std::vector<TokenId> tokens(kPromptTokens);
+std::vector<TokenId> random_prompt(Random& random, int32_t blocks) {
+  std::vector<TokenId> tokens(blocks * kBlockTokens);
   for (TokenId& token : tokens) token = static_cast<TokenId>(random.below(128000));
   return tokens;
 }
 
 struct Bench {
+  int32_t prompt_blocks = 0;
   std::unique_ptr<KvCache> cache;
   NamespaceId ns{};
   Random random{1};
@@ -61,11 +63,11 @@ struct Bench {
   std::vector<BlockCopy> copies;
   std::vector<BlockId> deferred;
 
-  explicit Bench(int32_t num_blocks) {
+  Bench(int32_t num_blocks, int32_t blocks) : prompt_blocks(blocks) {
     cache = make_cache(num_blocks, random);
     ns = cache->open_namespace({.model = "bench"});
-    for (int32_t i = 0; i < num_blocks / kPromptBlocks; ++i) {
-      prompts.push_back(random_prompt(random));
+    for (int32_t i = 0; i < num_blocks / prompt_blocks; ++i) {
+      prompts.push_back(random_prompt(random, prompt_blocks));
       insert(prompts.back());
     }
   }
@@ -94,7 +96,7 @@ Spread time_lookups(Bench& bench) {
     const double start = now_ns();
     const int32_t hit = bench.cache->lookup(bench.ns, prompt);
     samples.push_back(now_ns() - start);
-    if (hit != kPromptTokens) std::abort();
+    if (hit != bench.prompt_blocks * kBlockTokens) std::abort();
   }
   return spread(std::move(samples));
 }
@@ -106,22 +108,22 @@ struct PerBlock {
 // In a full cache: a new prompt evicts another to have room, is published, and released.
 PerBlock time_turnover(Bench& bench) {
   std::vector<double> acquire, release, evict, publish;
-  for (int round = 0; round < 40; ++round) {
+  for (int round = 0; round < (bench.prompt_blocks == kLongBlocks ? 40 : 20000); ++round) {
     double t0 = now_ns();
-    BlockTable held =
-        bench.cache->acquire_prefix(bench.ns, bench.prompts.back(), kPromptTokens, bench.now_us);
+    BlockTable held = bench.cache->acquire_prefix(bench.ns, bench.prompts.back(),
+                                                  bench.prompt_blocks * kBlockTokens, bench.now_us);
     double t1 = now_ns();
     bench.cache->release(std::move(held), bench.now_us);
-    acquire.push_back((t1 - t0) / kPromptBlocks);
-    release.push_back((now_ns() - t1) / kPromptBlocks);
+    acquire.push_back((t1 - t0) / bench.prompt_blocks);
+    release.push_back((now_ns() - t1) / bench.prompt_blocks);
 
-    const std::vector<TokenId> fresh = random_prompt(bench.random);
+    const std::vector<TokenId> fresh = random_prompt(bench.random, bench.prompt_blocks);
     t0 = now_ns();
     BlockTable table = bench.compute(fresh);
     t1 = now_ns();
     bench.publish(table, fresh);
-    publish.push_back((now_ns() - t1) / kPromptBlocks);
-    evict.push_back((t1 - t0) / kPromptBlocks);
+    publish.push_back((now_ns() - t1) / bench.prompt_blocks);
+    evict.push_back((t1 - t0) / bench.prompt_blocks);
     bench.cache->release(std::move(table), bench.now_us);
     bench.prompts.push_back(fresh);
   }
@@ -149,12 +151,12 @@ Spread time_steps(Bench& bench) {
   return spread(std::move(samples));
 }
 
-void run(int32_t num_blocks) {
-  Bench bench(num_blocks);
+void run(int32_t num_blocks, int32_t prompt_blocks) {
+  Bench bench(num_blocks, prompt_blocks);
   const Spread lookup = time_lookups(bench);
   const PerBlock t = time_turnover(bench);
   const Spread step = time_steps(bench);
-  std::printf("%9lld | %6.1f %6.1f | %5.0f %5.0f | %5.0f %5.0f | %5.0f %5.0f | %5.0f %5.0f | %6.1f %6.1f\n",
+  std::printf("%9lld | %6.2f %6.2f | %5.0f %5.0f | %5.0f %5.0f | %5.0f %5.0f | %5.0f %5.0f | %6.1f %6.1f\n",
               static_cast<long long>(bench.cache->num_blocks()), lookup.best / 1e3, lookup.median / 1e3,
               t.acquire.best, t.acquire.median, t.release.best, t.release.median, t.evict.best,
               t.evict.median, t.publish.best, t.publish.median, step.best / 1e3, step.median / 1e3);
@@ -166,10 +168,12 @@ void run(int32_t num_blocks) {
 int main(int argc, char** argv) {
   int32_t most = 1000000;
   if (argc == 3 && std::strcmp(argv[1], "--max-blocks") == 0) most = std::atoi(argv[2]);
-  std::printf(
-      "each pair: best and median\n"
-      "   blocks | lookup 10k us | acquire ns/b | release ns/b | evict ns/blk | publish ns/b | 256 x 1 step "
-      "us\n");
-  for (int32_t blocks = 10000; blocks <= most; blocks *= 10) quire::run(blocks);
+  std::printf("best and median, per block but for lookups (of a whole prompt) and steps (0: no room)\n");
+  for (const int32_t prompt_blocks : {quire::kLongBlocks, quire::kShortBlocks}) {
+    std::printf("prompts of %d tokens\n", prompt_blocks * quire::kBlockTokens);
+    std::printf(
+        "   blocks |     lookup us |  acquire ns |  release ns |    evict ns |  publish ns | 256 x 1 us\n");
+    for (int32_t blocks = 10000; blocks <= most; blocks *= 10) quire::run(blocks, prompt_blocks);
+  }
   return 0;
 }

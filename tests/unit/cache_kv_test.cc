@@ -292,6 +292,21 @@ TEST_F(KvCacheTest, TheLeastRecentlyReleasedPromptGoesFirst) {
   release(table);
 }
 
+TEST_F(KvCacheTest, APromptCountsAsUsedUntilItsLastHolderLeaves) {
+  now = 10;
+  cache_prompt(iota(32, 0));
+  BlockTable long_running = cache->acquire_prefix(ns, iota(32, 0), 32, now);
+  now = 20;
+  cache_prompt(iota(32, 1000));
+  now = 30;
+  release(long_running);
+  BlockTable table;
+  ASSERT_TRUE(extend(table, 18 * kB));
+  EXPECT_EQ(cache->lookup(ns, iota(32, 0)), 32);
+  EXPECT_EQ(cache->lookup(ns, iota(32, 1000)), 0);
+  release(table);
+}
+
 TEST_F(KvCacheTest, AHighClassOutlivesRecentUseUntilItExpires) {
   now = 10;
   cache_prompt(iota(32, 0), {.retention_class = 1, .expiry_us = 100});
