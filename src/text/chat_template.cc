@@ -98,13 +98,27 @@ Status guard_texts(Json& value, const Tokenizer& tokenizer) {
   return ok();
 }
 
+constexpr int kMaxToolsDepth = 64;  // of arrays and objects; deeper ones would be walked by recursion
+
+Result<Json> parse_tools(std::string_view text) {
+  bool too_deep = false;
+  const auto keep = [&](int depth, Json::parse_event_t, Json&) {
+    too_deep |= depth > kMaxToolsDepth;
+    return !too_deep;
+  };
+  Json tools = Json::parse(text, keep, /*allow_exceptions=*/false);
+  if (too_deep) return invalid("tools is nested more than " + std::to_string(kMaxToolsDepth) + " deep", "tools");
+  if (!tools.is_array()) return invalid("tools is not a JSON array", "tools");
+  return tools;
+}
+
 Result<Json> variables_of(std::span<const ChatMessage> messages, bool add_generation_prompt, std::string_view tools_json) {
   Json variables = {{"messages", Json::array()}, {"add_generation_prompt", add_generation_prompt}};
   for (const ChatMessage& message : messages) variables["messages"].push_back({{"role", message.role}, {"content", message.content}});
   if (tools_json.empty()) return variables;
-  Json tools = Json::parse(tools_json, nullptr, /*allow_exceptions=*/false);
-  if (!tools.is_array()) return invalid("tools is not a JSON array", "tools");
-  if (!tools.empty()) variables["tools"] = std::move(tools);
+  Result<Json> tools = parse_tools(tools_json);
+  if (!tools) return tools.error();
+  if (!tools->empty()) variables["tools"] = std::move(*tools);
   return variables;
 }
 

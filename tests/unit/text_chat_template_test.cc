@@ -58,6 +58,12 @@ TEST(ChatTemplate, WritesJsonAsPythonDoes) {
   EXPECT_EQ(rendered("{{ [1, 2] | tojson(separators=(',', ':')) }}"), "[1,2]");
 }
 
+TEST(ChatTemplate, IndentsAsJinjaDoes) {
+  EXPECT_EQ(rendered("{{ 'a\\n\\nb\\n' | indent }}|"), "a\n\n    b\n|");
+  EXPECT_EQ(rendered("{{ 'a\\n\\nb' | indent(2, first=True, blank=True) }}|"), "  a\n  \n  b|");
+  EXPECT_EQ(rendered("{{ 'a\\nb' | indent(width='> ') }}|"), "a\n> b|");
+}
+
 TEST(ChatTemplate, PrintsValuesAsPythonDoes) {
   EXPECT_EQ(rendered("{{ true }} {{ none }} {{ x }} {{ missing }}.", R"({"x": {"a": [1, "b"]}})"), "True None {'a': [1, 'b']} .");
 }

@@ -16,6 +16,14 @@ pub struct Rules {
     pub strip_leading_space: bool,      // once, at the start of a text
 }
 
+/// A token of the vocabulary. Added tokens are those found in a text before the model sees it.
+pub struct TokenSpelling {
+    pub spelling: String,
+    pub id: u32,
+    pub special: bool,
+    pub added: bool,
+}
+
 pub struct Entry<'a> {
     pub spelling: &'a str,
     pub bytes: &'a [u8],
@@ -77,7 +85,11 @@ impl Rules {
                 match (content, count("start"), count("stop")) {
                     (_, Some(0), Some(0)) => {}
                     (Some(" "), Some(1), Some(0)) => self.strip_leading_space = true,
-                    _ => return Err(invalid(format!("its decoder has the step {step}; of Strip only one leading space is supported"))),
+                    _ => {
+                        return Err(invalid(format!(
+                            "its decoder has the step {step}; of Strip only one leading space is supported"
+                        )))
+                    }
                 }
             }
             "Metaspace" => {
@@ -85,19 +97,20 @@ impl Rules {
                 self.replace.push((mark.into(), " ".into()));
                 self.strip_leading_space |= step.get("prepend_scheme").and_then(Value::as_str) != Some("never");
             }
-            other => {
-                return Err(invalid(format!(
-                    "its decoder has the step \"{other}\"; supported are ByteLevel, Metaspace, Replace, ByteFallback, Fuse and Strip"
-                )))
-            }
+            other => return Err(invalid(format!(
+                "its decoder has the step \"{other}\"; supported are ByteLevel, Metaspace, Replace, ByteFallback, Fuse and Strip"
+            ))),
         }
         Ok(())
     }
 
-    fn bytes_of(&self, spelling: &str, byte_level: &HashMap<char, u8>) -> (Vec<u8>, bool) {
+    fn bytes_of(&self, token: &TokenSpelling, byte_level: &HashMap<char, u8>) -> (Vec<u8>, bool) {
+        let spelling = token.spelling.as_str();
         if self.byte_level {
-            // A spelling with a character outside the 256 (an added token with a space) stands for itself.
-            let bytes: Option<Vec<u8>> = spelling.chars().map(|c| byte_level.get(&c).copied()).collect();
+            // An added token is found in the text as it is spelled, so it stands for itself: deepseek-llm's "\u{fc}" is that letter,
+            // not the byte fc that the alphabet would make of it. So does a spelling with a character outside the alphabet.
+            let byte = |c: char| if token.added { None } else { byte_level.get(&c).copied() };
+            let bytes: Option<Vec<u8>> = spelling.chars().map(byte).collect();
             return (bytes.unwrap_or_else(|| spelling.as_bytes().to_vec()), false);
         }
         if self.byte_fallback {
@@ -128,20 +141,21 @@ fn byte_level_alphabet() -> HashMap<char, u8> {
 }
 
 impl DecodeTable {
-    /// tokens: (spelling, id, special). A later token of the same id wins.
-    pub fn new(rules: Rules, tokens: impl Iterator<Item = (String, u32, bool)>) -> Outcome<DecodeTable> {
+    /// A later token of the same id wins.
+    pub fn new(rules: Rules, tokens: impl Iterator<Item = TokenSpelling>) -> Outcome<DecodeTable> {
         let alphabet = byte_level_alphabet();
         let mut slots: Vec<Option<Slot>> = Vec::new();
-        for (spelling, id, special) in tokens {
-            if id >= MAX_ID {
-                return Err(invalid(format!("its token \"{spelling}\" has id {id}; the limit is {MAX_ID}")));
+        for token in tokens {
+            if token.id >= MAX_ID {
+                let message = format!("its token \"{}\" has id {}; the limit is {MAX_ID}", token.spelling, token.id);
+                return Err(invalid(message));
             }
-            let at = id as usize;
+            let at = token.id as usize;
             if at >= slots.len() {
                 slots.resize_with(at + 1, || None);
             }
-            let (bytes, byte_fallback) = rules.bytes_of(&spelling, &alphabet);
-            slots[at] = Some(Slot { spelling, bytes, special, byte_fallback });
+            let (bytes, byte_fallback) = rules.bytes_of(&token, &alphabet);
+            slots[at] = Some(Slot { spelling: token.spelling, bytes, special: token.special, byte_fallback });
         }
         Ok(DecodeTable { rules, slots })
     }
@@ -156,11 +170,6 @@ impl DecodeTable {
 
     pub fn get(&self, id: usize) -> Option<Entry<'_>> {
         let slot = self.slots.get(id)?.as_ref()?;
-        Some(Entry {
-            spelling: &slot.spelling,
-            bytes: &slot.bytes,
-            special: slot.special,
-            byte_fallback: slot.byte_fallback,
-        })
+        Some(Entry { spelling: &slot.spelling, bytes: &slot.bytes, special: slot.special, byte_fallback: slot.byte_fallback })
     }
 }

@@ -1,8 +1,68 @@
+//! What templates expect of Python and Jinja2 and minijinja does otherwise: JSON and `indent`.
+//!
 //! JSON as Python's `json.dumps` writes it, which is what templates were written against: `", "` and `": "` between items, `repr`
 //! of floats, no escapes for HTML or, unless asked for, for non-ASCII.
 
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
+
+/// Python's `str.splitlines`.
+fn split_lines(text: &str) -> Vec<&str> {
+    let mut lines = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let is_end = |c| matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
+        let Some(at) = rest.find(is_end) else {
+            lines.push(rest);
+            break;
+        };
+        lines.push(&rest[..at]);
+        let end = if rest[at..].starts_with("\r\n") { 2 } else { rest[at..].chars().next().map_or(1, char::len_utf8) };
+        rest = &rest[at + end..];
+    }
+    lines
+}
+
+/// `text | indent(width=4, first=False, blank=False)` as Jinja2 has it: a newline at the end stays one, where minijinja drops it.
+pub fn indent(
+    text: String,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
+    let width = match width {
+        Some(width) => Some(width),
+        None => kwargs.get::<Option<Value>>("width")?,
+    };
+    let first = first.or(kwargs.get::<Option<bool>>("first")?).unwrap_or(false);
+    let blank = blank.or(kwargs.get::<Option<bool>>("blank")?).unwrap_or(false);
+    kwargs.assert_all_used()?;
+    let by = match width.as_ref().map(|width| (width.as_usize(), width.as_str())) {
+        None => " ".repeat(4),
+        Some((Some(spaces), _)) if spaces <= MAX_INDENT => " ".repeat(spaces),
+        Some((_, Some(text))) => text.to_string(),
+        Some(_) => {
+            let message = format!("indent: width must be text or a number up to {MAX_INDENT}");
+            return Err(Error::new(ErrorKind::InvalidOperation, message));
+        }
+    };
+    let ended = text + "\n";
+    let mut out = String::new();
+    for (at, line) in split_lines(&ended).into_iter().enumerate() {
+        if at > 0 {
+            out.push('\n');
+        }
+        if if at == 0 { first } else { blank || !line.is_empty() } {
+            out.push_str(&by);
+        }
+        out.push_str(line);
+    }
+    Ok(out)
+}
+
+/// Wider indents would multiply a text past what its fuel paid for.
+const MAX_INDENT: usize = 64;
 
 struct Style {
     indent: Option<String>, // of one level; absent: one line
@@ -31,7 +91,7 @@ pub fn tojson(_state: &State, value: Value, indent: Option<Value>, kwargs: Kwarg
         None => kwargs.get::<Option<Value>>("indent")?,
     };
     let indent = indent.filter(|v| !v.is_none()).map(|v| match v.as_usize() {
-        Some(width) => " ".repeat(width.min(64)),
+        Some(width) => " ".repeat(width.min(MAX_INDENT)),
         None => v.as_str().unwrap_or_default().to_string(),
     });
     let separators = kwargs.get::<Option<Value>>("separators")?.filter(|v| !v.is_none());

@@ -129,7 +129,13 @@ fn read_piece(bytes: &[u8], id: usize) -> Outcome<Spelled> {
 }
 
 fn read(bytes: &[u8]) -> Outcome<File> {
-    let mut file = File { model_type: 1, add_dummy_prefix: true, remove_extra_whitespaces: true, escape_whitespaces: true, ..File::default() };
+    let mut file = File {
+        model_type: 1,
+        add_dummy_prefix: true,
+        remove_extra_whitespaces: true,
+        escape_whitespaces: true,
+        ..File::default()
+    };
     let mut fields = Fields { rest: bytes };
     while let Some(field) = fields.next()? {
         match field {
@@ -188,7 +194,10 @@ fn byte_ids(file: &File) -> Outcome<Option<Vec<u32>>> {
         let byte = fallback_byte(&piece.text).ok_or_else(|| invalid(format!("its byte piece {id} is \"{}\"", piece.text)))?;
         ids[byte as usize] = Some(id as u32);
     }
-    ids.into_iter().collect::<Option<Vec<u32>>>().map(Some).ok_or_else(|| invalid("it has byte_fallback but not all 256 byte pieces"))
+    ids.into_iter()
+        .collect::<Option<Vec<u32>>>()
+        .map(Some)
+        .ok_or_else(|| invalid("it has byte_fallback but not all 256 byte pieces"))
 }
 
 fn model_of(file: &File) -> Outcome<Model> {
@@ -199,7 +208,9 @@ fn model_of(file: &File) -> Outcome<Model> {
     match file.model_type {
         1 => {
             if let Some(text) = user_defined.first() {
-                return Err(invalid(format!("it is a unigram model with the user-defined piece \"{text}\", which is not supported")));
+                return Err(invalid(format!(
+                    "it is a unigram model with the user-defined piece \"{text}\", which is not supported"
+                )));
             }
             let vocab = file.pieces.iter().map(|piece| (piece.text.clone(), f64::from(piece.score))).collect();
             let made = Unigram::from(vocab, Some(unknown), file.byte_fallback);
@@ -245,7 +256,8 @@ fn normalizer_of(file: &File, mark_each_part: bool) -> Outcome<NormalizerWrapper
 fn configured_tokens(config: &Value) -> Outcome<Vec<(u32, AddedToken)>> {
     let mut tokens: Vec<(u32, AddedToken)> = Vec::new();
     for (id, entry) in config.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten() {
-        let number = id.parse().map_err(|_| invalid(format!("tokenizer_config.json: added_tokens_decoder has the id \"{id}\"")))?;
+        let number =
+            id.parse().map_err(|_| invalid(format!("tokenizer_config.json: added_tokens_decoder has the id \"{id}\"")))?;
         let token: AddedToken = serde_json::from_value(entry.clone())
             .map_err(|e| invalid(format!("tokenizer_config.json: added_tokens_decoder[{id}]: {e}")))?;
         tokens.push((number, token));
@@ -263,7 +275,12 @@ fn added_tokens(file: &File, config: &Value, model: &Model, normalizer: &Normali
         match file.pieces.get(id as usize) {
             Some(piece) if piece.text == token.content => tokens.retain(|other| other.content != token.content),
             None if id == next => next += 1,
-            _ => return Err(invalid(format!("tokenizer_config.json: token \"{}\" has id {id}; the next free one is {next}", token.content))),
+            _ => {
+                return Err(invalid(format!(
+                    "tokenizer_config.json: token \"{}\" has id {id}; the next free one is {next}",
+                    token.content
+                )))
+            }
         }
         tokens.push(token);
     }
@@ -325,7 +342,8 @@ pub fn open(model: &[u8], config: &[u8]) -> Outcome<Tokenizer> {
     let model = model_of(&file)?;
     let normalizer = normalizer_of(&file, legacy)?;
     let added = added_tokens(&file, &config, &model, &normalizer)?;
-    let mut ids: HashMap<String, u32> = file.pieces.iter().enumerate().map(|(id, piece)| (piece.text.clone(), id as u32)).collect();
+    let mut ids: HashMap<String, u32> =
+        file.pieces.iter().enumerate().map(|(id, piece)| (piece.text.clone(), id as u32)).collect();
     ids.extend(added.get_vocab().iter().map(|(token, id)| (token.clone(), *id)));
     let rules = Rules {
         byte_level: false,

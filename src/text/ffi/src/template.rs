@@ -88,12 +88,18 @@ impl Template {
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_fuel(Some(max_steps));
         environment.add_filter("tojson", python::tojson);
+        environment.add_filter("indent", python::indent);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment
             .add_template_owned(NAME, source.to_string())
             .map_err(|e| invalid(format!("chat template does not parse: {e}")))?;
-        Ok(Template { environment, variables: parse_object(variables, "chat template's variables")?, max_steps, max_output_bytes })
+        Ok(Template {
+            environment,
+            variables: parse_object(variables, "chat template's variables")?,
+            max_steps,
+            max_output_bytes,
+        })
     }
 
     pub fn render(&self, variables: &[u8], now_unix_s: i64) -> Outcome<String> {

@@ -6,10 +6,11 @@ use std::collections::HashMap;
 
 use tokenizers::tokenizer::Model as _;
 use tokenizers::{
-    AddedVocabulary, NormalizerWrapper, OffsetType, PostProcessor as _, PostProcessorWrapper, PreTokenizer as _, PreTokenizerWrapper,
+    AddedVocabulary, NormalizerWrapper, OffsetType, PostProcessor as _, PostProcessorWrapper, PreTokenizer as _,
+    PreTokenizerWrapper,
 };
 
-use crate::decode_table::{DecodeTable, Rules};
+use crate::decode_table::{DecodeTable, Rules, TokenSpelling};
 use crate::sentencepiece_bpe::SentencePieceBpe;
 use crate::{invalid, Failure, Outcome, INTERNAL};
 
@@ -86,12 +87,14 @@ impl Tokenizer {
         let mut added_as_text = parts.added.clone();
         added_as_text.set_encode_special_tokens(true);
         // Added tokens last: where one took over an id of the model, decoding spells it as the added token.
-        let model_tokens = ids.iter().map(|(spelling, id)| (spelling.clone(), *id, parts.added.is_special_token(spelling)));
-        let added_tokens = parts
-            .added
-            .get_added_tokens_decoder()
-            .iter()
-            .map(|(id, token)| (token.content.clone(), *id, parts.added.is_special_token(&token.content)));
+        let spelled = |spelling: &String, id: u32, added: bool| TokenSpelling {
+            spelling: spelling.clone(),
+            id,
+            special: parts.added.is_special_token(spelling),
+            added,
+        };
+        let model_tokens = ids.iter().map(|(spelling, id)| spelled(spelling, *id, false));
+        let added_tokens = parts.added.get_added_tokens_decoder().iter().map(|(id, token)| spelled(&token.content, *id, true));
         let table = DecodeTable::new(rules, model_tokens.chain(added_tokens))?;
         if table.len() == 0 {
             return Err(invalid("its vocabulary is empty"));
