@@ -42,8 +42,11 @@ void Delivery::deliver(Outcome outcome) {
     return it->second;
   };
   for (PromptOutput& p : outcome.prompts) find(p.request).prompt_logprobs = std::move(p.logprobs);
-  for (const SequenceEnd& e : outcome.ends)
-    if (e.stop_token && e.tokens.empty()) stream_of(find(e.request), e.index).ends_by_id = true;
+  for (const SequenceEnd& e : outcome.ends) {
+    Stream& stream = stream_of(find(e.request), e.index);
+    stream.ends_now = true;
+    stream.ends_by_id = e.stop_token && e.tokens.empty();
+  }
   for (TokenOutput& t : outcome.tokens) take_token(find(t.request), std::move(t));
   for (SequenceEnd& e : outcome.ends) take_end(find(e.request), std::move(e));
   for (const RequestEnd& e : outcome.request_ends) take_request_end(find(e.request), e);
@@ -55,7 +58,7 @@ void Delivery::take_token(Open& open, TokenOutput token) {
   const bool silent = stream.ends_by_id && !open.request.sampling->include_stop;
   add_token(open, stream, token.token, token.logprob, std::move(token.top), silent);
   if (stream.done) hooks_.stop_sequence(open.request.request, token.index);
-  if (!stream.ends_by_id) flush(open, token.index, stream);
+  if (!stream.ends_now) flush(open, token.index, stream);
 }
 
 void Delivery::add_token(const Open& open, Stream& stream, int32_t id, float logprob, std::vector<std::pair<int32_t, float>> top,

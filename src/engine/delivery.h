@@ -50,6 +50,7 @@ class Delivery {
     TokenEvent event;          // what has not been sent
     int32_t num_tokens = 0;    // delivered or about to be
     double sum_logprob = 0;
+    bool ends_now = false;     // its end is in the outcome at hand: token and end go out as one event
     bool ends_by_id = false;   // the token that comes next is the one that ends it
     bool done = false;         // has its finish reason; later tokens are dropped
     bool confirmed = false;    // the scheduler has ended it too

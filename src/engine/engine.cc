@@ -63,7 +63,7 @@ void log_start(const EngineParts& parts, const OpenedExecutor& opened) {
 
 }  // namespace
 
-Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config) {
+Result<EngineParts> open_parts(const EngineConfig& config) {
   if (!config.default_kv_policy.empty())
     return invalid(fmt::format("default_kv_policy is `{}`; this engine keeps every token, so it must be empty", config.default_kv_policy),
                    "default_kv_policy");
@@ -80,7 +80,13 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config) {
   parts.clock = std::make_unique<SteadyClock>();
   log_start(parts, *opened);
   parts.executor = std::move(opened->executor);
-  return ThreadedEngine::start(std::move(parts));
+  return parts;
+}
+
+Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config) {
+  Result<EngineParts> parts = open_parts(config);
+  if (!parts) return parts.error();
+  return ThreadedEngine::start(std::move(*parts));
 }
 
 }  // namespace quire

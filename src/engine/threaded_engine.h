@@ -28,6 +28,9 @@ struct EngineParts {
   std::vector<int32_t> layer_windows;  // 0 = full attention; for dumps
 };
 
+// A model directory's parts; in engine.cc, with Engine::open. Errors name the file, tensor, field or limit at fault.
+Result<EngineParts> open_parts(const EngineConfig& config);
+
 class ThreadedEngine final : public Engine {
  public:
   static Result<std::unique_ptr<Engine>> start(EngineParts parts);

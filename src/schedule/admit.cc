@@ -13,9 +13,27 @@ int64_t blocks_for(int64_t tokens, int32_t block_tokens) { return (tokens + bloc
 
 }  // namespace
 
+namespace {
+
+// Siblings come back one after the other: while one runs their prompt again, the others wait to share it with it.
+bool waits_for_sibling(const Sequence& sequence) {
+  for (const auto& s : sequence.group->sequences)
+    if (s->running() && s->num_computed < s->num_prompt_tokens) return true;
+  return false;
+}
+
+const Sequence* sibling_with_prompt(const Sequence& sequence) {
+  for (const auto& s : sequence.group->sequences)
+    if (s->running() && s->num_computed >= s->num_prompt_tokens) return s.get();
+  return nullptr;
+}
+
+}  // namespace
+
 Sequence* Scheduler::first_preempted() const {
-  const auto it = std::find_if(preempted_.begin(), preempted_.end(), [](const Sequence* s) { return !s->group->paused; });
-  return it == preempted_.end() ? nullptr : *it;
+  for (Sequence* s : preempted_)
+    if (!s->group->paused && !waits_for_sibling(*s)) return s;
+  return nullptr;
 }
 
 void Scheduler::admit(StepTransaction& step, int64_t now_us) {
@@ -48,6 +66,8 @@ int32_t Scheduler::slots_used(const SequenceGroup& but) const {
 
 bool Scheduler::admit_preempted(StepTransaction& step, Sequence& s, int64_t now_us) {
   if (is_blocked(s)) return false;
+  // One sibling's prefix is taken per draft; the next to come back gets its own with the next.
+  if (!s.group->share_prefix && sibling_prefix_of_ != s.id && sibling_with_prompt(s) != nullptr) return false;
   const bool whole = s.group->is_beam() || !s.group->forked;
   if (slots_used(*s.group) + (whole ? s.group->num_slots() : 1) > limits_.max_sequences) return false;
   if (!start(s, now_us)) return false;
@@ -95,13 +115,12 @@ bool Scheduler::start(Sequence& s, int64_t now_us) {
 void Scheduler::take_sibling_prefix() {
   Sequence* back = first_preempted();
   if (back == nullptr || back->group->share_prefix || is_blocked(*back)) return;
-  for (const auto& s : back->group->sequences) {
-    if (!s->running() || s->num_computed < s->num_prompt_tokens) continue;
-    sibling_prefix_ = cache_.fork(s->table);
-    cache_.truncate(sibling_prefix_, std::min(s->num_prompt_tokens, back->num_tokens() - 1) / block_tokens_ * block_tokens_, deferred_now());
-    sibling_prefix_of_ = back->id;
-    return;
-  }
+  const Sequence* sibling = sibling_with_prompt(*back);
+  if (sibling == nullptr) return;
+  const int32_t shared = std::min(back->num_prompt_tokens, back->num_tokens() - 1);
+  sibling_prefix_ = cache_.fork(sibling->table);
+  cache_.truncate(sibling_prefix_, shared / block_tokens_ * block_tokens_, deferred_now());
+  sibling_prefix_of_ = back->id;
 }
 
 BlockTable Scheduler::take_prefix(const Sequence& s, int64_t now_us) {

@@ -8,13 +8,13 @@ namespace quire {
 
 std::shared_ptr<const BatchPlan> Scheduler::plan(int64_t now_us, Outcome& out) {
   while (num_in_flight() < kMaxStepsInFlight) {
+    sweep();  // what an attempt deferred while nothing was submitted is room for the next
     const Attempt result = attempt(now_us);
     if (result == Attempt::kPlanned) return submit();
     if (result == Attempt::kAgain) continue;
     // A victim must not be in a submitted step, and what that step frees may be enough: wait for it.
     if (!in_flight_.empty() || !make_progress(now_us, out)) break;
   }
-  sweep();
   return nullptr;
 }
 
@@ -31,6 +31,7 @@ Scheduler::Attempt Scheduler::attempt(int64_t now_us) {
   }
   for (const PlannedWork& work : draft_) work.sequence->planned_now = false;
   cache_.release(std::move(sibling_prefix_), now_us);
+  sibling_prefix_of_ = SequenceId{};
   if (!decodes_fit || draft_.empty()) {
     step.rollback();
     return running_.size() > num_running ? Attempt::kAgain : Attempt::kNothing;

@@ -1,0 +1,177 @@
+// Admission, the queue's budget and its order, by hand.
+#include <gtest/gtest.h>
+
+#include "src/request/admission.h"
+#include "src/request/queue_budget.h"
+#include "src/request/waiting_queue.h"
+
+namespace quire {
+namespace {
+
+AdmissionLimits limits() {
+  AdmissionLimits l;
+  l.vocab_size = 100;
+  l.max_context_tokens = 64;
+  l.max_sequences = 4;
+  l.num_blocks = 6;
+  l.block_tokens = 8;
+  return l;
+}
+
+SamplingParams max_tokens(int32_t n) {
+  SamplingParams p;
+  p.max_tokens = n;
+  return p;
+}
+
+std::string refusal(const SamplingParams& p, const std::vector<TokenId>& prompt) {
+  const Status s = check_request(p, prompt, limits());
+  return s ? "" : s.error().message;
+}
+
+TEST(Admission, NamesTheValueAndTheLimit) {
+  const std::vector<TokenId> ok_prompt(8, 1);
+  EXPECT_EQ(refusal(max_tokens(16), ok_prompt), "");
+  EXPECT_EQ(refusal(max_tokens(1), {}), "the prompt has no tokens; it needs at least 1");
+  EXPECT_EQ(refusal(max_tokens(1), {1, 100}), "prompt token 1 is 100; ids of this model run from 0 to 99");
+  EXPECT_EQ(refusal(max_tokens(1), {-1}), "prompt token 0 is -1; ids of this model run from 0 to 99");
+  EXPECT_EQ(refusal(max_tokens(1), std::vector<TokenId>(64, 1)),
+            "prompt has 64 tokens; this model takes at most 63 (max_context_tokens 64, one of them generated)");
+  EXPECT_EQ(refusal(max_tokens(57), ok_prompt),
+            "prompt has 8 tokens and max_tokens is 57, together 65; this model holds 64 (max_context_tokens), so max_tokens may be at most 56");
+  EXPECT_NE(refusal(max_tokens(42), ok_prompt).find("may need 7 cache blocks"), std::string::npos);
+  SamplingParams many = max_tokens(1);
+  many.n = 5;
+  EXPECT_EQ(refusal(many, ok_prompt), "the request has 5 sequences; at most 4 run at once (max_sequences)");
+  SamplingParams beams = max_tokens(4);
+  beams.beam_width = 2;
+  beams.stop = {"x"};
+  EXPECT_EQ(refusal(beams, ok_prompt), "stop texts and beam_width exclude each other; use stop_token_ids");
+}
+
+TEST(Admission, APromptMayFillTheContextWhenNothingIsGenerated) {
+  AdmissionLimits l = limits();
+  l.num_blocks = 8;
+  EXPECT_TRUE(check_request(max_tokens(0), std::vector<TokenId>(64, 1), l).has_value());
+}
+
+TEST(Admission, PeakBlocksShareThePromptAndNotTheTails) {
+  EXPECT_EQ(peak_blocks(16, max_tokens(1), 8), 2) << "the last id is never run";
+  EXPECT_EQ(peak_blocks(16, max_tokens(2), 8), 3);
+  SamplingParams four = max_tokens(9);
+  four.n = 4;
+  EXPECT_EQ(peak_blocks(20, four, 8), 2 + 4 * 2 + 1) << "two full blocks shared, four tails and outputs, one copy under way";
+}
+
+TEST(Admission, ADeadlineThatTheQueueMakesImpossibleIsRefusedWithADelay) {
+  EXPECT_TRUE(check_deadline(100, 1000, 0).has_value()) << "no rate is known yet";
+  EXPECT_TRUE(check_deadline(100, 1000, 20000).has_value());
+  const Status s = check_deadline(100, 10000, 20000);
+  ASSERT_FALSE(s.has_value());
+  EXPECT_EQ(s.error().code, Code::kResourceExhausted);
+  EXPECT_EQ(s.error().retry_delay_ms, 400);
+  EXPECT_EQ(check_deadline(0, 0, 0).error().field, "deadline_ms");
+}
+
+TEST(QueueBudget, RefusesByRequestsAndByTokensAndGivesBack) {
+  QueueBudget budget(2, 100);
+  EXPECT_TRUE(budget.take(500, 7).has_value()) << "one may always wait alone";
+  const Status tokens = budget.take(1, 7);
+  ASSERT_FALSE(tokens.has_value());
+  EXPECT_EQ(tokens.error().retry_delay_ms, 7);
+  EXPECT_NE(tokens.error().message.find("at most 100"), std::string::npos);
+  budget.give_back(500);
+  EXPECT_TRUE(budget.take(40, 7).has_value());
+  EXPECT_TRUE(budget.take(40, 7).has_value());
+  EXPECT_NE(budget.take(1, 7).error().message.find("at most 2 may (max_queued_requests)"), std::string::npos);
+  EXPECT_EQ(budget.num_tokens(), 80) << "a refusal takes nothing";
+}
+
+class Queue : public ::testing::Test {
+ protected:
+  SequenceGroup& add(const std::string& tenant, int32_t priority = 0) {
+    GroupSetup setup;
+    setup.request = ++serial_;
+    setup.sampling = std::make_shared<const SamplingParams>();
+    setup.prompt = {1};
+    setup.tenant = tenant;
+    setup.priority = priority;
+    setup.order = serial_;
+    groups_.push_back(make_group(std::move(setup)));
+    queue_.enter(*groups_.back());
+    queue_.push(*groups_.back());
+    return *groups_.back();
+  }
+  SequenceGroup& take(double paid) {
+    SequenceGroup* g = queue_.next();
+    queue_.erase(*g);
+    WaitingQueue::charge_prompt(*g, static_cast<int64_t>(paid));
+    return *g;
+  }
+  uint64_t serial_ = 0;
+  std::vector<std::unique_ptr<SequenceGroup>> groups_;
+  WaitingQueue queue_;
+};
+
+TEST_F(Queue, PriorityComesBeforeArrivalAndTenants) {
+  SequenceGroup& late = add("a", 5);
+  SequenceGroup& urgent = add("b", -1);
+  EXPECT_EQ(&take(1000), &urgent);
+  EXPECT_EQ(&take(1), &late);
+  EXPECT_EQ(queue_.next(), nullptr);
+}
+
+TEST_F(Queue, ATenantIsServedFirstComeFirst) {
+  SequenceGroup& first = add("a");
+  SequenceGroup& second = add("a");
+  queue_.erase(first);
+  queue_.push(first);  // back from where it stood aside
+  EXPECT_EQ(&take(1), &first);
+  EXPECT_EQ(&take(1), &second);
+}
+
+TEST_F(Queue, TenantsWhoAlwaysWaitGetEqualTokens) {
+  std::map<std::string, double> paid;
+  for (int i = 0; i < 200; ++i) add("big"), add("small");
+  for (int i = 0; i < 120; ++i) {
+    const std::string tenant = queue_.next()->tenant;
+    const double cost = tenant == "big" ? 100 : 10;
+    take(cost);
+    paid[tenant] += cost;
+    EXPECT_LE(std::abs(paid["big"] - paid["small"]), 100) << "one request's cost";
+  }
+}
+
+TEST_F(Queue, IdlenessSavesNothing) {
+  add("busy");
+  take(10000);  // still present: it runs
+  add("new");
+  add("busy");
+  int32_t news = 0;
+  for (int i = 0; i < 10; ++i) add("new");
+  while (queue_.next()->tenant == "new" && news < 12) take(1), ++news;
+  EXPECT_LE(news, 2) << "a newcomer starts where the least present one stands";
+}
+
+TEST(SequenceGroups, SamplesHaveSeedsOfTheirOwnAndTheFirstTheRequests) {
+  EXPECT_EQ(seed_of_sample(42, 0), 42u);
+  EXPECT_NE(seed_of_sample(42, 1), seed_of_sample(42, 2));
+  EXPECT_EQ(seed_of_sample(42, 3), seed_of_sample(42, 3));
+}
+
+TEST(SequenceGroups, EndingIdsLeaveOutEosWhenIgnored) {
+  GroupSetup setup;
+  SamplingParams p;
+  p.stop_token_ids = {9, 3};
+  p.ignore_eos = true;
+  setup.sampling = std::make_shared<const SamplingParams>(p);
+  setup.prompt = {1};
+  setup.eos_token_ids = {2};
+  EXPECT_EQ(make_group(setup)->end_ids, (std::vector<TokenId>{3, 9}));
+  p.ignore_eos = false;
+  setup.sampling = std::make_shared<const SamplingParams>(p);
+  EXPECT_EQ(make_group(setup)->end_ids, (std::vector<TokenId>{2, 3, 9}));
+}
+
+}  // namespace
+}  // namespace quire

@@ -1,0 +1,373 @@
+// What the scheduler plans, step by step, over a small cache and a fake executor; each rule of DESIGN 4 on a case made by hand.
+#include <cmath>
+
+#include "tests/property/engine_harness.h"
+
+namespace quire {
+namespace {
+
+HarnessOptions small() {
+  HarnessOptions o;
+  o.num_blocks = 32;
+  return o;
+}
+
+std::vector<TokenId> ids(int32_t count, int32_t first = 0) {
+  std::vector<TokenId> v;
+  for (int32_t i = 0; i < count; ++i) v.push_back((first + i) % 1000);
+  return v;
+}
+
+const BatchPlan& last_plan(Harness& h) { return *h.core().scheduler().in_flight().back().plan; }
+
+TEST(Scheduler, MixesDecodesAndPromptChunksUnderOneBudget) {
+  HarnessOptions o = small();
+  o.max_step_tokens = 24;
+  Harness h(o);
+  h.submit(ids(8), Harness::greedy(20));
+  h.step();
+  h.submit(ids(60, 500), Harness::greedy(4));
+  h.step();
+  const BatchPlan& plan = last_plan(h);
+  ASSERT_EQ(plan.sequences.size(), 2u);
+  EXPECT_EQ(plan.sequences[0].tokens, std::vector<TokenId>{kSampledLastStep}) << "the token is still being sampled";
+  EXPECT_EQ(plan.sequences[1].tokens.size(), 23u);
+  EXPECT_TRUE(plan.sequences[1].samples.empty());
+  h.run();
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+TEST(Scheduler, PlansNothingPastMaxTokens) {
+  Harness h(small());
+  const RequestId id = h.submit(ids(8), Harness::greedy(3));
+  h.run();
+  EXPECT_EQ(h.record(id).sequences[0].tokens.size(), 3u);
+  EXPECT_EQ(h.core().scheduler().counters().steps, 3) << "one for the prompt, two decodes; the last id is never run";
+}
+
+TEST(Scheduler, DropsTheResultThatFollowsAnEndingId) {
+  Harness probe(small());
+  const std::vector<TokenId> expected = probe.executor().greedy(ids(8), 5);
+  HarnessOptions o = small();
+  o.eos = {expected[2]};
+  Harness h(o);
+  const RequestId id = h.submit(ids(8), Harness::greedy(50));
+  h.run();
+  h.expect_sound();
+  EXPECT_EQ(h.record(id).sequences[0].tokens, std::vector<TokenId>(expected.begin(), expected.begin() + 3));
+  EXPECT_EQ(h.record(id).sequences[0].finish, FinishReason::kStop);
+  EXPECT_EQ(h.core().scheduler().counters().steps, 4) << "the step after the end ran, for nothing";
+  h.expect_all_ended();
+}
+
+TEST(Scheduler, SamplesPrefillOnceShareFullBlocksAndCopyTheTail) {
+  Harness h(small());
+  SamplingParams p = Harness::greedy(4);
+  p.n = 4;
+  const RequestId id = h.submit(ids(20), p);  // two full blocks of 8, and 4 slots
+  h.step();
+  EXPECT_EQ(last_plan(h).sequences.size(), 1u);
+  EXPECT_EQ(last_plan(h).sequences[0].samples.size(), 4u);
+  EXPECT_EQ(last_plan(h).joins.size(), 4u);
+  EXPECT_EQ(h.core().cache().num_held(), 3);
+  h.step();
+  EXPECT_EQ(h.core().cache().counters().copies_on_write, 3) << "the last holder writes in place";
+  h.run();
+  h.expect_sound();
+  h.expect_greedy(id);
+  const RequestEnd& end = h.record(id).end;
+  EXPECT_EQ(end.kv.copies_on_write, 3);
+  EXPECT_EQ(end.kv.blocks_peak, 2 + 4);
+  EXPECT_EQ(end.kv.blocks_shared_peak, 3);
+  EXPECT_EQ(h.core().scheduler().counters().prompt_tokens, 20);
+}
+
+TEST(Scheduler, RequestsWithOnePrefixComputeItOnce) {
+  HarnessOptions o = small();
+  o.max_prefill_chunk_tokens = 8;
+  Harness h(o);
+  std::vector<TokenId> a = ids(40), b = ids(40);
+  a.push_back(900);
+  b.push_back(901);
+  const RequestId first = h.submit(a, Harness::greedy(2));
+  h.step();
+  const RequestId second = h.submit(b, Harness::greedy(2));
+  h.step();
+  EXPECT_EQ(h.core().scheduler().num_waiting_groups(), 1) << "it stands aside";
+  h.run();
+  h.expect_sound();
+  h.expect_greedy(first);
+  h.expect_greedy(second);
+  EXPECT_EQ(h.record(second).end.cached_tokens, 40);
+}
+
+TEST(Scheduler, AWaiterGoesOnAloneWhenItsLeaderIsCancelled) {
+  HarnessOptions o = small();
+  o.max_prefill_chunk_tokens = 4;
+  Harness h(o);
+  std::vector<TokenId> b = ids(40);
+  const RequestId first = h.submit(ids(40), Harness::greedy(2));
+  h.step();
+  b.push_back(901);
+  const RequestId second = h.submit(b, Harness::greedy(2));
+  h.step();
+  h.abort(first);
+  h.run();
+  h.expect_sound();
+  h.expect_greedy(second);
+  h.expect_all_ended();
+}
+
+TEST(Scheduler, APausedLeaderHoldsUpNobody) {
+  HarnessOptions o = small();
+  o.max_prefill_chunk_tokens = 4;
+  Harness h(o);
+  const RequestId first = h.submit(ids(40), Harness::greedy(2));
+  h.step();
+  const RequestId second = h.submit(ids(41), Harness::greedy(2));
+  h.step();
+  h.core().set_paused(first, true);
+  for (int i = 0; i < 40; ++i) h.step();
+  EXPECT_EQ(h.record(second).num_ends, 1);
+  EXPECT_EQ(h.record(first).num_ends, 0);
+  h.core().set_paused(first, false);
+  h.run();
+  h.expect_greedy(first);
+  h.expect_all_ended();
+}
+
+TEST(Scheduler, AHitLeavesATokenToRun) {
+  Harness h(small());
+  const RequestId first = h.submit(ids(16), Harness::greedy(1));
+  h.run();
+  const RequestId second = h.submit(ids(16), Harness::greedy(1));
+  h.run();
+  h.expect_sound();
+  EXPECT_EQ(h.record(second).end.cached_tokens, 15);
+  EXPECT_EQ(h.record(second).sequences[0].tokens, h.record(first).sequences[0].tokens);
+}
+
+TEST(Scheduler, SaltsDoNotShare) {
+  Harness h(small());
+  CoreRequest a, b;
+  a.cache_salt = "a";
+  b.cache_salt = "b";
+  h.submit(ids(32), Harness::greedy(1), a);
+  h.run();
+  const RequestId other = h.submit(ids(32), Harness::greedy(1), b);
+  h.run();
+  EXPECT_EQ(h.record(other).end.cached_tokens, 0);
+}
+
+TEST(Scheduler, TheLatestOfTheLowestPriorityIsPreempted) {
+  HarnessOptions o = small();
+  o.num_blocks = 12;
+  o.prefix_cache = false;
+  o.reserve = {.least = 0, .rise = 0, .decay = 0};
+  Harness h(o);
+  CoreRequest low;
+  low.priority = 1;
+  const RequestId late_low = h.submit(ids(24, 100), Harness::greedy(40), low);
+  h.step();
+  const RequestId high = h.submit(ids(24, 200), Harness::greedy(40));
+  while (h.core().scheduler().counters().preemptions == 0) ASSERT_TRUE(h.step());
+  EXPECT_EQ(h.core().scheduler().find(late_low)->sequences[0]->state, SequenceState::kPreempted);
+  EXPECT_EQ(h.core().scheduler().find(high)->sequences[0]->state, SequenceState::kRunning);
+  h.run();
+  h.expect_sound();
+  h.expect_greedy(late_low);
+  h.expect_greedy(high);
+}
+
+TEST(Scheduler, APausedSequenceGivesWayFirst) {
+  HarnessOptions o = small();
+  o.num_blocks = 12;
+  o.reserve = {.least = 0, .rise = 0, .decay = 0};
+  Harness h(o);
+  const RequestId paused = h.submit(ids(40, 100), Harness::greedy(40));
+  for (int i = 0; i < 10; ++i) h.step();
+  h.core().set_paused(paused, true);
+  const RequestId other = h.submit(ids(60, 200), Harness::greedy(30));
+  for (int i = 0; i < 60; ++i) h.step();
+  EXPECT_EQ(h.record(other).num_ends, 1);
+  EXPECT_EQ(h.core().scheduler().find(paused)->sequences[0]->state, SequenceState::kPreempted);
+  h.core().set_paused(paused, false);
+  h.run();
+  h.expect_sound();
+  h.expect_greedy(paused);
+}
+
+TEST(Scheduler, ALargeRequestIsNotOvertaken) {
+  HarnessOptions o = small();
+  o.num_blocks = 16;
+  Harness h(o);
+  h.submit(ids(64, 100), Harness::greedy(20));
+  h.step();
+  const RequestId large = h.submit(ids(100, 300), Harness::greedy(4));
+  std::vector<RequestId> little;
+  for (int i = 0; i < 5; ++i) little.push_back(h.submit(ids(8, 600 + 10 * i), Harness::greedy(40)));
+  while (h.record(large).num_ends == 0) ASSERT_TRUE(h.step());
+  for (const RequestId id : little) EXPECT_EQ(h.record(id).num_ends, 0);
+  h.run();
+  h.expect_all_ended();
+}
+
+TEST(Scheduler, ADeadlineEndsARequestWaitingOrRunning) {
+  HarnessOptions o = small();
+  o.max_sequences = 1;
+  Harness h(o);
+  CoreRequest soon;
+  soon.deadline_us = 20000;
+  const RequestId running = h.submit(ids(8), Harness::greedy(100), soon);
+  const RequestId waiting = h.submit(ids(8, 100), Harness::greedy(100), soon);
+  h.run();
+  for (const RequestId id : {running, waiting}) {
+    EXPECT_EQ(h.record(id).sequences[0].finish, FinishReason::kDeadline);
+    EXPECT_EQ(h.record(id).sequences[0].error->code, Code::kDeadlineExceeded);
+  }
+  EXPECT_GT(h.record(running).sequences[0].tokens.size(), 0u);
+  h.expect_all_ended();
+}
+
+TEST(Scheduler, CancelledWhileInAStepBlocksAreFreeOnceItHasRun) {
+  Harness h(small());
+  const RequestId id = h.submit(ids(30), Harness::greedy(100));
+  for (int i = 0; i < 5; ++i) h.step();
+  ASSERT_GT(h.core().scheduler().num_in_flight(), 0);
+  h.abort(id);
+  EXPECT_GT(h.core().cache().num_held(), 0) << "a submitted step names them";
+  while (h.step()) {
+  }
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+TEST(Scheduler, AFailedStepFailsItsSequencesAndNotTheEngine) {
+  Harness h(small());
+  const RequestId hit = h.submit(ids(8), Harness::greedy(10));
+  bool fail = true;
+  h.executor().set_fault([&](const BatchPlan&) { return std::exchange(fail, false) ? Status(error(Code::kInternal, "no")) : ok(); });
+  h.step();
+  h.step();
+  const RequestId spared = h.submit(ids(8, 300), Harness::greedy(10));
+  h.run();
+  h.expect_sound();
+  EXPECT_EQ(h.record(hit).sequences[0].finish, FinishReason::kFailed);
+  EXPECT_EQ(h.record(hit).sequences[0].error->message, "no");
+  EXPECT_EQ(h.record(spared).sequences[0].finish, FinishReason::kLength);
+  h.expect_all_ended();
+  const RequestId again = h.submit(ids(8), Harness::greedy(2));
+  h.run();
+  EXPECT_EQ(h.record(again).end.cached_tokens, 0) << "nothing of a failed step is cached";
+}
+
+TEST(Scheduler, WithoutGenerationThePromptIsScoredAndEnds) {
+  Harness h(small());
+  SamplingParams p = Harness::greedy(0);
+  p.prompt_logprobs = 2;
+  const RequestId id = h.submit(ids(30), p);
+  h.run();
+  const RequestRecord& r = h.record(id);
+  ASSERT_EQ(r.prompt_logprobs.size(), 30u);
+  EXPECT_TRUE(std::isnan(r.prompt_logprobs[0].logprob));
+  for (int32_t i = 1; i < 30; ++i) EXPECT_EQ(r.prompt_logprobs[i].token_id, i);
+  EXPECT_EQ(h.record(id).sequences[0].finish, FinishReason::kLength);
+  h.expect_all_ended();
+}
+
+TEST(Scheduler, PromptLogprobsRunEveryRowThoughThePromptIsCached) {
+  Harness h(small());
+  h.submit(ids(30), Harness::greedy(1));
+  h.run();
+  SamplingParams p = Harness::greedy(2);
+  p.prompt_logprobs = 0;
+  const RequestId id = h.submit(ids(30), p);
+  h.run();
+  EXPECT_EQ(h.record(id).end.cached_tokens, 0);
+  EXPECT_EQ(h.record(id).prompt_logprobs.size(), 30u);
+}
+
+TEST(Scheduler, BeamsForkAndDropAndGiveEverythingBack) {
+  Harness h(small());
+  SamplingParams p = Harness::greedy(12);
+  p.beam_width = 4;
+  p.n = 3;
+  const RequestId id = h.submit(ids(20), p);
+  h.run();
+  h.expect_sound();
+  ASSERT_EQ(h.record(id).sequences.size(), 3u);
+  for (const auto& [index, s] : h.record(id).sequences) EXPECT_EQ(s.tokens.size(), 12u);
+  EXPECT_NE(h.record(id).sequences[0].tokens, h.record(id).sequences[1].tokens);
+  EXPECT_GT(h.record(id).end.kv.copies_on_write, 0);
+  h.expect_all_ended();
+}
+
+TEST(Scheduler, BeamsGiveTheSameWhenPreempted) {
+  SamplingParams p = Harness::greedy(30);
+  p.beam_width = 3;
+  p.n = 3;
+  std::vector<std::vector<TokenId>> expected;
+  for (const int32_t blocks : {200, 20}) {
+    HarnessOptions o = small();
+    o.num_blocks = blocks;
+    o.reserve = {.least = 0, .rise = 0, .decay = 0};
+    Harness h(o);
+    CoreRequest later;
+    later.priority = 1;
+    const RequestId beams = h.submit(ids(24), p, later);
+    h.step();
+    for (int i = 0; i < 3; ++i) h.submit(ids(20, 100 * (i + 1)), Harness::greedy(30));
+    h.run();
+    h.expect_sound();
+    for (int32_t i = 0; i < 3; ++i) {
+      if (blocks == 200) expected.push_back(h.record(beams).sequences[i].tokens);
+      EXPECT_EQ(h.record(beams).sequences[i].tokens, expected[i]);
+    }
+    if (blocks == 20) {
+      EXPECT_GT(h.core().scheduler().counters().preemptions, 0);
+    }
+  }
+}
+
+TEST(Scheduler, ARequestThatJustFitsRunsAloneEvenFromItsOwnCachedPrefix) {
+  HarnessOptions o = small();
+  o.num_blocks = 4;
+  Harness h(o);
+  for (int i = 0; i < 3; ++i) {
+    const RequestId id = h.submit(ids(29), Harness::greedy(4));  // 32 positions: all 4 blocks of 8
+    ASSERT_NE(id, 0u) << h.last_refusal().message;
+    h.run();
+    EXPECT_EQ(h.record(id).sequences[0].finish, FinishReason::kLength);
+    h.expect_greedy(id);
+  }
+  EXPECT_EQ(h.submit(ids(29), Harness::greedy(5)), 0u);
+  h.expect_sound();
+}
+
+TEST(Scheduler, EveryRunningSequenceAdvancesEveryStepWhenTheBudgetIsAsSmallAsItMayBe) {
+  HarnessOptions o = small();
+  o.max_sequences = o.max_step_tokens = 4;
+  Harness h(o);
+  std::vector<RequestId> all;
+  for (int i = 0; i < 6; ++i) all.push_back(h.submit(ids(10, 100 * i), Harness::greedy(10)));
+  h.run();
+  for (const RequestId id : all) h.expect_greedy(id);
+  h.expect_all_ended();
+}
+
+TEST(EngineCore, RefusesAStepTooSmallForItsSequences) {
+  ManualClock clock;
+  FakeExecutor executor({.num_blocks = 8, .block_tokens = 8});
+  CoreOptions options;
+  options.config.max_sequences = 8;
+  options.config.max_step_tokens = 4;
+  options.config.max_context_tokens = 16;
+  options.cache = uniform_spec({.num_layers = 1, .num_kv_heads = 1, .head_dim = 8, .block_tokens = 8}, 8);
+  const auto made = EngineCore::create(options, executor, clock);
+  ASSERT_FALSE(made.has_value());
+  EXPECT_EQ(made.error().message, "max_step_tokens is 4 and max_sequences 8; a step must have a token for every running sequence");
+}
+
+}  // namespace
+}  // namespace quire
