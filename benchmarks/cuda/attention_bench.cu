@@ -98,7 +98,7 @@ void bench_decode(Rig& rig, Report& report) {
 
 void tune_decode(Rig& rig, Report& report) {
   const Model model;
-  std::printf("decode tuning, 32/8 heads: the best four of each shape (warps stages min_tiles blocks: us)\n");
+  std::printf("decode tuning, 32/8 heads: the best four of each shape (warps stages min_tiles blocks aligned: us)\n");
   for (const Batch b : kDecodeBatches) {
     const Problem problem(rig, model, times(b.sequences, b.length), times(b.sequences, 1));
     if (!problem.fits()) continue;
@@ -106,22 +106,24 @@ void tune_decode(Rig& rig, Report& report) {
     for (const int warps : {4, 8})
       for (const int stages : {2, 3, 4})
         for (const int min_tiles : {4, 8, 16, 32})
-          for (const int blocks : {1, 2}) {
-            if (min_tiles != 16 && b.sequences * b.length > 16384) continue;  // there every block has more
-            const cuda::DecodeTuning tuning{.warps = warps, .stages = stages, .min_tiles = min_tiles, .blocks_per_multiprocessor = blocks};
-            results.emplace_back(time_decode(rig, problem, tuning, model.layers).us, tuning);
-          }
+          for (const int blocks : {1, 2})
+            for (const bool aligned : {false, true}) {
+              if (min_tiles != 8 && b.sequences * b.length > 16384) continue;  // there every block has more
+              const cuda::DecodeTuning tuning{
+                  .warps = warps, .stages = stages, .min_tiles = min_tiles, .aligned = aligned, .blocks_per_multiprocessor = blocks};
+              results.emplace_back(time_decode(rig, problem, tuning, model.layers).us, tuning);
+            }
     std::sort(results.begin(), results.end(), [](const auto& x, const auto& y) { return x.first < y.first; });
     std::printf("  %4d x %-6d", b.sequences, b.length);
     for (int i = 0; i < 4; ++i) {
       const auto& [us, t] = results[static_cast<size_t>(i)];
-      std::printf("   %d %d %2d %d: %.2f", t.warps, t.stages, t.min_tiles, t.blocks_per_multiprocessor, us);
+      std::printf("   %d %d %2d %d %d: %.2f", t.warps, t.stages, t.min_tiles, t.blocks_per_multiprocessor, t.aligned, us);
     }
     std::printf("\n");
     std::fflush(stdout);
     for (const auto& [us, t] : results)
-      report.line(text(R"({"what":"decode_tuning","sequences":%d,"length":%d,"warps":%d,"stages":%d,"min_tiles":%d,"blocks":%d,"us":%.3f})", b.sequences,
-                       b.length, t.warps, t.stages, t.min_tiles, t.blocks_per_multiprocessor, us));
+      report.line(text(R"({"what":"decode_tuning","sequences":%d,"length":%d,"warps":%d,"stages":%d,"min_tiles":%d,"blocks":%d,"aligned":%d,"us":%.3f})", b.sequences,
+                       b.length, t.warps, t.stages, t.min_tiles, t.blocks_per_multiprocessor, t.aligned, us));
   }
 }
 

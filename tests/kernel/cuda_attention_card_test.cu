@@ -76,7 +76,7 @@ Outputs on_card(Case& c, int repeats) {
   for (Region* r : {&out.values, &out.lse, &out.row_logits, &out.column_sums}) mirror.add(*r);
   translate_all(mirror, p);
   cuda::AttentionContext context{.machine = this_machine()};
-  context.decode = {.warps = c.shape().warps, .stages = c.shape().stages, .min_tiles = c.shape().min_tiles};
+  context.decode = {.warps = c.shape().warps, .stages = c.shape().stages, .min_tiles = c.shape().min_tiles, .aligned = c.shape().aligned};
   const auto need = cuda::attention_scratch_need(context.machine, context.decode, p.rows, p.num_sequences, p.num_q_heads, p.head_dim);
   void* scratch = nullptr;
   check_cuda(cudaMalloc(&scratch, static_cast<size_t>(need.bytes())));

@@ -30,6 +30,7 @@ struct Shape {
   bool sinks = false, lists_per_head = false, early_fetch = true;
   int sink_slots = 0;        // > 0: a second rotation of q for so many slots
   int multiprocessors = 5, warps = 8, stages = 3, min_tiles = 2;
+  bool aligned = true;       // decode's ranges, where lists are equally long
   std::vector<SharedPrefixShape> prefixes;
 };
 

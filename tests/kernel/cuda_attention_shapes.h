@@ -40,6 +40,10 @@ inline std::vector<Shape> decode_shapes() {
       {.name = "one_list_over_many_blocks", .kv_heads = 1, .lengths = {500}, .multiprocessors = 37, .min_tiles = 1},
       {.name = "four_warps", .lengths = kRagged, .warps = 4, .stages = 2},
       {.name = "four_stages", .lengths = {200, 150}, .multiprocessors = 2, .warps = 4, .stages = 4},
+      {.name = "equal_lists_split", .lengths = {150, 145}, .multiprocessors = 13},
+      {.name = "equal_lists_not_aligned", .lengths = {150, 145}, .multiprocessors = 13, .aligned = false},
+      {.name = "equal_lists_whole", .kv_heads = 3, .lengths = {40, 0, 33, 48, 41}, .multiprocessors = 5},
+      {.name = "equal_lists_mostly_idle", .kv_heads = 1, .lengths = {640, 639, 638}, .multiprocessors = 5},
       {.name = "many_sequences", .kv_heads = 1, .group = 1, .lengths = std::vector<int>(300, 20), .multiprocessors = 3},
   };
 }

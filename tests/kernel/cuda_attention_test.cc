@@ -24,7 +24,7 @@ Outputs on_shim(Case& c, uint64_t order_seed, const std::function<void()>& befor
   out.attach(p);
   cuda_host::AttentionContext context;
   context.machine.multiprocessors = c.shape().multiprocessors;
-  context.decode = {.warps = c.shape().warps, .stages = c.shape().stages, .min_tiles = c.shape().min_tiles};
+  context.decode = {.warps = c.shape().warps, .stages = c.shape().stages, .min_tiles = c.shape().min_tiles, .aligned = c.shape().aligned};
   const auto need = cuda_host::attention_scratch_need(context.machine, context.decode, p.rows, p.num_sequences, p.num_q_heads, p.head_dim);
   Region scratch(need.bytes());
   context.scratch = need.place(scratch.data());

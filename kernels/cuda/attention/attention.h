@@ -23,7 +23,8 @@ struct AttentionMachine {
 struct DecodeTuning {
   int warps = 8;
   int stages = 3;
-  int min_tiles = 16;
+  int min_tiles = 8;
+  bool aligned = true;  // work_split.h
   int blocks_per_multiprocessor = 1;
 };
 

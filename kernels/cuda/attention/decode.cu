@@ -29,7 +29,7 @@ struct Decode {
   Shared<float2> states;              // [warps][kHeads] largest, sum
   Shared<int32_t> scratch;
   int entries;
-  EqualRanges ranges;
+  Ranges ranges;
   int lo, hi;                         // this block's tiles
 
   // Fetching: the warp's next tile, its unit, and the physical blocks of its next 32 tiles, one a lane.
@@ -85,8 +85,9 @@ struct Decode {
       c.load_list(a, e);
       return c.tiles * a.units_per_list;
     };
-    const WorkStart start = find_work(scratch, entries, weight, [&](int total) {
-      ranges = EqualRanges::make(total, gridDim.x, a.min_tiles);
+    const WorkStart start = find_work(scratch, entries, weight, [&](int total, int uniform) {
+      const int unit = a.aligned ? uniform / a.units_per_list : 0;
+      ranges = Ranges::best(total, gridDim.x, a.min_tiles, unit);
       return static_cast<int>(blockIdx.x) < ranges.parts ? ranges.begin(blockIdx.x) : total;
     });
     if (start.entry == entries) return false;
@@ -549,6 +550,7 @@ void launch_decode_attention(const AttentionContext& context, const AttentionPar
   a.passes = (a.view.group + heads - 1) / heads;
   a.units_per_list = a.passes * (list_per_head ? 1 : p.num_kv_heads);
   a.min_tiles = context.decode.min_tiles;
+  a.aligned = context.decode.aligned;
   a.early_fetch = p.early_fetch;
   const int grid = context.machine.multiprocessors * context.decode.blocks_per_multiprocessor;
   check(int64_t{p.num_sequences} * a.lists * a.units_per_list <= context.scratch.num_counters, "attention: more units than reserved counters");

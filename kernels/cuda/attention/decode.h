@@ -27,6 +27,7 @@ struct DecodeParams {
   int32_t passes;         // query heads of a group over the heads of a pass
   int32_t units_per_list;
   int32_t min_tiles;      // of a block, so that short work is not cut too small
+  bool aligned;           // ranges end with units where lists are equally long (work_split.h)
   int32_t stages;         // of a warp's ring
   bool early_fetch;       // only the last tile of a list holds slots of this step
 };
