@@ -1,4 +1,6 @@
-// The CPU sampler. Each row is independent: what a sequence draws depends on its own logits, parameters, seed and position alone.
+// The CPU sampler. Each row is independent: what a sequence draws depends on its own logits, parameters, seed
+// and position alone.
+#include <limits>
 #include <unordered_map>
 
 #include "src/base/check.h"
@@ -22,7 +24,8 @@ struct State {
 
   int32_t num_output_tokens() const { return static_cast<int32_t>(history.size()) - num_prompt_tokens; }
   bool penalized() const {
-    return sampling->repetition_penalty != 1.0 || sampling->presence_penalty != 0.0 || sampling->frequency_penalty != 0.0;
+    return sampling->repetition_penalty != 1.0 || sampling->presence_penalty != 0.0 ||
+           sampling->frequency_penalty != 0.0;
   }
   void count(TokenId token, bool output) {
     const auto [entry, fresh] = seen_at.try_emplace(token, seen.size());
@@ -37,10 +40,17 @@ struct State {
 };
 
 State make_state(const PlannedJoin& join) {
-  State state{.sampling = join.sampling, .seed = join.seed, .history = {}, .num_prompt_tokens = join.num_prompt_tokens, .ending_ids = {}, .seen = {},
-              .seen_at = {}, .ngrams = NgramIndex(join.sampling->no_repeat_ngram)};
+  State state{.sampling = join.sampling,
+              .seed = join.seed,
+              .history = {},
+              .num_prompt_tokens = join.num_prompt_tokens,
+              .ending_ids = {},
+              .seen = {},
+              .seen_at = {},
+              .ngrams = NgramIndex(join.sampling->no_repeat_ngram)};
   if (!join.sampling->ignore_eos) state.ending_ids = join.eos_token_ids;
-  state.ending_ids.insert(state.ending_ids.end(), join.sampling->stop_token_ids.begin(), join.sampling->stop_token_ids.end());
+  state.ending_ids.insert(state.ending_ids.end(), join.sampling->stop_token_ids.begin(),
+                          join.sampling->stop_token_ids.end());
   for (size_t i = 0; i < join.history.size(); ++i) {
     state.history.push_back(join.history[i]);
     if (state.penalized()) state.count(join.history[i], static_cast<int32_t>(i) >= join.num_prompt_tokens);
@@ -55,14 +65,18 @@ void process(std::span<float> logits, const State& state) {
   if (!p.allowed_token_ids.empty()) allow_only(logits, p.allowed_token_ids);
   if (!p.bad_words.empty()) forbid_bad_words(logits, state.history, p.bad_words);
   if (p.no_repeat_ngram > 0) forbid(logits, state.ngrams.repeats(state.history));
-  if (state.penalized()) penalize(logits, state.seen, {.repetition = p.repetition_penalty, .presence = p.presence_penalty, .frequency = p.frequency_penalty});
+  if (state.penalized())
+    penalize(logits, state.seen,
+             {.repetition = p.repetition_penalty,
+              .presence = p.presence_penalty,
+              .frequency = p.frequency_penalty});
   if (state.num_output_tokens() < p.min_tokens) forbid(logits, state.ending_ids);
 }
 
 bool changes_logits(const State& state) {
   const SamplingParams& p = *state.sampling;
-  return !p.logit_bias.empty() || !p.allowed_token_ids.empty() || !p.bad_words.empty() || p.no_repeat_ngram > 0 || state.penalized() ||
-         state.num_output_tokens() < p.min_tokens;
+  return !p.logit_bias.empty() || !p.allowed_token_ids.empty() || !p.bad_words.empty() ||
+         p.no_repeat_ngram > 0 || state.penalized() || state.num_output_tokens() < p.min_tokens;
 }
 
 class CpuSampler final : public Sampler {
@@ -72,12 +86,15 @@ class CpuSampler final : public Sampler {
   void append(SequenceId sequence, TokenId token) override { state_of(sequence).append(token); }
   TokenId last_token(SequenceId sequence) const override {
     const auto found = states_.find(sequence);
-    check(found != states_.end() && !found->second.history.empty(), "Sampler::last_token: the sequence has not joined");
+    check(found != states_.end() && !found->second.history.empty(),
+          "Sampler::last_token: the sequence has not joined");
     return found->second.history.back();
   }
 
-  void sample(float* logits, int64_t vocab, std::span<const SampleRow> rows, std::vector<SampledToken>& out) override {
-    for (const SampleRow& row : rows) out.push_back(sample_row({logits + row.logits_row * vocab, static_cast<size_t>(vocab)}, *row.sample));
+  void sample(float* logits, int64_t vocab, std::span<const SampleRow> rows,
+              std::vector<SampledToken>& out) override {
+    for (const SampleRow& row : rows)
+      out.push_back(sample_row({logits + row.logits_row * vocab, static_cast<size_t>(vocab)}, *row.sample));
   }
 
  private:
@@ -99,26 +116,38 @@ class CpuSampler final : public Sampler {
     }
     // Beams rank what may follow after the processors; logprobs report the model's own distribution.
     const double lse = log_sum_exp(raw);
-    if (sample.top_candidates > 0) result.top = sample.beam ? likeliest(row, sample.top_candidates, log_sum_exp(row)) : likeliest(raw, sample.top_candidates, lse);
+    if (sample.top_candidates > 0)
+      result.top = sample.beam ? likeliest(row, sample.top_candidates, log_sum_exp(row))
+                               : likeliest(raw, sample.top_candidates, lse);
     if (sample.beam) return result;
-    result.token = choose(row, state, sample.position);
-    result.logprob = static_cast<float>(static_cast<double>(raw[static_cast<size_t>(result.token)]) - lse);
+    result.token = choose(row, raw, state, sample.position);
+    result.logprob = log_probability(raw[static_cast<size_t>(result.token)], lse);
     state.append(result.token);
     return result;
   }
 
-  static TokenId choose(std::span<const float> row, const State& state, int32_t position) {
-    if (state.sampling->temperature == 0) return greedy(row);
-    std::vector<Candidate> candidates = filtered(row, *state.sampling);
-    return draw(candidates, draw_uniform(state.seed, position));
+  // Where masks leave nothing (allowed ids that are all bad words), the request asks for what cannot be: the
+  // model's own likeliest token is taken, so the sequence goes on to its limits instead of stalling the
+  // batch.
+  TokenId choose(std::span<const float> row, std::span<const float> raw, const State& state,
+                 int32_t position) {
+    if (state.sampling->temperature == 0) {
+      const TokenId best = greedy(row);
+      return row[static_cast<size_t>(best)] > -std::numeric_limits<float>::infinity() ? best : greedy(raw);
+    }
+    filter(row, *state.sampling, candidates_);
+    return candidates_.empty() ? greedy(raw) : draw(candidates_, draw_uniform(state.seed, position));
   }
 
   std::unordered_map<SequenceId, State> states_;
-  std::vector<float> scratch_;
+  std::vector<float> scratch_;  // kept between calls, as candidates_: no allocation per token
+  std::vector<Candidate> candidates_;
 };
 
 }  // namespace
 
-std::unique_ptr<Sampler> make_cpu_sampler() { return std::make_unique<CpuSampler>(); }
+std::unique_ptr<Sampler> make_cpu_sampler() {
+  return std::make_unique<CpuSampler>();
+}
 
 }  // namespace quire

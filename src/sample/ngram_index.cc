@@ -13,7 +13,8 @@ uint64_t NgramIndex::key(std::span<const TokenId> tokens) {
 void NgramIndex::append(std::span<const TokenId> history) {
   const auto n = static_cast<size_t>(n_);
   if (history.size() < n) return;
-  next_at_[key(history.subspan(history.size() - n, n - 1))].push_back(static_cast<int32_t>(history.size()) - 1);
+  next_at_[key(history.subspan(history.size() - n, n - 1))].push_back(static_cast<int32_t>(history.size()) -
+                                                                      1);
 }
 
 std::vector<TokenId> NgramIndex::repeats(std::span<const TokenId> history) const {
@@ -24,7 +25,8 @@ std::vector<TokenId> NgramIndex::repeats(std::span<const TokenId> history) const
   const auto entry = next_at_.find(key(tail));
   if (entry == next_at_.end()) return found;
   for (const int32_t at : entry->second)
-    if (std::equal(tail.begin(), tail.end(), history.begin() + at - static_cast<int64_t>(before))) found.push_back(history[static_cast<size_t>(at)]);
+    if (std::equal(tail.begin(), tail.end(), history.begin() + at - static_cast<int64_t>(before)))
+      found.push_back(history[static_cast<size_t>(at)]);
   return found;
 }
 

@@ -1,4 +1,5 @@
-// Which tokens would repeat an n-gram: an index over a growing history, one lookup per step instead of a scan of all that came before.
+// Which tokens would repeat an n-gram: an index over a growing history, one lookup per step instead of a scan
+// of all that came before.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,8 @@ class NgramIndex {
   static uint64_t key(std::span<const TokenId> tokens);
 
   int32_t n_;
-  std::unordered_map<uint64_t, std::vector<int32_t>> next_at_;  // hash of n - 1 tokens -> where in history their successor stands
+  std::unordered_map<uint64_t, std::vector<int32_t>>
+      next_at_;  // hash of n - 1 tokens -> where in history their successor stands
 };
 
 }  // namespace quire

@@ -8,7 +8,9 @@ namespace {
 
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
-bool inside(std::span<const float> logits, TokenId token) { return token >= 0 && static_cast<size_t>(token) < logits.size(); }
+bool inside(std::span<const float> logits, TokenId token) {
+  return token >= 0 && static_cast<size_t>(token) < logits.size();
+}
 
 }  // namespace
 
@@ -30,11 +32,13 @@ void forbid(std::span<float> logits, std::span<const TokenId> tokens) {
     if (inside(logits, token)) logits[static_cast<size_t>(token)] = kMasked;
 }
 
-void forbid_bad_words(std::span<float> logits, std::span<const TokenId> history, std::span<const std::vector<TokenId>> words) {
+void forbid_bad_words(std::span<float> logits, std::span<const TokenId> history,
+                      std::span<const std::vector<TokenId>> words) {
   for (const std::vector<TokenId>& word : words) {
     const size_t before = word.size() - 1;
     if (before > history.size()) continue;
-    if (std::equal(word.begin(), word.end() - 1, history.end() - static_cast<int64_t>(before)) && inside(logits, word.back()))
+    if (std::equal(word.begin(), word.end() - 1, history.end() - static_cast<int64_t>(before)) &&
+        inside(logits, word.back()))
       logits[static_cast<size_t>(word.back())] = kMasked;
   }
 }
@@ -45,7 +49,8 @@ void penalize(std::span<float> logits, std::span<const TokenCount> seen, const P
     if (!inside(logits, count.token)) continue;
     float& logit = logits[static_cast<size_t>(count.token)];
     logit = logit > 0 ? logit / repetition : logit * repetition;
-    if (count.in_output > 0) logit -= static_cast<float>(penalties.presence + penalties.frequency * count.in_output);
+    if (count.in_output > 0)
+      logit -= static_cast<float>(penalties.presence + penalties.frequency * count.in_output);
   }
 }
 

@@ -1,5 +1,5 @@
-// Logits processors: each one changes a row of logits and says what it does. Pure functions over one row; no state but their arguments.
-// A masked token has logit -infinity.
+// Logits processors: each one changes a row of logits and says what it does. Pure functions over one row; no
+// state but their arguments. A masked token has logit -infinity.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,8 @@ void allow_only(std::span<float> logits, std::span<const TokenId> allowed);
 void forbid(std::span<float> logits, std::span<const TokenId> tokens);
 
 // The tokens that would complete one of `words` after `history`.
-void forbid_bad_words(std::span<float> logits, std::span<const TokenId> history, std::span<const std::vector<TokenId>> words);
+void forbid_bad_words(std::span<float> logits, std::span<const TokenId> history,
+                      std::span<const std::vector<TokenId>> words);
 
 // Occurrences of a token in the prompt and in the output.
 struct TokenCount {
@@ -24,8 +25,9 @@ struct TokenCount {
   int32_t in_output = 0;
 };
 
-// repetition (Keskar et al. 2019, CTRL, sec. 4.1): a seen token's positive logit is divided by it, a negative one multiplied; over
-// prompt and output. presence and frequency: subtracted once, and once per occurrence, over the output alone.
+// repetition (Keskar et al. 2019, CTRL, sec. 4.1): a seen token's positive logit is divided by it, a negative
+// one multiplied; over prompt and output. presence and frequency: subtracted once, and once per occurrence,
+// over the output alone.
 struct Penalties {
   double repetition = 1.0, presence = 0.0, frequency = 0.0;
 };

@@ -13,7 +13,8 @@
 namespace quire {
 namespace {
 
-using Json = nlohmann::ordered_json;  // tools keep the order of their fields: it is what the model was trained on
+using Json =
+    nlohmann::ordered_json;  // tools keep the order of their fields: it is what the model was trained on
 
 struct Sources {
   std::string main, with_tools;  // "" = none
@@ -22,11 +23,12 @@ struct Sources {
 // chat_template: a string, or [{"name": "default", "template": "..."}, {"name": "tool_use", ...}].
 Result<Sources> sources_of(const Json& field, const std::string& path) {
   if (field.is_string()) return Sources{.main = field.get<std::string>(), .with_tools = {}};
-  if (!field.is_array()) return invalid(path + ": chat_template is neither a string nor a list of named templates");
+  if (!field.is_array())
+    return invalid(path + ": chat_template is neither a string nor a list of named templates");
   Sources sources;
   for (const Json& entry : field) {
-    if (!entry.is_object() || !entry.contains("name") || !entry["name"].is_string() || !entry.contains("template") ||
-        !entry["template"].is_string())
+    if (!entry.is_object() || !entry.contains("name") || !entry["name"].is_string() ||
+        !entry.contains("template") || !entry["template"].is_string())
       return invalid(path + ": an entry of chat_template has no name or no template");
     if (entry["name"] == "default") sources.main = entry["template"].get<std::string>();
     if (entry["name"] == "tool_use") sources.with_tools = entry["template"].get<std::string>();
@@ -41,7 +43,8 @@ Json special_tokens_of(const Json& config) {
   for (const auto& [key, value] : config.items()) {
     if (!key.ends_with("_token")) continue;
     if (value.is_string()) tokens[key] = value;
-    if (value.is_object() && value.contains("content") && value["content"].is_string()) tokens[key] = value["content"];
+    if (value.is_object() && value.contains("content") && value["content"].is_string())
+      tokens[key] = value["content"];
   }
   return tokens;
 }
@@ -55,25 +58,28 @@ Result<Json> read_config(const std::string& path) {
   return config;
 }
 
-Result<quire_template*> open_template(std::string_view source, std::string_view variables, const ChatTemplate::Limits& limits,
-                                      const std::string& prefix) {
+Result<quire_template*> open_template(std::string_view source, std::string_view variables,
+                                      const ChatTemplate::Limits& limits, const std::string& prefix) {
   quire_template* handle = nullptr;
   quire_text error{};
-  const int code = quire_template_open(source.data(), source.size(), variables.data(), variables.size(), limits.max_steps,
-                                       limits.max_output_bytes, &handle, &error);
+  const int code = quire_template_open(source.data(), source.size(), variables.data(), variables.size(),
+                                       limits.max_steps, limits.max_output_bytes, &handle, &error);
   if (code != 0) return ffi_error(code, error, prefix);
   return handle;
 }
 
-Result<std::string> render_with(const quire_template* handle, std::string_view variables_json, int64_t now_unix_s) {
+Result<std::string> render_with(const quire_template* handle, std::string_view variables_json,
+                                int64_t now_unix_s) {
   quire_text rendered{}, error{};
-  const int code = quire_template_render(handle, variables_json.data(), variables_json.size(), now_unix_s, &rendered, &error);
+  const int code = quire_template_render(handle, variables_json.data(), variables_json.size(), now_unix_s,
+                                         &rendered, &error);
   if (code != 0) return ffi_error(code, error);
   return take_text(rendered);
 }
 
 int64_t unix_now_s() {
-  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
+      .count();
 }
 
 // Every text in a value goes through guard, keys of objects too.
@@ -107,14 +113,17 @@ Result<Json> parse_tools(std::string_view text) {
     return !too_deep;
   };
   Json tools = Json::parse(text, keep, /*allow_exceptions=*/false);
-  if (too_deep) return invalid("tools is nested more than " + std::to_string(kMaxToolsDepth) + " deep", "tools");
+  if (too_deep)
+    return invalid("tools is nested more than " + std::to_string(kMaxToolsDepth) + " deep", "tools");
   if (!tools.is_array()) return invalid("tools is not a JSON array", "tools");
   return tools;
 }
 
-Result<Json> variables_of(std::span<const ChatMessage> messages, bool add_generation_prompt, std::string_view tools_json) {
+Result<Json> variables_of(std::span<const ChatMessage> messages, bool add_generation_prompt,
+                          std::string_view tools_json) {
   Json variables = {{"messages", Json::array()}, {"add_generation_prompt", add_generation_prompt}};
-  for (const ChatMessage& message : messages) variables["messages"].push_back({{"role", message.role}, {"content", message.content}});
+  for (const ChatMessage& message : messages)
+    variables["messages"].push_back({{"role", message.role}, {"content", message.content}});
   if (tools_json.empty()) return variables;
   Result<Json> tools = parse_tools(tools_json);
   if (!tools) return tools.error();
@@ -156,14 +165,16 @@ Result<std::unique_ptr<ChatTemplate>> ChatTemplate::open(const std::string& dir)
   if (!main) return main.error();
   std::unique_ptr<ChatTemplate> made(new ChatTemplate(*main, nullptr));
   if (!sources.with_tools.empty()) {
-    Result<quire_template*> with_tools = open_template(sources.with_tools, variables, Limits{}, from + ": tool_use: ");
+    Result<quire_template*> with_tools =
+        open_template(sources.with_tools, variables, Limits{}, from + ": tool_use: ");
     if (!with_tools) return with_tools.error();
     made->with_tools_ = *with_tools;
   }
   return made;
 }
 
-Result<std::unique_ptr<ChatTemplate>> ChatTemplate::from_source(std::string_view source, std::string_view special_tokens_json,
+Result<std::unique_ptr<ChatTemplate>> ChatTemplate::from_source(std::string_view source,
+                                                                std::string_view special_tokens_json,
                                                                 Limits limits) {
   Result<quire_template*> handle = open_template(source, special_tokens_json, limits, {});
   if (!handle) return handle.error();
@@ -184,8 +195,10 @@ Result<std::string> ChatTemplate::render(std::span<const ChatMessage> messages, 
   return render_with(template_for(variables->contains("tools")), *text, unix_now_s());
 }
 
-Result<std::vector<int32_t>> ChatTemplate::encode(const Tokenizer& tokenizer, std::span<const ChatMessage> messages,
-                                                  bool add_generation_prompt, bool special_as_text, std::string_view tools_json) const {
+Result<std::vector<int32_t>> ChatTemplate::encode(const Tokenizer& tokenizer,
+                                                  std::span<const ChatMessage> messages,
+                                                  bool add_generation_prompt, bool special_as_text,
+                                                  std::string_view tools_json) const {
   if (!special_as_text) {
     Result<std::string> rendered = render(messages, add_generation_prompt, tools_json);
     if (!rendered) return rendered.error();

@@ -1,5 +1,6 @@
-// Token ids to text as they come: each push returns the characters that are now complete, never half of one. All pushes and the
-// flush, joined, are what Tokenizer::decode gives for the same ids. One sequence, one thread; O(bytes of the token) per push.
+// Token ids to text as they come: each push returns the characters that are now complete, never half of one.
+// All pushes and the flush, joined, are what Tokenizer::decode gives for the same ids. One sequence, one
+// thread; O(bytes of the token) per push.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,9 @@ namespace quire {
 
 class Detokenizer {
  public:
-  // context: the tokens before the first push (the prompt). Their text is not returned, but it decides whether the first
-  // token's leading space stays, and a character begun there may be completed here. tokenizer must outlive this.
+  // context: the tokens before the first push (the prompt). Their text is not returned, but it decides
+  // whether the first token's leading space stays, and a character begun there may be completed here.
+  // tokenizer must outlive this.
   Detokenizer(const Tokenizer& tokenizer, bool skip_special_tokens, std::span<const int32_t> context = {});
 
   std::string push(int32_t id);

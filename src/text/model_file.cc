@@ -17,7 +17,8 @@ Result<std::string> read_model_file(const std::string& path) {
   const std::uintmax_t bytes = std::filesystem::file_size(path, failed);
   if (failed) return error(Code::kNotFound, path + ": " + failed.message());
   if (bytes > kMaxFileBytes)
-    return invalid(path + ": it has " + std::to_string(bytes) + " bytes; the limit is " + std::to_string(kMaxFileBytes));
+    return invalid(path + ": it has " + std::to_string(bytes) + " bytes; the limit is " +
+                   std::to_string(kMaxFileBytes));
   std::string text(bytes, '\0');
   std::ifstream file(path, std::ios::binary);
   if (!file.read(text.data(), static_cast<std::streamsize>(bytes)))

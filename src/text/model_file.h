@@ -7,7 +7,8 @@
 
 namespace quire {
 
-// The whole file. Errors name it: not there, not readable, over the limit (256 MiB; the largest tokenizers in use have 35).
+// The whole file. Errors name it: not there, not readable, over the limit (256 MiB; the largest tokenizers in
+// use have 35).
 Result<std::string> read_model_file(const std::string& path);
 
 }  // namespace quire

@@ -18,7 +18,8 @@ std::vector<size_t> borders_of(std::string_view pattern) {
 
 }  // namespace
 
-StopMatcher::StopMatcher(const std::vector<std::string>& stops, bool include_stop) : include_stop_(include_stop) {
+StopMatcher::StopMatcher(const std::vector<std::string>& stops, bool include_stop)
+    : include_stop_(include_stop) {
   for (const std::string& stop : stops)
     if (!stop.empty()) patterns_.push_back({.text = stop, .border = borders_of(stop)});
 }
@@ -26,7 +27,8 @@ StopMatcher::StopMatcher(const std::vector<std::string>& stops, bool include_sto
 const StopMatcher::Pattern* StopMatcher::advance(char byte, bool may_stop) {
   const Pattern* found = nullptr;
   for (Pattern& pattern : patterns_) {
-    while (pattern.matched > 0 && pattern.text[pattern.matched] != byte) pattern.matched = pattern.border[pattern.matched - 1];
+    while (pattern.matched > 0 && pattern.text[pattern.matched] != byte)
+      pattern.matched = pattern.border[pattern.matched - 1];
     if (pattern.text[pattern.matched] == byte) ++pattern.matched;
     if (pattern.matched < pattern.text.size()) continue;
     if (may_stop && (found == nullptr || found->text.size() < pattern.text.size())) found = &pattern;
@@ -52,6 +54,8 @@ StopMatcher::Step StopMatcher::push(std::string_view text, bool may_stop) {
   return step;
 }
 
-std::string StopMatcher::flush() { return std::exchange(held_, {}); }
+std::string StopMatcher::flush() {
+  return std::exchange(held_, {});
+}
 
 }  // namespace quire

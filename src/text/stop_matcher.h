@@ -1,5 +1,6 @@
-// Stop strings in a growing text, also across token edges. Holds back only the longest end of the text that could begin a stop
-// string. The match that ends first wins; among those that end together, the longest. One sequence, one thread; O(bytes).
+// Stop strings in a growing text, also across token edges. Holds back only the longest end of the text that
+// could begin a stop string. The match that ends first wins; among those that end together, the longest. One
+// sequence, one thread; O(bytes).
 #pragma once
 
 #include <cstddef>
@@ -29,8 +30,9 @@ class StopMatcher {
  private:
   struct Pattern {
     std::string text;
-    std::vector<size_t> border;  // border[i]: longest proper prefix of text that ends at i (Knuth, Morris, Pratt 1977)
-    size_t matched = 0;          // bytes of text that the end of what was pushed spells
+    // border[i]: bytes of the longest proper prefix that text[0..i] ends with (Knuth, Morris, Pratt 1977).
+    std::vector<size_t> border;
+    size_t matched = 0;  // bytes of text that the end of what was pushed spells
   };
   const Pattern* advance(char byte, bool may_stop);
 

@@ -21,18 +21,22 @@ Result<quire_tokenizer*> open_json(const std::string& path) {
   return handle;
 }
 
-// SentencePiece starts its first piece's field (tag 0x0a). A file of that name whose first line is base64, a space and a rank is
-// tiktoken's, which has no rule for splitting text in it.
+// SentencePiece starts its first piece's field (tag 0x0a). A file of that name whose first line is base64, a
+// space and a rank is tiktoken's, which has no rule for splitting text in it.
 bool is_tiktoken(std::string_view file) {
   const std::string_view line = file.substr(0, file.find('\n'));
-  return line.ends_with(" 0") && line.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/= ") == line.npos;
+  return line.ends_with(" 0") &&
+         line.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/= ") ==
+             line.npos;
 }
 
 Result<quire_tokenizer*> open_sentencepiece(const std::string& path, const std::string& config_path) {
   Result<std::string> model = read_model_file(path);
   if (!model) return model.error();
   if (is_tiktoken(*model))
-    return invalid(path + ": it is a tiktoken vocabulary, which does not say how text is split; convert it to a tokenizer.json");
+    return invalid(path +
+                   ": it is a tiktoken vocabulary, which does not say how text is split; convert it to a "
+                   "tokenizer.json");
   std::string config;
   if (std::filesystem::exists(config_path)) {
     Result<std::string> read = read_model_file(config_path);
@@ -41,8 +45,8 @@ Result<quire_tokenizer*> open_sentencepiece(const std::string& path, const std::
   }
   quire_tokenizer* handle = nullptr;
   quire_text error{};
-  const int code =
-      quire_tokenizer_open_sentencepiece(model->data(), model->size(), config.data(), config.size(), &handle, &error);
+  const int code = quire_tokenizer_open_sentencepiece(model->data(), model->size(), config.data(),
+                                                      config.size(), &handle, &error);
   if (code != 0) return ffi_error(code, error, path + ": ");
   return handle;
 }
@@ -50,7 +54,8 @@ Result<quire_tokenizer*> open_sentencepiece(const std::string& path, const std::
 }  // namespace
 
 bool Tokenizer::exists(const std::string& dir) {
-  return std::filesystem::exists(dir + "/tokenizer.json") || std::filesystem::exists(dir + "/tokenizer.model");
+  return std::filesystem::exists(dir + "/tokenizer.json") ||
+         std::filesystem::exists(dir + "/tokenizer.model");
 }
 
 Result<std::unique_ptr<Tokenizer>> Tokenizer::open(const std::string& dir, int32_t model_vocab_size) {
@@ -58,13 +63,15 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::open(const std::string& dir, int32
   const std::string path = dir + (json ? "/tokenizer.json" : "/tokenizer.model");
   if (!json && !std::filesystem::exists(path))
     return error(Code::kNotFound, dir + ": it has neither tokenizer.json nor tokenizer.model");
-  Result<quire_tokenizer*> handle = json ? open_json(path) : open_sentencepiece(path, dir + "/tokenizer_config.json");
+  Result<quire_tokenizer*> handle =
+      json ? open_json(path) : open_sentencepiece(path, dir + "/tokenizer_config.json");
   if (!handle) return handle.error();
   const int32_t num_ids = quire_tokenizer_num_ids(*handle);
   const quire_decode_rules rules = quire_tokenizer_decode_rules(*handle);
-  std::unique_ptr<Tokenizer> tokenizer(
-      new Tokenizer(*handle, model_vocab_size > 0 ? model_vocab_size : num_ids,
-                    {.strip_leading_space = rules.strip_leading_space != 0, .replace_each_byte = rules.replace_each_byte != 0}));
+  std::unique_ptr<Tokenizer> tokenizer(new Tokenizer(*handle,
+                                                     model_vocab_size > 0 ? model_vocab_size : num_ids,
+                                                     {.strip_leading_space = rules.strip_leading_space != 0,
+                                                      .replace_each_byte = rules.replace_each_byte != 0}));
   if (model_vocab_size > 0 && num_ids > model_vocab_size)
     return invalid(path + ": its highest token id is " + std::to_string(num_ids - 1) + " (\"" +
                    tokenizer->token_text(num_ids - 1).value_or("") + "\"); the model's vocab_size is " +
@@ -72,7 +79,9 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::open(const std::string& dir, int32
   return tokenizer;
 }
 
-Tokenizer::~Tokenizer() { quire_tokenizer_close(handle_); }
+Tokenizer::~Tokenizer() {
+  quire_tokenizer_close(handle_);
+}
 
 Result<std::vector<int32_t>> Tokenizer::run_encode(std::string_view text, uint32_t flags) const {
   quire_ids ids{};
@@ -84,11 +93,15 @@ Result<std::vector<int32_t>> Tokenizer::run_encode(std::string_view text, uint32
   return result;
 }
 
-Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_special_tokens, bool special_as_text) const {
-  return run_encode(text, (add_special_tokens ? unsigned{QUIRE_ADD_SPECIAL} : 0u) | (special_as_text ? unsigned{QUIRE_SPECIAL_AS_TEXT} : 0u));
+Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_special_tokens,
+                                               bool special_as_text) const {
+  return run_encode(text, (add_special_tokens ? unsigned{QUIRE_ADD_SPECIAL} : 0u) |
+                              (special_as_text ? unsigned{QUIRE_SPECIAL_AS_TEXT} : 0u));
 }
 
-Result<std::vector<int32_t>> Tokenizer::encode_guarded(std::string_view rendered) const { return run_encode(rendered, QUIRE_GUARDED); }
+Result<std::vector<int32_t>> Tokenizer::encode_guarded(std::string_view rendered) const {
+  return run_encode(rendered, QUIRE_GUARDED);
+}
 
 Result<std::string> Tokenizer::guard(std::string_view part) const {
   quire_text guarded{}, error{};
@@ -102,7 +115,9 @@ Result<std::string> Tokenizer::decode(std::span<const int32_t> ids, bool skip_sp
   std::string text;
   for (const int32_t id : ids) {
     if (id < 0 || id >= vocab_size_)
-      return invalid("token id " + std::to_string(id) + " is not below " + std::to_string(vocab_size_) + " (vocab_size)", "token_ids");
+      return invalid(
+          "token id " + std::to_string(id) + " is not below " + std::to_string(vocab_size_) + " (vocab_size)",
+          "token_ids");
     text += detokenizer.push(id);
   }
   return text + detokenizer.flush();
@@ -121,7 +136,9 @@ std::optional<std::string> Tokenizer::token_text(int32_t id) const {
 
 TokenBytes Tokenizer::token_bytes(int32_t id) const {
   const quire_token token = quire_tokenizer_token(handle_, id);
-  return {.bytes = {token.bytes, token.num_bytes}, .special = token.special != 0, .byte_fallback = token.byte_fallback != 0};
+  return {.bytes = {token.bytes, token.num_bytes},
+          .special = token.special != 0,
+          .byte_fallback = token.byte_fallback != 0};
 }
 
 }  // namespace quire

@@ -1,5 +1,6 @@
-// Text to token ids and back, from a model directory's tokenizer.json (Hugging Face) or tokenizer.model (SentencePiece).
-// Immutable after open: any thread, no lock. The work is done by the Rust crate in ffi/; no exception and no panic leaves it.
+// Text to token ids and back, from a model directory's tokenizer.json (Hugging Face) or tokenizer.model
+// (SentencePiece). Immutable after open: any thread, no lock. The work is done by the Rust crate in ffi/; no
+// exception and no panic leaves it.
 #pragma once
 
 #include <cstdint>
@@ -18,21 +19,22 @@ namespace quire {
 
 // What one id contributes to a text.
 struct TokenBytes {
-  std::string_view bytes;    // UTF-8, or any bytes: a token may hold a part of a character
-  bool special = false;      // a control token: left out where special tokens are skipped
+  std::string_view bytes;      // UTF-8, or any bytes: a token may hold a part of a character
+  bool special = false;        // a control token: left out where special tokens are skipped
   bool byte_fallback = false;  // SentencePiece <0xHH>: stands for one byte
 };
 
 // How token bytes become text; the two families differ at the start of a text and where bytes are not UTF-8.
 struct DecodeRules {
   bool strip_leading_space = false;  // one space at the very start belongs to the encoding, not to the text
-  bool replace_each_byte = false;    // U+FFFD per invalid byte (SentencePiece); else per maximal ill-formed part (Unicode 3.9, U+FFFD)
+  bool replace_each_byte = false;    // U+FFFD per invalid byte (SentencePiece); else per maximal ill-formed
+                                     // part (Unicode 3.9, U+FFFD)
 };
 
 class Tokenizer {
  public:
-  // Errors name the file and what is wrong with it. With model_vocab_size (> 0), a tokenizer that has ids the model lacks is
-  // refused, and vocab_size() is the model's.
+  // Errors name the file and what is wrong with it. With model_vocab_size (> 0), a tokenizer that has ids the
+  // model lacks is refused, and vocab_size() is the model's.
   static Result<std::unique_ptr<Tokenizer>> open(const std::string& dir, int32_t model_vocab_size = 0);
   // Whether dir has a tokenizer.json or a tokenizer.model.
   static bool exists(const std::string& dir);
@@ -40,18 +42,21 @@ class Tokenizer {
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;
 
-  // add_special_tokens: what the tokenizer's own template puts around a text (BOS, EOS). special_as_text: special tokens that stand
-  // in the text are read as plain text. Errors: text that is not UTF-8.
-  Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens, bool special_as_text) const;
-  // A rendered chat: special tokens are recognised, but not those inside a part that went through guard() before rendering. So the
-  // template's own role marks count and a message cannot forge one. Adds no BOS: the template does.
+  // add_special_tokens: what the tokenizer's own template puts around a text (BOS, EOS). special_as_text:
+  // special tokens that stand in the text are read as plain text. Errors: text that is not UTF-8.
+  Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens,
+                                      bool special_as_text) const;
+  // A rendered chat: special tokens are recognised, but not those inside a part that went through guard()
+  // before rendering. So the template's own role marks count and a message cannot forge one. Adds no BOS: the
+  // template does.
   Result<std::vector<int32_t>> encode_guarded(std::string_view rendered) const;
   Result<std::string> guard(std::string_view part) const;
 
   // Equal to a Detokenizer's pushes and flush over the same ids. Errors: an id outside [0, vocab_size()).
   Result<std::string> decode(std::span<const int32_t> ids, bool skip_special_tokens) const;
 
-  // Ids are below this: the model's vocabulary where it is known, else highest id + 1. Some may have no token; they decode to nothing.
+  // Ids are below this: the model's vocabulary where it is known, else highest id + 1. Some may have no
+  // token; they decode to nothing.
   int32_t vocab_size() const { return vocab_size_; }
   std::optional<int32_t> token_id(std::string_view token) const;
   // As the vocabulary spells it ("Ġthe", "▁the", "<s>").
@@ -61,7 +66,8 @@ class Tokenizer {
 
  private:
   Result<std::vector<int32_t>> run_encode(std::string_view text, uint32_t flags) const;
-  Tokenizer(quire_tokenizer* handle, int32_t vocab_size, DecodeRules rules) : handle_(handle), vocab_size_(vocab_size), rules_(rules) {}
+  Tokenizer(quire_tokenizer* handle, int32_t vocab_size, DecodeRules rules)
+      : handle_(handle), vocab_size_(vocab_size), rules_(rules) {}
 
   quire_tokenizer* handle_;
   int32_t vocab_size_;

@@ -6,7 +6,7 @@ namespace quire {
 namespace {
 
 struct Lead {
-  size_t bytes = 0;                      // 0: never leads
+  size_t bytes = 0;                               // 0: never leads
   uint8_t second_low = 0x80, second_high = 0xbf;  // range of the second byte; later ones are 80..bf
 };
 
@@ -30,7 +30,8 @@ Utf8Part first_part(std::string_view text) {
   for (size_t i = 1; i < lead.bytes; ++i) {
     if (i == text.size()) return {.kind = Utf8::kPartial, .bytes = i};
     const auto byte = static_cast<uint8_t>(text[i]);
-    const bool fits = i == 1 ? byte >= lead.second_low && byte <= lead.second_high : byte >= 0x80 && byte <= 0xbf;
+    const bool fits =
+        i == 1 ? byte >= lead.second_low && byte <= lead.second_high : byte >= 0x80 && byte <= 0xbf;
     if (!fits) return {.kind = Utf8::kBad, .bytes = i};
   }
   return {.kind = Utf8::kWhole, .bytes = lead.bytes};

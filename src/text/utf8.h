@@ -14,7 +14,8 @@ enum class Utf8 {
 
 struct Utf8Part {
   Utf8 kind = Utf8::kBad;
-  size_t bytes = 0;  // whole: of the character. partial: all that is left. bad: the maximal ill-formed part (Unicode 3.9, D93b)
+  size_t bytes = 0;  // whole: of the character. partial: all that is left. bad: the maximal ill-formed part
+                     // (Unicode 3.9, D93b)
 };
 
 // What text, which is not empty, starts with.

@@ -1,5 +1,6 @@
-// Method: each processor against a plain statement of its definition; distributions by chi-square over 20,000 seeded draws, where the
-// bound is the 1 - 1e-4 quantile of the distribution; independence of the batch by running the same sequence alone and among others.
+// Method: each processor against a plain statement of its definition; distributions by chi-square over 20,000
+// seeded draws, where the bound is the 1 - 1e-4 quantile of the distribution; independence of the batch by
+// running the same sequence alone and among others.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -59,7 +60,8 @@ TEST(Processors, ABadWordIsForbiddenOnlyWhereItWouldBeCompleted) {
 
 TEST(Processors, PenaltiesFollowTheirDefinitions) {
   std::vector<float> row = {2, -2, 1, 1};
-  const TokenCount seen[] = {{.token = 0, .in_output = 0}, {.token = 1, .in_output = 3}, {.token = 2, .in_output = 1}};
+  const TokenCount seen[] = {
+      {.token = 0, .in_output = 0}, {.token = 1, .in_output = 3}, {.token = 2, .in_output = 1}};
   penalize(row, seen, {.repetition = 2.0, .presence = 0.5, .frequency = 0.25});
   EXPECT_FLOAT_EQ(row[0], 1.0f);                  // prompt only: repetition
   EXPECT_FLOAT_EQ(row[1], -4.0f - 0.5f - 0.75f);  // negative logits are multiplied
@@ -77,7 +79,8 @@ TEST(NgramIndex, EqualsAScanOfTheWholeHistory) {
       index.append(history);
       std::map<TokenId, bool> expected;
       for (size_t at = 0; at + static_cast<size_t>(n) <= history.size(); ++at)
-        if (std::equal(history.begin() + static_cast<int64_t>(at), history.begin() + static_cast<int64_t>(at) + n - 1, history.end() - (n - 1)))
+        if (std::equal(history.begin() + static_cast<int64_t>(at),
+                       history.begin() + static_cast<int64_t>(at) + n - 1, history.end() - (n - 1)))
           expected[history[at + static_cast<size_t>(n) - 1]] = true;
       std::map<TokenId, bool> found;
       for (const TokenId token : index.repeats(history)) found[token] = true;
@@ -142,7 +145,9 @@ std::vector<double> expected_distribution(const std::vector<float>& logits, cons
     for (const double x : p)
       if (x > 0) entropy -= x * std::log(x);
     by_mass(ranked([&](size_t a, size_t b) {
-              const auto distance = [&](size_t i) { return p[i] > 0 ? std::fabs(-std::log(p[i]) - entropy) : INFINITY; };
+              const auto distance = [&](size_t i) {
+                return p[i] > 0 ? std::fabs(-std::log(p[i]) - entropy) : INFINITY;
+              };
               return distance(a) < distance(b);
             }),
             params.typical_p);
@@ -150,8 +155,31 @@ std::vector<double> expected_distribution(const std::vector<float>& logits, cons
   return p;
 }
 
+TEST(Filters, KeepWhatAFullSortKeeps) {
+  Random random(21);
+  for (int round = 0; round < 300; ++round) {
+    std::vector<float> row(1 + random.below(3000));
+    const double spread = random.uniform() * 12;
+    for (float& x : row) x = static_cast<float>(random.uniform() * spread);
+    SamplingParams params;
+    params.temperature = 0.2 + random.uniform() * 3;
+    if (random.chance(0.4)) params.top_k = static_cast<int32_t>(1 + random.below(row.size()));
+    if (random.chance(0.5)) params.top_p = 0.01 + 0.98 * random.uniform();
+    if (random.chance(0.3)) params.min_p = random.uniform() * 0.5;
+    if (random.chance(0.5)) params.typical_p = 0.01 + 0.98 * random.uniform();
+    std::vector<double> found(row.size(), 0.0);
+    for (const Candidate& c : filtered(row, params)) found[static_cast<size_t>(c.token)] = c.probability;
+    const std::vector<double> expected = expected_distribution(row, params);
+    for (size_t i = 0; i < row.size(); ++i)
+      ASSERT_NEAR(found[i], expected[i], 1e-6 * (found[i] + expected[i]))
+          << "round " << round << " token " << i;
+  }
+}
+
 // 1 - 1e-4 quantile of chi-square with k degrees of freedom (Wilson and Hilferty 1931), z = 3.719.
-double chi_square_bound(double k) { return k * std::pow(1 - 2 / (9 * k) + 3.719 * std::sqrt(2 / (9 * k)), 3); }
+double chi_square_bound(double k) {
+  return k * std::pow(1 - 2 / (9 * k) + 3.719 * std::sqrt(2 / (9 * k)), 3);
+}
 
 struct NamedParams {
   const char* name;
@@ -187,28 +215,38 @@ TEST_P(Distribution, OfDrawsIsTheDefinitionsByChiSquare) {
 
 SamplingParams with(double temperature, int top_k, double top_p, double min_p, double typical_p) {
   SamplingParams params;
-  params.temperature = temperature, params.top_k = top_k, params.top_p = top_p, params.min_p = min_p, params.typical_p = typical_p;
+  params.temperature = temperature, params.top_k = top_k, params.top_p = top_p, params.min_p = min_p,
+  params.typical_p = typical_p;
   return params;
 }
 
-INSTANTIATE_TEST_SUITE_P(Settings, Distribution,
-                         testing::Values(NamedParams{"plain", with(1, 0, 1, 0, 1)}, NamedParams{"hot", with(2.5, 0, 1, 0, 1)},
-                                         NamedParams{"cold", with(0.4, 0, 1, 0, 1)}, NamedParams{"top_k", with(1, 7, 1, 0, 1)},
-                                         NamedParams{"top_p", with(1, 0, 0.6, 0, 1)}, NamedParams{"min_p", with(1, 0, 1, 0.2, 1)},
-                                         NamedParams{"typical_p", with(1, 0, 1, 0, 0.5)}, NamedParams{"all", with(0.9, 30, 0.9, 0.05, 0.8)},
-                                         NamedParams{"one", with(1, 1, 1, 0, 1)}),
-                         [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(
+    Settings, Distribution,
+    testing::Values(NamedParams{"plain", with(1, 0, 1, 0, 1)}, NamedParams{"hot", with(2.5, 0, 1, 0, 1)},
+                    NamedParams{"cold", with(0.4, 0, 1, 0, 1)}, NamedParams{"top_k", with(1, 7, 1, 0, 1)},
+                    NamedParams{"top_p", with(1, 0, 0.6, 0, 1)}, NamedParams{"min_p", with(1, 0, 1, 0.2, 1)},
+                    NamedParams{"typical_p", with(1, 0, 1, 0, 0.5)},
+                    NamedParams{"all", with(0.9, 30, 0.9, 0.05, 0.8)},
+                    NamedParams{"one", with(1, 1, 1, 0, 1)}),
+    [](const auto& info) { return info.param.name; });
 
 TEST(Draw, UsesEveryEndOfTheUnitInterval) {
-  std::vector<Candidate> candidates = {{.token = 4, .logit = 0, .probability = 0.5}, {.token = 2, .logit = 0, .probability = 0.5}, {.token = 9, .logit = 0, .probability = 0}};
+  std::vector<Candidate> candidates = {{.token = 4, .logit = 0, .probability = 0.5},
+                                       {.token = 2, .logit = 0, .probability = 0.5},
+                                       {.token = 9, .logit = 0, .probability = 0}};
   EXPECT_EQ(draw(candidates, 1e-9), 2);
   EXPECT_EQ(draw(candidates, 0.75), 4);
   EXPECT_EQ(draw(candidates, 1.0), 4);
 }
 
-PlannedJoin join_of(uint64_t sequence, SamplingParams params, uint64_t seed, std::vector<TokenId> prompt = {1, 2, 3}) {
-  return {.sequence = SequenceId{sequence}, .sampling = std::make_shared<const SamplingParams>(std::move(params)), .seed = seed,
-          .history = prompt, .num_prompt_tokens = static_cast<int32_t>(prompt.size()), .eos_token_ids = {0}};
+PlannedJoin join_of(uint64_t sequence, SamplingParams params, uint64_t seed,
+                    std::vector<TokenId> prompt = {1, 2, 3}) {
+  return {.sequence = SequenceId{sequence},
+          .sampling = std::make_shared<const SamplingParams>(std::move(params)),
+          .seed = seed,
+          .history = prompt,
+          .num_prompt_tokens = static_cast<int32_t>(prompt.size()),
+          .eos_token_ids = {0}};
 }
 
 TEST(Sampler, ASequenceDrawsTheSameAloneAndInABatch) {
@@ -219,7 +257,8 @@ TEST(Sampler, ASequenceDrawsTheSameAloneAndInABatch) {
   for (int step = 0; step < 50; ++step) {
     std::vector<float> one = some_logits(200, 1000 + static_cast<uint64_t>(step)), many;
     for (int s = 0; s < 5; ++s) {
-      const std::vector<float> row = s == 1 ? one : some_logits(200, static_cast<uint64_t>(9000 + step * 7 + s));
+      const std::vector<float> row =
+          s == 1 ? one : some_logits(200, static_cast<uint64_t>(9000 + step * 7 + s));
       many.insert(many.end(), row.begin(), row.end());
     }
     std::vector<PlannedSample> samples(5);
@@ -248,8 +287,10 @@ TEST(Sampler, SequencesThatShareARowDrawFromUntouchedLogits) {
   sampler->join(join_of(1, biased, 1));
   sampler->join(join_of(2, plain, 2));
   std::vector<float> row = {0, 1, 2, 3, 9, 4};
-  const PlannedSample samples[] = {{.sequence = SequenceId{1}, .position = 3, .top_candidates = 2}, {.sequence = SequenceId{2}, .position = 3}};
-  const SampleRow rows[] = {{.sample = &samples[0], .logits_row = 0}, {.sample = &samples[1], .logits_row = 0}};
+  const PlannedSample samples[] = {{.sequence = SequenceId{1}, .position = 3, .top_candidates = 2},
+                                   {.sequence = SequenceId{2}, .position = 3}};
+  const SampleRow rows[] = {{.sample = &samples[0], .logits_row = 0},
+                            {.sample = &samples[1], .logits_row = 0}};
   std::vector<SampledToken> out;
   sampler->sample(row.data(), 6, rows, out);
   EXPECT_EQ(out[0].token, 5);
@@ -293,19 +334,95 @@ TEST(Sampler, NoNgramComesTwice) {
   EXPECT_EQ(out[0].token, 3);
 }
 
-TEST(Sampler, ARowWithEverythingMaskedStillGivesAToken) {
-  SamplingParams params;
-  params.allowed_token_ids = {1};
-  params.bad_words = {{1}};
-  const auto sampler = make_cpu_sampler();
-  sampler->join(join_of(1, params, 1));
-  std::vector<float> row = {0, 1, 2};
-  const PlannedSample sample{.sequence = SequenceId{1}, .position = 3};
-  const SampleRow at{.sample = &sample, .logits_row = 0};
-  std::vector<SampledToken> out;
-  sampler->sample(row.data(), 3, {&at, 1}, out);
-  EXPECT_GE(out[0].token, 0);
-  EXPECT_LT(out[0].token, 3);
+TEST(Sampler, ARowWithEverythingMaskedGivesTheModelsLikeliestToken) {
+  for (const double temperature : {0.0, 1.0}) {
+    SamplingParams params;
+    params.temperature = temperature;
+    params.allowed_token_ids = {1};
+    params.bad_words = {{1}};
+    const auto sampler = make_cpu_sampler();
+    sampler->join(join_of(1, params, 1));
+    std::vector<float> row = {0, 1, 4, 2};
+    const PlannedSample sample{.sequence = SequenceId{1}, .position = 3};
+    const SampleRow at{.sample = &sample, .logits_row = 0};
+    std::vector<SampledToken> out;
+    sampler->sample(row.data(), 4, {&at, 1}, out);
+    EXPECT_EQ(out[0].token, 2) << temperature;
+    EXPECT_NEAR(out[0].logprob, 4 - log_sum_exp(row), 1e-6);
+  }
+}
+
+TEST(Filters, LogitsThatAreNotNumbersAreMaskedAndInfiniteOnesShare) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_EQ(greedy(std::vector<float>{nan, 1, nan, 2, nan}), 3);
+  EXPECT_EQ(greedy(std::vector<float>{nan, -kInf}), 0);
+  const SamplingParams params = with(0.7, 3, 0.9, 0.01, 0.95);
+  EXPECT_TRUE(filtered(std::vector<float>{nan, -kInf}, params).empty());
+  for (const Candidate& c : filtered(std::vector<float>{nan, 1, -kInf, 2}, params))
+    EXPECT_TRUE(c.token == 1 || c.token == 3);
+  const std::vector<Candidate> infinite = filtered(std::vector<float>{kInf, 5, kInf}, with(1, 0, 1, 0, 1));
+  ASSERT_EQ(infinite.size(), 3u);
+  EXPECT_EQ(infinite[0].probability, 0.5);
+  EXPECT_EQ(infinite[1].probability, 0.0);
+  const std::vector<float> row = {nan, 1, -kInf, 1};
+  EXPECT_NEAR(log_sum_exp(row), 1 + std::log(2.0), 1e-12);
+  const auto top = likeliest(row, 3, log_sum_exp(row));
+  EXPECT_EQ(top[0].first, 1);
+  EXPECT_EQ(top[1].first, 3);
+  EXPECT_EQ(top[2].second, -kInf);
+  EXPECT_EQ(log_probability(kInf, kInf), 0.0f);
+}
+
+TEST(Filters, ATinyTemperatureIsGreedy) {
+  const std::vector<float> row = {-1e4f, 3, 3.0001f, 1e4f, 9999};
+  for (const double temperature : {1e-3, 1e-40, 1e-300}) {
+    std::vector<Candidate> left = filtered(row, with(temperature, 0, 1, 0, 1));
+    EXPECT_EQ(draw(left, 0.999999), 3) << temperature;
+    EXPECT_EQ(draw(left, 1e-7), 3) << temperature;
+  }
+}
+
+TEST(Filters, EachFilterKeepsAtLeastOneToken) {
+  const std::vector<float> row = some_logits(100, 5);
+  for (const SamplingParams& params :
+       {with(1, 1, 1, 0, 1), with(1, 0, 1e-9, 0, 1), with(1, 0, 1, 1, 1), with(1, 0, 1, 0, 1e-9)})
+    EXPECT_EQ(filtered(row, params).size(), 1u);
+}
+
+TEST(Likeliest, EqualsAFullSort) {
+  Random random(9);
+  for (int round = 0; round < 200; ++round) {
+    std::vector<float> row(1 + random.below(50));
+    for (float& x : row) x = static_cast<float>(random.below(8));
+    const auto n = static_cast<int32_t>(random.below(row.size() + 3));
+    std::vector<TokenId> order(row.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](TokenId a, TokenId b) {
+      return row[static_cast<size_t>(a)] > row[static_cast<size_t>(b)];
+    });
+    const auto found = likeliest(row, n, log_sum_exp(row));
+    ASSERT_EQ(found.size(), std::min(static_cast<size_t>(n), row.size()));
+    for (size_t i = 0; i < found.size(); ++i) ASSERT_EQ(found[i].first, order[i]);
+  }
+}
+
+TEST(Sampler, APositionDrawsTheSameWhateverWasDrawnBefore) {
+  const SamplingParams params = with(1.0, 0, 1, 0, 1);
+  const std::vector<float> row = some_logits(500, 3);
+  const auto draw_at = [&](const std::vector<int32_t>& positions) {
+    const auto sampler = make_cpu_sampler();
+    sampler->join(join_of(1, params, 42));
+    std::vector<SampledToken> out;
+    for (const int32_t position : positions) {
+      std::vector<float> logits = row;
+      const PlannedSample sample{.sequence = SequenceId{1}, .position = position};
+      const SampleRow at{.sample = &sample, .logits_row = 0};
+      sampler->sample(logits.data(), 500, {&at, 1}, out);
+    }
+    return out.back().token;
+  };
+  EXPECT_EQ(draw_at({3, 4, 5, 6}), draw_at({6}));
+  EXPECT_EQ(draw_at({9}), draw_at({12, 9}));
 }
 
 TEST(Sampler, BeamRowsGiveCandidatesAndDrawNothing) {

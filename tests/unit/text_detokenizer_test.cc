@@ -1,5 +1,6 @@
-// The detokenizer: its pushes, joined, are the decoding of the whole, and each is whole characters. Stated cases by hand, then random
-// ids of every vocabulary at hand (seeds are printed with a failure) and the stored texts.
+// The detokenizer: its pushes, joined, are the decoding of the whole, and each is whole characters. Stated
+// cases by hand, then random ids of every vocabulary at hand (seeds are printed with a failure) and the
+// stored texts.
 #include "src/base/random.h"
 #include "src/text/detokenizer.h"
 #include "src/text/utf8.h"
@@ -19,7 +20,8 @@ bool is_utf8(std::string_view text) {
   return true;
 }
 
-// An independent statement of what a byte sequence decodes to, for runs of bytes: replace every maximal ill-formed part.
+// An independent statement of what a byte sequence decodes to, for runs of bytes: replace every maximal
+// ill-formed part.
 std::string lossy(const std::string& bytes, bool each_byte) {
   std::string text;
   for (size_t at = 0; at < bytes.size();) {
@@ -31,8 +33,8 @@ std::string lossy(const std::string& bytes, bool each_byte) {
       for (size_t i = 1; i < length; ++i) {
         const auto next = static_cast<unsigned char>(bytes[at + i]);
         if (next < 0x80 || next > 0xbf) return false;
-        if (i == 1 && ((lead == 0xe0 && next < 0xa0) || (lead == 0xed && next > 0x9f) || (lead == 0xf0 && next < 0x90) ||
-                       (lead == 0xf4 && next > 0x8f)))
+        if (i == 1 && ((lead == 0xe0 && next < 0xa0) || (lead == 0xed && next > 0x9f) ||
+                       (lead == 0xf0 && next < 0x90) || (lead == 0xf4 && next > 0x8f)))
           return false;
       }
       return true;
@@ -65,7 +67,8 @@ std::string pushed(const Tokenizer& tokenizer, const std::vector<int32_t>& ids, 
 std::string bytes_of(const Tokenizer& tokenizer, const std::vector<int32_t>& ids, bool skip_special) {
   std::string bytes;
   for (const int32_t id : ids)
-    if (const TokenBytes token = tokenizer.token_bytes(id); !(token.special && skip_special)) bytes += token.bytes;
+    if (const TokenBytes token = tokenizer.token_bytes(id); !(token.special && skip_special))
+      bytes += token.bytes;
   if (tokenizer.decode_rules().strip_leading_space && bytes.starts_with(' ')) bytes.erase(0, 1);
   return bytes;
 }
@@ -75,12 +78,14 @@ void expect_random_ids_agree(const Tokenizer& tokenizer, uint64_t seed) {
   Random random(seed);
   std::vector<int32_t> partial;
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id)
-    if (const TokenBytes token = tokenizer.token_bytes(id); !token.bytes.empty() && !is_utf8(token.bytes)) partial.push_back(id);
+    if (const TokenBytes token = tokenizer.token_bytes(id); !token.bytes.empty() && !is_utf8(token.bytes))
+      partial.push_back(id);
   for (int round = 0; round < 200; ++round) {
     std::vector<int32_t> ids(random.below(40));
     for (int32_t& id : ids) {
       const bool part = !partial.empty() && random.chance(0.5);
-      id = part ? partial[random.below(partial.size())] : static_cast<int32_t>(random.below(static_cast<uint64_t>(tokenizer.vocab_size())));
+      id = part ? partial[random.below(partial.size())]
+                : static_cast<int32_t>(random.below(static_cast<uint64_t>(tokenizer.vocab_size())));
     }
     const bool skip_special = random.chance(0.5);
     const std::string text = pushed(tokenizer, ids, skip_special);
@@ -90,7 +95,9 @@ void expect_random_ids_agree(const Tokenizer& tokenizer, uint64_t seed) {
   }
 }
 
-TEST(Detokenizer, RandomIdsOfTheDemoGiveTheWholeDecoding) { expect_random_ids_agree(*open_demo(), 1); }
+TEST(Detokenizer, RandomIdsOfTheDemoGiveTheWholeDecoding) {
+  expect_random_ids_agree(*open_demo(), 1);
+}
 
 TEST(Detokenizer, RandomIdsOfEveryVocabularyGiveTheWholeDecoding) {
   if (!has_shared()) GTEST_SKIP() << "no " << shared_dir() << "/tokenizers (set QUIRE_SHARED)";
@@ -100,7 +107,8 @@ TEST(Detokenizer, RandomIdsOfEveryVocabularyGiveTheWholeDecoding) {
     const std::unique_ptr<Tokenizer> tokenizer = open_shared(name);
     ASSERT_NE(tokenizer, nullptr);
     expect_random_ids_agree(*tokenizer, ++seed);
-    for (const auto& pair : nlohmann::json::parse(read_file(shared_dir() + "/tokenizers/" + name + "/tests.json"))) {
+    for (const auto& pair :
+         nlohmann::json::parse(read_file(shared_dir() + "/tokenizers/" + name + "/tests.json"))) {
       const auto ids = pair["ids"].get<std::vector<int32_t>>();
       EXPECT_EQ(pushed(*tokenizer, ids, true), *tokenizer->decode(ids, true));
     }
@@ -118,16 +126,30 @@ std::unique_ptr<Tokenizer> open_byte_fallback() {
   const auto step = [](const char* type) { return nlohmann::json{{"type", type}}; };
   const nlohmann::json tokenizer = {
       {"version", "1.0"},
-      {"added_tokens", {{{"id", 1}, {"content", "<s>"}, {"single_word", false}, {"lstrip", false}, {"rstrip", false}, {"normalized", false}, {"special", true}}}},
+      {"added_tokens",
+       {{{"id", 1},
+         {"content", "<s>"},
+         {"single_word", false},
+         {"lstrip", false},
+         {"rstrip", false},
+         {"normalized", false},
+         {"special", true}}}},
       {"normalizer", nullptr},
       {"pre_tokenizer", nullptr},
       {"post_processor", nullptr},
       {"decoder",
        {{"type", "Sequence"},
         {"decoders",
-         {{{"type", "Replace"}, {"pattern", {{"String", "\u2581"}}}, {"content", " "}}, step("ByteFallback"), step("Fuse"),
+         {{{"type", "Replace"}, {"pattern", {{"String", "\u2581"}}}, {"content", " "}},
+          step("ByteFallback"),
+          step("Fuse"),
           {{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}}}}}},
-      {"model", {{"type", "BPE"}, {"unk_token", "<unk>"}, {"byte_fallback", true}, {"vocab", vocab}, {"merges", nlohmann::json::array()}}}};
+      {"model",
+       {{"type", "BPE"},
+        {"unk_token", "<unk>"},
+        {"byte_fallback", true},
+        {"vocab", vocab},
+        {"merges", nlohmann::json::array()}}}};
   TempDir dir;
   write_file(dir.path() + "/tokenizer.json", tokenizer.dump());
   Result<std::unique_ptr<Tokenizer>> opened = Tokenizer::open(dir.path());
@@ -135,7 +157,9 @@ std::unique_ptr<Tokenizer> open_byte_fallback() {
   return opened ? std::move(*opened) : nullptr;
 }
 
-constexpr int32_t byte_id(int byte) { return 2 + byte; }
+constexpr int32_t byte_id(int byte) {
+  return 2 + byte;
+}
 
 TEST(Detokenizer, HoldsACharacterUntilItIsWhole) {
   const std::unique_ptr<Tokenizer> tokenizer = open_byte_fallback();

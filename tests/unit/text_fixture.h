@@ -1,4 +1,5 @@
-// Where the text tests find tokenizers: models/demo in the repository, and the data folder beside it where there is one.
+// Where the text tests find tokenizers: models/demo in the repository, and the data folder beside it where
+// there is one.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +13,8 @@
 #include <vector>
 
 #include <gtest/gtest.h>
-#include <nlohmann/json.hpp>
 #include <unistd.h>
+#include <nlohmann/json.hpp>
 
 #include "src/text/tokenizer.h"
 
@@ -24,9 +25,15 @@ inline std::string env_or(const char* name, const std::string& otherwise) {
   return value != nullptr ? value : otherwise;
 }
 
-inline std::string root_dir() { return env_or("QUIRE_ROOT", "."); }
-inline std::string shared_dir() { return env_or("QUIRE_SHARED", root_dir() + "/../shared"); }
-inline bool has_shared() { return std::filesystem::exists(shared_dir() + "/tokenizers"); }
+inline std::string root_dir() {
+  return env_or("QUIRE_ROOT", ".");
+}
+inline std::string shared_dir() {
+  return env_or("QUIRE_SHARED", root_dir() + "/../shared");
+}
+inline bool has_shared() {
+  return std::filesystem::exists(shared_dir() + "/tokenizers");
+}
 
 inline std::string read_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -35,7 +42,9 @@ inline std::string read_file(const std::string& path) {
   return text.str();
 }
 
-inline void write_file(const std::string& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
+inline void write_file(const std::string& path, const std::string& text) {
+  std::ofstream(path, std::ios::binary) << text;
+}
 
 class TempDir {
  public:
@@ -52,18 +61,20 @@ class TempDir {
   std::string path_;
 };
 
-// A tokenizer of the data folder, its file unpacked where it is kept compressed. use_model: tokenizer.model though there is a
-// tokenizer.json.
+// A tokenizer of the data folder, its file unpacked where it is kept compressed. use_model: tokenizer.model
+// though there is a tokenizer.json.
 inline std::unique_ptr<Tokenizer> open_shared(const std::string& name, bool use_model = false) {
   const std::string from = shared_dir() + "/tokenizers/" + name;
   TempDir dir;
   const auto copy = [&](const std::string& file) {
-    if (std::filesystem::exists(from + "/" + file)) std::filesystem::copy_file(from + "/" + file, dir.path() + "/" + file);
+    if (std::filesystem::exists(from + "/" + file))
+      std::filesystem::copy_file(from + "/" + file, dir.path() + "/" + file);
   };
   copy("tokenizer.model");
   if (!use_model) copy("tokenizer.json");
   if (!use_model && std::filesystem::exists(from + "/tokenizer.json.gz")) {
-    const std::string unpack = "gzip -dc '" + from + "/tokenizer.json.gz' > '" + dir.path() + "/tokenizer.json'";
+    const std::string unpack =
+        "gzip -dc '" + from + "/tokenizer.json.gz' > '" + dir.path() + "/tokenizer.json'";
     if (std::system(unpack.c_str()) != 0) ADD_FAILURE() << "cannot unpack " << from;
   }
   Result<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::open(dir.path());
@@ -81,7 +92,8 @@ inline std::unique_ptr<Tokenizer> open_demo() {
 }
 
 inline const std::vector<std::string>& shared_names() {
-  static const std::vector<std::string> names = {"deepseek-llm", "gpt2", "llama2", "llama3", "minimind", "mistral-v3", "mpt", "phi-3", "qwen2.5"};
+  static const std::vector<std::string> names = {"deepseek-llm", "gpt2", "llama2", "llama3", "minimind",
+                                                 "mistral-v3",   "mpt",  "phi-3",  "qwen2.5"};
   return names;
 }
 

@@ -1,4 +1,5 @@
-// The stop matcher against a plain statement: the first end of any stop string in the whole text, however it is cut into pushes.
+// The stop matcher against a plain statement: the first end of any stop string in the whole text, however it
+// is cut into pushes.
 #include <gtest/gtest.h>
 
 #include "src/base/random.h"
@@ -19,7 +20,8 @@ Found expected(const std::string& text, const std::vector<std::string>& stops, b
     const std::string_view so_far = std::string_view(text).substr(0, end);
     std::optional<std::string> longest;
     for (const std::string& stop : stops)
-      if (!stop.empty() && so_far.ends_with(stop) && (!longest || longest->size() < stop.size())) longest = stop;
+      if (!stop.empty() && so_far.ends_with(stop) && (!longest || longest->size() < stop.size()))
+        longest = stop;
     if (longest) return {std::string(so_far.substr(0, end - (include_stop ? 0 : longest->size()))), longest};
   }
   return {text, std::nullopt};

@@ -1,5 +1,5 @@
-// Tokenizers against the stored pairs of text and ids of nine public vocabularies (all of them), and against files that are wrong.
-// The demo model's tokenizer stands in where the data folder is absent.
+// Tokenizers against the stored pairs of text and ids of nine public vocabularies (all of them), and against
+// files that are wrong. The demo model's tokenizer stands in where the data folder is absent.
 #include <thread>
 
 #include "tests/unit/text_fixture.h"
@@ -29,13 +29,17 @@ class SharedTokenizer : public testing::TestWithParam<std::string> {
   }
 };
 
-TEST_P(SharedTokenizer, GivesTheIdsOfEveryStoredText) { expect_all_pairs(GetParam(), false); }
+TEST_P(SharedTokenizer, GivesTheIdsOfEveryStoredText) {
+  expect_all_pairs(GetParam(), false);
+}
 
-// Normalisers change some texts (NFC, and a leading space where the encoding strips one), so equal ids are what decoding promises.
+// Normalisers change some texts (NFC, and a leading space where the encoding strips one), so equal ids are
+// what decoding promises.
 TEST_P(SharedTokenizer, DecodedTextEncodesToTheSameIds) {
   const std::unique_ptr<Tokenizer> tokenizer = open_shared(GetParam());
   ASSERT_NE(tokenizer, nullptr);
-  for (const Json& pair : Json::parse(read_file(shared_dir() + "/tokenizers/" + GetParam() + "/tests.json"))) {
+  for (const Json& pair :
+       Json::parse(read_file(shared_dir() + "/tokenizers/" + GetParam() + "/tests.json"))) {
     const auto ids = pair["ids"].get<std::vector<int32_t>>();
     const auto text = tokenizer->decode(ids, false);
     ASSERT_TRUE(text.has_value());
@@ -53,13 +57,15 @@ TEST_P(SharedTokenizer, GuardedTextHasNoSpecialTokens) {
     const TokenBytes token = tokenizer->token_bytes(id);
     if (!token.special) continue;
     const std::string text = "a " + *tokenizer->token_text(id) + *tokenizer->token_text(id) + " b";
-    EXPECT_EQ(*tokenizer->encode_guarded(*tokenizer->guard(text)), *tokenizer->encode(text, false, true)) << text;
+    EXPECT_EQ(*tokenizer->encode_guarded(*tokenizer->guard(text)), *tokenizer->encode(text, false, true))
+        << text;
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Every, SharedTokenizer, testing::ValuesIn(shared_names()), [](const auto& info) {
   std::string name = info.param;
-  std::replace_if(name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
   return name;
 });
 
@@ -77,16 +83,18 @@ TEST(SentencePiece, EncodesWholeChatsWithControlTokens) {
   const Json samples = Json::parse(read_file(shared_dir() + "/tokenizers/mistral-v3/chat_samples.json"));
   const std::string mark = "\u2581";
   const auto replace_all = [](std::string text, const std::string& from, const std::string& to) {
-    for (size_t at = text.find(from); at != text.npos; at = text.find(from, at + to.size())) text.replace(at, from.size(), to);
+    for (size_t at = text.find(from); at != text.npos; at = text.find(from, at + to.size()))
+      text.replace(at, from.size(), to);
     return text;
   };
   for (const Json& sample : samples) {
     auto text = sample["text"].get<std::string>();
-    for (const char* control : {"<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]",
-                                "[TOOL_RESULTS]", "[/TOOL_RESULTS]"})
+    for (const char* control : {"<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]",
+                                "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"})
       text = replace_all(text, control + mark, control);
     text = replace_all(replace_all(text, mark, " "), "<0x0A>", "\n");  // the samples spell tokens
-    EXPECT_EQ(*tokenizer->encode(text, false, false), sample["tokens"].get<std::vector<int32_t>>()) << sample["name"];
+    EXPECT_EQ(*tokenizer->encode(text, false, false), sample["tokens"].get<std::vector<int32_t>>())
+        << sample["name"];
   }
 }
 
@@ -166,7 +174,8 @@ TEST(Tokenizer, IsSharedByThreads) {
   for (int i = 0; i < 4; ++i)
     threads.emplace_back([&] {
       for (int j = 0; j < 100; ++j)
-        if (*tokenizer->encode(text, false, true) != expected || *tokenizer->decode(expected, false) != text) ++wrong;
+        if (*tokenizer->encode(text, false, true) != expected || *tokenizer->decode(expected, false) != text)
+          ++wrong;
     });
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(wrong, 0);
@@ -205,7 +214,8 @@ TEST(SentencePiece, NamesTheFileThatIsWrong) {
   EXPECT_NE(error_of("tokenizer.model", "IQ== 0\nIg== 1\n").find("tiktoken"), std::string::npos);
   if (!has_shared()) return;
   const std::string good = read_file(shared_dir() + "/tokenizers/llama2/tokenizer.model");
-  for (const size_t bytes : {good.size() - 1, good.size() / 2, good.size() / 3}) error_of("tokenizer.model", good.substr(0, bytes));
+  for (const size_t bytes : {good.size() - 1, good.size() / 2, good.size() / 3})
+    error_of("tokenizer.model", good.substr(0, bytes));
 }
 
 }  // namespace
