@@ -77,6 +77,14 @@ TEST(StopMatcher, PassesStopsOnBeforeTheyMayStop) {
   EXPECT_EQ(matcher.push("D", true).stop, "END");  // it ends where it may
 }
 
+TEST(StopMatcher, AStopMayBeginInsideOneThatWasPassedOn) {
+  StopMatcher matcher({"abab"}, false);
+  EXPECT_EQ(matcher.push("abab", false).text, "ab");
+  const StopMatcher::Step step = matcher.push("ab", true);
+  EXPECT_EQ(step.text, "");
+  EXPECT_EQ(step.stop, "abab");
+}
+
 TEST(StopMatcher, WithoutStopsHoldsNothing) {
   StopMatcher matcher({"", ""}, false);
   EXPECT_EQ(matcher.push("text").text, "text");
