@@ -13,7 +13,8 @@ constexpr int64_t kMaxSequences = 512, kMaxQHeads = 64, kMaxRows = 1;
 constexpr int kBareThreads = 128;
 
 __global__ void fill_random(uint16_t* p, int64_t n, uint32_t seed) {
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < n; i += int64_t{gridDim.x} * blockDim.x) {
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < n;
+       i += int64_t{gridDim.x} * blockDim.x) {
     uint32_t x = static_cast<uint32_t>(i) * 2654435761u + static_cast<uint32_t>(i >> 32) * 40503u + seed;
     x ^= x >> 15;
     x *= 2246822519u;
@@ -36,13 +37,18 @@ __global__ void __launch_bounds__(512) sum_all(const uint4* p, int64_t n, uint32
   if (sum == 0x12345) *out = sum;  // keeps the loads
 }
 
-// A block of threads reads the K and V tiles of one (sequence, kv head, part of its list), kAhead tiles of each at a time.
+// A block of threads reads the K and V tiles of one (sequence, kv head, part of its list), kAhead tiles of
+// each at a time.
 template <int kAhead>
-__global__ void __launch_bounds__(kBareThreads) read_tiles(AttentionParams p, int64_t block_bytes, int64_t head_bytes, int64_t v_offset,
-                                                           int tile_chunks, int splits, uint32_t* out) {
-  const int split = blockIdx.x % splits, head = blockIdx.x / splits % p.num_kv_heads, sequence = blockIdx.x / splits / p.num_kv_heads;
-  const int tokens = static_cast<int>(head_bytes / (p.head_dim * 2)), blocks = (p.lengths[sequence] + tokens - 1) / tokens;
-  const int from = static_cast<int>(int64_t{blocks} * split / splits), to = static_cast<int>(int64_t{blocks} * (split + 1) / splits);
+__global__ void __launch_bounds__(kBareThreads)
+    read_tiles(AttentionParams p, int64_t block_bytes, int64_t head_bytes, int64_t v_offset, int tile_chunks,
+               int splits, uint32_t* out) {
+  const int split = blockIdx.x % splits, head = blockIdx.x / splits % p.num_kv_heads,
+            sequence = blockIdx.x / splits / p.num_kv_heads;
+  const int tokens = static_cast<int>(head_bytes / (p.head_dim * 2)),
+            blocks = (p.lengths[sequence] + tokens - 1) / tokens;
+  const int from = static_cast<int>(int64_t{blocks} * split / splits),
+            to = static_cast<int>(int64_t{blocks} * (split + 1) / splits);
   const int32_t* table = p.block_table + sequence * p.table_stride;
   uint32_t sum = 0;
   for (int b = from; b < to; b += kAhead)
@@ -56,7 +62,8 @@ __global__ void __launch_bounds__(kBareThreads) read_tiles(AttentionParams p, in
         v[i][1] = __ldcs(reinterpret_cast<const uint4*>(tile + v_offset));
       }
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) sum ^= v[i][0].x ^ v[i][0].y ^ v[i][0].w ^ v[i][1].x ^ v[i][1].z ^ v[i][1].w;
+      for (int i = 0; i < kAhead; ++i)
+        sum ^= v[i][0].x ^ v[i][0].y ^ v[i][0].w ^ v[i][1].x ^ v[i][1].z ^ v[i][1].w;
     }
   if (sum == 0x12345) *out = sum;
 }
@@ -70,8 +77,9 @@ std::unique_ptr<Memory> on_card(const std::vector<T>& v) {
 
 cuda::AttentionScratchNeed scratch_need(const cudaDeviceProp& d) {
   // Twice the blocks a multiprocessor that the default has, so that tuning may try two.
-  return cuda::attention_scratch_need({.multiprocessors = d.multiProcessorCount}, {.blocks_per_multiprocessor = 2}, kMaxRows, kMaxSequences,
-                                      kMaxQHeads, 256);
+  return cuda::attention_scratch_need({.multiprocessors = d.multiProcessorCount},
+                                      {.blocks_per_multiprocessor = 2}, kMaxRows, kMaxSequences, kMaxQHeads,
+                                      256);
 }
 
 cudaDeviceProp card() {
@@ -83,9 +91,14 @@ cudaDeviceProp card() {
 }  // namespace
 
 Rig::Rig(int64_t pool_bytes, int rounds)
-    : pool_bytes_(pool_bytes), rounds_(rounds), properties_(card()), pool_(pool_bytes), scratch_(scratch_need(properties_).bytes()) {
+    : pool_bytes_(pool_bytes),
+      rounds_(rounds),
+      properties_(card()),
+      pool_(pool_bytes),
+      scratch_(scratch_need(properties_).bytes()) {
   check_cuda(cudaStreamCreate(&stream_));
-  fill_random<<<properties_.multiProcessorCount * 16, 512, 0, stream_>>>(pool_.as<uint16_t>(), pool_bytes / 2, 1);
+  fill_random<<<properties_.multiProcessorCount * 16, 512, 0, stream_>>>(pool_.as<uint16_t>(), pool_bytes / 2,
+                                                                         1);
   const auto need = scratch_need(properties_);
   check_cuda(cudaMemsetAsync(scratch_.as<char>(), 0, static_cast<size_t>(need.bytes()), stream_));
   check_cuda(cudaStreamSynchronize(stream_));
@@ -95,7 +108,9 @@ Rig::Rig(int64_t pool_bytes, int rounds)
                           .compute_capability = properties_.major * 10 + properties_.minor},
               .scratch = need.place(scratch_.as<void>())};
 }
-Rig::~Rig() { cudaStreamDestroy(stream_); }
+Rig::~Rig() {
+  cudaStreamDestroy(stream_);
+}
 
 Timing Rig::time(int layers, const std::function<void(int)>& work) {
   cudaGraph_t graph;
@@ -128,12 +143,14 @@ Timing Rig::time(int layers, const std::function<void(int)>& work) {
 double Rig::read_ceiling() {
   const int64_t bytes = std::min<int64_t>(pool_bytes_, int64_t{8} << 30);
   const Timing t = time(1, [&](int) {
-    sum_all<<<properties_.multiProcessorCount * 4, 512, 0, stream_>>>(pool_.as<uint4>(), bytes / 16, scratch_.as<uint32_t>() + 1);
+    sum_all<<<properties_.multiProcessorCount * 4, 512, 0, stream_>>>(pool_.as<uint4>(), bytes / 16,
+                                                                      scratch_.as<uint32_t>() + 1);
   });
   return static_cast<double>(bytes) / t.us * 1e6;
 }
 
-Problem::Problem(Rig& rig, const Model& model, const std::vector<int>& lengths, const std::vector<int>& rows, int shared_slots)
+Problem::Problem(Rig& rig, const Model& model, const std::vector<int>& lengths, const std::vector<int>& rows,
+                 int shared_slots)
     : model_(model), lengths_(lengths), rows_(rows), pool_(rig.pool()), shared_slots_(shared_slots) {
   const int sequences = static_cast<int>(lengths.size()), tokens = model.block_tokens;
   query_start_.push_back(0);
@@ -200,9 +217,14 @@ AttentionParams Problem::params(int layer) const {
 
 void Problem::share(AttentionParams& p) const {
   const int32_t n = static_cast<int32_t>(lengths_.size());
-  p.prefixes = {.num_nodes = 1, .num_members = n, .max_slots = shared_slots_, .node_slots = node_slots_->as<int32_t>(),
-                .node_sequence_start = node_start_->as<int32_t>(), .node_sequences = members_->as<int32_t>(),
-                .sequence_member_start = member_start_->as<int32_t>(), .sequence_members = of_sequence_->as<int32_t>(),
+  p.prefixes = {.num_nodes = 1,
+                .num_members = n,
+                .max_slots = shared_slots_,
+                .node_slots = node_slots_->as<int32_t>(),
+                .node_sequence_start = node_start_->as<int32_t>(),
+                .node_sequences = members_->as<int32_t>(),
+                .sequence_member_start = member_start_->as<int32_t>(),
+                .sequence_members = of_sequence_->as<int32_t>(),
                 .private_start = private_start_->as<int32_t>()};
 }
 
@@ -226,14 +248,16 @@ Timing Problem::bare_read(Rig& rig) const {
   const auto attempt = [&](auto kernel, int splits) {
     const unsigned grid = static_cast<unsigned>(splits * model_.kv_heads * lengths_.size());
     const Timing t = rig.time(model_.layers, [&](int layer) {
-      kernel<<<grid, kBareThreads, 0, stream>>>(params(layer), layout.block_bytes(), layout.head_stride(), layout.kv_stride(),
-                                                static_cast<int>(layout.head_stride() / 16), splits, out.as<uint32_t>());
+      kernel<<<grid, kBareThreads, 0, stream>>>(
+          params(layer), layout.block_bytes(), layout.head_stride(), layout.kv_stride(),
+          static_cast<int>(layout.head_stride() / 16), splits, out.as<uint32_t>());
     });
     if (t.us < best.us) best = t;
   };
   for (const int waves : {4, 8, 16}) {
     const int pairs = model_.kv_heads * static_cast<int>(lengths_.size());
-    const int splits = std::clamp(waves * rig.properties().multiProcessorCount / pairs, 1, std::max(1, max_length_ / model_.block_tokens / 2));
+    const int splits = std::clamp(waves * rig.properties().multiProcessorCount / pairs, 1,
+                                  std::max(1, max_length_ / model_.block_tokens / 2));
     attempt(read_tiles<2>, splits);
     attempt(read_tiles<4>, splits);
     attempt(read_tiles<8>, splits);
@@ -255,7 +279,8 @@ double Problem::worst_error(int layer) const {
 
 double Problem::row_error(int layer, int sequence, int row, int q_head) const {
   const KvLayout layout = model_.layout();
-  const int d = model_.head_dim, tokens = model_.block_tokens, head = q_head / (model_.q_heads / model_.kv_heads);
+  const int d = model_.head_dim, tokens = model_.block_tokens,
+            head = q_head / (model_.q_heads / model_.kv_heads);
   const int seen = lengths_[sequence] - rows_[sequence] + row + 1;
   const int64_t at = (int64_t{query_start_[sequence] + row} * model_.q_heads + q_head) * d;
   std::vector<uint16_t> q(d), got(d), tile(static_cast<size_t>(tokens) * d);
@@ -264,16 +289,19 @@ double Problem::row_error(int layer, int sequence, int row, int q_head) const {
   std::vector<double> sum(d);
   double largest = -1e300, total = 0;
   for (int slot = 0; slot < seen; slot += tokens) {
-    const char* k = pool_ + layer * layout.layer_stride() + head * layout.head_stride() +
-                    int64_t{table_[static_cast<size_t>(sequence) * table_stride_ + slot / tokens]} * layout.block_bytes();
+    const char* k =
+        pool_ + layer * layout.layer_stride() + head * layout.head_stride() +
+        int64_t{table_[static_cast<size_t>(sequence) * table_stride_ + slot / tokens]} * layout.block_bytes();
     std::vector<double> logits;
     check_cuda(cudaMemcpy(tile.data(), k, tile.size() * 2, cudaMemcpyDeviceToHost));
     for (int j = 0; j < std::min(tokens, seen - slot); ++j) {
       double dot = 0;
-      for (int x = 0; x < d; ++x) dot += double{bf16_to_f32(q[x])} * bf16_to_f32(tile[static_cast<size_t>(j) * d + x]);
+      for (int x = 0; x < d; ++x)
+        dot += double{bf16_to_f32(q[x])} * bf16_to_f32(tile[static_cast<size_t>(j) * d + x]);
       logits.push_back(dot / std::sqrt(static_cast<double>(d)));
     }
-    const double m = std::max(largest, *std::max_element(logits.begin(), logits.end())), factor = std::exp(largest - m);
+    const double m = std::max(largest, *std::max_element(logits.begin(), logits.end())),
+                 factor = std::exp(largest - m);
     largest = m;
     total *= factor;
     for (double& x : sum) x *= factor;

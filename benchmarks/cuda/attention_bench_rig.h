@@ -1,5 +1,5 @@
-// What the attention benchmark stands on: a pool of random KV blocks as the engine lays them out, timed graphs, the bare read of
-// the same blocks as the roof, and sampled rows checked in float64.
+// What the attention benchmark stands on: a pool of random KV blocks as the engine lays them out, timed
+// graphs, the bare read of the same blocks as the roof, and sampled rows checked in float64.
 #pragma once
 
 #include <cstdint>
@@ -16,12 +16,16 @@ using cuda::check_cuda;
 // Device memory that lives as long as its owner.
 class Memory {
  public:
-  explicit Memory(int64_t bytes) { check_cuda(cudaMalloc(&data_, static_cast<size_t>(bytes > 0 ? bytes : 1))); }
+  explicit Memory(int64_t bytes) {
+    check_cuda(cudaMalloc(&data_, static_cast<size_t>(bytes > 0 ? bytes : 1)));
+  }
   ~Memory() { cudaFree(data_); }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
   template <class T>
-  T* as() const { return static_cast<T*>(data_); }
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
 
  private:
   void* data_ = nullptr;
@@ -30,7 +34,11 @@ class Memory {
 struct Model {
   int q_heads = 32, kv_heads = 8, head_dim = 128, layers = 32, block_tokens = 16;
   KvLayout layout() const {
-    return {.dtype = DType::kBF16, .num_layers = layers, .num_kv_heads = kv_heads, .head_dim = head_dim, .block_tokens = block_tokens};
+    return {.dtype = DType::kBF16,
+            .num_layers = layers,
+            .num_kv_heads = kv_heads,
+            .head_dim = head_dim,
+            .block_tokens = block_tokens};
   }
 };
 
@@ -63,18 +71,23 @@ class Rig {
   cuda::AttentionContext context_;
 };
 
-// Sequences with random blocks of the pool: device arrays behind an AttentionParams, and the host's copy of them.
+// Sequences with random blocks of the pool: device arrays behind an AttentionParams, and the host's copy of
+// them.
 class Problem {
  public:
-  // rows[s] query rows at the end of lengths[s] slots. The first shared_slots of all lists are the same blocks.
-  Problem(Rig& rig, const Model& model, const std::vector<int>& lengths, const std::vector<int>& rows, int shared_slots = 0);
+  // rows[s] query rows at the end of lengths[s] slots. The first shared_slots of all lists are the same
+  // blocks.
+  Problem(Rig& rig, const Model& model, const std::vector<int>& lengths, const std::vector<int>& rows,
+          int shared_slots = 0);
 
-  AttentionParams params(int layer) const;  // of one layer; layers lie apart in the pool, so none is in the cache
-  void share(AttentionParams& p) const;     // one node over all sequences
+  AttentionParams params(
+      int layer) const;  // of one layer; layers lie apart in the pool, so none is in the cache
+  void share(AttentionParams& p) const;  // one node over all sequences
   bool fits() const { return fits_; }
-  double kv_bytes() const;                  // a layer's K and V of all lists
-  double operations() const;                // a layer's products, causal
-  Timing bare_read(Rig& rig) const;         // every K and V tile of a layer, once, by 16-byte loads: the best of several ways
+  double kv_bytes() const;    // a layer's K and V of all lists
+  double operations() const;  // a layer's products, causal
+  Timing bare_read(
+      Rig& rig) const;  // every K and V tile of a layer, once, by 16-byte loads: the best of several ways
   // Largest relative error of a few rows of `layer` against float64.
   double worst_error(int layer) const;
 

@@ -9,7 +9,7 @@
 
 namespace quire::cuda {
 
-// ---- 16-bit floats as bits; conversions are one instruction each ----------------------------------------------------
+// ---- 16-bit floats as bits; conversions are one instruction each ----
 struct bf16 {
   uint16_t bits;
 };
@@ -20,9 +20,13 @@ struct f16 {
 template <class T>
 __device__ inline float to_f32(T x);
 template <>
-__device__ inline float to_f32<float>(float x) { return x; }
+__device__ inline float to_f32<float>(float x) {
+  return x;
+}
 template <>
-__device__ inline float to_f32<bf16>(bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
+__device__ inline float to_f32<bf16>(bf16 x) {
+  return __uint_as_float(uint32_t(x.bits) << 16);
+}
 template <>
 __device__ inline float to_f32<f16>(f16 x) {
   float f;
@@ -33,7 +37,9 @@ __device__ inline float to_f32<f16>(f16 x) {
 template <class T>
 __device__ inline T from_f32(float f);
 template <>
-__device__ inline float from_f32<float>(float f) { return f; }
+__device__ inline float from_f32<float>(float f) {
+  return f;
+}
 template <>
 __device__ inline bf16 from_f32<bf16>(float f) {
   bf16 x;
@@ -66,7 +72,7 @@ __device__ inline float2 unpack2(uint32_t u) {
   return make_float2(to_f32(T{uint16_t(u)}), to_f32(T{uint16_t(u >> 16)}));
 }
 
-// ---- shared memory ------------------------------------------------------------------------------------------------
+// ---- shared memory ----
 template <class T>
 struct Shared {
   T* pointer;
@@ -74,7 +80,9 @@ struct Shared {
   __device__ T& operator[](int i) const { return pointer[i]; }
   __device__ Shared operator+(int i) const { return {pointer + i}; }
   template <class U>
-  __device__ Shared<U> as() const { return {reinterpret_cast<U*>(pointer)}; }
+  __device__ Shared<U> as() const {
+    return {reinterpret_cast<U*>(pointer)};
+  }
   __device__ uint32_t address() const { return static_cast<uint32_t>(__cvta_generic_to_shared(pointer)); }
 };
 
@@ -84,18 +92,28 @@ __device__ inline Shared<T> dynamic_shared() {
   return {reinterpret_cast<T*>(quire_dynamic_shared)};
 }
 
-// ---- global memory ------------------------------------------------------------------------------------------------
+// ---- global memory ----
 template <class T>
-__device__ inline T load(const T* p) { return *p; }
+__device__ inline T load(const T* p) {
+  return *p;
+}
 template <class T>
-__device__ inline T load_streaming(const T* p) { return __ldcs(p); }
+__device__ inline T load_streaming(const T* p) {
+  return __ldcs(p);
+}
 template <class T>
-__device__ inline T load_shared_by_grid(const T* p) { return __ldcg(p); }
+__device__ inline T load_shared_by_grid(const T* p) {
+  return __ldcg(p);
+}
 template <class T>
-__device__ inline void store(T* p, T v) { *p = v; }
-__device__ inline void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+__device__ inline void store(T* p, T v) {
+  *p = v;
+}
+__device__ inline void prefetch_l2(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
 
-// ---- asynchronous copies to shared memory -----------------------------------------------------------------------------
+// ---- asynchronous copies to shared memory ----
 struct EvictFirst {
   uint64_t policy;
 };
@@ -105,7 +123,8 @@ __device__ inline EvictFirst evict_first() {
   return e;
 }
 __device__ inline void cp_async16(Shared<char> target, const void* source) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(target.address()), "l"(source) : "memory");
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(target.address()), "l"(source)
+               : "memory");
 }
 __device__ inline void cp_async16_or_zero(Shared<char> target, const void* source, bool valid) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target.address()), "l"(source),
@@ -113,32 +132,55 @@ __device__ inline void cp_async16_or_zero(Shared<char> target, const void* sourc
                : "memory");
 }
 __device__ inline void cp_async16_evict_first(Shared<char> target, const void* source, EvictFirst e) {
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2;" ::"r"(target.address()),
-               "l"(source), "l"(e.policy)
-               : "memory");
+  asm volatile(
+      "cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2;" ::"r"(target.address()),
+      "l"(source), "l"(e.policy)
+      : "memory");
 }
-__device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ inline void cp_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 template <int kNewest>
 __device__ inline void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kNewest) : "memory");
 }
 
-// ---- warp and block -------------------------------------------------------------------------------------------------
+// ---- warp and block ----
 template <class T>
-__device__ inline T shfl(T v, int lane) { return __shfl_sync(~0u, v, lane); }
+__device__ inline T shfl(T v, int lane) {
+  return __shfl_sync(~0u, v, lane);
+}
 template <class T>
-__device__ inline T shfl_xor(T v, int mask) { return __shfl_xor_sync(~0u, v, mask); }
+__device__ inline T shfl_xor(T v, int mask) {
+  return __shfl_xor_sync(~0u, v, mask);
+}
 template <class T>
-__device__ inline T shfl_up(T v, int n) { return __shfl_up_sync(~0u, v, n); }
-__device__ inline bool any(bool p) { return __any_sync(~0u, p); }
-__device__ inline uint32_t ballot(bool p) { return __ballot_sync(~0u, p); }
-__device__ inline int count_bits(uint32_t u) { return __popc(u); }
-__device__ inline void sync_warp() { __syncwarp(); }
-__device__ inline void sync_threads() { __syncthreads(); }
-__device__ inline bool sync_threads_or(bool p) { return __syncthreads_or(p); }
-__device__ inline void fence_grid() { __threadfence(); }
+__device__ inline T shfl_up(T v, int n) {
+  return __shfl_up_sync(~0u, v, n);
+}
+__device__ inline bool any(bool p) {
+  return __any_sync(~0u, p);
+}
+__device__ inline uint32_t ballot(bool p) {
+  return __ballot_sync(~0u, p);
+}
+__device__ inline int count_bits(uint32_t u) {
+  return __popc(u);
+}
+__device__ inline void sync_warp() {
+  __syncwarp();
+}
+__device__ inline void sync_threads() {
+  __syncthreads();
+}
+__device__ inline bool sync_threads_or(bool p) {
+  return __syncthreads_or(p);
+}
+__device__ inline void fence_grid() {
+  __threadfence();
+}
 
-// ---- tensor cores -----------------------------------------------------------------------------------------------------
+// ---- tensor cores ----
 __device__ inline void ldmatrix_x4(uint32_t (&r)[4], Shared<char> row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -158,40 +200,64 @@ template <class T>
 __device__ inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 template <>
 __device__ inline void mma_16816<bf16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 template <>
 __device__ inline void mma_16816<f16>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// ---- atomics --------------------------------------------------------------------------------------------------------
-__device__ inline int32_t atomic_add(int32_t* p, int32_t v) { return atomicAdd(p, v); }
-__device__ inline uint32_t atomic_add(uint32_t* p, uint32_t v) { return atomicAdd(p, v); }
-__device__ inline float atomic_add(float* p, float v) { return atomicAdd(p, v); }
-__device__ inline uint32_t atomic_max(uint32_t* p, uint32_t v) { return atomicMax(p, v); }
+// ---- atomics ----
+__device__ inline int32_t atomic_add(int32_t* p, int32_t v) {
+  return atomicAdd(p, v);
+}
+__device__ inline uint32_t atomic_add(uint32_t* p, uint32_t v) {
+  return atomicAdd(p, v);
+}
+__device__ inline float atomic_add(float* p, float v) {
+  return atomicAdd(p, v);
+}
+__device__ inline uint32_t atomic_max(uint32_t* p, uint32_t v) {
+  return atomicMax(p, v);
+}
 template <class T>
-__device__ inline T atomic_add(Shared<T> p, T v) { return atomicAdd(p.pointer, v); }
+__device__ inline T atomic_add(Shared<T> p, T v) {
+  return atomicAdd(p.pointer, v);
+}
 template <class T>
-__device__ inline T atomic_max(Shared<T> p, T v) { return atomicMax(p.pointer, v); }
+__device__ inline T atomic_max(Shared<T> p, T v) {
+  return atomicMax(p.pointer, v);
+}
 
-// ---- maths, float32 -----------------------------------------------------------------------------------------------------
+// ---- maths, float32 ----
 __device__ inline float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-__device__ inline float log2_approx(float x) { return __log2f(x); }
-__device__ inline float rcp_approx(float x) { return __frcp_rn(x); }
-__device__ inline float rsqrt_approx(float x) { return rsqrtf(x); }
-__device__ inline float bits_to_f32(uint32_t u) { return __uint_as_float(u); }
-__device__ inline uint32_t f32_to_bits(float f) { return __float_as_uint(f); }
+__device__ inline float log2_approx(float x) {
+  return __log2f(x);
+}
+__device__ inline float rcp_approx(float x) {
+  return __frcp_rn(x);
+}
+__device__ inline float rsqrt_approx(float x) {
+  return rsqrtf(x);
+}
+__device__ inline float bits_to_f32(uint32_t u) {
+  return __uint_as_float(u);
+}
+__device__ inline uint32_t f32_to_bits(float f) {
+  return __float_as_uint(f);
+}
 
-// ---- programmatic dependent launch ----------------------------------------------------------------------------------------
+// ---- programmatic dependent launch ----
 __device__ inline void wait_for_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -203,7 +269,7 @@ __device__ inline void let_next_kernel_start() {
 #endif
 }
 
-// ---- launch ---------------------------------------------------------------------------------------------------------------
+// ---- launch ----
 struct LaunchConfig {
   dim3 grid{1, 1, 1}, block{1, 1, 1};
   int shared_bytes = 0;
@@ -212,7 +278,8 @@ struct LaunchConfig {
 };
 
 inline void check_cuda(cudaError_t e, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-  if (e != cudaSuccess) [[unlikely]] check_failed(cudaGetErrorString(e), file, line);
+  if (e != cudaSuccess) [[unlikely]]
+    check_failed(cudaGetErrorString(e), file, line);
 }
 
 inline bool device_has_dependent_launch() {
@@ -225,13 +292,14 @@ inline bool device_has_dependent_launch() {
   return has;
 }
 
-// Runs `kernel` once. The first launch of a kernel raises its shared-memory limit when it needs more than 48 KiB; one
-// process drives one device, so a flag per kernel is enough.
+// Runs `kernel` once. The first launch of a kernel raises its shared-memory limit when it needs more than 48
+// KiB; one process drives one device, so a flag per kernel is enough.
 template <auto kernel, class... Params>
 inline void launch(const LaunchConfig& config, const Params&... params) {
   static int raised_to = 48 * 1024;
   if (config.shared_bytes > raised_to) {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes));
+    check_cuda(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes));
     raised_to = config.shared_bytes;
   }
   cudaLaunchConfig_t c = {};

@@ -1,5 +1,6 @@
-// Method: as cuda_attention_test.cc, on a card: the same problems and larger ones, against the float64 reference, and again for
-// equal bits; back to back, so that dependent launches overlap. Skipped where there is no card.
+// Method: as cuda_attention_test.cc, on a card: the same problems and larger ones, against the float64
+// reference, and again for equal bits; back to back, so that dependent launches overlap. Skipped where there
+// is no card.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -38,7 +39,8 @@ class Mirror {
   }
   void bring_back(Region& r) const {
     for (const Pair& p : pairs_)
-      if (p.host == r.data()) check_cuda(cudaMemcpy(r.data(), p.device, static_cast<size_t>(p.bytes), cudaMemcpyDeviceToHost));
+      if (p.host == r.data())
+        check_cuda(cudaMemcpy(r.data(), p.device, static_cast<size_t>(p.bytes), cudaMemcpyDeviceToHost));
   }
 
  private:
@@ -76,8 +78,12 @@ Outputs on_card(Case& c, int repeats) {
   for (Region* r : {&out.values, &out.lse, &out.row_logits, &out.column_sums}) mirror.add(*r);
   translate_all(mirror, p);
   cuda::AttentionContext context{.machine = this_machine()};
-  context.decode = {.warps = c.shape().warps, .stages = c.shape().stages, .min_tiles = c.shape().min_tiles, .aligned = c.shape().aligned};
-  const auto need = cuda::attention_scratch_need(context.machine, context.decode, p.rows, p.num_sequences, p.num_q_heads, p.head_dim);
+  context.decode = {.warps = c.shape().warps,
+                    .stages = c.shape().stages,
+                    .min_tiles = c.shape().min_tiles,
+                    .aligned = c.shape().aligned};
+  const auto need = cuda::attention_scratch_need(context.machine, context.decode, p.rows, p.num_sequences,
+                                                 p.num_q_heads, p.head_dim);
   void* scratch = nullptr;
   check_cuda(cudaMalloc(&scratch, static_cast<size_t>(need.bytes())));
   check_cuda(cudaMemset(scratch, 0, static_cast<size_t>(need.bytes())));

@@ -38,16 +38,22 @@ std::vector<float> floats(const Region* r) {
 }  // namespace
 
 Region::Region(int64_t bytes, int fill) : bytes_(bytes) {
-  data_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, (bytes + kAlignment) / kAlignment * kAlignment)));
+  data_.reset(
+      static_cast<char*>(std::aligned_alloc(kAlignment, (bytes + kAlignment) / kAlignment * kAlignment)));
   std::memset(data_.get(), fill, bytes);
   shim::register_memory(data_.get(), bytes);
 }
-Region::~Region() { shim::unregister_memory(data_.get()); }
-void Region::Free::operator()(char* p) const { std::free(p); }
+Region::~Region() {
+  shim::unregister_memory(data_.get());
+}
+void Region::Free::operator()(char* p) const {
+  std::free(p);
+}
 
 Case::Case(const Shape& shape, uint64_t seed) : shape_(shape) {
   Random random(seed);
-  const int64_t sequences = static_cast<int64_t>(shape_.lengths.size()), q_heads = shape_.kv_heads * shape_.group;
+  const int64_t sequences = static_cast<int64_t>(shape_.lengths.size()),
+                q_heads = shape_.kv_heads * shape_.group;
   query_start_.push_back(0);
   for (int64_t s = 0; s < sequences; ++s) {
     const int rows = shape_.lengths[s] == 0 ? 0 : rows_of(s);
@@ -63,7 +69,8 @@ Case::Case(const Shape& shape, uint64_t seed) : shape_(shape) {
   const auto make_queries = [&](std::unique_ptr<Region>& rounded, std::unique_ptr<Region>& exact) {
     rounded = std::make_unique<Region>(count * bytes);
     exact = std::make_unique<Region>(count * 4);
-    for (int64_t i = 0; i < count; ++i) fill_pair(rounded->data(), shape_.dtype, exact->as<float>(), i, 4 * random.uniform() - 2);
+    for (int64_t i = 0; i < count; ++i)
+      fill_pair(rounded->data(), shape_.dtype, exact->as<float>(), i, 4 * random.uniform() - 2);
   };
   make_queries(q_, q_f32_);
   if (shape_.sink_slots > 0) {
@@ -76,13 +83,17 @@ Case::Case(const Shape& shape, uint64_t seed) : shape_(shape) {
   }
 }
 
-// Every list in blocks of random order; its slots random, all others NaN. Shared slots are the first member's blocks.
+// Every list in blocks of random order; its slots random, all others NaN. Shared slots are the first member's
+// blocks.
 void Case::make_lists(uint64_t seed) {
   Random random(seed + 1);
   const int64_t sequences = static_cast<int64_t>(shape_.lengths.size());
   const int lists = shape_.lists_per_head ? shape_.kv_heads : 1;
-  layout_ = {.dtype = shape_.dtype, .num_layers = 2, .num_kv_heads = shape_.lists_per_head ? 1 : shape_.kv_heads,
-             .head_dim = shape_.head_dim, .block_tokens = shape_.block_tokens};
+  layout_ = {.dtype = shape_.dtype,
+             .num_layers = 2,
+             .num_kv_heads = shape_.lists_per_head ? 1 : shape_.kv_heads,
+             .head_dim = shape_.head_dim,
+             .block_tokens = shape_.block_tokens};
   max_blocks_ = (max_length_ + shape_.block_tokens - 1) / shape_.block_tokens;
   const int64_t num_blocks = sequences * lists * max_blocks_;
   std::vector<int32_t> ids(num_blocks);
@@ -104,10 +115,12 @@ void Case::make_lists(uint64_t seed) {
     for (int slot = 0; slot < lengths[list]; ++slot)
       for (int h = 0; h < layout_.num_kv_heads; ++h)
         for (int kv = 0; kv < 2; ++kv) {
-          char* tile = arena_->data() + ids[list * max_blocks_ + slot / shape_.block_tokens] * layout_.block_bytes() +
+          char* tile = arena_->data() +
+                       ids[list * max_blocks_ + slot / shape_.block_tokens] * layout_.block_bytes() +
                        layout_.layer_stride() + kv * layout_.kv_stride() + h * layout_.head_stride();
           for (int d = 0; d < shape_.head_dim; ++d)
-            reference::store(tile, shape_.dtype, int64_t{slot % shape_.block_tokens} * shape_.head_dim + d, 2 * random.uniform() - 1);
+            reference::store(tile, shape_.dtype, int64_t{slot % shape_.block_tokens} * shape_.head_dim + d,
+                             2 * random.uniform() - 1);
         }
   table_ = copy_of(ids);
   lengths_ = copy_of(lengths);
@@ -175,7 +188,8 @@ AttentionParams Case::params() {
 }
 
 OutputRegions::OutputRegions(const AttentionParams& p, DType dtype)
-    : values(p.rows * p.num_q_heads * p.head_dim * bytes_of(dtype)), lse(p.rows * p.num_q_heads * 4),
+    : values(p.rows * p.num_q_heads * p.head_dim * bytes_of(dtype)),
+      lse(p.rows * p.num_q_heads * 4),
       row_logits(int64_t{p.num_sequences} * p.num_q_heads * p.max_length * 4),
       column_sums(int64_t{p.num_sequences} * p.num_q_heads * p.max_length * 4, 0) {}
 
@@ -219,16 +233,20 @@ AttentionParams Case::problem() {
 
 std::vector<Region*> Case::regions() {
   std::vector<Region*> all;
-  for (const auto* r : {&arena_, &q_, &q_sink_, &sinks_, &starts_, &lengths_, &table_, &sink_slots_, &node_sequence_start_, &node_sequences_,
-                        &node_slots_, &private_start_, &member_start_, &members_})
+  for (const auto* r :
+       {&arena_, &q_, &q_sink_, &sinks_, &starts_, &lengths_, &table_, &sink_slots_, &node_sequence_start_,
+        &node_sequences_, &node_slots_, &private_start_, &member_start_, &members_})
     if (*r != nullptr) all.push_back(r->get());
   return all;
 }
 
-// Values: a probability and the result are each rounded once, by 2^-(m+1) of itself where m is the stored mantissa; values are
-// within [-1, 1]. Logits: float32 sums of head_dim products of at most 2, and tanh to 1e-6. Sums: logits' error times the sum.
+// Values: a probability and the result are each rounded once, by 2^-(m+1) of itself where m is the stored
+// mantissa; values are within [-1, 1]. Logits: float32 sums of head_dim products of at most 2, and tanh to
+// 1e-6. Sums: logits' error times the sum.
 Case::Tolerance Case::tolerance() const {
-  const float ulp = shape_.dtype == DType::kBF16 ? 0x1p-8f : shape_.dtype == DType::kF16 ? 0x1p-11f : 0x1p-19f;
+  const float ulp = shape_.dtype == DType::kBF16  ? 0x1p-8f
+                    : shape_.dtype == DType::kF16 ? 0x1p-11f
+                                                  : 0x1p-19f;
   return {.values = ulp, .logits = 1e-4f, .sums = 1e-3f};
 }
 
@@ -249,9 +267,12 @@ std::string difference(Case& c, const Outputs& got, const Outputs& wanted) {
     if (auto d = compare("lse", i, got.lse[i], wanted.lse[i], t.logits); !d.empty()) return d;
   for (size_t i = 0; i < wanted.row_logits.size(); ++i)
     if (std::isfinite(wanted.row_logits[i]))  // slots that the row does not see are not written
-      if (auto d = compare("row_logits", i, got.row_logits[i], wanted.row_logits[i], t.logits); !d.empty()) return d;
+      if (auto d = compare("row_logits", i, got.row_logits[i], wanted.row_logits[i], t.logits); !d.empty())
+        return d;
   for (size_t i = 0; i < wanted.column_sums.size(); ++i)
-    if (auto d = compare("column_sums", i, got.column_sums[i], wanted.column_sums[i], t.sums * (1 + wanted.column_sums[i])); !d.empty())
+    if (auto d = compare("column_sums", i, got.column_sums[i], wanted.column_sums[i],
+                         t.sums * (1 + wanted.column_sums[i]));
+        !d.empty())
       return d;
   return {};
 }

@@ -1,7 +1,8 @@
-// A random attention problem over paged lists, run by the float64 reference here and by the CUDA kernels in the tests: on the host
-// shim (cuda_attention_test.cc) and on a card (cuda_attention_card_test.cu).
-// Every slot that no list holds is NaN and every allocation has its exact size, so touching too much is seen either as a shim
-// fault or as a NaN. Inputs are rounded to the kernel's dtype first: the reference sees the same numbers.
+// A random attention problem over paged lists, run by the float64 reference here and by the CUDA kernels in
+// the tests: on the host shim (cuda_attention_test.cc) and on a card (cuda_attention_card_test.cu). Every
+// slot that no list holds is NaN and every allocation has its exact size, so touching too much is seen either
+// as a shim fault or as a NaN. Inputs are rounded to the kernel's dtype first: the reference sees the same
+// numbers.
 #pragma once
 
 #include <cstdint>
@@ -28,9 +29,9 @@ struct Shape {
   int window = 0;
   float soft_cap = 0;
   bool sinks = false, lists_per_head = false, early_fetch = true;
-  int sink_slots = 0;        // > 0: a second rotation of q for so many slots
+  int sink_slots = 0;  // > 0: a second rotation of q for so many slots
   int multiprocessors = 5, warps = 8, stages = 3, min_tiles = 2;
-  bool aligned = true;       // decode's ranges, where lists are equally long
+  bool aligned = true;  // decode's ranges, where lists are equally long
   std::vector<SharedPrefixShape> prefixes;
 };
 
@@ -48,10 +49,14 @@ class Region {
   char* data() { return data_.get(); }
   int64_t bytes() const { return bytes_; }
   template <class T>
-  T* as() { return reinterpret_cast<T*>(data_.get()); }
+  T* as() {
+    return reinterpret_cast<T*>(data_.get());
+  }
 
  private:
-  struct Free { void operator()(char* p) const; };
+  struct Free {
+    void operator()(char* p) const;
+  };
   std::unique_ptr<char, Free> data_;
   int64_t bytes_;
 };
@@ -66,7 +71,9 @@ class Case {
   const Shape& shape() const { return shape_; }
   std::vector<Region*> regions();
   // Largest |difference| allowed: of values, of logits, of sums of probabilities.
-  struct Tolerance { float values, logits, sums; };
+  struct Tolerance {
+    float values, logits, sums;
+  };
   Tolerance tolerance() const;
 
  private:
@@ -80,8 +87,10 @@ class Case {
   int64_t rows_ = 0;
   int32_t max_length_ = 0, max_rows_ = 0, max_blocks_ = 0;
   std::vector<int32_t> query_start_;
-  std::unique_ptr<Region> arena_, q_, q_sink_, q_f32_, q_sink_f32_, sinks_, starts_, lengths_, table_, sink_slots_;
-  std::unique_ptr<Region> node_sequence_start_, node_sequences_, node_slots_, private_start_, member_start_, members_;
+  std::unique_ptr<Region> arena_, q_, q_sink_, q_f32_, q_sink_f32_, sinks_, starts_, lengths_, table_,
+      sink_slots_;
+  std::unique_ptr<Region> node_sequence_start_, node_sequences_, node_slots_, private_start_, member_start_,
+      members_;
   SharedPrefixes prefixes_;
 };
 

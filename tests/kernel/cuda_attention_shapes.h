@@ -1,4 +1,5 @@
-// The problems of the attention tests: each head size, group size, block size, dtype and option at least once, small and odd.
+// The problems of the attention tests: each head size, group size, block size, dtype and option at least
+// once, small and odd.
 #pragma once
 
 #include <ostream>
@@ -7,7 +8,9 @@
 
 namespace quire::attention_test {
 
-inline void PrintTo(const Shape& shape, std::ostream* out) { *out << shape.name; }
+inline void PrintTo(const Shape& shape, std::ostream* out) {
+  *out << shape.name;
+}
 
 inline const std::vector<int> kRagged = {1, 15, 16, 17, 33, 100, 70};
 
@@ -37,14 +40,22 @@ inline std::vector<Shape> decode_shapes() {
       {.name = "no_early_fetch", .lengths = {33, 70}, .early_fetch = false},
       {.name = "one_block_of_threads", .lengths = kRagged, .multiprocessors = 1},
       {.name = "more_blocks_than_tiles", .lengths = {20, 3}, .multiprocessors = 40, .min_tiles = 1},
-      {.name = "one_list_over_many_blocks", .kv_heads = 1, .lengths = {500}, .multiprocessors = 37, .min_tiles = 1},
+      {.name = "one_list_over_many_blocks",
+       .kv_heads = 1,
+       .lengths = {500},
+       .multiprocessors = 37,
+       .min_tiles = 1},
       {.name = "four_warps", .lengths = kRagged, .warps = 4, .stages = 2},
       {.name = "four_stages", .lengths = {200, 150}, .multiprocessors = 2, .warps = 4, .stages = 4},
       {.name = "equal_lists_split", .lengths = {150, 145}, .multiprocessors = 13},
       {.name = "equal_lists_not_aligned", .lengths = {150, 145}, .multiprocessors = 13, .aligned = false},
       {.name = "equal_lists_whole", .kv_heads = 3, .lengths = {40, 0, 33, 48, 41}, .multiprocessors = 5},
       {.name = "equal_lists_mostly_idle", .kv_heads = 1, .lengths = {640, 639, 638}, .multiprocessors = 5},
-      {.name = "many_sequences", .kv_heads = 1, .group = 1, .lengths = std::vector<int>(300, 20), .multiprocessors = 3},
+      {.name = "many_sequences",
+       .kv_heads = 1,
+       .group = 1,
+       .lengths = std::vector<int>(300, 20),
+       .multiprocessors = 3},
   };
 }
 
@@ -65,7 +76,12 @@ inline std::vector<Shape> prefill_shapes() {
       {.name = "prefill_sinks", .lengths = {60, 20}, .rows = {50, 20}, .sinks = true},
       {.name = "prefill_sink_query", .lengths = {90, 20}, .rows = {50, 20}, .sink_slots = 5},
       {.name = "prefill_sink_query_over_a_tile", .lengths = {120}, .rows = {50}, .sink_slots = 70},
-      {.name = "prefill_lists_per_head", .kv_heads = 3, .group = 2, .lengths = {50, 30}, .rows = {20, 30}, .lists_per_head = true},
+      {.name = "prefill_lists_per_head",
+       .kv_heads = 3,
+       .group = 2,
+       .lengths = {50, 30},
+       .rows = {20, 30},
+       .lists_per_head = true},
   };
 }
 
@@ -73,40 +89,108 @@ inline std::vector<Shape> prefill_shapes() {
 inline std::vector<Shape> plain_shapes() {
   return {
       {.name = "plain_f32", .dtype = DType::kF32, .lengths = {40, 33, 1, 64}, .rows = {40, 1, 1, 7}},
-      {.name = "plain_f32_options", .dtype = DType::kF32, .head_dim = 32, .lengths = {70, 33}, .rows = {20, 1}, .window = 40, .soft_cap = 5.0f,
+      {.name = "plain_f32_options",
+       .dtype = DType::kF32,
+       .head_dim = 32,
+       .lengths = {70, 33},
+       .rows = {20, 1},
+       .window = 40,
+       .soft_cap = 5.0f,
        .sinks = true},
-      {.name = "plain_f32_sink_query", .dtype = DType::kF32, .lengths = {70, 33}, .rows = {20, 1}, .sink_slots = 9},
+      {.name = "plain_f32_sink_query",
+       .dtype = DType::kF32,
+       .lengths = {70, 33},
+       .rows = {20, 1},
+       .sink_slots = 9},
       {.name = "plain_head112", .head_dim = 112, .kv_heads = 1, .lengths = {33, 20}, .rows = {5, 1}},
-      {.name = "plain_f16_head40", .dtype = DType::kF16, .head_dim = 40, .block_tokens = 8, .lengths = {33, 20}, .rows = {5, 1},
+      {.name = "plain_f16_head40",
+       .dtype = DType::kF16,
+       .head_dim = 40,
+       .block_tokens = 8,
+       .lengths = {33, 20},
+       .rows = {5, 1},
        .lists_per_head = true},
   };
 }
 
-// Prefixes that members share: of all, a tree with a node under a node, one long enough to be split, and beside other rows.
+// Prefixes that members share: of all, a tree with a node under a node, one long enough to be split, and
+// beside other rows.
 inline std::vector<Shape> cascade_shapes() {
   return {
       {.name = "one_prefix", .lengths = {80, 70, 65, 100}, .prefixes = {{0, 64, {0, 1, 2, 3}}}},
-      {.name = "tree", .head_dim = 128, .kv_heads = 1, .group = 2, .lengths = {90, 70, 55, 100, 20, 3},
+      {.name = "tree",
+       .head_dim = 128,
+       .kv_heads = 1,
+       .group = 2,
+       .lengths = {90, 70, 55, 100, 20, 3},
        .prefixes = {{0, 32, {0, 1, 2, 3}}, {32, 48, {0, 3}}, {32, 64, {1}}, {0, 16, {4}}}},
-      {.name = "split", .kv_heads = 1, .lengths = {1100, 1050}, .multiprocessors = 9, .prefixes = {{0, 1040, {0, 1}}}},
-      {.name = "mixed_steps", .lengths = {80, 70, 65, 33}, .rows = {1, 1, 30, 1}, .sinks = true, .prefixes = {{0, 48, {0, 1}}}},
-      {.name = "cascade_f16_block8", .dtype = DType::kF16, .block_tokens = 8, .lengths = {50, 30, 41}, .prefixes = {{0, 24, {2, 0}}, {24, 40, {2}}}},
+      {.name = "split",
+       .kv_heads = 1,
+       .lengths = {1100, 1050},
+       .multiprocessors = 9,
+       .prefixes = {{0, 1040, {0, 1}}}},
+      {.name = "mixed_steps",
+       .lengths = {80, 70, 65, 33},
+       .rows = {1, 1, 30, 1},
+       .sinks = true,
+       .prefixes = {{0, 48, {0, 1}}}},
+      {.name = "cascade_f16_block8",
+       .dtype = DType::kF16,
+       .block_tokens = 8,
+       .lengths = {50, 30, 41},
+       .prefixes = {{0, 24, {2, 0}}, {24, 40, {2}}}},
   };
 }
 
 // Too slow for the shim: many tiles of rows and slots, more work than a card's multiprocessors.
 inline std::vector<Shape> large_shapes() {
   return {
-      {.name = "large_decode", .head_dim = 128, .kv_heads = 8, .lengths = {3000, 1, 700, 16, 1025, 2047, 33, 900}},
+      {.name = "large_decode",
+       .head_dim = 128,
+       .kv_heads = 8,
+       .lengths = {3000, 1, 700, 16, 1025, 2047, 33, 900}},
       {.name = "large_prefill", .head_dim = 128, .lengths = {700, 300, 129}, .rows = {450, 300, 128}},
       {.name = "large_prefill64", .head_dim = 64, .lengths = {700, 300, 129}, .rows = {450, 300, 128}},
-      {.name = "large_prefill_group1", .head_dim = 128, .kv_heads = 2, .group = 1, .lengths = {600, 513}, .rows = {600, 257}},
-      {.name = "large_prefill_block8", .head_dim = 128, .kv_heads = 1, .block_tokens = 8, .lengths = {555}, .rows = {300}},
-      {.name = "large_prefill_block64", .head_dim = 128, .kv_heads = 1, .block_tokens = 64, .lengths = {555}, .rows = {300}},
-      {.name = "large_prefill_window", .head_dim = 128, .kv_heads = 1, .lengths = {700}, .rows = {500}, .window = 200},
-      {.name = "large_prefill_f16", .dtype = DType::kF16, .head_dim = 128, .kv_heads = 1, .lengths = {400}, .rows = {400}},
-      {.name = "large_cascade", .head_dim = 128, .kv_heads = 2, .lengths = std::vector<int>(40, 700),
-       .prefixes = {{0, 640, [] { std::vector<int> all(40); for (int i = 0; i < 40; ++i) all[i] = i; return all; }()}}},
+      {.name = "large_prefill_group1",
+       .head_dim = 128,
+       .kv_heads = 2,
+       .group = 1,
+       .lengths = {600, 513},
+       .rows = {600, 257}},
+      {.name = "large_prefill_block8",
+       .head_dim = 128,
+       .kv_heads = 1,
+       .block_tokens = 8,
+       .lengths = {555},
+       .rows = {300}},
+      {.name = "large_prefill_block64",
+       .head_dim = 128,
+       .kv_heads = 1,
+       .block_tokens = 64,
+       .lengths = {555},
+       .rows = {300}},
+      {.name = "large_prefill_window",
+       .head_dim = 128,
+       .kv_heads = 1,
+       .lengths = {700},
+       .rows = {500},
+       .window = 200},
+      {.name = "large_prefill_f16",
+       .dtype = DType::kF16,
+       .head_dim = 128,
+       .kv_heads = 1,
+       .lengths = {400},
+       .rows = {400}},
+      {.name = "large_cascade",
+       .head_dim = 128,
+       .kv_heads = 2,
+       .lengths = std::vector<int>(40, 700),
+       .prefixes = {{0, 640,
+                     [] {
+                       std::vector<int> all(40);
+                       for (int i = 0; i < 40; ++i) all[i] = i;
+                       return all;
+                     }()}}},
   };
 }
 

@@ -1,5 +1,5 @@
-// Method: the host shim itself. Small kernels with one fault each must be stopped with a message that names the fault; kernels
-// without must run, in any order of blocks and warps, and give what a card would.
+// Method: the host shim itself. Small kernels with one fault each must be stopped with a message that names
+// the fault; kernels without must run, in any order of blocks and warps, and give what a card would.
 #include <gtest/gtest.h>
 
 #include <numeric>
@@ -11,7 +11,7 @@
 namespace quire::cuda_host {
 namespace {
 
-// ---- kernels ------------------------------------------------------------------------------------------------------------
+// ---- kernels ----
 __global__ void block_sums(const int32_t* x, int32_t* out) {
   const auto sums = dynamic_shared<int32_t>();
   int32_t v = load(x + blockIdx.x * blockDim.x + threadIdx.x);
@@ -47,9 +47,15 @@ __global__ void warp_without_sync(int32_t* out) {
   s[static_cast<int>(threadIdx.x)] = 1;
   store(out + threadIdx.x, static_cast<int32_t>(s[static_cast<int>(threadIdx.x ^ 1)]));
 }
-__global__ void unwritten_shared(int32_t* out) { store(out, static_cast<int32_t>(dynamic_shared<int32_t>()[3])); }
-__global__ void past_shared() { dynamic_shared<int32_t>()[64] = 1; }
-__global__ void past_global(int32_t* out, int n) { store(out + n, 1); }
+__global__ void unwritten_shared(int32_t* out) {
+  store(out, static_cast<int32_t>(dynamic_shared<int32_t>()[3]));
+}
+__global__ void past_shared() {
+  dynamic_shared<int32_t>()[64] = 1;
+}
+__global__ void past_global(int32_t* out, int n) {
+  store(out + n, 1);
+}
 __global__ void divergent_barrier() {
   if (threadIdx.x < 32) sync_threads();
 }
@@ -109,13 +115,15 @@ template <class T>
 __global__ void product(const T* a, const T* b, float* d) {  // a 16 x 16, b 16 x 8 (by columns), d 16 x 8
   const int lane = threadIdx.x, g = lane / 4, t = lane % 4 * 2;
   const auto pair = [](const T* p) { return load(reinterpret_cast<const uint32_t*>(p)); };
-  const uint32_t fa[4] = {pair(a + g * 16 + t), pair(a + (g + 8) * 16 + t), pair(a + g * 16 + t + 8), pair(a + (g + 8) * 16 + t + 8)};
+  const uint32_t fa[4] = {pair(a + g * 16 + t), pair(a + (g + 8) * 16 + t), pair(a + g * 16 + t + 8),
+                          pair(a + (g + 8) * 16 + t + 8)};
   const uint32_t fb[2] = {pair(b + g * 16 + t), pair(b + g * 16 + t + 8)};
   float c[4] = {};
   mma_16816<T>(c, fa, fb);
   for (int i = 0; i < 4; ++i) store(d + (g + i / 2 * 8) * 8 + t + i % 2, c[i]);
 }
-__global__ void matrices(const uint16_t* x, uint32_t* plain, uint32_t* transposed, uint32_t* moved) {  // x: 32 rows of 8
+__global__ void matrices(const uint16_t* x, uint32_t* plain, uint32_t* transposed,
+                         uint32_t* moved) {  // x: 32 rows of 8
   const auto s = dynamic_shared();
   cp_async16(s + static_cast<int>(threadIdx.x) * 16, x + threadIdx.x * 8);
   cp_async_commit();
@@ -131,7 +139,7 @@ __global__ void matrices(const uint16_t* x, uint32_t* plain, uint32_t* transpose
   }
 }
 
-// ---- tests ----------------------------------------------------------------------------------------------------------------
+// ---- tests ----
 template <class T>
 struct Buffer {
   std::vector<T> v;
@@ -156,7 +164,8 @@ class Shim : public testing::Test {
   Buffer<int32_t> x{256}, out{256};
 };
 
-#define EXPECT_FAULT(text, ...) EXPECT_NE(fault_of([&] { __VA_ARGS__; }).find(text), std::string::npos) << fault_of([&] { __VA_ARGS__; })
+#define EXPECT_FAULT(text, ...) \
+  EXPECT_NE(fault_of([&] { __VA_ARGS__; }).find(text), std::string::npos) << fault_of([&] { __VA_ARGS__; })
 
 TEST_F(Shim, RunsBlocksOfWarpsInAnyOrder) {
   std::iota(x.v.begin(), x.v.end(), 0);
@@ -182,13 +191,16 @@ TEST_F(Shim, FindsRacesWhateverTheOrder) {
 }
 TEST_F(Shim, NamesEachRace) {
   EXPECT_FAULT("race: read", launch<lucky_race>({.block = {64}, .shared_bytes = 4}, out.data()));
-  EXPECT_FAULT("race: write", launch<overwrites_what_others_read>({.block = {64}, .shared_bytes = 4}, out.data()));
+  EXPECT_FAULT("race: write",
+               launch<overwrites_what_others_read>({.block = {64}, .shared_bytes = 4}, out.data()));
 }
 TEST_F(Shim, FindsALaneThatReadsAnothersWriteWithoutSyncWarp) {
-  EXPECT_NE(fault_of([&] { launch<warp_without_sync>({.block = {32}, .shared_bytes = 128}, out.data()); }), "none");
+  EXPECT_NE(fault_of([&] { launch<warp_without_sync>({.block = {32}, .shared_bytes = 128}, out.data()); }),
+            "none");
 }
 TEST_F(Shim, FindsReadsOfWhatNobodyWrote) {
-  EXPECT_FAULT("that nobody wrote", launch<unwritten_shared>({.block = {32}, .shared_bytes = 64}, out.data()));
+  EXPECT_FAULT("that nobody wrote",
+               launch<unwritten_shared>({.block = {32}, .shared_bytes = 64}, out.data()));
 }
 TEST_F(Shim, FindsAccessesOutOfBounds) {
   EXPECT_FAULT("shared memory out of bounds", launch<past_shared>({.block = {32}, .shared_bytes = 256}));
@@ -201,11 +213,14 @@ TEST_F(Shim, FindsDivergence) {
   EXPECT_FAULT("divergent warp operation", launch<two_shuffles>({.block = {32}}));
 }
 TEST_F(Shim, LandsAsynchronousCopiesAtTheirWaitAndShowsThemAfterASync) {
-  const auto run = [&](int wait) { launch<copy_then_read>({.block = {32}, .shared_bytes = 512}, x.data(), out.data(), wait); };
+  const auto run = [&](int wait) {
+    launch<copy_then_read>({.block = {32}, .shared_bytes = 512}, x.data(), out.data(), wait);
+  };
   EXPECT_FAULT("in flight", run(0));
   EXPECT_NE(fault_of([&] { run(1); }), "none");  // the reader's own copies have landed, not its neighbour's
   EXPECT_EQ(fault_of([&] { run(2); }), "none");
-  EXPECT_FAULT("in flight", launch<newest_copy_still_flies>({.block = {32}, .shared_bytes = 1024}, x.data(), out.data()));
+  EXPECT_FAULT("in flight",
+               launch<newest_copy_still_flies>({.block = {32}, .shared_bytes = 1024}, x.data(), out.data()));
 }
 TEST_F(Shim, FindsEarlyReadsInDependentLaunches) {
   const auto pair = [&](bool wait_first) {
@@ -234,7 +249,8 @@ TEST_F(Shim, LoadsAndTransposesMatricesOfEightByEight) {
   Buffer<uint16_t> m(256);
   Buffer<uint32_t> plain(128), transposed(128), moved(128);
   std::iota(m.v.begin(), m.v.end(), uint16_t{0});
-  launch<matrices>({.block = {32}, .shared_bytes = 512}, m.data(), plain.data(), transposed.data(), moved.data());
+  launch<matrices>({.block = {32}, .shared_bytes = 512}, m.data(), plain.data(), transposed.data(),
+                   moved.data());
   for (int j = 0; j < 4; ++j)
     for (int lane = 0; lane < 32; ++lane) {
       const int r = lane / 4, c = lane % 4 * 2;

@@ -10,19 +10,23 @@ namespace quire::QUIRE_SIDE {
 namespace {
 
 bool has_tensor_core_kernel(DType activations, const AttentionParams& p) {
-  const bool head_dim = p.head_dim == 64 || p.head_dim == 80 || p.head_dim == 96 || p.head_dim == 128 || p.head_dim == 256;
+  const bool head_dim =
+      p.head_dim == 64 || p.head_dim == 80 || p.head_dim == 96 || p.head_dim == 128 || p.head_dim == 256;
   return head_dim && activations != DType::kF32 && activations == p.layout.dtype;
 }
 
 void check_attention(const AttentionParams& p) {
   check_op(p);
-  check_equal("attention, block_tokens a power of two", std::has_single_bit(static_cast<uint32_t>(p.layout.block_tokens)), true);
+  check_equal("attention, block_tokens a power of two",
+              std::has_single_bit(static_cast<uint32_t>(p.layout.block_tokens)), true);
   check_at_least("attention, block_tokens", p.layout.block_tokens, 8);
   check_equal("attention arena, alignment to 16", reinterpret_cast<uintptr_t>(p.arena) % 16, 0);
   check_equal("attention q, alignment to 16", reinterpret_cast<uintptr_t>(p.q) % 16, 0);
 }
 
-int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+int64_t aligned(int64_t bytes) {
+  return (bytes + 255) / 256 * 256;
+}
 
 constexpr int kMaxPrefixSplits = 8;
 constexpr int kMinSplitSlots = 256;
@@ -36,16 +40,19 @@ void check_prefixes(const AttentionParams& p) {
   check_equal("attention prefixes, head_table_stride", p.head_table_stride, 0);
 }
 
-// How many parts each shared prefix is cut in, so that its tiles fill the card twice; as many as the scratch holds. 0: the
-// scratch holds not even one, and every list is read by itself.
+// How many parts each shared prefix is cut in, so that its tiles fill the card twice; as many as the scratch
+// holds. 0: the scratch holds not even one, and every list is read by itself.
 int prefix_splits(const AttentionContext& context, const AttentionParams& p) {
   const SharedPrefixes& shared = p.prefixes;
   if (shared.num_nodes == 0) return 0;
-  const int64_t tiles = (int64_t{shared.num_members} * p.num_q_heads / p.num_kv_heads / kPrefixTileRows + shared.num_nodes) * p.num_kv_heads;
+  const int64_t tiles =
+      (int64_t{shared.num_members} * p.num_q_heads / p.num_kv_heads / kPrefixTileRows + shared.num_nodes) *
+      p.num_kv_heads;
   const int64_t wanted = (2 * context.machine.multiprocessors + tiles - 1) / tiles;
   const int64_t by_length = std::max(1, shared.max_slots / kMinSplitSlots);
   const int64_t row_floats = int64_t{shared.num_members} * p.num_q_heads * (p.head_dim + 4);
-  return static_cast<int>(std::min({wanted, by_length, int64_t{kMaxPrefixSplits}, context.scratch.prefix_floats / row_floats}));
+  return static_cast<int>(
+      std::min({wanted, by_length, int64_t{kMaxPrefixSplits}, context.scratch.prefix_floats / row_floats}));
 }
 
 void run_decode(const AttentionContext& context, const AttentionParams& p) {
@@ -63,7 +70,8 @@ void run_decode(const AttentionContext& context, const AttentionParams& p) {
 }  // namespace
 
 int64_t AttentionScratchNeed::bytes() const {
-  return aligned(partial_floats * 4) + aligned(num_counters * 4) + aligned(prefix_floats * 4) + aligned(lse_floats * 4);
+  return aligned(partial_floats * 4) + aligned(num_counters * 4) + aligned(prefix_floats * 4) +
+         aligned(lse_floats * 4);
 }
 
 AttentionScratch AttentionScratchNeed::place(void* memory) const {
@@ -81,9 +89,11 @@ AttentionScratch AttentionScratchNeed::place(void* memory) const {
   return s;
 }
 
-AttentionScratchNeed attention_scratch_need(const AttentionMachine& machine, const DecodeTuning& tuning, int64_t max_rows,
-                                            int64_t max_sequences, int32_t max_q_heads, int32_t max_head_dim) {
-  return {.partial_floats = decode_partial_floats(machine.multiprocessors * tuning.blocks_per_multiprocessor, max_head_dim),
+AttentionScratchNeed attention_scratch_need(const AttentionMachine& machine, const DecodeTuning& tuning,
+                                            int64_t max_rows, int64_t max_sequences, int32_t max_q_heads,
+                                            int32_t max_head_dim) {
+  return {.partial_floats =
+              decode_partial_floats(machine.multiprocessors * tuning.blocks_per_multiprocessor, max_head_dim),
           .num_counters = max_sequences * max_q_heads,  // a unit has at least one query head
           // Two nodes a sequence in two splits, or one in four.
           .prefix_floats = 4 * max_sequences * max_q_heads * (max_head_dim + 4),

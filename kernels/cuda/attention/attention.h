@@ -1,10 +1,10 @@
-// Attention over paged lists on the CUDA side (and, through the shim, on the host): which kernels run for AttentionParams.
-//   rows of one query      decode.cu     tensor cores, split over the grid, merged in the kernel
-//   rows of several        prefill.cu    tensor cores, flash tiles; prefill_sm90.cu on Hopper for head sizes 64 and 128
-//   float32 values, or a head size without tensor-core kernel        plain.cu
-//   column sums (K5), row logits of a prefill (K3)                   side_outputs.cu, after any of them
-//   shared prefixes (K2)   prefill's kernel over the members of each node, then decode over what is left of their lists
-// One caller, the executor thread. Nothing here allocates or reads device memory; the context's scratch is the caller's.
+// Attention over paged lists on the CUDA side and, through the shim, on the host. Which kernels run:
+// - sequences of one query row: decode.cu (tensor cores, split over the grid, merged in the kernel);
+// - of several: prefill.cu (tensor cores, flash tiles), or prefill_sm90.cu on Hopper at head sizes 64, 128;
+// - shared prefixes (K2): prefill's kernel over the members of each node, then decode over what is left;
+// - float32 values, or a head size without a tensor-core kernel: plain.cu;
+// - column sums (K5), and row logits (K3) of a prefill: side_outputs.cu, after any of them.
+// One caller, the executor thread. Nothing here allocates or reads device memory; the caller owns the scratch.
 #pragma once
 
 #include "kernels/cuda/attention/prefix_partials.h"
@@ -35,7 +35,7 @@ struct AttentionScratch {
   int64_t num_counters = 0;
   float* prefix_partials = nullptr;
   int64_t prefix_floats = 0;
-  float* lse = nullptr;         // [max_rows, max_q_heads], for column sums when the caller did not ask for LSE
+  float* lse = nullptr;  // [max_rows, max_q_heads], for column sums when the caller did not ask for LSE
   int64_t lse_floats = 0;
 };
 
@@ -46,27 +46,29 @@ struct AttentionContext {
   AttentionScratch scratch;
 };
 
-// Scratch for any call within these sizes: its bytes, and its parts in memory of so many bytes, aligned to 256. The caller zeroes
-// the counters once.
+// Scratch for any call within these sizes: its bytes, and its parts in memory of so many bytes, aligned to
+// 256. The caller zeroes the counters once.
 struct AttentionScratchNeed {
   int64_t partial_floats = 0, num_counters = 0, prefix_floats = 0, lse_floats = 0;
   int64_t bytes() const;
   AttentionScratch place(void* memory) const;
 };
-AttentionScratchNeed attention_scratch_need(const AttentionMachine& machine, const DecodeTuning& tuning, int64_t max_rows,
-                                            int64_t max_sequences, int32_t max_q_heads, int32_t max_head_dim);
+AttentionScratchNeed attention_scratch_need(const AttentionMachine& machine, const DecodeTuning& tuning,
+                                            int64_t max_rows, int64_t max_sequences, int32_t max_q_heads,
+                                            int32_t max_head_dim);
 
 // The whole op. `activations`: dtype of q and out.
 void attention(const AttentionContext& context, DType activations, const AttentionParams& p);
 
-// ---- its parts ----------------------------------------------------------------------------------------------------------
+// ---- its parts ----
 int64_t decode_partial_floats(int grid, int head_dim);
-void launch_decode_attention(const AttentionContext& context, const AttentionParams& p, const PrefixPartials& prefix,
-                             const int32_t* private_start);
+void launch_decode_attention(const AttentionContext& context, const AttentionParams& p,
+                             const PrefixPartials& prefix, const int32_t* private_start);
 void launch_prefill_attention(const AttentionContext& context, const AttentionParams& p);
 void launch_prefix_attention(const AttentionContext& context, const AttentionParams& p, int splits);
 void launch_plain_attention(const AttentionContext& context, DType activations, const AttentionParams& p);
-void launch_last_row_logits(const AttentionContext& context, const AttentionParams& p);  // of sequences of several rows
+void launch_last_row_logits(const AttentionContext& context,
+                            const AttentionParams& p);  // of sequences of several rows
 void launch_column_sums(const AttentionContext& context, DType activations, const AttentionParams& p);
 
 }  // namespace quire::QUIRE_SIDE

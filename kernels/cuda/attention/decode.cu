@@ -14,7 +14,7 @@ struct Decode {
   static constexpr int kHeads = kHeadBlock * kHeadBlocks;
   static constexpr int kTileBytes = kTileTokens * Layout::kRowBytes;
   static constexpr int kStageBytes = 2 * kTileBytes;  // K and V
-  static constexpr int kRowFloats = kDim + 4;         // a head's values in a partial, then largest and sum; 4: see store_warp
+  static constexpr int kRowFloats = kDim + 4;  // of a partial: values, largest, sum; why 4: see store_warp
   static constexpr int kDimSteps = kDim / 16;
   static constexpr int kLaneVectors = (kDim / 4 + kWarp - 1) / kWarp;  // float4s of a head that a lane merges
 
@@ -30,12 +30,12 @@ struct Decode {
   Shared<int32_t> scratch;
   int entries;
   Ranges ranges;
-  int lo, hi;                         // this block's tiles
+  int lo, hi;  // this block's tiles
 
   // Fetching: the warp's next tile, its unit, and the physical blocks of its next 32 tiles, one a lane.
   UnitCursor fetch_at;
   int fetch_tile, fetch_stage, ids_used;
-  int32_t id_low, id_high;            // blocks of a tile's two halves of 8 tokens
+  int32_t id_low, id_high;  // blocks of a tile's two halves of 8 tokens
 
   // Computing: one unit's softmax and values. Column 2t and 2t + 1 of each head block are this lane's heads.
   uint32_t q[kHeadBlocks][kDimSteps][2];
@@ -43,7 +43,12 @@ struct Decode {
   float values[kHeadBlocks][kDimSteps][4];
 
   __device__ explicit Decode(const DecodeParams& params)
-      : a(params), warps(blockDim.x / kWarp), warp(threadIdx.x / kWarp), lane(threadIdx.x % kWarp), g(lane / 4), t(lane % 4) {
+      : a(params),
+        warps(blockDim.x / kWarp),
+        warp(threadIdx.x / kWarp),
+        lane(threadIdx.x % kWarp),
+        g(lane / 4),
+        t(lane % 4) {
     const Shared<char> shared = dynamic_shared();
     ring = shared + warp * a.stages * kStageBytes;
     const Shared<char> after_rings = shared + warps * a.stages * kStageBytes;
@@ -78,7 +83,7 @@ struct Decode {
     }
   }
 
-  // ---- the block's share ----------------------------------------------------------------------------------------------
+  // ---- the block's share ----
   __device__ bool find_range(UnitCursor& at) {
     const auto weight = [&](int e) {
       UnitCursor c;
@@ -105,7 +110,7 @@ struct Decode {
     return true;
   }
 
-  // ---- fetching -----------------------------------------------------------------------------------------------------
+  // ---- fetching ----
   int fetched;  // groups committed before the first tile is used, at most stages
 
   __device__ void settle_fetch() {
@@ -187,10 +192,14 @@ struct Decode {
     sync_warp();  // the other lanes' copies too
   }
 
-  // ---- one unit -------------------------------------------------------------------------------------------------------
-  __device__ int row_of(const UnitCursor& at) const { return load(a.view.query_start + at.sequence); }
+  // ---- one unit ----
+  __device__ int row_of(const UnitCursor& at) const {
+    return load(a.view.query_start + at.sequence);
+  }
   // The query head of column n of a pass; heads past the group are computed on zeros and dropped.
-  __device__ int head_in_group(const UnitCursor& at, int n) const { return at.pass(a) * kHeads + n; }
+  __device__ int head_in_group(const UnitCursor& at, int n) const {
+    return at.pass(a) * kHeads + n;
+  }
 
   __device__ void load_q(const void* source, const UnitCursor& at, int block, int step, uint32_t (&pair)[2]) {
     const int in_group = head_in_group(at, block * kHeadBlock + g);
@@ -237,7 +246,8 @@ struct Decode {
   }
 
   // Slots below sink_slots take their logits from the second rotation of q (K8).
-  __device__ void use_sink_query(const UnitCursor& at, int slot, Shared<char> stage, float (&s)[kHeadBlocks][4]) {
+  __device__ void use_sink_query(const UnitCursor& at, int slot, Shared<char> stage,
+                                 float (&s)[kHeadBlocks][4]) {
     const int sink_slots = load(a.view.sink_slots + at.sequence);
     if (slot >= sink_slots) return;
     float from_sink[kHeadBlocks][4] = {};
@@ -329,8 +339,9 @@ struct Decode {
     }
   }
 
-  // ---- merging ----------------------------------------------------------------------------------------------------------
-  // kRowFloats = 4 mod 16 for head sizes that are multiples of 16, so a store of one register by a warp meets no bank twice.
+  // ---- merging ----
+  // kRowFloats = 4 mod 16 for head sizes that are multiples of 16, so a store of one register by a warp meets
+  // no bank twice.
   __device__ void store_warp() {
 #pragma unroll
     for (int n = 0; n < kHeadBlocks; ++n)
@@ -364,7 +375,9 @@ struct Decode {
       head.values[i].w *= factor;
     }
   }
-  __device__ bool has_vector(int i) const { return kDim % 128 == 0 || i * kWarp + lane < kDim / 4; }
+  __device__ bool has_vector(int i) const {
+    return kDim % 128 == 0 || i * kWarp + lane < kDim / 4;
+  }
 
   template <class Load>
   __device__ void add_part(Head& head, float factor, Load part) {
@@ -381,7 +394,8 @@ struct Decode {
 
   __device__ Head merge_warps(int h) {
     Head head = {};
-    for (int w = 0; w < warps; ++w) head.state.largest = fmaxf(head.state.largest, static_cast<float2>(states[w * kHeads + h]).x);
+    for (int w = 0; w < warps; ++w)
+      head.state.largest = fmaxf(head.state.largest, static_cast<float2>(states[w * kHeads + h]).x);
     for (int w = 0; w < warps; ++w) {
       const float2 state = states[w * kHeads + h];
       const float factor = rescale(state.x, head.state.largest);
@@ -400,7 +414,8 @@ struct Decode {
 #pragma unroll
     for (int i = 0; i < kLaneVectors; ++i)
       if (has_vector(i)) store(reinterpret_cast<float4*>(target) + i * kWarp + lane, head.values[i]);
-    if (lane == 0) store(reinterpret_cast<float2*>(target + kDim), make_float2(head.state.largest, head.state.sum));
+    if (lane == 0)
+      store(reinterpret_cast<float2*>(target + kDim), make_float2(head.state.largest, head.state.sum));
   }
 
   // Folds `count` partial rows into head; row(j) is the j-th.
@@ -408,7 +423,8 @@ struct Decode {
   __device__ void fold_partials(Head& head, int count, Row row) {
     for (int from = 0; from < count; from += kWarp) {
       float2 state = make_float2(kNegativeInfinity, 0);
-      if (from + lane < count) state = load_shared_by_grid(reinterpret_cast<const float2*>(row(from + lane) + kDim));
+      if (from + lane < count)
+        state = load_shared_by_grid(reinterpret_cast<const float2*>(row(from + lane) + kDim));
       const float common = fmaxf(head.state.largest, warp_max(state.x));
       scale_head(head, rescale(head.state.largest, common));
       const float factor = rescale(state.x, common);
@@ -434,7 +450,8 @@ struct Decode {
     for (int i = 0; i < kLaneVectors; ++i) {
       const float4 x = head.values[i];
       if (has_vector(i))
-        store(out + i * kWarp + lane, make_uint2(pack2<T>(x.x * norm, x.y * norm), pack2<T>(x.z * norm, x.w * norm)));
+        store(out + i * kWarp + lane,
+              make_uint2(pack2<T>(x.x * norm, x.y * norm), pack2<T>(x.z * norm, x.w * norm)));
     }
     if (v.lse != nullptr && lane == 0) store(v.lse + row, lse_of(head.state));
   }
@@ -492,13 +509,16 @@ struct Decode {
 };
 
 template <class T, int kDim, int kHeadBlocks>
-__global__ void __launch_bounds__(kMaxThreads, 1) decode_attention(const __grid_constant__ DecodeParams params) {
+__global__ void __launch_bounds__(kMaxThreads, 1)
+    decode_attention(const __grid_constant__ DecodeParams params) {
   Decode<T, kDim, kHeadBlocks>(params).run();
 }
 
-// As many stages as asked for, fewer where the card's shared memory ends: 4 warps then hold their rings where 8 do not.
+// As many stages as asked for, fewer where the card's shared memory ends: 4 warps then hold their rings where
+// 8 do not.
 template <class T, int kDim, int kHeadBlocks>
-void launch_decode(void* stream, const AttentionMachine& machine, const DecodeTuning& tuning, DecodeParams params, int grid) {
+void launch_decode(void* stream, const AttentionMachine& machine, const DecodeTuning& tuning,
+                   DecodeParams params, int grid) {
   using D = Decode<T, kDim, kHeadBlocks>;
   int warps = tuning.warps, stages = tuning.stages;
   const auto fits = [&] { return D::shared_bytes(warps, stages) <= machine.shared_bytes_per_block; };
@@ -515,22 +535,31 @@ void launch_decode(void* stream, const AttentionMachine& machine, const DecodeTu
 }
 
 template <class T, int kDim>
-void launch_for_group(void* stream, const AttentionMachine& machine, const DecodeTuning& tuning, const DecodeParams& params, int grid) {
+void launch_for_group(void* stream, const AttentionMachine& machine, const DecodeTuning& tuning,
+                      const DecodeParams& params, int grid) {
   if constexpr (kDim <= 128) {  // two head blocks of 256 would spill
-    if (params.view.group > kHeadBlock) return launch_decode<T, kDim, 2>(stream, machine, tuning, params, grid);
+    if (params.view.group > kHeadBlock)
+      return launch_decode<T, kDim, 2>(stream, machine, tuning, params, grid);
   }
   launch_decode<T, kDim, 1>(stream, machine, tuning, params, grid);
 }
 
 template <class T>
-void launch_for_dim(void* stream, const AttentionMachine& machine, const DecodeTuning& tuning, const DecodeParams& params, int grid) {
+void launch_for_dim(void* stream, const AttentionMachine& machine, const DecodeTuning& tuning,
+                    const DecodeParams& params, int grid) {
   switch (params.view.head_dim) {
-    case 64: return launch_for_group<T, 64>(stream, machine, tuning, params, grid);
-    case 80: return launch_for_group<T, 80>(stream, machine, tuning, params, grid);
-    case 96: return launch_for_group<T, 96>(stream, machine, tuning, params, grid);
-    case 128: return launch_for_group<T, 128>(stream, machine, tuning, params, grid);
-    case 256: return launch_for_group<T, 256>(stream, machine, tuning, params, grid);
-    default: check(false, "decode attention: head_dim has no tensor-core kernel");
+    case 64:
+      return launch_for_group<T, 64>(stream, machine, tuning, params, grid);
+    case 80:
+      return launch_for_group<T, 80>(stream, machine, tuning, params, grid);
+    case 96:
+      return launch_for_group<T, 96>(stream, machine, tuning, params, grid);
+    case 128:
+      return launch_for_group<T, 128>(stream, machine, tuning, params, grid);
+    case 256:
+      return launch_for_group<T, 256>(stream, machine, tuning, params, grid);
+    default:
+      check(false, "decode attention: head_dim has no tensor-core kernel");
   }
 }
 
@@ -540,10 +569,13 @@ int64_t decode_partial_floats(int grid, int head_dim) {
   return int64_t{grid} * 2 * (2 * kHeadBlock) * (head_dim + 4);
 }
 
-void launch_decode_attention(const AttentionContext& context, const AttentionParams& p, const PrefixPartials& prefix,
-                             const int32_t* private_start) {
+void launch_decode_attention(const AttentionContext& context, const AttentionParams& p,
+                             const PrefixPartials& prefix, const int32_t* private_start) {
   const bool list_per_head = p.head_table_stride != 0;
-  DecodeParams a = {.view = view_of(p), .prefix = prefix, .partials = context.scratch.partials, .counters = context.scratch.counters};
+  DecodeParams a = {.view = view_of(p),
+                    .prefix = prefix,
+                    .partials = context.scratch.partials,
+                    .counters = context.scratch.counters};
   a.view.private_start = private_start;
   a.lists = list_per_head ? p.num_kv_heads : 1;
   const int heads = a.view.group <= kHeadBlock || p.head_dim > 128 ? kHeadBlock : 2 * kHeadBlock;
@@ -553,9 +585,12 @@ void launch_decode_attention(const AttentionContext& context, const AttentionPar
   a.aligned = context.decode.aligned;
   a.early_fetch = p.early_fetch;
   const int grid = context.machine.multiprocessors * context.decode.blocks_per_multiprocessor;
-  check(int64_t{p.num_sequences} * a.lists * a.units_per_list <= context.scratch.num_counters, "attention: more units than reserved counters");
-  check(decode_partial_floats(grid, p.head_dim) <= context.scratch.partial_floats, "attention: partials exceed the reserved scratch");
-  if (p.layout.dtype == DType::kBF16) return launch_for_dim<bf16>(context.stream, context.machine, context.decode, a, grid);
+  check(int64_t{p.num_sequences} * a.lists * a.units_per_list <= context.scratch.num_counters,
+        "attention: more units than reserved counters");
+  check(decode_partial_floats(grid, p.head_dim) <= context.scratch.partial_floats,
+        "attention: partials exceed the reserved scratch");
+  if (p.layout.dtype == DType::kBF16)
+    return launch_for_dim<bf16>(context.stream, context.machine, context.decode, a, grid);
   launch_for_dim<f16>(context.stream, context.machine, context.decode, a, grid);
 }
 

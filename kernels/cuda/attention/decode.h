@@ -1,10 +1,12 @@
-// Decode attention: sequences of one query row each, read-bound. See README.md beside this folder for figures.
+// Decode attention: sequences of one query row each, read-bound. See README.md beside this folder for
+// figures.
 //
-// What a block works on: an equal range of 16-token tiles over all (list, kv head) units, whatever units they belong to.
-// Within a unit its warps take every warps-th tile, each through a ring of its own filled by 16-byte asynchronous copies that
-// run on across unit borders. Query heads are the n side of m16n8k16 (K tile x q, then V tile^T x p), so a group of up to 8
-// heads wastes nothing. Warps merge in shared memory, blocks through float32 partials; the last block to arrive at a unit
-// merges it with a warp a head. Bound: device memory; bytes = K and V of every live slot, once.
+// What a block works on: an equal range of 16-token tiles over all (list, kv head) units, whatever units they
+// belong to. Within a unit its warps take every warps-th tile, each through a ring of its own filled by
+// 16-byte asynchronous copies that run on across unit borders. Query heads are the n side of m16n8k16 (K tile
+// x q, then V tile^T x p), so a group of up to 8 heads wastes nothing. Warps merge in shared memory, blocks
+// through float32 partials; the last block to arrive at a unit merges it with a warp a head. Bound: device
+// memory; bytes = K and V of every live slot, once.
 #pragma once
 
 #include "kernels/cuda/attention/paged_kv.h"
@@ -14,8 +16,9 @@
 namespace quire::QUIRE_SIDE {
 
 inline constexpr int kTileTokens = 16;
-inline constexpr int kHeadBlock = 8;             // n of an mma
-inline constexpr float kLazyRescale = 8.0f;      // log2: values are rescaled only when a logit passes the largest by this
+inline constexpr int kHeadBlock = 8;  // n of an mma
+inline constexpr float kLazyRescale =
+    8.0f;  // log2: values are rescaled only when a logit passes the largest by this
 inline constexpr int kMaxDecodeStages = 4;
 
 struct DecodeParams {
@@ -26,18 +29,18 @@ struct DecodeParams {
   int32_t lists;          // per sequence: 1, or num_kv_heads
   int32_t passes;         // query heads of a group over the heads of a pass
   int32_t units_per_list;
-  int32_t min_tiles;      // of a block, so that short work is not cut too small
-  bool aligned;           // ranges end with units where lists are equally long (work_split.h)
-  int32_t stages;         // of a warp's ring
-  bool early_fetch;       // only the last tile of a list holds slots of this step
+  int32_t min_tiles;  // of a block, so that short work is not cut too small
+  bool aligned;       // ranges end with units where lists are equally long (work_split.h)
+  int32_t stages;     // of a warp's ring
+  bool early_fetch;   // only the last tile of a list holds slots of this step
 };
 
 // A unit: one list, kv head and pass of query heads. The cursor walks them in order of their tiles.
 struct UnitCursor {
-  int entry, entry_unit;          // list; unit within it
+  int entry, entry_unit;  // list; unit within it
   int sequence, list_head;
-  int length, first_slot;         // live slots; the first that the row sees
-  int tiles, begin;               // tiles of a unit of this list; tiles of all units before this one
+  int length, first_slot;  // live slots; the first that the row sees
+  int tiles, begin;        // tiles of a unit of this list; tiles of all units before this one
 
   __device__ int first_tile() const { return first_slot / kTileTokens; }
   __device__ int end() const { return begin + tiles; }

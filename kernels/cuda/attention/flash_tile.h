@@ -1,9 +1,9 @@
-// What the flash kernels share, whatever multiplies their matrices: which rows and slots a block of threads works on, and the
-// softmax, masks and epilogue of one tile, on accumulators laid out as mma.m16n8 and wgmma.m64n8 both lay them: a thread holds
-// rows g and g + 8 of each 16, columns 2t and 2t + 1 of each 8.
+// What the flash kernels share, whatever multiplies their matrices: which rows and slots a block of threads
+// works on, and the softmax, masks and epilogue of one tile, on accumulators laid out as mma.m16n8 and
+// wgmma.m64n8 both lay them: a thread holds rows g and g + 8 of each 16, columns 2t and 2t + 1 of each 8.
 //
-// The query rows of a group are packed: packed row i of a kv head is query row i / group, head i % group. So K and V are read
-// once for the whole group, and a few rows fill a tile.
+// The query rows of a group are packed: packed row i of a kv head is query row i / group, head i % group. So
+// K and V are read once for the whole group, and a few rows fill a tile.
 #pragma once
 
 #include "kernels/cuda/attention/paged_kv.h"
@@ -12,25 +12,26 @@ namespace quire::QUIRE_SIDE {
 
 struct FlashParams {
   AttentionView view;
-  // Cascade's first phase: rows are the members of shared prefixes instead of a sequence's own; null in prefill.
+  // Cascade's first phase: rows are the members of shared prefixes instead of a sequence's own; null in
+  // prefill.
   const int32_t* node_sequence_start = nullptr;  // [num_nodes + 1]
   const int32_t* node_sequences = nullptr;
-  const int32_t* node_slots = nullptr;           // [num_nodes][2]: first slot and end, multiples of block_tokens
-  float* partials = nullptr;                     // as PrefixPartials::rows
+  const int32_t* node_slots = nullptr;  // [num_nodes][2]: first slot and end, multiples of block_tokens
+  float* partials = nullptr;            // as PrefixPartials::rows
   int32_t num_nodes = 0, splits = 1;
 };
 
 // One block's rows, and the slots they may see.
 struct FlashTask {
-  int sequence;      // whose list is read
-  int head;          // kv head
-  int rows;          // packed rows of the sequence (or node)
-  int first_row;     // packed, of this tile
-  int query_row;     // row of q of the sequence's first row
-  int members;       // index into node_sequences of the node's first member (cascade)
-  int length;        // live slots that may be read
-  int index_of_row0; // list index at which row 0 stands
-  int begin, end;    // slots that this block goes through
+  int sequence;       // whose list is read
+  int head;           // kv head
+  int rows;           // packed rows of the sequence (or node)
+  int first_row;      // packed, of this tile
+  int query_row;      // row of q of the sequence's first row
+  int members;        // index into node_sequences of the node's first member (cascade)
+  int length;         // live slots that may be read
+  int index_of_row0;  // list index at which row 0 stands
+  int begin, end;     // slots that this block goes through
 };
 
 template <int kRows, bool kCascade>
@@ -85,22 +86,26 @@ struct FlashRows {
 
   __device__ void reset() {
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) largest[m][0] = largest[m][1] = kNegativeInfinity, sum[m][0] = sum[m][1] = 0;
+    for (int m = 0; m < kTiles; ++m)
+      largest[m][0] = largest[m][1] = kNegativeInfinity, sum[m][0] = sum[m][1] = 0;
   }
 };
 
-// The last slot that a packed row sees. Recomputed where a mask is needed: masked tiles are few, registers fewer.
+// The last slot that a packed row sees. Recomputed where a mask is needed: masked tiles are few, registers
+// fewer.
 template <bool kCascade>
 __device__ inline int last_slot_of(const FlashParams& a, const FlashTask& task, int packed) {
   return kCascade ? task.end - 1 : task.index_of_row0 + min(packed, task.rows - 1) / a.view.group;
 }
 
-// Dot products with a soft cap become what they must have been for a plain scale: cap * tanh(dot * scale / cap) / scale.
+// Dot products with a soft cap become what they must have been for a plain scale: cap * tanh(dot * scale /
+// cap) / scale.
 __device__ inline float capped_dot(const AttentionView& v, float dot) {
   return v.soft_cap * tanh_from_exp2(dot * v.scale / v.soft_cap) / v.scale;
 }
 
-// One tile of dot products, slots [slot, slot + 8 * kColumns), within the slots [begin, end) of the running phase.
+// One tile of dot products, slots [slot, slot + 8 * kColumns), within the slots [begin, end) of the running
+// phase.
 template <int kTiles, int kColumns>
 struct FlashScores {
   float s[kTiles][kColumns][4];
@@ -116,7 +121,8 @@ struct FlashScores {
   }
 
   template <bool kCascade>
-  __device__ void mask(const FlashParams& a, const FlashTask& task, int first_row, int slot, int begin, int end) {
+  __device__ void mask(const FlashParams& a, const FlashTask& task, int first_row, int slot, int begin,
+                       int end) {
     const int column = slot + threadIdx.x % 4 * 2, window = a.view.window;
 #pragma unroll
     for (int m = 0; m < kTiles; ++m)
@@ -133,8 +139,9 @@ struct FlashScores {
       }
   }
 
-  // s becomes probabilities relative to `largest`; factor is what earlier values must be multiplied by, 1 mostly: the largest
-  // is only moved when a logit passes it by 2^8, so a warp whose rows stay calm skips the rescaling (returns false).
+  // s becomes probabilities relative to `largest`; factor is what earlier values must be multiplied by, 1
+  // mostly: the largest is only moved when a logit passes it by 2^8, so a warp whose rows stay calm skips the
+  // rescaling (returns false).
   __device__ bool softmax(float scale_log2, FlashRows<kTiles>& rows, float (&factor)[kTiles][2]) {
     constexpr float kSlack = 8.0f;
     float most[kTiles][2];
@@ -199,8 +206,9 @@ __device__ inline void probabilities_as_a(const float (&s)[kColumns][4], int k, 
   a[3] = pack2<T>(s[2 * k + 1][2], s[2 * k + 1][3]);
 }
 
-// Writes 16 rows of values, held by one warp: normalised, through `staging` (this warp's, 16 rows in TileLayout) to 16-byte
-// stores; or, in the cascade, as they are with their largest logit (log2 units) and sum.
+// Writes 16 rows of values, held by one warp: normalised, through `staging` (this warp's, 16 rows in
+// TileLayout) to 16-byte stores; or, in the cascade, as they are with their largest logit (log2 units) and
+// sum.
 template <class T, int kDim, bool kCascade>
 struct FlashEpilogue {
   using Layout = TileLayout<kDim>;
@@ -208,8 +216,8 @@ struct FlashEpilogue {
   const FlashTask& task;
   int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
 
-  __device__ void write(int first_row, const float (&largest)[2], const float (&sum)[2], const float (&values)[kDim / 8][4],
-                        int split, Shared<char> staging) {
+  __device__ void write(int first_row, const float (&largest)[2], const float (&sum)[2],
+                        const float (&values)[kDim / 8][4], int split, Shared<char> staging) {
     SoftmaxState state[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -226,19 +234,23 @@ struct FlashEpilogue {
   }
 
  private:
-  __device__ void write_rows(int first_row, const SoftmaxState (&state)[2], const float (&values)[kDim / 8][4], Shared<char> staging) {
+  __device__ void write_rows(int first_row, const SoftmaxState (&state)[2],
+                             const float (&values)[kDim / 8][4], Shared<char> staging) {
     const AttentionView& v = a.view;
     float norm[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int packed = first_row + g + i * 8;
       norm[i] = normaliser(v, state[i], task.head * v.group + packed % v.group);
-      if (v.lse != nullptr && t == 0 && packed < task.rows) store(v.lse + output_row(packed), lse_of(state[i]));
+      if (v.lse != nullptr && t == 0 && packed < task.rows)
+        store(v.lse + output_row(packed), lse_of(state[i]));
     }
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
-      (staging + Layout::offset(g, n) + 4 * t).template as<uint32_t>()[0] = pack2<T>(values[n][0] * norm[0], values[n][1] * norm[0]);
-      (staging + Layout::offset(g + 8, n) + 4 * t).template as<uint32_t>()[0] = pack2<T>(values[n][2] * norm[1], values[n][3] * norm[1]);
+      (staging + Layout::offset(g, n) + 4 * t).template as<uint32_t>()[0] =
+          pack2<T>(values[n][0] * norm[0], values[n][1] * norm[0]);
+      (staging + Layout::offset(g + 8, n) + 4 * t).template as<uint32_t>()[0] =
+          pack2<T>(values[n][2] * norm[1], values[n][3] * norm[1]);
     }
     sync_warp();
     for (int chunk = lane; chunk < 16 * Layout::kChunks; chunk += kWarp) {
@@ -249,10 +261,12 @@ struct FlashEpilogue {
     }
   }
   __device__ int64_t output_row(int packed) const {
-    return int64_t{task.query_row + packed / a.view.group} * a.view.num_q_heads + task.head * a.view.group + packed % a.view.group;
+    return int64_t{task.query_row + packed / a.view.group} * a.view.num_q_heads + task.head * a.view.group +
+           packed % a.view.group;
   }
 
-  __device__ void write_partials(int first_row, const SoftmaxState (&state)[2], const float (&values)[kDim / 8][4], int split) {
+  __device__ void write_partials(int first_row, const SoftmaxState (&state)[2],
+                                 const float (&values)[kDim / 8][4], int split) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int packed = first_row + g + i * 8;
@@ -262,7 +276,8 @@ struct FlashEpilogue {
       float* row = a.partials + ((member * a.splits + split) * a.view.num_q_heads + q_head) * (kDim + 4);
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n)
-        store(reinterpret_cast<float2*>(row + n * 8 + 2 * t), make_float2(values[n][2 * i], values[n][2 * i + 1]));
+        store(reinterpret_cast<float2*>(row + n * 8 + 2 * t),
+              make_float2(values[n][2 * i], values[n][2 * i + 1]));
       if (t == 0) store(reinterpret_cast<float2*>(row + kDim), make_float2(state[i].largest, state[i].sum));
     }
   }

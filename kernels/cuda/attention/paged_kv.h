@@ -1,5 +1,5 @@
-// How attention kernels see their lists: one struct made on the host from AttentionParams, and the maths every kernel shares
-// (masks, soft cap, sinks, merging of partial results; kv-methods 1.5).
+// How attention kernels see their lists: one struct made on the host from AttentionParams, and the maths
+// every kernel shares (masks, soft cap, sinks, merging of partial results; kv-methods 1.5).
 #pragma once
 
 #include "kernels/cuda/portable.h"
@@ -38,16 +38,35 @@ struct AttentionView {
 
 inline AttentionView view_of(const AttentionParams& p) {
   const bool list_per_head = p.head_table_stride != 0;
-  return {.q = p.q, .q_sink = p.q_sink, .out = p.out, .arena = p.arena, .sinks = p.sinks, .query_start = p.query_start,
-          .lengths = p.lengths, .block_table = p.block_table, .sink_slots = p.sink_slots, .private_start = nullptr,
-          .lse = p.lse, .row_logits = p.row_logits, .q_stride = p.q_stride, .table_stride = p.table_stride,
-          .head_table_stride = p.head_table_stride, .length_stride = p.length_stride,
-          .head_length_stride = p.head_length_stride, .row_logits_stride = p.row_logits_stride,
-          .block_bytes = p.layout.block_bytes(), .v_offset = p.layout.kv_stride(),
+  return {.q = p.q,
+          .q_sink = p.q_sink,
+          .out = p.out,
+          .arena = p.arena,
+          .sinks = p.sinks,
+          .query_start = p.query_start,
+          .lengths = p.lengths,
+          .block_table = p.block_table,
+          .sink_slots = p.sink_slots,
+          .private_start = nullptr,
+          .lse = p.lse,
+          .row_logits = p.row_logits,
+          .q_stride = p.q_stride,
+          .table_stride = p.table_stride,
+          .head_table_stride = p.head_table_stride,
+          .length_stride = p.length_stride,
+          .head_length_stride = p.head_length_stride,
+          .row_logits_stride = p.row_logits_stride,
+          .block_bytes = p.layout.block_bytes(),
+          .v_offset = p.layout.kv_stride(),
           .head_bytes = list_per_head ? 0 : p.layout.head_stride(),
           .block_shift = std::countr_zero(static_cast<uint32_t>(p.layout.block_tokens)),
-          .num_sequences = p.num_sequences, .num_q_heads = p.num_q_heads, .num_kv_heads = p.num_kv_heads,
-          .group = p.num_q_heads / p.num_kv_heads, .head_dim = p.head_dim, .window = p.window, .scale = p.scale,
+          .num_sequences = p.num_sequences,
+          .num_q_heads = p.num_q_heads,
+          .num_kv_heads = p.num_kv_heads,
+          .group = p.num_q_heads / p.num_kv_heads,
+          .head_dim = p.head_dim,
+          .window = p.window,
+          .scale = p.scale,
           .soft_cap = p.soft_cap};
 }
 
@@ -68,7 +87,8 @@ __device__ inline float log2_logit(const AttentionView& v, float dot) {
   return (v.soft_cap > 0 ? v.soft_cap * tanh_from_exp2(x / v.soft_cap) : x) * kLog2e;
 }
 
-// A running softmax of one (row, head) without its values: largest logit (log2 units) and sum of exp2(logit - largest).
+// A running softmax of one (row, head) without its values: largest logit (log2 units) and sum of exp2(logit -
+// largest).
 struct SoftmaxState {
   float largest = kNegativeInfinity;
   float sum = 0;
@@ -82,18 +102,23 @@ __device__ inline float normaliser(const AttentionView& v, SoftmaxState s, int q
   if (v.sinks != nullptr) s.sum += exp2_approx(load(v.sinks + q_head) * kLog2e - s.largest);
   return rcp_approx(s.sum);
 }
-__device__ inline float lse_of(SoftmaxState s) { return (s.largest + log2_approx(s.sum)) * kLn2; }
+__device__ inline float lse_of(SoftmaxState s) {
+  return (s.largest + log2_approx(s.sum)) * kLn2;
+}
 
-// Tiles of 16 tokens in shared memory, stored so that the eight rows of an ldmatrix meet in no bank: 16-byte chunk c of row r
-// is at c ^ (r & 7) where a row has a multiple of eight chunks; other rows are one chunk longer, an odd number of them.
+// Tiles of 16 tokens in shared memory, stored so that the eight rows of an ldmatrix meet in no bank: 16-byte
+// chunk c of row r is at c ^ (r & 7) where a row has a multiple of eight chunks; other rows are one chunk
+// longer, an odd number of them.
 template <int kDim>
 struct TileLayout {
   static constexpr int kChunks = kDim / 8;
   static constexpr bool kXor = kChunks % 8 == 0;
   static constexpr int kRowBytes = (kXor ? kChunks : kChunks + (kChunks % 2 == 0)) * 16;
-  __device__ static int offset(int row, int chunk) { return row * kRowBytes + ((kXor ? chunk ^ (row & 7) : chunk) << 4); }
-  // offset(row, 2 * step + chunk) from at = offset(row, chunk), chunk < 2: one instruction where offset would be a register
-  // for each step.
+  __device__ static int offset(int row, int chunk) {
+    return row * kRowBytes + ((kXor ? chunk ^ (row & 7) : chunk) << 4);
+  }
+  // offset(row, 2 * step + chunk) from at = offset(row, chunk), chunk < 2: one instruction where offset would
+  // be a register for each step.
   __device__ static int advance(int at, int step) { return kXor ? at ^ (step << 5) : at + (step << 5); }
 };
 

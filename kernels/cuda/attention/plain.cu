@@ -1,9 +1,10 @@
-// Attention without tensor cores: float32 values (a float32 model's tokens must equal the CPU's), and head sizes that no other
-// kernel takes. Any number of rows, every option but column sums.
+// Attention without tensor cores: float32 values (a float32 model's tokens must equal the CPU's), and head
+// sizes that no other kernel takes. Any number of rows, every option but column sums.
 //
-// What a warp works on: one (row, query head), its whole list, 32 slots at a time: a slot a lane for the logits, a stride of
-// dimensions a lane for the values. Bound: the latency of its own loads; K and V are read once per query head. Not meant to be
-// fast, only right: models of 16-bit types and usual head sizes never come here.
+// What a warp works on: one (row, query head), its whole list, 32 slots at a time: a slot a lane for the
+// logits, a stride of dimensions a lane for the values. Bound: the latency of its own loads; K and V are read
+// once per query head. Not meant to be fast, only right: models of 16-bit types and usual head sizes never
+// come here.
 #include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/attention/paged_kv.h"
 #include "src/base/check.h"
@@ -24,8 +25,14 @@ struct Plain {
   float values[kDimsPerLane] = {};
 
   __device__ Plain(const AttentionView& view, int64_t task, Shared<float> shared)
-      : v(view), lane(threadIdx.x % kWarp), row(task / view.num_q_heads), q_head(task % view.num_q_heads),
-        head(q_head / view.group), q(shared), q_sink(shared + view.head_dim), p(shared + 2 * view.head_dim) {
+      : v(view),
+        lane(threadIdx.x % kWarp),
+        row(task / view.num_q_heads),
+        q_head(task % view.num_q_heads),
+        head(q_head / view.group),
+        q(shared),
+        q_sink(shared + view.head_dim),
+        p(shared + 2 * view.head_dim) {
     sequence = sequence_of(row);
     length = length_of(v, sequence, head);
     index = length - load(v.query_start + sequence + 1) + row;
@@ -36,7 +43,10 @@ struct Plain {
     int low = 0, high = v.num_sequences;
     while (high - low > 1) {
       const int middle = (low + high) / 2;
-      if (load(v.query_start + middle) <= r) low = middle; else high = middle;
+      if (load(v.query_start + middle) <= r)
+        low = middle;
+      else
+        high = middle;
     }
     return low;
   }
@@ -48,7 +58,8 @@ struct Plain {
 
   __device__ const Kv* key(int slot) const {
     const int32_t block = load(table_of(v, sequence, head) + (slot >> v.block_shift));
-    return reinterpret_cast<const Kv*>(tile_of(v, block, head)) + (slot & ((1 << v.block_shift) - 1)) * v.head_dim;
+    return reinterpret_cast<const Kv*>(tile_of(v, block, head)) +
+           (slot & ((1 << v.block_shift) - 1)) * v.head_dim;
   }
 
   __device__ float logit(int slot, int sink_slots) const {
@@ -70,7 +81,8 @@ struct Plain {
       const int slot = from + lane;
       const float s = slot <= index ? logit(slot, sink_slots) : kNegativeInfinity;
       if (last_row && slot <= index)
-        store(v.row_logits + (int64_t{sequence} * v.num_q_heads + q_head) * v.row_logits_stride + slot, s * kLn2);
+        store(v.row_logits + (int64_t{sequence} * v.num_q_heads + q_head) * v.row_logits_stride + slot,
+              s * kLn2);
       add_slots(s, from, min(kWarp, index + 1 - from));
     }
     if (index >= 0) write();
@@ -85,7 +97,8 @@ struct Plain {
 #pragma unroll
     for (int i = 0; i < kDimsPerLane; ++i) values[i] *= factor;
     for (int j = 0; j < count; ++j) {
-      const Kv* value = reinterpret_cast<const Kv*>(reinterpret_cast<const char*>(key(from + j)) + v.v_offset);
+      const Kv* value =
+          reinterpret_cast<const Kv*>(reinterpret_cast<const char*>(key(from + j)) + v.v_offset);
       const float weight = p[j];
 #pragma unroll
       for (int i = 0; i < kDimsPerLane; ++i) {
@@ -109,27 +122,32 @@ struct Plain {
   }
 };
 
-__device__ __host__ constexpr int plain_floats(int head_dim) { return 2 * head_dim + kWarp; }  // of one warp
+__device__ __host__ constexpr int plain_floats(int head_dim) {
+  return 2 * head_dim + kWarp;
+}  // of one warp
 
 template <class Act, class Kv>
-__global__ void __launch_bounds__(kPlainWarps* kWarp) plain_attention(const __grid_constant__ AttentionView v, int64_t tasks) {
+__global__ void __launch_bounds__(kPlainWarps* kWarp)
+    plain_attention(const __grid_constant__ AttentionView v, int64_t tasks) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   const int warp = threadIdx.x / kWarp;
   const int64_t task = int64_t{blockIdx.x} * kPlainWarps + warp;
-  if (task >= tasks || task / v.num_q_heads >= load(v.query_start + v.num_sequences)) return;  // rows of padding
+  if (task >= tasks || task / v.num_q_heads >= load(v.query_start + v.num_sequences))
+    return;  // rows of padding
   Plain<Act, Kv>(v, task, dynamic_shared<float>() + warp * plain_floats(v.head_dim)).run();
 }
 
 template <class Act, class Kv>
 void launch_plain(void* stream, const AttentionParams& p) {
   const int64_t tasks = p.rows * p.num_q_heads;
-  launch<plain_attention<Act, Kv>>({.grid = dim3(static_cast<unsigned>((tasks + kPlainWarps - 1) / kPlainWarps)),
-                                    .block = dim3(kPlainWarps * kWarp),
-                                    .shared_bytes = kPlainWarps * plain_floats(p.head_dim) * 4,
-                                    .stream = stream,
-                                    .dependent = true},
-                                   view_of(p), tasks);
+  launch<plain_attention<Act, Kv>>(
+      {.grid = dim3(static_cast<unsigned>((tasks + kPlainWarps - 1) / kPlainWarps)),
+       .block = dim3(kPlainWarps * kWarp),
+       .shared_bytes = kPlainWarps * plain_floats(p.head_dim) * 4,
+       .stream = stream,
+       .dependent = true},
+      view_of(p), tasks);
 }
 
 }  // namespace

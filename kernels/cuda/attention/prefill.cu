@@ -1,12 +1,15 @@
-// Prefill attention on mma.sync, for every card: sequences of several rows, causal from where their list already reaches.
+// Prefill attention on mma.sync, for every card: sequences of several rows, causal from where their list
+// already reaches.
 //
-// What a block of 4 warps works on: 128 packed query rows (64 at head size 256) of one kv head, against the slots they see in
-// tiles of 64 (48 at head size 128, 32 at 256). A warp holds 32 (16) rows: two row tiles share each K and V fragment, which halves the reads of shared
-// memory, the second bound after the tensor cores. V of a tile arrives while its dot products are made, the next K while its
-// values are summed. Bound: tensor cores, 4 * rows * slots * head_dim operations a head; mma.sync reaches about half of what
-// wgmma does on Hopper (prefill_sm90.cu), all of it on Ampere and Ada.
+// What a block of 4 warps works on: 128 packed query rows (64 at head size 256) of one kv head, against the
+// slots they see in tiles of 64 (48 at head size 128, 32 at 256). A warp holds 32 (16) rows: two row tiles
+// share each K and V fragment, which halves the reads of shared memory, the second bound after the tensor
+// cores. V of a tile arrives while its dot products are made, the next K while its values are summed. Bound:
+// tensor cores, 4 * rows * slots * head_dim operations a head; mma.sync reaches about half of what wgmma does
+// on Hopper (prefill_sm90.cu), all of it on Ampere and Ada.
 //
-// The same kernel is the cascade's first phase: rows are one row of each sequence that shares a prefix, results stay partial.
+// The same kernel is the cascade's first phase: rows are one row of each sequence that shares a prefix,
+// results stay partial.
 #include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/attention/flash_tile.h"
 #include "kernels/cuda/attention/prefill_sm90.h"
@@ -22,23 +25,25 @@ constexpr int kFlashThreads = kFlashWarps * kWarp;
 template <class T, int kDim, bool kCascade>
 struct Flash {
   using Layout = TileLayout<kDim>;
-  static constexpr int kTiles = kDim <= 128 ? 2 : 1;        // of 16 rows a warp
+  static constexpr int kTiles = kDim <= 128 ? 2 : 1;  // of 16 rows a warp
   static constexpr int kRows = kFlashWarps * kTiles * 16;
-  static constexpr int kSlots = kDim < 128 ? 64 : kDim == 128 ? 48 : 32;  // of a K or V tile: what registers hold
+  static constexpr int kSlots = kDim < 128    ? 64
+                                : kDim == 128 ? 48
+                                              : 32;  // of a K or V tile: what registers hold
   static constexpr int kColumns = kSlots / 8;
   static constexpr int kSteps = kDim / 16;
   static constexpr int kTileBytes = kSlots * Layout::kRowBytes;
   static constexpr int kQueryBytes = kRows * Layout::kRowBytes;
   static constexpr int kSharedBytes = kQueryBytes + 2 * kTileBytes;
-  static constexpr int kGranules = kSlots / 8;              // 8 slots always lie in one block
+  static constexpr int kGranules = kSlots / 8;  // 8 slots always lie in one block
 
   const FlashParams& a;
   const AttentionView& v;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const Shared<char> q = dynamic_shared(), k_tile = q + kQueryBytes, v_tile = k_tile + kTileBytes;
   FlashTask task;
-  int first_row;        // packed, of this warp
-  int32_t block_ids;    // lane l: the block of the l-th granule of the tile being fetched (K) or used (V)
+  int first_row;      // packed, of this warp
+  int32_t block_ids;  // lane l: the block of the l-th granule of the tile being fetched (K) or used (V)
   FlashRows<kTiles> rows;
   float values[kTiles][kDim / 8][4];
 
@@ -57,15 +62,16 @@ struct Flash {
 #pragma unroll
     for (int m = 0; m < kTiles; ++m)
 #pragma unroll
-      for (int n = 0; n < kDim / 8; ++n) values[m][n][0] = values[m][n][1] = values[m][n][2] = values[m][n][3] = 0;
+      for (int n = 0; n < kDim / 8; ++n)
+        values[m][n][0] = values[m][n][1] = values[m][n][2] = values[m][n][3] = 0;
     const int sink_end = v.q_sink != nullptr ? min(task.end, load(v.sink_slots + task.sequence)) : 0;
     if (task.begin < sink_end) go_through(v.q_sink, task.begin, sink_end);
     if (max(task.begin, sink_end) < task.end) go_through(v.q, max(task.begin, sink_end), task.end);
     write(split);
   }
 
-  // All slots [begin, end) against one rotation of the queries. Whoever comes after may overwrite queries and K, whose last use is
-  // before the last barrier; V is overwritten after the next one.
+  // All slots [begin, end) against one rotation of the queries. Whoever comes after may overwrite queries and
+  // K, whose last use is before the last barrier; V is overwritten after the next one.
   __device__ void go_through(const void* query, int begin, int end) {
     fetch_query(query);
     int slot = begin / kSlots * kSlots;
@@ -93,11 +99,13 @@ struct Flash {
 
   __device__ void fetch_query(const void* source) {
     for (int chunk = threadIdx.x; chunk < kRows * Layout::kChunks; chunk += kFlashThreads) {
-      const int row = chunk / Layout::kChunks, column = chunk % Layout::kChunks, packed = task.first_row + row;
+      const int row = chunk / Layout::kChunks, column = chunk % Layout::kChunks,
+                packed = task.first_row + row;
       const bool valid = packed < task.rows;
       const T* from = static_cast<const T*>(source);
       if (valid)
-        from += query_row_of<kCascade>(a, task, packed) * v.q_stride + (task.head * v.group + packed % v.group) * kDim + column * 8;
+        from += query_row_of<kCascade>(a, task, packed) * v.q_stride +
+                (task.head * v.group + packed % v.group) * kDim + column * 8;
       cp_async16_or_zero(q + Layout::offset(row, column), from, valid);
     }
   }
@@ -112,7 +120,8 @@ struct Flash {
   __device__ void fetch(Shared<char> target, int slot, int64_t offset) {
 #pragma unroll 2
     for (int i = 0; i < kSlots * Layout::kChunks / kFlashThreads; ++i) {
-      const int chunk = i * kFlashThreads + static_cast<int>(threadIdx.x), row = chunk / Layout::kChunks, column = chunk % Layout::kChunks;
+      const int chunk = i * kFlashThreads + static_cast<int>(threadIdx.x), row = chunk / Layout::kChunks,
+                column = chunk % Layout::kChunks;
       const int32_t block = shfl(block_ids, row / 8);
       const int in_block = (slot + row) & ((1 << v.block_shift) - 1);
       const char* source = tile_of(v, block, task.head) + offset + in_block * (kDim * 2) + column * 16;
@@ -126,14 +135,14 @@ struct Flash {
 #pragma unroll
     for (int m = 0; m < kTiles; ++m)
 #pragma unroll
-      for (int n = 0; n < kColumns; ++n) scores.s[m][n][0] = scores.s[m][n][1] = scores.s[m][n][2] = scores.s[m][n][3] = 0;
+      for (int n = 0; n < kColumns; ++n)
+        scores.s[m][n][0] = scores.s[m][n][1] = scores.s[m][n][2] = scores.s[m][n][3] = 0;
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
       uint32_t query[kTiles][4];
       const int query_at = Layout::advance(query_offset, k), keys_at = Layout::advance(keys_offset, k);
 #pragma unroll
-      for (int m = 0; m < kTiles; ++m)
-        ldmatrix_x4(query[m], q + (query_at + m * 16 * Layout::kRowBytes));
+      for (int m = 0; m < kTiles; ++m) ldmatrix_x4(query[m], q + (query_at + m * 16 * Layout::kRowBytes));
 #pragma unroll
       for (int n = 0; n < kColumns / 2; ++n) {
         uint32_t keys[4];
@@ -151,7 +160,8 @@ struct Flash {
   __device__ void weigh(FlashScores<kTiles, kColumns>& scores, int slot, int begin, int end) {
     scores.cap(v);
     const int least = task.index_of_row0 + task.first_row / v.group;  // the last slot that the first row sees
-    const bool all_seen = slot >= begin && slot + kSlots <= end && (kCascade || slot + kSlots - 1 <= least) && v.window == 0;
+    const bool all_seen =
+        slot >= begin && slot + kSlots <= end && (kCascade || slot + kSlots - 1 <= least) && v.window == 0;
     if (!all_seen) scores.template mask<kCascade>(a, task, first_row, slot, begin, end);
     float factor[kTiles][2];
     if (!scores.softmax(v.scale * kLog2e, rows, factor)) return;
@@ -208,28 +218,36 @@ template <class T, int kDim, bool kCascade>
 void launch_flash(void* stream, const FlashParams& params, int64_t rows, int64_t entries) {
   using F = Flash<T, kDim, kCascade>;
   const unsigned tiles = most_tiles<F::kRows>(rows, entries, params.view.group);
-  launch<flash_attention<T, kDim, kCascade>>({.grid = dim3(params.view.num_kv_heads, tiles, kCascade ? params.splits : 1),
-                                              .block = dim3(kFlashThreads),
-                                              .shared_bytes = F::kSharedBytes,
-                                              .stream = stream,
-                                              .dependent = true},
-                                             params);
+  launch<flash_attention<T, kDim, kCascade>>(
+      {.grid = dim3(params.view.num_kv_heads, tiles, kCascade ? params.splits : 1),
+       .block = dim3(kFlashThreads),
+       .shared_bytes = F::kSharedBytes,
+       .stream = stream,
+       .dependent = true},
+      params);
 }
 
 template <class T, bool kCascade>
 void launch_for_dim(void* stream, const FlashParams& params, int64_t rows, int64_t entries) {
   switch (params.view.head_dim) {
-    case 64: return launch_flash<T, 64, kCascade>(stream, params, rows, entries);
-    case 80: return launch_flash<T, 80, kCascade>(stream, params, rows, entries);
-    case 96: return launch_flash<T, 96, kCascade>(stream, params, rows, entries);
-    case 128: return launch_flash<T, 128, kCascade>(stream, params, rows, entries);
-    case 256: return launch_flash<T, 256, kCascade>(stream, params, rows, entries);
-    default: check(false, "prefill attention: head_dim has no tensor-core kernel");
+    case 64:
+      return launch_flash<T, 64, kCascade>(stream, params, rows, entries);
+    case 80:
+      return launch_flash<T, 80, kCascade>(stream, params, rows, entries);
+    case 96:
+      return launch_flash<T, 96, kCascade>(stream, params, rows, entries);
+    case 128:
+      return launch_flash<T, 128, kCascade>(stream, params, rows, entries);
+    case 256:
+      return launch_flash<T, 256, kCascade>(stream, params, rows, entries);
+    default:
+      check(false, "prefill attention: head_dim has no tensor-core kernel");
   }
 }
 
 template <bool kCascade>
-void launch_flash_attention(const AttentionContext& context, const FlashParams& params, DType dtype, int64_t rows, int64_t entries) {
+void launch_flash_attention(const AttentionContext& context, const FlashParams& params, DType dtype,
+                            int64_t rows, int64_t entries) {
   if (sm90_takes(context.machine, params)) return launch_flash_sm90(context, params, dtype, rows, entries);
   if (dtype == DType::kBF16) return launch_for_dim<bf16, kCascade>(context.stream, params, rows, entries);
   launch_for_dim<f16, kCascade>(context.stream, params, rows, entries);

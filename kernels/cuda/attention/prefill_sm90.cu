@@ -1,14 +1,15 @@
 // Prefill attention for Hopper: head sizes 64 and 128, 16-bit types. Also the cascade's first phase there.
 //
-// A block stays on its multiprocessor and takes tiles of 128 packed query rows of one kv head, longest first. One warp copies
-// K and V tiles of 128 slots by tensor copies, one box a KV block and 64 columns, into a ring of two stages; two warpgroups of
-// 64 rows each multiply (wgmma, P from registers) and keep ahead of themselves: dot products of tile j + 1 are under way while
-// the values of tile j are summed and the softmax of j + 1 is made; the two take turns at issuing products, so one's softmax
-// runs under the other's products (FlashAttention-3, arXiv 2407.08608, sections 3.1 and 3.2). The next tile's queries and first K
-// arrive under the current one. Bound: tensor cores.
+// A block stays on its multiprocessor and takes tiles of 128 packed query rows of one kv head, longest first.
+// One warp copies K and V tiles of 128 slots by tensor copies, one box a KV block and 64 columns, into a ring
+// of two stages; two warpgroups of 64 rows each multiply (wgmma, P from registers) and keep ahead of
+// themselves: dot products of tile j + 1 are under way while the values of tile j are summed and the softmax
+// of j + 1 is made; the two take turns at issuing products, so one's softmax runs under the other's products
+// (FlashAttention-3, arXiv 2407.08608, sections 3.1 and 3.2). The next tile's queries and first K arrive
+// under the current one. Bound: tensor cores.
 //
-// Masks, softmax, epilogue and the choice of tiles are flash_tile.h and task_finder.h, which the host shim tests through
-// prefill.cu. Not here: q_sink and soft_cap, which prefill.cu takes.
+// Masks, softmax, epilogue and the choice of tiles are flash_tile.h and task_finder.h, which the host shim
+// tests through prefill.cu. Not here: q_sink and soft_cap, which prefill.cu takes.
 #include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/attention/flash_tile.h"
 #include "kernels/cuda/attention/prefill_sm90.h"
@@ -19,21 +20,25 @@
 namespace quire::QUIRE_SIDE {
 namespace {
 
-constexpr int kWarpgroup = 128;                       // threads
-constexpr int kConsumers = 2;                         // warpgroups that multiply
+constexpr int kWarpgroup = 128;  // threads
+constexpr int kConsumers = 2;    // warpgroups that multiply
 constexpr int kHopperThreads = (1 + kConsumers) * kWarpgroup;
 constexpr int kHopperRows = 64 * kConsumers;
 constexpr int kHopperSlots = 128;
 constexpr int kHopperStages = 2;
-constexpr int kPanelColumns = 64;                     // 128 bytes: what the swizzle spans
+constexpr int kPanelColumns = 64;  // 128 bytes: what the swizzle spans
 constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 
 struct HopperParams {
   FlashParams flash;
-  int32_t units;     // kv heads x splits: work items a tile of rows
+  int32_t units;  // kv heads x splits: work items a tile of rows
 };
 
-enum NamedBarrier { kQueriesReady = 1, kTurn = kQueriesReady + kConsumers, kAllConsumers = kTurn + kConsumers };
+enum NamedBarrier {
+  kQueriesReady = 1,
+  kTurn = kQueriesReady + kConsumers,
+  kAllConsumers = kTurn + kConsumers
+};
 
 // Shared memory, in bytes from its start. Panels: [128 or 64 rows][128 bytes], swizzled.
 template <int kDim>
@@ -63,7 +68,9 @@ struct RingPosition {
 template <int kDim>
 struct HopperBarriers {
   uint32_t base;
-  __device__ TransactionBarrier at(int i) const { return {base + HopperLayout<kDim>::kBarriers + 8 * static_cast<uint32_t>(i)}; }
+  __device__ TransactionBarrier at(int i) const {
+    return {base + HopperLayout<kDim>::kBarriers + 8 * static_cast<uint32_t>(i)};
+  }
   __device__ TransactionBarrier keys_full(int s) const { return at(s); }
   __device__ TransactionBarrier keys_empty(int s) const { return at(kHopperStages + s); }
   __device__ TransactionBarrier values_full(int s) const { return at(2 * kHopperStages + s); }
@@ -98,12 +105,14 @@ struct WorkItems {
   }
 };
 
-__device__ inline int first_tile_slot(const FlashTask& task) { return task.begin / kHopperSlots * kHopperSlots; }
+__device__ inline int first_tile_slot(const FlashTask& task) {
+  return task.begin / kHopperSlots * kHopperSlots;
+}
 __device__ inline int tiles_of(const FlashTask& task) {
   return task.end <= task.begin ? 0 : (task.end - first_tile_slot(task) + kHopperSlots - 1) / kHopperSlots;
 }
 
-// ---- the warp that copies -----------------------------------------------------------------------------------------------
+// ---- the warp that copies ----
 template <int kDim, bool kCascade>
 struct Producer {
   using L = HopperLayout<kDim>;
@@ -135,12 +144,15 @@ struct Producer {
   }
   __device__ void copy_values(const FlashTask& task, int slot) {
     barriers.values_empty(values.stage).wait(values.round ^ 1);
-    copy_tile(task, slot, v.v_offset, shared + L::kValues + values.stage * L::kTileBytes, barriers.values_full(values.stage));
+    copy_tile(task, slot, v.v_offset, shared + L::kValues + values.stage * L::kTileBytes,
+              barriers.values_full(values.stage));
     values.next();
   }
 
-  // A lane a KV block. Blocks past the list are not copied: the stage keeps older numbers there, which masks or zeros hide.
-  __device__ void copy_tile(const FlashTask& task, int slot, int64_t offset, uint32_t target, TransactionBarrier full) {
+  // A lane a KV block. Blocks past the list are not copied: the stage keeps older numbers there, which masks
+  // or zeros hide.
+  __device__ void copy_tile(const FlashTask& task, int slot, int64_t offset, uint32_t target,
+                            TransactionBarrier full) {
     const int block_tokens = 1 << v.block_shift, rows = min(block_tokens, kHopperSlots);
     const int live = min(kHopperSlots, task.length - slot), boxes = (live + rows - 1) / rows;
     if (lane == 0) full.arrive_expecting(boxes * rows * kDim * 2);
@@ -148,14 +160,16 @@ struct Producer {
     if (lane >= boxes) return;
     const int at = slot + lane * rows;
     const int32_t block = load(table_of(v, task.sequence, task.head) + (at >> v.block_shift));
-    const int64_t byte = block * v.block_bytes + task.head * v.head_bytes + offset + (at & (block_tokens - 1)) * (kDim * 2);
+    const int64_t byte =
+        block * v.block_bytes + task.head * v.head_bytes + offset + (at & (block_tokens - 1)) * (kDim * 2);
     const int row = static_cast<int>(byte / (kDim * 2));
 #pragma unroll
-    for (int p = 0; p < L::kPanels; ++p) copy_box(target + p * L::kPanelBytes + lane * rows * 128, map, p * kPanelColumns, row, full);
+    for (int p = 0; p < L::kPanels; ++p)
+      copy_box(target + p * L::kPanelBytes + lane * rows * 128, map, p * kPanelColumns, row, full);
   }
 };
 
-// ---- a warpgroup that multiplies --------------------------------------------------------------------------------------------
+// ---- a warpgroup that multiplies ----
 template <class T, int kDim, bool kCascade>
 struct Consumer {
   using L = HopperLayout<kDim>;
@@ -183,7 +197,8 @@ struct Consumer {
     while (more) {
       cp_async_wait<0>();
       fence_async_proxy();
-      named_sync(kQueriesReady + group, kWarpgroup);  // queries have come; the other buffer's last use is over
+      named_sync(kQueriesReady + group,
+                 kWarpgroup);  // queries have come; the other buffer's last use is over
       more = items.next(next_task, next_split);
       if (more) fetch_queries(next_task, buffer ^ 1);
       rows.reset();
@@ -198,8 +213,12 @@ struct Consumer {
     }
   }
 
-  __device__ int first_row() const { return task.first_row + group * 64 + thread / kWarp * 16; }  // packed, of this warp
-  __device__ uint32_t queries(int which) const { return shared + L::kQueries + (which * kConsumers + group) * L::kQueryBytes; }
+  __device__ int first_row() const {
+    return task.first_row + group * 64 + thread / kWarp * 16;
+  }  // packed, of this warp
+  __device__ uint32_t queries(int which) const {
+    return shared + L::kQueries + (which * kConsumers + group) * L::kQueryBytes;
+  }
 
   __device__ void fetch_queries(const FlashTask& of, int which) {
     const Shared<char> target{dynamic_shared().pointer + (queries(which) - shared)};
@@ -210,7 +229,8 @@ struct Consumer {
       const bool valid = packed < of.rows;
       const T* from = static_cast<const T*>(v.q);
       if (valid)
-        from += query_row_of<kCascade>(a.flash, of, packed) * v.q_stride + (of.head * v.group + packed % v.group) * kDim + column * 8;
+        from += query_row_of<kCascade>(a.flash, of, packed) * v.q_stride +
+                (of.head * v.group + packed % v.group) * kDim + column * 8;
       const int place = column / 8 * L::kQueryPanelBytes + row * 128 + ((column % 8 ^ (row & 7)) << 4);
       cp_async16_or_zero(target + place, from, valid);
     }
@@ -271,13 +291,15 @@ struct Consumer {
     const uint32_t tile = shared + L::kValues + values.stage * L::kTileBytes;
     wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < kValueSteps; ++step) wgmma_values<T>(sums, p[step], operand_descriptor(tile + step * 2048, L::kPanelBytes));
+    for (int step = 0; step < kValueSteps; ++step)
+      wgmma_values<T>(sums, p[step], operand_descriptor(tile + step * 2048, L::kPanelBytes));
     wgmma_commit();
   }
 
   __device__ bool weigh(int slot, float (&factor)[1][2]) {
     const int least = task.index_of_row0 + task.first_row / v.group;  // the last slot that the first row sees
-    const bool all_seen = slot >= task.begin && slot + kHopperSlots <= task.end && (kCascade || slot + kHopperSlots - 1 <= least) && v.window == 0;
+    const bool all_seen = slot >= task.begin && slot + kHopperSlots <= task.end &&
+                          (kCascade || slot + kHopperSlots - 1 <= least) && v.window == 0;
     if (!all_seen) scores.template mask<kCascade>(a.flash, task, first_row(), slot, task.begin, task.end);
     return scores.softmax(v.scale * kLog2e, rows, factor);
   }
@@ -294,14 +316,16 @@ struct Consumer {
       for (int i = 0; i < 4; ++i) sums[n][i] *= factor[0][i / 2];
   }
 
-  // Rows of V past the list hold anything, NaN too, and zero times NaN is no zero. Only a list's last tile has such rows; all
-  // consumers come here with it.
+  // Rows of V past the list hold anything, NaN too, and zero times NaN is no zero. Only a list's last tile
+  // has such rows; all consumers come here with it.
   __device__ void clear_dead_values(int live) {
     const Shared<char> tile{dynamic_shared().pointer + L::kValues + values.stage * L::kTileBytes};
     constexpr int kRowChunks = kDim / 8;
-    for (int chunk = live * kRowChunks + group * kWarpgroup + thread; chunk < kHopperSlots * kRowChunks; chunk += kConsumers * kWarpgroup) {
+    for (int chunk = live * kRowChunks + group * kWarpgroup + thread; chunk < kHopperSlots * kRowChunks;
+         chunk += kConsumers * kWarpgroup) {
       const int row = chunk / kRowChunks, column = chunk % kRowChunks;
-      (tile + (column / 8 * L::kPanelBytes + row * 128 + column % 8 * 16)).template as<uint4>()[0] = make_uint4(0, 0, 0, 0);
+      (tile + (column / 8 * L::kPanelBytes + row * 128 + column % 8 * 16)).template as<uint4>()[0] =
+          make_uint4(0, 0, 0, 0);
     }
     fence_async_proxy();
     named_sync(kAllConsumers, kConsumers * kWarpgroup);
@@ -309,7 +333,8 @@ struct Consumer {
 
   __device__ void write() {
     named_sync(kQueriesReady + group, kWarpgroup);  // no warp of the group reads these queries any more
-    const Shared<char> staging{dynamic_shared().pointer + (queries(buffer) - shared) + thread / kWarp * 16 * TileLayout<kDim>::kRowBytes};
+    const Shared<char> staging{dynamic_shared().pointer + (queries(buffer) - shared) +
+                               thread / kWarp * 16 * TileLayout<kDim>::kRowBytes};
     FlashEpilogue<T, kDim, kCascade> epilogue{a.flash, task};
     epilogue.write(first_row(), rows.largest[0], rows.sum[0], sums, split, staging);
   }
@@ -340,56 +365,68 @@ __device__ inline void run_hopper(const HopperParams& params, const CUtensorMap*
 
 template <class T, int kDim, bool kCascade>
 __global__ void __launch_bounds__(kHopperThreads, 1)
-    flash_attention_sm90(const __grid_constant__ HopperParams params, const __grid_constant__ CUtensorMap map) {
+    flash_attention_sm90(const __grid_constant__ HopperParams params,
+                         const __grid_constant__ CUtensorMap map) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   run_hopper<T, kDim, kCascade>(params, &map);
 #endif
 }
 
-// ---- host -----------------------------------------------------------------------------------------------------------------------
-using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
-                                 const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+// ---- host ----
+using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                                 const cuuint64_t*, const cuuint32_t*, const cuuint32_t*,
+                                 CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
+                                 CUtensorMapFloatOOBfill);
 
 // From the driver at run time: nothing links libcuda.
 EncodeTiled encode_tiled() {
   static const EncodeTiled function = [] {
     void* p = nullptr;
     cudaDriverEntryPointQueryResult found{};
-    check_cuda(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &p, 12000, cudaEnableDefault, &found));
+    check_cuda(
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &p, 12000, cudaEnableDefault, &found));
     check(found == cudaDriverEntryPointSuccess && p != nullptr, "the driver has no cuTensorMapEncodeTiled");
     return reinterpret_cast<EncodeTiled>(p);
   }();
   return function;
 }
 
-// The arena as rows of head_dim: every tile of a block begins at a row. Boxes are one block (at most 128 tokens) of 64 columns.
-// The map's end is not the arena's, which is not known here; block tables decide what is read.
+// The arena as rows of head_dim: every tile of a block begins at a row. Boxes are one block (at most 128
+// tokens) of 64 columns. The map's end is not the arena's, which is not known here; block tables decide what
+// is read.
 CUtensorMap map_of(const AttentionView& v, DType dtype) {
   constexpr cuuint64_t kRows = 0x7fffffff;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(v.head_dim), kRows}, strides[1] = {static_cast<cuuint64_t>(v.head_dim) * 2};
-  const cuuint32_t box[2] = {kPanelColumns, static_cast<cuuint32_t>(std::min(1 << v.block_shift, kHopperSlots))}, steps[2] = {1, 1};
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(v.head_dim), kRows},
+                   strides[1] = {static_cast<cuuint64_t>(v.head_dim) * 2};
+  const cuuint32_t box[2] = {kPanelColumns,
+                             static_cast<cuuint32_t>(std::min(1 << v.block_shift, kHopperSlots))},
+                   steps[2] = {1, 1};
   CUtensorMap map;
-  const CUresult result = encode_tiled()(&map, dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2,
-                                         const_cast<char*>(v.arena), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                         CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = encode_tiled()(
+      &map, dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2,
+      const_cast<char*>(v.arena), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   check(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled refused the arena's map");
   return map;
 }
 
 template <class T, int kDim, bool kCascade>
-void launch_hopper(const AttentionContext& context, const FlashParams& flash, DType dtype, int64_t rows, int64_t entries) {
+void launch_hopper(const AttentionContext& context, const FlashParams& flash, DType dtype, int64_t rows,
+                   int64_t entries) {
   const HopperParams params{.flash = flash, .units = flash.view.num_kv_heads * flash.splits};
   const int64_t items = (rows * flash.view.group / kHopperRows + entries) * params.units;
-  launch<flash_attention_sm90<T, kDim, kCascade>>({.grid = dim3(static_cast<unsigned>(std::min<int64_t>(items, context.machine.multiprocessors))),
-                                                   .block = dim3(kHopperThreads),
-                                                   .shared_bytes = HopperLayout<kDim>::kBytes,
-                                                   .stream = context.stream,
-                                                   .dependent = true},
-                                                  params, map_of(flash.view, dtype));
+  launch<flash_attention_sm90<T, kDim, kCascade>>(
+      {.grid = dim3(static_cast<unsigned>(std::min<int64_t>(items, context.machine.multiprocessors))),
+       .block = dim3(kHopperThreads),
+       .shared_bytes = HopperLayout<kDim>::kBytes,
+       .stream = context.stream,
+       .dependent = true},
+      params, map_of(flash.view, dtype));
 }
 
 template <class T, bool kCascade>
-void launch_for_dim(const AttentionContext& context, const FlashParams& flash, DType dtype, int64_t rows, int64_t entries) {
+void launch_for_dim(const AttentionContext& context, const FlashParams& flash, DType dtype, int64_t rows,
+                    int64_t entries) {
   if (flash.view.head_dim == 64) return launch_hopper<T, 64, kCascade>(context, flash, dtype, rows, entries);
   launch_hopper<T, 128, kCascade>(context, flash, dtype, rows, entries);
 }
@@ -397,14 +434,18 @@ void launch_for_dim(const AttentionContext& context, const FlashParams& flash, D
 }  // namespace
 
 bool sm90_takes(const AttentionMachine& machine, const FlashParams& flash) {
-  return machine.compute_capability == 90 && (flash.view.head_dim == 64 || flash.view.head_dim == 128) && flash.view.q_sink == nullptr && flash.view.soft_cap == 0;
+  return machine.compute_capability == 90 && (flash.view.head_dim == 64 || flash.view.head_dim == 128) &&
+         flash.view.q_sink == nullptr && flash.view.soft_cap == 0;
 }
 
-void launch_flash_sm90(const AttentionContext& context, const FlashParams& flash, DType dtype, int64_t rows, int64_t entries) {
+void launch_flash_sm90(const AttentionContext& context, const FlashParams& flash, DType dtype, int64_t rows,
+                       int64_t entries) {
   const bool cascade = flash.num_nodes > 0;
   if (dtype == DType::kBF16)
-    return cascade ? launch_for_dim<bf16, true>(context, flash, dtype, rows, entries) : launch_for_dim<bf16, false>(context, flash, dtype, rows, entries);
-  cascade ? launch_for_dim<f16, true>(context, flash, dtype, rows, entries) : launch_for_dim<f16, false>(context, flash, dtype, rows, entries);
+    return cascade ? launch_for_dim<bf16, true>(context, flash, dtype, rows, entries)
+                   : launch_for_dim<bf16, false>(context, flash, dtype, rows, entries);
+  cascade ? launch_for_dim<f16, true>(context, flash, dtype, rows, entries)
+          : launch_for_dim<f16, false>(context, flash, dtype, rows, entries);
 }
 
 }  // namespace quire::QUIRE_SIDE

@@ -7,8 +7,9 @@ namespace quire::QUIRE_SIDE {
 
 // Row m = (node, member) in node order; a node's slots may be cut in `splits` parts.
 struct PrefixPartials {
-  const float* rows = nullptr;              // [members][splits][num_q_heads][head_dim + 4]: values, largest, sum
-  const int32_t* member_start = nullptr;    // [num_sequences + 1] into members_of_sequence, or null: no shared prefixes
+  const float* rows = nullptr;  // [members][splits][num_q_heads][head_dim + 4]: values, largest, sum
+  const int32_t* member_start =
+      nullptr;  // [num_sequences + 1] into members_of_sequence, or null: no shared prefixes
   const int32_t* members_of_sequence = nullptr;  // rows m of each sequence
   int32_t splits = 0;
 };

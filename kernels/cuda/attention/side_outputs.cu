@@ -1,13 +1,16 @@
-// What retention asks of a prefill, as passes of their own over the keys: the forward kernels stay free of them.
+// What retention asks of a prefill, as passes of their own over the keys: the forward kernels stay free of
+// them.
 //
-// K5: column_sums[sequence][query head][slot] += sum over this call's rows of the slot's probability, after the rows' LSE is known:
-// exact in any chunking, because a causal row's LSE is final when its chunk has run. A block works on 64 slots of one list and
-// one query head, against all rows that see them; it owns the slots' sums, so there are no atomics and a second run gives the
-// same bits. Bound: tensor cores (half of the forward's operations) for 16-bit types; the plain kernels beneath, for float32
-// and unusual head sizes, by their loads.
+// K5: column_sums[sequence][query head][slot] += sum over this call's rows of the slot's probability, after
+// the rows' LSE is known: exact in any chunking, because a causal row's LSE is final when its chunk has run.
+// A block works on 64 slots of one list and one query head, against all rows that see them; it owns the
+// slots' sums, so there are no atomics and a second run gives the same bits. Bound: tensor cores (half of the
+// forward's operations) for 16-bit types; the plain kernels beneath, for float32 and unusual head sizes, by
+// their loads.
 //
-// K3: row_logits of the last row of each sequence of several rows (decode.cu and plain.cu write their own). A block works on 64
-// slots and one query head; bound: reading K once a query head, half of what a decode step of the list reads, or less.
+// K3: row_logits of the last row of each sequence of several rows (decode.cu and plain.cu write their own). A
+// block works on 64 slots and one query head; bound: reading K once a query head, half of what a decode step
+// of the list reads, or less.
 #include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/attention/paged_kv.h"
 #include "src/base/check.h"
@@ -30,8 +33,12 @@ struct SumTask {
   int sequence, head, q_head, first_slot, length, rows, query_row;
 
   __device__ explicit SumTask(const AttentionView& v)
-      : sequence(blockIdx.z), head(blockIdx.x / v.group), q_head(blockIdx.x), first_slot(blockIdx.y * kSumSlots),
-        length(length_of(v, sequence, head)), query_row(load(v.query_start + sequence)) {
+      : sequence(blockIdx.z),
+        head(blockIdx.x / v.group),
+        q_head(blockIdx.x),
+        first_slot(blockIdx.y * kSumSlots),
+        length(length_of(v, sequence, head)),
+        query_row(load(v.query_start + sequence)) {
     rows = load(v.query_start + sequence + 1) - query_row;
   }
   __device__ bool is_empty() const { return rows == 0 || first_slot >= length; }
@@ -55,7 +62,8 @@ struct SumTask {
 template <class T, int kDim>
 struct ColumnSums {
   using Layout = TileLayout<kDim>;
-  static constexpr int kSteps = kDim / 16, kColumns = kSumSlots / 8, kTileBytes = kSumSlots * Layout::kRowBytes;
+  static constexpr int kSteps = kDim / 16, kColumns = kSumSlots / 8,
+                       kTileBytes = kSumSlots * Layout::kRowBytes;
   static constexpr int kSharedBytes = kTileBytes + kSumWarps * kSumSlots * 4;
 
   const ColumnSumParams& a;
@@ -65,13 +73,15 @@ struct ColumnSums {
   const Shared<char> keys = dynamic_shared();
   float sums[kColumns][2] = {};
 
-  __device__ explicit ColumnSums(const ColumnSumParams& params) : a(params), v(params.view), task(params.view) {}
+  __device__ explicit ColumnSums(const ColumnSumParams& params)
+      : a(params), v(params.view), task(params.view) {}
 
   __device__ void run() {
     if (task.is_empty()) return;
     fetch_keys();
     const int sink_slots = v.q_sink != nullptr ? load(v.sink_slots + task.sequence) : 0;
-    const int first_row = max(0, task.first_slot - task.index_of(0)) / 16 * 16;  // earlier rows see none of the slots
+    const int first_row =
+        max(0, task.first_slot - task.index_of(0)) / 16 * 16;  // earlier rows see none of the slots
     for (int row = first_row + warp * 16; row < task.rows; row += kSumWarps * 16) {
       float s[kColumns][4] = {};
       multiply(v.q, row, s);
@@ -95,7 +105,8 @@ struct ColumnSums {
       const int row = chunk / Layout::kChunks, column = chunk % Layout::kChunks, slot = task.first_slot + row;
       const bool valid = slot < task.length;
       const int32_t block = valid ? load(table + (slot >> v.block_shift)) : 0;
-      const char* source = tile_of(v, block, task.head) + (slot & ((1 << v.block_shift) - 1)) * (kDim * 2) + column * 16;
+      const char* source =
+          tile_of(v, block, task.head) + (slot & ((1 << v.block_shift) - 1)) * (kDim * 2) + column * 16;
       cp_async16_or_zero(keys + Layout::offset(row, column), source, valid);
     }
     cp_async_commit();
@@ -107,13 +118,16 @@ struct ColumnSums {
     const T* from[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      from[i] = static_cast<const T*>(query) + (task.query_row + min(first_row + g + i * 8, task.rows - 1)) * v.q_stride + task.q_head * kDim + 2 * t;
+      from[i] = static_cast<const T*>(query) +
+                (task.query_row + min(first_row + g + i * 8, task.rows - 1)) * v.q_stride +
+                task.q_head * kDim + 2 * t;
     const int keys_offset = Layout::offset((lane & 7) + (lane & 16 ? 8 : 0), lane >> 3 & 1);
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
       uint32_t q[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) q[i] = load(reinterpret_cast<const uint32_t*>(from[i % 2] + k * 16 + i / 2 * 8));
+      for (int i = 0; i < 4; ++i)
+        q[i] = load(reinterpret_cast<const uint32_t*>(from[i % 2] + k * 16 + i / 2 * 8));
 #pragma unroll
       for (int n = 0; n < kColumns / 2; ++n) {
         uint32_t x[4];
@@ -131,7 +145,8 @@ struct ColumnSums {
     for (int n = 0; n < kColumns; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        if (task.sees(v, first_row + g + i / 2 * 8, slot_of(n, i))) sums[n][i % 2] += exp2_approx(log2_logit(v, s[n][i]) - total[i / 2]);
+        if (task.sees(v, first_row + g + i / 2 * 8, slot_of(n, i)))
+          sums[n][i % 2] += exp2_approx(log2_logit(v, s[n][i]) - total[i / 2]);
   }
 
   __device__ void write() {
@@ -156,7 +171,8 @@ struct ColumnSums {
 };
 
 template <class T, int kDim>
-__global__ void __launch_bounds__(kSumWarps* kWarp) column_sums(const __grid_constant__ ColumnSumParams params) {
+__global__ void __launch_bounds__(kSumWarps* kWarp)
+    column_sums(const __grid_constant__ ColumnSumParams params) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   ColumnSums<T, kDim>(params).run();
@@ -172,12 +188,14 @@ __global__ void __launch_bounds__(kSumSlots) plain_column_sums(const __grid_cons
   const int slot = task.first_slot + static_cast<int>(threadIdx.x);
   if (task.is_empty() || slot >= task.length) return;
   const int32_t block = load(table_of(v, task.sequence, task.head) + (slot >> v.block_shift));
-  const Kv* key = reinterpret_cast<const Kv*>(tile_of(v, block, task.head)) + (slot & ((1 << v.block_shift) - 1)) * v.head_dim;
+  const Kv* key = reinterpret_cast<const Kv*>(tile_of(v, block, task.head)) +
+                  (slot & ((1 << v.block_shift) - 1)) * v.head_dim;
   const bool is_sink = v.q_sink != nullptr && slot < load(v.sink_slots + task.sequence);
   float sum = 0;
   for (int row = max(0, slot - task.index_of(0)); row < task.rows; ++row) {
     if (!task.sees(v, row, slot)) continue;
-    const Act* q = static_cast<const Act*>(is_sink ? v.q_sink : v.q) + (task.query_row + row) * v.q_stride + int64_t{task.q_head} * v.head_dim;
+    const Act* q = static_cast<const Act*>(is_sink ? v.q_sink : v.q) + (task.query_row + row) * v.q_stride +
+                   int64_t{task.q_head} * v.head_dim;
     float dot = 0;
     for (int d = 0; d < v.head_dim; ++d) dot += to_f32(load(q + d)) * to_f32(load(key + d));
     sum += exp2_approx(log2_logit(v, dot) - task.log2_total(v, row));
@@ -232,12 +250,18 @@ void launch_sums(const LaunchConfig& config, const ColumnSumParams& params) {
 template <class T>
 void launch_for_dim(const LaunchConfig& config, const ColumnSumParams& params) {
   switch (params.view.head_dim) {
-    case 64: return launch_sums<T, 64>(config, params);
-    case 80: return launch_sums<T, 80>(config, params);
-    case 96: return launch_sums<T, 96>(config, params);
-    case 128: return launch_sums<T, 128>(config, params);
-    case 256: return launch_sums<T, 256>(config, params);
-    default: launch<plain_column_sums<T, T>>(config, params);
+    case 64:
+      return launch_sums<T, 64>(config, params);
+    case 80:
+      return launch_sums<T, 80>(config, params);
+    case 96:
+      return launch_sums<T, 96>(config, params);
+    case 128:
+      return launch_sums<T, 128>(config, params);
+    case 256:
+      return launch_sums<T, 256>(config, params);
+    default:
+      launch<plain_column_sums<T, T>>(config, params);
   }
 }
 
@@ -246,10 +270,11 @@ void launch_for_dim(const LaunchConfig& config, const ColumnSumParams& params) {
 void launch_column_sums(const AttentionContext& context, DType activations, const AttentionParams& p) {
   ColumnSumParams params{.view = view_of(p), .sums = p.column_sums, .stride = p.column_sums_stride};
   if (params.view.lse == nullptr) params.view.lse = context.scratch.lse;
-  const LaunchConfig config{.grid = dim3(p.num_q_heads, (p.max_length + kSumSlots - 1) / kSumSlots, p.num_sequences),
-                            .block = dim3(kSumSlots),
-                            .stream = context.stream,
-                            .dependent = true};
+  const LaunchConfig config{
+      .grid = dim3(p.num_q_heads, (p.max_length + kSumSlots - 1) / kSumSlots, p.num_sequences),
+      .block = dim3(kSumSlots),
+      .stream = context.stream,
+      .dependent = true};
   const DType kv = p.layout.dtype;
   if (activations == DType::kBF16 && kv == DType::kBF16) return launch_for_dim<bf16>(config, params);
   if (activations == DType::kF16 && kv == DType::kF16) return launch_for_dim<f16>(config, params);
@@ -259,11 +284,12 @@ void launch_column_sums(const AttentionContext& context, DType activations, cons
 }
 
 void launch_last_row_logits(const AttentionContext& context, const AttentionParams& p) {
-  const LaunchConfig config{.grid = dim3(p.num_q_heads, (p.max_length + kLogitSlots - 1) / kLogitSlots, p.num_sequences),
-                            .block = dim3(kLogitSlots),
-                            .shared_bytes = 2 * p.head_dim * 4,
-                            .stream = context.stream,
-                            .dependent = true};
+  const LaunchConfig config{
+      .grid = dim3(p.num_q_heads, (p.max_length + kLogitSlots - 1) / kLogitSlots, p.num_sequences),
+      .block = dim3(kLogitSlots),
+      .shared_bytes = 2 * p.head_dim * 4,
+      .stream = context.stream,
+      .dependent = true};
   if (p.layout.dtype == DType::kBF16) return launch<last_row_logits<bf16>>(config, view_of(p));
   launch<last_row_logits<f16>>(config, view_of(p));
 }

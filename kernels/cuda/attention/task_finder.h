@@ -1,6 +1,7 @@
-// Which tile of rows is the n-th from the end, found by one warp from the device's own counts. From the end, because the last
-// tile of a sequence sees the most slots, and long work should start first. Asked for growing n; remembers the 32 sequences (or
-// nodes) it stands at, so each question of a block that takes many tiles costs one scan of a warp as a rule.
+// Which tile of rows is the n-th from the end, found by one warp from the device's own counts. From the end,
+// because the last tile of a sequence sees the most slots, and long work should start first. Asked for
+// growing n; remembers the 32 sequences (or nodes) it stands at, so each question of a block that takes many
+// tiles costs one scan of a warp as a rule.
 #pragma once
 
 #include "kernels/cuda/attention/flash_tile.h"
@@ -19,7 +20,8 @@ struct TaskFinder {
   __device__ bool find(int n, int& entry, int& tile) {
     const int lane = threadIdx.x % kWarp;
     for (; group_from < entries; group_from += kWarp) {
-      const int mine = group_from + lane < entries ? flash_tiles<kRows, kCascade>(a, entries - 1 - group_from - lane) : 0;
+      const int mine =
+          group_from + lane < entries ? flash_tiles<kRows, kCascade>(a, entries - 1 - group_from - lane) : 0;
       int inclusive = mine;
 #pragma unroll
       for (int d = 1; d < kWarp; d *= 2) {

@@ -1,6 +1,7 @@
-// Stream-K for ragged lists: the tiles of all units, one after another, are cut into ranges, one per block of threads, wherever
-// units begin and end. Every block finds its range by itself from the lists' lengths (a scan that takes about a microsecond and
-// runs before the wait for the kernel before), so no plan is made on the host or kept in memory.
+// Stream-K for ragged lists: the tiles of all units, one after another, are cut into ranges, one per block of
+// threads, wherever units begin and end. Every block finds its range by itself from the lists' lengths (a
+// scan that takes about a microsecond and runs before the wait for the kernel before), so no plan is made on
+// the host or kept in memory.
 #pragma once
 
 #include "kernels/cuda/portable.h"
@@ -9,12 +10,13 @@ namespace quire::QUIRE_SIDE {
 
 // Ranges of `total` tiles, one per part. Two ways:
 //   equal     they differ by at most one tile; borders fall inside units.
-//   aligned   when all units have the same number of tiles: a range is several whole units, or a unit is cut in ranges of the same
+//   aligned   when all units have the same number of tiles: a range is several whole units, or a unit is cut
+//   in ranges of the same
 //             length. Fewer partial results and merges, at the price of a few idle blocks.
 struct Ranges {
   int total, parts;
-  int each, longer;               // equal: the first `longer` ranges have each + 1 tiles
-  int group, parts_of_group;      // aligned: a group of tiles is cut in parts of `each`; group = 0: equal
+  int each, longer;           // equal: the first `longer` ranges have each + 1 tiles
+  int group, parts_of_group;  // aligned: a group of tiles is cut in parts of `each`; group = 0: equal
 
   __device__ static Ranges equal(int total, int max_parts, int min_tiles) {
     const int parts = max(1, min(max_parts, (total + min_tiles - 1) / min_tiles));
@@ -30,7 +32,8 @@ struct Ranges {
     const int parts_of_unit = (unit + each - 1) / each;
     return {total, units * parts_of_unit, each, 0, unit, parts_of_unit};
   }
-  // Aligned where that leaves at most a tenth of the blocks without work, or where ranges are so short that merging outweighs it.
+  // Aligned where that leaves at most a tenth of the blocks without work, or where ranges are so short that
+  // merging outweighs it.
   __device__ static Ranges best(int total, int max_parts, int min_tiles, int unit) {
     const Ranges r = equal(total, max_parts, min_tiles);
     if (unit == 0) return r;
@@ -58,11 +61,13 @@ struct WorkStart {
 
 inline constexpr int kScanInts = 3 * kWarp + 2;  // shared memory of find_work, in int32
 
-// Called by all threads of a block. weight(e) = tiles of entry e, 0 <= e < entries. first(total, uniform) gives the first tile of
-// this block, or `total` when it has no work; uniform is the weight of every entry that has any, or 0 if they differ.
+// Called by all threads of a block. weight(e) = tiles of entry e, 0 <= e < entries. first(total, uniform)
+// gives the first tile of this block, or `total` when it has no work; uniform is the weight of every entry
+// that has any, or 0 if they differ.
 template <class Weight, class First>
 __device__ inline WorkStart find_work(Shared<int32_t> scratch, int entries, Weight weight, First first) {
-  const int threads = blockDim.x, thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp, warps = threads / kWarp;
+  const int threads = blockDim.x, thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp,
+            warps = threads / kWarp;
   const int each = (entries + threads - 1) / threads;
   const int from = min(entries, thread * each), to = min(entries, from + each);
   int mine = 0, most = 0, least = 0x7fffffff;

@@ -36,7 +36,9 @@ quire_shim_switch_stack:
 .size quire_shim_switch_stack,.-quire_shim_switch_stack
 )");
 
-void switch_stack(void** from, void* to) { quire_shim_switch_stack(from, to); }
+void switch_stack(void** from, void* to) {
+  quire_shim_switch_stack(from, to);
+}
 
 void* prepare_stack(char* stack, size_t bytes, void (*entry)()) {
   // Six zero registers, then the address that `ret` takes; at entry the stack is 8 below a multiple of 16.

@@ -6,7 +6,8 @@
 
 namespace quire::shim {
 
-// A stack that will run entry() on the first switch to it; entry never returns. The result is its stack pointer.
+// A stack that will run entry() on the first switch to it; entry never returns. The result is its stack
+// pointer.
 void* prepare_stack(char* stack, size_t bytes, void (*entry)());
 // Saves the running context to *from and continues `to`.
 void switch_stack(void** from, void* to);

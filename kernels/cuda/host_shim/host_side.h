@@ -1,5 +1,6 @@
 // portable.h for g++: the same functions over the shim. See portable.h for what each means.
-// Operations that can diverge take the caller's line, which names them in faults and tells one call site from another.
+// Operations that can diverge take the caller's line, which names them in faults and tells one call site from
+// another.
 #pragma once
 
 #include <bit>
@@ -24,30 +25,72 @@ using shim::hot;
 using shim::threadIdx, shim::blockIdx, shim::blockDim, shim::gridDim;
 using dim3 = shim::Dim3;
 
-// ---- vectors of CUDA's names and alignments -------------------------------------------------------------------------
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(8) uint2 { uint32_t x, y; };
-struct alignas(16) uint4 { uint32_t x, y, z, w; };
-struct alignas(8) int2 { int32_t x, y; };
-struct alignas(16) int4 { int32_t x, y, z, w; };
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
-inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
-inline int2 make_int2(int32_t x, int32_t y) { return {x, y}; }
-inline int4 make_int4(int32_t x, int32_t y, int32_t z, int32_t w) { return {x, y, z, w}; }
-inline int min(int a, int b) { return a < b ? a : b; }
-inline int max(int a, int b) { return a > b ? a : b; }
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+// ---- vectors of CUDA's names and alignments ----
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+struct alignas(8) int2 {
+  int32_t x, y;
+};
+struct alignas(16) int4 {
+  int32_t x, y, z, w;
+};
+inline float2 make_float2(float x, float y) {
+  return {x, y};
+}
+inline float4 make_float4(float x, float y, float z, float w) {
+  return {x, y, z, w};
+}
+inline uint2 make_uint2(uint32_t x, uint32_t y) {
+  return {x, y};
+}
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+  return {x, y, z, w};
+}
+inline int2 make_int2(int32_t x, int32_t y) {
+  return {x, y};
+}
+inline int4 make_int4(int32_t x, int32_t y, int32_t z, int32_t w) {
+  return {x, y, z, w};
+}
+inline int min(int a, int b) {
+  return a < b ? a : b;
+}
+inline int max(int a, int b) {
+  return a > b ? a : b;
+}
+inline int64_t min(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+inline int64_t max(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
 
-// ---- 16-bit floats ----------------------------------------------------------------------------------------------------
-struct bf16 { uint16_t bits; };
-struct f16 { uint16_t bits; };
-inline float to_f32(float x) { return x; }
-inline float to_f32(bf16 x) { return bf16_to_f32(x.bits); }
-inline float to_f32(f16 x) { return f16_to_f32(x.bits); }
+// ---- 16-bit floats ----
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+inline float to_f32(float x) {
+  return x;
+}
+inline float to_f32(bf16 x) {
+  return bf16_to_f32(x.bits);
+}
+inline float to_f32(f16 x) {
+  return f16_to_f32(x.bits);
+}
 template <class T>
 inline T from_f32(float f) {
   if constexpr (std::is_same_v<T, float>) {
@@ -67,7 +110,7 @@ inline float2 unpack2(uint32_t u) {
   return {to_f32(T{uint16_t(u)}), to_f32(T{uint16_t(u >> 16)})};
 }
 
-// ---- shared memory ------------------------------------------------------------------------------------------------------
+// ---- shared memory ----
 template <class T>
 class SharedReference {
  public:
@@ -84,7 +127,9 @@ class SharedReference {
     std::memcpy(hot.shared + offset_, &v, sizeof(T));
     return *this;
   }
-  const SharedReference& operator=(const SharedReference& other) const { return *this = static_cast<T>(other); }
+  const SharedReference& operator=(const SharedReference& other) const {
+    return *this = static_cast<T>(other);
+  }
   const SharedReference& operator+=(T v) const { return *this = static_cast<T>(*this) + v; }
 
  private:
@@ -95,25 +140,35 @@ template <class T>
 struct Shared {
   uint32_t offset;  // bytes from the start of the block's shared memory
 
-  SharedReference<T> operator[](int i) const { return SharedReference<T>(offset + static_cast<uint32_t>(i) * sizeof(T)); }
+  SharedReference<T> operator[](int i) const {
+    return SharedReference<T>(offset + static_cast<uint32_t>(i) * sizeof(T));
+  }
   Shared operator+(int i) const { return {offset + static_cast<uint32_t>(i) * uint32_t{sizeof(T)}}; }
   template <class U>
-  Shared<U> as() const { return {offset}; }
+  Shared<U> as() const {
+    return {offset};
+  }
 };
 
 template <class T = char>
-inline Shared<T> dynamic_shared() { return {0}; }
+inline Shared<T> dynamic_shared() {
+  return {0};
+}
 
-// ---- global memory --------------------------------------------------------------------------------------------------------
+// ---- global memory ----
 template <class T>
 inline T load(const T* p) {
   if (hot.checking) shim::check_global_read(p, sizeof(T));
   return *p;
 }
 template <class T>
-inline T load_streaming(const T* p) { return load(p); }
+inline T load_streaming(const T* p) {
+  return load(p);
+}
 template <class T>
-inline T load_shared_by_grid(const T* p) { return load(p); }
+inline T load_shared_by_grid(const T* p) {
+  return load(p);
+}
 template <class T>
 inline void store(T* p, T v) {
   if (hot.checking) shim::check_global_write(p, sizeof(T));
@@ -123,19 +178,29 @@ inline void prefetch_l2(const void* p) {
   if (hot.checking) shim::check_global_read(p, 1);
 }
 
-// ---- asynchronous copies ----------------------------------------------------------------------------------------------------
+// ---- asynchronous copies ----
 struct EvictFirst {};
-inline EvictFirst evict_first() { return {}; }
-inline void cp_async16(Shared<char> target, const void* source) { shim::begin_async_copy({source, target.offset, 16}); }
+inline EvictFirst evict_first() {
+  return {};
+}
+inline void cp_async16(Shared<char> target, const void* source) {
+  shim::begin_async_copy({source, target.offset, 16});
+}
 inline void cp_async16_or_zero(Shared<char> target, const void* source, bool valid) {
   shim::begin_async_copy({valid ? source : nullptr, target.offset, 16});
 }
-inline void cp_async16_evict_first(Shared<char> target, const void* source, EvictFirst) { cp_async16(target, source); }
-inline void cp_async_commit() { shim::commit_async_copies(); }
+inline void cp_async16_evict_first(Shared<char> target, const void* source, EvictFirst) {
+  cp_async16(target, source);
+}
+inline void cp_async_commit() {
+  shim::commit_async_copies();
+}
 template <int kNewest>
-inline void cp_async_wait() { shim::wait_async_copies(kNewest); }
+inline void cp_async_wait() {
+  shim::wait_async_copies(kNewest);
+}
 
-// ---- warp and block -----------------------------------------------------------------------------------------------------------
+// ---- warp and block ----
 template <class T>
 struct ShuffleArgs {
   T in, out;
@@ -152,7 +217,9 @@ template <class T>
 inline constexpr shim::WarpOp kShuffle{"shfl", execute_shuffle<T>};
 inline constexpr shim::WarpOp kSyncWarp{"sync_warp", nullptr};
 
-inline int lane_index() { return static_cast<int>(hot.fiber->thread % 32); }
+inline int lane_index() {
+  return static_cast<int>(hot.fiber->thread % 32);
+}
 template <class T>
 inline T shfl(T v, int lane, int line = __builtin_LINE()) {
   ShuffleArgs<T> a{v, v, lane};
@@ -160,7 +227,9 @@ inline T shfl(T v, int lane, int line = __builtin_LINE()) {
   return a.out;
 }
 template <class T>
-inline T shfl_xor(T v, int mask, int line = __builtin_LINE()) { return shfl(v, lane_index() ^ mask, line); }
+inline T shfl_xor(T v, int mask, int line = __builtin_LINE()) {
+  return shfl(v, lane_index() ^ mask, line);
+}
 template <class T>
 inline T shfl_up(T v, int n, int line = __builtin_LINE()) {
   const int lane = lane_index();
@@ -178,14 +247,24 @@ inline uint32_t ballot(bool p, int line = __builtin_LINE()) {
   shim::warp_operation(kVote, &a, line);
   return a.out;
 }
-inline int count_bits(uint32_t u) { return std::popcount(u); }
-inline bool any(bool p, int line = __builtin_LINE()) { return ballot(p, line) != 0; }
-inline void sync_warp(int line = __builtin_LINE()) { shim::warp_operation(kSyncWarp, nullptr, line); }
-inline void sync_threads(int line = __builtin_LINE()) { shim::block_barrier("sync_threads", line); }
-inline bool sync_threads_or(bool p, int line = __builtin_LINE()) { return shim::block_barrier_or(p, line); }
+inline int count_bits(uint32_t u) {
+  return std::popcount(u);
+}
+inline bool any(bool p, int line = __builtin_LINE()) {
+  return ballot(p, line) != 0;
+}
+inline void sync_warp(int line = __builtin_LINE()) {
+  shim::warp_operation(kSyncWarp, nullptr, line);
+}
+inline void sync_threads(int line = __builtin_LINE()) {
+  shim::block_barrier("sync_threads", line);
+}
+inline bool sync_threads_or(bool p, int line = __builtin_LINE()) {
+  return shim::block_barrier_or(p, line);
+}
 inline void fence_grid() {}  // blocks run one after another: nothing is out of order
 
-// ---- tensor cores: fragments as in PTX; tensor_core.cc says how sums are made --------------------------------------------------
+// ---- tensor cores: fragments as in PTX; tensor_core.cc says how sums are made ----
 struct LdmatrixArgs {
   uint32_t row;  // shared offset of the 16-byte row this lane names
   uint32_t* out;
@@ -193,7 +272,8 @@ struct LdmatrixArgs {
 };
 void execute_ldmatrix(void* const* args);
 void execute_ldmatrix_trans(void* const* args);
-inline constexpr shim::WarpOp kLdmatrix{"ldmatrix_x4", execute_ldmatrix}, kLdmatrixTrans{"ldmatrix_x4_trans", execute_ldmatrix_trans};
+inline constexpr shim::WarpOp kLdmatrix{"ldmatrix_x4", execute_ldmatrix},
+    kLdmatrixTrans{"ldmatrix_x4_trans", execute_ldmatrix_trans};
 inline void ldmatrix_x4(uint32_t (&r)[4], Shared<char> row, int line = __builtin_LINE()) {
   LdmatrixArgs a{row.offset, r, hot.fiber->thread};
   shim::warp_operation(kLdmatrix, &a, line);
@@ -221,14 +301,16 @@ struct MmaArgs {
 };
 void execute_mma_bf16(void* const* args);
 void execute_mma_f16(void* const* args);
-inline constexpr shim::WarpOp kMmaBf16{"mma_16816<bf16>", execute_mma_bf16}, kMmaF16{"mma_16816<f16>", execute_mma_f16};
+inline constexpr shim::WarpOp kMmaBf16{"mma_16816<bf16>", execute_mma_bf16},
+    kMmaF16{"mma_16816<f16>", execute_mma_f16};
 template <class T>
-inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line = __builtin_LINE()) {
+inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                      int line = __builtin_LINE()) {
   MmaArgs args{d, a, b};
   shim::warp_operation(std::is_same_v<T, bf16> ? kMmaBf16 : kMmaF16, &args, line);
 }
 
-// ---- atomics --------------------------------------------------------------------------------------------------------------------
+// ---- atomics ----
 template <class T>
 inline T atomic_add(T* p, T v) {
   const T old = load(p);
@@ -250,23 +332,43 @@ inline T shared_atomic(Shared<T> p, F f) {
   return old;
 }
 template <class T>
-inline T atomic_add(Shared<T> p, T v) { return shared_atomic(p, [v](T old) { return static_cast<T>(old + v); }); }
+inline T atomic_add(Shared<T> p, T v) {
+  return shared_atomic(p, [v](T old) { return static_cast<T>(old + v); });
+}
 template <class T>
-inline T atomic_max(Shared<T> p, T v) { return shared_atomic(p, [v](T old) { return old > v ? old : v; }); }
+inline T atomic_max(Shared<T> p, T v) {
+  return shared_atomic(p, [v](T old) { return old > v ? old : v; });
+}
 
-// ---- maths ------------------------------------------------------------------------------------------------------------------------
-inline float exp2_approx(float x) { return std::exp2(x); }
-inline float log2_approx(float x) { return std::log2(x); }
-inline float rcp_approx(float x) { return 1.0f / x; }
-inline float rsqrt_approx(float x) { return 1.0f / std::sqrt(x); }
-inline float bits_to_f32(uint32_t u) { return std::bit_cast<float>(u); }
-inline uint32_t f32_to_bits(float f) { return std::bit_cast<uint32_t>(f); }
+// ---- maths ----
+inline float exp2_approx(float x) {
+  return std::exp2(x);
+}
+inline float log2_approx(float x) {
+  return std::log2(x);
+}
+inline float rcp_approx(float x) {
+  return 1.0f / x;
+}
+inline float rsqrt_approx(float x) {
+  return 1.0f / std::sqrt(x);
+}
+inline float bits_to_f32(uint32_t u) {
+  return std::bit_cast<float>(u);
+}
+inline uint32_t f32_to_bits(float f) {
+  return std::bit_cast<uint32_t>(f);
+}
 
-// ---- programmatic dependent launch ----------------------------------------------------------------------------------------------------
-inline void wait_for_previous_kernel() { shim::mark_waited_for_previous_kernel(); }
-inline void let_next_kernel_start() { shim::mark_next_kernel_may_start(); }
+// ---- programmatic dependent launch ----
+inline void wait_for_previous_kernel() {
+  shim::mark_waited_for_previous_kernel();
+}
+inline void let_next_kernel_start() {
+  shim::mark_next_kernel_may_start();
+}
 
-// ---- launch ---------------------------------------------------------------------------------------------------------------------------
+// ---- launch ----
 struct LaunchConfig {
   dim3 grid{1, 1, 1}, block{1, 1, 1};
   int shared_bytes = 0;
@@ -276,12 +378,15 @@ struct LaunchConfig {
 
 // "kernel_name() [with auto kernel = decode<...>]", as the compiler spells it.
 template <auto kernel>
-inline const char* kernel_name() { return std::strstr(__PRETTY_FUNCTION__, "kernel = ") + std::strlen("kernel = "); }
+inline const char* kernel_name() {
+  return std::strstr(__PRETTY_FUNCTION__, "kernel = ") + std::strlen("kernel = ");
+}
 
 template <auto kernel, class... Params>
 inline void launch(const LaunchConfig& c, const Params&... params) {
   shim::run_or_record(c.stream, [c, params...] {
-    shim::run_grid({c.grid, c.block, c.shared_bytes, c.dependent, kernel_name<kernel>()}, [&] { kernel(params...); });
+    shim::run_grid({c.grid, c.block, c.shared_bytes, c.dependent, kernel_name<kernel>()},
+                   [&] { kernel(params...); });
   });
 }
 

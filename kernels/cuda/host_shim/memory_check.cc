@@ -38,7 +38,7 @@ void unregister_memory(const void* p) {
   a.generation++;
 }
 
-// ---- shared memory --------------------------------------------------------------------------------------------------
+// ---- shared memory ----
 void SharedShadow::begin_block(uint32_t bytes, uint32_t num_warps) {
   bytes_ = bytes;
   if (cells_.size() < bytes / kGranule + 1) cells_.resize(bytes / kGranule + 1);
@@ -57,7 +57,8 @@ bool SharedShadow::ordered(uint64_t time, uint32_t other_warp, uint32_t warp) co
 template <class F>
 void SharedShadow::each_cell(uint32_t offset, uint32_t bytes, F f) {
   if (bytes > bytes_ || offset > bytes_ - bytes)
-    fault(fmt::format("shared memory out of bounds: [{}, {}) of {} bytes", offset, int64_t{offset} + bytes, bytes_));
+    fault(fmt::format("shared memory out of bounds: [{}, {}) of {} bytes", offset, int64_t{offset} + bytes,
+                      bytes_));
   for (uint32_t c = offset / kGranule; c <= (offset + bytes - 1) / kGranule; ++c) f(cells_[c], c * kGranule);
 }
 
@@ -65,11 +66,14 @@ void SharedShadow::read(uint32_t offset, uint32_t bytes, uint32_t thread) {
   const uint32_t warp = thread / kWarpLanes;
   each_cell(offset, bytes, [&](Cell& cell, uint32_t at) {
     if (cell.write_time == kInFlight)
-      fault(fmt::format("read of shared byte {} while an asynchronous copy to it is in flight (issued by thread {})", at, cell.writer));
+      fault(fmt::format(
+          "read of shared byte {} while an asynchronous copy to it is in flight (issued by thread {})", at,
+          cell.writer));
     if (cell.write_time < block_start_) fault(fmt::format("read of shared byte {} that nobody wrote", at));
     const uint32_t writer = cell.writer & ~kAtomic;
     if (writer != thread && !ordered(cell.write_time, writer / kWarpLanes, warp))
-      fault(fmt::format("race: read of shared byte {} that thread {} wrote with no barrier between", at, writer));
+      fault(fmt::format("race: read of shared byte {} that thread {} wrote with no barrier between", at,
+                        writer));
     const bool fresh = cell.read_time >= block_start_ && cell.read_time >= last_barrier_;
     if (!fresh || cell.reader == thread) {
       cell.reader = thread;
@@ -84,15 +88,19 @@ void SharedShadow::read(uint32_t offset, uint32_t bytes, uint32_t thread) {
 void SharedShadow::check_write(const Cell& cell, uint32_t at, uint32_t thread) const {
   const uint32_t warp = thread / kWarpLanes;
   if (cell.write_time == kInFlight)
-    fault(fmt::format("write of shared byte {} while an asynchronous copy to it is in flight (issued by thread {})", at, cell.writer));
+    fault(fmt::format(
+        "write of shared byte {} while an asynchronous copy to it is in flight (issued by thread {})", at,
+        cell.writer));
   const uint32_t writer = cell.writer & ~kAtomic;
-  if (cell.write_time >= block_start_ && writer != thread && !ordered(cell.write_time, writer / kWarpLanes, warp))
-    fault(fmt::format("race: write of shared byte {} that thread {} wrote with no barrier between", at, writer));
+  if (cell.write_time >= block_start_ && writer != thread &&
+      !ordered(cell.write_time, writer / kWarpLanes, warp))
+    fault(fmt::format("race: write of shared byte {} that thread {} wrote with no barrier between", at,
+                      writer));
   if (cell.read_time < block_start_ || cell.read_time < last_barrier_ || cell.reader == thread) return;
   const bool same_warp = cell.reader != kManyWarps && (cell.reader & ~kManyLanes) / kWarpLanes == warp;
   if (same_warp && cell.read_time < last_warp_barrier_[warp]) return;
   fault(fmt::format("race: write of shared byte {} that {} read with no barrier between", at,
-                    cell.reader == kManyWarps ? "threads of several warps"
+                    cell.reader == kManyWarps  ? "threads of several warps"
                     : cell.reader & kManyLanes ? "other lanes of a warp"
                                                : fmt::format("thread {}", cell.reader)));
 }
@@ -131,7 +139,7 @@ void SharedShadow::land_async_write(uint32_t offset, uint32_t bytes, uint32_t th
   });
 }
 
-// ---- global memory --------------------------------------------------------------------------------------------------
+// ---- global memory ----
 void GlobalShadow::begin_launch(bool dependent) {
   dependent_ = dependent;
   written_by_previous_ = std::move(written_);
@@ -142,12 +150,16 @@ void GlobalShadow::begin_launch(bool dependent) {
   last_launch_generation_ = generation;
 }
 
-bool GlobalShadow::before_wait() const { return dependent_ && !hot.fiber->waited_for_previous_kernel; }
+bool GlobalShadow::before_wait() const {
+  return dependent_ && !hot.fiber->waited_for_previous_kernel;
+}
 
 void GlobalShadow::check_bounds(const void* p, int64_t bytes, const char* what) {
   const auto begin = reinterpret_cast<uintptr_t>(p), end = begin + static_cast<uintptr_t>(bytes);
   Allocations& a = allocations();
-  if (a.generation.load(std::memory_order_relaxed) == cached_generation_ && begin >= cached_begin_ && end <= cached_end_) return;
+  if (a.generation.load(std::memory_order_relaxed) == cached_generation_ && begin >= cached_begin_ &&
+      end <= cached_end_)
+    return;
   {
     std::lock_guard lock(a.mutex);
     cached_generation_ = a.generation.load(std::memory_order_relaxed);
@@ -155,9 +167,12 @@ void GlobalShadow::check_bounds(const void* p, int64_t bytes, const char* what) 
     cached_begin_ = it == a.end_by_begin.begin() ? 1 : (--it)->first;
     cached_end_ = cached_begin_ == 1 ? 0 : it->second;
   }
-  if (begin >= cached_begin_ && end <= cached_end_) return;  // a fault never returns: no lock may be held there
-  fault(fmt::format("global {} of {} bytes at {} is outside every allocation (the nearest below begins {} bytes before and has {})",
-                    what, bytes, p, begin - cached_begin_, cached_end_ - cached_begin_));
+  if (begin >= cached_begin_ && end <= cached_end_)
+    return;  // a fault never returns: no lock may be held there
+  fault(
+      fmt::format("global {} of {} bytes at {} is outside every allocation (the nearest below begins {} "
+                  "bytes before and has {})",
+                  what, bytes, p, begin - cached_begin_, cached_end_ - cached_begin_));
 }
 
 void GlobalShadow::read(const void* p, int64_t bytes) {
@@ -167,7 +182,8 @@ void GlobalShadow::read(const void* p, int64_t bytes) {
   const auto last = (reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(bytes) - 1) >> kGranuleShift;
   for (uintptr_t g = first; g <= last; ++g)
     if (written_by_previous_.contains(g))
-      fault(fmt::format("read at {} of what the previous kernel writes, before wait_for_previous_kernel()", p));
+      fault(
+          fmt::format("read at {} of what the previous kernel writes, before wait_for_previous_kernel()", p));
 }
 
 void GlobalShadow::write(const void* p, int64_t bytes) {

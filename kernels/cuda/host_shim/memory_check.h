@@ -1,13 +1,13 @@
 // What the shim knows of memory while checking is on.
 //
-// Shared memory: a shadow cell per two bytes holds the last write and the last read with their times. Time grows at every
-// barrier and every sync_warp, so "before the last barrier" (or, within a warp, "before its last sync_warp") is one
-// comparison. That finds reads of bytes nobody wrote, races of any pair of threads whatever the order they happened to run
-// in, and touching bytes of an asynchronous copy in flight. Two threads that store different bytes of one two-byte
-// granule count as a race.
+// Shared memory: a shadow cell per two bytes holds the last write and the last read with their times. Time
+// grows at every barrier and every sync_warp, so "before the last barrier" (or, within a warp, "before its
+// last sync_warp") is one comparison. That finds reads of bytes nobody wrote, races of any pair of threads
+// whatever the order they happened to run in, and touching bytes of an asynchronous copy in flight. Two
+// threads that store different bytes of one two-byte granule count as a race.
 //
-// Global memory: addresses must lie in registered allocations. Writes of a launch are remembered, so that a dependent
-// launch which reads them before wait_for_previous_kernel() is found.
+// Global memory: addresses must lie in registered allocations. Writes of a launch are remembered, so that a
+// dependent launch which reads them before wait_for_previous_kernel() is found.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,8 @@
 
 namespace quire::shim {
 
-// Allocations that kernels may touch, process-wide, guarded by a mutex. Bytes outside of them are out of bounds.
+// Allocations that kernels may touch, process-wide, guarded by a mutex. Bytes outside of them are out of
+// bounds.
 void register_memory(const void* p, int64_t bytes);
 void unregister_memory(const void* p);
 
@@ -29,7 +30,8 @@ class SharedShadow {
 
   void read(uint32_t offset, uint32_t bytes, uint32_t thread);
   void write(uint32_t offset, uint32_t bytes, uint32_t thread);
-  void atomic(uint32_t offset, uint32_t bytes, uint32_t thread);  // races with plain accesses, not with atomics
+  void atomic(uint32_t offset, uint32_t bytes,
+              uint32_t thread);  // races with plain accesses, not with atomics
   void begin_async_write(uint32_t offset, uint32_t bytes, uint32_t thread);
   void land_async_write(uint32_t offset, uint32_t bytes, uint32_t thread);
 

@@ -27,16 +27,19 @@ constexpr int kMaxThreads = 1024;
 constexpr size_t kStackBytes = 128 * 1024, kGuardBytes = 4096;
 constexpr int kMaxSharedBytes = 227 * 1024;
 
-// Stacks of all fibers in one reservation, a guard page below each; pages are taken as they are touched. The stack given
-// back last is given out first, so a kernel without barriers runs all its threads on one warm stack.
+// Stacks of all fibers in one reservation, a guard page below each; pages are taken as they are touched. The
+// stack given back last is given out first, so a kernel without barriers runs all its threads on one warm
+// stack.
 class StackPool {
  public:
   StackPool() {
     const size_t bytes = kMaxThreads * (kStackBytes + kGuardBytes);
-    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* p =
+        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     check(p != MAP_FAILED, "no address space for the shim's fiber stacks");
     base_ = static_cast<char*>(p);
-    for (int i = 0; i < kMaxThreads; ++i) mprotect(base_ + i * (kStackBytes + kGuardBytes), kGuardBytes, PROT_NONE);
+    for (int i = 0; i < kMaxThreads; ++i)
+      mprotect(base_ + i * (kStackBytes + kGuardBytes), kGuardBytes, PROT_NONE);
     reset();
   }
   ~StackPool() { munmap(base_, kMaxThreads * (kStackBytes + kGuardBytes)); }
@@ -152,8 +155,9 @@ void Runner::warp_operation(const WarpOp& op, void* args, int line) {
     warp.op = &op;
     warp.line = line;
   } else if (warp.op != &op || warp.line != line) {
-    fault(fmt::format("divergent warp operation: this lane is at {} (line {}), others of its warp at {} (line {})", op.name, line,
-                      warp.op->name, warp.line));
+    fault(fmt::format(
+        "divergent warp operation: this lane is at {} (line {}), others of its warp at {} (line {})", op.name,
+        line, warp.op->name, warp.line));
   }
   warp.args[self.thread % kLanes] = args;
   warp.at_op |= bit;
@@ -213,7 +217,8 @@ void Runner::run_grid(const LaunchShape& shape, const std::function<void()>& bod
   if (num_threads_ == 0 || num_threads_ > kMaxThreads)
     fault(fmt::format("block of {} threads; a block takes 1 to {}", num_threads_, kMaxThreads));
   if (shape.shared_bytes < 0 || shape.shared_bytes > kMaxSharedBytes)
-    fault(fmt::format("{} bytes of shared memory; a block has at most {}", shape.shared_bytes, kMaxSharedBytes));
+    fault(fmt::format("{} bytes of shared memory; a block has at most {}", shape.shared_bytes,
+                      kMaxSharedBytes));
   if (shape.grid.count() == 0) fault("empty grid");
   body_ = &body;
   dependent = shape.dependent;
@@ -248,7 +253,8 @@ void Runner::begin_block() {
   }
   vote_ = vote_result_ = false;
   if (!options.checking) return;
-  std::memset(hot.shared, 0xff, hot.shared_bytes);  // NaN in every float type, for whoever reads what he should not
+  std::memset(hot.shared, 0xff,
+              hot.shared_bytes);  // NaN in every float type, for whoever reads what he should not
   shared_shadow.begin_block(hot.shared_bytes, static_cast<uint32_t>(warps_.size()));
 }
 
@@ -284,7 +290,8 @@ void Runner::run_block() {
     if (progressed) continue;
     if (std::all_of(warps_.begin(), warps_.end(), [](const Warp& x) { return x.done == x.exists; })) break;
     if (!open_barrier()) {
-      fault_ = fmt::format("{}: block ({},{},{}): {}", shape_.name, blockIdx.x, blockIdx.y, blockIdx.z, stuck());
+      fault_ =
+          fmt::format("{}: block ({},{},{}): {}", shape_.name, blockIdx.x, blockIdx.y, blockIdx.z, stuck());
       return finish_block();
     }
   }
@@ -319,8 +326,11 @@ std::string Runner::stuck() const {
   for (uint32_t w = 0; w < warps_.size(); ++w) {
     const Warp& warp = warps_[w];
     if (warp.at_op == 0) continue;
-    return fmt::format("divergent warp operation: {} (line {}) waits for lanes {:#010x} of warp {}, of which {:#010x} are at a barrier and "
-                       "{:#010x} have ended", warp.op->name, warp.line, warp.exists & ~warp.at_op, w, warp.at_barrier, warp.done);
+    return fmt::format(
+        "divergent warp operation: {} (line {}) waits for lanes {:#010x} of warp {}, of which {:#010x} are "
+        "at a barrier and "
+        "{:#010x} have ended",
+        warp.op->name, warp.line, warp.exists & ~warp.at_op, w, warp.at_barrier, warp.done);
   }
   uint32_t at_barrier = 0, done = 0;
   const Fiber* first = nullptr;
@@ -331,16 +341,22 @@ std::string Runner::stuck() const {
     if (waits && first == nullptr) first = &f;
     if (waits && (f.line != first->line || f.waits_at != first->waits_at)) other = &f;
   }
-  std::string s = fmt::format("divergent barrier: {} threads wait and {} have ended; thread {} is at {} (line {})", at_barrier, done,
-                              first->thread, first->waits_at, first->line);
-  if (other != nullptr) s += fmt::format(", thread {} at {} (line {})", other->thread, other->waits_at, other->line);
+  std::string s =
+      fmt::format("divergent barrier: {} threads wait and {} have ended; thread {} is at {} (line {})",
+                  at_barrier, done, first->thread, first->waits_at, first->line);
+  if (other != nullptr)
+    s += fmt::format(", thread {} at {} (line {})", other->thread, other->waits_at, other->line);
   return s;
 }
 
 }  // namespace
 
-void set_shim_options(const ShimOptions& options) { runner().options = options; }
-const ShimOptions& shim_options() { return runner().options; }
+void set_shim_options(const ShimOptions& options) {
+  runner().options = options;
+}
+const ShimOptions& shim_options() {
+  return runner().options;
+}
 
 void run_or_record(void* stream, std::function<void()> work) {
   auto* s = static_cast<HostStream*>(stream);
@@ -348,10 +364,18 @@ void run_or_record(void* stream, std::function<void()> work) {
   work();
 }
 
-void run_grid(const LaunchShape& shape, const std::function<void()>& body) { runner().run_grid(shape, body); }
-void warp_operation(const WarpOp& op, void* args, int line) { runner().warp_operation(op, args, line); }
-void block_barrier(const char* name, int line) { runner().block_barrier(name, line); }
-bool block_barrier_or(bool value, int line) { return runner().block_barrier_or(value, line); }
+void run_grid(const LaunchShape& shape, const std::function<void()>& body) {
+  runner().run_grid(shape, body);
+}
+void warp_operation(const WarpOp& op, void* args, int line) {
+  runner().warp_operation(op, args, line);
+}
+void block_barrier(const char* name, int line) {
+  runner().block_barrier(name, line);
+}
+bool block_barrier_or(bool value, int line) {
+  return runner().block_barrier_or(value, line);
+}
 void fault(std::string what) {
   runner().fault(std::move(what));
   __builtin_unreachable();
@@ -361,7 +385,7 @@ std::string place() {
   return fmt::format("block ({},{},{}) thread {}", blockIdx.x, blockIdx.y, blockIdx.z, hot.fiber->thread);
 }
 
-// ---- asynchronous copies: without checking they land at once ----------------------------------------------------------
+// ---- asynchronous copies: without checking they land at once ----
 namespace {
 
 void land(const AsyncCopy& copy) {
@@ -377,8 +401,11 @@ void land(const AsyncCopy& copy) {
 void begin_async_copy(const AsyncCopy& copy) {
   if (!hot.checking) return land(copy);
   Runner& r = runner();
-  if (copy.target % copy.bytes != 0) fault(fmt::format("asynchronous copy of {} bytes to shared byte {}: misaligned", copy.bytes, copy.target));
-  if (reinterpret_cast<uintptr_t>(copy.source) % copy.bytes != 0) fault("asynchronous copy from a misaligned address");
+  if (copy.target % copy.bytes != 0)
+    fault(
+        fmt::format("asynchronous copy of {} bytes to shared byte {}: misaligned", copy.bytes, copy.target));
+  if (reinterpret_cast<uintptr_t>(copy.source) % copy.bytes != 0)
+    fault("asynchronous copy from a misaligned address");
   if (copy.source != nullptr) r.global_shadow.read(copy.source, copy.bytes);
   r.shared_shadow.begin_async_write(copy.target, copy.bytes, hot.fiber->thread);
   hot.fiber->open_group.push_back(copy);
@@ -401,20 +428,34 @@ void wait_async_copies(int newest_left) {
   groups.erase(groups.begin(), groups.begin() + landing);
 }
 
-// ---- dependent launches -------------------------------------------------------------------------------------------------
-void mark_waited_for_previous_kernel() { hot.fiber->waited_for_previous_kernel = true; }
+// ---- dependent launches ----
+void mark_waited_for_previous_kernel() {
+  hot.fiber->waited_for_previous_kernel = true;
+}
 
 void mark_next_kernel_may_start() {
   if (hot.checking && runner().dependent && !hot.fiber->waited_for_previous_kernel)
     fault("let_next_kernel_start() before wait_for_previous_kernel()");
 }
 
-// ---- accesses, checked --------------------------------------------------------------------------------------------------
-void check_shared_read(uint32_t offset, uint32_t bytes) { runner().shared_shadow.read(offset, bytes, hot.fiber->thread); }
-void check_shared_read_by(uint32_t offset, uint32_t bytes, uint32_t thread) { runner().shared_shadow.read(offset, bytes, thread); }
-void check_shared_write(uint32_t offset, uint32_t bytes) { runner().shared_shadow.write(offset, bytes, hot.fiber->thread); }
-void check_shared_atomic(uint32_t offset, uint32_t bytes) { runner().shared_shadow.atomic(offset, bytes, hot.fiber->thread); }
-void check_global_read(const void* p, int64_t bytes) { runner().global_shadow.read(p, bytes); }
-void check_global_write(const void* p, int64_t bytes) { runner().global_shadow.write(p, bytes); }
+// ---- accesses, checked ----
+void check_shared_read(uint32_t offset, uint32_t bytes) {
+  runner().shared_shadow.read(offset, bytes, hot.fiber->thread);
+}
+void check_shared_read_by(uint32_t offset, uint32_t bytes, uint32_t thread) {
+  runner().shared_shadow.read(offset, bytes, thread);
+}
+void check_shared_write(uint32_t offset, uint32_t bytes) {
+  runner().shared_shadow.write(offset, bytes, hot.fiber->thread);
+}
+void check_shared_atomic(uint32_t offset, uint32_t bytes) {
+  runner().shared_shadow.atomic(offset, bytes, hot.fiber->thread);
+}
+void check_global_read(const void* p, int64_t bytes) {
+  runner().global_shadow.read(p, bytes);
+}
+void check_global_write(const void* p, int64_t bytes) {
+  runner().global_shadow.write(p, bytes);
+}
 
 }  // namespace quire::shim

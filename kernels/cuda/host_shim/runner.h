@@ -1,9 +1,10 @@
-// Runs a kernel function on the host: the threads of a block are fibers of one OS thread, blocks run one after another.
+// Runs a kernel function on the host: the threads of a block are fibers of one OS thread, blocks run one
+// after another.
 //
-// What holds: a warp operation is executed once, for all 32 lanes, by the lane that arrives last; a barrier opens when
-// every thread of the block stands at it. Lanes of a warp run in order until each blocks; then the next warp runs.
-// A fault (out of bounds, race, divergence...) ends the launch with ShimFault; the block's fibers are abandoned.
-// One Runner per OS thread, made on first use; launches never nest.
+// What holds: a warp operation is executed once, for all 32 lanes, by the lane that arrives last; a barrier
+// opens when every thread of the block stands at it. Lanes of a warp run in order until each blocks; then the
+// next warp runs. A fault (out of bounds, race, divergence...) ends the launch with ShimFault; the block's
+// fibers are abandoned. One Runner per OS thread, made on first use; launches never nest.
 #pragma once
 
 #include <cstdint>
@@ -27,20 +28,22 @@ struct ShimFault : std::runtime_error {
 };
 
 struct ShimOptions {
-  bool checking = false;    // shadow memory, bounds, asynchronous copies that land at their wait, launch dependencies
+  bool checking =
+      false;  // shadow memory, bounds, asynchronous copies that land at their wait, launch dependencies
   uint64_t order_seed = 0;  // 0: blocks and warps in order; else a random order of both, from this seed
 };
 // For the calling thread, from its next launch on.
 void set_shim_options(const ShimOptions& options);
 const ShimOptions& shim_options();
 
-// A stream of the host side. While `recording`, launches are kept there instead of run: that is a captured graph.
+// A stream of the host side. While `recording`, launches are kept there instead of run: that is a captured
+// graph.
 struct HostStream {
   std::vector<std::function<void()>>* recording = nullptr;
 };
 void run_or_record(void* stream, std::function<void()> work);
 
-// ---- what kernels reach through host_side.h ------------------------------------------------------------------------
+// ---- what kernels reach through host_side.h ----
 struct WarpOp {
   const char* name;
   void (*execute)(void* const* args);  // args[lane], 32 of them

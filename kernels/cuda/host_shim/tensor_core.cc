@@ -1,15 +1,20 @@
 // ldmatrix, movmatrix, mma and votes for a whole warp at once, with the fragment layouts of the PTX manual.
-// A product of two 16-bit floats is exact in float32; the 16 products of an element are added to the accumulator one by
-// one in the order of k, each sum rounded. (A card adds several at a time and truncates: results differ in the last bits.)
+// A product of two 16-bit floats is exact in float32; the 16 products of an element are added to the
+// accumulator one by one in the order of k, each sum rounded. (A card adds several at a time and truncates:
+// results differ in the last bits.)
 #include "kernels/cuda/host_shim/host_side.h"
 
 namespace quire::cuda_host {
 namespace {
 
 template <class T>
-const T& of(void* const* args, int lane) { return *static_cast<const T*>(args[lane]); }
+const T& of(void* const* args, int lane) {
+  return *static_cast<const T*>(args[lane]);
+}
 
-uint16_t half_of(uint32_t word, int i) { return static_cast<uint16_t>(word >> (16 * i)); }
+uint16_t half_of(uint32_t word, int i) {
+  return static_cast<uint16_t>(word >> (16 * i));
+}
 
 template <bool kTrans>
 void ldmatrix(void* const* args) {
@@ -62,10 +67,18 @@ void mma(void* const* args) {
 
 }  // namespace
 
-void execute_ldmatrix(void* const* args) { ldmatrix<false>(args); }
-void execute_ldmatrix_trans(void* const* args) { ldmatrix<true>(args); }
-void execute_mma_bf16(void* const* args) { mma<bf16>(args); }
-void execute_mma_f16(void* const* args) { mma<f16>(args); }
+void execute_ldmatrix(void* const* args) {
+  ldmatrix<false>(args);
+}
+void execute_ldmatrix_trans(void* const* args) {
+  ldmatrix<true>(args);
+}
+void execute_mma_bf16(void* const* args) {
+  mma<bf16>(args);
+}
+void execute_mma_f16(void* const* args) {
+  mma<f16>(args);
+}
 
 void execute_movmatrix(void* const* args) {
   uint16_t m[8][8];
