@@ -1,5 +1,6 @@
-// Host time per step: plan + commit, as an engine thread spends it, with an executor that does nothing. 256 running sequences of
-// 4,096 tokens each, decoding, unless told otherwise; the prefix tree is on and filled with --cached-blocks of other prompts.
+// Host time per step: plan + commit, as an engine thread spends it, with an executor that does nothing. 256
+// running sequences of 4,096 tokens each, decoding, unless told otherwise; the prefix tree is on and filled
+// with --cached-blocks of other prompts.
 //   engine_host_bench [--sequences N] [--context N] [--steps N] [--cached-blocks N]
 // Prints microseconds: median, p99, and the longest.
 #include <fmt/format.h>
@@ -28,11 +29,16 @@ Options parse(int argc, char** argv) {
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string flag = argv[i];
     const int64_t value = std::atoll(argv[i + 1]);
-    if (flag == "--sequences") o.sequences = static_cast<int32_t>(value);
-    else if (flag == "--context") o.context = static_cast<int32_t>(value);
-    else if (flag == "--steps") o.steps = static_cast<int32_t>(value);
-    else if (flag == "--cached-blocks") o.cached_blocks = value;
-    else check(false, "flags: --sequences --context --steps --cached-blocks");
+    if (flag == "--sequences")
+      o.sequences = static_cast<int32_t>(value);
+    else if (flag == "--context")
+      o.context = static_cast<int32_t>(value);
+    else if (flag == "--steps")
+      o.steps = static_cast<int32_t>(value);
+    else if (flag == "--cached-blocks")
+      o.cached_blocks = value;
+    else
+      check(false, "flags: --sequences --context --steps --cached-blocks");
   }
   return o;
 }
@@ -44,8 +50,14 @@ CoreOptions core_options(const Options& o) {
   core.config.max_context_tokens = o.context + o.steps + 64;
   core.config.max_queued_requests = 1 << 20;
   core.config.max_queued_kv_factor = 1e6;
-  const int64_t blocks = int64_t{o.sequences} * ((core.config.max_context_tokens + o.block_tokens - 1) / o.block_tokens + 1) + o.cached_blocks;
-  core.cache = uniform_spec({.num_layers = 1, .num_kv_heads = 1, .head_dim = 8, .dtype = DType::kBF16, .block_tokens = o.block_tokens},
+  const int64_t blocks =
+      int64_t{o.sequences} * ((core.config.max_context_tokens + o.block_tokens - 1) / o.block_tokens + 1) +
+      o.cached_blocks;
+  core.cache = uniform_spec({.num_layers = 1,
+                             .num_kv_heads = 1,
+                             .head_dim = 8,
+                             .dtype = DType::kBF16,
+                             .block_tokens = o.block_tokens},
                             static_cast<int32_t>(blocks));
   core.vocab_size = 32000;
   return core;
@@ -68,7 +80,9 @@ void submit(EngineCore& core, CoreRequest r) {
   core.submit(std::move(r));
 }
 
-double us(std::chrono::steady_clock::duration d) { return std::chrono::duration<double, std::micro>(d).count(); }
+double us(std::chrono::steady_clock::duration d) {
+  return std::chrono::duration<double, std::micro>(d).count();
+}
 
 void run(const Options& o) {
   SteadyClock clock;
@@ -78,7 +92,8 @@ void run(const Options& o) {
   EngineCore& core = **made;
   Random random(1);
   RequestId id = 1;
-  for (int64_t filled = 0; filled < o.cached_blocks * o.block_tokens; filled += o.context) submit(core, request(random, id++, o.context, 1));
+  for (int64_t filled = 0; filled < o.cached_blocks * o.block_tokens; filled += o.context)
+    submit(core, request(random, id++, o.context, 1));
   while (core.step()) core.take_outcome();
   for (int32_t i = 0; i < o.sequences; ++i) submit(core, request(random, id++, o.context, o.steps + 32));
   while (core.scheduler().num_running() < o.sequences || core.scheduler().in_flight().empty() ||
@@ -86,7 +101,8 @@ void run(const Options& o) {
     core.step();
     core.take_outcome();
   }
-  // A step of EngineCore is a plan and a commit; the executor's own part (it makes up tokens) is timed apart and taken off.
+  // A step of EngineCore is a plan and a commit; the executor's own part (it makes up tokens) is timed apart
+  // and taken off.
   std::vector<double> times;
   int64_t tokens = 0;
   for (int32_t i = 0; i < o.steps - 16; ++i) {
@@ -98,12 +114,16 @@ void run(const Options& o) {
     tokens += static_cast<int64_t>(out.tokens.size());
   }
   std::sort(times.begin(), times.end());
-  fmt::print("sequences {} context {} cached blocks {}: {} steps, {:.1f} tokens per step\n", o.sequences, o.context, core.cache().num_cached(),
-             times.size(), static_cast<double>(tokens) / static_cast<double>(times.size()));
-  fmt::print("host us per step: median {:.1f}  p99 {:.1f}  max {:.1f}\n", times[times.size() / 2], times[times.size() * 99 / 100], times.back());
+  fmt::print("sequences {} context {} cached blocks {}: {} steps, {:.1f} tokens per step\n", o.sequences,
+             o.context, core.cache().num_cached(), times.size(),
+             static_cast<double>(tokens) / static_cast<double>(times.size()));
+  fmt::print("host us per step: median {:.1f}  p99 {:.1f}  max {:.1f}\n", times[times.size() / 2],
+             times[times.size() * 99 / 100], times.back());
 }
 
 }  // namespace
 }  // namespace quire
 
-int main(int argc, char** argv) { quire::run(quire::parse(argc, argv)); }
+int main(int argc, char** argv) {
+  quire::run(quire::parse(argc, argv));
+}

@@ -1,5 +1,6 @@
-// What other threads ask of the engine thread. Bounded: requests by the queue budget they took, the rest by the number of
-// live requests (a second word about one request replaces the first; a sequence is stopped once). Nobody who pushes waits.
+// What other threads ask of the engine thread. Bounded: requests by the queue budget they took, the rest by
+// the number of live requests (a second word about one request replaces the first; a sequence is stopped
+// once). Nobody who pushes waits.
 #pragma once
 
 #include <atomic>

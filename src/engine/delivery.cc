@@ -13,7 +13,9 @@ bool is_collected(const DeliveryRequest& r) {
   return !r.stream || r.sampling->beam_width > 0 || r.sampling->best_of > r.sampling->n;
 }
 
-bool is_ranked(const SamplingParams& s) { return s.beam_width == 0 && s.best_of > s.n; }
+bool is_ranked(const SamplingParams& s) {
+  return s.beam_width == 0 && s.best_of > s.n;
+}
 
 }  // namespace
 
@@ -61,8 +63,8 @@ void Delivery::take_token(Open& open, TokenOutput token) {
   if (!stream.ends_now) flush(open, token.index, stream);
 }
 
-void Delivery::add_token(const Open& open, Stream& stream, int32_t id, float logprob, std::vector<std::pair<int32_t, float>> top,
-                         bool silent) {
+void Delivery::add_token(const Open& open, Stream& stream, int32_t id, float logprob,
+                         std::vector<std::pair<int32_t, float>> top, bool silent) {
   const SamplingParams& sampling = *open.request.sampling;
   TokenEvent& event = stream.event;
   event.token_ids.push_back(id);
@@ -88,7 +90,8 @@ void Delivery::take_end(Open& open, SequenceEnd end) {
   if (!stream.done) {
     for (size_t i = 0; i < end.tokens.size(); ++i) {
       TokenLogprob& l = end.logprobs[i];
-      const bool silent = end.stop_token && i + 1 == end.tokens.size() && !open.request.sampling->include_stop;
+      const bool silent =
+          end.stop_token && i + 1 == end.tokens.size() && !open.request.sampling->include_stop;
       add_token(open, stream, l.token_id, l.logprob, std::move(l.top), silent);
     }
     if (stream.text != nullptr) stream.event.text += stream.text->flush();
@@ -100,14 +103,16 @@ void Delivery::take_end(Open& open, SequenceEnd end) {
   flush(open, end.index, stream);
 }
 
-// Sends what a stream has, unless it is collected until its end, or is its request's last end (see delivery.h).
+// Sends what a stream has, unless it is collected until its end, or is its request's last end (see
+// delivery.h).
 void Delivery::flush(Open& open, int32_t index, Stream& stream) {
   if (stream.sent || is_ranked(*open.request.sampling) || open.request.sampling->beam_width > 0) return;
   if (stream.done && !stream.confirmed && open.request.dump_kv) return;  // its end brings the dump
   if (!stream.done && (is_collected(open.request) || stream.event.token_ids.empty())) return;
   const auto unfinished = [](const auto& entry) { return !entry.second.sent; };
-  const auto left = static_cast<int32_t>(std::count_if(open.streams.begin(), open.streams.end(), unfinished)) +
-                    open.request.sampling->num_sequences() - static_cast<int32_t>(open.streams.size());
+  const auto left =
+      static_cast<int32_t>(std::count_if(open.streams.begin(), open.streams.end(), unfinished)) +
+      open.request.sampling->num_sequences() - static_cast<int32_t>(open.streams.size());
   if (stream.done && left == 1) return;
   stream.sent = stream.done;
   TokenEvent event = std::exchange(stream.event, {});
@@ -150,8 +155,13 @@ void Delivery::take_request_end(Open& open, const RequestEnd& end) {
     send(open, std::move(event));
   }
   log_line(LogLevel::kInfo, "request_end",
-           {{"id", id}, {"client_id", open.request.client_request_id}, {"finish", to_string(end.finish)}, {"prompt_tokens", end.prompt_tokens},
-            {"cached_tokens", end.cached_tokens}, {"completion_tokens", completion_tokens}, {"first_token_ms", end.timings.first_token_ms},
+           {{"id", id},
+            {"client_id", open.request.client_request_id},
+            {"finish", to_string(end.finish)},
+            {"prompt_tokens", end.prompt_tokens},
+            {"cached_tokens", end.cached_tokens},
+            {"completion_tokens", completion_tokens},
+            {"first_token_ms", end.timings.first_token_ms},
             {"total_ms", end.timings.total_ms}});
   requests_.erase(id);
   hooks_.request_ended(id);
@@ -171,7 +181,8 @@ KvDump Delivery::dump(int32_t num_computed) const {
   KvDump layers;
   for (const int32_t window : layer_windows_) {
     std::vector<int32_t> positions;
-    for (int32_t p = window > 0 ? std::max(0, num_computed - window) : 0; p < num_computed; ++p) positions.push_back(p);
+    for (int32_t p = window > 0 ? std::max(0, num_computed - window) : 0; p < num_computed; ++p)
+      positions.push_back(p);
     layers.push_back({std::move(positions)});
   }
   return layers;

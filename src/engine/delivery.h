@@ -1,8 +1,9 @@
-// Turns outcomes into a client's events: text from ids, stop texts, logprobs, the best n of best_of, and exactly one last event
-// per request. Delivery thread only.
+// Turns outcomes into a client's events: text from ids, stop texts, logprobs, the best n of best_of, and
+// exactly one last event per request. Delivery thread only.
 //
-// A sequence's end is told at once while others of its request go on; the end of the last one is held until the scheduler
-// has confirmed the request's (one step at most, when a stop text ended it), so that usage comes with it.
+// A sequence's end is told at once while others of its request go on; the end of the last one is held until
+// the scheduler has confirmed the request's (one step at most, when a stop text ended it), so that usage
+// comes with it.
 #pragma once
 
 #include <cstdint>
@@ -47,14 +48,14 @@ class Delivery {
  private:
   struct Stream {
     std::unique_ptr<TextStream> text;
-    TokenEvent event;          // what has not been sent
-    int32_t num_tokens = 0;    // delivered or about to be
+    TokenEvent event;        // what has not been sent
+    int32_t num_tokens = 0;  // delivered or about to be
     double sum_logprob = 0;
-    bool ends_now = false;     // its end is in the outcome at hand: token and end go out as one event
-    bool ends_by_id = false;   // the token that comes next is the one that ends it
-    bool done = false;         // has its finish reason; later tokens are dropped
-    bool confirmed = false;    // the scheduler has ended it too
-    bool sent = false;         // its finishing event is out
+    bool ends_now = false;    // its end is in the outcome at hand: token and end go out as one event
+    bool ends_by_id = false;  // the token that comes next is the one that ends it
+    bool done = false;        // has its finish reason; later tokens are dropped
+    bool confirmed = false;   // the scheduler has ended it too
+    bool sent = false;        // its finishing event is out
   };
   struct Open {
     DeliveryRequest request;
@@ -64,7 +65,8 @@ class Delivery {
   };
   Stream& stream_of(Open& open, int32_t index);
   void take_token(Open& open, TokenOutput token);
-  void add_token(const Open& open, Stream& stream, int32_t id, float logprob, std::vector<std::pair<int32_t, float>> top, bool silent);
+  void add_token(const Open& open, Stream& stream, int32_t id, float logprob,
+                 std::vector<std::pair<int32_t, float>> top, bool silent);
   void take_end(Open& open, SequenceEnd end);
   void flush(Open& open, int32_t index, Stream& stream);
   void take_request_end(Open& open, const RequestEnd& end);

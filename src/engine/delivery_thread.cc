@@ -2,7 +2,8 @@
 
 namespace quire {
 
-DeliveryThread::DeliveryThread(const TextFront& text, std::vector<int32_t> layer_windows, Delivery::Hooks hooks)
+DeliveryThread::DeliveryThread(const TextFront& text, std::vector<int32_t> layer_windows,
+                               Delivery::Hooks hooks)
     : delivery_(text, std::move(layer_windows), std::move(hooks)), thread_([this] { serve(); }) {}
 
 DeliveryThread::~DeliveryThread() {

@@ -1,6 +1,6 @@
-// The thread around Delivery: takes openings from whoever submits and outcomes from the engine thread, in the order pushed. An
-// engine that is kMaxBacklog outcomes ahead waits: a slow sink slows the engine and does not fill memory. (Sinks must not block;
-// a client that does not read is paused by the server.)
+// The thread around Delivery: takes openings from whoever submits and outcomes from the engine thread, in the
+// order pushed. An engine that is kMaxBacklog outcomes ahead waits: a slow sink slows the engine and does not
+// fill memory. (Sinks must not block; a client that does not read is paused by the server.)
 #pragma once
 
 #include <condition_variable>

@@ -55,18 +55,27 @@ ModelCard card_of(const OpenedExecutor& opened, const TextFront& text) {
 
 void log_start(const EngineParts& parts, const OpenedExecutor& opened) {
   log_line(LogLevel::kInfo, "engine_start",
-           {{"model", parts.card.name}, {"architecture", parts.card.architecture}, {"parameters", parts.card.num_parameters},
-            {"device", opened.device}, {"dtype", opened.dtype}, {"kv_dtype", name_of(opened.kv_dtype)},
-            {"max_context_tokens", opened.config.max_context_tokens}, {"blocks", opened.num_blocks},
-            {"block_tokens", opened.config.block_tokens}, {"block_bytes", opened.block_bytes}, {"memory_plan", opened.memory_plan}});
+           {{"model", parts.card.name},
+            {"architecture", parts.card.architecture},
+            {"parameters", parts.card.num_parameters},
+            {"device", opened.device},
+            {"dtype", opened.dtype},
+            {"kv_dtype", name_of(opened.kv_dtype)},
+            {"max_context_tokens", opened.config.max_context_tokens},
+            {"blocks", opened.num_blocks},
+            {"block_tokens", opened.config.block_tokens},
+            {"block_bytes", opened.block_bytes},
+            {"memory_plan", opened.memory_plan}});
 }
 
 }  // namespace
 
 Result<EngineParts> open_parts(const EngineConfig& config) {
   if (!config.default_kv_policy.empty())
-    return invalid(fmt::format("default_kv_policy is `{}`; this engine keeps every token, so it must be empty", config.default_kv_policy),
-                   "default_kv_policy");
+    return invalid(
+        fmt::format("default_kv_policy is `{}`; this engine keeps every token, so it must be empty",
+                    config.default_kv_policy),
+        "default_kv_policy");
   Result<OpenedExecutor> opened = open_executor(config);
   if (!opened) return opened.error();
   Result<std::unique_ptr<TextFront>> text = open_text_front(config.model_dir, opened->spec.vocab_size);

@@ -14,9 +14,11 @@ ScheduleLimits schedule_limits(const CoreOptions& options) {
   const EngineConfig& config = options.config;
   ScheduleLimits limits;
   limits.reserve = options.reserve;
+  limits.whole_block_hits = options.whole_block_hits;
   limits.max_step_tokens = config.max_step_tokens;
   limits.max_sequences = config.max_sequences;
-  limits.max_prefill_chunk_tokens = config.max_prefill_chunk_tokens > 0 ? config.max_prefill_chunk_tokens : config.max_step_tokens;
+  limits.max_prefill_chunk_tokens =
+      config.max_prefill_chunk_tokens > 0 ? config.max_prefill_chunk_tokens : config.max_step_tokens;
   return limits;
 }
 
@@ -32,7 +34,8 @@ AdmissionLimits admission_limits(const CoreOptions& options, const KvCache& cach
 }
 
 int64_t max_queued_tokens(const EngineConfig& config, const KvCache& cache) {
-  return static_cast<int64_t>(config.max_queued_kv_factor * static_cast<double>(cache.num_blocks()) * cache.block_tokens());
+  return static_cast<int64_t>(config.max_queued_kv_factor * static_cast<double>(cache.num_blocks()) *
+                              cache.block_tokens());
 }
 
 Status check_config(const EngineConfig& c) {
@@ -40,30 +43,40 @@ Status check_config(const EngineConfig& c) {
     if (value > 0) return ok();
     return invalid(fmt::format("{} is {}; it must be at least 1", name, value), name);
   };
-  for (const auto& [name, value] : {std::pair<const char*, int64_t>{"max_sequences", c.max_sequences}, {"max_queued_requests", c.max_queued_requests},
-                                    {"max_step_tokens", c.max_step_tokens}, {"max_context_tokens", c.max_context_tokens}})
+  for (const auto& [name, value] : {std::pair<const char*, int64_t>{"max_sequences", c.max_sequences},
+                                    {"max_queued_requests", c.max_queued_requests},
+                                    {"max_step_tokens", c.max_step_tokens},
+                                    {"max_context_tokens", c.max_context_tokens}})
     if (Status s = positive(name, value); !s) return s;
   if (c.max_prefill_chunk_tokens < 0)
-    return invalid(fmt::format("max_prefill_chunk_tokens is {}; it must be at least 1, or 0 for max_step_tokens", c.max_prefill_chunk_tokens),
-                   "max_prefill_chunk_tokens");
+    return invalid(
+        fmt::format("max_prefill_chunk_tokens is {}; it must be at least 1, or 0 for max_step_tokens",
+                    c.max_prefill_chunk_tokens),
+        "max_prefill_chunk_tokens");
   if (c.max_step_tokens < c.max_sequences)
-    return invalid(fmt::format("max_step_tokens is {} and max_sequences {}; a step must have a token for every running sequence",
-                               c.max_step_tokens, c.max_sequences),
-                   "max_step_tokens");
-  if (!(c.max_queued_kv_factor > 0)) return invalid(fmt::format("max_queued_kv_factor is {}; it must be above 0", c.max_queued_kv_factor), "max_queued_kv_factor");
+    return invalid(
+        fmt::format(
+            "max_step_tokens is {} and max_sequences {}; a step must have a token for every running sequence",
+            c.max_step_tokens, c.max_sequences),
+        "max_step_tokens");
+  if (!(c.max_queued_kv_factor > 0))
+    return invalid(fmt::format("max_queued_kv_factor is {}; it must be above 0", c.max_queued_kv_factor),
+                   "max_queued_kv_factor");
   return ok();
 }
 
 }  // namespace
 
-Result<std::unique_ptr<EngineCore>> EngineCore::create(const CoreOptions& options, Executor& executor, const Clock& clock) {
+Result<std::unique_ptr<EngineCore>> EngineCore::create(const CoreOptions& options, Executor& executor,
+                                                       const Clock& clock) {
   if (Status s = check_config(options.config); !s) return s.error();
   Result<std::unique_ptr<KvCache>> cache = KvCache::create(options.cache, options.eviction);
   if (!cache) return cache.error();
   return std::unique_ptr<EngineCore>(new EngineCore(options, std::move(*cache), executor, clock));
 }
 
-EngineCore::EngineCore(const CoreOptions& options, std::unique_ptr<KvCache> cache, Executor& executor, const Clock& clock)
+EngineCore::EngineCore(const CoreOptions& options, std::unique_ptr<KvCache> cache, Executor& executor,
+                       const Clock& clock)
     : options_(options),
       cache_(std::move(cache)),
       executor_(executor),
@@ -92,7 +105,8 @@ void EngineCore::submit(CoreRequest request) {
   setup.seed = request.seed;
   setup.first_sequence = scheduler_.next_sequence_id();
   // Logprobs of the prompt need every row of it computed.
-  setup.share_prefix = options_.config.prefix_cache && !request.bypass_prefix_cache && request.sampling->prompt_logprobs < 0;
+  setup.share_prefix =
+      options_.config.prefix_cache && !request.bypass_prefix_cache && request.sampling->prompt_logprobs < 0;
   NamespaceKey key = options_.identity;
   key.salt = std::move(request.cache_salt);
   setup.ns = cache_->open_namespace(key);
@@ -111,13 +125,16 @@ void EngineCore::stop(RequestId request, int32_t index) {
   count_ends(counted_ends_);
 }
 
-void EngineCore::set_paused(RequestId request, bool paused) { scheduler_.set_paused(request, paused); }
+void EngineCore::set_paused(RequestId request, bool paused) {
+  scheduler_.set_paused(request, paused);
+}
 
 void EngineCore::expire(int64_t now_us) {
   while (!deadlines_.empty() && deadlines_.begin()->first <= now_us) {
     const RequestId request = deadlines_.begin()->second;
     deadlines_.erase(deadlines_.begin());
-    scheduler_.end(request, FinishReason::kDeadline, error(Code::kDeadlineExceeded, "the request's deadline_ms has passed"), now_us, outcome_);
+    scheduler_.end(request, FinishReason::kDeadline,
+                   error(Code::kDeadlineExceeded, "the request's deadline_ms has passed"), now_us, outcome_);
   }
 }
 
@@ -175,7 +192,9 @@ void EngineCore::count_ends(size_t from) {
 }
 
 void EngineCore::watch() {
-  const std::optional<std::string> broken = options_.config.check_invariants ? check_all(*this) : check_cheap(*this);
+  const bool audit =
+      options_.config.check_invariants && scheduler_.counters().steps % options_.audit_every == 0;
+  const std::optional<std::string> broken = audit ? check_all(*this) : check_cheap(*this);
   if (broken) on_violation_(*broken);
 }
 

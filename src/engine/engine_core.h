@@ -1,11 +1,12 @@
-// The engine without threads and text: requests in, one step at a time, outcomes out. The engine thread drives it in
-// production; tests and the simulator drive it by hand with a fake executor and a moved clock, and get the same on every run.
+// The engine without threads and text: requests in, one step at a time, outcomes out. The engine thread
+// drives it in production; tests and the simulator drive it by hand with a fake executor and a moved clock,
+// and get the same on every run.
 #pragma once
 
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -23,11 +24,14 @@
 namespace quire {
 
 struct CoreOptions {
-  EngineConfig config;       // resolved
+  EngineConfig config;  // resolved
   CacheSpec cache;
   EvictionOrder eviction = EvictionOrder::kLru;
   ReserveRule reserve;
-  NamespaceKey identity;     // of the model; salt and policy are each request's
+  bool whole_block_hits =
+      false;                // hits are cut to whole blocks, as engines that hash blocks do; for comparison
+  int32_t audit_every = 1;  // steps between full audits where config.check_invariants is set
+  NamespaceKey identity;    // of the model; salt and policy are each request's
   int32_t vocab_size = 0;
   std::vector<TokenId> eos_token_ids;
 };
@@ -45,7 +49,8 @@ struct CoreRequest {
   uint64_t seed = 0;
 };
 
-// Requests that came in and how they left. accepted = waiting + admitted + finished + cancelled + failed (invariant 1).
+// Requests that came in and how they left. accepted = waiting + admitted + finished + cancelled + failed
+// (invariant 1).
 struct RequestCounts {
   int64_t accepted = 0, finished = 0, cancelled = 0, failed = 0;
 };
@@ -53,25 +58,30 @@ struct RequestCounts {
 class EngineCore {
  public:
   // kInvalidArgument where config values exclude each other, with both.
-  static Result<std::unique_ptr<EngineCore>> create(const CoreOptions& options, Executor& executor, const Clock& clock);
+  static Result<std::unique_ptr<EngineCore>> create(const CoreOptions& options, Executor& executor,
+                                                    const Clock& clock);
   ~EngineCore();
 
-  // ---- the door; any thread ----------------------------------------------------------------------------------------------
+  // ---- the door; any thread
+  // ----------------------------------------------------------------------------------------------
   const AdmissionLimits& limits() const { return limits_; }
   QueueBudget& queue_budget() { return queue_budget_; }
   double tokens_per_s() const { return timer_.tokens_per_s(); }
 
-  // ---- engine thread -----------------------------------------------------------------------------------------------------
+  // ---- engine thread
+  // -----------------------------------------------------------------------------------------------------
   void submit(CoreRequest request);  // has taken its part of the queue budget
   void abort(RequestId request);
   void stop(RequestId request, int32_t index);  // its text has met a stop string
   void set_paused(RequestId request, bool paused);
-  // Plans and submits a step if one can be, then commits the oldest if two are under way or none could be planned.
-  // False: there was nothing to do.
+  // Plans and submits a step if one can be, then commits the oldest if two are under way or none could be
+  // planned. False: there was nothing to do.
   bool step();
   Outcome take_outcome();
   bool idle() const { return num_unfinished() == 0 && scheduler_.num_in_flight() == 0; }
-  int64_t num_unfinished() const { return scheduler_.num_waiting_groups() + scheduler_.num_admitted_groups(); }
+  int64_t num_unfinished() const {
+    return scheduler_.num_waiting_groups() + scheduler_.num_admitted_groups();
+  }
   int64_t next_deadline_us() const { return deadlines_.empty() ? kNoDeadline : deadlines_.begin()->first; }
 
   void fill_stats(EngineStats& stats) const;
@@ -84,7 +94,8 @@ class EngineCore {
   void set_on_violation(OnViolation on_violation) { on_violation_ = std::move(on_violation); }
 
  private:
-  EngineCore(const CoreOptions& options, std::unique_ptr<KvCache> cache, Executor& executor, const Clock& clock);
+  EngineCore(const CoreOptions& options, std::unique_ptr<KvCache> cache, Executor& executor,
+             const Clock& clock);
   void expire(int64_t now_us);
   bool plan_step();
   void commit_step();

@@ -9,10 +9,14 @@ class IdsOnlyFront final : public TextFront {
   bool has_tokenizer() const override { return false; }
   bool has_chat_template() const override { return false; }
   Result<std::vector<int32_t>> encode(std::string_view, bool, bool) const override { return refusal(); }
-  Result<std::vector<int32_t>> encode_chat(std::span<const ChatMessage>, bool) const override { return refusal(); }
+  Result<std::vector<int32_t>> encode_chat(std::span<const ChatMessage>, bool) const override {
+    return refusal();
+  }
   Result<std::string> render_chat(std::span<const ChatMessage>) const override { return refusal(); }
   Result<std::string> decode(std::span<const int32_t>, bool) const override { return refusal(); }
-  std::unique_ptr<TextStream> stream(const SamplingParams&, std::span<const int32_t>) const override { return nullptr; }
+  std::unique_ptr<TextStream> stream(const SamplingParams&, std::span<const int32_t>) const override {
+    return nullptr;
+  }
 
  private:
   Error refusal() const { return error(Code::kFailedPrecondition, reason_); }
@@ -21,6 +25,8 @@ class IdsOnlyFront final : public TextFront {
 
 }  // namespace
 
-std::unique_ptr<TextFront> make_ids_only_front(std::string reason) { return std::make_unique<IdsOnlyFront>(std::move(reason)); }
+std::unique_ptr<TextFront> make_ids_only_front(std::string reason) {
+  return std::make_unique<IdsOnlyFront>(std::move(reason));
+}
 
 }  // namespace quire

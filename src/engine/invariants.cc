@@ -16,15 +16,18 @@ using Broken = std::optional<std::string>;
 
 Broken requests_add_up(const EngineCore& core) {
   const RequestCounts& c = core.counts();
-  const int64_t waiting = core.scheduler().num_waiting_groups(), admitted = core.scheduler().num_admitted_groups();
+  const int64_t waiting = core.scheduler().num_waiting_groups(),
+                admitted = core.scheduler().num_admitted_groups();
   if (c.accepted == waiting + admitted + c.finished + c.cancelled + c.failed) return {};
-  return fmt::format("invariant 1: {} accepted, but {} waiting + {} admitted + {} finished + {} cancelled + {} failed", c.accepted, waiting,
-                     admitted, c.finished, c.cancelled, c.failed);
+  return fmt::format(
+      "invariant 1: {} accepted, but {} waiting + {} admitted + {} finished + {} cancelled + {} failed",
+      c.accepted, waiting, admitted, c.finished, c.cancelled, c.failed);
 }
 
 Broken blocks_add_up(const KvCache& cache, int64_t all) {
   if (cache.num_free() + cache.num_held() + cache.num_cached() == all) return {};
-  return fmt::format("invariant 2: {} free + {} held + {} cached blocks, not {}", cache.num_free(), cache.num_held(), cache.num_cached(), all);
+  return fmt::format("invariant 2: {} free + {} held + {} cached blocks, not {}", cache.num_free(),
+                     cache.num_held(), cache.num_cached(), all);
 }
 
 Broken slots_are_distinct(const BatchPlan& plan, int32_t block_tokens) {
@@ -33,26 +36,30 @@ Broken slots_are_distinct(const BatchPlan& plan, int32_t block_tokens) {
     for (int32_t i = 0; i < static_cast<int32_t>(s.tokens.size()); ++i) {
       const int32_t slot = s.list_length_before + i;
       if (slot / block_tokens >= static_cast<int32_t>(s.block_table.size()))
-        return fmt::format("invariant 8: sequence {} writes slot {}; its list has {} blocks", value(s.sequence), slot, s.block_table.size());
+        return fmt::format("invariant 8: sequence {} writes slot {}; its list has {} blocks",
+                           value(s.sequence), slot, s.block_table.size());
       slots.emplace_back(s.block_table[slot / block_tokens], slot % block_tokens);
     }
   std::sort(slots.begin(), slots.end());
   const auto twice = std::adjacent_find(slots.begin(), slots.end());
   if (twice == slots.end()) return {};
-  return fmt::format("invariant 3: two tokens of step {} share slot {} of block {}", plan.step, twice->second, value(twice->first));
+  return fmt::format("invariant 3: two tokens of step {} share slot {} of block {}", plan.step, twice->second,
+                     value(twice->first));
 }
 
-// Once a prompt has ended in this step its samples share the tail that it writes: they are its holders then, and no other.
+// Once a prompt has ended in this step its samples share the tail that it writes: they are its holders then,
+// and no other.
 Broken writes_are_private(const BatchPlan& plan, const KvCache& cache) {
   const int32_t block_tokens = cache.block_tokens();
   for (const PlannedSequence& s : plan.sequences) {
     const int32_t end = s.list_length_before + static_cast<int32_t>(s.tokens.size());
     for (int32_t b = s.list_length_before / block_tokens; b * block_tokens < end; ++b) {
       const BlockId block = s.block_table[b];
-      const bool forked = s.samples.size() > 1 && cache.num_holders(block) == static_cast<int32_t>(s.samples.size());
+      const bool forked =
+          s.samples.size() > 1 && cache.num_holders(block) == static_cast<int32_t>(s.samples.size());
       if (!cache.may_write(block) && !forked)
-        return fmt::format("invariant 7: sequence {} writes block {}, which has {} holders or is published", value(s.sequence), value(block),
-                           cache.num_holders(block));
+        return fmt::format("invariant 7: sequence {} writes block {}, which has {} holders or is published",
+                           value(s.sequence), value(block), cache.num_holders(block));
     }
   }
   return {};
@@ -65,10 +72,13 @@ Broken submitted_blocks_are_held(const EngineCore& core) {
   for (const SubmittedStep& step : core.scheduler().in_flight()) {
     for (const BlockCopy& c : step.plan->copies)
       if (!held(c.source) || !held(c.target))
-        return fmt::format("invariant 6: step {} copies block {} to {}, and one is free", step.plan->step, value(c.source), value(c.target));
+        return fmt::format("invariant 6: step {} copies block {} to {}, and one is free", step.plan->step,
+                           value(c.source), value(c.target));
     for (const PlannedSequence& s : step.plan->sequences)
       for (const BlockId b : s.block_table)
-        if (!held(b)) return fmt::format("invariant 6: step {} names block {}, which nobody holds", step.plan->step, value(b));
+        if (!held(b))
+          return fmt::format("invariant 6: step {} names block {}, which nobody holds", step.plan->step,
+                             value(b));
   }
   return {};
 }
@@ -77,19 +87,22 @@ Broken lists_within_bound(const EngineCore& core) {
   const int32_t block_tokens = core.cache().block_tokens();
   for (const BlockTable* table : core.scheduler().tables())
     if (table->num_blocks() != (table->length() + block_tokens - 1) / block_tokens)
-      return fmt::format("invariant 8: a list of {} slots has {} blocks of {}", table->length(), table->num_blocks(), block_tokens);
+      return fmt::format("invariant 8: a list of {} slots has {} blocks of {}", table->length(),
+                         table->num_blocks(), block_tokens);
   return {};
 }
 
 Broken positions_are_ordered(const EngineCore& core) {
   for (const SequenceGroup* group : core.scheduler().groups())
     for (const auto& s : group->sequences) {
-      const bool ordered = s->num_computed <= s->num_planned && s->num_planned <= s->goal() + (s->finished() ? 1 : 0) && s->num_pending <= kMaxStepsInFlight &&
-                           s->num_pending >= 0 && s->num_in_flight >= 0;
+      const bool ordered =
+          s->num_computed <= s->num_planned && s->num_planned <= s->goal() + (s->finished() ? 1 : 0) &&
+          s->num_pending <= kMaxStepsInFlight && s->num_pending >= 0 && s->num_in_flight >= 0;
       const bool bounded = s->num_tokens() <= group->max_total_tokens;
       if (!ordered || !bounded)
-        return fmt::format("sequence {}: computed {} planned {} tokens {} pending {} in flight {} limit {}", value(s->id), s->num_computed,
-                           s->num_planned, s->num_tokens(), s->num_pending, s->num_in_flight, group->max_total_tokens);
+        return fmt::format("sequence {}: computed {} planned {} tokens {} pending {} in flight {} limit {}",
+                           value(s->id), s->num_computed, s->num_planned, s->num_tokens(), s->num_pending,
+                           s->num_in_flight, group->max_total_tokens);
     }
   return {};
 }
@@ -97,7 +110,8 @@ Broken positions_are_ordered(const EngineCore& core) {
 Broken slots_of_running(const EngineCore& core) {
   const auto n = static_cast<int32_t>(core.scheduler().running().size());
   if (n <= core.scheduler().limits().max_sequences) return {};
-  return fmt::format("{} sequences run; at most {} may (max_sequences)", n, core.scheduler().limits().max_sequences);
+  return fmt::format("{} sequences run; at most {} may (max_sequences)", n,
+                     core.scheduler().limits().max_sequences);
 }
 
 }  // namespace
@@ -113,7 +127,8 @@ Broken check_all(const EngineCore& core) {
   if (Broken b = lists_within_bound(core)) return b;
   if (Broken b = positions_are_ordered(core)) return b;
   if (Broken b = slots_of_running(core)) return b;
-  if (Broken b = core.cache().audit(core.scheduler().tables(), core.scheduler().deferred())) return "cache: " + *b;
+  if (Broken b = core.cache().audit(core.scheduler().tables(), core.scheduler().deferred()))
+    return "cache: " + *b;
   return {};
 }
 

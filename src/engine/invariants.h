@@ -1,6 +1,6 @@
-// The numbered invariants of src/engine/README.md as checks. Each gives the first one broken, with its number and the values.
-// check_cheap is O(1) and runs after every step, always; check_plan and check_all are O(everything), for tests, simulation
-// and --check-invariants.
+// The numbered invariants of src/engine/README.md as checks. Each gives the first one broken, with its number
+// and the values. check_cheap is O(1) and runs after every step, always; check_plan and check_all are
+// O(everything), for tests, simulation and --check-invariants.
 #pragma once
 
 #include <optional>

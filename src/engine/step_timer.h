@@ -1,5 +1,5 @@
-// What steps cost and yield: medians over the last few hundred, and the rate of computed tokens. Written by the engine thread;
-// the rate is read by any.
+// What steps cost and yield: medians over the last few hundred, and the rate of computed tokens. Written by
+// the engine thread; the rate is read by any.
 #pragma once
 
 #include <algorithm>

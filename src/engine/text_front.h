@@ -1,6 +1,6 @@
-// Text as the engine needs it: prompts in, text out piece by piece. A seam: implemented over src/text where that is built
-// (text_front_quire.cc); a build without it, or a model without a tokenizer, takes and gives token ids only. const members may
-// be called from any thread; a TextStream belongs to the delivery thread.
+// Text as the engine needs it: prompts in, text out piece by piece. A seam: implemented over src/text where
+// that is built (text_front_quire.cc); a build without it, or a model without a tokenizer, takes and gives
+// token ids only. const members may be called from any thread; a TextStream belongs to the delivery thread.
 #pragma once
 
 #include <cstdint>
@@ -34,12 +34,15 @@ class TextFront {
   virtual bool has_tokenizer() const = 0;
   virtual bool has_chat_template() const = 0;
   // Errors: no tokenizer (kFailedPrecondition, says why), text that is not UTF-8, what a template raises.
-  virtual Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens, bool special_as_text) const = 0;
-  virtual Result<std::vector<int32_t>> encode_chat(std::span<const ChatMessage> messages, bool special_as_text) const = 0;
+  virtual Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens,
+                                              bool special_as_text) const = 0;
+  virtual Result<std::vector<int32_t>> encode_chat(std::span<const ChatMessage> messages,
+                                                   bool special_as_text) const = 0;
   virtual Result<std::string> render_chat(std::span<const ChatMessage> messages) const = 0;
   virtual Result<std::string> decode(std::span<const int32_t> ids, bool skip_special_tokens) const = 0;
   // nullptr without a tokenizer.
-  virtual std::unique_ptr<TextStream> stream(const SamplingParams& sampling, std::span<const int32_t> prompt) const = 0;
+  virtual std::unique_ptr<TextStream> stream(const SamplingParams& sampling,
+                                             std::span<const int32_t> prompt) const = 0;
 };
 
 // A model directory's tokenizer and chat template, where it has them. Errors name the file.

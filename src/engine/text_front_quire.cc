@@ -11,7 +11,8 @@ namespace {
 class QuireTextStream final : public TextStream {
  public:
   QuireTextStream(const Tokenizer& tokenizer, const SamplingParams& sampling, std::span<const int32_t> prompt)
-      : detokenizer_(tokenizer, sampling.skip_special_tokens, prompt), stops_(sampling.stop, sampling.include_stop) {}
+      : detokenizer_(tokenizer, sampling.skip_special_tokens, prompt),
+        stops_(sampling.stop, sampling.include_stop) {}
 
   Piece push(int32_t id, bool may_stop) override {
     StopMatcher::Step step = stops_.push(detokenizer_.push(id), may_stop);
@@ -35,10 +36,12 @@ class QuireTextFront final : public TextFront {
   bool has_tokenizer() const override { return true; }
   bool has_chat_template() const override { return chat_ != nullptr; }
 
-  Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens, bool special_as_text) const override {
+  Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens,
+                                      bool special_as_text) const override {
     return tokenizer_->encode(text, add_special_tokens, special_as_text);
   }
-  Result<std::vector<int32_t>> encode_chat(std::span<const ChatMessage> messages, bool special_as_text) const override {
+  Result<std::vector<int32_t>> encode_chat(std::span<const ChatMessage> messages,
+                                           bool special_as_text) const override {
     if (chat_ == nullptr) return no_template();
     return chat_->encode(*tokenizer_, messages, true, special_as_text);
   }
@@ -49,13 +52,15 @@ class QuireTextFront final : public TextFront {
   Result<std::string> decode(std::span<const int32_t> ids, bool skip_special_tokens) const override {
     return tokenizer_->decode(ids, skip_special_tokens);
   }
-  std::unique_ptr<TextStream> stream(const SamplingParams& sampling, std::span<const int32_t> prompt) const override {
+  std::unique_ptr<TextStream> stream(const SamplingParams& sampling,
+                                     std::span<const int32_t> prompt) const override {
     return std::make_unique<QuireTextStream>(*tokenizer_, sampling, prompt);
   }
 
  private:
   static Error no_template() {
-    return error(Code::kFailedPrecondition, "this model has no chat template: send the prompt as text or token ids");
+    return error(Code::kFailedPrecondition,
+                 "this model has no chat template: send the prompt as text or token ids");
   }
 
   std::unique_ptr<Tokenizer> tokenizer_;
@@ -66,12 +71,14 @@ class QuireTextFront final : public TextFront {
 
 Result<std::unique_ptr<TextFront>> open_text_front(const std::string& model_dir, int32_t vocab_size) {
   if (!Tokenizer::exists(model_dir))
-    return make_ids_only_front("this model's directory has no tokenizer.json or tokenizer.model: prompts must be token ids");
+    return make_ids_only_front(
+        "this model's directory has no tokenizer.json or tokenizer.model: prompts must be token ids");
   Result<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::open(model_dir, vocab_size);
   if (!tokenizer) return tokenizer.error();
   Result<std::unique_ptr<ChatTemplate>> chat = ChatTemplate::open(model_dir);
   if (!chat) return chat.error();
-  return std::unique_ptr<TextFront>(std::make_unique<QuireTextFront>(std::move(*tokenizer), std::move(*chat)));
+  return std::unique_ptr<TextFront>(
+      std::make_unique<QuireTextFront>(std::move(*tokenizer), std::move(*chat)));
 }
 
 }  // namespace quire

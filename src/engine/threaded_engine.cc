@@ -28,21 +28,24 @@ uint64_t entropy() {
 
 int64_t retry_delay_ms(int64_t queued_tokens, double tokens_per_s) {
   if (tokens_per_s <= 0) return kRetryMs;
-  return std::clamp<int64_t>(static_cast<int64_t>(1e3 * static_cast<double>(queued_tokens) / tokens_per_s), 50, 60'000);
+  return std::clamp<int64_t>(static_cast<int64_t>(1e3 * static_cast<double>(queued_tokens) / tokens_per_s),
+                             50, 60'000);
 }
 
 }  // namespace
 
 Result<std::unique_ptr<Engine>> ThreadedEngine::start(EngineParts parts) {
   std::unique_ptr<ThreadedEngine> engine(new ThreadedEngine(std::move(parts)));
-  Result<std::unique_ptr<EngineCore>> core = EngineCore::create(engine->parts_.core, *engine->parts_.executor, *engine->parts_.clock);
+  Result<std::unique_ptr<EngineCore>> core =
+      EngineCore::create(engine->parts_.core, *engine->parts_.executor, *engine->parts_.clock);
   if (!core) return core.error();
   engine->core_ = std::move(*core);
   engine->core_->fill_stats(engine->stats_);
   Delivery::Hooks hooks;
   hooks.stop_sequence = [e = engine.get()](RequestId id, int32_t index) { e->commands_.stop(id, index); };
   hooks.request_ended = [e = engine.get()](RequestId id) { e->leave(id); };
-  engine->delivery_ = std::make_unique<DeliveryThread>(*engine->parts_.text, engine->parts_.layer_windows, std::move(hooks));
+  engine->delivery_ =
+      std::make_unique<DeliveryThread>(*engine->parts_.text, engine->parts_.layer_windows, std::move(hooks));
   engine->thread_ = std::thread([e = engine.get()] { e->serve(); });
   return std::unique_ptr<Engine>(std::move(engine));
 }
@@ -59,27 +62,34 @@ ThreadedEngine::~ThreadedEngine() {
   delivery_.reset();  // after the engine thread: every request has its last event
 }
 
-// ---- the door ---------------------------------------------------------------------------------------------------------------
+// ---- the door
+// ---------------------------------------------------------------------------------------------------------------
 
 Result<std::vector<int32_t>> ThreadedEngine::encode(const Request& request) const {
   if (const auto* ids = std::get_if<std::vector<int32_t>>(&request.prompt)) return *ids;
   if (const auto* text = std::get_if<std::string>(&request.prompt))
     return parts_.text->encode(*text, request.add_special_tokens, request.special_as_text);
-  return parts_.text->encode_chat(std::get<std::vector<ChatMessage>>(request.prompt), request.special_as_text);
+  return parts_.text->encode_chat(std::get<std::vector<ChatMessage>>(request.prompt),
+                                  request.special_as_text);
 }
 
 Status ThreadedEngine::check_door(const Request& request, const std::vector<int32_t>& prompt) {
   if (Status s = check_request(request.sampling, prompt, core_->limits()); !s) return s;
   if (!request.kv_policy.empty())
-    return invalid(fmt::format("kv_policy is `{}`; this engine keeps every token, so it must be empty", request.kv_policy), "kv_policy");
+    return invalid(fmt::format("kv_policy is `{}`; this engine keeps every token, so it must be empty",
+                               request.kv_policy),
+                   "kv_policy");
   if (!request.sampling.stop.empty() && !parts_.text->has_tokenizer())
-    return invalid("stop texts need a tokenizer, and this engine has none; use stop_token_ids", "sampling.stop");
+    return invalid("stop texts need a tokenizer, and this engine has none; use stop_token_ids",
+                   "sampling.stop");
   return check_deadline(request.deadline_ms, core_->queue_budget().num_tokens(), core_->tokens_per_s());
 }
 
 Error ThreadedEngine::refuse(Error error, const std::string& client_request_id) {
   ++refused_;
-  log_line(LogLevel::kInfo, "refused", {{"client_id", client_request_id}, {"code", static_cast<int>(error.code)}, {"why", error.message}});
+  log_line(
+      LogLevel::kInfo, "refused",
+      {{"client_id", client_request_id}, {"code", static_cast<int>(error.code)}, {"why", error.message}});
   return error;
 }
 
@@ -99,13 +109,15 @@ Result<RequestId> ThreadedEngine::submit(Request request, std::shared_ptr<TokenS
   if (Status s = budget.take(prompt_tokens, retry_delay_ms(budget.num_tokens(), core_->tokens_per_s())); !s)
     return refuse(s.error(), request.client_request_id);
   const std::string client_request_id = request.client_request_id;
-  if (const std::optional<RequestId> id = enter(std::move(request), std::move(*prompt), std::move(sink))) return *id;
+  if (const std::optional<RequestId> id = enter(std::move(request), std::move(*prompt), std::move(sink)))
+    return *id;
   budget.give_back(prompt_tokens);
   return refuse(draining(), client_request_id);
 }
 
 // Nothing if draining began meanwhile.
-std::optional<RequestId> ThreadedEngine::enter(Request request, std::vector<int32_t> prompt, std::shared_ptr<TokenSink> sink) {
+std::optional<RequestId> ThreadedEngine::enter(Request request, std::vector<int32_t> prompt,
+                                               std::shared_ptr<TokenSink> sink) {
   CoreRequest core;
   core.arrival_us = parts_.clock->now_us();
   core.sampling = std::make_shared<const SamplingParams>(std::move(request.sampling));
@@ -162,22 +174,28 @@ void ThreadedEngine::abort_all() {
   for (const RequestId id : live_) commands_.abort(id);
 }
 
-Result<std::vector<int32_t>> ThreadedEngine::tokenize(const std::string& text, bool add_special_tokens, bool special_as_text) {
+Result<std::vector<int32_t>> ThreadedEngine::tokenize(const std::string& text, bool add_special_tokens,
+                                                      bool special_as_text) {
   return parts_.text->encode(text, add_special_tokens, special_as_text);
 }
 
-Result<std::string> ThreadedEngine::detokenize(const std::vector<int32_t>& token_ids, bool skip_special_tokens) {
+Result<std::string> ThreadedEngine::detokenize(const std::vector<int32_t>& token_ids,
+                                               bool skip_special_tokens) {
   return parts_.text->decode(token_ids, skip_special_tokens);
 }
 
-Result<std::string> ThreadedEngine::render_chat(const std::vector<ChatMessage>& messages) { return parts_.text->render_chat(messages); }
+Result<std::string> ThreadedEngine::render_chat(const std::vector<ChatMessage>& messages) {
+  return parts_.text->render_chat(messages);
+}
 
 void ThreadedEngine::drain(int64_t timeout_ms) {
   std::unique_lock lock(live_mutex_);
   draining_ = true;
   const auto empty = [this] { return live_.empty(); };
-  if (live_changed_.wait_for(lock, std::chrono::milliseconds(std::max<int64_t>(timeout_ms, 0)), empty)) return;
-  log_line(LogLevel::kWarn, "drain_timeout", {{"timeout_ms", timeout_ms}, {"cancelled", static_cast<int64_t>(live_.size())}});
+  if (live_changed_.wait_for(lock, std::chrono::milliseconds(std::max<int64_t>(timeout_ms, 0)), empty))
+    return;
+  log_line(LogLevel::kWarn, "drain_timeout",
+           {{"timeout_ms", timeout_ms}, {"cancelled", static_cast<int64_t>(live_.size())}});
   lock.unlock();
   abort_all();
   lock.lock();
@@ -197,7 +215,8 @@ EngineStats ThreadedEngine::stats() const {
   return stats;
 }
 
-// ---- the engine thread ------------------------------------------------------------------------------------------------------
+// ---- the engine thread
+// ------------------------------------------------------------------------------------------------------
 
 bool ThreadedEngine::apply_commands() {
   Commands commands;
@@ -213,9 +232,15 @@ bool ThreadedEngine::apply_commands() {
   return commands.shutdown;
 }
 
-void ThreadedEngine::publish_stats() {
-  const std::unique_lock lock(stats_mutex_, std::try_to_lock);
-  if (lock.owns_lock()) core_->fill_stats(stats_);
+// Between steps a reader is not waited for; before an idle wait it is, so that what is read then is the last
+// word.
+void ThreadedEngine::publish_stats(bool is_idle) {
+  std::unique_lock lock(stats_mutex_, std::defer_lock);
+  if (is_idle)
+    lock.lock();
+  else if (!lock.try_lock())
+    return;
+  core_->fill_stats(stats_);
 }
 
 void ThreadedEngine::serve() {
@@ -225,13 +250,15 @@ void ThreadedEngine::serve() {
     busy_since_us_ = parts_.clock->now_us();
     const bool worked = core_->step();
     Outcome outcome = core_->take_outcome();
+    publish_stats(!worked);  // before delivery: who has seen a request's end finds it counted
     if (!outcome.empty()) delivery_->deliver(std::move(outcome));
-    publish_stats();
     if (worked) continue;
     busy_since_us_ = -1;
     if (stopping && core_->idle()) return;
     const int64_t until_us = core_->next_deadline_us();
-    const int64_t wait_us = until_us == kNoDeadline ? -1 : std::clamp<int64_t>(until_us - parts_.clock->now_us(), 0, kMaxIdleWaitUs);
+    const int64_t wait_us = until_us == kNoDeadline
+                                ? -1
+                                : std::clamp<int64_t>(until_us - parts_.clock->now_us(), 0, kMaxIdleWaitUs);
     commands_.wait(wait_us);
   }
 }

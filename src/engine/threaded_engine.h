@@ -1,5 +1,5 @@
-// quire::Engine over its parts: the engine thread around EngineCore, the delivery thread, and the door that any thread may use.
-// Engine::open makes the parts from a model directory; tests make them by hand.
+// quire::Engine over its parts: the engine thread around EngineCore, the delivery thread, and the door that
+// any thread may use. Engine::open makes the parts from a model directory; tests make them by hand.
 #pragma once
 
 #include <atomic>
@@ -28,7 +28,8 @@ struct EngineParts {
   std::vector<int32_t> layer_windows;  // 0 = full attention; for dumps
 };
 
-// A model directory's parts; in engine.cc, with Engine::open. Errors name the file, tensor, field or limit at fault.
+// A model directory's parts; in engine.cc, with Engine::open. Errors name the file, tensor, field or limit at
+// fault.
 Result<EngineParts> open_parts(const EngineConfig& config);
 
 class ThreadedEngine final : public Engine {
@@ -39,7 +40,8 @@ class ThreadedEngine final : public Engine {
   Result<RequestId> submit(Request request, std::shared_ptr<TokenSink> sink) override;
   void abort(RequestId id) override;
   void set_paused(RequestId id, bool paused) override;
-  Result<std::vector<int32_t>> tokenize(const std::string& text, bool add_special_tokens, bool special_as_text) override;
+  Result<std::vector<int32_t>> tokenize(const std::string& text, bool add_special_tokens,
+                                        bool special_as_text) override;
   Result<std::string> detokenize(const std::vector<int32_t>& token_ids, bool skip_special_tokens) override;
   Result<std::string> render_chat(const std::vector<ChatMessage>& messages) override;
   ModelCard model() const override { return parts_.card; }
@@ -51,7 +53,8 @@ class ThreadedEngine final : public Engine {
   explicit ThreadedEngine(EngineParts parts);
   Result<std::vector<int32_t>> encode(const Request& request) const;
   Status check_door(const Request& request, const std::vector<int32_t>& prompt);
-  std::optional<RequestId> enter(Request request, std::vector<int32_t> prompt, std::shared_ptr<TokenSink> sink);
+  std::optional<RequestId> enter(Request request, std::vector<int32_t> prompt,
+                                 std::shared_ptr<TokenSink> sink);
   Error refuse(Error error, const std::string& client_request_id);
   bool is_live(RequestId id) const;
   void leave(RequestId id);
@@ -59,7 +62,7 @@ class ThreadedEngine final : public Engine {
 
   void serve();  // the engine thread
   bool apply_commands();
-  void publish_stats();
+  void publish_stats(bool is_idle);
 
   EngineParts parts_;
   std::unique_ptr<EngineCore> core_;

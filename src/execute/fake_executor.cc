@@ -18,11 +18,17 @@ uint64_t mix(uint64_t a, uint64_t b) {
   return z ^ (z >> 31);
 }
 
-uint64_t chain_after(uint64_t before, TokenId token) { return mix(before, static_cast<uint64_t>(token) + 1); }
+uint64_t chain_after(uint64_t before, TokenId token) {
+  return mix(before, static_cast<uint64_t>(token) + 1);
+}
 
-float logprob_of(uint64_t hash) { return -0.05f - static_cast<float>(hash % 997) * 0.002f; }
+float logprob_of(uint64_t hash) {
+  return -0.05f - static_cast<float>(hash % 997) * 0.002f;
+}
 
-bool contains(const std::vector<TokenId>& ids, TokenId id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
+bool contains(const std::vector<TokenId>& ids, TokenId id) {
+  return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
 
 }  // namespace
 
@@ -41,7 +47,8 @@ void FakeExecutor::submit(std::shared_ptr<const BatchPlan> plan) {
   int64_t done = 0;
   if (clock_ != nullptr) {
     int64_t context = 0;
-    for (const PlannedSequence& s : plan->sequences) context += s.first_position + static_cast<int64_t>(s.tokens.size());
+    for (const PlannedSequence& s : plan->sequences)
+      context += s.first_position + static_cast<int64_t>(s.tokens.size());
     const double us = roofline_.step_us(plan->num_tokens(), context);
     done = busy_until_us_ = std::max(busy_until_us_, clock_->now_us()) + static_cast<int64_t>(us);
   }
@@ -53,7 +60,8 @@ StepResult FakeExecutor::wait() {
   check(!submitted_.empty(), "wait follows submit");
   const Submitted next = std::move(submitted_.front());
   submitted_.pop_front();
-  if (clock_ != nullptr && clock_->now_us() < next.done_us) clock_->advance_us(next.done_us - clock_->now_us());
+  if (clock_ != nullptr && clock_->now_us() < next.done_us)
+    clock_->advance_us(next.done_us - clock_->now_us());
   const auto start = std::chrono::steady_clock::now();
   StepResult result = run(*next.plan);
   run_us_ += std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
@@ -89,7 +97,9 @@ StepResult FakeExecutor::run(const BatchPlan& plan) {
 
 // A sequence that ended before it was ever sampled for leaves no word; it is known by its silence.
 void FakeExecutor::forget_stale(uint64_t step) {
-  std::erase_if(known_, [&](const auto& entry) { return !entry.second.joined && entry.second.last_step + 1024 < step; });
+  std::erase_if(known_, [&](const auto& entry) {
+    return !entry.second.joined && entry.second.last_step + 1024 < step;
+  });
 }
 
 // Nothing of a failed step was computed: what was to follow it means nothing.
@@ -115,7 +125,8 @@ void FakeExecutor::join(const PlannedJoin& j) {
   Known& known = known_[value(j.sequence)];
   if (known.joined) violation(fmt::format("sequence {} joins twice", value(j.sequence)));
   const size_t common = std::min(known.tokens.size(), j.history.size());
-  if (!std::equal(known.tokens.begin(), known.tokens.begin() + static_cast<std::ptrdiff_t>(common), j.history.begin()))
+  if (!std::equal(known.tokens.begin(), known.tokens.begin() + static_cast<std::ptrdiff_t>(common),
+                  j.history.begin()))
     violation(fmt::format("sequence {} joins with another history than its slots hold", value(j.sequence)));
   known.tokens.resize(common);
   known.chain.resize(common);
@@ -131,8 +142,12 @@ void FakeExecutor::join(const PlannedJoin& j) {
 bool FakeExecutor::check_shape(const PlannedSequence& s) {
   const int32_t end = s.first_position + static_cast<int32_t>(s.tokens.size());
   const bool fits = static_cast<int64_t>(s.block_table.size()) * model_.block_tokens >= end;
-  if (!fits) violation(fmt::format("sequence {}: {} blocks cannot hold {} tokens", value(s.sequence), s.block_table.size(), end));
-  if (s.list_length_before != s.first_position) violation(fmt::format("sequence {}: list length {} before position {}", value(s.sequence), s.list_length_before, s.first_position));
+  if (!fits)
+    violation(fmt::format("sequence {}: {} blocks cannot hold {} tokens", value(s.sequence),
+                          s.block_table.size(), end));
+  if (s.list_length_before != s.first_position)
+    violation(fmt::format("sequence {}: list length {} before position {}", value(s.sequence),
+                          s.list_length_before, s.first_position));
   for (const BlockId b : s.block_table)
     if (value(b) < 0 || value(b) >= model_.num_blocks) {
       violation(fmt::format("sequence {}: block {} of {}", value(s.sequence), value(b), model_.num_blocks));
@@ -143,7 +158,8 @@ bool FakeExecutor::check_shape(const PlannedSequence& s) {
 
 // A prefix hit: the slots tell what the sequence starts with; its join or its own tokens must agree later.
 void FakeExecutor::adopt(const PlannedSequence& s, Known& known) {
-  for (auto p = static_cast<int32_t>(known.tokens.size()); p < s.first_position; ++p) push(known, slot_at(s, p).token);
+  for (auto p = static_cast<int32_t>(known.tokens.size()); p < s.first_position; ++p)
+    push(known, slot_at(s, p).token);
 }
 
 TokenId FakeExecutor::resolve(const BatchPlan& plan, const PlannedSequence& s, Known& known, int32_t index) {
@@ -152,12 +168,15 @@ TokenId FakeExecutor::resolve(const BatchPlan& plan, const PlannedSequence& s, K
   const TokenId token = s.tokens[index];
   if (token == kSampledLastStep) {
     const bool right = s.tokens.size() == 1 && known.sampled_in + 1 == plan.step && num_known == position + 1;
-    if (!right) violation(fmt::format("sequence {}: no token was sampled one step before for position {}", value(s.sequence), position));
+    if (!right)
+      violation(fmt::format("sequence {}: no token was sampled one step before for position {}",
+                            value(s.sequence), position));
     return num_known > position ? known.tokens[position] : 0;
   }
   if (position == num_known) push(known, token);
   if (known.tokens[position] != token)
-    violation(fmt::format("sequence {}: token {} at position {} was {} before", value(s.sequence), token, position, known.tokens[position]));
+    violation(fmt::format("sequence {}: token {} at position {} was {} before", value(s.sequence), token,
+                          position, known.tokens[position]));
   return token;
 }
 
@@ -168,11 +187,13 @@ void FakeExecutor::write(const BatchPlan& plan, const PlannedSequence& s, Known&
     const TokenId token = resolve(plan, s, known, i);
     Slot& target = slot_at(s, position);
     if (target.written_in == plan.step)
-      violation(fmt::format("step {}: two tokens share slot {} of block {}", plan.step, position % model_.block_tokens,
+      violation(fmt::format("step {}: two tokens share slot {} of block {}", plan.step,
+                            position % model_.block_tokens,
                             value(s.block_table[position / model_.block_tokens])));
     const uint64_t before = position == 0 ? 0 : slot_at(s, position - 1).chain;
     target = {token, position, chain_after(before, token), plan.step};
-    if (i == 0 || position % model_.block_tokens == 0) ++version_[value(s.block_table[position / model_.block_tokens])];
+    if (i == 0 || position % model_.block_tokens == 0)
+      ++version_[value(s.block_table[position / model_.block_tokens])];
   }
 }
 
@@ -180,10 +201,15 @@ bool FakeExecutor::verify_block(const PlannedSequence& s, const Known& known, in
   for (int32_t i = 0; i < slots; ++i) {
     const int32_t position = index * model_.block_tokens + i;
     const Slot& found = slot(s.block_table[index], i);
-    if (found.token == known.tokens[position] && found.position == position && found.chain == known.chain[position]) continue;
-    violation(fmt::format("sequence {}: position {} lies in slot {} of block {}, which holds token {} of position {}, not token {}{}",
-                          value(s.sequence), position, i, value(s.block_table[index]), found.token, found.position, known.tokens[position],
-                          found.token == known.tokens[position] && found.position == position ? " after this prefix" : ""));
+    if (found.token == known.tokens[position] && found.position == position &&
+        found.chain == known.chain[position])
+      continue;
+    violation(fmt::format(
+        "sequence {}: position {} lies in slot {} of block {}, which holds token {} of position {}, not "
+        "token {}{}",
+        value(s.sequence), position, i, value(s.block_table[index]), found.token, found.position,
+        known.tokens[position],
+        found.token == known.tokens[position] && found.position == position ? " after this prefix" : ""));
     return false;
   }
   return true;
@@ -195,7 +221,8 @@ void FakeExecutor::verify(const PlannedSequence& s, Known& known) {
   const int32_t blocks = (end + model_.block_tokens - 1) / model_.block_tokens;
   known.seen.resize(blocks);
   for (int32_t b = 0; b < blocks; ++b) {
-    const Seen now{s.block_table[b], version_[value(s.block_table[b])], std::min(model_.block_tokens, end - b * model_.block_tokens)};
+    const Seen now{s.block_table[b], version_[value(s.block_table[b])],
+                   std::min(model_.block_tokens, end - b * model_.block_tokens)};
     Seen& seen = known.seen[b];
     if (seen.block == now.block && seen.version == now.version && seen.slots == now.slots) continue;
     if (verify_block(s, known, b, now.slots)) seen = now;
@@ -204,11 +231,15 @@ void FakeExecutor::verify(const PlannedSequence& s, Known& known) {
 
 TokenId FakeExecutor::pick(uint64_t chain, const Known& known, int32_t position) const {
   const SamplingParams& sampling = *known.sampling;
-  uint64_t hash = sampling.temperature == 0 ? chain : mix(mix(chain, known.seed), static_cast<uint64_t>(position));
+  uint64_t hash =
+      sampling.temperature == 0 ? chain : mix(mix(chain, known.seed), static_cast<uint64_t>(position));
   for (;; hash = mix(hash, 1)) {
     const auto& allowed = sampling.allowed_token_ids;
-    const TokenId token = allowed.empty() ? static_cast<TokenId>(hash % static_cast<uint64_t>(model_.vocab_size)) : allowed[hash % allowed.size()];
-    const bool masked = position - known.num_prompt < sampling.min_tokens && (contains(known.eos, token) || contains(sampling.stop_token_ids, token));
+    const TokenId token = allowed.empty()
+                              ? static_cast<TokenId>(hash % static_cast<uint64_t>(model_.vocab_size))
+                              : allowed[hash % allowed.size()];
+    const bool masked = position - known.num_prompt < sampling.min_tokens &&
+                        (contains(known.eos, token) || contains(sampling.stop_token_ids, token));
     if (!masked) return token;
   }
 }
@@ -221,16 +252,21 @@ void FakeExecutor::sample(const BatchPlan& plan, const PlannedSequence& s, StepR
     out.sequence = wanted.sequence;
     if (known.poisoned || known.sampling == nullptr) {
       out.token = 0;
-      if (!known.poisoned) violation(fmt::format("sequence {} is sampled for and never joined", value(wanted.sequence)));
+      if (!known.poisoned)
+        violation(fmt::format("sequence {} is sampled for and never joined", value(wanted.sequence)));
       continue;
     }
-    if (wanted.position != last + 1) violation(fmt::format("sequence {}: position {} is sampled after {}", value(wanted.sequence), wanted.position, last));
-    const uint64_t chain = model_.check_content ? slot_at(s, last).chain : mix(known.seed, static_cast<uint64_t>(last));
+    if (wanted.position != last + 1)
+      violation(fmt::format("sequence {}: position {} is sampled after {}", value(wanted.sequence),
+                            wanted.position, last));
+    const uint64_t chain =
+        model_.check_content ? slot_at(s, last).chain : mix(known.seed, static_cast<uint64_t>(last));
     const TokenId best = pick(chain, known, wanted.position);
     out.logprob = logprob_of(chain);
     const int32_t candidates = std::min(wanted.top_candidates, model_.vocab_size);
     for (int32_t i = 0; i < candidates; ++i)
-      out.top.emplace_back((best + i) % model_.vocab_size, out.logprob - 0.25f * static_cast<float>(i) - 0.1f * logprob_of(mix(chain, i)));
+      out.top.emplace_back((best + i) % model_.vocab_size,
+                           out.logprob - 0.25f * static_cast<float>(i) - 0.1f * logprob_of(mix(chain, i)));
     if (wanted.beam) continue;
     out.token = best;
     known.sampled_in = plan.step;
@@ -249,7 +285,8 @@ void FakeExecutor::prompt_logprobs(const PlannedSequence& s, StepResult& result)
     PromptLogprob& p = out.tokens.emplace_back();
     p.token = token;
     p.logprob = logprob_of(mix(static_cast<uint64_t>(token), static_cast<uint64_t>(s.first_position) + i));
-    for (int32_t k = 0; k < s.prompt_logprobs; ++k) p.top.emplace_back((token + k) % model_.vocab_size, p.logprob - 0.1f * static_cast<float>(k));
+    for (int32_t k = 0; k < s.prompt_logprobs; ++k)
+      p.top.emplace_back((token + k) % model_.vocab_size, p.logprob - 0.1f * static_cast<float>(k));
   }
 }
 

@@ -1,12 +1,15 @@
-// An executor without a model, for tests, simulation and host-time benchmarks. It does three things a real one does, and one
-// that none can:
-//   - tokens: the next token is a hash of what the cache's slots hold (so wrong sharing gives wrong tokens), of the position,
+// An executor without a model, for tests, simulation and host-time benchmarks. It does three things a real
+// one does, and one that none can:
+//   - tokens: the next token is a hash of what the cache's slots hold (so wrong sharing gives wrong tokens),
+//   of the position,
 //     and for temperature > 0 of the seed; logprobs and candidates likewise;
 //   - time: a step takes what a roofline says, on a moved clock;
 //   - faults: a hook may fail a step;
-//   - it keeps, for every slot of every block, which token at which position after which prefix was written there, applies
-//     the copies and writes of each plan, and checks at each step that every list's slots hold exactly its sequence's
-//     tokens. That finds wrong sharing, a missing copy-on-write, a block freed too early, two writers of one slot.
+//   - it keeps, for every slot of every block, which token at which position after which prefix was written
+//   there, applies
+//     the copies and writes of each plan, and checks at each step that every list's slots hold exactly its
+//     sequence's tokens. That finds wrong sharing, a missing copy-on-write, a block freed too early, two
+//     writers of one slot.
 // Steps run when waited for, as late as they may. Engine thread.
 #pragma once
 
@@ -23,8 +26,9 @@
 
 namespace quire {
 
-// Time of a step: overhead + max(bytes read / bandwidth, operations / rate). Microseconds; the defaults are an 8B model in 16
-// bit on an H100 (16 GB of weights at 3 TB/s, 128 KiB of K and V per token, 16 GFLOP per token at 600 TFLOP/s).
+// Time of a step: overhead + max(bytes read / bandwidth, operations / rate). Microseconds; the defaults are
+// an 8B model in 16 bit on an H100 (16 GB of weights at 3 TB/s, 128 KiB of K and V per token, 16 GFLOP per
+// token at 600 TFLOP/s).
 struct Roofline {
   double overhead_us = 50;
   double weights_us = 5333;
@@ -58,6 +62,7 @@ class FakeExecutor final : public Executor {
   void set_fault(Fault fault) { fault_ = std::move(fault); }
   const std::vector<std::string>& violations() const { return violations_; }
   double run_us() const { return run_us_; }  // real time spent inside wait(), for benchmarks of the host
+  bool checks_content() const { return model_.check_content; }
   int64_t num_known() const { return static_cast<int64_t>(known_.size()); }
   // What greedy decoding gives for a prompt, computed without a cache; for comparison.
   std::vector<TokenId> greedy(const std::vector<TokenId>& prompt, int32_t count) const;
@@ -86,7 +91,9 @@ class FakeExecutor final : public Executor {
     bool joined = false, poisoned = false;
   };
 
-  Slot& slot(BlockId block, int32_t offset) { return slots_[static_cast<size_t>(value(block)) * model_.block_tokens + offset]; }
+  Slot& slot(BlockId block, int32_t offset) {
+    return slots_[static_cast<size_t>(value(block)) * model_.block_tokens + offset];
+  }
   Slot& slot_at(const PlannedSequence& s, int32_t position) {
     return slot(s.block_table[position / model_.block_tokens], position % model_.block_tokens);
   }

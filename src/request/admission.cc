@@ -7,27 +7,33 @@
 namespace quire {
 namespace {
 
-int64_t blocks_for(int64_t tokens, int32_t block_tokens) { return (tokens + block_tokens - 1) / block_tokens; }
+int64_t blocks_for(int64_t tokens, int32_t block_tokens) {
+  return (tokens + block_tokens - 1) / block_tokens;
+}
 
 Status check_prompt(std::span<const TokenId> prompt, int32_t vocab_size) {
   if (prompt.empty()) return invalid("the prompt has no tokens; it needs at least 1", "prompt");
   for (size_t i = 0; i < prompt.size(); ++i)
     if (prompt[i] < 0 || prompt[i] >= vocab_size)
-      return invalid(fmt::format("prompt token {} is {}; ids of this model run from 0 to {}", i, prompt[i], vocab_size - 1), "prompt");
+      return invalid(fmt::format("prompt token {} is {}; ids of this model run from 0 to {}", i, prompt[i],
+                                 vocab_size - 1),
+                     "prompt");
   return ok();
 }
 
 Status check_length(int64_t prompt_tokens, const SamplingParams& sampling, int32_t max_context_tokens) {
   const int64_t max_prompt = max_context_tokens - (sampling.max_tokens > 0 ? 1 : 0);
   if (prompt_tokens > max_prompt)
-    return invalid(fmt::format("prompt has {} tokens; this model takes at most {} (max_context_tokens {}{})", prompt_tokens, max_prompt,
-                               max_context_tokens, sampling.max_tokens > 0 ? ", one of them generated" : ""),
+    return invalid(fmt::format("prompt has {} tokens; this model takes at most {} (max_context_tokens {}{})",
+                               prompt_tokens, max_prompt, max_context_tokens,
+                               sampling.max_tokens > 0 ? ", one of them generated" : ""),
                    "prompt");
   if (prompt_tokens + sampling.max_tokens > max_context_tokens)
-    return invalid(fmt::format("prompt has {} tokens and max_tokens is {}, together {}; this model holds {} (max_context_tokens), so "
+    return invalid(fmt::format("prompt has {} tokens and max_tokens is {}, together {}; this model holds {} "
+                               "(max_context_tokens), so "
                                "max_tokens may be at most {}",
-                               prompt_tokens, sampling.max_tokens, prompt_tokens + sampling.max_tokens, max_context_tokens,
-                               max_context_tokens - prompt_tokens),
+                               prompt_tokens, sampling.max_tokens, prompt_tokens + sampling.max_tokens,
+                               max_context_tokens, max_context_tokens - prompt_tokens),
                    "sampling.max_tokens");
   return ok();
 }
@@ -36,7 +42,8 @@ Status check_beams(const SamplingParams& sampling) {
   if (sampling.beam_width == 0) return ok();
   if (!sampling.stop.empty())
     return invalid("stop texts and beam_width exclude each other; use stop_token_ids", "sampling.stop");
-  if (sampling.max_tokens == 0) return invalid("max_tokens is 0; beam search needs at least 1", "sampling.max_tokens");
+  if (sampling.max_tokens == 0)
+    return invalid("max_tokens is 0; beam search needs at least 1", "sampling.max_tokens");
   return ok();
 }
 
@@ -44,14 +51,16 @@ Status check_beams(const SamplingParams& sampling) {
 
 int64_t peak_blocks(int64_t prompt_tokens, const SamplingParams& sampling, int32_t block_tokens) {
   const int64_t n = sampling.num_sequences();
-  const int64_t last = prompt_tokens + (sampling.max_tokens > 0 ? sampling.max_tokens - 1 : 0);  // the last id is never run
+  const int64_t last =
+      prompt_tokens + (sampling.max_tokens > 0 ? sampling.max_tokens - 1 : 0);  // the last id is never run
   if (n == 1) return blocks_for(last, block_tokens);
   const int64_t shared = prompt_tokens / block_tokens;
   const int64_t copied = sampling.beam_width > 0 ? n : 1;
   return shared + n * blocks_for(last - shared * block_tokens, block_tokens) + copied;
 }
 
-Status check_request(const SamplingParams& sampling, std::span<const TokenId> prompt, const AdmissionLimits& limits) {
+Status check_request(const SamplingParams& sampling, std::span<const TokenId> prompt,
+                     const AdmissionLimits& limits) {
   SamplingLimits bounds = limits.sampling;
   bounds.vocab_size = limits.vocab_size;
   if (Status s = validate(sampling, bounds); !s) return s;
@@ -60,26 +69,31 @@ Status check_request(const SamplingParams& sampling, std::span<const TokenId> pr
   const auto prompt_tokens = static_cast<int64_t>(prompt.size());
   if (Status s = check_length(prompt_tokens, sampling, limits.max_context_tokens); !s) return s;
   if (sampling.num_sequences() > limits.max_sequences)
-    return invalid(fmt::format("the request has {} sequences; at most {} run at once (max_sequences)", sampling.num_sequences(),
-                               limits.max_sequences),
+    return invalid(fmt::format("the request has {} sequences; at most {} run at once (max_sequences)",
+                               sampling.num_sequences(), limits.max_sequences),
                    sampling.beam_width > 0 ? "sampling.beam_width" : "sampling.n");
   const int64_t peak = peak_blocks(prompt_tokens, sampling, limits.block_tokens);
   if (peak > limits.num_blocks)
-    return invalid(fmt::format("the request may need {} cache blocks ({} prompt tokens, max_tokens {}, {} sequences); the cache has {} "
+    return invalid(fmt::format("the request may need {} cache blocks ({} prompt tokens, max_tokens {}, {} "
+                               "sequences); the cache has {} "
                                "of {} tokens (kv_cache_bytes)",
-                               peak, prompt_tokens, sampling.max_tokens, sampling.num_sequences(), limits.num_blocks, limits.block_tokens),
+                               peak, prompt_tokens, sampling.max_tokens, sampling.num_sequences(),
+                               limits.num_blocks, limits.block_tokens),
                    "sampling.max_tokens");
   return ok();
 }
 
 Status check_deadline(std::optional<int64_t> deadline_ms, int64_t queued_tokens, double tokens_per_s) {
   if (!deadline_ms) return ok();
-  if (*deadline_ms <= 0) return invalid(fmt::format("deadline_ms is {}; it must be at least 1", *deadline_ms), "deadline_ms");
+  if (*deadline_ms <= 0)
+    return invalid(fmt::format("deadline_ms is {}; it must be at least 1", *deadline_ms), "deadline_ms");
   if (tokens_per_s <= 0) return ok();
-  const auto wait_ms = static_cast<int64_t>(std::ceil(1e3 * static_cast<double>(queued_tokens) / tokens_per_s));
+  const auto wait_ms =
+      static_cast<int64_t>(std::ceil(1e3 * static_cast<double>(queued_tokens) / tokens_per_s));
   if (wait_ms <= *deadline_ms) return ok();
-  Error e = error(Code::kResourceExhausted, fmt::format("deadline_ms is {}; the {} prompt tokens that wait need about {} ms", *deadline_ms,
-                                                        queued_tokens, wait_ms));
+  Error e = error(Code::kResourceExhausted,
+                  fmt::format("deadline_ms is {}; the {} prompt tokens that wait need about {} ms",
+                              *deadline_ms, queued_tokens, wait_ms));
   e.field = "deadline_ms";
   e.retry_delay_ms = wait_ms - *deadline_ms;
   return e;

@@ -1,5 +1,5 @@
-// What is refused at the door, before a request costs anything: prompts and lengths that the model or the cache can never
-// hold. Pure; any thread. Every message names the value and the limit.
+// What is refused at the door, before a request costs anything: prompts and lengths that the model or the
+// cache can never hold. Pure; any thread. Every message names the value and the limit.
 #pragma once
 
 #include <cstdint>
@@ -20,15 +20,17 @@ struct AdmissionLimits {
   SamplingLimits sampling;
 };
 
-// Most blocks the whole group can need at once: the prompt's full blocks shared, a tail and the output for each sequence,
-// and the tails that are being copied (one for samples; for beams as many as there are, at every step).
+// Most blocks the whole group can need at once: the prompt's full blocks shared, a tail and the output for
+// each sequence, and the tails that are being copied (one for samples; for beams as many as there are, at
+// every step).
 int64_t peak_blocks(int64_t prompt_tokens, const SamplingParams& sampling, int32_t block_tokens);
 
 // Everything but the queue: parameters, ids, lengths, and whether it can ever fit.
-Status check_request(const SamplingParams& sampling, std::span<const TokenId> prompt, const AdmissionLimits& limits);
+Status check_request(const SamplingParams& sampling, std::span<const TokenId> prompt,
+                     const AdmissionLimits& limits);
 
-// A deadline that the queue alone makes impossible is refused at once. rate: tokens per second that the engine has computed
-// of late, 0 = unknown. queued_tokens: prompt tokens ahead of it.
+// A deadline that the queue alone makes impossible is refused at once. rate: tokens per second that the
+// engine has computed of late, 0 = unknown. queued_tokens: prompt tokens ahead of it.
 Status check_deadline(std::optional<int64_t> deadline_ms, int64_t queued_tokens, double tokens_per_s);
 
 }  // namespace quire

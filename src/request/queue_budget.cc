@@ -19,14 +19,18 @@ Status QueueBudget::take(int64_t prompt_tokens, int64_t retry_delay_ms) {
   const int32_t before = requests_.fetch_add(1, std::memory_order_relaxed);
   if (before >= max_requests_) {
     requests_.fetch_sub(1, std::memory_order_relaxed);
-    return full(fmt::format("{} requests are waiting; at most {} may (max_queued_requests)", before, max_requests_), retry_delay_ms);
+    return full(
+        fmt::format("{} requests are waiting; at most {} may (max_queued_requests)", before, max_requests_),
+        retry_delay_ms);
   }
   const int64_t tokens = tokens_.fetch_add(prompt_tokens, std::memory_order_relaxed) + prompt_tokens;
   if (tokens > max_tokens_ && before > 0) {
     tokens_.fetch_sub(prompt_tokens, std::memory_order_relaxed);
     requests_.fetch_sub(1, std::memory_order_relaxed);
-    return full(fmt::format("{} prompt tokens would wait; at most {} may (max_queued_kv_factor x the cache's tokens)", tokens, max_tokens_),
-                retry_delay_ms);
+    return full(
+        fmt::format("{} prompt tokens would wait; at most {} may (max_queued_kv_factor x the cache's tokens)",
+                    tokens, max_tokens_),
+        retry_delay_ms);
   }
   return ok();
 }

@@ -50,8 +50,8 @@ struct Sequence {
   bool joined = false;        // the executor has, or is about to get, its sampler state
   bool planned_now = false;   // by the step that is being planned
 
-  double sum_logprob = 0;                    // of the output, natural log
-  std::vector<TokenLogprob> beam_logprobs;   // of the output; beams only, others stream theirs
+  double sum_logprob = 0;                   // of the output, natural log
+  std::vector<TokenLogprob> beam_logprobs;  // of the output; beams only, others stream theirs
   std::vector<PrefixWaiter> waiters;
 
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }

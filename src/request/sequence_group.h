@@ -1,5 +1,5 @@
-// A request inside the engine: its n samples or beams, admitted, forked, preempted and ended as its kind wants.
-// Made at admission, owned by the scheduler, engine thread only.
+// A request inside the engine: its n samples or beams, admitted, forked, preempted and ended as its kind
+// wants. Made at admission, owned by the scheduler, engine thread only.
 #pragma once
 
 #include <cstdint>
@@ -37,11 +37,12 @@ struct SequenceGroup {
   RequestId request = 0;
   std::shared_ptr<const SamplingParams> sampling;
   std::vector<TokenId> eos_token_ids;
-  std::vector<TokenId> end_ids;  // ids that end a sequence: end-of-sequence unless ignored, and stop_token_ids; sorted
+  std::vector<TokenId>
+      end_ids;  // ids that end a sequence: end-of-sequence unless ignored, and stop_token_ids; sorted
   std::string tenant;
   TenantShare* share = nullptr;  // the tenant's counter, while queued or running
   int32_t priority = 0;
-  uint64_t order = 0;            // of arrival
+  uint64_t order = 0;  // of arrival
   int64_t deadline_us = kNoDeadline;
   NamespaceId ns{};
   bool share_prefix = true;      // read and publish cached prefixes
@@ -49,23 +50,25 @@ struct SequenceGroup {
 
   GroupState state = GroupState::kWaiting;
   bool paused = false;
-  bool parked = false;           // waiting, but outside the queue: paused, or until another has computed its prefix
-  bool forked = false;           // the samples exist (n > 1), or the beams have started
-  Sequence* parked_on = nullptr; // the sequence that computes its prefix
+  bool parked = false;  // waiting, but outside the queue: paused, or until another has computed its prefix
+  bool forked = false;  // the samples exist (n > 1), or the beams have started
+  Sequence* parked_on = nullptr;                     // the sequence that computes its prefix
   std::vector<std::unique_ptr<Sequence>> sequences;  // [0] runs the prompt; beams come and go
   std::vector<BeamHypothesis> finished_beams;        // best first, at most beam_width
   int32_t next_index = 0;
 
-  int32_t cached_tokens = 0;     // of the prompt, from the prefix cache
-  int32_t num_output_tokens = 0; // committed, over all sequences
+  int32_t cached_tokens = 0;      // of the prompt, from the prefix cache
+  int32_t num_output_tokens = 0;  // committed, over all sequences
   KvUsage kv;
   GroupTimes times;
   std::vector<TokenLogprob> prompt_logprobs;  // by position; filled while the prompt runs
   bool prompt_reported = false;
 
   bool is_beam() const { return sampling->beam_width > 0; }
-  int32_t num_slots() const { return sampling->num_sequences(); }                // running at once, at most
-  int32_t num_reported() const { return is_beam() ? sampling->n : num_slots(); }  // sequence ends that delivery gets
+  int32_t num_slots() const { return sampling->num_sequences(); }  // running at once, at most
+  int32_t num_reported() const {
+    return is_beam() ? sampling->n : num_slots();
+  }  // sequence ends that delivery gets
   int32_t num_prompt_tokens() const { return sequences.front()->num_prompt_tokens; }
   bool wants_prompt_logprobs() const { return sampling->prompt_logprobs >= 0 && !prompt_reported; }
 };

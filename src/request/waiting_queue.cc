@@ -36,7 +36,9 @@ void WaitingQueue::leave(SequenceGroup& group) {
 // An idle tenant at or below the floor would be lifted to it on return, as a new one is.
 void WaitingQueue::forget_idle() {
   const double least = floor();
-  std::erase_if(shares_, [&](const auto& entry) { return entry.second.num_present == 0 && entry.second.counter <= least; });
+  std::erase_if(shares_, [&](const auto& entry) {
+    return entry.second.num_present == 0 && entry.second.counter <= least;
+  });
 }
 
 void WaitingQueue::push(SequenceGroup& group) {

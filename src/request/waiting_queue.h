@@ -1,9 +1,10 @@
 // Who is admitted next: by priority, then fair shares of tenants, then first come. Engine thread.
 //
-// Fair shares are virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024): a tenant
-// pays for each prompt token computed and, twice as much, for each token generated; the tenant who has paid least is next.
-// A tenant who comes back after being idle is lifted to the least counter of those who are there: idleness saves nothing.
-// So between two tenants of one priority who both wait all the time, counters differ by at most one request's cost.
+// Fair shares are virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", OSDI
+// 2024): a tenant pays for each prompt token computed and, twice as much, for each token generated; the
+// tenant who has paid least is next. A tenant who comes back after being idle is lifted to the least counter
+// of those who are there: idleness saves nothing. So between two tenants of one priority who both wait all
+// the time, counters differ by at most one request's cost.
 #pragma once
 
 #include <cstdint>
@@ -24,22 +25,27 @@ struct TenantShare {
 class WaitingQueue {
  public:
   static constexpr double kPromptWeight = 1.0, kOutputWeight = 2.0;
-  static constexpr size_t kMaxIdleTenants = 1024;  // remembered; those at or below the floor are nobody's loss
+  static constexpr size_t kMaxIdleTenants =
+      1024;  // remembered; those at or below the floor are nobody's loss
 
-  void enter(SequenceGroup& group);   // once per request: counts its tenant as present
-  void leave(SequenceGroup& group);   // once, at its end
-  void push(SequenceGroup& group);    // at its place by arrival
+  void enter(SequenceGroup& group);  // once per request: counts its tenant as present
+  void leave(SequenceGroup& group);  // once, at its end
+  void push(SequenceGroup& group);   // at its place by arrival
   void erase(SequenceGroup& group);
-  SequenceGroup* next() const;        // nullptr when empty
-  static void charge_prompt(SequenceGroup& group, int64_t tokens) { group.share->counter += kPromptWeight * static_cast<double>(tokens); }
-  static void charge_output(SequenceGroup& group, int64_t tokens) { group.share->counter += kOutputWeight * static_cast<double>(tokens); }
+  SequenceGroup* next() const;  // nullptr when empty
+  static void charge_prompt(SequenceGroup& group, int64_t tokens) {
+    group.share->counter += kPromptWeight * static_cast<double>(tokens);
+  }
+  static void charge_output(SequenceGroup& group, int64_t tokens) {
+    group.share->counter += kOutputWeight * static_cast<double>(tokens);
+  }
   int32_t size() const { return size_; }
   bool empty() const { return size_ == 0; }
 
  private:
   using Line = std::deque<SequenceGroup*>;              // of one tenant, by arrival
   using Lines = std::unordered_map<std::string, Line>;  // tenants with someone in line
-  double floor() const;  // the least counter of tenants that are present
+  double floor() const;                                 // the least counter of tenants that are present
   void forget_idle();
 
   std::map<int32_t, Lines> by_priority_;

@@ -1,5 +1,6 @@
-// Who comes in: preempted sequences first, then the queue. Nobody overtakes the head of the queue for want of room, so a large
-// request is not starved by small ones; a request whose prefix is being computed steps aside until it is.
+// Who comes in: preempted sequences first, then the queue. Nobody overtakes the head of the queue for want of
+// room, so a large request is not starved by small ones; a request whose prefix is being computed steps aside
+// until it is.
 #include <algorithm>
 #include <cmath>
 
@@ -9,13 +10,16 @@
 namespace quire {
 namespace {
 
-int64_t blocks_for(int64_t tokens, int32_t block_tokens) { return (tokens + block_tokens - 1) / block_tokens; }
+int64_t blocks_for(int64_t tokens, int32_t block_tokens) {
+  return (tokens + block_tokens - 1) / block_tokens;
+}
 
 }  // namespace
 
 namespace {
 
-// Siblings come back one after the other: while one runs their prompt again, the others wait to share it with it.
+// Siblings come back one after the other: while one runs their prompt again, the others wait to share it with
+// it.
 bool waits_for_sibling(const Sequence& sequence) {
   for (const auto& s : sequence.group->sequences)
     if (s->running() && s->num_computed < s->num_prompt_tokens) return true;
@@ -50,7 +54,8 @@ void Scheduler::admit(StepTransaction& step, int64_t now_us) {
   }
 }
 
-// Of max_sequences, without those of `but`: samples that are still to fork and beams count as many as there will be.
+// Of max_sequences, without those of `but`: samples that are still to fork and beams count as many as there
+// will be.
 int32_t Scheduler::slots_used(const SequenceGroup& but) const {
   int32_t used = 0;
   const SequenceGroup* previous = nullptr;
@@ -110,8 +115,9 @@ bool Scheduler::start(Sequence& s, int64_t now_us) {
   return true;
 }
 
-// Without the prefix cache a preempted sample can still share its prompt with a sibling that has it: its full blocks, so that
-// no tail that the sibling writes gets a second holder. Taken before the step's transaction opens, which extends the sibling.
+// Without the prefix cache a preempted sample can still share its prompt with a sibling that has it: its full
+// blocks, so that no tail that the sibling writes gets a second holder. Taken before the step's transaction
+// opens, which extends the sibling.
 void Scheduler::take_sibling_prefix() {
   Sequence* back = first_preempted();
   if (back == nullptr || back->group->share_prefix || is_blocked(*back)) return;
@@ -125,21 +131,26 @@ void Scheduler::take_sibling_prefix() {
 
 BlockTable Scheduler::take_prefix(const Sequence& s, int64_t now_us) {
   if (!s.group->share_prefix) return s.id == sibling_prefix_of_ ? std::move(sibling_prefix_) : BlockTable();
-  // At least one token is left to run: its row gives the next. (A beam's row is run later, with its siblings'.)
+  // At least one token is left to run: its row gives the next. (A beam's row is run later, with its
+  // siblings'.)
   BlockTable table = cache_.acquire_prefix(s.group->ns, s.tokens, s.num_tokens() - 1, now_us);
-  // The block a hit ends in is copied at the first write and stays until then: one block more than without the hit.
+  // The block a hit ends in is copied at the first write and stays until then: one block more than without
+  // the hit.
   const int32_t in_tail = table.length() % block_tokens_;
-  if (in_tail > 0 && cache_.num_available() <= blocks_for(s.group->max_total_tokens, block_tokens_))
+  const bool tight = cache_.num_available() <= blocks_for(s.group->max_total_tokens, block_tokens_);
+  if (in_tail > 0 && (tight || limits_.whole_block_hits))
     cache_.truncate(table, table.length() - in_tail, deferred_now());
   return table;
 }
 
-// Blocks a sequence will take: for the rest of its known tokens and the next, and reserve_ratio_ of what may follow.
+// Blocks a sequence will take: for the rest of its known tokens and the next, and reserve_ratio_ of what may
+// follow.
 int64_t Scheduler::blocks_to_come(const Sequence& s, const BlockTable& table) const {
   const SequenceGroup& group = *s.group;
   const int64_t samples = group.forked ? 1 : group.num_slots();
   const int64_t known = std::min(s.goal() + 1, group.max_total_tokens);
-  const auto later = static_cast<int64_t>(std::ceil(reserve_ratio_ * static_cast<double>(group.max_total_tokens - known)));
+  const auto later =
+      static_cast<int64_t>(std::ceil(reserve_ratio_ * static_cast<double>(group.max_total_tokens - known)));
   const int64_t prompt = std::max<int64_t>(0, blocks_for(known, block_tokens_) - table.num_blocks());
   return prompt + (samples - 1) + samples * blocks_for(later, block_tokens_);
 }
@@ -161,14 +172,18 @@ bool Scheduler::park_on_prefix(SequenceGroup& group) {
   Sequence* leader = nullptr;
   int32_t best = 0;
   for (Sequence* r : running_) {
-    const bool in_prompt = r->num_computed < r->num_prompt_tokens && r->group->share_prefix && !r->group->paused;
+    const bool in_prompt =
+        r->num_computed < r->num_prompt_tokens && r->group->share_prefix && !r->group->paused;
     if (!in_prompt || r->group->ns != group.ns || r->tokens.front() != s.tokens.front()) continue;
     const int32_t longest = std::min(r->num_prompt_tokens, s.num_prompt_tokens - 1);
     const auto end = s.tokens.begin() + longest;
-    const auto common = static_cast<int32_t>(std::mismatch(s.tokens.begin(), end, r->tokens.begin()).first - s.tokens.begin());
-    // The block in which they part is worth waiting for if the leader fills it; its tail is never published while it runs.
+    const auto common = static_cast<int32_t>(std::mismatch(s.tokens.begin(), end, r->tokens.begin()).first -
+                                             s.tokens.begin());
+    // The block in which they part is worth waiting for if the leader fills it; its tail is never published
+    // while it runs.
     const int32_t full = r->num_prompt_tokens / block_tokens_ * block_tokens_;
-    const int32_t until = std::min(static_cast<int32_t>(blocks_for(common, block_tokens_)) * block_tokens_, full);
+    const int32_t until =
+        std::min(static_cast<int32_t>(blocks_for(common, block_tokens_)) * block_tokens_, full);
     if (std::min(until, common) > best && r->num_published < until) {
       leader = r;
       best = std::min(until, common);

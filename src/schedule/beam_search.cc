@@ -11,16 +11,20 @@ struct Candidate {
   TokenId token = -1;
 };
 
-// All rows' candidates, best sum first; equal sums keep the order of rows, so the choice is the same on every run.
+// All rows' candidates, best sum first; equal sums keep the order of rows, so the choice is the same on every
+// run.
 std::vector<Candidate> ranked(std::span<const BeamRow> rows, int32_t keep) {
   std::vector<Candidate> all;
   for (size_t r = 0; r < rows.size(); ++r)
     for (size_t c = 0; c < rows[r].candidates.size(); ++c) {
       const auto& [token, logprob] = rows[r].candidates[c];
-      all.push_back({{static_cast<int32_t>(r), static_cast<int32_t>(c), rows[r].sum_logprob + static_cast<double>(logprob)}, token});
+      all.push_back({{static_cast<int32_t>(r), static_cast<int32_t>(c),
+                      rows[r].sum_logprob + static_cast<double>(logprob)},
+                     token});
     }
-  std::stable_sort(all.begin(), all.end(),
-                   [](const Candidate& a, const Candidate& b) { return a.pick.sum_logprob > b.pick.sum_logprob; });
+  std::stable_sort(all.begin(), all.end(), [](const Candidate& a, const Candidate& b) {
+    return a.pick.sum_logprob > b.pick.sum_logprob;
+  });
   if (all.size() > static_cast<size_t>(keep)) all.resize(keep);
   return all;
 }
@@ -44,7 +48,8 @@ BeamChoice choose_beams(std::span<const BeamRow> rows, const BeamStep& step) {
     if (!by_id && !step.at_limit) {
       if (static_cast<int32_t>(choice.next.size()) < step.width) choice.next.push_back(c.pick);
     } else if (rank < static_cast<size_t>(step.width)) {
-      choice.ended.push_back({c.pick, beam_score(c.pick.sum_logprob, step.length, step.length_penalty), by_id});
+      choice.ended.push_back(
+          {c.pick, beam_score(c.pick.sum_logprob, step.length, step.length_penalty), by_id});
     }
   }
   return choice;

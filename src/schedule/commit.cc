@@ -8,7 +8,8 @@
 namespace quire {
 
 void Scheduler::commit(StepView result, int64_t now_us, Outcome& out) {
-  check(!in_flight_.empty() && in_flight_.front().plan->step == result.step, "steps are committed in the order submitted");
+  check(!in_flight_.empty() && in_flight_.front().plan->step == result.step,
+        "steps are committed in the order submitted");
   SubmittedStep step = std::move(in_flight_.front());
   in_flight_.pop_front();
   cache_.release_deferred(step.deferred);
@@ -56,22 +57,26 @@ void Scheduler::fail_step(SubmittedStep& step, const Error& error, int64_t now_u
 
 void Scheduler::commit_prompts(SubmittedStep& step, StepView& result, int64_t now_us, Outcome& out) {
   for (StepView::Prompt& prompt : result.prompts) {
-    const auto work = std::find_if(step.work.begin(), step.work.end(), [&](const PlannedWork& w) { return w.sequence->id == prompt.sequence; });
+    const auto work = std::find_if(step.work.begin(), step.work.end(),
+                                   [&](const PlannedWork& w) { return w.sequence->id == prompt.sequence; });
     check(work != step.work.end(), "prompt logprobs belong to a sequence of the step");
     SequenceGroup& group = *work->sequence->group;
     if (group.state == GroupState::kEnded) continue;
     group.prompt_logprobs.resize(group.num_prompt_tokens());
     for (size_t i = 0; i < prompt.tokens.size(); ++i) {
       const size_t position = static_cast<size_t>(prompt.first_position) + i;
-      if (position < group.prompt_logprobs.size()) group.prompt_logprobs[position] = std::move(prompt.tokens[i]);
+      if (position < group.prompt_logprobs.size())
+        group.prompt_logprobs[position] = std::move(prompt.tokens[i]);
     }
   }
   for (const PlannedWork& work : step.work) {
     SequenceGroup& group = *work.sequence->group;
-    const bool prompt_done = work.first < group.num_prompt_tokens() && work.first + work.count >= group.num_prompt_tokens();
+    const bool prompt_done =
+        work.first < group.num_prompt_tokens() && work.first + work.count >= group.num_prompt_tokens();
     if (!prompt_done || group.state == GroupState::kEnded) continue;
     if (group.wants_prompt_logprobs()) {
-      group.prompt_logprobs.front() = {work.sequence->tokens.front(), std::numeric_limits<float>::quiet_NaN(), {}};
+      group.prompt_logprobs.front() = {
+          work.sequence->tokens.front(), std::numeric_limits<float>::quiet_NaN(), {}};
       out.prompts.push_back({group.request, std::move(group.prompt_logprobs)});
       group.prompt_reported = true;
     }
@@ -80,7 +85,8 @@ void Scheduler::commit_prompts(SubmittedStep& step, StepView& result, int64_t no
 }
 
 void Scheduler::commit_samples(SubmittedStep& step, StepView& result, int64_t now_us, Outcome& out) {
-  check(result.samples.size() == step.sampled.size(), "an executor gives one sample for each that was planned");
+  check(result.samples.size() == step.sampled.size(),
+        "an executor gives one sample for each that was planned");
   for (size_t i = 0; i < step.sampled.size();) {
     Sequence& s = *step.sampled[i];
     check(result.samples[i].sequence == s.id, "samples come in the plan's order");

@@ -1,4 +1,5 @@
-// Beam search meets the cache: chosen continuations become beams by forking their parents, parents nobody chose are dropped.
+// Beam search meets the cache: chosen continuations become beams by forking their parents, parents nobody
+// chose are dropped.
 #include <algorithm>
 
 #include <fmt/format.h>
@@ -17,7 +18,8 @@ TokenLogprob logprob_of(const SampledToken& row, int32_t candidate, int32_t num_
   return l;
 }
 
-BeamHypothesis hypothesis_of(const Sequence& beam, const SampledToken& row, const BeamEnd& end, int32_t num_top) {
+BeamHypothesis hypothesis_of(const Sequence& beam, const SampledToken& row, const BeamEnd& end,
+                             int32_t num_top) {
   BeamHypothesis h;
   h.tokens.assign(beam.tokens.begin() + beam.num_prompt_tokens, beam.tokens.end());
   h.logprobs = beam.beam_logprobs;
@@ -36,7 +38,8 @@ void keep_hypothesis(std::vector<BeamHypothesis>& kept, BeamHypothesis hypothesi
 
 }  // namespace
 
-void Scheduler::commit_beams(std::span<Sequence* const> beams, std::span<SampledToken> rows, int64_t now_us, Outcome& out) {
+void Scheduler::commit_beams(std::span<Sequence* const> beams, std::span<SampledToken> rows, int64_t now_us,
+                             Outcome& out) {
   SequenceGroup& group = *beams.front()->group;
   const SamplingParams& sampling = *group.sampling;
   std::vector<BeamRow> beam_rows;
@@ -49,7 +52,8 @@ void Scheduler::commit_beams(std::span<Sequence* const> beams, std::span<Sampled
                       .at_limit = beams.front()->num_tokens() + 1 >= group.max_total_tokens};
   const BeamChoice choice = choose_beams(beam_rows, step);
   for (const BeamEnd& end : choice.ended)
-    keep_hypothesis(group.finished_beams, hypothesis_of(*beams[end.pick.parent], rows[end.pick.parent], end, sampling.logprobs),
+    keep_hypothesis(group.finished_beams,
+                    hypothesis_of(*beams[end.pick.parent], rows[end.pick.parent], end, sampling.logprobs),
                     sampling.beam_width);
   if (group.times.first_token_us < 0) group.times.first_token_us = now_us;
   if (choice.next.empty() || beams_done(group.finished_beams, choice.next.front().sum_logprob, step))
@@ -58,8 +62,8 @@ void Scheduler::commit_beams(std::span<Sequence* const> beams, std::span<Sampled
     advance_beams(beams, rows, choice.next, now_us);
 }
 
-void Scheduler::advance_beams(std::span<Sequence* const> beams, std::span<SampledToken> rows, std::span<const BeamPick> next,
-                              int64_t now_us) {
+void Scheduler::advance_beams(std::span<Sequence* const> beams, std::span<SampledToken> rows,
+                              std::span<const BeamPick> next, int64_t now_us) {
   SequenceGroup& group = *beams.front()->group;
   group.forked = true;
   std::vector<Sequence*> chosen(next.size());
@@ -92,7 +96,8 @@ void Scheduler::end_beams(SequenceGroup& group, int64_t now_us, Outcome& out) {
     end.num_computed = num_computed;
     if (i >= static_cast<int32_t>(group.finished_beams.size())) {
       end.finish = FinishReason::kFailed;
-      end.error = error(Code::kOutOfRange, fmt::format("beam search found {} continuations; n is {}", group.finished_beams.size(), group.sampling->n));
+      end.error = error(Code::kOutOfRange, fmt::format("beam search found {} continuations; n is {}",
+                                                       group.finished_beams.size(), group.sampling->n));
       continue;
     }
     BeamHypothesis& h = group.finished_beams[i];

@@ -1,5 +1,5 @@
-// The draft as a BatchPlan. Plans are reused for their capacity: a step of 256 sequences copies their tables (1 KiB each at 4k
-// tokens) and allocates nothing.
+// The draft as a BatchPlan. Plans are reused for their capacity: a step of 256 sequences copies their tables
+// (1 KiB each at 4k tokens) and allocates nothing.
 #include <algorithm>
 #include <atomic>
 
@@ -9,8 +9,10 @@
 namespace quire {
 
 SubmittedStep Scheduler::take_step() {
-  // The executor lets go of a plan before wait() returns its result, so a committed plan that nobody else holds is ours.
-  const auto free = std::find_if(spare_.begin(), spare_.end(), [](const SubmittedStep& s) { return s.plan.use_count() == 1; });
+  // The executor lets go of a plan before wait() returns its result, so a committed plan that nobody else
+  // holds is ours.
+  const auto free = std::find_if(spare_.begin(), spare_.end(),
+                                 [](const SubmittedStep& s) { return s.plan.use_count() == 1; });
   if (free == spare_.end()) {
     SubmittedStep step;
     step.plan = std::make_shared<BatchPlan>();
@@ -96,7 +98,8 @@ void Scheduler::add_sample(Sequence& s, PlannedSequence& planned, SubmittedStep&
   sample.beam = group.is_beam();
   sample.top_candidates = std::max(group.sampling->logprobs, 0);
   if (sample.beam)
-    sample.top_candidates = std::max(sample.top_candidates, beam_candidates(group.sampling->beam_width, group.end_ids.size()));
+    sample.top_candidates =
+        std::max(sample.top_candidates, beam_candidates(group.sampling->beam_width, group.end_ids.size()));
   else
     ++s.num_pending;
   join(s, *step.plan);

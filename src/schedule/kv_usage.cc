@@ -1,4 +1,5 @@
-// What the cache does for one request, measured when it can peak: at the end of the prompt, at a fork, before blocks go back.
+// What the cache does for one request, measured when it can peak: at the end of the prompt, at a fork, before
+// blocks go back.
 #include <algorithm>
 
 #include "src/schedule/scheduler.h"
@@ -9,7 +10,8 @@ void Scheduler::measure(SequenceGroup& group) {
   scratch_.clear();
   for (const auto& s : group.sequences)
     for (int32_t i = 0; i < s->table.num_blocks(); ++i)
-      scratch_.emplace_back(s->table.blocks()[i], std::min(block_tokens_, s->table.length() - i * block_tokens_));
+      scratch_.emplace_back(s->table.blocks()[i],
+                            std::min(block_tokens_, s->table.length() - i * block_tokens_));
   if (scratch_.empty()) return;
   if (group.sequences.size() > 1) std::sort(scratch_.begin(), scratch_.end());
   int64_t filled = 0;
@@ -24,7 +26,8 @@ void Scheduler::measure(SequenceGroup& group) {
   group.kv.blocks_shared_peak = std::max(group.kv.blocks_shared_peak, shared);
   if (blocks <= group.kv.blocks_peak) return;
   group.kv.blocks_peak = blocks;
-  group.kv.waste_percent = 100.0 * (1.0 - static_cast<double>(filled) / (static_cast<double>(blocks) * block_tokens_));
+  group.kv.waste_percent =
+      100.0 * (1.0 - static_cast<double>(filled) / (static_cast<double>(blocks) * block_tokens_));
 }
 
 }  // namespace quire

@@ -1,4 +1,5 @@
-// A request's ways in and out: add, pause, finish, end; and who holds what until the last step that names it has run.
+// A request's ways in and out: add, pause, finish, end; and who holds what until the last step that names it
+// has run.
 #include <algorithm>
 #include <utility>
 
@@ -8,7 +9,11 @@
 namespace quire {
 
 Scheduler::Scheduler(const ScheduleLimits& limits, KvCache& cache, QueueBudget& queue_budget)
-    : limits_(limits), cache_(cache), queue_budget_(queue_budget), block_tokens_(cache.block_tokens()), reserve_ratio_(limits.reserve.least) {
+    : limits_(limits),
+      cache_(cache),
+      queue_budget_(queue_budget),
+      block_tokens_(cache.block_tokens()),
+      reserve_ratio_(limits.reserve.least) {
   check(limits.max_step_tokens >= limits.max_sequences, "a step has a token for every running sequence");
   check(limits.max_sequences > 0 && limits.max_prefill_chunk_tokens > 0, "limits are positive");
 }
@@ -99,17 +104,21 @@ Sequence& Scheduler::fork(Sequence& source) {
   return s;
 }
 
-std::vector<BlockId>& Scheduler::deferred_now() { return in_flight_.empty() ? idle_deferred_ : in_flight_.back().deferred; }
+std::vector<BlockId>& Scheduler::deferred_now() {
+  return in_flight_.empty() ? idle_deferred_ : in_flight_.back().deferred;
+}
 
 void Scheduler::publish(Sequence& sequence, int32_t num_tokens, int64_t now_us) {
   if (!sequence.group->share_prefix || num_tokens <= sequence.num_published) return;
-  cache_.publish(sequence.group->ns, sequence.tokens, sequence.table, num_tokens, Retention{}, now_us, deferred_now());
+  cache_.publish(sequence.group->ns, sequence.tokens, sequence.table, num_tokens, Retention{}, now_us,
+                 deferred_now());
   sequence.num_published = num_tokens;
 }
 
 void Scheduler::retire(Sequence& sequence, int64_t now_us) {
   check(sequence.finished() && sequence.num_in_flight == 0, "a retired sequence is finished and in no step");
-  if (!sequence.group->is_beam()) publish(sequence, std::min(sequence.num_computed, sequence.num_tokens()), now_us);
+  if (!sequence.group->is_beam())
+    publish(sequence, std::min(sequence.num_computed, sequence.num_tokens()), now_us);
   cache_.release(std::move(sequence.table), now_us);
   if (sequence.joined) leaves_.push_back(sequence.id);
   sequence.joined = false;
@@ -124,7 +133,8 @@ void Scheduler::drop(Sequence& sequence, int64_t now_us) {
   if (sequence.num_in_flight == 0) retire(sequence, now_us);
 }
 
-void Scheduler::finish(Sequence& sequence, FinishReason reason, int64_t now_us, Outcome& out, std::optional<TokenId> stop_token) {
+void Scheduler::finish(Sequence& sequence, FinishReason reason, int64_t now_us, Outcome& out,
+                       std::optional<TokenId> stop_token) {
   SequenceGroup& group = *sequence.group;
   measure(group);
   sequence.finish = reason;
@@ -135,11 +145,13 @@ void Scheduler::finish(Sequence& sequence, FinishReason reason, int64_t now_us, 
   end.stop_token = stop_token;
   end.num_computed = sequence.num_computed;
   drop(sequence, now_us);
-  const bool done = std::all_of(group.sequences.begin(), group.sequences.end(), [](const auto& s) { return s->finished(); });
+  const bool done = std::all_of(group.sequences.begin(), group.sequences.end(),
+                                [](const auto& s) { return s->finished(); });
   if (done) close_group(group, reason, now_us, out);
 }
 
-void Scheduler::end_group(SequenceGroup& group, FinishReason reason, const std::optional<Error>& error, int64_t now_us, Outcome& out) {
+void Scheduler::end_group(SequenceGroup& group, FinishReason reason, const std::optional<Error>& error,
+                          int64_t now_us, Outcome& out) {
   if (group.state == GroupState::kWaiting) leave_waiting(group);
   measure(group);
   const auto report = [&](int32_t index, int32_t num_computed) {
@@ -164,7 +176,9 @@ void Scheduler::end_group(SequenceGroup& group, FinishReason reason, const std::
 
 namespace {
 
-double ms_since(int64_t start_us, int64_t then_us) { return then_us < 0 ? -1 : static_cast<double>(then_us - start_us) * 1e-3; }
+double ms_since(int64_t start_us, int64_t then_us) {
+  return then_us < 0 ? -1 : static_cast<double>(then_us - start_us) * 1e-3;
+}
 
 }  // namespace
 
@@ -197,7 +211,8 @@ void Scheduler::sweep() {
   idle_deferred_.clear();
 }
 
-bool Scheduler::end(RequestId request, FinishReason reason, std::optional<Error> error, int64_t now_us, Outcome& out) {
+bool Scheduler::end(RequestId request, FinishReason reason, std::optional<Error> error, int64_t now_us,
+                    Outcome& out) {
   SequenceGroup* group = find_group(request);
   if (group == nullptr || group->state == GroupState::kEnded) return false;
   end_group(*group, reason, error, now_us, out);
@@ -226,7 +241,8 @@ std::vector<const BlockTable*> Scheduler::tables() const {
 
 std::vector<BlockId> Scheduler::deferred() const {
   std::vector<BlockId> all = idle_deferred_;
-  for (const SubmittedStep& step : in_flight_) all.insert(all.end(), step.deferred.begin(), step.deferred.end());
+  for (const SubmittedStep& step : in_flight_)
+    all.insert(all.end(), step.deferred.begin(), step.deferred.end());
   return all;
 }
 

@@ -1,5 +1,6 @@
-// What the scheduler found out since it was last asked, for delivery: values only, they cross to the delivery thread.
-// Order within one Outcome: prompts, tokens, sequence ends, request ends. A sequence has at most one token in it.
+// What the scheduler found out since it was last asked, for delivery: values only, they cross to the delivery
+// thread. Order within one Outcome: prompts, tokens, sequence ends, request ends. A sequence has at most one
+// token in it.
 #pragma once
 
 #include <optional>

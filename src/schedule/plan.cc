@@ -1,4 +1,5 @@
-// What the next step runs: decodes, prompt chunks, then those outside. Blocks are reserved in one transaction.
+// What the next step runs: decodes, prompt chunks, then those outside. Blocks are reserved in one
+// transaction.
 #include <algorithm>
 
 #include "src/base/check.h"
@@ -55,8 +56,8 @@ bool Scheduler::add_work(StepTransaction& step, Sequence& sequence, int32_t coun
 
 // One token to run, from which the next is sampled.
 bool Scheduler::wants_decode(const Sequence& s) const {
-  return s.goal() - s.num_planned == 1 && s.num_planned >= s.num_prompt_tokens && s.goal() < s.group->max_total_tokens &&
-         !s.group->paused && !s.planned_now;
+  return s.goal() - s.num_planned == 1 && s.num_planned >= s.num_prompt_tokens &&
+         s.goal() < s.group->max_total_tokens && !s.group->paused && !s.planned_now;
 }
 
 bool Scheduler::plan_decodes(StepTransaction& step) {
@@ -68,7 +69,8 @@ bool Scheduler::plan_decodes(StepTransaction& step) {
   return true;
 }
 
-// Beams advance together, and only the host can tell what follows: none is planned while another is in a step.
+// Beams advance together, and only the host can tell what follows: none is planned while another is in a
+// step.
 bool Scheduler::plan_beams(StepTransaction& step, SequenceGroup& group) {
   for (const auto& s : group.sequences)
     if (!s->finished() && (s->num_in_flight > 0 || !s->running() || !wants_decode(*s))) return true;
@@ -77,8 +79,8 @@ bool Scheduler::plan_beams(StepTransaction& step, SequenceGroup& group) {
   return true;
 }
 
-// Tokens to have run before a sequence decodes: all that are known, of which the last gives the next. A beam that comes back
-// from preemption stops one short, since all beams sample together.
+// Tokens to have run before a sequence decodes: all that are known, of which the last gives the next. A beam
+// that comes back from preemption stops one short, since all beams sample together.
 int32_t Scheduler::prefill_goal(const Sequence& s) const {
   if (s.group->is_beam() && s.group->forked) return s.num_tokens() - 1;
   const bool samples = s.goal() < s.group->max_total_tokens;
@@ -87,7 +89,9 @@ int32_t Scheduler::prefill_goal(const Sequence& s) const {
 
 void Scheduler::plan_chunks(StepTransaction& step) {
   for (Sequence* s : running_)
-    if (!s->group->paused && !s->planned_now && budget_ > 0 && prefill_goal(*s) > s->num_planned && !wants_decode(*s)) plan_chunk(step, *s);
+    if (!s->group->paused && !s->planned_now && budget_ > 0 && prefill_goal(*s) > s->num_planned &&
+        !wants_decode(*s))
+      plan_chunk(step, *s);
 }
 
 int32_t Scheduler::tokens_with_room(const Sequence& s, int32_t want) const {

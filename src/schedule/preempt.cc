@@ -1,6 +1,7 @@
-// What happens when nothing can run and nothing is under way: somebody gives way, or the request that cannot run even alone
-// fails. Preemption is by recompute: the blocks go back (published, so they may still be there), and prompt and output are
-// run again later. Only ever called with no step submitted, so no victim is in one.
+// What happens when nothing can run and nothing is under way: somebody gives way, or the request that cannot
+// run even alone fails. Preemption is by recompute: the blocks go back (published, so they may still be
+// there), and prompt and output are run again later. Only ever called with no step submitted, so no victim is
+// in one.
 #include <algorithm>
 
 #include <fmt/format.h>
@@ -20,7 +21,8 @@ SequenceGroup* Scheduler::someone_blocked() const {
 
 // Paused ones first (their reader does not keep up), then the lowest priority, latest arrived, last sample.
 Sequence* Scheduler::victim() const {
-  const auto paused = std::find_if(running_.rbegin(), running_.rend(), [](const Sequence* s) { return s->group->paused; });
+  const auto paused =
+      std::find_if(running_.rbegin(), running_.rend(), [](const Sequence* s) { return s->group->paused; });
   if (paused != running_.rend()) return *paused;
   return running_.empty() ? nullptr : running_.back();
 }
@@ -36,11 +38,12 @@ bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
   if (blocked == nullptr) return false;
   Sequence* v = victim();
   if (v == nullptr || (is_alone(*v) && v->group == blocked)) {
-    end_group(*blocked, FinishReason::kFailed,
-              error(Code::kResourceExhausted,
-                    fmt::format("the request cannot run even alone: it needs more than the cache's {} blocks of {} tokens (kv_cache_bytes)",
-                                cache_.num_blocks(), block_tokens_)),
-              now_us, out);
+    end_group(
+        *blocked, FinishReason::kFailed,
+        error(Code::kResourceExhausted, fmt::format("the request cannot run even alone: it needs more than "
+                                                    "the cache's {} blocks of {} tokens (kv_cache_bytes)",
+                                                    cache_.num_blocks(), block_tokens_)),
+        now_us, out);
     return true;
   }
   if (v->group->is_beam()) {

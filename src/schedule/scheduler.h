@@ -1,11 +1,12 @@
-// Decides what each step runs, and keeps the sequences in order: plan (reserve blocks, say what to run) and commit (take the
-// results in). Engine thread only. Deterministic: no clock, thread, device or randomness inside; time comes in as now_us.
+// Decides what each step runs, and keeps the sequences in order: plan (reserve blocks, say what to run) and
+// commit (take the results in). Engine thread only. Deterministic: no clock, thread, device or randomness
+// inside; time comes in as now_us.
 //
-// Order within a plan: decodes of running sequences, then prompt chunks of running ones, then preempted sequences, then new
-// requests. A plan's blocks are reserved all together or not at all.
-// Two steps may be under way: a sequence whose last token is still being sampled is planned with kSampledLastStep. What a
-// sequence will not need (max_tokens, context limit) is known when planning; what only the host can see (an ending id, a
-// stop text, beams) is seen at commit, and the result of the step after it is dropped.
+// Order within a plan: decodes of running sequences, then prompt chunks of running ones, then preempted
+// sequences, then new requests. A plan's blocks are reserved all together or not at all. Two steps may be
+// under way: a sequence whose last token is still being sampled is planned with kSampledLastStep. What a
+// sequence will not need (max_tokens, context limit) is known when planning; what only the host can see (an
+// ending id, a stop text, beams) is seen at commit, and the result of the step after it is dropped.
 #pragma once
 
 #include <array>
@@ -27,17 +28,20 @@
 
 namespace quire {
 
-// The share of what running sequences may still generate that admission keeps free for them: how far it over-commits. It
-// rises at each preemption and decays with each committed step (as SGLang's new_token_ratio does, schedule_policy.py).
+// The share of what running sequences may still generate that admission keeps free for them: how far it
+// over-commits. It rises at each preemption and decays with each committed step (as SGLang's new_token_ratio
+// does, schedule_policy.py).
 struct ReserveRule {
   double least = 0.1, rise = 0.2, decay = 0.001;
 };
 
 struct ScheduleLimits {
-  int32_t max_step_tokens = 2048;          // of one step; at least max_sequences, so that every running sequence gets one
-  int32_t max_sequences = 256;             // running at once
-  int32_t max_prefill_chunk_tokens = 2048; // of one sequence in one step
+  int32_t max_step_tokens =
+      2048;  // of one step; at least max_sequences, so that every running sequence gets one
+  int32_t max_sequences = 256;              // running at once
+  int32_t max_prefill_chunk_tokens = 2048;  // of one sequence in one step
   ReserveRule reserve;
+  bool whole_block_hits = false;  // cut hits to whole blocks; for comparison
 };
 
 inline constexpr int32_t kMaxStepsInFlight = 2;
@@ -57,7 +61,8 @@ struct StepView {
 
 struct SchedulerCounters {  // since start
   int64_t preemptions = 0, steps = 0;
-  int64_t prompt_tokens = 0, output_tokens = 0, cached_tokens = 0;  // prompt tokens admitted, committed output, hits
+  int64_t prompt_tokens = 0, output_tokens = 0,
+          cached_tokens = 0;  // prompt tokens admitted, committed output, hits
 };
 
 // One sequence's part of a plan.
@@ -88,26 +93,32 @@ class Scheduler {
 
   SequenceId next_sequence_id() { return SequenceId{next_sequence_++}; }
 
-  // ---- requests -----------------------------------------------------------------------------------------------------------
+  // ---- requests
+  // -----------------------------------------------------------------------------------------------------------
   void add(std::unique_ptr<SequenceGroup> group);
-  // Ends what is left of a request. Its blocks are free once no submitted step names them. False if it is not here.
+  // Ends what is left of a request. Its blocks are free once no submitted step names them. False if it is not
+  // here.
   bool end(RequestId request, FinishReason reason, std::optional<Error> error, int64_t now_us, Outcome& out);
   // Ends one sequence whose text ended (a stop string).
   void stop(RequestId request, int32_t index, int64_t now_us, Outcome& out);
   void set_paused(RequestId request, bool paused);
 
-  // ---- steps --------------------------------------------------------------------------------------------------------------
-  // The next step, or nullptr: nothing can run, or not before a submitted step is committed. What it returns counts as
-  // submitted. A request that cannot run even alone fails here: progress is guaranteed.
+  // ---- steps
+  // --------------------------------------------------------------------------------------------------------------
+  // The next step, or nullptr: nothing can run, or not before a submitted step is committed. What it returns
+  // counts as submitted. A request that cannot run even alone fails here: progress is guaranteed.
   std::shared_ptr<const BatchPlan> plan(int64_t now_us, Outcome& out);
   // Takes in the oldest submitted step.
   void commit(StepView result, int64_t now_us, Outcome& out);
 
-  // ---- figures ------------------------------------------------------------------------------------------------------------
+  // ---- figures
+  // ------------------------------------------------------------------------------------------------------------
   int32_t num_in_flight() const { return static_cast<int32_t>(in_flight_.size()); }
   int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
   int32_t num_waiting_groups() const { return num_waiting_; }
-  int32_t num_admitted_groups() const { return static_cast<int32_t>(groups_.size() - ended_.size()) - num_waiting_; }
+  int32_t num_admitted_groups() const {
+    return static_cast<int32_t>(groups_.size() - ended_.size()) - num_waiting_;
+  }
   const SchedulerCounters& counters() const { return counters_; }
   const KvCache& cache() const { return cache_; }
   const ScheduleLimits& limits() const { return limits_; }
@@ -123,12 +134,14 @@ class Scheduler {
  private:
   // lifecycle.cc
   SequenceGroup* find_group(RequestId request);
-  void finish(Sequence& sequence, FinishReason reason, int64_t now_us, Outcome& out, std::optional<TokenId> stop_token = {});
-  void end_group(SequenceGroup& group, FinishReason reason, const std::optional<Error>& error, int64_t now_us, Outcome& out);
+  void finish(Sequence& sequence, FinishReason reason, int64_t now_us, Outcome& out,
+              std::optional<TokenId> stop_token = {});
+  void end_group(SequenceGroup& group, FinishReason reason, const std::optional<Error>& error, int64_t now_us,
+                 Outcome& out);
   void close_group(SequenceGroup& group, FinishReason reason, int64_t now_us, Outcome& out);
   void drop(Sequence& sequence, int64_t now_us);    // out of every list; retired once nothing names it
   void retire(Sequence& sequence, int64_t now_us);  // its blocks go back
-  void sweep();                                     // ended groups that nothing names any more; deferred blocks likewise
+  void sweep();  // ended groups that nothing names any more; deferred blocks likewise
   void insert_running(Sequence& sequence);
   void leave_waiting(SequenceGroup& group);
   void unpark_waiters(Sequence& sequence, bool all);
@@ -163,7 +176,9 @@ class Scheduler {
   bool admit_preempted(StepTransaction& step, Sequence& sequence, int64_t now_us);
   bool admit_waiting(StepTransaction& step, SequenceGroup& group, int64_t now_us);
   bool start(Sequence& sequence, int64_t now_us);
-  bool is_blocked(const Sequence& sequence) const { return !running_.empty() && blocked_ == sequence.id && blocked_epoch_ == room_epoch_; }
+  bool is_blocked(const Sequence& sequence) const {
+    return !running_.empty() && blocked_ == sequence.id && blocked_epoch_ == room_epoch_;
+  }
   bool park_on_prefix(SequenceGroup& group);
   BlockTable take_prefix(const Sequence& sequence, int64_t now_us);
   int64_t blocks_to_come(const Sequence& sequence, const BlockTable& table) const;
@@ -188,8 +203,10 @@ class Scheduler {
   void fail_step(SubmittedStep& step, const Error& error, int64_t now_us, Outcome& out);
 
   // commit_beams.cc
-  void commit_beams(std::span<Sequence* const> beams, std::span<SampledToken> rows, int64_t now_us, Outcome& out);
-  void advance_beams(std::span<Sequence* const> beams, std::span<SampledToken> rows, std::span<const BeamPick> next, int64_t now_us);
+  void commit_beams(std::span<Sequence* const> beams, std::span<SampledToken> rows, int64_t now_us,
+                    Outcome& out);
+  void advance_beams(std::span<Sequence* const> beams, std::span<SampledToken> rows,
+                     std::span<const BeamPick> next, int64_t now_us);
   void end_beams(SequenceGroup& group, int64_t now_us, Outcome& out);
 
   // kv_usage.cc
@@ -203,27 +220,27 @@ class Scheduler {
   const int32_t block_tokens_;
   WaitingQueue queue_;
   std::unordered_map<RequestId, std::unique_ptr<SequenceGroup>> groups_;
-  std::vector<Sequence*> running_;       // in running order: priority, arrival, index
-  std::vector<Sequence*> preempted_;     // in the same order
-  std::vector<SequenceGroup*> ended_;    // that a submitted step still names
+  std::vector<Sequence*> running_;     // in running order: priority, arrival, index
+  std::vector<Sequence*> preempted_;   // in the same order
+  std::vector<SequenceGroup*> ended_;  // that a submitted step still names
   std::deque<SubmittedStep> in_flight_;
-  std::vector<SubmittedStep> spare_;     // committed plans, kept for their capacity
-  std::vector<SequenceId> leaves_;       // sampler states to forget with the next plan
-  std::vector<BlockId> idle_deferred_;   // deferred while nothing was submitted; given back by sweep
+  std::vector<SubmittedStep> spare_;    // committed plans, kept for their capacity
+  std::vector<SequenceId> leaves_;      // sampler states to forget with the next plan
+  std::vector<BlockId> idle_deferred_;  // deferred while nothing was submitted; given back by sweep
   std::vector<PlannedWork> draft_;
-  BlockTable sibling_prefix_;            // while planning: for the sequence below, should it come in
+  BlockTable sibling_prefix_;  // while planning: for the sequence below, should it come in
   SequenceId sibling_prefix_of_{};
   std::vector<std::pair<BlockId, int32_t>> scratch_;
-  int32_t budget_ = 0;                   // tokens left in the draft
+  int32_t budget_ = 0;  // tokens left in the draft
   int32_t num_waiting_ = 0;
-  // The candidate that found no room, and what had been given back by then: it is not tried again before more is.
+  // The candidate that found no room, and what had been given back by then: it is not tried again before more
+  // is.
   SequenceId blocked_{};
   uint64_t blocked_epoch_ = 0, room_epoch_ = 1;
   bool admission_blocked_ = false;  // the draft left someone outside
-  double reserve_ratio_;  // see ReserveRule
+  double reserve_ratio_;            // see ReserveRule
   uint64_t next_step_ = 1, next_sequence_ = 1;
   SchedulerCounters counters_;
-
 };
 
 }  // namespace quire

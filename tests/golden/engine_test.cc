@@ -1,12 +1,13 @@
-// The whole engine on the demo model: Engine::open, requests through the queue, tokens out of the delivery thread, compared with
-// the float64 goldens of the shared folder, alone and together, with small chunks, with prefix hits, and with a cache so small
-// that sequences are preempted. What a precision may flip (a step with a margin below kMargin) ends the comparison of a case.
+// The whole engine on the demo model: Engine::open, requests through the queue, tokens out of the delivery
+// thread, compared with the float64 goldens of the shared folder, alone and together, with small chunks, with
+// prefix hits, and with a cache so small that sequences are preempted. What a precision may flip (a step with
+// a margin below kMargin) ends the comparison of a case.
 #include <gtest/gtest.h>
 
-#include <condition_variable>
-#include <cstdlib>
 #include <algorithm>
 #include <cmath>
+#include <condition_variable>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <future>
@@ -28,7 +29,9 @@ std::string env_or(const char* name, const std::string& otherwise) {
   const char* value = std::getenv(name);
   return value == nullptr ? otherwise : value;
 }
-std::string root() { return env_or("QUIRE_ROOT", "."); }
+std::string root() {
+  return env_or("QUIRE_ROOT", ".");
+}
 
 // Collects a request's events; done() once the last has come.
 class Collector final : public TokenSink {
@@ -47,7 +50,8 @@ class Collector final : public TokenSink {
   }
   void wait() {
     std::unique_lock lock(mutex_);
-    ASSERT_TRUE(changed_.wait_for(lock, std::chrono::seconds(120), [this] { return done_; })) << "no last event";
+    ASSERT_TRUE(changed_.wait_for(lock, std::chrono::seconds(120), [this] { return done_; }))
+        << "no last event";
     EXPECT_EQ(error_, "");
   }
   std::vector<int32_t> ids(int32_t index = 0) { return ids_[index]; }
@@ -83,14 +87,16 @@ std::vector<Case> read_cases(const std::string& path) {
 
 void expect_golden(const Case& c, const std::vector<int32_t>& ids, size_t index) {
   ASSERT_EQ(ids.size(), c.greedy.size()) << "case " << index;
-  for (size_t i = 0; i < ids.size() && c.margins[i] >= kMargin; ++i) ASSERT_EQ(ids[i], c.greedy[i]) << "case " << index << " token " << i;
+  for (size_t i = 0; i < ids.size() && c.margins[i] >= kMargin; ++i)
+    ASSERT_EQ(ids[i], c.greedy[i]) << "case " << index << " token " << i;
 }
 
 class DemoEngine : public ::testing::Test {
  protected:
   void SetUp() override {
     const std::string path = env_or("QUIRE_SHARED", root() + "/../shared") + "/goldens/recall-9M.json";
-    if (!std::filesystem::exists(path)) GTEST_SKIP() << "no goldens: " << path << " is not there (set QUIRE_SHARED)";
+    if (!std::filesystem::exists(path))
+      GTEST_SKIP() << "no goldens: " << path << " is not there (set QUIRE_SHARED)";
     cases_ = read_cases(path);
     config_.model_dir = root() + "/models/demo";
     config_.device = "cpu";
@@ -103,7 +109,8 @@ class DemoEngine : public ::testing::Test {
     ASSERT_TRUE(opened.has_value()) << opened.error().message;
     engine_ = std::move(*opened);
   }
-  std::shared_ptr<Collector> submit(const std::vector<int32_t>& prompt, SamplingParams sampling, bool bypass = false) {
+  std::shared_ptr<Collector> submit(const std::vector<int32_t>& prompt, SamplingParams sampling,
+                                    bool bypass = false) {
     auto sink = std::make_shared<Collector>();
     Request request;
     request.prompt = prompt;
@@ -125,7 +132,8 @@ class DemoEngine : public ::testing::Test {
   }
   // A step that was under way when the last request ended has to run first.
   void expect_nothing_held() {
-    for (int i = 0; i < 500 && engine_->stats().blocks_held > 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    for (int i = 0; i < 500 && engine_->stats().blocks_held > 0; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
     EXPECT_EQ(engine_->stats().blocks_held, 0);
   }
   void run_alone() {
@@ -177,7 +185,8 @@ TEST_F(DemoEngine, GivesTheGoldenTokensWhenPreempted) {
     std::vector<size_t> which;
     for (size_t i = 0; i < cases_.size(); ++i)
       for (int copy = 0; copy < 3; ++copy)
-        if (cases_[i].prompt.size() + cases_[i].greedy.size() <= 256) sinks.push_back(submit(cases_[i])), which.push_back(i);
+        if (cases_[i].prompt.size() + cases_[i].greedy.size() <= 256)
+          sinks.push_back(submit(cases_[i])), which.push_back(i);
     for (size_t k = 0; k < sinks.size(); ++k) {
       sinks[k]->wait();
       expect_golden(cases_[which[k]], sinks[k]->ids(), which[k]);
@@ -189,7 +198,9 @@ TEST_F(DemoEngine, GivesTheGoldenTokensWhenPreempted) {
 
 TEST_F(DemoEngine, FourGreedySamplesOfOnePromptAreEqualAndShareIt) {
   open();
-  const Case& longest = *std::max_element(cases_.begin(), cases_.end(), [](const Case& a, const Case& b) { return a.prompt.size() < b.prompt.size(); });
+  const Case& longest = *std::max_element(cases_.begin(), cases_.end(), [](const Case& a, const Case& b) {
+    return a.prompt.size() < b.prompt.size();
+  });
   SamplingParams p = greedy(static_cast<int32_t>(longest.greedy.size()));
   p.n = 4;
   const auto sink = submit(longest.prompt, p);
@@ -267,7 +278,8 @@ TEST_F(DemoEngine, TextGoesInAndComesOutWhereTheBuildHasTokenizers) {
   ASSERT_TRUE(engine_->submit(std::move(request), sink).has_value());
   sink->wait();
   EXPECT_EQ(sink->finish(), FinishReason::kStop);
-  EXPECT_EQ(sink->text(), " Lily. She loved to play outside and explore the world around her. One day, she went to her ");
+  EXPECT_EQ(sink->text(),
+            " Lily. She loved to play outside and explore the world around her. One day, she went to her ");
 }
 
 }  // namespace

@@ -41,7 +41,8 @@ struct RequestRecord {
 
 class Harness {
  public:
-  explicit Harness(const HarnessOptions& options = {}) : options_(options), executor_(fake(options), &clock_) {
+  explicit Harness(const HarnessOptions& options = {})
+      : options_(options), executor_(fake(options), &clock_) {
     CoreOptions core;
     core.config.max_step_tokens = options.max_step_tokens;
     core.config.max_sequences = options.max_sequences;
@@ -50,9 +51,12 @@ class Harness {
     core.config.max_queued_requests = options.max_queued_requests;
     core.config.prefix_cache = options.prefix_cache;
     core.config.check_invariants = true;
-    core.cache = uniform_spec(
-        {.num_layers = 1, .num_kv_heads = 1, .head_dim = 8, .dtype = DType::kF32, .block_tokens = options.block_tokens},
-        options.num_blocks);
+    core.cache = uniform_spec({.num_layers = 1,
+                               .num_kv_heads = 1,
+                               .head_dim = 8,
+                               .dtype = DType::kF32,
+                               .block_tokens = options.block_tokens},
+                              options.num_blocks);
     core.reserve = options.reserve;
     core.vocab_size = options.vocab_size;
     core.eos_token_ids = options.eos;
@@ -72,7 +76,8 @@ class Harness {
   // 0 when refused; the error is kept.
   RequestId submit(std::vector<TokenId> prompt, const SamplingParams& sampling, CoreRequest more = {}) {
     if (Status s = check_request(sampling, prompt, core_->limits()); !s) return refused(s.error());
-    if (Status s = core_->queue_budget().take(static_cast<int64_t>(prompt.size()), 100); !s) return refused(s.error());
+    if (Status s = core_->queue_budget().take(static_cast<int64_t>(prompt.size()), 100); !s)
+      return refused(s.error());
     more.request = next_request_++;
     more.sampling = std::make_shared<const SamplingParams>(sampling);
     more.arrival_us = clock_.now_us();
@@ -107,7 +112,8 @@ class Harness {
   void expect_all_ended() {
     for (const auto& [id, r] : records_) {
       EXPECT_EQ(r.num_ends, 1) << "request " << id;
-      for (const auto& [index, s] : r.sequences) EXPECT_EQ(s.num_ends, 1) << "request " << id << " sequence " << index;
+      for (const auto& [index, s] : r.sequences)
+        EXPECT_EQ(s.num_ends, 1) << "request " << id << " sequence " << index;
     }
     EXPECT_EQ(core_->cache().num_held(), 0);
     EXPECT_EQ(core_->queue_budget().num_requests(), 0);

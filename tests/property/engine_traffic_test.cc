@@ -1,7 +1,7 @@
-// Random traffic through EngineCore with every invariant checked after every step, and the fake executor's check that each
-// list's slots hold exactly its sequence's tokens. The fake model's greedy tokens are a function of the prompt alone, so
-// what it gave alone is known without running it alone.
-// Seeds come from QUIRE_SEED (default: a fixed one) and are printed with a failure.
+// Random traffic through EngineCore with every invariant checked after every step, and the fake executor's
+// check that each list's slots hold exactly its sequence's tokens. The fake model's greedy tokens are a
+// function of the prompt alone, so what it gave alone is known without running it alone. Seeds come from
+// QUIRE_SEED (default: a fixed one) and are printed with a failure.
 #include <cstdlib>
 
 #include "tests/property/engine_harness.h"
@@ -39,7 +39,8 @@ SamplingParams random_sampling(Random& random, const Traffic& t) {
 
 // What happened over all seeds of a test: a test in which nothing was preempted has not tested preemption.
 struct Coverage {
-  int64_t preemptions = 0, copies = 0, cached = 0, evictions = 0, finished = 0, cancelled = 0, failed = 0, steps = 0;
+  int64_t preemptions = 0, copies = 0, cached = 0, evictions = 0, finished = 0, cancelled = 0, failed = 0,
+          steps = 0;
 };
 
 void run_traffic(const Traffic& t, uint64_t seed, Coverage& covered) {
@@ -48,11 +49,16 @@ void run_traffic(const Traffic& t, uint64_t seed, Coverage& covered) {
   Harness h(t.options);
   std::vector<std::vector<TokenId>> prefixes;
   for (int i = 0; i < 4; ++i) prefixes.push_back(h.prompt(random, random.between(3, 40)));
-  if (t.faults) h.executor().set_fault([&random](const BatchPlan&) { return random.chance(0.02) ? Status(error(Code::kInternal, "injected")) : ok(); });
+  if (t.faults)
+    h.executor().set_fault([&random](const BatchPlan&) {
+      return random.chance(0.02) ? Status(error(Code::kInternal, "injected")) : ok();
+    });
   std::vector<RequestId> live;
   for (int32_t i = 0; i < t.num_requests;) {
     if (random.chance(0.4)) {
-      std::vector<TokenId> prompt = t.shared_prefixes && random.chance(0.7) ? prefixes[random.below(prefixes.size())] : h.prompt(random, 1);
+      std::vector<TokenId> prompt = t.shared_prefixes && random.chance(0.7)
+                                        ? prefixes[random.below(prefixes.size())]
+                                        : h.prompt(random, 1);
       const std::vector<TokenId> rest = h.prompt(random, random.between(0, 30));
       prompt.insert(prompt.end(), rest.begin(), rest.end());
       CoreRequest more;
@@ -65,8 +71,10 @@ void run_traffic(const Traffic& t, uint64_t seed, Coverage& covered) {
       ++i;
     }
     if (!live.empty() && t.cancels && random.chance(0.05)) h.abort(live[random.below(live.size())]);
-    if (!live.empty() && t.cancels && random.chance(0.1)) h.core().set_paused(live[random.below(live.size())], random.chance(0.5));
-    if (!live.empty() && t.cancels && random.chance(0.03)) h.core().stop(live[random.below(live.size())], static_cast<int32_t>(random.below(3)));
+    if (!live.empty() && t.cancels && random.chance(0.1))
+      h.core().set_paused(live[random.below(live.size())], random.chance(0.5));
+    if (!live.empty() && t.cancels && random.chance(0.03))
+      h.core().stop(live[random.below(live.size())], static_cast<int32_t>(random.below(3)));
     if (random.chance(0.8)) h.step();
   }
   for (const RequestId id : live) h.core().set_paused(id, false);
@@ -89,21 +97,26 @@ void run_traffic(const Traffic& t, uint64_t seed, Coverage& covered) {
   covered.failed += s.requests_failed_total;
   covered.steps += s.steps_total;
   for (const RequestId id : live)
-    if (h.record(id).sampling->temperature == 0 && h.record(id).sampling->beam_width == 0) h.expect_greedy(id);
+    if (h.record(id).sampling->temperature == 0 && h.record(id).sampling->beam_width == 0)
+      h.expect_greedy(id);
 }
 
 Coverage run_seeds(const Traffic& t, int32_t count) {
   Coverage covered;
   for (int32_t i = 0; i < count && !::testing::Test::HasFailure(); ++i)
     run_traffic(t, first_seed() + static_cast<uint64_t>(i), covered);
-  const auto record = [](const char* name, int64_t n) { ::testing::Test::RecordProperty(name, static_cast<int>(n)); };
+  const auto record = [](const char* name, int64_t n) {
+    ::testing::Test::RecordProperty(name, static_cast<int>(n));
+  };
   record("steps", covered.steps);
   record("preemptions", covered.preemptions);
   EXPECT_GT(covered.finished, 0);
   EXPECT_GT(covered.copies, 0);
   if (std::getenv("QUIRE_VERBOSE") != nullptr)
-    printf("steps %ld finished %ld cancelled %ld failed %ld preempted %ld copies %ld cached %ld evicted %ld\n", covered.steps,
-           covered.finished, covered.cancelled, covered.failed, covered.preemptions, covered.copies, covered.cached, covered.evictions);
+    printf(
+        "steps %ld finished %ld cancelled %ld failed %ld preempted %ld copies %ld cached %ld evicted %ld\n",
+        covered.steps, covered.finished, covered.cancelled, covered.failed, covered.preemptions,
+        covered.copies, covered.cached, covered.evictions);
   return covered;
 }
 

@@ -1,5 +1,5 @@
-// Delivery by hand: outcomes in, events out. The text is one letter per id ('a' + id), with stop texts matched by the real rule
-// of holding back what a stop may begin in, so that no tokenizer is needed.
+// Delivery by hand: outcomes in, events out. The text is one letter per id ('a' + id), with stop texts
+// matched by the real rule of holding back what a stop may begin in, so that no tokenizer is needed.
 #include "src/engine/delivery.h"
 
 #include <gtest/gtest.h>
@@ -15,7 +15,8 @@ class Letters final : public TextStream {
   Piece push(int32_t id, bool may_stop) override {
     held_ += static_cast<char>('a' + id);
     for (const std::string& stop : stops_)
-      if (may_stop && held_.ends_with(stop)) return {held_.substr(0, held_.size() - (include_ ? 0 : stop.size())), stop};
+      if (may_stop && held_.ends_with(stop))
+        return {held_.substr(0, held_.size() - (include_ ? 0 : stop.size())), stop};
     size_t keep = 0;
     for (const std::string& stop : stops_)
       for (size_t n = 1; n < stop.size() && n <= held_.size(); ++n)
@@ -36,11 +37,17 @@ class LetterFront final : public TextFront {
  public:
   bool has_tokenizer() const override { return true; }
   bool has_chat_template() const override { return false; }
-  Result<std::vector<int32_t>> encode(std::string_view, bool, bool) const override { return std::vector<int32_t>{}; }
-  Result<std::vector<int32_t>> encode_chat(std::span<const ChatMessage>, bool) const override { return std::vector<int32_t>{}; }
+  Result<std::vector<int32_t>> encode(std::string_view, bool, bool) const override {
+    return std::vector<int32_t>{};
+  }
+  Result<std::vector<int32_t>> encode_chat(std::span<const ChatMessage>, bool) const override {
+    return std::vector<int32_t>{};
+  }
   Result<std::string> render_chat(std::span<const ChatMessage>) const override { return std::string(); }
   Result<std::string> decode(std::span<const int32_t>, bool) const override { return std::string(); }
-  std::unique_ptr<TextStream> stream(const SamplingParams& s, std::span<const int32_t>) const override { return std::make_unique<Letters>(s); }
+  std::unique_ptr<TextStream> stream(const SamplingParams& s, std::span<const int32_t>) const override {
+    return std::make_unique<Letters>(s);
+  }
 };
 
 class Events final : public TokenSink {
@@ -53,7 +60,8 @@ class DeliveryTest : public ::testing::Test {
  protected:
   DeliveryTest()
       : delivery_(text_, {0, 3},
-                  {[this](RequestId id, int32_t index) { stopped_.emplace_back(id, index); }, [this](RequestId id) { ended_.push_back(id); }}) {}
+                  {[this](RequestId id, int32_t index) { stopped_.emplace_back(id, index); },
+                   [this](RequestId id) { ended_.push_back(id); }}) {}
   void open(SamplingParams sampling, bool stream = true, bool dump = false) {
     DeliveryRequest r;
     r.request = 7;
@@ -67,7 +75,8 @@ class DeliveryTest : public ::testing::Test {
   }
   static Outcome tokens(std::vector<std::pair<int32_t, int32_t>> index_and_id, float logprob = -1) {
     Outcome o;
-    for (const auto& [index, id] : index_and_id) o.tokens.push_back({7, index, id, logprob, {{id, logprob}, {id + 1, logprob - 1}}});
+    for (const auto& [index, id] : index_and_id)
+      o.tokens.push_back({7, index, id, logprob, {{id, logprob}, {id + 1, logprob - 1}}});
     return o;
   }
   static SequenceEnd end_of(int32_t index, FinishReason reason, std::optional<TokenId> stop = {}) {

@@ -35,10 +35,12 @@ TEST(Admission, NamesTheValueAndTheLimit) {
   EXPECT_EQ(refusal(max_tokens(1), {}), "the prompt has no tokens; it needs at least 1");
   EXPECT_EQ(refusal(max_tokens(1), {1, 100}), "prompt token 1 is 100; ids of this model run from 0 to 99");
   EXPECT_EQ(refusal(max_tokens(1), {-1}), "prompt token 0 is -1; ids of this model run from 0 to 99");
-  EXPECT_EQ(refusal(max_tokens(1), std::vector<TokenId>(64, 1)),
-            "prompt has 64 tokens; this model takes at most 63 (max_context_tokens 64, one of them generated)");
+  EXPECT_EQ(
+      refusal(max_tokens(1), std::vector<TokenId>(64, 1)),
+      "prompt has 64 tokens; this model takes at most 63 (max_context_tokens 64, one of them generated)");
   EXPECT_EQ(refusal(max_tokens(57), ok_prompt),
-            "prompt has 8 tokens and max_tokens is 57, together 65; this model holds 64 (max_context_tokens), so max_tokens may be at most 56");
+            "prompt has 8 tokens and max_tokens is 57, together 65; this model holds 64 "
+            "(max_context_tokens), so max_tokens may be at most 56");
   EXPECT_NE(refusal(max_tokens(42), ok_prompt).find("may need 7 cache blocks"), std::string::npos);
   SamplingParams many = max_tokens(1);
   many.n = 5;
@@ -60,7 +62,8 @@ TEST(Admission, PeakBlocksShareThePromptAndNotTheTails) {
   EXPECT_EQ(peak_blocks(16, max_tokens(2), 8), 3);
   SamplingParams four = max_tokens(9);
   four.n = 4;
-  EXPECT_EQ(peak_blocks(20, four, 8), 2 + 4 * 2 + 1) << "two full blocks shared, four tails and outputs, one copy under way";
+  EXPECT_EQ(peak_blocks(20, four, 8), 2 + 4 * 2 + 1)
+      << "two full blocks shared, four tails and outputs, one copy under way";
 }
 
 TEST(Admission, ADeadlineThatTheQueueMakesImpossibleIsRefusedWithADelay) {

@@ -36,7 +36,8 @@ struct Found {
 };
 
 // The step by step search the scheduler does, without a cache.
-std::vector<Found> search(int32_t width, int32_t max_tokens, double penalty, bool early, std::vector<TokenId> end_ids, uint64_t seed) {
+std::vector<Found> search(int32_t width, int32_t max_tokens, double penalty, bool early,
+                          std::vector<TokenId> end_ids, uint64_t seed) {
   struct Beam {
     std::vector<TokenId> tokens;
     double sum = 0;
@@ -44,7 +45,12 @@ std::vector<Found> search(int32_t width, int32_t max_tokens, double penalty, boo
   std::vector<Beam> beams{{}};
   std::vector<BeamHypothesis> finished;
   for (int32_t length = 1; !beams.empty(); ++length) {
-    const BeamStep step{.width = width, .length_penalty = penalty, .early_stopping = early, .end_ids = end_ids, .length = length, .at_limit = length == max_tokens};
+    const BeamStep step{.width = width,
+                        .length_penalty = penalty,
+                        .early_stopping = early,
+                        .end_ids = end_ids,
+                        .length = length,
+                        .at_limit = length == max_tokens};
     std::vector<std::vector<std::pair<TokenId, float>>> candidates;
     for (const Beam& b : beams) candidates.push_back(row(b.tokens, seed));
     std::vector<BeamRow> rows;
@@ -57,7 +63,8 @@ std::vector<Found> search(int32_t width, int32_t max_tokens, double penalty, boo
       h.score = e.score;
       finished.push_back(h);
     }
-    std::stable_sort(finished.begin(), finished.end(), [](const auto& a, const auto& b) { return a.score > b.score; });
+    std::stable_sort(finished.begin(), finished.end(),
+                     [](const auto& a, const auto& b) { return a.score > b.score; });
     if (static_cast<int32_t>(finished.size()) > width) finished.resize(width);
     std::vector<Beam> next;
     for (const BeamPick& p : choice.next) {
@@ -75,13 +82,16 @@ std::vector<Found> search(int32_t width, int32_t max_tokens, double penalty, boo
 }
 
 // Every sequence that ends, with its score.
-void enumerate(std::vector<TokenId>& prefix, double sum, int32_t max_tokens, double penalty, const std::vector<TokenId>& end_ids, uint64_t seed, Found& best) {
+void enumerate(std::vector<TokenId>& prefix, double sum, int32_t max_tokens, double penalty,
+               const std::vector<TokenId>& end_ids, uint64_t seed, Found& best) {
   for (const auto& [token, logprob] : row(prefix, seed)) {
     prefix.push_back(token);
     const auto length = static_cast<int32_t>(prefix.size());
-    const bool ends = std::find(end_ids.begin(), end_ids.end(), token) != end_ids.end() || length == max_tokens;
+    const bool ends =
+        std::find(end_ids.begin(), end_ids.end(), token) != end_ids.end() || length == max_tokens;
     const double total = sum + static_cast<double>(logprob);
-    if (ends && beam_score(total, length, penalty) > best.score) best = {prefix, beam_score(total, length, penalty)};
+    if (ends && beam_score(total, length, penalty) > best.score)
+      best = {prefix, beam_score(total, length, penalty)};
     if (!ends) enumerate(prefix, total, max_tokens, penalty, end_ids, seed, best);
     prefix.pop_back();
   }
@@ -125,7 +135,8 @@ TEST(BeamSearch, EarlyStoppingEndsOnceWidthHypothesesExist) {
   finished[1].score = -5;
   EXPECT_TRUE(beams_done(finished, -0.1, {.width = 2, .early_stopping = true, .length = 3}));
   EXPECT_FALSE(beams_done(finished, -0.1, {.width = 2, .early_stopping = false, .length = 3}));
-  EXPECT_TRUE(beams_done(finished, -16, {.width = 2, .early_stopping = false, .length = 3})) << "-16 / 3 cannot beat -5";
+  EXPECT_TRUE(beams_done(finished, -16, {.width = 2, .early_stopping = false, .length = 3}))
+      << "-16 / 3 cannot beat -5";
   EXPECT_FALSE(beams_done(finished, -16, {.width = 3, .early_stopping = true, .length = 3}));
 }
 

@@ -1,4 +1,5 @@
-// What the scheduler plans, step by step, over a small cache and a fake executor; each rule of DESIGN 4 on a case made by hand.
+// What the scheduler plans, step by step, over a small cache and a fake executor; each rule of DESIGN 4 on a
+// case made by hand.
 #include <cmath>
 
 #include "tests/property/engine_harness.h"
@@ -18,7 +19,9 @@ std::vector<TokenId> ids(int32_t count, int32_t first = 0) {
   return v;
 }
 
-const BatchPlan& last_plan(Harness& h) { return *h.core().scheduler().in_flight().back().plan; }
+const BatchPlan& last_plan(Harness& h) {
+  return *h.core().scheduler().in_flight().back().plan;
+}
 
 TEST(Scheduler, MixesDecodesAndPromptChunksUnderOneBudget) {
   HarnessOptions o = small();
@@ -30,7 +33,8 @@ TEST(Scheduler, MixesDecodesAndPromptChunksUnderOneBudget) {
   h.step();
   const BatchPlan& plan = last_plan(h);
   ASSERT_EQ(plan.sequences.size(), 2u);
-  EXPECT_EQ(plan.sequences[0].tokens, std::vector<TokenId>{kSampledLastStep}) << "the token is still being sampled";
+  EXPECT_EQ(plan.sequences[0].tokens, std::vector<TokenId>{kSampledLastStep})
+      << "the token is still being sampled";
   EXPECT_EQ(plan.sequences[1].tokens.size(), 23u);
   EXPECT_TRUE(plan.sequences[1].samples.empty());
   h.run();
@@ -43,7 +47,8 @@ TEST(Scheduler, PlansNothingPastMaxTokens) {
   const RequestId id = h.submit(ids(8), Harness::greedy(3));
   h.run();
   EXPECT_EQ(h.record(id).sequences[0].tokens.size(), 3u);
-  EXPECT_EQ(h.core().scheduler().counters().steps, 3) << "one for the prompt, two decodes; the last id is never run";
+  EXPECT_EQ(h.core().scheduler().counters().steps, 3)
+      << "one for the prompt, two decodes; the last id is never run";
 }
 
 TEST(Scheduler, DropsTheResultThatFollowsAnEndingId) {
@@ -247,7 +252,9 @@ TEST(Scheduler, AFailedStepFailsItsSequencesAndNotTheEngine) {
   Harness h(small());
   const RequestId hit = h.submit(ids(8), Harness::greedy(10));
   bool fail = true;
-  h.executor().set_fault([&](const BatchPlan&) { return std::exchange(fail, false) ? Status(error(Code::kInternal, "no")) : ok(); });
+  h.executor().set_fault([&](const BatchPlan&) {
+    return std::exchange(fail, false) ? Status(error(Code::kInternal, "no")) : ok();
+  });
   h.step();
   h.step();
   const RequestId spared = h.submit(ids(8, 300), Harness::greedy(10));
@@ -366,7 +373,8 @@ TEST(EngineCore, RefusesAStepTooSmallForItsSequences) {
   options.cache = uniform_spec({.num_layers = 1, .num_kv_heads = 1, .head_dim = 8, .block_tokens = 8}, 8);
   const auto made = EngineCore::create(options, executor, clock);
   ASSERT_FALSE(made.has_value());
-  EXPECT_EQ(made.error().message, "max_step_tokens is 4 and max_sequences 8; a step must have a token for every running sequence");
+  EXPECT_EQ(made.error().message,
+            "max_step_tokens is 4 and max_sequences 8; a step must have a token for every running sequence");
 }
 
 }  // namespace

@@ -1,0 +1,152 @@
+#include "benchmarks/sim/setup.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <fstream>
+
+#include <nlohmann/json.hpp>
+
+#include "src/base/random.h"
+#include "src/model/config.h"
+
+namespace quire {
+namespace {
+
+constexpr int64_t kMaxShadowSlots = 1 << 22;  // 24 bytes each
+
+struct Card {
+  double read_bytes_per_s = 3.0e12, flops_per_s = 6.0e14, overhead_us = 50;
+  double memory_bytes = 80e9;
+};
+
+Result<Card> read_card(const std::string& name) {
+  if (name == "h100") return Card{};
+  if (name == "h200") return Card{.read_bytes_per_s = 4.3e12, .memory_bytes = 141e9};
+  std::ifstream file(name);
+  if (!file)
+    return invalid(fmt::format("card is `{}`; it must be h100, h200 or a JSON file that can be read", name),
+                   "card");
+  const nlohmann::json json = nlohmann::json::parse(file, nullptr, false);
+  if (!json.is_object()) return invalid(fmt::format("{}: not a JSON object", name), "card");
+  Card card;
+  for (const auto& [key, target] :
+       {std::pair<const char*, double*>{"read_bytes_per_s", &card.read_bytes_per_s},
+        {"flops_per_s", &card.flops_per_s},
+        {"overhead_us", &card.overhead_us},
+        {"memory_bytes", &card.memory_bytes}}) {
+    const auto it = json.find(key);
+    if (it == json.end()) continue;
+    if (!it->is_number() || !(it->get<double>() > 0))
+      return invalid(fmt::format("{}: `{}` must be a number above 0", name, key), "card");
+    *target = it->get<double>();
+  }
+  return card;
+}
+
+ModelSpec llama_8b() {
+  ModelSpec spec;
+  spec.vocab_size = 128256;
+  spec.hidden_size = 4096;
+  spec.intermediate_size = 14336;
+  spec.num_layers = 32;
+  spec.num_q_heads = 32;
+  spec.num_kv_heads = 8;
+  spec.head_dim = 128;
+  spec.max_positions = 131072;
+  return spec;
+}
+
+Result<ModelSpec> read_shape(const std::string& path) {
+  if (path.empty()) return llama_8b();
+  std::ifstream file(path);
+  if (!file) return invalid(fmt::format("model_shape: {} cannot be read", path), "model_shape");
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  return parse_model_config(text);
+}
+
+Status check_options(const SimOptions& o) {
+  if (o.sequences < 1 || o.sequences > 65536)
+    return invalid(fmt::format("sequences is {}; it must be from 1 to 65536", o.sequences), "sequences");
+  if (o.steps < 0 || o.seconds < 0) return invalid("steps and seconds must not be negative", "steps");
+  if (!(o.speed > 0)) return invalid(fmt::format("speed is {}; it must be above 0", o.speed), "speed");
+  if (o.audit_every < 1)
+    return invalid(fmt::format("audit_every is {}; it must be at least 1", o.audit_every), "audit_every");
+  if (o.prefix_rule != "token" && o.prefix_rule != "block")
+    return invalid(fmt::format("prefix_rule is `{}`; it must be token or block", o.prefix_rule),
+                   "prefix_rule");
+  if (o.eviction != "lru" && o.eviction != "pgdsf")
+    return invalid(fmt::format("eviction is `{}`; it must be lru or pgdsf", o.eviction), "eviction");
+  return ok();
+}
+
+void set_cache(SimSetup& setup, const GroupSpec& group, int64_t blocks) {
+  setup.core.cache = uniform_spec(group, static_cast<int32_t>(blocks));
+  setup.model.num_blocks = static_cast<int32_t>(blocks);
+  setup.model.block_tokens = group.block_tokens;
+  setup.model.check_content = blocks * group.block_tokens <= kMaxShadowSlots;
+}
+
+}  // namespace
+
+Result<SimSetup> make_setup(const SimOptions& options) {
+  if (Status s = check_options(options); !s) return s.error();
+  const Result<Card> card = read_card(options.card);
+  if (!card) return card.error();
+  const Result<ModelSpec> spec = read_shape(options.model_shape);
+  if (!spec) return spec.error();
+  SimSetup setup;
+  const GroupSpec group{.num_layers = spec->num_layers,
+                        .num_kv_heads = spec->num_kv_heads,
+                        .head_dim = spec->head_dim,
+                        .dtype = DType::kBF16,
+                        .block_tokens = 16};
+  const double parameters = static_cast<double>(spec->num_parameters());
+  const double left = std::max(1e9, card->memory_bytes * 0.9 - 2 * parameters);
+  const int64_t blocks =
+      (options.kv_bytes > 0 ? options.kv_bytes : static_cast<int64_t>(left)) / group.block_bytes();
+  if (blocks < 2 || blocks > (1 << 26))
+    return invalid(fmt::format("kv_bytes gives {} blocks of {} bytes; from 2 to {}", blocks,
+                               group.block_bytes(), 1 << 26),
+                   "kv_bytes");
+  set_cache(setup, group, blocks);
+  setup.model.vocab_size = setup.core.vocab_size = spec->vocab_size;
+  setup.roofline.overhead_us = card->overhead_us;
+  setup.roofline.weights_us = 1e6 * 2 * parameters / card->read_bytes_per_s;
+  setup.roofline.kv_us_per_token = 1e6 * static_cast<double>(group.token_bytes()) / card->read_bytes_per_s;
+  setup.roofline.compute_us_per_token = 1e6 * 2 * parameters / card->flops_per_s;
+  setup.core.config.max_sequences = options.sequences;
+  setup.core.config.max_step_tokens = std::max(8192, options.sequences);
+  setup.core.config.max_context_tokens =
+      static_cast<int32_t>(std::min<int64_t>(blocks * group.block_tokens, 1 << 20));
+  setup.core.config.max_queued_requests = 1 << 20;
+  setup.core.config.max_queued_kv_factor = 1e6;  // a trace is replayed, not refused
+  setup.core.config.check_invariants = true;
+  setup.core.audit_every = options.audit_every;
+  setup.core.whole_block_hits = options.prefix_rule == "block";
+  setup.core.eviction = options.eviction == "lru" ? EvictionOrder::kLru : EvictionOrder::kPgdsf;
+  return setup;
+}
+
+SimSetup draw_episode(const SimSetup& base, const SimOptions& options, uint64_t seed) {
+  Random random(seed);
+  SimSetup setup = base;
+  GroupSpec group = base.core.cache.groups.front();
+  group.block_tokens = random.chance(0.5) ? 8 : 16;
+  const int64_t a_sequence = 160 / group.block_tokens;  // blocks of an ordinary request
+  const int64_t drawn = a_sequence * random.between(2, 2 * options.sequences + 2);
+  set_cache(setup, group, options.kv_bytes > 0 ? base.model.num_blocks : drawn);
+  setup.model.vocab_size = setup.core.vocab_size = static_cast<int32_t>(random.between(40, 2000));
+  setup.core.eos_token_ids = {1};
+  EngineConfig& config = setup.core.config;
+  config.max_step_tokens = std::max(options.sequences, static_cast<int32_t>(random.between(16, 512)));
+  config.max_prefill_chunk_tokens = random.chance(0.3) ? static_cast<int32_t>(random.between(1, 16)) : 0;
+  config.max_context_tokens = 512;
+  config.max_queued_requests = 4 * options.sequences;
+  config.max_queued_kv_factor = 4;
+  config.prefix_cache = random.chance(0.9);
+  if (random.chance(0.5)) setup.core.reserve = {.least = 0, .rise = 0, .decay = 0};  // over-commit
+  return setup;
+}
+
+}  // namespace quire

@@ -1,0 +1,24 @@
+// What an episode of the simulator runs on: a cache, limits, a step's time.
+#pragma once
+
+#include "benchmarks/sim/sim.h"
+#include "src/cache/kv_cache.h"
+#include "src/engine/engine_core.h"
+#include "src/execute/fake_executor.h"
+
+namespace quire {
+
+struct SimSetup {
+  CoreOptions core;
+  FakeModel model;
+  Roofline roofline;
+};
+
+// The model and the card that the options name.
+Result<SimSetup> make_setup(const SimOptions& options);
+
+// An episode of a random load: cache, blocks, chunks and reserve drawn, small enough that everything happens
+// often.
+SimSetup draw_episode(const SimSetup& base, const SimOptions& options, uint64_t seed);
+
+}  // namespace quire

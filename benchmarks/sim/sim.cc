@@ -1,0 +1,147 @@
+#include "benchmarks/sim/sim.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include <nlohmann/json.hpp>
+
+#include "benchmarks/sim/episode.h"
+
+namespace quire {
+namespace {
+
+constexpr int64_t kEpisodeSteps = 5000;
+constexpr int64_t kDefaultSteps = 100'000;
+constexpr size_t kMaxSamples = 2'000'000;  // latencies kept; later ones are left out
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+SimPercentiles percentiles(std::vector<float>& values) {
+  if (values.empty()) return {};
+  std::sort(values.begin(), values.end());
+  const auto at = [&](double q) {
+    return static_cast<double>(values[static_cast<size_t>(q * static_cast<double>(values.size() - 1))]);
+  };
+  return {at(0.5), at(0.9), at(0.99)};
+}
+
+class Run {
+ public:
+  explicit Run(const SimOptions& options) : options_(options), start_(std::chrono::steady_clock::now()) {
+    if (options_.trace.empty() && options_.steps == 0 && options_.seconds == 0)
+      options_.steps = kDefaultSteps;
+    report_.seed = options.seed;
+  }
+
+  // Until the workload is through, an invariant breaks, or the limits are reached; drained in any case but a
+  // broken one.
+  void play(Episode& episode, int64_t max_steps) {
+    for (int64_t i = 0; i < max_steps && !episode.broken() && !spent(report_.steps + i); ++i)
+      if (!episode.step()) break;
+    if (!episode.broken()) episode.drain();
+    episode.add_to(report_, samples_);
+    if (samples_.ttft_ms.size() > kMaxSamples) samples_.ttft_ms.resize(kMaxSamples);
+    if (samples_.tpot_ms.size() > kMaxSamples) samples_.tpot_ms.resize(kMaxSamples);
+  }
+  bool spent(int64_t steps) const {
+    if (options_.steps > 0 && steps >= options_.steps) return true;
+    return options_.seconds > 0 && (steps & 255) == 0 && seconds_since(start_) >= options_.seconds;
+  }
+  bool done() const {
+    return !report_.violations.empty() || spent(report_.steps) ||
+           (options_.seconds > 0 && seconds_since(start_) >= options_.seconds);
+  }
+
+  SimReport finish() {
+    report_.steps_per_s = static_cast<double>(report_.steps) / std::max(1e-9, seconds_since(start_));
+    report_.hit_rate = samples_.prompt_tokens > 0 ? static_cast<double>(samples_.cached_tokens) /
+                                                        static_cast<double>(samples_.prompt_tokens)
+                                                  : 0;
+    report_.ttft_ms = percentiles(samples_.ttft_ms);
+    report_.tpot_ms = percentiles(samples_.tpot_ms);
+    report_.waste_percent =
+        samples_.waste_count > 0 ? samples_.waste_sum / static_cast<double>(samples_.waste_count) : 0;
+    report_.output_tokens_per_s =
+        report_.simulated_s > 0 ? static_cast<double>(samples_.output_tokens) / report_.simulated_s : 0;
+    return report_;
+  }
+
+ private:
+  SimOptions options_;
+  std::chrono::steady_clock::time_point start_;
+  SimReport report_;
+  Samples samples_;
+};
+
+void run_random(const SimOptions& options, const SimSetup& base, Run& run) {
+  Random seeds(options.seed);
+  while (!run.done()) {
+    const uint64_t episode_seed = seeds.next();
+    const SimSetup setup = draw_episode(base, options, episode_seed);
+    Episode episode(
+        setup,
+        make_random_workload(episode_seed + 1, options.sequences, setup.core.vocab_size, options.faults),
+        options.faults ? kAllFaults : kNoFaults, episode_seed + 2);
+    run.play(episode, kEpisodeSteps);
+  }
+}
+
+Status run_trace(const SimOptions& options, const SimSetup& setup, Run& run) {
+  const Result<TraceFormat> format = parse_trace_format(options.trace_format);
+  if (!format) return format.error();
+  Result<Trace> trace =
+      read_trace(options.trace, *format, {.seed = options.seed, .max_requests = options.max_requests});
+  if (!trace) return trace.error();
+  Episode episode(setup, make_trace_workload(std::move(*trace), options.speed, setup.core.vocab_size),
+                  options.faults ? kAllFaults : kNoFaults, options.seed);
+  run.play(episode, INT64_MAX);
+  return ok();
+}
+
+nlohmann::ordered_json json_of(const SimPercentiles& p) {
+  return {{"p50", p.p50}, {"p90", p.p90}, {"p99", p.p99}};
+}
+
+}  // namespace
+
+Result<SimReport> run_sim(const SimOptions& options) {
+  const Result<SimSetup> setup = make_setup(options);
+  if (!setup) return setup.error();
+  Run run(options);
+  if (options.trace.empty())
+    run_random(options, *setup, run);
+  else if (Status s = run_trace(options, *setup, run); !s)
+    return s.error();
+  return run.finish();
+}
+
+std::string to_json(const SimReport& r) {
+  const nlohmann::ordered_json json = {{"seed", r.seed},
+                                       {"steps", r.steps},
+                                       {"faults", r.faults},
+                                       {"violations", r.violations},
+                                       {"steps_per_s", r.steps_per_s},
+                                       {"simulated_s", r.simulated_s},
+                                       {"requests",
+                                        {{"submitted", r.submitted},
+                                         {"finished", r.finished},
+                                         {"refused", r.refused},
+                                         {"cancelled", r.cancelled},
+                                         {"failed", r.failed}}},
+                                       {"hit_rate", r.hit_rate},
+                                       {"ttft_ms", json_of(r.ttft_ms)},
+                                       {"tpot_ms", json_of(r.tpot_ms)},
+                                       {"output_tokens_per_s", r.output_tokens_per_s},
+                                       {"waste_percent", r.waste_percent},
+                                       {"preemptions", r.preemptions},
+                                       {"copies_on_write", r.copies_on_write},
+                                       {"evictions", r.evictions},
+                                       {"blocks_leaked", r.blocks_leaked}};
+  return json.dump();
+}
+
+}  // namespace quire

@@ -1,0 +1,66 @@
+// `quire bench sim`: the real scheduler, cache, queue and admission with a fake executor (step times from a
+// roofline), a moved clock and injected faults, all from one seed. Invariants are checked while it runs; a
+// failing seed replays exactly.
+//
+// Without a trace it draws its own load, in episodes of a few thousand steps; each episode draws a cache
+// size, a block size and a chunk size too, so that some are roomy and some preempt all the time, and ends
+// drained with nothing held.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "quire/result.h"
+
+namespace quire {
+
+struct SimOptions {
+  uint64_t seed = 1;
+  int64_t steps = 0;       // 0 = no limit; without any limit (nor a trace) 100,000
+  double seconds = 0;      // of real time; 0 = no limit
+  int32_t sequences = 64;  // running at once
+  bool faults = true;
+  int32_t audit_every =
+      16;  // steps between full audits of cache and lists (cheap invariants and plans: every step)
+
+  std::string trace;         // a file of ../traces; "" = a random load
+  std::string trace_format;  // azure | mooncake | servegen
+  double speed = 1;          // of the trace's arrivals
+  int64_t max_requests = 0;  // of the trace; 0 = all
+
+  int64_t kv_bytes = 0;     // 0 = drawn (random load), or what an 80 GB card has left (trace)
+  std::string model_shape;  // a config.json; "" = Llama-3.1-8B's shape
+  std::string card =
+      "h100";  // h100 | h200 | a JSON file {"read_bytes_per_s", "flops_per_s", "overhead_us", "memory_bytes"}
+  std::string prefix_rule = "token";  // token | block (whole-block hits only, as vLLM's)
+  std::string eviction = "lru";       // lru | pgdsf
+};
+
+struct SimPercentiles {
+  double p50 = 0, p90 = 0, p99 = 0;
+};
+
+struct SimReport {
+  uint64_t seed = 0;
+  int64_t steps = 0, faults = 0;
+  std::vector<std::string> violations;
+  double steps_per_s = 0;  // of real time
+  double simulated_s = 0;
+  int64_t submitted = 0, finished = 0, refused = 0, cancelled = 0, failed = 0;
+  double hit_rate = 0;  // prompt tokens found cached / prompt tokens admitted
+  SimPercentiles ttft_ms,
+      tpot_ms;  // of finished requests: first token - arrival; (last - first token) / (tokens - 1)
+  double output_tokens_per_s = 0;  // simulated
+  double waste_percent = 0;        // of held blocks' slots, mean over time
+  int64_t preemptions = 0, copies_on_write = 0, evictions = 0;
+  int64_t blocks_leaked = 0;  // held with nothing left to do
+};
+
+// Errors: an option out of range, a file that does not parse (file and line). Violations are not errors but
+// part of the report.
+Result<SimReport> run_sim(const SimOptions& options);
+
+std::string to_json(const SimReport& report);
+
+}  // namespace quire

@@ -1,0 +1,106 @@
+#include "benchmarks/sim/workload.h"
+
+#include <algorithm>
+
+namespace quire {
+namespace {
+
+SamplingParams draw_sampling(Random& random) {
+  SamplingParams p;
+  p.temperature = random.chance(0.7) ? 0 : 1;
+  p.max_tokens =
+      static_cast<int32_t>(random.chance(0.05) ? 0 : random.between(1, random.chance(0.2) ? 200 : 40));
+  p.ignore_eos = random.chance(0.5);
+  if (random.chance(0.12)) p.n = static_cast<int32_t>(random.between(2, 6));
+  if (random.chance(0.05)) p.best_of = p.n + 2;
+  if (random.chance(0.08) && p.max_tokens > 0) {
+    p.n = 1;
+    p.best_of = 0;
+    p.beam_width = static_cast<int32_t>(random.between(2, 5));
+    p.early_stopping = random.chance(0.5);
+  }
+  if (random.chance(0.05)) p.prompt_logprobs = 0;
+  if (random.chance(0.05)) p.min_tokens = std::min(p.max_tokens, 5);
+  return p;
+}
+
+class RandomWorkload final : public Workload {
+ public:
+  RandomWorkload(uint64_t seed, int32_t max_sequences, int32_t vocab_size, bool deadlines)
+      : random_(seed), max_live_(2 * max_sequences), vocab_size_(vocab_size), deadlines_(deadlines) {
+    for (int i = 0; i < 8; ++i) prefixes_.push_back(draw(random_.between(1, 150)));
+  }
+  std::optional<CoreRequest> next(int64_t now_us, int64_t num_live) override {
+    if (num_live >= max_live_ || random_.chance(0.5)) return {};
+    CoreRequest r;
+    r.prompt = random_.chance(0.6) ? prefixes_[random_.below(prefixes_.size())] : std::vector<TokenId>{};
+    const std::vector<TokenId> own = draw(random_.between(1, random_.chance(0.1) ? 250 : 30));
+    r.prompt.insert(r.prompt.end(), own.begin(), own.end());
+    r.sampling = std::make_shared<const SamplingParams>(draw_sampling(random_));
+    r.tenant = std::string(1, static_cast<char>('a' + random_.below(4)));
+    r.cache_salt = random_.chance(0.1) ? r.tenant : "";
+    r.bypass_prefix_cache = random_.chance(0.05);
+    r.priority = random_.chance(0.1) ? static_cast<int32_t>(random_.between(-1, 1)) : 0;
+    if (deadlines_ && random_.chance(0.05)) r.deadline_us = now_us + random_.between(1, 3'000'000);
+    r.seed = random_.next();
+    return r;
+  }
+  std::optional<int64_t> next_arrival_us() const override { return {}; }
+  bool exhausted() const override { return false; }
+
+ private:
+  std::vector<TokenId> draw(int64_t count) {
+    std::vector<TokenId> ids;
+    for (; count > 0; --count)
+      ids.push_back(static_cast<TokenId>(random_.below(static_cast<uint64_t>(vocab_size_))));
+    return ids;
+  }
+  Random random_;
+  int64_t max_live_;
+  int32_t vocab_size_;
+  bool deadlines_;
+  std::vector<std::vector<TokenId>> prefixes_;
+};
+
+class TraceWorkload final : public Workload {
+ public:
+  TraceWorkload(Trace trace, double speed, int32_t vocab_size)
+      : trace_(std::move(trace)), speed_(speed), vocab_size_(vocab_size) {}
+  std::optional<CoreRequest> next(int64_t now_us, int64_t) override {
+    if (exhausted() || *next_arrival_us() > now_us) return {};
+    CoreRequest r;
+    SamplingParams p;
+    p.temperature = 0;
+    p.ignore_eos = true;
+    p.max_tokens = std::max(1, trace_.requests[index_].output_tokens);
+    r.sampling = std::make_shared<const SamplingParams>(p);
+    r.prompt = prompt_of(trace_, index_, vocab_size_);
+    r.arrival_us = *next_arrival_us();
+    r.seed = index_++;
+    return r;
+  }
+  std::optional<int64_t> next_arrival_us() const override {
+    if (exhausted()) return {};
+    return static_cast<int64_t>(static_cast<double>(trace_.requests[index_].arrival_us) / speed_);
+  }
+  bool exhausted() const override { return index_ >= trace_.requests.size(); }
+
+ private:
+  Trace trace_;
+  double speed_;
+  int32_t vocab_size_;
+  size_t index_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Workload> make_random_workload(uint64_t seed, int32_t max_sequences, int32_t vocab_size,
+                                               bool deadlines) {
+  return std::make_unique<RandomWorkload>(seed, max_sequences, vocab_size, deadlines);
+}
+
+std::unique_ptr<Workload> make_trace_workload(Trace trace, double speed, int32_t vocab_size) {
+  return std::make_unique<TraceWorkload>(std::move(trace), speed, vocab_size);
+}
+
+}  // namespace quire

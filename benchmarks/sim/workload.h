@@ -1,0 +1,31 @@
+// Who asks for what, and when: drawn from a seed, or replayed from a trace.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "benchmarks/sim/sim.h"
+#include "benchmarks/traces/trace.h"
+#include "src/base/random.h"
+#include "src/engine/engine_core.h"
+
+namespace quire {
+
+class Workload {
+ public:
+  virtual ~Workload() = default;
+  // The next request if it has arrived by now_us; num_live: requests in the engine.
+  virtual std::optional<CoreRequest> next(int64_t now_us, int64_t num_live) = 0;
+  virtual std::optional<int64_t> next_arrival_us()
+      const = 0;  // nothing: no more will come (or only once others have ended)
+  virtual bool exhausted() const = 0;
+};
+
+// Keeps about twice max_sequences requests in the engine: shared prefixes, samples, beams, deadlines,
+// tenants, priorities.
+std::unique_ptr<Workload> make_random_workload(uint64_t seed, int32_t max_sequences, int32_t vocab_size,
+                                               bool deadlines);
+std::unique_ptr<Workload> make_trace_workload(Trace trace, double speed, int32_t vocab_size);
+
+}  // namespace quire

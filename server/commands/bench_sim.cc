@@ -1,0 +1,77 @@
+// quire bench sim: scheduler, cache and queue in a deterministic simulation. Exit code 1 on any violation.
+#include <fmt/format.h>
+
+#include "benchmarks/sim/sim.h"
+#include "server/commands/command.h"
+#include "server/flags.h"
+
+namespace quire::server {
+namespace {
+
+struct Choices {
+  std::string faults = "on", output = "text";
+};
+
+void add_flags(Flags& flags, SimOptions& sim, std::optional<uint64_t>& seed, Choices& choices) {
+  flags.add("seed", seed, "what everything is drawn from (default: 1); a failing seed replays exactly");
+  flags.add("steps", sim.steps, "engine steps, 0 = no limit (without any limit: 100000)");
+  flags.add("seconds", sim.seconds, "of real time, 0 = no limit");
+  flags.add("sequences", sim.sequences, "sequences running at once");
+  flags.add_choice("faults", choices.faults, {"on", "off"},
+                   "cancels, pauses, stops, failed steps, deadlines, clock jumps");
+  flags.add("audit-every", sim.audit_every, "steps between full audits of cache and lists");
+  flags.add("trace", sim.trace, "replay this file instead of a random load");
+  flags.add_choice("trace-format", sim.trace_format, {"azure", "mooncake", "servegen"}, "of --trace");
+  flags.add("speed", sim.speed, "of the trace's arrivals, 2 = twice as fast");
+  flags.add("max-requests", sim.max_requests, "of the trace, 0 = all");
+  flags.add("kv-bytes", sim.kv_bytes,
+            "bytes of the cache, 0 = drawn, or with a trace what the card has left");
+  flags.add("model-shape", sim.model_shape, "a config.json (default: the shape of Llama 3.1 8B)");
+  flags.add("card", sim.card,
+            "h100, h200, or a JSON file with read_bytes_per_s, flops_per_s, overhead_us, memory_bytes");
+  flags.add_choice("prefix-rule", sim.prefix_rule, {"token", "block"},
+                   "hits exact to the token, or whole blocks only");
+  flags.add_choice("eviction", sim.eviction, {"lru", "pgdsf"}, "order in which cached blocks go");
+  flags.add_choice("output", choices.output, {"text", "json"}, "form of the report");
+}
+
+void print_text(const SimReport& r) {
+  fmt::print("seed {}: {} steps ({:.0f} a second), {} faults, {:.1f} simulated seconds\n", r.seed, r.steps,
+             r.steps_per_s, r.faults, r.simulated_s);
+  fmt::print("requests: {} submitted, {} finished, {} refused, {} cancelled, {} failed\n", r.submitted,
+             r.finished, r.refused, r.cancelled, r.failed);
+  fmt::print("first token ms:     p50 {:.1f}  p90 {:.1f}  p99 {:.1f}\n", r.ttft_ms.p50, r.ttft_ms.p90,
+             r.ttft_ms.p99);
+  fmt::print("ms per later token: p50 {:.2f}  p90 {:.2f}  p99 {:.2f}\n", r.tpot_ms.p50, r.tpot_ms.p90,
+             r.tpot_ms.p99);
+  fmt::print(
+      "hit rate {:.3f}, waste {:.2f} %, {} preemptions, {} copies on write, {} evictions, {} blocks leaked\n",
+      r.hit_rate, r.waste_percent, r.preemptions, r.copies_on_write, r.evictions, r.blocks_leaked);
+  for (const std::string& v : r.violations) fmt::print("VIOLATION {}\n", v);
+}
+
+}  // namespace
+
+int run_bench_sim(const Arguments& arguments) {
+  SimOptions sim;
+  std::optional<uint64_t> seed;
+  Choices choices;
+  Flags flags("quire bench sim",
+              "Simulate scheduler, cache and queue with a fake executor, a moved clock and injected faults, "
+              "from one seed.");
+  add_flags(flags, sim, seed, choices);
+  const Result<bool> parsed = flags.parse(arguments);
+  if (!parsed) return fail(parsed.error(), kExitUsage);
+  if (!*parsed) return 0;
+  sim.seed = seed.value_or(sim.seed);
+  sim.faults = choices.faults == "on";
+  const Result<SimReport> report = run_sim(sim);
+  if (!report) return fail(report.error());
+  if (choices.output == "json")
+    fmt::print("{}\n", to_json(*report));
+  else
+    print_text(*report);
+  return report->violations.empty() ? 0 : kExitFailed;
+}
+
+}  // namespace quire::server

@@ -1,0 +1,216 @@
+// The threaded engine under many clients at once: submit, abort, pause, stats, drain from several threads,
+// with a fake executor (whose content check stays on) and ids only. Meant to run under TSan too.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <map>
+#include <thread>
+
+#include "src/base/check.h"
+#include "src/base/random.h"
+#include "src/engine/threaded_engine.h"
+#include "src/execute/fake_executor.h"
+
+namespace quire {
+namespace {
+
+class Counting final : public TokenSink {
+ public:
+  void on_event(const TokenEvent& e) override {
+    const std::lock_guard lock(mutex_);
+    EXPECT_FALSE(last_) << "an event after the last";
+    tokens_ += static_cast<int32_t>(e.token_ids.size());
+    if (e.finish != FinishReason::kNone) {
+      ++ends_[e.index];
+      finish_ = e.finish;
+    }
+    last_ = e.last;
+    if (last_) usage_ = e.usage;
+    if (last_) changed_.notify_all();
+  }
+  bool wait(int64_t ms = 60000) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::milliseconds(ms), [this] { return last_; });
+  }
+  void expect_one_end_each(int32_t sequences) {
+    const std::lock_guard lock(mutex_);
+    EXPECT_TRUE(last_);
+    EXPECT_EQ(static_cast<int32_t>(ends_.size()), sequences);
+    for (const auto& [index, n] : ends_) EXPECT_EQ(n, 1) << "sequence " << index;
+    EXPECT_EQ(usage_.completion_tokens, tokens_);
+  }
+  FinishReason finish() {
+    const std::lock_guard lock(mutex_);
+    return finish_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<int32_t, int32_t> ends_;
+  int32_t tokens_ = 0;
+  bool last_ = false;
+  FinishReason finish_ = FinishReason::kNone;
+  Usage usage_;
+};
+
+class EngineThreads : public ::testing::Test {
+ protected:
+  void start(int32_t max_queued = 1024, int32_t num_blocks = 200) {
+    EngineParts parts;
+    parts.core.config.max_sequences = 16;
+    parts.core.config.max_step_tokens = 64;
+    parts.core.config.max_context_tokens = 4000;
+    parts.core.config.max_queued_requests = max_queued;
+    parts.core.config.check_invariants = true;
+    parts.core.cache = uniform_spec(
+        {.num_layers = 1, .num_kv_heads = 1, .head_dim = 8, .dtype = DType::kF32, .block_tokens = 8},
+        num_blocks);
+    parts.core.vocab_size = 500;
+    auto executor = std::make_unique<FakeExecutor>(
+        FakeModel{.vocab_size = 500, .num_blocks = num_blocks, .block_tokens = 8});
+    executor_ = executor.get();
+    parts.executor = std::move(executor);
+    parts.text = make_ids_only_front("ids only");
+    parts.clock = std::make_unique<SteadyClock>();
+    engine_ = std::move(ThreadedEngine::start(std::move(parts))).value();
+  }
+  static Request request(Random& random, int32_t max_tokens) {
+    Request r;
+    std::vector<int32_t> prompt;
+    for (int64_t i = random.between(1, 40); i > 0; --i)
+      prompt.push_back(static_cast<int32_t>(random.below(3)));
+    r.prompt = std::move(prompt);
+    r.sampling.max_tokens = max_tokens;
+    r.sampling.temperature = 0;
+    r.stream = random.chance(0.8);
+    return r;
+  }
+  void expect_idle() {
+    // A step that was under way has to run, and a reader of stats may have been in the way of the last count.
+    const auto settled = [](const EngineStats& s) {
+      return s.blocks_held == 0 &&
+             s.requests_submitted_total == s.requests_finished_total + s.requests_cancelled_total +
+                                               s.requests_failed_total + s.requests_refused_total;
+    };
+    for (int i = 0; i < 2000 && !settled(engine_->stats()); ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    EXPECT_TRUE(settled(engine_->stats()));
+  }
+
+  FakeExecutor* executor_ = nullptr;
+  std::unique_ptr<Engine> engine_;
+};
+
+TEST_F(EngineThreads, ManyClientsEachGetEveryEndOnce) {
+  start();
+  std::vector<std::thread> clients;
+  for (uint64_t c = 0; c < 4; ++c)
+    clients.emplace_back([&, c] {
+      Random random(c + 1);
+      for (int i = 0; i < 50; ++i) {
+        auto sink = std::make_shared<Counting>();
+        Request r = request(random, static_cast<int32_t>(random.between(1, 60)));
+        const int32_t n = r.sampling.n = static_cast<int32_t>(random.between(1, 3));
+        const Result<RequestId> id = engine_->submit(std::move(r), sink);
+        ASSERT_TRUE(id.has_value()) << id.error().message;
+        if (random.chance(0.2)) engine_->set_paused(*id, true);
+        if (random.chance(0.3)) engine_->abort(*id);
+        engine_->set_paused(*id, false);
+        (void)engine_->stats();
+        ASSERT_TRUE(sink->wait());
+        sink->expect_one_end_each(n);
+      }
+    });
+  for (std::thread& t : clients) t.join();
+  expect_idle();
+  for (const std::string& v : executor_->violations()) ADD_FAILURE() << v;
+}
+
+TEST_F(EngineThreads, AFullQueueRefusesWithADelayAndServesOn) {
+  start(4);
+  Random random(3);
+  std::vector<std::shared_ptr<Counting>> sinks;
+  int32_t refused = 0;
+  for (int i = 0; i < 200; ++i) {
+    auto sink = std::make_shared<Counting>();
+    const Result<RequestId> id = engine_->submit(request(random, 300), sink);
+    if (id) {
+      sinks.push_back(sink);
+    } else {
+      ++refused;
+      EXPECT_EQ(id.error().code, Code::kResourceExhausted);
+      EXPECT_TRUE(id.error().retry_delay_ms.has_value());
+    }
+  }
+  EXPECT_GT(refused, 0);
+  for (const auto& s : sinks) ASSERT_TRUE(s->wait());
+  expect_idle();
+}
+
+TEST_F(EngineThreads, DrainRefusesNewRequestsAndCancelsWhatIsLeft) {
+  start();
+  Random random(5);
+  auto endless = std::make_shared<Counting>();
+  const Result<RequestId> id = engine_->submit(request(random, 1000), endless);
+  ASSERT_TRUE(id.has_value());
+  engine_->set_paused(*id, true);
+  engine_->drain(20);
+  EXPECT_TRUE(endless->wait(0));
+  EXPECT_EQ(endless->finish(), FinishReason::kCancelled);
+  const Result<RequestId> late = engine_->submit(request(random, 1), endless);
+  ASSERT_FALSE(late.has_value());
+  EXPECT_EQ(late.error().code, Code::kUnavailable);
+  expect_idle();
+}
+
+TEST_F(EngineThreads, ADeadlineEndsAPausedRequestThoughNothingRuns) {
+  start();
+  Random random(6);
+  auto sink = std::make_shared<Counting>();
+  Request r = request(random, 1500);
+  r.deadline_ms = 50;
+  const Result<RequestId> id = engine_->submit(std::move(r), sink);
+  ASSERT_TRUE(id.has_value());
+  engine_->set_paused(*id, true);
+  ASSERT_TRUE(sink->wait(5000));
+  EXPECT_TRUE(sink->finish() == FinishReason::kDeadline || sink->finish() == FinishReason::kLength);
+}
+
+TEST_F(EngineThreads, ClosingTheEngineEndsEveryRequest) {
+  start();
+  Random random(7);
+  std::vector<std::shared_ptr<Counting>> sinks;
+  for (int i = 0; i < 30; ++i) {
+    sinks.push_back(std::make_shared<Counting>());
+    Request r = request(random, 500);
+    r.sampling.n = 2;
+    ASSERT_TRUE(engine_->submit(std::move(r), sinks.back()).has_value());
+  }
+  engine_.reset();
+  for (const auto& s : sinks) {
+    ASSERT_TRUE(s->wait(0));
+    s->expect_one_end_each(2);
+  }
+}
+
+TEST_F(EngineThreads, TextIsRefusedByNameWithoutATokenizer) {
+  start();
+  Request r;
+  r.prompt = std::string("hello");
+  auto sink = std::make_shared<Counting>();
+  EXPECT_EQ(engine_->submit(r, sink).error().message, "ids only");
+  EXPECT_EQ(engine_->tokenize("x", true, true).error().code, Code::kFailedPrecondition);
+  r.prompt = std::vector<int32_t>{1};
+  r.sampling.stop = {"x"};
+  EXPECT_EQ(engine_->submit(r, sink).error().field, "sampling.stop");
+  r.sampling.stop.clear();
+  r.kv_policy = "magic";
+  EXPECT_EQ(engine_->submit(r, sink).error().field, "kv_policy");
+  EXPECT_EQ(engine_->stats().requests_refused_total, 3);
+}
+
+}  // namespace
+}  // namespace quire

@@ -1,0 +1,3 @@
+if(TARGET quire_sim)
+  quire_test(sim_test LABEL sim SOURCES ${QUIRE_TEST_DIR}/sim_test.cc LIBS quire_sim)
+endif()
