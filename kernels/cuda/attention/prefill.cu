@@ -2,11 +2,11 @@
 // already reaches.
 //
 // What a block of 4 warps works on: 128 packed query rows (64 at head size 256) of one kv head, against the
-// slots they see in tiles of 64 (48 at head size 128, 32 at 256). A warp holds 32 (16) rows: two row tiles
-// share each K and V fragment, which halves the reads of shared memory, the second bound after the tensor
-// cores. V of a tile arrives while its dot products are made, the next K while its values are summed. Bound:
-// tensor cores, 4 * rows * slots * head_dim operations a head; mma.sync reaches about half of what wgmma does
-// on Hopper (prefill_sm90.cu), all of it on Ampere and Ada.
+// slots they see in tiles of 64 (48 at head size 128, 32 there in a cascade and at 256). A warp holds 32 (16)
+// rows: two row tiles share each K and V fragment, which halves the reads of shared memory, the second bound
+// after the tensor cores. V of a tile arrives while its dot products are made, the next K while its values
+// are summed. Bound: tensor cores, 4 * rows * slots * head_dim operations a head; mma.sync reaches about half
+// of what wgmma does on Hopper (prefill_sm90.cu), all of it on Ampere and Ada.
 //
 // The same kernel is the cascade's first phase: rows are one row of each sequence that shares a prefix,
 // results stay partial.
@@ -27,9 +27,8 @@ struct Flash {
   using Layout = TileLayout<kDim>;
   static constexpr int kTiles = kDim <= 128 ? 2 : 1;  // of 16 rows a warp
   static constexpr int kRows = kFlashWarps * kTiles * 16;
-  static constexpr int kSlots = kDim < 128    ? 64
-                                : kDim == 128 ? 48
-                                              : 32;  // of a K or V tile: what registers hold
+  // Slots of a K or V tile: as many as registers hold without spilling.
+  static constexpr int kSlots = kDim < 128 ? 64 : kDim == 128 && !kCascade ? 48 : 32;
   static constexpr int kColumns = kSlots / 8;
   static constexpr int kSteps = kDim / 16;
   static constexpr int kTileBytes = kSlots * Layout::kRowBytes;
@@ -64,9 +63,14 @@ struct Flash {
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n)
         values[m][n][0] = values[m][n][1] = values[m][n][2] = values[m][n][3] = 0;
+    // The sinks' slots against the second rotation of the queries (K8), the others against the first.
     const int sink_end = v.q_sink != nullptr ? min(task.end, load(v.sink_slots + task.sequence)) : 0;
-    if (task.begin < sink_end) go_through(v.q_sink, task.begin, sink_end);
-    if (max(task.begin, sink_end) < task.end) go_through(v.q, max(task.begin, sink_end), task.end);
+    for (int begin = task.begin; begin < task.end;) {
+      const bool is_sink = begin < sink_end;
+      const int end = is_sink ? sink_end : task.end;
+      go_through(is_sink ? v.q_sink : v.q, begin, end);
+      begin = end;
+    }
     write(split);
   }
 

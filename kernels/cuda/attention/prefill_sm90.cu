@@ -27,7 +27,6 @@ constexpr int kHopperRows = 64 * kConsumers;
 constexpr int kHopperSlots = 128;
 constexpr int kHopperStages = 2;
 constexpr int kPanelColumns = 64;  // 128 bytes: what the swizzle spans
-constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 
 struct HopperParams {
   FlashParams flash;
@@ -40,7 +39,7 @@ enum NamedBarrier {
   kAllConsumers = kTurn + kConsumers
 };
 
-// Shared memory, in bytes from its start. Panels: [128 or 64 rows][128 bytes], swizzled.
+// Shared memory, in bytes from its start, where the keys are. Panels: [128 or 64 rows][128 bytes], swizzled.
 template <int kDim>
 struct HopperLayout {
   static constexpr int kPanels = kDim / kPanelColumns;
@@ -48,13 +47,14 @@ struct HopperLayout {
   static constexpr int kTileBytes = kPanels * kPanelBytes;
   static constexpr int kQueryPanelBytes = 64 * 128;
   static constexpr int kQueryBytes = kPanels * kQueryPanelBytes;  // of one warpgroup
-  [[maybe_unused]] static constexpr int kKeys = 0;
   static constexpr int kValues = kHopperStages * kTileBytes, kQueries = 2 * kValues;
   static constexpr int kBarriers = kQueries + 2 * kConsumers * kQueryBytes;
   static constexpr int kBytes = kBarriers + 4 * kHopperStages * 8;
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 
 // A ring position: stage and the parity of its round.
 struct RingPosition {
@@ -139,7 +139,7 @@ struct Producer {
 
   __device__ void copy_keys(const FlashTask& task, int slot) {
     barriers.keys_empty(keys.stage).wait(keys.round ^ 1);
-    copy_tile(task, slot, 0, shared + L::kKeys + keys.stage * L::kTileBytes, barriers.keys_full(keys.stage));
+    copy_tile(task, slot, 0, shared + keys.stage * L::kTileBytes, barriers.keys_full(keys.stage));
     keys.next();
   }
   __device__ void copy_values(const FlashTask& task, int slot) {
@@ -276,7 +276,7 @@ struct Consumer {
   }
 
   __device__ void multiply_keys() {
-    const uint32_t k = shared + L::kKeys + keys.stage * L::kTileBytes, q = queries(buffer);
+    const uint32_t k = shared + keys.stage * L::kTileBytes, q = queries(buffer);
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {

@@ -171,7 +171,7 @@ struct ColumnSums {
 };
 
 template <class T, int kDim>
-__global__ void __launch_bounds__(kSumWarps* kWarp)
+__global__ void __launch_bounds__(kSumWarps* kWarp, 3)
     column_sums(const __grid_constant__ ColumnSumParams params) {
   wait_for_previous_kernel();
   let_next_kernel_start();
