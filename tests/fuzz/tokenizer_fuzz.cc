@@ -1,0 +1,56 @@
+// Contents of a tokenizer.json, or of a tokenizer.model with its tokenizer_config.json: they open or are refused with a message, and
+// what opens can encode. Input: 'j' and JSON, or 's', the configuration, NUL and the model.
+#include "src/base/check.h"
+#include "src/text/ffi/quire_text_ffi.h"
+#include "tests/fuzz/fuzz_target.h"
+
+namespace quire::fuzz {
+
+const char* const kCorpus = "tokenizer";
+
+namespace {
+
+void use(quire_tokenizer* tokenizer) {
+  const int32_t num_ids = quire_tokenizer_num_ids(tokenizer);
+  check(num_ids > 0, "a tokenizer that opens has ids");
+  for (const std::string_view text : {"Hello <s> world\n", "", "\u00e9\u2581 12345"}) {
+    for (const uint32_t flags : {0u, 3u, 4u}) {
+      quire_ids ids{};
+      quire_text error{};
+      if (quire_tokenizer_encode(tokenizer, text.data(), text.size(), flags, &ids, &error) != 0) {
+        quire_text_free(error);
+        continue;
+      }
+      for (size_t i = 0; i < ids.count; ++i) quire_tokenizer_token(tokenizer, ids.data[i]);
+      quire_ids_free(ids);
+    }
+  }
+  quire_tokenizer_token(tokenizer, num_ids);
+  quire_tokenizer_token(tokenizer, -1);
+}
+
+}  // namespace
+
+void fuzz_one(std::string_view input) {
+  if (input.empty()) return;
+  const char kind = input[0];
+  input.remove_prefix(1);
+  quire_tokenizer* tokenizer = nullptr;
+  quire_text error{};
+  int code = 0;
+  if (kind == 's') {
+    const std::string_view config = take_part(input);
+    code = quire_tokenizer_open_sentencepiece(input.data(), input.size(), config.data(), config.size(), &tokenizer, &error);
+  } else {
+    code = quire_tokenizer_open_json(input.data(), input.size(), &tokenizer, &error);
+  }
+  if (code != 0) {
+    check(error.bytes > 0, "a refusal says why");
+    quire_text_free(error);
+    return;
+  }
+  use(tokenizer);
+  quire_tokenizer_close(tokenizer);
+}
+
+}  // namespace quire::fuzz
