@@ -6,8 +6,21 @@
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace quire::shim {
+namespace {
+
+// A fiber that a fault abandoned leaves its frames' red zones behind.
+void forget_frames([[maybe_unused]] char* stack, [[maybe_unused]] size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(stack, bytes);
+#endif
+}
+
+}  // namespace
 
 #if defined(__x86_64__)
 
@@ -41,6 +54,7 @@ void switch_stack(void** from, void* to) {
 }
 
 void* prepare_stack(char* stack, size_t bytes, void (*entry)()) {
+  forget_frames(stack, bytes);
   // Six zero registers, then the address that `ret` takes; at entry the stack is 8 below a multiple of 16.
   auto top = reinterpret_cast<uintptr_t>(stack + bytes) & ~uintptr_t{15};
   auto* sp = reinterpret_cast<void**>(top - 8 * sizeof(void*));
@@ -59,6 +73,7 @@ void switch_stack(void** from, void* to) {
 }
 
 void* prepare_stack(char* stack, size_t bytes, void (*entry)()) {
+  forget_frames(stack, bytes);
   auto* context = reinterpret_cast<ucontext_t*>(stack);
   getcontext(context);
   context->uc_stack.ss_sp = stack + sizeof(ucontext_t);
