@@ -18,4 +18,5 @@ if(TARGET quire_kernels_cuda_card AND TARGET quire_kernels_reference)
   quire_test(cuda_attention_card_test LABEL gpu
     SOURCES ${QUIRE_TEST_DIR}/cuda_attention_card_test.cu ${QUIRE_TEST_DIR}/cuda_attention_case.cc
     LIBS quire_kernels_cuda quire_kernels_reference quire_cuda_shim quire_device quire_base)
+  target_link_options(cuda_attention_card_test PRIVATE -static-libstdc++ -static-libgcc)  # carried to a card as one file
 endif()
