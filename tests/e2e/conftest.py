@@ -1,0 +1,101 @@
+"""What the end-to-end tests share: the real binary, the demo model, a running server, the Python client.
+
+Environment: QUIRE_BINARY (the binary to test), QUIRE_ROOT (the repository). Nothing here needs a network but loopback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(os.environ.get("QUIRE_ROOT", Path(__file__).resolve().parents[2]))
+os.environ.setdefault("QUIRE_ROOT", str(ROOT))
+os.environ.setdefault("QUIRE_BINARY", str(ROOT / "build" / "release" / "quire"))
+sys.path.insert(0, str(ROOT / "clients" / "python" / "src"))
+
+BINARY = os.environ["QUIRE_BINARY"]
+MODEL = ROOT / "models" / "demo"
+START_S = 60  # longest wait for a READY line: two cores may be compiling beside us
+
+
+def quire(*arguments: object, stdin: str | None = None, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """Runs one command to its end."""
+    return subprocess.run(
+        [BINARY, *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **(environment or {})},
+    )
+
+
+def generate(*arguments: object, **kwargs) -> list[dict]:
+    """The JSON objects of a `quire generate` that must succeed."""
+    done = quire("generate", "--model", MODEL, "--output", "json", *arguments, **kwargs)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+class Server:
+    """A `quire serve` process."""
+
+    def __init__(self, *arguments: object):
+        self.process = subprocess.Popen(
+            [BINARY, "serve", "--model", str(MODEL), "--port", "0", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.log: list[str] = []
+        self._reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)
+        self._reader.start()
+        timer = threading.Timer(START_S, self.process.kill)
+        timer.start()
+        self.ready_line = self.process.stdout.readline()
+        timer.cancel()
+        assert self.ready_line.startswith("READY grpc="), "".join(self.log)
+        self.address = self.ready_line.split()[1].removeprefix("grpc=")
+
+    def wait(self) -> int:
+        """Exit code of a process that was told to stop, or is about to."""
+        code = self.process.wait(timeout=60)
+        self._reader.join(timeout=5)
+        return code
+
+    def stop(self) -> int:
+        """Exit code after one SIGTERM: a second one would end a drain at once."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    assert running.stop() == 0, "".join(running.log)
+
+
+@pytest.fixture
+def client(server: Server):
+    from quire_client import Client
+
+    with Client(server.address) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def recall_goldens() -> dict:
+    """Greedy tokens of the demo model, computed in float64 by an independent implementation."""
+    path = Path(os.environ.get("QUIRE_SHARED", ROOT.parent / "shared")) / "goldens" / "recall-9M.json"
+    if not path.exists():
+        pytest.skip(f"no goldens at {path}; set QUIRE_SHARED")
+    return json.loads(path.read_text())

@@ -1,0 +1,244 @@
+"""The command line as scripts use it: the forms of docs/commands.md, on the demo model, and what bad input gets."""
+
+import json
+import os
+import re
+import socket
+
+import pytest
+from conftest import MODEL, generate, quire
+
+
+def test_generate_prints_the_documented_object():
+    [answer] = generate("--prompt", "Once upon a time", "--max-tokens", 8, "--temperature", 0, "--logprobs", 2)
+    assert list(answer)[:4] == ["prompt_token_ids", "outputs", "usage", "kv"]
+    [output] = answer["outputs"]
+    assert output["index"] == 0 and output["finish_reason"] == "length" and output["text"]
+    assert len(output["token_ids"]) == 8 == len(output["logprobs"]) == answer["usage"]["completion_tokens"]
+    for token_id, entry in zip(output["token_ids"], output["logprobs"]):
+        assert entry["token_id"] == token_id == entry["top"][0]["token_id"], "greedy takes the likeliest"
+        assert entry["logprob"] == entry["top"][0]["logprob"] >= entry["top"][1]["logprob"]
+    assert answer["usage"]["prompt_tokens"] == len(answer["prompt_token_ids"])
+    assert set(answer["kv"]) == {"blocks_peak", "blocks_shared_peak", "copies_on_write", "waste_percent"}
+
+
+def test_generate_gives_the_golden_tokens(recall_goldens, tmp_path):
+    lines = [{"prompt_ids": case["prompt_ids"], "max_tokens": 64, "temperature": 0, "ignore_eos": True} for case in recall_goldens["cases"]]
+    file = tmp_path / "cases.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    answers = generate("--input", file)
+    for case, answer in zip(recall_goldens["cases"], answers, strict=True):
+        assert answer["outputs"][0]["token_ids"] == case["greedy_ids"], case["prompt"]
+
+
+def test_text_and_ids_are_the_same_prompt():
+    [by_text] = generate("--prompt", "The dog", "--max-tokens", 4, "--temperature", 0)
+    ids = ",".join(map(str, by_text["prompt_token_ids"]))
+    [by_ids] = generate("--prompt-ids", ids, "--max-tokens", 4, "--temperature", 0)
+    assert by_ids["outputs"] == by_text["outputs"]
+
+
+def test_four_samples_share_their_prompt():
+    prompt_ids = ",".join(str(1 + i % 500) for i in range(512))
+    [answer] = generate("--prompt-ids", prompt_ids, "--n", 4, "--max-tokens", 8, "--seed", 5, "--ignore-eos")
+    assert [o["index"] for o in answer["outputs"]] == [0, 1, 2, 3]
+    assert len({tuple(o["token_ids"]) for o in answer["outputs"]}) > 1, "samples differ"
+    assert answer["kv"]["blocks_shared_peak"] >= 32, "512 prompt tokens are 32 whole blocks of 16"
+    assert answer["kv"]["blocks_peak"] <= 32 + 4 * 2
+
+
+def test_the_same_seed_gives_the_same_tokens():
+    runs = [generate("--prompt", "Once", "--max-tokens", 12, "--seed", 7)[0]["outputs"] for _ in range(2)]
+    assert runs[0] == runs[1]
+    assert generate("--prompt", "Once", "--max-tokens", 12, "--seed", 8)[0]["outputs"] != runs[0]
+
+
+def test_jsonl_keeps_the_order_and_takes_the_wires_fields(tmp_path):
+    lines = [
+        {"text": "Once", "sampling": {"max_tokens": 9, "temperature": 0}},
+        {"prompt": "The", "max_tokens": 2, "temperature": 0, "stop": ["zzzz"]},
+        {"token_ids": [0, 5], "max_tokens": 5, "n": 2, "seed": 1, "ignore_eos": True},
+    ]
+    file = tmp_path / "in.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    answers = generate("--input", file)
+    assert [len(a["outputs"][0]["token_ids"]) for a in answers] == [9, 2, 5]
+    assert len(answers[2]["outputs"]) == 2
+
+
+def test_flags_are_the_defaults_of_lines(tmp_path):
+    file = tmp_path / "in.jsonl"
+    file.write_text('{"prompt": "Once"}\n{"prompt": "Once", "max_tokens": 2}\n')
+    answers = generate("--input", file, "--max-tokens", 5, "--temperature", 0)
+    assert [len(a["outputs"][0]["token_ids"]) for a in answers] == [5, 2]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"prompt": "a", "top_pp": 1}', "in.jsonl:2: unknown field 'top_pp'"),
+        ('{"prompt": "a", "sampling": {"tmp": 1}}', "in.jsonl:2: unknown field 'sampling.tmp'"),
+        ('{"prompt": "a", "n": "two"}', "in.jsonl:2: sampling.n must be an integer"),
+        ('{"prompt": "a"', "in.jsonl:2: not JSON at byte"),
+        ("[1, 2]", "in.jsonl:2: the request must be an object"),
+    ],
+)
+def test_a_bad_line_is_named_before_anything_runs(tmp_path, line, complaint):
+    file = tmp_path / "in.jsonl"
+    file.write_text('{"prompt": "a"}\n' + line + "\n")
+    done = quire("generate", "--model", MODEL, "--input", file, "--output", "jsonl")
+    assert done.returncode == 1 and complaint in done.stderr and done.stdout == ""
+
+
+def test_invalid_utf8_is_named(tmp_path):
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(b'{"prompt": "a\xff"}\n')
+    done = quire("generate", "--model", MODEL, "--input", file)
+    assert done.returncode == 1 and "in.jsonl:1: not UTF-8 at byte 13" in done.stderr
+
+
+def test_a_refused_line_does_not_stop_the_others(tmp_path):
+    lines = [{"prompt": "Once", "max_tokens": 2}, {"prompt_ids": [1, 4096]}, {"prompt": "a", "top_p": 2}, {"prompt_ids": [1] * 5000}, {"prompt": "The", "max_tokens": 3}]
+    file = tmp_path / "in.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    done = quire("generate", "--model", MODEL, "--input", file, "--output", "jsonl", "--temperature", 0)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 1 and len(answers) == 5
+    assert len(answers[0]["outputs"][0]["token_ids"]) == 2 and len(answers[4]["outputs"][0]["token_ids"]) == 3
+    assert answers[1]["error"]["message"] == "token_ids has id 4096 at position 1; ids of this model run from 0 to 4095"
+    assert answers[2]["error"]["field"] == "sampling.top_p" and answers[2]["error"]["code"] == "INVALID_ARGUMENT"
+    assert "5000" in answers[3]["error"]["message"] and "4096" in answers[3]["error"]["message"], answers[3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("generate", "--model", "/nonexistent", "--prompt", "a"), "/nonexistent"),
+        (("generate", "--model", MODEL), "no prompt"),
+        (("generate", "--model", MODEL, "--prompt", "a", "--input", "b"), "input"),
+        (("generate", "--model", MODEL, "--prompt", "a", "--temprature", "0"), "--temprature"),
+        (("generate", "--model", MODEL, "--prompt", "a", "--kv-cache-bytes", "1"), "kv_cache_bytes"),
+        (("serve", "--model", MODEL, "--port", "0", "--host", "0.0.0.0"), "--behind-proxy"),
+        (("serve", "--model", "/nonexistent", "--port", "0"), "/nonexistent"),
+        (("tokenize", "--model", "/nonexistent", "--input", "-"), "/nonexistent"),
+        (("inspect", "kv", "--config", "/nonexistent.json"), "/nonexistent.json"),
+        (("inspect", "model", "/nonexistent"), "/nonexistent"),
+        (("frobnicate",), "no command 'frobnicate"),
+        (("healthcheck", "--address", "127.0.0.1:1"), "127.0.0.1:1"),
+    ],
+)
+def test_a_mistake_gets_one_clear_line(arguments, complaint):
+    done = quire(*arguments, stdin="[]")
+    assert done.returncode in (1, 2)
+    complaints = [line for line in done.stderr.splitlines() if line.startswith("quire: ")]
+    assert len(complaints) == 1 and complaint in complaints[0], done.stderr
+    assert done.stdout == ""
+
+
+def test_a_busy_port_is_named():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = quire("serve", "--model", MODEL, "--port", port)
+    assert done.returncode == 1
+    assert f"quire: cannot listen on 127.0.0.1:{port}: Address already in use" in done.stderr
+
+
+def test_tokenize_and_detokenize_are_inverse(tmp_path):
+    texts = ["Once upon a time", "", "naïve café 漢字 🙂", "two\nlines"]
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    ids = json.loads(quire("tokenize", "--model", MODEL, "--input", tmp_path / "texts.json", "--no-special-tokens", "--output", "json").stdout)
+    assert [type(i) for i in ids] == [list] * 4 and ids[1] == []
+    (tmp_path / "ids.json").write_text(json.dumps(ids))
+    back = quire("detokenize", "--model", MODEL, "--input", tmp_path / "ids.json", "--output", "json")
+    assert json.loads(back.stdout) == texts
+
+
+def test_special_tokens_are_text_only_when_asked():
+    def ids(*flags: str) -> list[int]:
+        done = quire("tokenize", "--model", MODEL, "--input", "-", "--no-special-tokens", *flags, stdin='["<|endoftext|>"]')
+        return json.loads(done.stdout)[0]
+
+    assert ids() == [0]
+    assert 0 not in ids("--special-as-text") and len(ids("--special-as-text")) > 1
+
+
+def test_a_directory_of_tokenizer_files_is_enough(tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((MODEL / "tokenizer.json").read_bytes())
+    done = quire("tokenize", "--model", tmp_path, "--input", "-", stdin='["Once"]')
+    assert done.returncode == 0 and json.loads(done.stdout) == [json.loads(quire("tokenize", "--model", MODEL, "--input", "-", stdin='["Once"]').stdout)[0]]
+
+
+def test_inspect_kv_knows_llama_2_13b(tmp_path):
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 5120, "intermediate_size": 13824,
+        "num_hidden_layers": 40, "num_attention_heads": 40, "num_key_value_heads": 40, "vocab_size": 32000,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "torch_dtype": "float16",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for dtype in ((), ("--dtype", "bf16")):
+        done = quire("inspect", "kv", "--config", tmp_path / "config.json", "--tokens", "10000,100000", *dtype, "--output", "json")
+        report = json.loads(done.stdout)
+        assert report["bytes_per_token"] == 819_200
+        assert [c["bytes"] for c in report["contexts"]] == [8_192_000_000, 81_920_000_000]
+        assert report["groups"] == [{"kind": "full_attention", "window_tokens": 0, "layers": 40, "bytes_per_token": 819_200}]
+
+
+def test_inspect_kv_stops_windowed_layers_at_their_window(tmp_path):
+    config = {
+        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000,
+        "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "sliding_window": 4096, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    report = json.loads(quire("inspect", "kv", "--config", tmp_path / "config.json", "--tokens", "1000,100000", "--output", "json").stdout)
+    assert report["bytes_per_token"] == 131_072
+    assert [c["bytes"] for c in report["contexts"]] == [131_072_000, 131_072 * 4096]
+
+
+def test_inspect_model_tells_shape_and_weights():
+    report = json.loads(quire("inspect", "model", MODEL, "--output", "json").stdout)
+    assert report["layers"] == 6 and report["kv_bytes_per_token"] == 6144
+    assert report["weights"]["bytes"] == 2 * report["parameters"]
+
+
+def test_a_config_file_and_the_environment_set_flags(tmp_path):
+    config = tmp_path / "quire.json"
+    config.write_text(json.dumps({"model": str(MODEL), "max_tokens": 3, "temperature": 0}))
+    run = lambda *extra, **env: json.loads(quire("generate", "--config", config, "--prompt", "Once", "--output", "json", *extra, environment=env).stdout)  # noqa: E731
+    assert run()["usage"]["completion_tokens"] == 3
+    assert run(QUIRE_MAX_TOKENS="4")["usage"]["completion_tokens"] == 4
+    assert run("--max-tokens", "5", QUIRE_MAX_TOKENS="4")["usage"]["completion_tokens"] == 5
+
+
+@pytest.mark.parametrize("command", ["serve", "generate", "chat", "tokenize", "detokenize", "inspect kv", "inspect model", "healthcheck"])
+def test_help_gives_each_flag_a_default_and_an_environment_name(command):
+    done = quire(*command.split(), "--help")
+    assert done.returncode == 0
+    blocks = re.split(r"^  (?=-)", done.stdout, flags=re.MULTILINE)[1:]
+    flags = [block for block in blocks if not block.startswith("-h,--help")]
+    assert flags
+    for block in flags:
+        assert "[default: " in block and "[env: QUIRE_" in block, block
+
+
+def test_chat_needs_a_template(tmp_path):
+    for name in os.listdir(MODEL):
+        if "tokenizer_config" not in name and "chat_template" not in name:
+            (tmp_path / name).symlink_to(MODEL / name)
+    done = quire("chat", "--model", tmp_path, stdin="hello\n")
+    assert done.returncode == 1 and "no chat template" in done.stderr
+
+
+def test_chat_answers_each_line_and_finds_its_history_in_the_cache(tmp_path):
+    for name in os.listdir(MODEL):
+        if name != "tokenizer_config.json":
+            (tmp_path / name).symlink_to(MODEL / name)
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    settings = json.loads((MODEL / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+    done = quire("chat", "--model", tmp_path, "--max-tokens", 24, "--temperature", 0, "--output", "jsonl", stdin="Tell me about a dog and a cat.\nAnd then?\n/exit\n")
+    assert done.returncode == 0, done.stderr
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert second["usage"]["cached_tokens"] >= first["usage"]["prompt_tokens"], "the second turn begins with the first"

@@ -1,0 +1,270 @@
+"""A real server with the demo model, its Python client, and what an operator does to it."""
+
+import asyncio
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import grpc
+import pytest
+from conftest import ROOT, Server, quire
+
+from quire_client import AsyncClient, Client, QuireError, Tls
+
+
+def eventually(holds, within_s: float = 10) -> bool:
+    """Whether a condition comes true in time."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        if holds():
+            return True
+        time.sleep(0.02)
+    return bool(holds())
+
+
+def idle(client: Client) -> bool:
+    load = client.load()
+    return load.sequences_running == 0 and load.requests_waiting == 0 and load.blocks_held == 0
+
+
+def test_ready_line_names_address_and_model(server):
+    assert server.ready_line == f"READY grpc={server.address} model=demo\n"
+    assert not server.address.endswith(":0")
+
+
+def test_a_stream_is_its_collected_text(client):
+    events = list(client.generate("Once upon a time", max_tokens=16, temperature=0, ignore_eos=True))
+    assert len(events) > 4, "tokens come as they are made"
+    whole = client.generate("Once upon a time", max_tokens=16, temperature=0, ignore_eos=True, stream=False).result()
+    assert "".join(e.text for e in events) == whole.text
+    assert [i for e in events for i in e.token_ids] == whole.outputs[0].token_ids
+    assert events[-1].usage.completion_tokens == 16 and events[-1].finish_reason == "length"
+
+
+def test_the_wire_and_the_command_give_the_same_tokens(client, tmp_path):
+    options = {"max_tokens": 20, "temperature": 0.8, "top_p": 0.9, "seed": 11, "repetition_penalty": 1.1}
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "The cat", **options}))
+    done = quire("generate", "--model", ROOT / "models" / "demo", "--input", tmp_path / "in.jsonl", "--output", "jsonl")
+    assert client.generate("The cat", **options).result().outputs[0].token_ids == json.loads(done.stdout)["outputs"][0]["token_ids"]
+
+
+def test_a_repeated_prompt_is_found_in_the_cache(client):
+    prompt = [1 + i % 300 for i in range(200)]
+    first = client.generate(prompt, max_tokens=4, temperature=0, cache_salt="repeat").result()
+    again = client.generate(prompt, max_tokens=4, temperature=0, cache_salt="repeat").result()
+    other = client.generate(prompt, max_tokens=4, temperature=0, cache_salt="another tenant").result()
+    assert first.usage.cached_tokens == 0 and again.usage.cached_tokens >= 192 and other.usage.cached_tokens == 0
+    assert first.outputs[0].token_ids == again.outputs[0].token_ids == other.outputs[0].token_ids
+
+
+def test_a_cancelled_stream_gives_its_blocks_back(client):
+    assert eventually(lambda: idle(client))
+    with client.generate("Once upon a time", max_tokens=4000, ignore_eos=True) as generation:
+        next(generation)
+        assert client.load().sequences_running == 1
+    assert eventually(lambda: idle(client))
+
+
+def test_abort_ends_a_stream_by_name(client):
+    with client.generate("Once", max_tokens=4000, ignore_eos=True, request_id="to be ended") as generation:
+        next(generation)
+        assert client.abort("to be ended", "unknown") == ["to be ended"]
+        with pytest.raises(QuireError) as caught:
+            generation.result()
+    assert caught.value.code is grpc.StatusCode.CANCELLED
+    assert eventually(lambda: idle(client))
+
+
+@pytest.mark.parametrize("options", [{"deadline_ms": 150}, {"timeout_s": 0.15}])
+def test_a_deadline_ends_a_stream(client, options):
+    with pytest.raises(QuireError) as caught:
+        client.generate("Once", max_tokens=4000, ignore_eos=True, **options).result()
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert eventually(lambda: idle(client))
+
+
+def test_a_killed_client_gives_its_blocks_back(client, server):
+    program = f"""
+import sys; sys.path.insert(0, {str(ROOT / "clients" / "python" / "src")!r})
+from quire_client import Client
+stream = Client({server.address!r}).generate("Once", max_tokens=4000, ignore_eos=True)
+next(stream); print("streaming", flush=True)
+for _ in stream: pass
+"""
+    victim = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert victim.stdout.readline() == "streaming\n"
+    victim.kill()
+    victim.wait()
+    assert eventually(lambda: idle(client))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "field"),
+    [
+        ("a", {"top_p": 2.0}, "sampling.top_p"),
+        ("a", {"temperature": float("nan")}, "sampling.temperature"),
+        ("a", {"n": 99}, "sampling.n"),
+        ("a", {"stop_token_ids": [4096]}, "sampling.stop_token_ids"),
+        ([4096], {}, "token_ids"),
+        ([], {}, "token_ids"),
+        ("a", {"tenant": "x" * 257}, "tenant"),
+        ("a", {"kv_policy": "nonsense:size=1"}, "kv_policy"),
+    ],
+)
+def test_a_bad_field_is_named(client, prompt, options, field):
+    with pytest.raises(QuireError) as caught:
+        client.generate(prompt, **options).result()
+    assert (caught.value.code, caught.value.field) == (grpc.StatusCode.INVALID_ARGUMENT, field), caught.value
+    assert client.generate("a", max_tokens=1).result().usage.completion_tokens == 1, "the server goes on"
+
+
+def test_a_prompt_over_the_context_is_refused_with_both_numbers(client):
+    with pytest.raises(QuireError, match=r"5000.*4096|4096.*5000"):
+        client.generate([1] * 5000).result()
+
+
+def test_tokenize_detokenize_model_and_load(client):
+    ids = client.tokenize("Once upon a time")
+    assert client.detokenize(ids) == "Once upon a time"
+    assert 0 not in client.tokenize("<|endoftext|>", add_special_tokens=False), "a user's text cannot forge a role"
+    model = client.model()
+    assert (model.name, model.vocab_size, model.max_context_tokens, model.has_tokenizer) == ("demo", 4096, 4096, True)
+    load = client.load()
+    assert load.blocks_total == load.blocks_free + load.blocks_held + load.blocks_cached
+
+
+def test_dump_kv_names_every_position_without_a_policy(client):
+    completion = client.dump_kv([5, 6, 7], max_tokens=4, temperature=0, ignore_eos=True)
+    [output] = completion.outputs
+    assert len(output.kv_dump) == client.model().num_layers
+    assert all(list(head) == [0, 1, 2, 3, 4, 5] for layer in output.kv_dump for head in layer), "the last token is never read"
+
+
+def test_logprobs_of_prompt_and_output(client):
+    completion = client.generate("Once upon a time", max_tokens=3, temperature=0, logprobs=2, prompt_logprobs=1).result()
+    assert completion.prompt_logprobs[0].logprob is None and completion.prompt_logprobs[1].logprob < 0
+    assert len(completion.prompt_logprobs) == len(completion.prompt_token_ids)
+    assert [e.token_id for e in completion.outputs[0].logprobs] == completion.outputs[0].token_ids
+
+
+def test_256_streams_at_once_are_all_served(server):
+    async def run() -> list[int]:
+        async with AsyncClient(server.address) as client:
+            jobs = [client.generate(f"Story {i}", max_tokens=8, temperature=0, ignore_eos=True).result() for i in range(256)]
+            return [len(done.outputs[0].token_ids) for done in await asyncio.gather(*jobs)]
+
+    assert asyncio.run(run()) == [8] * 256
+
+
+def test_asyncio_streams_and_cancels(server):
+    async def run() -> bool:
+        async with AsyncClient(server.address) as client:
+            await client.wait_ready(10)
+            async with client.generate("Once", max_tokens=4000, ignore_eos=True) as stream:
+                async for _ in stream:
+                    break
+            for _ in range(200):
+                if (await client.load()).sequences_running == 0:
+                    return True
+                await asyncio.sleep(0.02)
+            return False
+
+    assert asyncio.run(run())
+
+
+def test_reflection_lists_and_describes_the_service(server):
+    with grpc.insecure_channel(server.address) as channel:
+        reflect = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+        [services] = list(reflect(iter([b"\x3a\x01*"])))  # ServerReflectionRequest{list_services: "*"}
+        [file] = list(reflect(iter([b"\x22\x1aquire.v1.GenerationService"])))  # {file_containing_symbol: ..}
+    assert b"quire.v1.GenerationService" in services and b"grpc.health.v1.Health" in services
+    assert b"quire/v1/service.proto" in file
+
+
+def test_healthcheck_command_knows_ready_from_absent(server):
+    assert quire("healthcheck", "--address", server.address).stdout == "SERVING\n"
+    assert quire("healthcheck", "--address", server.address, "--service", "").returncode == 0
+    assert quire("healthcheck", "--address", server.address, "--service", "no.such.Service").returncode == 1
+
+
+def test_sigterm_lets_a_stream_finish():
+    server = Server()
+    with Client(server.address) as client:
+        stream = client.generate("Once", max_tokens=400, temperature=0, ignore_eos=True)
+        next(stream)
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(QuireError) as caught:
+            assert eventually(lambda: not client.is_ready(), 5)
+            client.generate("a", max_tokens=1).result()
+        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+        assert stream.result().usage.completion_tokens == 400
+    assert server.wait() == 0
+
+
+def test_a_drain_has_an_end():
+    server = Server("--drain-timeout-ms", 300)
+    with Client(server.address) as client:
+        streams = [client.generate(f"Story {i}", max_tokens=4000, ignore_eos=True) for i in range(8)]
+        for stream in streams:
+            next(stream)
+        start = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        for stream in streams:
+            with pytest.raises(QuireError):
+                stream.result()
+    assert server.wait() == 0
+    assert time.monotonic() - start < 5
+
+
+def test_log_lines_hold_ids_and_no_prompts():
+    server = Server("--log-format", "json")
+    with Client(server.address) as client:
+        client.generate("A very secret prompt", max_tokens=2, request_id="watched").result()
+    assert server.stop() == 0
+    log = "".join(server.log)
+    ends = [entry for entry in map(json.loads, filter(lambda line: line.startswith("{"), server.log)) if entry["event"] == "call_end"]
+    assert [entry["name"] for entry in ends] == ["watched"] and ends[0]["completion_tokens"] == 2
+    assert "secret" not in log
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command to make a certificate with")
+def test_tls_with_and_without_the_right_certificate(tmp_path):
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=tmp_path)
+
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    for name in ("server", "client", "stranger"):
+        openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.pem", "-days", "2", *subject)
+    server = Server("--tls-cert", tmp_path / "server.pem", "--tls-key", tmp_path / "server.key", "--tls-client-ca", tmp_path / "client.pem")
+
+    def works(root: str, identity: str | None) -> bool:
+        read = lambda name: (tmp_path / name).read_bytes()  # noqa: E731
+        tls = Tls(read(f"{root}.pem"), read(f"{identity}.key") if identity else None, read(f"{identity}.pem") if identity else None)
+        with Client(server.address, tls=tls) as client:
+            try:
+                return client.generate("a", max_tokens=1, timeout_s=10).result().usage.completion_tokens == 1
+            except QuireError:
+                return False
+
+    assert works("server", "client")
+    assert not works("server", "stranger") and not works("server", None), "the server asks for a certificate of its authority"
+    assert not works("stranger", "client"), "the client checks the server's"
+    assert server.stop() == 0
+
+
+def test_many_threads_may_share_a_client(client):
+    results: list[str] = []
+
+    def work() -> None:
+        results.append(client.generate("Once upon a time", max_tokens=6, temperature=0).result().text)
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 16 and len(set(results)) == 1, "a greedy answer does not depend on its neighbours"
