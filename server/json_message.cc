@@ -156,6 +156,8 @@ Result<v1::GenerateRequest> request_from_json(std::string_view text) {
     line = Json::parse(text);
   } catch (const Json::parse_error& problem) {
     return invalid(fmt::format("not JSON at byte {}", problem.byte));
+  } catch (const Json::exception&) {
+    return invalid("a number is out of range");
   }
   if (!line.is_object()) return wrong_type("the request", "an object", line);
   const Result<Json> shaped = to_wire_shape(line);

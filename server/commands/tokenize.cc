@@ -39,6 +39,8 @@ Result<Json> read_array(const std::string& path) {
     return array;
   } catch (const Json::parse_error& problem) {
     return invalid(fmt::format("--input {}: not JSON at byte {}", path, problem.byte));
+  } catch (const Json::exception&) {
+    return invalid(fmt::format("--input {}: a number is out of range", path));
   }
 }
 
