@@ -173,7 +173,7 @@ void GenerateCall::OnDone() {
   const bool refused = id_ == 0 && !outcome_.ok();
   const std::string code = code_name(static_cast<Code>(outcome_.error_code()));
   const double total_ms = static_cast<double>(now_us() - started_us_) / 1000.0;
-  log_line(LogLevel::kInfo, refused ? "request_refused" : "request_end",
+  log_line(LogLevel::kInfo, refused ? "call_refused" : "call_end",
            {{"request", static_cast<uint64_t>(id_)}, {"name", name_}, {"code", code}, {"message", outcome_.error_message()},
             {"prompt_tokens", usage_.prompt_tokens}, {"completion_tokens", usage_.completion_tokens},
             {"cached_tokens", usage_.cached_tokens}, {"total_ms", total_ms}, {"traceparent", traceparent(context_)}});
