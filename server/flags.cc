@@ -128,6 +128,7 @@ Flags::~Flags() = default;
 void Flags::add(const std::string& n, std::string& t, const std::string& h) { state_->bind_value(n, t, h, "TEXT"); }
 void Flags::add(const std::string& n, int32_t& t, const std::string& h) { state_->bind_value(n, t, h, "INT"); }
 void Flags::add(const std::string& n, int64_t& t, const std::string& h) { state_->bind_value(n, t, h, "INT"); }
+void Flags::add(const std::string& n, uint64_t& t, const std::string& h) { state_->bind_value(n, t, h, "INT"); }
 void Flags::add(const std::string& n, double& t, const std::string& h) { state_->bind_value(n, t, h, "NUMBER"); }
 void Flags::add(const std::string& n, std::optional<uint64_t>& t, const std::string& h) { state_->bind_value(n, t, h, "INT"); }
 void Flags::add(const std::string& n, std::optional<int64_t>& t, const std::string& h) { state_->bind_value(n, t, h, "INT"); }

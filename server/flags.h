@@ -25,6 +25,7 @@ class Flags {
   void add(const std::string& name, std::string& target, const std::string& help);
   void add(const std::string& name, int32_t& target, const std::string& help);
   void add(const std::string& name, int64_t& target, const std::string& help);
+  void add(const std::string& name, uint64_t& target, const std::string& help);
   void add(const std::string& name, double& target, const std::string& help);
   void add(const std::string& name, bool& target, const std::string& help);  // a switch: --name, or --name=false
   void add(const std::string& name, std::optional<uint64_t>& target, const std::string& help);

@@ -12,8 +12,8 @@ struct Choices {
   std::string faults = "on", output = "text";
 };
 
-void add_flags(Flags& flags, SimOptions& sim, std::optional<uint64_t>& seed, Choices& choices) {
-  flags.add("seed", seed, "what everything is drawn from (default: 1); a failing seed replays exactly");
+void add_flags(Flags& flags, SimOptions& sim, Choices& choices) {
+  flags.add("seed", sim.seed, "what everything is drawn from; a failing seed replays exactly");
   flags.add("steps", sim.steps, "engine steps, 0 = no limit (without any limit: 100000)");
   flags.add("seconds", sim.seconds, "of real time, 0 = no limit");
   flags.add("sequences", sim.sequences, "sequences running at once");
@@ -54,16 +54,14 @@ void print_text(const SimReport& r) {
 
 int run_bench_sim(const Arguments& arguments) {
   SimOptions sim;
-  std::optional<uint64_t> seed;
   Choices choices;
   Flags flags("quire bench sim",
               "Simulate scheduler, cache and queue with a fake executor, a moved clock and injected faults, "
               "from one seed.");
-  add_flags(flags, sim, seed, choices);
+  add_flags(flags, sim, choices);
   const Result<bool> parsed = flags.parse(arguments);
   if (!parsed) return fail(parsed.error(), kExitUsage);
   if (!*parsed) return 0;
-  sim.seed = seed.value_or(sim.seed);
   sim.faults = choices.faults == "on";
   const Result<SimReport> report = run_sim(sim);
   if (!report) return fail(report.error());
