@@ -69,11 +69,11 @@ bool Scheduler::plan_decodes(StepTransaction& step) {
   return true;
 }
 
-// Beams advance together, and only the host can tell what follows: none is planned while another is in a
-// step.
+// Beams advance together, or wait for one that was preempted. What follows a step only the host can tell: a
+// beam under way wants nothing before its commit.
 bool Scheduler::plan_beams(StepTransaction& step, SequenceGroup& group) {
   for (const auto& s : group.sequences)
-    if (!s->finished() && (s->num_in_flight > 0 || !s->running() || !wants_decode(*s))) return true;
+    if (!s->finished() && (!s->running() || !wants_decode(*s))) return true;
   for (const auto& s : group.sequences)
     if (!s->finished() && !add_work(step, *s, 1, true)) return false;
   return true;

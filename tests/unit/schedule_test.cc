@@ -88,6 +88,41 @@ TEST(Scheduler, SamplesPrefillOnceShareFullBlocksAndCopyTheTail) {
   EXPECT_EQ(h.core().scheduler().counters().prompt_tokens, 20);
 }
 
+TEST(Scheduler, SamplesDrawApartAndTheFirstAsTheRequestAlone) {
+  SamplingParams p;
+  p.max_tokens = 12;
+  p.seed = 77;
+  Harness alone(small());
+  const RequestId one = alone.submit(ids(20), p);
+  alone.run();
+  p.n = 3;
+  Harness h(small());
+  const RequestId three = h.submit(ids(20), p);
+  h.run();
+  h.expect_sound();
+  auto& s = h.record(three).sequences;
+  EXPECT_EQ(s[0].tokens, alone.record(one).sequences[0].tokens);
+  EXPECT_NE(s[1].tokens, s[0].tokens);
+  EXPECT_NE(s[1].tokens, s[2].tokens);
+}
+
+TEST(Scheduler, WhatEverySampleGeneratedIsCached) {
+  SamplingParams p;
+  p.max_tokens = 20;
+  p.n = 2;
+  Harness h(small());
+  const RequestId id = h.submit(ids(20), p);
+  h.run();
+  for (int32_t i = 0; i < 2; ++i) {
+    std::vector<TokenId> whole = ids(20);
+    const std::vector<TokenId>& out = h.record(id).sequences[i].tokens;
+    whole.insert(whole.end(), out.begin(), out.end());
+    const RequestId again = h.submit(whole, Harness::greedy(1));
+    h.run();
+    EXPECT_EQ(h.record(again).end.cached_tokens, 39) << "sample " << i << ": all but the last, never run";
+  }
+}
+
 TEST(Scheduler, RequestsWithOnePrefixComputeItOnce) {
   HarnessOptions o = small();
   o.max_prefill_chunk_tokens = 8;
@@ -334,6 +369,33 @@ TEST(Scheduler, BeamsGiveTheSameWhenPreempted) {
     if (blocks == 20) {
       EXPECT_GT(h.core().scheduler().counters().preemptions, 0);
     }
+  }
+}
+
+TEST(Scheduler, PreemptedSiblingsShareTheirPromptAgain) {
+  for (const bool bypass : {true, false}) {
+    HarnessOptions o = small();
+    o.num_blocks = 28;  // the beams' peak: 7 full prompt blocks, 3 x 6 of their own, 3 copies
+    o.reserve = {.least = 0, .rise = 0, .decay = 0};
+    Harness h(o);
+    SamplingParams p = Harness::greedy(40);
+    p.beam_width = p.n = 3;
+    const RequestId other = h.submit(ids(8, 500), Harness::greedy(150));
+    std::vector<RequestId> groups;
+    for (const int32_t first : {0, 100}) {
+      CoreRequest beams;
+      beams.bypass_prefix_cache = bypass;
+      groups.push_back(h.submit(ids(60, first), p, std::move(beams)));
+    }
+    while (h.core().scheduler().counters().preemptions == 0) ASSERT_TRUE(h.step());
+    // With the others gone all three beams may come back at once; three prompts of 8 blocks each are too
+    // many.
+    h.abort(other);
+    h.abort(groups[0]);
+    h.run();
+    h.expect_sound();
+    h.expect_all_ended();
+    for (const auto& [index, s] : h.record(groups[1]).sequences) EXPECT_EQ(s.finish, FinishReason::kLength);
   }
 }
 
