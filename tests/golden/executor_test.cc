@@ -141,7 +141,8 @@ Model model_under_test() {
   if (!shared_dir().empty()) {
     Model m{.dir = repository_root() + "/models/demo"};
     const json file = json::parse(std::ifstream(golden));
-    for (size_t i = 0; i < 8; ++i) m.cases.push_back({file["cases"][i]["prompt_ids"], file["cases"][i]["greedy_ids"]});
+    for (size_t i = 0; i < 8; ++i)
+      m.cases.push_back({file["cases"][i]["prompt_ids"], file["cases"][i]["greedy_ids"]});
     return m;
   }
   Model m{.dir = repository_root() + "/tests/golden/families/rope-llama3"};

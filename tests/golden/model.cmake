@@ -16,3 +16,9 @@ if(TARGET quire_execute)
   quire_test(golden_executor LABEL golden SOURCES ${QUIRE_TEST_DIR}/executor_test.cc ${QUIRE_TEST_DIR}/model_runner.cc
     LIBS quire_execute quire_kernels_reference)
 endif()
+
+if(TARGET quire_text AND TARGET quire_kernels_cpu)
+  quire_test(golden_text_nll LABEL golden SOURCES ${QUIRE_TEST_DIR}/text_nll_test.cc ${QUIRE_TEST_DIR}/model_runner.cc
+    LIBS quire_model quire_text quire_kernels_cpu quire_kernels_reference)
+  target_compile_definitions(golden_text_nll PRIVATE QUIRE_GOLDEN_CPU)
+endif()
