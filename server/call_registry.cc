@@ -11,7 +11,8 @@
 namespace quire::server {
 
 CallRegistry::CallRegistry(int64_t watch_interval_ms)
-    : prefix_(fmt::format("q{:08x}", std::random_device{}())), watcher_([this, watch_interval_ms] { watch(watch_interval_ms); }) {}
+    : prefix_(fmt::format("q{:08x}", std::random_device{}())),
+      watcher_([this, watch_interval_ms] { watch(watch_interval_ms); }) {}
 
 CallRegistry::~CallRegistry() {
   {
@@ -57,7 +58,8 @@ std::string CallRegistry::make_name() {
 void CallRegistry::watch(int64_t interval_ms) {
   const SteadyClock clock;
   std::unique_lock lock(mutex_);
-  while (!stopping_changed_.wait_for(lock, std::chrono::milliseconds(interval_ms), [this] { return stopping_; })) {
+  while (!stopping_changed_.wait_for(lock, std::chrono::milliseconds(interval_ms),
+                                     [this] { return stopping_; })) {
     std::vector<std::shared_ptr<RunningCall>> calls;
     calls.reserve(calls_.size());
     for (const auto& [name, call] : calls_)

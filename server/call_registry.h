@@ -1,6 +1,7 @@
 // The calls that run now, by request name: what Abort and the stall watch act on. Any thread.
 //
-// A watch thread looks at every call a few times per stall limit, so that a reader that stopped reading costs no timer per write.
+// A watch thread looks at every call a few times per stall limit, so that a reader that stopped reading costs
+// no timer per write.
 #pragma once
 
 #include <condition_variable>

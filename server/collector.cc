@@ -33,7 +33,8 @@ void Collector::on_event(const TokenEvent& event) {
 
 Output& Collector::output(int32_t index) {
   auto& outputs = completion_.outputs;
-  const auto at = std::lower_bound(outputs.begin(), outputs.end(), index, [](const Output& o, int32_t i) { return o.index < i; });
+  const auto at = std::lower_bound(outputs.begin(), outputs.end(), index,
+                                   [](const Output& o, int32_t i) { return o.index < i; });
   if (at != outputs.end() && at->index == index) return *at;
   Output fresh;
   fresh.index = index;

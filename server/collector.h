@@ -1,5 +1,5 @@
-// A TokenSink that gathers a whole request, for commands that run the engine in process. on_event() comes from the delivery thread;
-// wait() and take() from the command's.
+// A TokenSink that gathers a whole request, for commands that run the engine in process. on_event() comes
+// from the delivery thread; wait() and take() from the command's.
 #pragma once
 
 #include <condition_variable>
@@ -36,7 +36,8 @@ struct Completion {
 
 class Collector final : public TokenSink {
  public:
-  // `on_text` is called on the delivery thread with each piece of new text of output 0; it must not block for long.
+  // `on_text` is called on the delivery thread with each piece of new text of output 0; it must not block for
+  // long.
   explicit Collector(std::function<void(const std::string&)> on_text = {}) : on_text_(std::move(on_text)) {}
 
   void on_event(const TokenEvent& event) override;

@@ -42,7 +42,8 @@ void DumpCall::OnCancel() {
   const std::lock_guard lock(mutex_);
   if (finished_) return;
   if (id_ != 0) engine_.abort(id_);
-  finish({grpc::StatusCode::CANCELLED, "the client cancelled, its deadline passed, or its connection was lost"});
+  finish(
+      {grpc::StatusCode::CANCELLED, "the client cancelled, its deadline passed, or its connection was lost"});
 }
 
 void DumpCall::finish(const grpc::Status& status) {

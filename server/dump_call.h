@@ -1,5 +1,5 @@
-// One DumpKv call: runs a request to its end and answers once, with the cache positions each continuation still saw.
-// Threads and lifetime as in GenerateCall, without writes in between.
+// One DumpKv call: runs a request to its end and answers once, with the cache positions each continuation
+// still saw. Threads and lifetime as in GenerateCall, without writes in between.
 #pragma once
 
 #include <grpcpp/server_context.h>
@@ -13,7 +13,9 @@
 
 namespace quire::server {
 
-class DumpCall final : public grpc::ServerUnaryReactor, public TokenSink, public std::enable_shared_from_this<DumpCall> {
+class DumpCall final : public grpc::ServerUnaryReactor,
+                       public TokenSink,
+                       public std::enable_shared_from_this<DumpCall> {
  public:
   static DumpCall* start(Engine& engine, grpc::ByteBuffer& answer, Request request);
 

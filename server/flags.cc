@@ -16,12 +16,18 @@ namespace {
 using Json = nlohmann::json;
 
 // ---- JSON values of a configuration file, type by type; false = the wrong type ----
-bool read_json(const Json& json, bool& out) { return json.is_boolean() && (out = json.get<bool>(), true); }
-bool read_json(const Json& json, std::string& out) { return json.is_string() && (out = json.get<std::string>(), true); }
-bool read_json(const Json& json, double& out) { return json.is_number() && (out = json.get<double>(), true); }
+bool read_json(const Json& json, bool& out) {
+  return json.is_boolean() && (out = json.get<bool>(), true);
+}
+bool read_json(const Json& json, std::string& out) {
+  return json.is_string() && (out = json.get<std::string>(), true);
+}
+bool read_json(const Json& json, double& out) {
+  return json.is_number() && (out = json.get<double>(), true);
+}
 
 template <class Int>
-  requires std::is_integral_v<Int>
+requires std::is_integral_v<Int>
 bool read_json(const Json& json, Int& out) {
   if (json.is_number_unsigned()) {
     const auto value = json.get<uint64_t>();
@@ -51,15 +57,24 @@ bool read_json(const Json& json, std::vector<T>& out) {
 }
 
 // ---- defaults as --help shows them ----
-std::string show(bool value) { return value ? "on" : "off"; }
-std::string show(const std::string& value) { return value.empty() ? "none" : value; }
+std::string show(bool value) {
+  return value ? "on" : "off";
+}
+std::string show(const std::string& value) {
+  return value.empty() ? "none" : value;
+}
 template <class T>
-  requires std::is_arithmetic_v<T>
-std::string show(T value) { return fmt::format("{}", value); }
+requires std::is_arithmetic_v<T> std::string show(T value) {
+  return fmt::format("{}", value);
+}
 template <class T>
-std::string show(const std::optional<T>& value) { return value ? fmt::format("{}", *value) : "none"; }
+std::string show(const std::optional<T>& value) {
+  return value ? fmt::format("{}", *value) : "none";
+}
 template <class T>
-std::string show(const std::vector<T>& value) { return value.empty() ? "none" : fmt::format("{}", fmt::join(value, ",")); }
+std::string show(const std::vector<T>& value) {
+  return value.empty() ? "none" : fmt::format("{}", fmt::join(value, ","));
+}
 
 std::string environment_name(std::string name) {
   for (char& c : name) c = c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
@@ -97,9 +112,11 @@ struct Flags::State {
   template <class T>
   Bound& bind(const std::string& name, CLI::Option* option, T& target, const std::string& help) {
     option->envname(environment_name(name));
-    option->description(fmt::format("{} [default: {}] [env: {}]", help, show(target), environment_name(name)));
+    option->description(
+        fmt::format("{} [default: {}] [env: {}]", help, show(target), environment_name(name)));
     option->multi_option_policy(CLI::MultiOptionPolicy::Throw);
-    return bound[name] = Bound{.option = option, .read = [&target](const Json& json) { return read_json(json, target); }};
+    return bound[name] = Bound{.option = option,
+                               .read = [&target](const Json& json) { return read_json(json, target); }};
   }
   template <class T>
   Bound& bind_value(const std::string& name, T& target, const std::string& help, const char* type) {
@@ -125,16 +142,36 @@ Flags::Flags(const std::string& command, const std::string& description) : state
 }
 Flags::~Flags() = default;
 
-void Flags::add(const std::string& n, std::string& t, const std::string& h) { state_->bind_value(n, t, h, "TEXT"); }
-void Flags::add(const std::string& n, int32_t& t, const std::string& h) { state_->bind_value(n, t, h, "INT"); }
-void Flags::add(const std::string& n, int64_t& t, const std::string& h) { state_->bind_value(n, t, h, "INT"); }
-void Flags::add(const std::string& n, uint64_t& t, const std::string& h) { state_->bind_value(n, t, h, "INT"); }
-void Flags::add(const std::string& n, double& t, const std::string& h) { state_->bind_value(n, t, h, "NUMBER"); }
-void Flags::add(const std::string& n, std::optional<uint64_t>& t, const std::string& h) { state_->bind_value(n, t, h, "INT"); }
-void Flags::add(const std::string& n, std::optional<int64_t>& t, const std::string& h) { state_->bind_value(n, t, h, "INT"); }
-void Flags::add(const std::string& n, std::optional<std::string>& t, const std::string& h) { state_->bind_value(n, t, h, "TEXT"); }
-void Flags::add(const std::string& n, std::vector<int32_t>& t, const std::string& h) { state_->bind_list(n, t, h, "INT,..."); }
-void Flags::add(const std::string& n, std::vector<int64_t>& t, const std::string& h) { state_->bind_list(n, t, h, "INT,..."); }
+void Flags::add(const std::string& n, std::string& t, const std::string& h) {
+  state_->bind_value(n, t, h, "TEXT");
+}
+void Flags::add(const std::string& n, int32_t& t, const std::string& h) {
+  state_->bind_value(n, t, h, "INT");
+}
+void Flags::add(const std::string& n, int64_t& t, const std::string& h) {
+  state_->bind_value(n, t, h, "INT");
+}
+void Flags::add(const std::string& n, uint64_t& t, const std::string& h) {
+  state_->bind_value(n, t, h, "INT");
+}
+void Flags::add(const std::string& n, double& t, const std::string& h) {
+  state_->bind_value(n, t, h, "NUMBER");
+}
+void Flags::add(const std::string& n, std::optional<uint64_t>& t, const std::string& h) {
+  state_->bind_value(n, t, h, "INT");
+}
+void Flags::add(const std::string& n, std::optional<int64_t>& t, const std::string& h) {
+  state_->bind_value(n, t, h, "INT");
+}
+void Flags::add(const std::string& n, std::optional<std::string>& t, const std::string& h) {
+  state_->bind_value(n, t, h, "TEXT");
+}
+void Flags::add(const std::string& n, std::vector<int32_t>& t, const std::string& h) {
+  state_->bind_list(n, t, h, "INT,...");
+}
+void Flags::add(const std::string& n, std::vector<int64_t>& t, const std::string& h) {
+  state_->bind_list(n, t, h, "INT,...");
+}
 
 void Flags::add(const std::string& n, bool& t, const std::string& h) {
   state_->bind(n, state_->app.add_flag("--" + n, t), t, h).option->disable_flag_override(false);
@@ -145,7 +182,8 @@ void Flags::add(const std::string& n, std::vector<std::string>& t, const std::st
   option->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)->allow_extra_args(false);
 }
 
-void Flags::add_choice(const std::string& n, std::string& t, const std::vector<std::string>& choices, const std::string& h) {
+void Flags::add_choice(const std::string& n, std::string& t, const std::vector<std::string>& choices,
+                       const std::string& h) {
   State::Bound& bound = state_->bind_value(n, t, h, "");
   bound.choices = choices;
   bound.option->type_name(fmt::format("{}", fmt::join(choices, "|")));
@@ -166,8 +204,12 @@ void Flags::exclude(const std::string& name, const std::string& other) {
 
 void Flags::add_config() {
   state_->takes_config = true;
-  state_->app.add_option("--config", state_->config_path)->type_name("FILE")->envname("QUIRE_CONFIG")->description(
-      "JSON object of these flags by name, for example {\"max_sequences\": 64} [default: none] [env: QUIRE_CONFIG]");
+  state_->app.add_option("--config", state_->config_path)
+      ->type_name("FILE")
+      ->envname("QUIRE_CONFIG")
+      ->description(
+          "JSON object of these flags by name, for example {\"max_sequences\": 64} [default: none] [env: "
+          "QUIRE_CONFIG]");
 }
 
 // The file comes first: it moves the defaults that environment and command line then override.
@@ -192,7 +234,8 @@ Status Flags::State::apply(const std::string& path, const Json& json) {
     const auto found = bound.find(name);
     if (found == bound.end()) return invalid(fmt::format("--config {}: unknown key '{}'", path, key));
     if (!found->second.read(value))
-      return invalid(fmt::format("--config {}: '{}' is {}, which is no value for it", path, key, value.dump()));
+      return invalid(
+          fmt::format("--config {}: '{}' is {}, which is no value for it", path, key, value.dump()));
     if (const auto& choices = found->second.choices; !choices.empty())
       if (const std::string problem = not_among(value.get<std::string>(), choices); !problem.empty())
         return invalid(fmt::format("--config {}: '{}': {}", path, key, problem));

@@ -11,15 +11,21 @@
 namespace quire::server {
 namespace {
 
-int64_t now_us() { return SteadyClock().now_us(); }
+int64_t now_us() {
+  return SteadyClock().now_us();
+}
 
 grpc::Status outcome_of(const TokenEvent& event) {
   if (event.error) return to_grpc_status(*event.error);
   switch (event.finish) {
-    case FinishReason::kCancelled: return {grpc::StatusCode::CANCELLED, "the request was cancelled"};
-    case FinishReason::kDeadline: return {grpc::StatusCode::DEADLINE_EXCEEDED, "the request's deadline passed"};
-    case FinishReason::kFailed: return {grpc::StatusCode::INTERNAL, "the request failed"};
-    default: return grpc::Status::OK;
+    case FinishReason::kCancelled:
+      return {grpc::StatusCode::CANCELLED, "the request was cancelled"};
+    case FinishReason::kDeadline:
+      return {grpc::StatusCode::DEADLINE_EXCEEDED, "the request's deadline passed"};
+    case FinishReason::kFailed:
+      return {grpc::StatusCode::INTERNAL, "the request failed"};
+    default:
+      return grpc::Status::OK;
   }
 }
 
@@ -43,7 +49,12 @@ GenerateCall* GenerateCall::start(Engine& engine, CallRegistry& registry, const 
 
 GenerateCall::GenerateCall(Engine& engine, CallRegistry& registry, const StreamLimits& limits,
                            grpc::CallbackServerContext& context, std::string name)
-    : engine_(engine), registry_(registry), limits_(limits), context_(context), name_(std::move(name)), started_us_(now_us()) {}
+    : engine_(engine),
+      registry_(registry),
+      limits_(limits),
+      context_(context),
+      name_(std::move(name)),
+      started_us_(now_us()) {}
 
 void GenerateCall::submit(Request request) {
   if (!registry_.add(name_, shared_from_this())) {
@@ -140,7 +151,8 @@ void GenerateCall::OnWriteDone(bool delivered) {
 void GenerateCall::OnCancel() {
   {
     const std::lock_guard lock(mutex_);
-    end_early({grpc::StatusCode::CANCELLED, "the client cancelled, its deadline passed, or its connection was lost"});
+    end_early({grpc::StatusCode::CANCELLED,
+               "the client cancelled, its deadline passed, or its connection was lost"});
   }
   pump();
 }
@@ -163,8 +175,10 @@ void GenerateCall::abort() {
 void GenerateCall::end_if_stalled(int64_t now) {
   const std::lock_guard lock(mutex_);
   if (!writing_ || now - write_started_us_ < limits_.max_stall_ms * 1000) return;
-  end_early({grpc::StatusCode::CANCELLED, fmt::format("the client took nothing for {} ms (max_stall_ms)", limits_.max_stall_ms)});
-  // Breaks the write in flight; its OnWriteDone finishes the call. The context lives: Finish waits for that write.
+  end_early({grpc::StatusCode::CANCELLED,
+             fmt::format("the client took nothing for {} ms (max_stall_ms)", limits_.max_stall_ms)});
+  // Breaks the write in flight; its OnWriteDone finishes the call. The context lives: Finish waits for that
+  // write.
   context_.TryCancel();
 }
 
@@ -174,9 +188,15 @@ void GenerateCall::OnDone() {
   const std::string code = code_name(static_cast<Code>(outcome_.error_code()));
   const double total_ms = static_cast<double>(now_us() - started_us_) / 1000.0;
   log_line(LogLevel::kInfo, refused ? "call_refused" : "call_end",
-           {{"request", static_cast<uint64_t>(id_)}, {"name", name_}, {"code", code}, {"message", outcome_.error_message()},
-            {"prompt_tokens", usage_.prompt_tokens}, {"completion_tokens", usage_.completion_tokens},
-            {"cached_tokens", usage_.cached_tokens}, {"total_ms", total_ms}, {"traceparent", traceparent(context_)}});
+           {{"request", static_cast<uint64_t>(id_)},
+            {"name", name_},
+            {"code", code},
+            {"message", outcome_.error_message()},
+            {"prompt_tokens", usage_.prompt_tokens},
+            {"completion_tokens", usage_.completion_tokens},
+            {"cached_tokens", usage_.cached_tokens},
+            {"total_ms", total_ms},
+            {"traceparent", traceparent(context_)}});
   self_.reset();  // the last owner unless the engine still holds its sink
 }
 

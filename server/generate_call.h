@@ -1,11 +1,13 @@
 // One Generate call: a gRPC stream on one side, the engine's token events on the other.
 //
-// Threads: on_event() comes from the engine's delivery thread, OnXxx() from gRPC's threads, abort() and end_if_stalled() from
-// anywhere; one mutex orders them. What always holds: at most one write is in flight; Finish is called exactly once, after the last
-// write; the call keeps itself alive until OnDone, and lives on as a mute sink while the engine still holds it.
+// Threads: on_event() comes from the engine's delivery thread, OnXxx() from gRPC's threads, abort() and
+// end_if_stalled() from anywhere; one mutex orders them. What always holds: at most one write is in flight;
+// Finish is called exactly once, after the last write; the call keeps itself alive until OnDone, and lives on
+// as a mute sink while the engine still holds it.
 //
-// Backlog: bytes written by the engine and not yet taken by the client. Past the bound the engine is asked to pause the request, so
-// a slow reader costs no step and no memory; a reader that takes nothing for max_stall_ms loses its call.
+// Backlog: bytes written by the engine and not yet taken by the client. Past the bound the engine is asked to
+// pause the request, so a slow reader costs no step and no memory; a reader that takes nothing for
+// max_stall_ms loses its call.
 #pragma once
 
 #include <grpcpp/server_context.h>
@@ -35,8 +37,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   static GenerateCall* start(Engine& engine, CallRegistry& registry, const StreamLimits& limits,
                              grpc::CallbackServerContext& context, Request request);
 
-  GenerateCall(Engine& engine, CallRegistry& registry, const StreamLimits& limits, grpc::CallbackServerContext& context,
-               std::string name);
+  GenerateCall(Engine& engine, CallRegistry& registry, const StreamLimits& limits,
+               grpc::CallbackServerContext& context, std::string name);
 
   void on_event(const TokenEvent& event) override;
   void abort() override;
@@ -50,7 +52,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void submit(Request request);
   void end_early(grpc::Status outcome);  // with mutex_ held: nothing more is written, the engine's work ends
   void enqueue(grpc::ByteBuffer message);  // with mutex_ held
-  void pump();                           // without mutex_: starts the next write, or Finish
+  void pump();                             // without mutex_: starts the next write, or Finish
 
   Engine& engine_;
   CallRegistry& registry_;

@@ -31,10 +31,12 @@ const FieldDescriptor* wrapped_list(const Descriptor& type) {
 
 template <class Int>
 Status read_integer(const Json& json, const std::string& path, Int& out) {
-  const bool fits = json.is_number_unsigned() ? std::in_range<Int>(json.get<uint64_t>())
-                                              : json.is_number_integer() && std::in_range<Int>(json.get<int64_t>());
+  const bool fits = json.is_number_unsigned()
+                        ? std::in_range<Int>(json.get<uint64_t>())
+                        : json.is_number_integer() && std::in_range<Int>(json.get<int64_t>());
   if (!fits) {
-    const std::string expected = fmt::format("an integer from {} to {}", std::numeric_limits<Int>::min(), std::numeric_limits<Int>::max());
+    const std::string expected = fmt::format("an integer from {} to {}", std::numeric_limits<Int>::min(),
+                                             std::numeric_limits<Int>::max());
     return wrong_type(path, expected.c_str(), json);
   }
   out = json.get<Int>();
@@ -66,19 +68,24 @@ Status read_value(const Json& json, const std::string& path, Message& message, c
     }
     case FieldDescriptor::CPPTYPE_DOUBLE:
       if (!json.is_number()) return wrong_type(path, "a number", json);
-      add ? fields.AddDouble(&message, &field, json.get<double>()) : fields.SetDouble(&message, &field, json.get<double>());
+      add ? fields.AddDouble(&message, &field, json.get<double>())
+          : fields.SetDouble(&message, &field, json.get<double>());
       return ok();
     case FieldDescriptor::CPPTYPE_BOOL:
       if (!json.is_boolean()) return wrong_type(path, "true or false", json);
-      add ? fields.AddBool(&message, &field, json.get<bool>()) : fields.SetBool(&message, &field, json.get<bool>());
+      add ? fields.AddBool(&message, &field, json.get<bool>())
+          : fields.SetBool(&message, &field, json.get<bool>());
       return ok();
     case FieldDescriptor::CPPTYPE_STRING:
       if (!json.is_string()) return wrong_type(path, "a string", json);
-      add ? fields.AddString(&message, &field, json.get<std::string>()) : fields.SetString(&message, &field, json.get<std::string>());
+      add ? fields.AddString(&message, &field, json.get<std::string>())
+          : fields.SetString(&message, &field, json.get<std::string>());
       return ok();
     case FieldDescriptor::CPPTYPE_MESSAGE:
-      return read_object(json, path, add ? *fields.AddMessage(&message, &field) : *fields.MutableMessage(&message, &field));
-    default: return invalid(fmt::format("{} cannot be written in JSON", path), path);
+      return read_object(
+          json, path, add ? *fields.AddMessage(&message, &field) : *fields.MutableMessage(&message, &field));
+    default:
+      return invalid(fmt::format("{} cannot be written in JSON", path), path);
   }
 }
 
@@ -136,9 +143,11 @@ Result<Json> to_wire_shape(const Json& line) {
     const std::string name = !is_prompt ? key : key == "prompt" && value.is_string() ? "text" : "token_ids";
     if (name == "sampling" && value.is_object()) {
       for (const auto& [field, nested] : value.items())
-        if (!sampling.emplace(field, nested).second) return invalid(fmt::format("sampling.{} is given twice", field), "sampling." + field);
+        if (!sampling.emplace(field, nested).second)
+          return invalid(fmt::format("sampling.{} is given twice", field), "sampling." + field);
     } else if (sampling_type.FindFieldByName(name) != nullptr) {
-      if (!sampling.emplace(name, value).second) return invalid(fmt::format("sampling.{} is given twice", name), "sampling." + name);
+      if (!sampling.emplace(name, value).second)
+        return invalid(fmt::format("sampling.{} is given twice", name), "sampling." + name);
     } else if (!out.emplace(name, value).second) {
       return invalid(fmt::format("{} is given twice", key), key);
     }
@@ -150,7 +159,8 @@ Result<Json> to_wire_shape(const Json& line) {
 }  // namespace
 
 Result<v1::GenerateRequest> request_from_json(std::string_view text) {
-  if (const auto offset = find_invalid_utf8(text)) return invalid(fmt::format("not UTF-8 at byte {}", *offset));
+  if (const auto offset = find_invalid_utf8(text))
+    return invalid(fmt::format("not UTF-8 at byte {}", *offset));
   Json line;
   try {
     line = Json::parse(text);

@@ -12,7 +12,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }  // JSON has no NaN, no infinity
+Json number(double value) {
+  return std::isfinite(value) ? Json(value) : Json(nullptr);
+}  // JSON has no NaN, no infinity
 
 // A float is written with its own shortest digits: 0.1f is 0.1, not 0.10000000149011612.
 Json number(float value) {
@@ -27,7 +29,8 @@ Json to_object(const std::vector<TokenLogprob>& logprobs) {
   for (const TokenLogprob& logprob : logprobs) {
     Json top = Json::array();
     for (const auto& [id, value] : logprob.top) top.push_back({{"token_id", id}, {"logprob", number(value)}});
-    list.push_back({{"token_id", logprob.token_id}, {"logprob", number(logprob.logprob)}, {"top", std::move(top)}});
+    list.push_back(
+        {{"token_id", logprob.token_id}, {"logprob", number(logprob.logprob)}, {"top", std::move(top)}});
   }
   return list;
 }
@@ -57,7 +60,9 @@ Json to_object(const Error& error) {
   return object;
 }
 
-std::string dump(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
+std::string dump(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
 
 }  // namespace
 
@@ -79,6 +84,8 @@ std::string to_json(const Completion& c) {
   return dump(object);
 }
 
-std::string to_json(const Error& error) { return dump({{"error", to_object(error)}}); }
+std::string to_json(const Error& error) {
+  return dump({{"error", to_object(error)}});
+}
 
 }  // namespace quire::server

@@ -1,4 +1,5 @@
-// Results of commands as JSON, in the forms that scripts rely on. One line each, keys in the order of the documentation.
+// Results of commands as JSON, in the forms that scripts rely on. One line each, keys in the order of the
+// documentation.
 #pragma once
 
 #include <string>

@@ -16,8 +16,9 @@
 namespace quire::server {
 namespace {
 
-constexpr int64_t kFinishGraceMs = 2000;  // for the last messages of drained calls to be taken by their clients
-constexpr int64_t kCloseGraceMs = 200;    // for connections to close in order; an idle client may never answer
+constexpr int64_t kFinishGraceMs =
+    2000;                               // for the last messages of drained calls to be taken by their clients
+constexpr int64_t kCloseGraceMs = 200;  // for connections to close in order; an idle client may never answer
 
 sigset_t stop_signals() {
   sigset_t set;
@@ -71,22 +72,27 @@ int serve_until_signal(Engine& engine, Listener& listener, int64_t wedged_after_
     if (healthy == serving) continue;
     serving = healthy;
     listener.set_serving(kServiceName, serving);
-    log_line(LogLevel::kError, serving ? "engine_recovered" : "engine_wedged", {{"no_step_for_ms_limit", wedged_after_ms}});
+    log_line(LogLevel::kError, serving ? "engine_recovered" : "engine_wedged",
+             {{"no_step_for_ms_limit", wedged_after_ms}});
   }
 }
 
 void wait_for_calls(const GenerationServer& service, int64_t timeout_ms) {
   const SteadyClock clock;
   const int64_t until_us = clock.now_us() + timeout_ms * 1000;
-  while (service.num_calls() > 0 && clock.now_us() < until_us) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  while (service.num_calls() > 0 && clock.now_us() < until_us)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
 }
 
 void drain(Engine& engine, const GenerationServer& service, Listener& listener, int signal) {
   const StopAtOnce second_signal("draining");
   const int64_t timeout_ms = engine.config().drain_timeout_ms;
   const EngineStats stats = engine.stats();
-  log_line(LogLevel::kInfo, "drain", {{"signal", signal}, {"running", stats.sequences_running},
-                                      {"waiting", stats.requests_waiting}, {"timeout_ms", timeout_ms}});
+  log_line(LogLevel::kInfo, "drain",
+           {{"signal", signal},
+            {"running", stats.sequences_running},
+            {"waiting", stats.requests_waiting},
+            {"timeout_ms", timeout_ms}});
   listener.set_serving(kServiceName, false);
   engine.drain(timeout_ms);
   wait_for_calls(service, kFinishGraceMs);
@@ -102,7 +108,8 @@ void block_stop_signals() {
   signal(SIGPIPE, SIG_IGN);
 }
 
-Status serve(const ServeOptions& options, const std::function<Result<std::unique_ptr<Engine>>()>& open_engine) {
+Status serve(const ServeOptions& options,
+             const std::function<Result<std::unique_ptr<Engine>>()>& open_engine) {
   std::unique_ptr<Engine> engine;  // outlives the calls: the listener below ends first
   GenerationServer service(options.service);
   Result<std::unique_ptr<Listener>> listener = Listener::open(options.listen, service);

@@ -1,9 +1,9 @@
 // A serving process from start to drain. One call; it owns the signals SIGTERM and SIGINT while it runs.
 //
-//   loading  -> health NOT_SERVING for the service, SERVING for "" (live); calls get UNAVAILABLE with a retry delay
-//   serving  -> READY line on standard output; NOT_SERVING while the engine is wedged (work, but no step for a while)
-//   draining -> first signal: NOT_SERVING, new requests UNAVAILABLE, running ones get drain_timeout_ms, then CANCELLED
-//   second signal, or one while loading: the process ends at once
+//   loading  -> health NOT_SERVING for the service, SERVING for "" (live); calls get UNAVAILABLE with a retry
+//   delay serving  -> READY line on standard output; NOT_SERVING while the engine is wedged (work, but no
+//   step for a while) draining -> first signal: NOT_SERVING, new requests UNAVAILABLE, running ones get
+//   drain_timeout_ms, then CANCELLED second signal, or one while loading: the process ends at once
 #pragma once
 
 #include <functional>
@@ -21,10 +21,12 @@ struct ServeOptions {
   int64_t wedged_after_ms = 30'000;
 };
 
-// Blocks SIGTERM and SIGINT for this thread and those it starts, so that serve() alone takes them. Call first in main.
+// Blocks SIGTERM and SIGINT for this thread and those it starts, so that serve() alone takes them. Call first
+// in main.
 void block_stop_signals();
 
 // Listens, opens the engine, serves until a signal, drains. Returns an error when it never got to serve.
-Status serve(const ServeOptions& options, const std::function<Result<std::unique_ptr<Engine>>()>& open_engine);
+Status serve(const ServeOptions& options,
+             const std::function<Result<std::unique_ptr<Engine>>()>& open_engine);
 
 }  // namespace quire::server

@@ -21,16 +21,20 @@
 namespace quire::server {
 namespace {
 
-// What gateways of this field send: a ping every 30 s, also on idle connections. gRPC's default answers those with GOAWAY.
+// What gateways of this field send: a ping every 30 s, also on idle connections. gRPC's default answers those
+// with GOAWAY.
 constexpr int kMinPingIntervalMs = 10'000;
 constexpr int kKeepaliveMs = 60'000;
 constexpr int kKeepaliveTimeoutMs = 20'000;
 
-// gRPC's own log lines become ours, at the level of details: what matters is reported by the code that met it.
+// gRPC's own log lines become ours, at the level of details: what matters is reported by the code that met
+// it.
 void adopt_grpc_log() {
   static std::once_flag once;
   std::call_once(once, [] {
-    gpr_set_log_function([](gpr_log_func_args* args) { log_line(LogLevel::kDebug, "grpc", {{"message", args->message}}); });
+    gpr_set_log_function([](gpr_log_func_args* args) {
+      log_line(LogLevel::kDebug, "grpc", {{"message", args->message}});
+    });
   });
 }
 
@@ -44,20 +48,24 @@ Result<std::string> read_pem(const std::string& path, const char* flag) {
 }
 
 Result<std::shared_ptr<grpc::ServerCredentials>> make_credentials(const ListenOptions& options) {
-  if (options.tls_cert.empty() != options.tls_key.empty()) return invalid("--tls-cert and --tls-key go together; only one is set");
+  if (options.tls_cert.empty() != options.tls_key.empty())
+    return invalid("--tls-cert and --tls-key go together; only one is set");
   if (options.tls_cert.empty()) {
     if (!options.tls_client_ca.empty()) return invalid("--tls-client-ca needs --tls-cert and --tls-key");
     if (!is_loopback(options.host) && !options.behind_proxy)
-      return invalid(fmt::format("{} is a public address; serve it with --tls-cert and --tls-key, or with --behind-proxy if a proxy "
-                                 "in front of it ends TLS", options.host));
+      return invalid(fmt::format(
+          "{} is a public address; serve it with --tls-cert and --tls-key, or with --behind-proxy if a proxy "
+          "in front of it ends TLS",
+          options.host));
     return grpc::InsecureServerCredentials();
   }
   const auto cert = read_pem(options.tls_cert, "--tls-cert");
   if (!cert) return cert.error();
   const auto key = read_pem(options.tls_key, "--tls-key");
   if (!key) return key.error();
-  grpc::SslServerCredentialsOptions ssl(options.tls_client_ca.empty() ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
-                                                                     : GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+  grpc::SslServerCredentialsOptions ssl(options.tls_client_ca.empty()
+                                            ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
+                                            : GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
   ssl.pem_key_cert_pairs.push_back({*key, *cert});
   if (!options.tls_client_ca.empty()) {
     const auto ca = read_pem(options.tls_client_ca, "--tls-client-ca");
@@ -86,7 +94,9 @@ std::string why_not_bound(const ListenOptions& options) {
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = AI_PASSIVE;
   addrinfo* found = nullptr;
-  if (const int code = getaddrinfo(options.host.c_str(), std::to_string(options.port).c_str(), &hints, &found); code != 0)
+  if (const int code =
+          getaddrinfo(options.host.c_str(), std::to_string(options.port).c_str(), &hints, &found);
+      code != 0)
     return gai_strerror(code);
   const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, freeaddrinfo);
   const int fd = socket(found->ai_family, SOCK_STREAM, 0);
@@ -125,14 +135,17 @@ Result<std::unique_ptr<Listener>> Listener::open(const ListenOptions& options, g
   const bool is_unix = options.host.starts_with("unix:");
   if (!server || (port == 0 && !is_unix))
     return error(Code::kUnavailable,
-                 fmt::format("cannot listen on {}: {}", format_address(options.host, options.port), why_not_bound(options)));
+                 fmt::format("cannot listen on {}: {}", format_address(options.host, options.port),
+                             why_not_bound(options)));
   return std::unique_ptr<Listener>(new Listener(std::move(server), format_address(options.host, port)));
 }
 
 Listener::Listener(std::unique_ptr<grpc::Server> server, std::string address)
     : server_(std::move(server)), address_(std::move(address)) {}
 
-Listener::~Listener() { shut_down(0); }
+Listener::~Listener() {
+  shut_down(0);
+}
 
 void Listener::set_serving(const std::string& service, bool serving) {
   server_->GetHealthCheckService()->SetServingStatus(service, serving);

@@ -1,7 +1,7 @@
 // A gRPC server on one address: credentials, limits, health, reflection. Built and stopped by one thread.
 //
-// Safety rule (CVE history of inference servers: sockets on all interfaces): an address that is not loopback needs TLS, or the
-// operator's word (behind_proxy) that something in front ends it.
+// Safety rule (CVE history of inference servers: sockets on all interfaces): an address that is not loopback
+// needs TLS, or the operator's word (behind_proxy) that something in front ends it.
 #pragma once
 
 #include <grpcpp/server.h>
@@ -17,8 +17,8 @@ struct ListenOptions {
   std::string host = "127.0.0.1";  // address, name, or unix:PATH
   int32_t port = 50051;            // 0 = any free one
   bool behind_proxy = false;
-  std::string tls_cert, tls_key;   // PEM files; both or neither
-  std::string tls_client_ca;       // PEM file: clients must show a certificate signed by it
+  std::string tls_cert, tls_key;  // PEM files; both or neither
+  std::string tls_client_ca;      // PEM file: clients must show a certificate signed by it
   int64_t max_message_bytes = 4 << 20;
   int32_t max_metadata_bytes = 16 << 10;
   int32_t max_streams_per_connection = 1024;

@@ -30,9 +30,13 @@ const Command kCommands[] = {
 };
 
 void print_usage(std::FILE* out) {
-  fmt::print(out, "quire {}: serves large language models; the KV cache is the product.\n\nusage: quire COMMAND [FLAGS]\n\n", kVersion);
+  fmt::print(out,
+             "quire {}: serves large language models; the KV cache is the product.\n\nusage: quire COMMAND "
+             "[FLAGS]\n\n",
+             kVersion);
   for (const Command& command : kCommands) fmt::print(out, "  {:16} {}\n", command.words, command.summary);
-  fmt::print(out, "\nquire COMMAND --help lists a command's flags with units, defaults and environment names.\n");
+  fmt::print(out,
+             "\nquire COMMAND --help lists a command's flags with units, defaults and environment names.\n");
 }
 
 // Whether `words` begin with the command's one or two words.
@@ -55,7 +59,9 @@ int run(std::span<char*> words) {
   if (first == "--version") return fmt::print("quire {}\n", kVersion), 0;
   const Command* command = find_command(words);
   if (command == nullptr) {
-    if (!first.empty()) fmt::print(stderr, "quire: no command '{}{}{}'\n\n", first, words.size() > 1 ? " " : "", words.size() > 1 ? words[1] : "");
+    if (!first.empty())
+      fmt::print(stderr, "quire: no command '{}{}{}'\n\n", first, words.size() > 1 ? " " : "",
+                 words.size() > 1 ? words[1] : "");
     print_usage(stderr);
     return kExitUsage;
   }

@@ -7,7 +7,9 @@
 namespace quire::server {
 namespace {
 
-std::vector<int32_t> to_vector(const google::protobuf::RepeatedField<int32_t>& ids) { return {ids.begin(), ids.end()}; }
+std::vector<int32_t> to_vector(const google::protobuf::RepeatedField<int32_t>& ids) {
+  return {ids.begin(), ids.end()};
+}
 
 void read_choice(const v1::SamplingParams& wire, SamplingParams& params) {
   if (wire.has_temperature()) params.temperature = wire.temperature();
@@ -20,7 +22,8 @@ void read_choice(const v1::SamplingParams& wire, SamplingParams& params) {
   if (wire.has_frequency_penalty()) params.frequency_penalty = wire.frequency_penalty();
   if (wire.has_no_repeat_ngram()) params.no_repeat_ngram = wire.no_repeat_ngram();
   if (wire.has_seed()) params.seed = wire.seed();
-  if (!wire.logit_bias().empty()) params.logit_bias.assign(wire.logit_bias().begin(), wire.logit_bias().end());
+  if (!wire.logit_bias().empty())
+    params.logit_bias.assign(wire.logit_bias().begin(), wire.logit_bias().end());
   std::sort(params.logit_bias.begin(), params.logit_bias.end());  // a wire map has no order
   if (!wire.allowed_token_ids().empty()) params.allowed_token_ids = to_vector(wire.allowed_token_ids());
   if (!wire.bad_words().empty()) params.bad_words.clear();
@@ -49,21 +52,26 @@ void read_counts_and_reports(const v1::SamplingParams& wire, SamplingParams& par
 
 Result<Prompt> read_prompt(const v1::GenerateRequest& wire, int32_t vocab_size) {
   switch (wire.prompt_case()) {
-    case v1::GenerateRequest::kText: return Prompt(wire.text());
+    case v1::GenerateRequest::kText:
+      return Prompt(wire.text());
     case v1::GenerateRequest::kTokenIds:
-      if (wire.token_ids().ids().empty()) return invalid("token_ids is empty; a prompt has at least one token", "token_ids");
+      if (wire.token_ids().ids().empty())
+        return invalid("token_ids is empty; a prompt has at least one token", "token_ids");
       if (Status s = check_token_ids(wire.token_ids().ids(), vocab_size, "token_ids"); !s) return s.error();
       return Prompt(to_vector(wire.token_ids().ids()));
     case v1::GenerateRequest::kMessages: {
-      if (wire.messages().messages().empty()) return invalid("messages is empty; a chat has at least one message", "messages");
+      if (wire.messages().messages().empty())
+        return invalid("messages is empty; a chat has at least one message", "messages");
       std::vector<ChatMessage> messages;
       for (const v1::ChatMessage& m : wire.messages().messages()) {
-        if (m.role().empty()) return invalid(fmt::format("messages[{}] has no role", messages.size()), "messages");
+        if (m.role().empty())
+          return invalid(fmt::format("messages[{}] has no role", messages.size()), "messages");
         messages.push_back({.role = m.role(), .content = m.content()});
       }
       return Prompt(std::move(messages));
     }
-    case v1::GenerateRequest::PROMPT_NOT_SET: break;
+    case v1::GenerateRequest::PROMPT_NOT_SET:
+      break;
   }
   return invalid("the request has no prompt; set one of text, token_ids, messages", "prompt");
 }
@@ -79,16 +87,19 @@ Status check_names(const v1::GenerateRequest& wire) {
   if (Status s = check_bytes("cache_salt", wire.cache_salt(), kMaxNameBytes); !s) return s;
   if (Status s = check_bytes("kv_policy", wire.kv_policy(), kMaxPolicyBytes); !s) return s;
   if (wire.has_deadline_ms() && wire.deadline_ms() < 1)
-    return invalid(fmt::format("deadline_ms is {}; it must be at least 1", wire.deadline_ms()), "deadline_ms");
+    return invalid(fmt::format("deadline_ms is {}; it must be at least 1", wire.deadline_ms()),
+                   "deadline_ms");
   return ok();
 }
 
 }  // namespace
 
-Status check_token_ids(const google::protobuf::RepeatedField<int32_t>& ids, int32_t vocab_size, const char* field) {
+Status check_token_ids(const google::protobuf::RepeatedField<int32_t>& ids, int32_t vocab_size,
+                       const char* field) {
   for (int i = 0; i < ids.size(); ++i)
     if (ids[i] < 0 || (vocab_size > 0 && ids[i] >= vocab_size))
-      return invalid(fmt::format("{} has id {} at position {}; ids of this model run from 0 to {}", field, ids[i], i, vocab_size - 1),
+      return invalid(fmt::format("{} has id {} at position {}; ids of this model run from 0 to {}", field,
+                                 ids[i], i, vocab_size - 1),
                      field);
   return ok();
 }

@@ -1,5 +1,5 @@
-// A GenerateRequest of the wire as an engine's Request. Pure; used by the server and by `quire generate --input`, so both take the
-// same fields with the same defaults and refuse the same mistakes.
+// A GenerateRequest of the wire as an engine's Request. Pure; used by the server and by `quire generate
+// --input`, so both take the same fields with the same defaults and refuse the same mistakes.
 #pragma once
 
 #include "quire/request.h"
@@ -9,14 +9,16 @@
 
 namespace quire::server {
 
-inline constexpr size_t kMaxNameBytes = 256;    // request_id, tenant, cache_salt
+inline constexpr size_t kMaxNameBytes = 256;     // request_id, tenant, cache_salt
 inline constexpr size_t kMaxPolicyBytes = 1024;  // kv_policy
 
-// Checks shape (a prompt is there, names fit, ids lie in [0, vocab_size)); ranges of the sampling values are the engine's
-// validate(). vocab_size 0 leaves ids unchecked. What the wire leaves out is taken from `defaults`.
+// Checks shape (a prompt is there, names fit, ids lie in [0, vocab_size)); ranges of the sampling values are
+// the engine's validate(). vocab_size 0 leaves ids unchecked. What the wire leaves out is taken from
+// `defaults`.
 Result<Request> to_request(const v1::GenerateRequest& wire, int32_t vocab_size, const Request& defaults = {});
 
 // "token_ids has id 512 at position 3; ids of this model run from 0 to 511".
-Status check_token_ids(const google::protobuf::RepeatedField<int32_t>& ids, int32_t vocab_size, const char* field);
+Status check_token_ids(const google::protobuf::RepeatedField<int32_t>& ids, int32_t vocab_size,
+                       const char* field);
 
 }  // namespace quire::server

@@ -38,12 +38,18 @@ void write_totals(const TokenEvent& event, v1::GenerateResponse& wire) {
 
 v1::FinishReason to_wire(FinishReason reason) {
   switch (reason) {
-    case FinishReason::kNone: return v1::FINISH_REASON_UNSPECIFIED;
-    case FinishReason::kLength: return v1::FINISH_REASON_LENGTH;
-    case FinishReason::kStop: return v1::FINISH_REASON_STOP;
-    case FinishReason::kCancelled: return v1::FINISH_REASON_CANCELLED;
-    case FinishReason::kDeadline: return v1::FINISH_REASON_DEADLINE;
-    case FinishReason::kFailed: return v1::FINISH_REASON_FAILED;
+    case FinishReason::kNone:
+      return v1::FINISH_REASON_UNSPECIFIED;
+    case FinishReason::kLength:
+      return v1::FINISH_REASON_LENGTH;
+    case FinishReason::kStop:
+      return v1::FINISH_REASON_STOP;
+    case FinishReason::kCancelled:
+      return v1::FINISH_REASON_CANCELLED;
+    case FinishReason::kDeadline:
+      return v1::FINISH_REASON_DEADLINE;
+    case FinishReason::kFailed:
+      return v1::FINISH_REASON_FAILED;
   }
   return v1::FINISH_REASON_UNSPECIFIED;
 }
@@ -52,7 +58,8 @@ v1::KvDump to_wire(const KvDump& dump) {
   v1::KvDump wire;
   for (const auto& heads : dump) {
     v1::KvDump::Layer* layer = wire.add_layers();
-    for (const auto& positions : heads) *layer->add_heads()->mutable_positions() = {positions.begin(), positions.end()};
+    for (const auto& positions : heads)
+      *layer->add_heads()->mutable_positions() = {positions.begin(), positions.end()};
   }
   return wire;
 }
@@ -64,8 +71,10 @@ v1::GenerateResponse to_wire(const TokenEvent& event) {
   *wire.mutable_token_ids() = {event.token_ids.begin(), event.token_ids.end()};
   for (const TokenLogprob& logprob : event.logprobs) write(logprob, wire.add_logprobs());
   wire.set_finish_reason(to_wire(event.finish));
-  if (!event.stop_text.empty()) wire.set_stop_text(event.stop_text);
-  else if (event.stop_token_id) wire.set_stop_token_id(*event.stop_token_id);
+  if (!event.stop_text.empty())
+    wire.set_stop_text(event.stop_text);
+  else if (event.stop_token_id)
+    wire.set_stop_token_id(*event.stop_token_id);
   *wire.mutable_prompt_token_ids() = {event.prompt_token_ids.begin(), event.prompt_token_ids.end()};
   for (const TokenLogprob& logprob : event.prompt_logprobs) write(logprob, wire.add_prompt_logprobs());
   if (!event.kv_dump.empty()) *wire.mutable_kv_dump() = to_wire(event.kv_dump);
@@ -104,7 +113,8 @@ v1::GetLoadResponse to_wire(const EngineStats& stats) {
   wire.set_blocks_cached(stats.blocks_cached);
   wire.set_block_tokens(stats.block_tokens);
   wire.set_kv_bytes_total(stats.kv_bytes_total);
-  wire.set_kv_usage(stats.blocks_total > 0 ? static_cast<double>(stats.blocks_held) / stats.blocks_total : 0.0);
+  wire.set_kv_usage(stats.blocks_total > 0 ? static_cast<double>(stats.blocks_held) / stats.blocks_total
+                                           : 0.0);
   wire.set_waste_percent(stats.waste_percent);
   wire.set_requests_submitted_total(stats.requests_submitted_total);
   wire.set_requests_finished_total(stats.requests_finished_total);

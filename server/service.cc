@@ -30,8 +30,8 @@ class RefusedStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
 
 // Parses, calls `handler(request) -> Result<Response>`, answers.
 template <class RequestMessage, class Handler>
-grpc::ServerUnaryReactor* answer(grpc::CallbackServerContext& context, const grpc::ByteBuffer& bytes, grpc::ByteBuffer& response,
-                                 Handler handler) {
+grpc::ServerUnaryReactor* answer(grpc::CallbackServerContext& context, const grpc::ByteBuffer& bytes,
+                                 grpc::ByteBuffer& response, Handler handler) {
   grpc::ServerUnaryReactor* reactor = context.DefaultReactor();
   RequestMessage request;
   if (const Status parsed = parse(bytes, request); !parsed) {
@@ -48,7 +48,9 @@ grpc::ServerUnaryReactor* answer(grpc::CallbackServerContext& context, const grp
 void apply_call_deadline(const grpc::CallbackServerContext& context, Request& request) {
   const auto deadline = context.deadline();
   if (deadline == std::chrono::system_clock::time_point::max()) return;
-  const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::system_clock::now()).count();
+  const auto left =
+      std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::system_clock::now())
+          .count();
   const int64_t left_ms = std::max<int64_t>(left, 1);
   request.deadline_ms = std::min(request.deadline_ms.value_or(left_ms), left_ms);
 }
@@ -61,7 +63,10 @@ GenerationServer::GenerationServer(const ServiceOptions& options)
 
 Result<Engine*> GenerationServer::engine() const {
   if (Engine* engine = engine_) return engine;
-  return Error{.code = Code::kUnavailable, .message = "the model is loading", .field = {}, .retry_delay_ms = kLoadingRetryMs};
+  return Error{.code = Code::kUnavailable,
+               .message = "the model is loading",
+               .field = {},
+               .retry_delay_ms = kLoadingRetryMs};
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServer::Generate(Context* context, const Bytes* bytes) {
@@ -77,56 +82,65 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServer::Generate(Context* 
 }
 
 grpc::ServerUnaryReactor* GenerationServer::Tokenize(Context* context, const Bytes* bytes, Bytes* response) {
-  return answer<v1::TokenizeRequest>(*context, *bytes, *response, [&](const v1::TokenizeRequest& wire) -> Result<v1::TokenizeResponse> {
-    const Result<Engine*> engine = this->engine();
-    if (!engine) return engine.error();
-    const bool add_special = wire.has_add_special_tokens() ? wire.add_special_tokens() : true;
-    const bool as_text = wire.has_special_as_text() ? wire.special_as_text() : true;
-    const auto ids = (*engine)->tokenize(wire.text(), add_special, as_text);
-    if (!ids) return ids.error();
-    v1::TokenizeResponse out;
-    *out.mutable_token_ids() = {ids->begin(), ids->end()};
-    return out;
-  });
+  return answer<v1::TokenizeRequest>(
+      *context, *bytes, *response, [&](const v1::TokenizeRequest& wire) -> Result<v1::TokenizeResponse> {
+        const Result<Engine*> engine = this->engine();
+        if (!engine) return engine.error();
+        const bool add_special = wire.has_add_special_tokens() ? wire.add_special_tokens() : true;
+        const bool as_text = wire.has_special_as_text() ? wire.special_as_text() : true;
+        const auto ids = (*engine)->tokenize(wire.text(), add_special, as_text);
+        if (!ids) return ids.error();
+        v1::TokenizeResponse out;
+        *out.mutable_token_ids() = {ids->begin(), ids->end()};
+        return out;
+      });
 }
 
-grpc::ServerUnaryReactor* GenerationServer::Detokenize(Context* context, const Bytes* bytes, Bytes* response) {
-  return answer<v1::DetokenizeRequest>(*context, *bytes, *response, [&](const v1::DetokenizeRequest& wire) -> Result<v1::DetokenizeResponse> {
-    const Result<Engine*> engine = this->engine();
-    if (!engine) return engine.error();
-    if (const Status s = check_token_ids(wire.token_ids(), (*engine)->model().vocab_size, "token_ids"); !s) return s.error();
-    const bool skip_special = wire.has_skip_special_tokens() ? wire.skip_special_tokens() : true;
-    const auto text = (*engine)->detokenize({wire.token_ids().begin(), wire.token_ids().end()}, skip_special);
-    if (!text) return text.error();
-    v1::DetokenizeResponse out;
-    out.set_text(*text);
-    return out;
-  });
+grpc::ServerUnaryReactor* GenerationServer::Detokenize(Context* context, const Bytes* bytes,
+                                                       Bytes* response) {
+  return answer<v1::DetokenizeRequest>(
+      *context, *bytes, *response, [&](const v1::DetokenizeRequest& wire) -> Result<v1::DetokenizeResponse> {
+        const Result<Engine*> engine = this->engine();
+        if (!engine) return engine.error();
+        if (const Status s = check_token_ids(wire.token_ids(), (*engine)->model().vocab_size, "token_ids");
+            !s)
+          return s.error();
+        const bool skip_special = wire.has_skip_special_tokens() ? wire.skip_special_tokens() : true;
+        const auto text =
+            (*engine)->detokenize({wire.token_ids().begin(), wire.token_ids().end()}, skip_special);
+        if (!text) return text.error();
+        v1::DetokenizeResponse out;
+        out.set_text(*text);
+        return out;
+      });
 }
 
 grpc::ServerUnaryReactor* GenerationServer::GetModel(Context* context, const Bytes* bytes, Bytes* response) {
-  return answer<v1::GetModelRequest>(*context, *bytes, *response, [&](const v1::GetModelRequest&) -> Result<v1::GetModelResponse> {
-    const Result<Engine*> engine = this->engine();
-    if (!engine) return engine.error();
-    return to_wire((*engine)->model(), (*engine)->config());
-  });
+  return answer<v1::GetModelRequest>(*context, *bytes, *response,
+                                     [&](const v1::GetModelRequest&) -> Result<v1::GetModelResponse> {
+                                       const Result<Engine*> engine = this->engine();
+                                       if (!engine) return engine.error();
+                                       return to_wire((*engine)->model(), (*engine)->config());
+                                     });
 }
 
 grpc::ServerUnaryReactor* GenerationServer::GetLoad(Context* context, const Bytes* bytes, Bytes* response) {
-  return answer<v1::GetLoadRequest>(*context, *bytes, *response, [&](const v1::GetLoadRequest&) -> Result<v1::GetLoadResponse> {
-    const Result<Engine*> engine = this->engine();
-    if (!engine) return engine.error();
-    return to_wire((*engine)->stats());
-  });
+  return answer<v1::GetLoadRequest>(*context, *bytes, *response,
+                                    [&](const v1::GetLoadRequest&) -> Result<v1::GetLoadResponse> {
+                                      const Result<Engine*> engine = this->engine();
+                                      if (!engine) return engine.error();
+                                      return to_wire((*engine)->stats());
+                                    });
 }
 
 grpc::ServerUnaryReactor* GenerationServer::Abort(Context* context, const Bytes* bytes, Bytes* response) {
-  return answer<v1::AbortRequest>(*context, *bytes, *response, [&](const v1::AbortRequest& wire) -> Result<v1::AbortResponse> {
-    v1::AbortResponse out;
-    for (const std::string& name : wire.request_ids())
-      if (registry_.abort(name)) out.add_aborted_request_ids(name);
-    return out;
-  });
+  return answer<v1::AbortRequest>(*context, *bytes, *response,
+                                  [&](const v1::AbortRequest& wire) -> Result<v1::AbortResponse> {
+                                    v1::AbortResponse out;
+                                    for (const std::string& name : wire.request_ids())
+                                      if (registry_.abort(name)) out.add_aborted_request_ids(name);
+                                    return out;
+                                  });
 }
 
 grpc::ServerUnaryReactor* GenerationServer::DumpKv(Context* context, const Bytes* bytes, Bytes* response) {

@@ -1,4 +1,5 @@
-// quire.v1.GenerationService over an Engine. Handlers run on gRPC's threads and never wait for the engine's steps.
+// quire.v1.GenerationService over an Engine. Handlers run on gRPC's threads and never wait for the engine's
+// steps.
 #pragma once
 
 #include <atomic>

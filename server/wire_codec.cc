@@ -25,15 +25,19 @@ std::string flatten(const grpc::ByteBuffer& bytes) {
   std::string flat;
   if (!bytes.Dump(&slices).ok()) return flat;
   flat.reserve(bytes.Length());
-  for (const grpc::Slice& slice : slices) flat.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  for (const grpc::Slice& slice : slices)
+    flat.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
   return flat;
 }
 
 // Reads `bytes` field by field against `type` and returns what is wrong with the first bad one.
-std::optional<Error> find_fault(std::string_view bytes, const Descriptor& type, const std::string& path, int nesting) {
+std::optional<Error> find_fault(std::string_view bytes, const Descriptor& type, const std::string& path,
+                                int nesting) {
   UnknownFieldSet fields;
   if (nesting == 0 || !fields.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
-    return invalid(fmt::format("{} is not a well-formed {}", path.empty() ? "the message" : path, type.full_name()), path);
+    return invalid(
+        fmt::format("{} is not a well-formed {}", path.empty() ? "the message" : path, type.full_name()),
+        path);
   for (int i = 0; i < fields.field_count(); ++i) {
     const UnknownField& field = fields.field(i);
     const FieldDescriptor* known = type.FindFieldByNumber(field.number());

@@ -1,5 +1,6 @@
-// Messages in and out of gRPC's byte buffers. The services take raw bytes because gRPC answers a message that does not parse
-// (most often: text that is not UTF-8) with a bare UNIMPLEMENTED; here the field at fault is named. Any thread.
+// Messages in and out of gRPC's byte buffers. The services take raw bytes because gRPC answers a message that
+// does not parse (most often: text that is not UTF-8) with a bare UNIMPLEMENTED; here the field at fault is
+// named. Any thread.
 #pragma once
 
 #include <google/protobuf/message.h>
@@ -9,7 +10,8 @@
 
 namespace quire::server {
 
-// INVALID_ARGUMENT with the path of the string field that is not UTF-8, or of the part that is not well formed.
+// INVALID_ARGUMENT with the path of the string field that is not UTF-8, or of the part that is not well
+// formed.
 Status parse(const grpc::ByteBuffer& bytes, google::protobuf::Message& message);
 
 grpc::ByteBuffer serialize(const google::protobuf::Message& message);

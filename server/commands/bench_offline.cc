@@ -12,7 +12,8 @@ int run_bench_offline(const Arguments& arguments) {
   LogOptions log;
   std::string output = "text";
   Flags flags("quire bench offline",
-              "Measure the engine without a wire: a batch of random prompts, greedy, no stops. With --weights random the "
+              "Measure the engine without a wire: a batch of random prompts, greedy, no stops. With "
+              "--weights random the "
               "model directory needs only a config.json.");
   flags.add("batch", options.batch, "Requests of a round, all at once");
   flags.add("prompt-tokens", options.prompt_tokens, "Tokens of each prompt");

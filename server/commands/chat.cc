@@ -1,5 +1,5 @@
-// quire chat: a conversation in the terminal, with an engine in this process. The history is the prompt, so every turn after
-// the first finds its beginning in the prefix cache.
+// quire chat: a conversation in the terminal, with an engine in this process. The history is the prompt, so
+// every turn after the first finds its beginning in the prefix cache.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -48,8 +48,10 @@ class Conversation {
     bool fine = true;
     for (std::string line; read_line(prompted, line);) {
       if (line == "/exit") break;
-      if (line == "/reset") reset();
-      else if (!line.empty()) fine = turn(line);
+      if (line == "/reset")
+        reset();
+      else if (!line.empty())
+        fine = turn(line);
     }
     return fine;
   }
@@ -69,7 +71,8 @@ class Conversation {
   }
 
   bool turn(const std::string& line) {
-    if (const auto offset = find_invalid_utf8(line)) return fail(invalid(fmt::format("the line is not UTF-8 at byte {}", *offset))) == 0;
+    if (const auto offset = find_invalid_utf8(line))
+      return fail(invalid(fmt::format("the line is not UTF-8 at byte {}", *offset))) == 0;
     messages_.push_back({.role = "user", .content = line});
     Request request = defaults_;
     request.prompt = messages_;
@@ -101,7 +104,8 @@ class Conversation {
 
 int run_chat(const Arguments& arguments) {
   Options options;
-  Flags flags("quire chat", "Talk to a model that has a chat template. Reads a line a turn from standard input.");
+  Flags flags("quire chat",
+              "Talk to a model that has a chat template. Reads a line a turn from standard input.");
   bind(flags, options);
   const Result<bool> parsed = flags.parse(arguments);
   if (!parsed) return fail(parsed.error(), kExitUsage);
@@ -112,7 +116,8 @@ int run_chat(const Arguments& arguments) {
   const auto engine = Engine::open(options.engine);
   if (!engine) return fail(engine.error());
   if (!(*engine)->model().has_chat_template)
-    return fail(error(Code::kFailedPrecondition, fmt::format("{} has no chat template", options.engine.model_dir)));
+    return fail(
+        error(Code::kFailedPrecondition, fmt::format("{} has no chat template", options.engine.model_dir)));
   return Conversation(**engine, *defaults, options).run() ? 0 : kExitFailed;
 }
 

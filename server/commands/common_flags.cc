@@ -17,28 +17,37 @@ void bind_model_flags(Flags& flags, EngineConfig& c) {
   flags.add("weights", c.weights, "checkpoint, or random[:SEED] (then DIR needs only a config.json)");
   flags.add_choice("device", c.device, {"auto", "cpu", "cuda", "cuda-host"}, "Where the model runs");
   flags.add_choice("dtype", c.dtype, {"auto", "f32", "bf16", "f16"}, "Element type of activations");
-  flags.add_choice("kv-cache-dtype", c.kv_cache_dtype, {"auto", "f32", "bf16", "f16"}, "Element type of the KV cache");
-  flags.add("max-context-tokens", c.max_context_tokens, "Prompt and output of a sequence, tokens; 0 = the model's");
+  flags.add_choice("kv-cache-dtype", c.kv_cache_dtype, {"auto", "f32", "bf16", "f16"},
+                   "Element type of the KV cache");
+  flags.add("max-context-tokens", c.max_context_tokens,
+            "Prompt and output of a sequence, tokens; 0 = the model's");
   flags.add("threads", c.threads, "Threads of the CPU back end; 0 = all cores");
 }
 
 void bind_cache_flags(Flags& flags, EngineConfig& c) {
   flags.add("block-tokens", c.block_tokens, "Tokens of a KV block: 8, 16, 32 or 64");
-  flags.add("kv-cache-bytes", c.kv_cache_bytes, "Size of the KV cache, bytes; 0 = sized from the memory that is left");
+  flags.add("kv-cache-bytes", c.kv_cache_bytes,
+            "Size of the KV cache, bytes; 0 = sized from the memory that is left");
   flags.add("gpu-memory-utilization", c.gpu_memory_utilization, "Share of the GPU's memory to take, (0, 1]");
-  flags.add("prefix-cache", c.prefix_cache, "Keep finished prefixes and reuse them; --prefix-cache=false turns it off");
-  flags.add("kv-policies-allowed", c.kv_policies_allowed, "A KV policy's name that requests may ask for, repeated; none = all");
-  flags.add("default-kv-policy", c.default_kv_policy, "KV policy of requests that name none, as name:key=value,...");
+  flags.add("prefix-cache", c.prefix_cache,
+            "Keep finished prefixes and reuse them; --prefix-cache=false turns it off");
+  flags.add("kv-policies-allowed", c.kv_policies_allowed,
+            "A KV policy's name that requests may ask for, repeated; none = all");
+  flags.add("default-kv-policy", c.default_kv_policy,
+            "KV policy of requests that name none, as name:key=value,...");
 }
 
 void bind_step_flags(Flags& flags, EngineConfig& c) {
   flags.add("max-step-tokens", c.max_step_tokens, "Tokens of one step, prefill chunks and decodes together");
   flags.add("max-sequences", c.max_sequences, "Sequences running at once");
-  flags.add("max-prefill-chunk-tokens", c.max_prefill_chunk_tokens, "Tokens of one prefill chunk; 0 = max-step-tokens");
+  flags.add("max-prefill-chunk-tokens", c.max_prefill_chunk_tokens,
+            "Tokens of one prefill chunk; 0 = max-step-tokens");
   flags.add("max-queued-requests", c.max_queued_requests, "Requests waiting at once");
-  flags.add("max-queued-kv-factor", c.max_queued_kv_factor, "Waiting tokens, at most this many times the cache's");
+  flags.add("max-queued-kv-factor", c.max_queued_kv_factor,
+            "Waiting tokens, at most this many times the cache's");
   flags.add("drain-timeout-ms", c.drain_timeout_ms, "Time running requests get at SIGTERM, ms");
-  flags.add("check-invariants", c.check_invariants, "Audit every invariant after every step (slow; for tests)");
+  flags.add("check-invariants", c.check_invariants,
+            "Audit every invariant after every step (slow; for tests)");
 }
 
 void bind_limit_flags(Flags& flags, SamplingLimits& limits) {
@@ -73,9 +82,11 @@ void bind_sampling_flags(Flags& flags, SamplingParams& p) {
   flags.add("beam-width", p.beam_width, "Beams of a beam search; 0 = off");
   flags.add("length-penalty", p.length_penalty, "A beam's score is its logprob / length^this");
   flags.add("early-stopping", p.early_stopping, "End when beam-width finished beams exist");
-  flags.add("logprobs", p.logprobs, "Logprobs of each new token: -1 none, 0 chosen only, K also of the K likeliest");
+  flags.add("logprobs", p.logprobs,
+            "Logprobs of each new token: -1 none, 0 chosen only, K also of the K likeliest");
   flags.add("prompt-logprobs", p.prompt_logprobs, "The same over the prompt's tokens");
-  flags.add("skip-special-tokens", p.skip_special_tokens, "Leave special tokens out of the text; =false keeps them");
+  flags.add("skip-special-tokens", p.skip_special_tokens,
+            "Leave special tokens out of the text; =false keeps them");
 }
 
 Result<std::pair<int32_t, double>> parse_bias(const std::string& text) {
@@ -85,7 +96,8 @@ Result<std::pair<int32_t, double>> parse_bias(const std::string& text) {
   if (colon != std::string::npos) {
     const auto id = std::from_chars(text.data(), text.data() + colon, out.first);
     const auto bias = std::from_chars(text.data() + colon + 1, end, out.second);
-    if (id.ec == std::errc() && id.ptr == text.data() + colon && bias.ec == std::errc() && bias.ptr == end) return out;
+    if (id.ec == std::errc() && id.ptr == text.data() + colon && bias.ec == std::errc() && bias.ptr == end)
+      return out;
   }
   return invalid(fmt::format("--logit-bias '{}' is not ID:BIAS, for example 42:-1.5", text));
 }
@@ -100,8 +112,10 @@ void bind_engine_flags(Flags& flags, EngineConfig& config) {
 }
 
 void bind_log_flags(Flags& flags, LogOptions& options) {
-  flags.add_choice("log-format", options.format, {"text", "json"}, "Log lines on standard error, key=value or JSON");
-  flags.add_choice("log-level", options.level, {"debug", "info", "warn", "error"}, "Least level that is logged");
+  flags.add_choice("log-format", options.format, {"text", "json"},
+                   "Log lines on standard error, key=value or JSON");
+  flags.add_choice("log-level", options.level, {"debug", "info", "warn", "error"},
+                   "Least level that is logged");
 }
 
 void apply(const LogOptions& options) {
@@ -117,8 +131,10 @@ void bind_request_flags(Flags& flags, RequestFlags& out) {
   flags.add("logit-bias", out.logit_bias, "ID:BIAS added to a token's logit, repeated");
   flags.add("bad-words", out.bad_words, "Token ids, as 1,2,3, that must not come in this order, repeated");
   flags.add("no-special-tokens", out.no_special_tokens, "Add no BOS or EOS to a text prompt");
-  flags.add("special-as-text", out.request.special_as_text, "Read special tokens in a text as plain text; =false reads them as such");
-  flags.add("kv-policy", out.request.kv_policy, "What of the KV cache stays, as name:key=value,...; none = all");
+  flags.add("special-as-text", out.request.special_as_text,
+            "Read special tokens in a text as plain text; =false reads them as such");
+  flags.add("kv-policy", out.request.kv_policy,
+            "What of the KV cache stays, as name:key=value,...; none = all");
   flags.add("dump-kv", out.request.dump_kv, "Report the positions the cache still holds at the end");
   flags.add("bypass-prefix-cache", out.request.bypass_prefix_cache, "Neither read nor fill the prefix cache");
   flags.add("cache-salt", out.request.cache_salt, "Requests with different salts share no cache entries");

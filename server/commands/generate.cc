@@ -32,11 +32,13 @@ struct Options {
 void bind(Flags& flags, Options& o) {
   flags.add("prompt", o.prompt, "Text to continue");
   flags.add("prompt-ids", o.prompt_ids, "Token ids to continue");
-  flags.add("input", o.input, "File of requests, one JSON object a line with the fields of the wire; - = standard input");
+  flags.add("input", o.input,
+            "File of requests, one JSON object a line with the fields of the wire; - = standard input");
   flags.exclude("prompt", "prompt-ids");
   flags.exclude("prompt", "input");
   flags.exclude("prompt-ids", "input");
-  flags.add_choice("output", o.output, {"text", "json", "jsonl"}, "text as it comes, or one JSON object a request");
+  flags.add_choice("output", o.output, {"text", "json", "jsonl"},
+                   "text as it comes, or one JSON object a request");
   bind_request_flags(flags, o.request);
   bind_engine_flags(flags, o.engine);
   bind_log_flags(flags, o.log);
@@ -55,7 +57,9 @@ Result<std::vector<v1::GenerateRequest>> read_lines(const std::string& path) {
     ++line_number;
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
     auto request = request_from_json(line);
-    if (!request) return invalid(fmt::format("{}:{}: {}", path, line_number, request.error().message), request.error().field);
+    if (!request)
+      return invalid(fmt::format("{}:{}: {}", path, line_number, request.error().message),
+                     request.error().field);
     requests.push_back(std::move(request).value());
   }
   if (requests.empty()) return invalid(fmt::format("--input {}: no requests in it", path));
@@ -66,7 +70,8 @@ Result<std::vector<v1::GenerateRequest>> read_requests(const Options& o) {
   if (!o.input.empty()) return read_lines(o.input);
   v1::GenerateRequest request;
   if (o.prompt) {
-    if (const auto offset = find_invalid_utf8(*o.prompt)) return invalid(fmt::format("--prompt is not UTF-8 at byte {}", *offset));
+    if (const auto offset = find_invalid_utf8(*o.prompt))
+      return invalid(fmt::format("--prompt is not UTF-8 at byte {}", *offset));
     request.set_text(*o.prompt);
   } else if (!o.prompt_ids.empty()) {
     *request.mutable_token_ids()->mutable_ids() = {o.prompt_ids.begin(), o.prompt_ids.end()};
@@ -106,10 +111,12 @@ class Runner {
     const bool live = as_text_ && num_requests_ == 1 && request->sampling.num_sequences() == 1;
     request->stream = live;
     for (;;) {
-      auto collector = live ? std::make_shared<Collector>([](const std::string& text) { print_now(text); }) : std::make_shared<Collector>();
+      auto collector = live ? std::make_shared<Collector>([](const std::string& text) { print_now(text); })
+                            : std::make_shared<Collector>();
       const Result<RequestId> id = engine_.submit(*request, collector);
       if (id) return running_.push_back({.collector = collector, .refusal = std::nullopt});
-      const bool queue_full = id.error().code == Code::kResourceExhausted && id.error().retry_delay_ms && !running_.empty();
+      const bool queue_full =
+          id.error().code == Code::kResourceExhausted && id.error().retry_delay_ms && !running_.empty();
       if (!queue_full) return running_.push_back({.collector = nullptr, .refusal = id.error()});
       finish_oldest();  // its place in the queue is what is waited for
     }
@@ -130,7 +137,8 @@ class Runner {
     }
     ++num_finished_;
     if (num_requests_ > 1 && isatty(STDERR_FILENO) != 0)
-      fmt::print(stderr, "\r{}/{} requests{}", num_finished_, num_requests_, num_finished_ == num_requests_ ? "\n" : "");
+      fmt::print(stderr, "\r{}/{} requests{}", num_finished_, num_requests_,
+                 num_finished_ == num_requests_ ? "\n" : "");
   }
 
   static void print_now(const std::string& text) {
@@ -150,7 +158,8 @@ class Runner {
     } else if (num_requests_ == 1 && completion.outputs.size() == 1) {
       fmt::print("\n");  // its text is there already
     } else {
-      for (const Output& out : completion.outputs) fmt::print("[{}.{}] {}\n", num_finished_ + 1, out.index, out.text);
+      for (const Output& out : completion.outputs)
+        fmt::print("[{}.{}] {}\n", num_finished_ + 1, out.index, out.text);
     }
   }
 

@@ -1,7 +1,7 @@
 // quire healthcheck: asks a running server for its health; the HEALTHCHECK of the container image.
 #include <fmt/format.h>
-#include <grpcpp/create_channel.h>
 #include <grpcpp/client_context.h>
+#include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 
 #include "grpc/health/v1/health.grpc.pb.h"
@@ -44,7 +44,8 @@ Result<std::string> check(const Options& options) {
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(options.timeout_ms));
   const grpc::Status status = stub->Check(&context, request, &response);
   if (!status.ok())
-    return error(static_cast<Code>(status.error_code()), fmt::format("{}: {}", options.address, status.error_message()));
+    return error(static_cast<Code>(status.error_code()),
+                 fmt::format("{}: {}", options.address, status.error_message()));
   return health::HealthCheckResponse::ServingStatus_Name(response.status());
 }
 
@@ -56,15 +57,18 @@ int run_healthcheck(const Arguments& arguments) {
   flags.add("address", options.address, "HOST:PORT of the server");
   flags.add("service", options.service, "Service to ask for; an empty text asks whether the process lives");
   flags.add("timeout-ms", options.timeout_ms, "Longest wait for an answer, ms");
-  flags.add("tls-ca", options.tls_ca, "PEM file of the authority that signed the server's certificate; none = no TLS");
+  flags.add("tls-ca", options.tls_ca,
+            "PEM file of the authority that signed the server's certificate; none = no TLS");
   flags.add_choice("output", options.output, {"text", "json"}, "Form of the answer");
   const Result<bool> parsed = flags.parse(arguments);
   if (!parsed) return fail(parsed.error(), kExitUsage);
   if (!*parsed) return 0;
   const Result<std::string> status = check(options);
   if (!status) return fail(status.error());
-  if (options.output == "json") fmt::print("{{\"status\":\"{}\"}}\n", *status);
-  else fmt::print("{}\n", *status);
+  if (options.output == "json")
+    fmt::print("{{\"status\":\"{}\"}}\n", *status);
+  else
+    fmt::print("{}\n", *status);
   return *status == "SERVING" ? 0 : kExitFailed;
 }
 

@@ -22,14 +22,17 @@ struct LayerGroup {
   int32_t num_layers = 0;
   int64_t bytes_per_token = 0;
 
-  int64_t bytes(int64_t tokens) const { return bytes_per_token * (window > 0 ? std::min<int64_t>(tokens, window) : tokens); }
+  int64_t bytes(int64_t tokens) const {
+    return bytes_per_token * (window > 0 ? std::min<int64_t>(tokens, window) : tokens);
+  }
 };
 
 std::vector<LayerGroup> layer_groups(const ModelSpec& spec, DType dtype) {
   std::map<int32_t, LayerGroup> by_window;
   const int64_t layer_bytes = spec.kv_bytes_per_token(dtype) / spec.num_layers;
   for (int32_t layer = 0; layer < spec.num_layers; ++layer) {
-    if (!spec.kv_source.empty() && spec.kv_source[static_cast<size_t>(layer)] != layer) continue;  // reads another layer's
+    if (!spec.kv_source.empty() && spec.kv_source[static_cast<size_t>(layer)] != layer)
+      continue;  // reads another layer's
     const int32_t window = spec.window.empty() ? 0 : spec.window[static_cast<size_t>(layer)];
     LayerGroup& group = by_window[window];
     group.window = window;
@@ -43,8 +46,11 @@ std::vector<LayerGroup> layer_groups(const ModelSpec& spec, DType dtype) {
 
 Json kv_report(const ModelSpec& spec, DType dtype, const std::vector<int64_t>& contexts) {
   const auto groups = layer_groups(spec, dtype);
-  Json report = {{"architecture", spec.architecture}, {"dtype", name_of(dtype)},     {"layers", spec.num_layers},
-                 {"kv_heads", spec.num_kv_heads},     {"head_dim", spec.head_dim}};
+  Json report = {{"architecture", spec.architecture},
+                 {"dtype", name_of(dtype)},
+                 {"layers", spec.num_layers},
+                 {"kv_heads", spec.num_kv_heads},
+                 {"head_dim", spec.head_dim}};
   int64_t per_token = 0;
   for (const LayerGroup& group : groups) per_token += group.bytes_per_token;
   report["bytes_per_token"] = per_token;
@@ -69,18 +75,23 @@ Json kv_report(const ModelSpec& spec, DType dtype, const std::vector<int64_t>& c
 }
 
 void print_kv(const Json& report) {
-  fmt::print("{}, {} KV cache: {} bytes per token\n", report["architecture"].get<std::string>(), report["dtype"].get<std::string>(),
-             report["bytes_per_token"].get<int64_t>());
+  fmt::print("{}, {} KV cache: {} bytes per token\n", report["architecture"].get<std::string>(),
+             report["dtype"].get<std::string>(), report["bytes_per_token"].get<int64_t>());
   for (const Json& group : report["groups"])
-    fmt::print("  {:3} layers, {} {:>7}: {} bytes per token\n", group["layers"].get<int>(), group["kind"].get<std::string>(),
-               group["window_tokens"] == 0 ? "" : std::to_string(group["window_tokens"].get<int>()), group["bytes_per_token"].get<int64_t>());
+    fmt::print("  {:3} layers, {} {:>7}: {} bytes per token\n", group["layers"].get<int>(),
+               group["kind"].get<std::string>(),
+               group["window_tokens"] == 0 ? "" : std::to_string(group["window_tokens"].get<int>()),
+               group["bytes_per_token"].get<int64_t>());
   for (const Json& context : report["contexts"])
-    fmt::print("  {:>9} tokens: {} bytes ({:.2f} GB)\n", context["tokens"].get<int64_t>(), context["bytes"].get<int64_t>(),
-               static_cast<double>(context["bytes"].get<int64_t>()) / 1e9);
+    fmt::print("  {:>9} tokens: {} bytes ({:.2f} GB)\n", context["tokens"].get<int64_t>(),
+               context["bytes"].get<int64_t>(), static_cast<double>(context["bytes"].get<int64_t>()) / 1e9);
 }
 
 DType parse_dtype(const std::string& name, DType otherwise) {
-  return name == "f32" ? DType::kF32 : name == "bf16" ? DType::kBF16 : name == "f16" ? DType::kF16 : otherwise;
+  return name == "f32"    ? DType::kF32
+         : name == "bf16" ? DType::kBF16
+         : name == "f16"  ? DType::kF16
+                          : otherwise;
 }
 
 std::string rope_name(RopeScaling scaling) {
@@ -89,27 +100,29 @@ std::string rope_name(RopeScaling scaling) {
 }
 
 Json model_report(const ModelSpec& spec) {
-  return {{"architecture", spec.architecture},
-          {"model_type", spec.model_type},
-          {"parameters", spec.num_parameters()},
-          {"layers", spec.num_layers},
-          {"hidden_size", spec.hidden_size},
-          {"intermediate_size", spec.intermediate_size},
-          {"query_heads", spec.num_q_heads},
-          {"kv_heads", spec.num_kv_heads},
-          {"head_dim", spec.head_dim},
-          {"vocab_size", spec.vocab_size},
-          {"max_context_tokens", spec.max_positions},
-          {"dtype", name_of(spec.checkpoint_dtype)},
-          {"norm_eps", spec.norm_eps},
-          {"qkv_bias", spec.qkv_bias},
-          {"qk_norm", spec.qk_norm},
-          {"tied_embeddings", spec.tied_embeddings},
-          {"rope", {{"theta", spec.rope.theta}, {"scaling", rope_name(spec.rope.scaling)}, {"factor", spec.rope.factor}}},
-          {"window_tokens_by_layer", spec.window},
-          {"eos_token_ids", spec.eos_token_ids},
-          {"bos_token_id", spec.bos_token_id},
-          {"kv_bytes_per_token", spec.kv_bytes_per_token(spec.checkpoint_dtype)}};
+  return {
+      {"architecture", spec.architecture},
+      {"model_type", spec.model_type},
+      {"parameters", spec.num_parameters()},
+      {"layers", spec.num_layers},
+      {"hidden_size", spec.hidden_size},
+      {"intermediate_size", spec.intermediate_size},
+      {"query_heads", spec.num_q_heads},
+      {"kv_heads", spec.num_kv_heads},
+      {"head_dim", spec.head_dim},
+      {"vocab_size", spec.vocab_size},
+      {"max_context_tokens", spec.max_positions},
+      {"dtype", name_of(spec.checkpoint_dtype)},
+      {"norm_eps", spec.norm_eps},
+      {"qkv_bias", spec.qkv_bias},
+      {"qk_norm", spec.qk_norm},
+      {"tied_embeddings", spec.tied_embeddings},
+      {"rope",
+       {{"theta", spec.rope.theta}, {"scaling", rope_name(spec.rope.scaling)}, {"factor", spec.rope.factor}}},
+      {"window_tokens_by_layer", spec.window},
+      {"eos_token_ids", spec.eos_token_ids},
+      {"bos_token_id", spec.bos_token_id},
+      {"kv_bytes_per_token", spec.kv_bytes_per_token(spec.checkpoint_dtype)}};
 }
 
 // Weights are told where they are there: a directory may hold only a configuration.
@@ -130,25 +143,30 @@ Status add_weights(const std::string& dir, Json& report) {
 int run_inspect_kv(const Arguments& arguments) {
   std::string config, dtype = "auto", output = "text";
   std::vector<int64_t> contexts;
-  Flags flags("quire inspect kv", "What a model's KV cache costs, per token and per context, by layer group. Exact bytes, before "
-                                  "rounding up to blocks; a sliding-window layer keeps at most its window.");
+  Flags flags("quire inspect kv",
+              "What a model's KV cache costs, per token and per context, by layer group. Exact bytes, before "
+              "rounding up to blocks; a sliding-window layer keeps at most its window.");
   flags.add("config", config, "The model's config.json");
   flags.require("config");
   flags.add("tokens", contexts, "Context lengths, tokens");
-  flags.add_choice("dtype", dtype, {"auto", "f32", "bf16", "f16"}, "Element type of the cache; auto = the checkpoint's");
+  flags.add_choice("dtype", dtype, {"auto", "f32", "bf16", "f16"},
+                   "Element type of the cache; auto = the checkpoint's");
   flags.add_choice("output", output, {"text", "json"}, "Form of the answer");
   const Result<bool> parsed = flags.parse(arguments);
   if (!parsed) return fail(parsed.error(), kExitUsage);
   if (!*parsed) return 0;
   for (const int64_t tokens : contexts)
-    if (tokens < 0 || tokens > (int64_t{1} << 40)) return fail(invalid(fmt::format("--tokens {}: from 0 to 2^40", tokens)), kExitUsage);
+    if (tokens < 0 || tokens > (int64_t{1} << 40))
+      return fail(invalid(fmt::format("--tokens {}: from 0 to 2^40", tokens)), kExitUsage);
   const auto text = read_file(config, "--config");
   if (!text) return fail(text.error());
   const auto spec = parse_model_config(*text);
   if (!spec) return fail(spec.error());
   const Json report = kv_report(*spec, parse_dtype(dtype, spec->checkpoint_dtype), contexts);
-  if (output == "json") fmt::print("{}\n", report.dump());
-  else print_kv(report);
+  if (output == "json")
+    fmt::print("{}\n", report.dump());
+  else
+    print_kv(report);
   return 0;
 }
 
@@ -168,7 +186,8 @@ int run_inspect_model(const Arguments& arguments) {
   if (output == "json") {
     fmt::print("{}\n", report.dump());
   } else {
-    for (const auto& [key, value] : report.items()) fmt::print("{:24} {}\n", key, value.is_string() ? value.get<std::string>() : value.dump());
+    for (const auto& [key, value] : report.items())
+      fmt::print("{:24} {}\n", key, value.is_string() ? value.get<std::string>() : value.dump());
   }
   return 0;
 }

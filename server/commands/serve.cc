@@ -15,20 +15,28 @@ struct Options {
 
 void bind(Flags& flags, Options& o) {
   ListenOptions& listen = o.serve.listen;
-  flags.add("host", listen.host, "Address to listen on, or unix:PATH; a public one needs TLS or --behind-proxy");
+  flags.add("host", listen.host,
+            "Address to listen on, or unix:PATH; a public one needs TLS or --behind-proxy");
   flags.add("port", listen.port, "TCP port; 0 = any free one, told by the READY line");
   flags.add("tls-cert", listen.tls_cert, "PEM file of the server's certificate chain");
   flags.add("tls-key", listen.tls_key, "PEM file of its key");
   flags.add("tls-client-ca", listen.tls_client_ca, "PEM file; clients must show a certificate signed by it");
-  flags.add("behind-proxy", listen.behind_proxy, "A proxy in front ends TLS: allow a public address without it");
+  flags.add("behind-proxy", listen.behind_proxy,
+            "A proxy in front ends TLS: allow a public address without it");
   flags.add("max-message-bytes", listen.max_message_bytes, "Largest request message, bytes");
   flags.add("max-metadata-bytes", listen.max_metadata_bytes, "Largest request metadata, bytes");
-  flags.add("max-streams-per-connection", listen.max_streams_per_connection, "Calls running on one connection");
-  flags.add("idle-connection-ms", listen.idle_connection_ms, "An unused connection is closed after this time, ms");
-  flags.add("max-connection-age-ms", listen.max_connection_age_ms, "A connection takes no new calls after this time, ms");
-  flags.add("max-backlog-bytes", o.serve.service.stream.max_backlog_bytes, "Unsent bytes of a stream before it is paused");
-  flags.add("max-stall-ms", o.serve.service.stream.max_stall_ms, "A stream whose client reads nothing ends after this time, ms");
-  flags.add("wedged-after-ms", o.serve.wedged_after_ms, "Not ready when work is there and no step ends for this time, ms");
+  flags.add("max-streams-per-connection", listen.max_streams_per_connection,
+            "Calls running on one connection");
+  flags.add("idle-connection-ms", listen.idle_connection_ms,
+            "An unused connection is closed after this time, ms");
+  flags.add("max-connection-age-ms", listen.max_connection_age_ms,
+            "A connection takes no new calls after this time, ms");
+  flags.add("max-backlog-bytes", o.serve.service.stream.max_backlog_bytes,
+            "Unsent bytes of a stream before it is paused");
+  flags.add("max-stall-ms", o.serve.service.stream.max_stall_ms,
+            "A stream whose client reads nothing ends after this time, ms");
+  flags.add("wedged-after-ms", o.serve.wedged_after_ms,
+            "Not ready when work is there and no step ends for this time, ms");
   flags.add("reflection", o.reflection, "gRPC reflection on a public address too");
   flags.add("debug-rpcs", o.debug_rpcs, "DumpKv and dump_kv on a public address too");
   bind_engine_flags(flags, o.engine);
@@ -40,7 +48,9 @@ void bind(Flags& flags, Options& o) {
 
 int run_serve(const Arguments& arguments) {
   Options options;
-  Flags flags("quire serve", "Serve a model over gRPC. Prints one line, READY grpc=HOST:PORT model=NAME, when it can answer.");
+  Flags flags(
+      "quire serve",
+      "Serve a model over gRPC. Prints one line, READY grpc=HOST:PORT model=NAME, when it can answer.");
   bind(flags, options);
   const Result<bool> parsed = flags.parse(arguments);
   if (!parsed) return fail(parsed.error(), kExitUsage);

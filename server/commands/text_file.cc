@@ -21,7 +21,8 @@ Result<std::string> read_file(const std::string& path, const std::string& flag, 
   char chunk[1 << 16];
   while (in.read(chunk, sizeof chunk) || in.gcount() > 0) {
     text.append(chunk, static_cast<size_t>(in.gcount()));
-    if (text.size() > max_bytes) return invalid(fmt::format("{} {}: more than {} bytes", flag, path, max_bytes));
+    if (text.size() > max_bytes)
+      return invalid(fmt::format("{} {}: more than {} bytes", flag, path, max_bytes));
   }
   if (in.bad()) return invalid(fmt::format("{} {}: {}", flag, path, std::strerror(errno)));
   return text;

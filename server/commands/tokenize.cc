@@ -32,7 +32,8 @@ void bind(Flags& flags, Options& o, const char* input_help) {
 Result<Json> read_array(const std::string& path) {
   const auto text = read_file(path, "--input");
   if (!text) return text.error();
-  if (const auto offset = find_invalid_utf8(*text)) return invalid(fmt::format("--input {}: not UTF-8 at byte {}", path, *offset));
+  if (const auto offset = find_invalid_utf8(*text))
+    return invalid(fmt::format("--input {}: not UTF-8 at byte {}", path, *offset));
   try {
     Json array = Json::parse(*text);
     if (!array.is_array()) return invalid(fmt::format("--input {}: must be a JSON array", path));
@@ -48,16 +49,20 @@ void print(const Json& results, const std::string& output) {
   if (output == "json") {
     fmt::print("{}\n", results.dump(-1, ' ', false, Json::error_handler_t::replace));
   } else {
-    for (const Json& result : results) fmt::print("{}\n", result.dump(-1, ' ', false, Json::error_handler_t::replace));
+    for (const Json& result : results)
+      fmt::print("{}\n", result.dump(-1, ' ', false, Json::error_handler_t::replace));
   }
 }
 
 Result<Json> tokenize(const Options& o, const Tokenizer& tokenizer, const Json& texts) {
   Json results = Json::array();
   for (const Json& text : texts) {
-    if (!text.is_string()) return invalid(fmt::format("--input {}: entry {} is not a string", o.input, results.size()));
-    const auto ids = tokenizer.encode(text.get_ref<const std::string&>(), !o.no_special_tokens, o.special_as_text);
-    if (!ids) return invalid(fmt::format("--input {}: entry {}: {}", o.input, results.size(), ids.error().message));
+    if (!text.is_string())
+      return invalid(fmt::format("--input {}: entry {} is not a string", o.input, results.size()));
+    const auto ids =
+        tokenizer.encode(text.get_ref<const std::string&>(), !o.no_special_tokens, o.special_as_text);
+    if (!ids)
+      return invalid(fmt::format("--input {}: entry {}: {}", o.input, results.size(), ids.error().message));
     results.push_back(*ids);
   }
   return results;
@@ -67,14 +72,18 @@ Result<Json> detokenize(const Options& o, const Tokenizer& tokenizer, const Json
   Json results = Json::array();
   for (const Json& list : lists) {
     std::vector<int32_t> ids;
-    const auto bad = [&] { return invalid(fmt::format("--input {}: entry {} is not an array of token ids", o.input, results.size())); };
+    const auto bad = [&] {
+      return invalid(
+          fmt::format("--input {}: entry {} is not an array of token ids", o.input, results.size()));
+    };
     if (!list.is_array()) return bad();
     for (const Json& id : list) {
       if (!id.is_number_integer() || id < 0 || id > INT32_MAX) return bad();
       ids.push_back(id.get<int32_t>());
     }
     const auto text = tokenizer.decode(ids, !o.keep_special_tokens);
-    if (!text) return invalid(fmt::format("--input {}: entry {}: {}", o.input, results.size(), text.error().message));
+    if (!text)
+      return invalid(fmt::format("--input {}: entry {}: {}", o.input, results.size(), text.error().message));
     results.push_back(*text);
   }
   return results;
@@ -98,7 +107,8 @@ int run_tokenize(const Arguments& arguments) {
   Flags flags("quire tokenize", "Texts to token ids: a JSON array of strings in, an array of id arrays out.");
   bind(flags, options, "JSON array of strings; - = standard input");
   flags.add("no-special-tokens", options.no_special_tokens, "Add no BOS or EOS");
-  flags.add("special-as-text", options.special_as_text, "Read special tokens that stand in a text as plain text");
+  flags.add("special-as-text", options.special_as_text,
+            "Read special tokens that stand in a text as plain text");
   const Result<bool> parsed = flags.parse(arguments);
   if (!parsed) return fail(parsed.error(), kExitUsage);
   return *parsed ? run(options, tokenize) : 0;
@@ -106,7 +116,8 @@ int run_tokenize(const Arguments& arguments) {
 
 int run_detokenize(const Arguments& arguments) {
   Options options;
-  Flags flags("quire detokenize", "Token ids to texts: a JSON array of id arrays in, an array of strings out.");
+  Flags flags("quire detokenize",
+              "Token ids to texts: a JSON array of id arrays in, an array of strings out.");
   bind(flags, options, "JSON array of arrays of token ids; - = standard input");
   flags.add("keep-special-tokens", options.keep_special_tokens, "Write special tokens out");
   const Result<bool> parsed = flags.parse(arguments);

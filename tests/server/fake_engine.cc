@@ -41,7 +41,8 @@ Result<RequestId> FakeEngine::submit(Request request, std::shared_ptr<TokenSink>
   if (draining_) return error(Code::kUnavailable, "the server is draining");
   if (running_.size() >= static_cast<size_t>(options_.max_requests))
     return Error{.code = Code::kResourceExhausted,
-                 .message = fmt::format("{} requests are queued; at most {} (max_queued_requests)", running_.size(), options_.max_requests),
+                 .message = fmt::format("{} requests are queued; at most {} (max_queued_requests)",
+                                        running_.size(), options_.max_requests),
                  .field = {},
                  .retry_delay_ms = 1500};
   last_request_ = request;
@@ -70,7 +71,9 @@ void FakeEngine::set_paused(RequestId id, bool paused) {
   changed_.notify_all();
 }
 
-Result<std::vector<int32_t>> FakeEngine::tokenize(const std::string& text, bool, bool) { return ids_of(text); }
+Result<std::vector<int32_t>> FakeEngine::tokenize(const std::string& text, bool, bool) {
+  return ids_of(text);
+}
 
 Result<std::string> FakeEngine::detokenize(const std::vector<int32_t>& token_ids, bool) {
   std::string text;
@@ -143,7 +146,8 @@ void FakeEngine::step(std::unique_lock<std::mutex>& lock) {
 std::vector<TokenEvent> FakeEngine::advance(RequestId id, Running& running) {
   const Request& request = running.request;
   const int64_t age_ms = (SteadyClock().now_us() - running.started_us) / 1000;
-  if (request.deadline_ms && age_ms >= *request.deadline_ms && !running.ending) running.ending = FinishReason::kDeadline;
+  if (request.deadline_ms && age_ms >= *request.deadline_ms && !running.ending)
+    running.ending = FinishReason::kDeadline;
   if (running.paused && !running.ending) return {};
   ++running.made;
   made_[id] = running.made;
@@ -159,16 +163,20 @@ std::vector<TokenEvent> FakeEngine::advance(RequestId id, Running& running) {
     if (last_step) event.finish = running.ending.value_or(FinishReason::kLength);
     if (last_step && request.dump_kv) event.kv_dump = {{{0, 1, 2}}, {{0, 2}}};
     event.last = last_step && i == request.sampling.n - 1;
-    if (event.last) event.usage = {.prompt_tokens = 3, .completion_tokens = running.made * request.sampling.n, .cached_tokens = 2};
+    if (event.last)
+      event.usage = {
+          .prompt_tokens = 3, .completion_tokens = running.made * request.sampling.n, .cached_tokens = 2};
     if (event.last && event.finish == FinishReason::kDeadline)
-      event.error = error(Code::kDeadlineExceeded, fmt::format("deadline_ms of {} passed", *request.deadline_ms));
+      event.error =
+          error(Code::kDeadlineExceeded, fmt::format("deadline_ms of {} passed", *request.deadline_ms));
     events.push_back(std::move(event));
   }
   return events;
 }
 
 std::string FakeEngine::token_text(int32_t index, int32_t position) const {
-  return options_.text_bytes > 0 ? std::string(static_cast<size_t>(options_.text_bytes), 'x') : fmt::format("{}.{} ", index, position);
+  return options_.text_bytes > 0 ? std::string(static_cast<size_t>(options_.text_bytes), 'x')
+                                 : fmt::format("{}.{} ", index, position);
 }
 
 int FakeEngine::num_running() const {

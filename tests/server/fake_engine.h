@@ -1,7 +1,8 @@
-// An Engine without a model: one token a step for each running sequence, in its own thread, by a plain rule. Keeps the promises of
-// include/quire/engine.h that the server relies on, and records what it was asked.
+// An Engine without a model: one token a step for each running sequence, in its own thread, by a plain rule.
+// Keeps the promises of include/quire/engine.h that the server relies on, and records what it was asked.
 //
-// Output i of a request reads "<i>.0 <i>.1 ..."; with text_bytes every token is that many 'x'. Prompts are one token a byte.
+// Output i of a request reads "<i>.0 <i>.1 ..."; with text_bytes every token is that many 'x'. Prompts are
+// one token a byte.
 #pragma once
 
 #include <condition_variable>
@@ -17,7 +18,7 @@ namespace quire::server {
 
 struct FakeEngineOptions {
   int64_t step_us = 200;
-  int32_t text_bytes = 0;      // of each token; 0 = the rule above
+  int32_t text_bytes = 0;       // of each token; 0 = the rule above
   int32_t max_requests = 1024;  // running at once; more are refused with a retry delay
 };
 
@@ -29,7 +30,8 @@ class FakeEngine final : public Engine {
   Result<RequestId> submit(Request request, std::shared_ptr<TokenSink> sink) override;
   void abort(RequestId id) override;
   void set_paused(RequestId id, bool paused) override;
-  Result<std::vector<int32_t>> tokenize(const std::string& text, bool add_special_tokens, bool special_as_text) override;
+  Result<std::vector<int32_t>> tokenize(const std::string& text, bool add_special_tokens,
+                                        bool special_as_text) override;
   Result<std::string> detokenize(const std::vector<int32_t>& token_ids, bool skip_special_tokens) override;
   Result<std::string> render_chat(const std::vector<ChatMessage>& messages) override;
   ModelCard model() const override;

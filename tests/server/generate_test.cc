@@ -1,5 +1,5 @@
-// Generate over real loopback connections, against an engine that makes a token every 0.2 ms by rule: what a client sees, and what
-// the engine is told when the client cancels, vanishes, falls behind or stops reading.
+// Generate over real loopback connections, against an engine that makes a token every 0.2 ms by rule: what a
+// client sees, and what the engine is told when the client cancels, vanishes, falls behind or stops reading.
 #include <arpa/inet.h>
 #include <grpcpp/create_channel_posix.h>
 #include <sys/socket.h>
@@ -68,7 +68,8 @@ TEST(Generate, TellsTheTokenIdOutOfRange) {
   v1::GenerateRequest request;
   for (const int32_t id : {1, 511, 512}) request.mutable_token_ids()->add_ids(id);
   const StreamResult result = run_stream(*rig.stub, request);
-  EXPECT_EQ(result.status.error_message(), "token_ids has id 512 at position 2; ids of this model run from 0 to 511");
+  EXPECT_EQ(result.status.error_message(),
+            "token_ids has id 512 at position 2; ids of this model run from 0 to 511");
   EXPECT_EQ(violated_field(result.status), "token_ids");
 }
 
@@ -111,7 +112,8 @@ TEST(Generate, AbortsTheRequestOfALostConnection) {
   const int fd = socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address{};
   address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<uint16_t>(std::stoi(rig.listener->address().substr(rig.listener->address().rfind(':') + 1))));
+  address.sin_port = htons(static_cast<uint16_t>(
+      std::stoi(rig.listener->address().substr(rig.listener->address().rfind(':') + 1))));
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   ASSERT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
   const int ours = dup(fd);  // gRPC owns fd
@@ -200,7 +202,8 @@ TEST(Generate, RefusesTheNameOfARunningRequest) {
   EXPECT_TRUE(run_stream(*rig.stub, request).status.ok()) << "the name is free again";
 }
 
-// A client whose window stays at HTTP/2's 64 KiB: gRPC otherwise widens it to megabytes, which hides a slow reader.
+// A client whose window stays at HTTP/2's 64 KiB: gRPC otherwise widens it to megabytes, which hides a slow
+// reader.
 std::unique_ptr<v1::GenerationService::Stub> narrow_stub(const Rig& rig) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
@@ -219,17 +222,20 @@ TEST(Generate, PausesARequestWhoseClientFallsBehindAndLosesNothing) {
   EXPECT_LE(rig.engine.tokens_made(1), made + 1) << "a paused request made tokens";
   EXPECT_LT(made, tokens / 2) << "the backlog has no bound";
   int64_t bytes = 0;
-  for (v1::GenerateResponse message; reader->Read(&message);) bytes += static_cast<int64_t>(message.text().size());
+  for (v1::GenerateResponse message; reader->Read(&message);)
+    bytes += static_cast<int64_t>(message.text().size());
   EXPECT_TRUE(reader->Finish().ok());
   EXPECT_EQ(bytes, int64_t{tokens} * 8192);
 }
 
 TEST(Generate, EndsACallWhoseClientReadsNothingForTooLong) {
-  Rig rig({.step_us = 100, .text_bytes = 8192}, {.stream = {.max_backlog_bytes = 64 << 10, .max_stall_ms = 300}});
+  Rig rig({.step_us = 100, .text_bytes = 8192},
+          {.stream = {.max_backlog_bytes = 64 << 10, .max_stall_ms = 300}});
   const auto stub = narrow_stub(rig);
   grpc::ClientContext context;
   const auto reader = stub->Generate(&context, text_request("hello", kForever));
-  EXPECT_TRUE(rig.engine.eventually([&] { return rig.engine.num_aborted() == 1 && rig.engine.num_running() == 0; }));
+  EXPECT_TRUE(
+      rig.engine.eventually([&] { return rig.engine.num_aborted() == 1 && rig.engine.num_running() == 0; }));
   EXPECT_TRUE(rig.engine.eventually([&] { return rig.service.num_calls() == 0; }));
   for (v1::GenerateResponse message; reader->Read(&message);) {
   }
@@ -237,11 +243,13 @@ TEST(Generate, EndsACallWhoseClientReadsNothingForTooLong) {
 }
 
 TEST(Generate, DoesNotEndASlowReaderThatStillReads) {
-  Rig rig({.step_us = 100, .text_bytes = 8192}, {.stream = {.max_backlog_bytes = 64 << 10, .max_stall_ms = 400}});
+  Rig rig({.step_us = 100, .text_bytes = 8192},
+          {.stream = {.max_backlog_bytes = 64 << 10, .max_stall_ms = 400}});
   const auto stub = narrow_stub(rig);
   grpc::ClientContext context;
   const auto reader = stub->Generate(&context, text_request("hello", 60));
-  for (v1::GenerateResponse message; reader->Read(&message);) std::this_thread::sleep_for(std::chrono::milliseconds(15));
+  for (v1::GenerateResponse message; reader->Read(&message);)
+    std::this_thread::sleep_for(std::chrono::milliseconds(15));
   EXPECT_TRUE(reader->Finish().ok());
 }
 
@@ -293,7 +301,8 @@ TEST(Generate, LeavesNoCallBehindWhenManyClientsVanishAtOnce) {
       reader->Finish();
     });
   for (std::thread& client : clients) client.join();
-  EXPECT_TRUE(rig.engine.eventually([&] { return rig.engine.num_running() == 0 && rig.service.num_calls() == 0; }));
+  EXPECT_TRUE(
+      rig.engine.eventually([&] { return rig.engine.num_running() == 0 && rig.service.num_calls() == 0; }));
 }
 
 }  // namespace

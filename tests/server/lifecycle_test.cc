@@ -1,4 +1,5 @@
-// A serving process from start to end, as its operator sees it: the test starts itself again as a server over a FakeEngine
+// A serving process from start to end, as its operator sees it: the test starts itself again as a server over
+// a FakeEngine
 // (`--serve OPTIONS...`), reads its READY line, sends it signals and asks it for its health.
 #include <signal.h>
 #include <sys/wait.h>
@@ -108,7 +109,8 @@ std::string health_of(const std::string& address, const std::string& service) {
   request.set_service(service);
   health::HealthCheckResponse response;
   const grpc::Status status = stub->Check(&context, request, &response);
-  return status.ok() ? health::HealthCheckResponse::ServingStatus_Name(response.status()) : status.error_message();
+  return status.ok() ? health::HealthCheckResponse::ServingStatus_Name(response.status())
+                     : status.error_message();
 }
 
 int64_t ms_since(Clock::time_point start) {

@@ -1,4 +1,5 @@
-// What stands between texts and requests, without a network: UTF-8, jsonl lines, the wire's defaults, flags, results as JSON.
+// What stands between texts and requests, without a network: UTF-8, jsonl lines, the wire's defaults, flags,
+// results as JSON.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -17,7 +18,8 @@ namespace {
 TEST(Utf8, FindsTheFirstBadSequence) {
   EXPECT_FALSE(find_invalid_utf8("plain, \xC3\xA9, \xE2\x82\xAC, \xF0\x9F\x98\x80"));
   const std::pair<const char*, size_t> cases[] = {
-      {"ab\xFF", 2}, {"a\xC3", 1}, {"\xC0\xAF", 0}, {"\xE0\x80\xAF", 0}, {"\xED\xA0\x80", 0}, {"\xF4\x90\x80\x80", 0}, {"x\x80", 1}, {"\xF0\x9F\x98", 0}};
+      {"ab\xFF", 2},           {"a\xC3", 1}, {"\xC0\xAF", 0},    {"\xE0\x80\xAF", 0}, {"\xED\xA0\x80", 0},
+      {"\xF4\x90\x80\x80", 0}, {"x\x80", 1}, {"\xF0\x9F\x98", 0}};
   for (const auto& [text, offset] : cases) EXPECT_EQ(find_invalid_utf8(text), offset) << text;
 }
 
@@ -61,12 +63,15 @@ TEST(JsonRequest, NamesWhatIsWrong) {
   EXPECT_EQ(why_refused(R"({"prompt":"a","sampling":{"top_pp":1}})"), "unknown field 'sampling.top_pp'");
   EXPECT_EQ(why_refused(R"({"messages":[{"role":"user","text":"a"}]})"), "unknown field 'messages[0].text'");
   EXPECT_EQ(why_refused(R"({"prompt":"a","top_p":"x"})"), "sampling.top_p must be a number, not \"x\"");
-  EXPECT_EQ(why_refused(R"({"prompt":"a","n":3000000000})"), "sampling.n must be an integer from -2147483648 to 2147483647, not 3000000000");
-  EXPECT_EQ(why_refused(R"({"prompt":"a","n":1.5})"), "sampling.n must be an integer from -2147483648 to 2147483647, not 1.5");
+  EXPECT_EQ(why_refused(R"({"prompt":"a","n":3000000000})"),
+            "sampling.n must be an integer from -2147483648 to 2147483647, not 3000000000");
+  EXPECT_EQ(why_refused(R"({"prompt":"a","n":1.5})"),
+            "sampling.n must be an integer from -2147483648 to 2147483647, not 1.5");
   EXPECT_EQ(why_refused(R"({"prompt":7})"), "token_ids must be an object, not 7");
   EXPECT_EQ(why_refused(R"({"text":"a","token_ids":[1]})"), "token_ids: a prompt is given already");
   EXPECT_EQ(why_refused(R"({"prompt":"a","n":1,"sampling":{"n":2}})"), "sampling.n is given twice");
-  EXPECT_EQ(why_refused(R"({"prompt":"a","logit_bias":{"x":1}})"), "sampling.logit_bias: 'x' is not a token id");
+  EXPECT_EQ(why_refused(R"({"prompt":"a","logit_bias":{"x":1}})"),
+            "sampling.logit_bias: 'x' is not a token id");
   EXPECT_EQ(why_refused("[1]"), "the request must be an object, not [1]");
   EXPECT_EQ(why_refused("{\"prompt\":\"a\xFF\"}"), "not UTF-8 at byte 12");
   EXPECT_NE(why_refused("{\"prompt\":").find("not JSON at byte"), std::string::npos);
@@ -119,13 +124,14 @@ TEST(JsonOutput, HasTheFormThatScriptsRelyOn) {
   c.outputs = {out};
   c.usage = {.prompt_tokens = 2, .completion_tokens = 1, .cached_tokens = 0};
   c.timings = {.queued_ms = 0.5, .first_token_ms = 1.5, .total_ms = 2};
-  EXPECT_EQ(to_json(c),
-            R"({"prompt_token_ids":[1,2],"outputs":[{"index":0,"text":"a\"\n","token_ids":[5],"finish_reason":"length",)"
-            R"("logprobs":[{"token_id":5,"logprob":-0.1,"top":[{"token_id":5,"logprob":-0.1},{"token_id":6,"logprob":null}]}],)"
-            R"("kv_dump":{"layers":[{"heads":[[0,1]]},{"heads":[[0],[1]]}]}}],)"
-            R"("usage":{"prompt_tokens":2,"completion_tokens":1,"cached_tokens":0},)"
-            R"("kv":{"blocks_peak":0,"blocks_shared_peak":0,"copies_on_write":0,"waste_percent":0.0},)"
-            R"("timings":{"queued_ms":0.5,"first_token_ms":1.5,"total_ms":2.0}})");
+  EXPECT_EQ(
+      to_json(c),
+      R"({"prompt_token_ids":[1,2],"outputs":[{"index":0,"text":"a\"\n","token_ids":[5],"finish_reason":"length",)"
+      R"("logprobs":[{"token_id":5,"logprob":-0.1,"top":[{"token_id":5,"logprob":-0.1},{"token_id":6,"logprob":null}]}],)"
+      R"("kv_dump":{"layers":[{"heads":[[0,1]]},{"heads":[[0],[1]]}]}}],)"
+      R"("usage":{"prompt_tokens":2,"completion_tokens":1,"cached_tokens":0},)"
+      R"("kv":{"blocks_peak":0,"blocks_shared_peak":0,"copies_on_write":0,"waste_percent":0.0},)"
+      R"("timings":{"queued_ms":0.5,"first_token_ms":1.5,"total_ms":2.0}})");
 }
 
 // ---- flags ----
@@ -160,7 +166,8 @@ std::string write_config(const std::string& json) {
 
 TEST(Flags, ReadEachKindOfValue) {
   Bound bound;
-  const auto parsed = parse(bound, {"--device", "cpu", "--ids", "1,2,3", "--stop", "a", "--stop", "b,c", "--seed", "18446744073709551615", "--prefix-cache=false"});
+  const auto parsed = parse(bound, {"--device", "cpu", "--ids", "1,2,3", "--stop", "a", "--stop", "b,c",
+                                    "--seed", "18446744073709551615", "--prefix-cache=false"});
   ASSERT_TRUE(parsed) << parsed.error().message;
   EXPECT_EQ(bound.ids, (std::vector<int32_t>{1, 2, 3}));
   EXPECT_EQ(bound.stop, (std::vector<std::string>{"a", "b,c"}));
@@ -169,7 +176,8 @@ TEST(Flags, ReadEachKindOfValue) {
 }
 
 TEST(Flags, PreferCommandLineThenEnvironmentThenFile) {
-  const std::string path = write_config(R"({"max_tokens": 1, "device": "cpu", "prefix-cache": false, "ids": [7]})");
+  const std::string path =
+      write_config(R"({"max_tokens": 1, "device": "cpu", "prefix-cache": false, "ids": [7]})");
   Bound bound;
   ASSERT_TRUE(parse(bound, {"--config", path})) << "a required flag may stand in the file";
   EXPECT_EQ(bound.max_tokens, 1);
@@ -193,9 +201,12 @@ TEST(Flags, NameWhatIsWrong) {
   EXPECT_NE(why({"--device", "cpu", "--max-tokens", "x"}).find("max-tokens"), std::string::npos);
   EXPECT_NE(why({"--device", "cpu", "--nonsense"}).find("--nonsense"), std::string::npos);
   EXPECT_NE(why({}).find("device"), std::string::npos);
-  EXPECT_NE(why({"--config", write_config(R"({"max_tokenz": 1})")}).find("unknown key 'max_tokenz'"), std::string::npos);
-  EXPECT_NE(why({"--config", write_config(R"({"max_tokens": "1"})")}).find("'max_tokens' is \"1\""), std::string::npos);
-  EXPECT_NE(why({"--config", write_config(R"({"device": "tpu"})")}).find("'tpu' is not one of"), std::string::npos);
+  EXPECT_NE(why({"--config", write_config(R"({"max_tokenz": 1})")}).find("unknown key 'max_tokenz'"),
+            std::string::npos);
+  EXPECT_NE(why({"--config", write_config(R"({"max_tokens": "1"})")}).find("'max_tokens' is \"1\""),
+            std::string::npos);
+  EXPECT_NE(why({"--config", write_config(R"({"device": "tpu"})")}).find("'tpu' is not one of"),
+            std::string::npos);
   EXPECT_NE(why({"--config", "/nonexistent.json"}).find("No such file"), std::string::npos);
 }
 
@@ -206,7 +217,8 @@ TEST(Flags, HelpTellsDefaultAndEnvironmentOfEachFlag) {
   const std::string help = testing::internal::GetCapturedStdout();
   ASSERT_TRUE(parsed);
   EXPECT_FALSE(*parsed);
-  for (const char* part : {"[default: 16]", "[env: QUIRE_MAX_TOKENS]", "[default: on]", "[env: QUIRE_DEVICE]", "[env: QUIRE_CONFIG]"})
+  for (const char* part : {"[default: 16]", "[env: QUIRE_MAX_TOKENS]", "[default: on]", "[env: QUIRE_DEVICE]",
+                           "[env: QUIRE_CONFIG]"})
     EXPECT_NE(help.find(part), std::string::npos) << part << " is missing in:\n" << help;
 }
 

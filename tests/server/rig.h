@@ -64,7 +64,8 @@ struct StreamResult {
   }
 };
 
-inline StreamResult run_stream(v1::GenerationService::Stub& stub, const v1::GenerateRequest& request, grpc::ClientContext& context) {
+inline StreamResult run_stream(v1::GenerationService::Stub& stub, const v1::GenerateRequest& request,
+                               grpc::ClientContext& context) {
   StreamResult result;
   const auto reader = stub.Generate(&context, request);
   for (v1::GenerateResponse message; reader->Read(&message);) result.messages.push_back(message);

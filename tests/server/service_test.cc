@@ -46,7 +46,8 @@ std::string health_of(Rig& rig, const std::string& service) {
   request.set_service(service);
   health::HealthCheckResponse response;
   const grpc::Status status = stub->Check(&context, request, &response);
-  return status.ok() ? health::HealthCheckResponse::ServingStatus_Name(response.status()) : std::to_string(status.error_code());
+  return status.ok() ? health::HealthCheckResponse::ServingStatus_Name(response.status())
+                     : std::to_string(status.error_code());
 }
 
 TEST(Service, TokenizesAndDetokenizes) {
@@ -54,12 +55,16 @@ TEST(Service, TokenizesAndDetokenizes) {
   v1::TokenizeRequest text;
   text.set_text("ab");
   v1::TokenizeResponse ids;
-  ASSERT_TRUE((call<v1::TokenizeRequest, v1::TokenizeResponse>(rig, &v1::GenerationService::Stub::Tokenize, text, ids)).ok());
+  ASSERT_TRUE((call<v1::TokenizeRequest, v1::TokenizeResponse>(rig, &v1::GenerationService::Stub::Tokenize,
+                                                               text, ids))
+                  .ok());
   EXPECT_EQ(ids.token_ids_size(), 2);
   v1::DetokenizeRequest back;
   *back.mutable_token_ids() = ids.token_ids();
   v1::DetokenizeResponse out;
-  ASSERT_TRUE((call<v1::DetokenizeRequest, v1::DetokenizeResponse>(rig, &v1::GenerationService::Stub::Detokenize, back, out)).ok());
+  ASSERT_TRUE((call<v1::DetokenizeRequest, v1::DetokenizeResponse>(
+                   rig, &v1::GenerationService::Stub::Detokenize, back, out))
+                  .ok());
   EXPECT_EQ(out.text(), "ab");
 }
 
@@ -68,7 +73,8 @@ TEST(Service, DetokenizeTellsTheIdOutOfRange) {
   v1::DetokenizeRequest request;
   request.add_token_ids(-1);
   v1::DetokenizeResponse out;
-  const auto status = call<v1::DetokenizeRequest, v1::DetokenizeResponse>(rig, &v1::GenerationService::Stub::Detokenize, request, out);
+  const auto status = call<v1::DetokenizeRequest, v1::DetokenizeResponse>(
+      rig, &v1::GenerationService::Stub::Detokenize, request, out);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_EQ(violated_field(status), "token_ids");
 }
@@ -76,12 +82,16 @@ TEST(Service, DetokenizeTellsTheIdOutOfRange) {
 TEST(Service, DescribesModelAndLoad) {
   Rig rig;
   v1::GetModelResponse model;
-  ASSERT_TRUE((call<v1::GetModelRequest, v1::GetModelResponse>(rig, &v1::GenerationService::Stub::GetModel, {}, model)).ok());
+  ASSERT_TRUE((call<v1::GetModelRequest, v1::GetModelResponse>(rig, &v1::GenerationService::Stub::GetModel,
+                                                               {}, model))
+                  .ok());
   EXPECT_EQ(model.name(), "fake");
   EXPECT_EQ(model.kv_cache_dtype(), "f32");
   EXPECT_FALSE(model.has_bos_token_id()) << "the fake model has none";
   v1::GetLoadResponse load;
-  ASSERT_TRUE((call<v1::GetLoadRequest, v1::GetLoadResponse>(rig, &v1::GenerationService::Stub::GetLoad, {}, load)).ok());
+  ASSERT_TRUE(
+      (call<v1::GetLoadRequest, v1::GetLoadResponse>(rig, &v1::GenerationService::Stub::GetLoad, {}, load))
+          .ok());
   EXPECT_EQ(load.kv_usage(), 0.25);
 }
 
@@ -91,7 +101,9 @@ TEST(Service, DumpKvReportsThePositionsOfEachContinuation) {
   *request.mutable_request() = text_request("hello", 4);
   request.mutable_request()->mutable_sampling()->set_n(2);
   v1::DumpKvResponse out;
-  ASSERT_TRUE((call<v1::DumpKvRequest, v1::DumpKvResponse>(rig, &v1::GenerationService::Stub::DumpKv, request, out)).ok());
+  ASSERT_TRUE(
+      (call<v1::DumpKvRequest, v1::DumpKvResponse>(rig, &v1::GenerationService::Stub::DumpKv, request, out))
+          .ok());
   ASSERT_EQ(out.outputs_size(), 2);
   EXPECT_EQ(out.outputs(1).token_ids_size(), 4);
   EXPECT_EQ(out.outputs(1).kv_dump().layers(1).heads(0).positions_size(), 2);
@@ -102,13 +114,17 @@ TEST(Service, DumpKvIsRefusedWhereDebuggingIsOff) {
   v1::DumpKvRequest request;
   *request.mutable_request() = text_request("hello", 4);
   v1::DumpKvResponse out;
-  const auto status = call<v1::DumpKvRequest, v1::DumpKvResponse>(rig, &v1::GenerationService::Stub::DumpKv, request, out);
+  const auto status =
+      call<v1::DumpKvRequest, v1::DumpKvResponse>(rig, &v1::GenerationService::Stub::DumpKv, request, out);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::PERMISSION_DENIED);
-  EXPECT_EQ(run_stream(*rig.stub, [] {
-              v1::GenerateRequest dumping = text_request("hello", 4);
-              dumping.set_dump_kv(true);
-              return dumping;
-            }()).status.error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_EQ(run_stream(*rig.stub,
+                       [] {
+                         v1::GenerateRequest dumping = text_request("hello", 4);
+                         dumping.set_dump_kv(true);
+                         return dumping;
+                       }())
+                .status.error_code(),
+            grpc::StatusCode::PERMISSION_DENIED);
   EXPECT_EQ(rig.engine.stats().requests_submitted_total, 0);
 }
 
@@ -130,7 +146,10 @@ TEST(Service, NamesTheTextThatIsNotUtf8) {
   EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_EQ(violated_field(status), "messages.messages.role");
   EXPECT_EQ(status.error_message(), "messages.messages.role is not UTF-8 at byte 0 of 1");
-  EXPECT_EQ(violated_field(call_with_bytes(rig, "Tokenize", "\x0a\x03" "ab\xc3")), "text");
+  EXPECT_EQ(violated_field(call_with_bytes(rig, "Tokenize",
+                                           "\x0a\x03"
+                                           "ab\xc3")),
+            "text");
   EXPECT_EQ(health_of(rig, kServiceName), "SERVING") << "the server goes on";
 }
 
@@ -138,7 +157,8 @@ TEST(Service, RefusesBytesThatAreNoMessage) {
   Rig rig;
   for (const char* method : {"Generate", "Tokenize", "Detokenize", "Abort", "DumpKv"}) {
     const auto status = call_with_bytes(rig, method, "\x0a\x7f");  // says 127 bytes follow; none do
-    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << method << ": " << status.error_message();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT)
+        << method << ": " << status.error_message();
     EXPECT_NE(status.error_message().find("well-formed"), std::string::npos) << method;
   }
 }
@@ -182,7 +202,8 @@ std::string why_not_opened(const ListenOptions& options) {
 TEST(Listener, NamesABusyPort) {
   Rig rig;
   const std::string port = rig.listener->address().substr(rig.listener->address().rfind(':') + 1);
-  EXPECT_EQ(why_not_opened({.port = std::stoi(port)}), "cannot listen on 127.0.0.1:" + port + ": Address already in use");
+  EXPECT_EQ(why_not_opened({.port = std::stoi(port)}),
+            "cannot listen on 127.0.0.1:" + port + ": Address already in use");
 }
 
 TEST(Listener, RefusesAPublicAddressWithoutTlsOrAProxy) {
@@ -192,17 +213,21 @@ TEST(Listener, RefusesAPublicAddressWithoutTlsOrAProxy) {
 }
 
 TEST(Listener, KnowsLoopback) {
-  for (const char* host : {"127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost", "unix:/run/quire.sock"}) EXPECT_TRUE(is_loopback(host)) << host;
-  for (const char* host : {"0.0.0.0", "::", "10.0.0.1", "127.evil.example", "example.org", ""}) EXPECT_FALSE(is_loopback(host)) << host;
+  for (const char* host : {"127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost", "unix:/run/quire.sock"})
+    EXPECT_TRUE(is_loopback(host)) << host;
+  for (const char* host : {"0.0.0.0", "::", "10.0.0.1", "127.evil.example", "example.org", ""})
+    EXPECT_FALSE(is_loopback(host)) << host;
 }
 
 TEST(Listener, NamesTheTlsFileAtFault) {
-  EXPECT_EQ(why_not_opened({.port = 0, .tls_cert = "/nonexistent.pem"}), "--tls-cert and --tls-key go together; only one is set");
+  EXPECT_EQ(why_not_opened({.port = 0, .tls_cert = "/nonexistent.pem"}),
+            "--tls-cert and --tls-key go together; only one is set");
   EXPECT_EQ(why_not_opened({.port = 0, .tls_cert = "/nonexistent.pem", .tls_key = "/nonexistent.key"}),
             "--tls-cert /nonexistent.pem: No such file or directory");
   const std::string path = testing::TempDir() + "/quire_not_pem";
   std::ofstream(path) << "hello";
-  EXPECT_EQ(why_not_opened({.port = 0, .tls_cert = path, .tls_key = path}), "--tls-cert " + path + ": not a PEM file");
+  EXPECT_EQ(why_not_opened({.port = 0, .tls_cert = path, .tls_key = path}),
+            "--tls-cert " + path + ": not a PEM file");
 }
 
 }  // namespace
