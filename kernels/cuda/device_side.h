@@ -119,7 +119,7 @@ struct EvictFirst {
 };
 __device__ inline EvictFirst evict_first() {
   EvictFirst e;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(e.policy));
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(e.policy));
   return e;
 }
 __device__ inline void cp_async16(Shared<char> target, const void* source) {
@@ -135,6 +135,13 @@ __device__ inline void cp_async16_evict_first(Shared<char> target, const void* s
   asm volatile(
       "cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2;" ::"r"(target.address()),
       "l"(source), "l"(e.policy)
+      : "memory");
+}
+__device__ inline void cp_async16_or_zero_evict_first(Shared<char> target, const void* source, bool valid,
+                                                      EvictFirst e) {
+  asm volatile(
+      "cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(target.address()),
+      "l"(source), "r"(valid ? 16 : 0), "l"(e.policy)
       : "memory");
 }
 __device__ inline void cp_async_commit() {

@@ -25,6 +25,7 @@ struct Decode {
   const DecodeParams& a;
   const int warps, warp, lane, g, t;  // g, t: row group and thread in group of an mma fragment
   Shared<char> ring;                  // this warp's
+  EvictFirst policy;                  // of K and V, which no one reads again this step
   Shared<float> merged;               // [warps][kHeads][kRowFloats]
   Shared<float2> states;              // [warps][kHeads] largest, sum
   Shared<int32_t> scratch;
@@ -48,7 +49,8 @@ struct Decode {
         warp(threadIdx.x / kWarp),
         lane(threadIdx.x % kWarp),
         g(lane / 4),
-        t(lane % 4) {
+        t(lane % 4),
+        policy(evict_first()) {
     const Shared<char> shared = dynamic_shared();
     ring = shared + warp * a.stages * kStageBytes;
     const Shared<char> after_rings = shared + warps * a.stages * kStageBytes;
@@ -165,19 +167,15 @@ struct Decode {
     high -= 8 * kDim * 2;  // so that both halves are addressed by the chunk's place in the tile
     const Shared<char> stage = ring + fetch_stage * kStageBytes;
     const int rows = fetch_at.length - slot;
-    const EvictFirst policy = evict_first();
 #pragma unroll
     for (int i = 0; i < kTileTokens * Layout::kChunks / kWarp; ++i) {
       const int chunk = i * kWarp + lane, row = chunk / Layout::kChunks;
       const char* source = (row < 8 ? low : high) + chunk * 16;
       const Shared<char> target = stage + Layout::offset(row, chunk % Layout::kChunks);
-      if (rows >= kTileTokens) {
-        cp_async16_evict_first(target, source, policy);
-        cp_async16_evict_first(target + kTileBytes, source + v.v_offset, policy);
-      } else {  // slots past the list hold anything, NaN too
-        cp_async16_or_zero(target, source, row < rows);
-        cp_async16_or_zero(target + kTileBytes, source + v.v_offset, row < rows);
-      }
+      // Slots past the list hold anything, NaN too. One form for whole and partial tiles: of two under a branch, ptxas 13.0 made a
+      // predicated copy with its cache policy in an odd uniform register, an illegal instruction on an H100.
+      cp_async16_or_zero_evict_first(target, source, row < rows, policy);
+      cp_async16_or_zero_evict_first(target + kTileBytes, source + v.v_offset, row < rows, policy);
     }
   }
 

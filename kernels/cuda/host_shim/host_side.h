@@ -189,6 +189,9 @@ inline void cp_async16(Shared<char> target, const void* source) {
 inline void cp_async16_or_zero(Shared<char> target, const void* source, bool valid) {
   shim::begin_async_copy({valid ? source : nullptr, target.offset, 16});
 }
+inline void cp_async16_or_zero_evict_first(Shared<char> target, const void* source, bool valid, EvictFirst) {
+  cp_async16_or_zero(target, source, valid);
+}
 inline void cp_async16_evict_first(Shared<char> target, const void* source, EvictFirst) {
   cp_async16(target, source);
 }
