@@ -119,8 +119,16 @@ struct EvictFirst {
 };
 __device__ inline EvictFirst evict_first() {
   EvictFirst e;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(e.policy));
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(e.policy));
   return e;
+}
+// The same place, by a pointer that the compiler takes for each thread's own. ptxas 13.0 splits the target of a copy with a cache policy
+// into a thread's part and the uniform base of shared memory, and encodes that form wrongly ([R+UR0], desc[UR1]; neither is written): an
+// illegal instruction on an H100. It did so in decode at head sizes 64 and 256. What a shuffle gives cannot be split.
+template <class T>
+__device__ inline Shared<T> by_thread_pointer(Shared<T> s) {
+  const auto bits = reinterpret_cast<unsigned long long>(s.pointer);
+  return {reinterpret_cast<T*>(__shfl_sync(~0u, bits, threadIdx.x % 32))};
 }
 __device__ inline void cp_async16(Shared<char> target, const void* source) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(target.address()), "l"(source)

@@ -25,6 +25,7 @@
 // Async      cp_async16(Shared<char> target, const void* source): 16 bytes to shared memory;
 //            cp_async16_or_zero(target, source, valid): zeros when !valid, source is not read then;
 //            cp_async16_evict_first(target, source, evict_first()), and with _or_zero: read once a step;
+//            their targets come from by_thread_pointer(Shared);
 //            cp_async_commit(); cp_async_wait<N>(): all but the newest N groups have landed
 // Warp       shfl(v, lane), shfl_xor(v, mask), shfl_up(v, n), any(p), ballot(p), count_bits(u), sync_warp()
 // Tensor     ldmatrix_x4(r, row), ldmatrix_x4_trans(r, row), movmatrix_trans(r), mma_16816<T>(d, a, b)

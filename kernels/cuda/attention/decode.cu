@@ -52,7 +52,7 @@ struct Decode {
         t(lane % 4),
         policy(evict_first()) {
     const Shared<char> shared = dynamic_shared();
-    ring = shared + warp * a.stages * kStageBytes;
+    ring = by_thread_pointer(shared + warp * a.stages * kStageBytes);
     const Shared<char> after_rings = shared + warps * a.stages * kStageBytes;
     merged = after_rings.template as<float>();
     states = (after_rings + warps * kHeads * kRowFloats * 4).template as<float2>();
@@ -172,8 +172,7 @@ struct Decode {
       const int chunk = i * kWarp + lane, row = chunk / Layout::kChunks;
       const char* source = (row < 8 ? low : high) + chunk * 16;
       const Shared<char> target = stage + Layout::offset(row, chunk % Layout::kChunks);
-      // Slots past the list hold anything, NaN too. One form for whole and partial tiles: of two under a branch, ptxas 13.0 made a
-      // predicated copy with its cache policy in an odd uniform register, an illegal instruction on an H100.
+      // Slots past the list hold anything, NaN too.
       cp_async16_or_zero_evict_first(target, source, row < rows, policy);
       cp_async16_or_zero_evict_first(target + kTileBytes, source + v.v_offset, row < rows, policy);
     }

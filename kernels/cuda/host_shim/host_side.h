@@ -189,6 +189,10 @@ inline void cp_async16(Shared<char> target, const void* source) {
 inline void cp_async16_or_zero(Shared<char> target, const void* source, bool valid) {
   shim::begin_async_copy({valid ? source : nullptr, target.offset, 16});
 }
+template <class T>
+inline Shared<T> by_thread_pointer(Shared<T> s) {
+  return s;
+}
 inline void cp_async16_or_zero_evict_first(Shared<char> target, const void* source, bool valid, EvictFirst) {
   cp_async16_or_zero(target, source, valid);
 }
