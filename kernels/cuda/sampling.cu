@@ -424,7 +424,7 @@ __device__ inline int32_t draw_filtered(const SampleSpace* space, const Row& row
   return draw_settled(row, scratch);
 }
 
-__global__ void __launch_bounds__(kThreads) choose(SampleParams p) {
+__global__ void __launch_bounds__(kThreads, 4) choose(SampleParams p) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   const int sample = static_cast<int>(blockIdx.x);

@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(kSumSlots) plain_column_sums(const __grid_cons
 
 // A thread a slot: its key by 16-byte loads against the query in shared memory.
 template <class T>
-__global__ void __launch_bounds__(kLogitSlots) last_row_logits(const __grid_constant__ AttentionView v) {
+__global__ void __launch_bounds__(kLogitSlots, 8) last_row_logits(const __grid_constant__ AttentionView v) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   const int q_head = blockIdx.x, head = q_head / v.group, sequence = blockIdx.z;

@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Holds the built CUDA kernels to the bounds of benchmarks/sass_report.py.
+
+First planted faults, in the text that cuobjdump prints: each bound must catch its own. Then the objects of the build. Exit status
+77 (skipped) with a reason where no CUDA objects were built or cuobjdump is missing.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import sass_report  # noqa: E402
+
+HEADER = "identifier = ../../kernels/cuda/{source}\n\tcode for {arch}\n\t\tFunction : kernel\n"
+LINE = "        /*0010*/                   {text} ;        /* 0x0000000012237dae */\n"
+HEALTHY = [
+    "@P0 LDGSTS.E.BYPASS.LTC128B.128 [R35+0x2000], desc[UR4][R18.64], P0",
+    "LDG.E.EF.128 R4, desc[UR6][R2.64]",
+    "HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], R24, gsb0",
+]
+SPLIT_COPY = "@!P3 LDGSTS.E.BYPASS.LTC128B.128 [R35+UR0+0x2000], desc[UR1][R24.64], P0"  # as ptxas 13.0 wrote it in decode at head size 64
+WGMMA = "attention/prefill_sm90.cu"
+
+# name, source, architecture, instructions, what the report must say (empty: nothing)
+PLANTED = [
+    ("a sound kernel is left alone", WGMMA, "sm_90a", HEALTHY, ""),
+    ("a spill in attention", "attention/decode.cu", "sm_80", HEALTHY + ["STL.64 [R1+0x8], R2"], "uses local memory: stack 0 B, 0 LDL, 1 STL"),
+    ("a local array in a product", "matmul/skinny.cu", "sm_90a", HEALTHY + ["@P1 LDL R3, [R1]"], "1 LDL, 0 STL"),
+    ("a spill in sampling", "sampling.cu", "sm_80", ["LDL.LU R9, [R1]"], "uses local memory"),
+    ("local memory where it is allowed", "norm.cu", "sm_80", ["LDL.LU R9, [R1]"], ""),
+    ("a copy that ptxas encodes wrongly", "attention/decode.cu", "sm_90a", HEALTHY + [SPLIT_COPY], "has 1 LDGSTS of the form [R+UR], desc[UR]"),
+    ("a Hopper prefill without wgmma", WGMMA, "sm_90a", HEALTHY[:2], "has no HGMMA"),
+    ("no Hopper prefill at all", "attention/decode.cu", "sm_90a", HEALTHY, "prefill_sm90.cu has no kernel for sm_90a"),
+]
+
+
+def kernels_of(source: str, arch: str, instructions: list[str]) -> list[sass_report.Kernel]:
+    text = HEADER.format(source=source, arch=arch) + "".join(LINE.format(text=i) for i in instructions)
+    return sass_report.parse_sass(text)
+
+
+def check_planted() -> list[str]:
+    """The planted faults that the bounds do not see, and false alarms."""
+    missed = []
+    for name, source, arch, instructions, said in PLANTED:
+        kernels = kernels_of(source, arch, instructions)
+        found = "\n".join(sass_report.violations(kernels))
+        if (said not in found) if said else (found and "prefill_sm90.cu has no kernel" not in found):
+            missed.append(f"planted `{name}`: wanted `{said}`, the bounds said `{found}`")
+        if len(kernels) != 1 or kernels[0].instructions != len(instructions):
+            missed.append(f"planted `{name}`: {len(kernels)} kernels were read")
+    return missed
+
+
+def check_counts() -> list[str]:
+    kernel = kernels_of("attention/decode.cu", "sm_90a", HEALTHY + ["STL.128 [R1], R4", "LDL R4, [R1+0x10]"])[0]
+    counts = {c: kernel.counts[c] for c in ("hgmma", "hmma", "ldgsts", "ldg128", "ldl", "stl")}
+    wanted = {"hgmma": 1, "hmma": 0, "ldgsts": 1, "ldg128": 1, "ldl": 1, "stl": 1}
+    if counts != wanted or (kernel.spill_store_bytes, kernel.spill_load_bytes) != (16, 4):
+        return [f"counted {counts}, {kernel.spill_store_bytes} B stored, {kernel.spill_load_bytes} B loaded"]
+    return []
+
+
+def check_built(build: Path) -> list[str]:
+    library, tool = sass_report.built_library(build), sass_report.find_tool("cuobjdump")
+    if library is None or tool is None:
+        print(f"no CUDA objects under {build}" if library is None else "no cuobjdump on PATH, in /usr/local/cuda/bin or .cuda/")
+        sys.exit(77)
+    kernels = sass_report.read_objects(tool, [library])
+    unread = [k.symbol for k in kernels if k.registers == 0]
+    problems = sass_report.violations(kernels) + [f"no resource usage for {symbol}" for symbol in unread]
+    architectures = sorted({k.arch for k in kernels})
+    print(f"{len(kernels)} kernels for {', '.join(architectures)}")
+    return problems if kernels else [f"{library} holds no kernels"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", type=Path, required=True)
+    problems = check_planted() + check_counts() or check_built(parser.parse_args().build)
+    print("\n".join(problems))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
