@@ -41,7 +41,7 @@ BUGS = [
      ["decode.cu"], DECODE, ["values["]),
     ("a unit's counter is not reset", "decode.cu", "if (arrived_last) store(counter, 0);", "", ["decode.cu"], DECODE, ["counter"]),
     ("the wrong one of a block's two partials", "decode.cu", "j == 0 && starts_inside", "starts_inside", ["decode.cu"], DECODE, ["values["]),
-    ("dead rows of the last tile are fetched", "decode.cu", "source + v.v_offset, row < rows);", "source + v.v_offset, true);", ["decode.cu"], DECODE,
+    ("dead rows of the last tile are fetched", "decode.cu", "source + v.v_offset, row < rows, policy);", "source + v.v_offset, true, policy);", ["decode.cu"], DECODE,
      ["values[", "outside every allocation"]),
     ("this step's slots are fetched before the wait", "decode.cu",
      "return fetch_tile == fetch_at.end() - 1;", "return false;", ["decode.cu"], DECODE, ["before wait_for_previous_kernel()"]),
