@@ -24,27 +24,57 @@ void add_engine_flags(CLI::App& app, quire::EngineConfig& c) {
   app.add_option("--kv-cache-bytes", c.kv_cache_bytes, "0 = room for the batch")->capture_default_str();
 }
 
+// Several reports as JSON are one array.
+void print(const std::vector<quire::OfflineReport>& reports, bool json, bool array) {
+  if (json && array) std::printf("[");
+  for (size_t i = 0; i < reports.size(); ++i)
+    std::printf("%s%s\n", json && i > 0 ? "," : "",
+                (json ? to_json(reports[i]) : to_text(reports[i])).c_str());
+  if (json && array) std::printf("]\n");
+}
+
+int fail(const quire::Error& error) {
+  std::fprintf(stderr, "quire-offline: %s\n", error.message.c_str());
+  return 1;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   quire::OfflineOptions options;
-  std::string output = "text";
+  std::string output = "text", requests, workloads;
   CLI::App app{"Measures the engine without a wire: a batch of random prompts, greedy, no stops."};
   add_engine_flags(app, options.engine);
   app.add_option("--batch", options.batch, "requests at once")->capture_default_str();
+  app.add_option("--n", options.n, "sequences of each request")->capture_default_str();
   app.add_option("--prompt-tokens", options.prompt_tokens, "of each request")->capture_default_str();
   app.add_option("--new-tokens", options.new_tokens, "of each request")->capture_default_str();
+  app.add_option("--shared-prefix-tokens", options.shared_prefix_tokens,
+                 "tokens that all prompts begin with, cached before the timed rounds")
+      ->capture_default_str();
+  app.add_option("--requests", requests, "CSV of prompt_tokens,output_tokens: a round's requests");
+  app.add_option("--workloads", workloads,
+                 "JSON array of workloads on one engine: name, batch, n, prompt_tokens, new_tokens, "
+                 "shared_prefix_tokens, rounds, requests; the flags are their defaults");
   app.add_option("--rounds", options.rounds, "timed rounds, after one that warms up")->capture_default_str();
   app.add_option("--seed", options.seed, "of the prompts")->capture_default_str();
   app.add_option("--output", output, "text | json")
       ->check(CLI::IsMember({"text", "json"}))
       ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
-  const quire::Result<quire::OfflineReport> report = quire::run_offline(options);
-  if (!report) {
-    std::fprintf(stderr, "quire-offline: %s\n", report.error().message.c_str());
-    return 1;
+  if (!requests.empty()) {
+    quire::Result<std::vector<quire::RequestLengths>> list = quire::read_request_list(requests);
+    if (!list) return fail(list.error());
+    options.requests = std::move(*list);
   }
-  std::printf("%s\n", (output == "json" ? to_json(*report) : to_text(*report)).c_str());
+  std::vector<quire::OfflineOptions> list{options};
+  if (!workloads.empty()) {
+    quire::Result<std::vector<quire::OfflineOptions>> read = quire::read_workloads(workloads, options);
+    if (!read) return fail(read.error());
+    list = std::move(*read);
+  }
+  const quire::Result<std::vector<quire::OfflineReport>> reports = quire::run_offline_all(list);
+  if (!reports) return fail(reports.error());
+  print(*reports, output == "json", !workloads.empty());
   return 0;
 }

@@ -16,18 +16,23 @@ ordered_json figures(const OfflineRound& r) {
           {"ms_per_decode_step", r.ms_per_decode_step},
           {"prefill_ms", r.prefill_ms},
           {"decode_ms", r.decode_ms},
+          {"total_ms", r.total_ms},
+          {"output_tokens_per_s", r.output_tokens_per_s},
           {"decode_steps", r.decode_steps}};
 }
 
 // What one decode step reads of the weights, over its time: at batch 1 the share of the memory bandwidth.
 double weight_gb_per_s(const OfflineReport& r) {
+  if (r.median.decode_steps == 0) return 0;
   return static_cast<double>(r.weight_bytes) / (r.median.ms_per_decode_step * 1e6);
 }
 
 }  // namespace
 
 std::string to_json(const OfflineReport& r) {
-  ordered_json out = figures(r.median);
+  ordered_json out;
+  if (!r.options.name.empty()) out["name"] = r.options.name;
+  out.update(figures(r.median));
   out.erase("decode_steps");
   out["kv_bytes_peak"] = r.kv_bytes_peak;
   out["device"] = r.device;
@@ -36,9 +41,19 @@ std::string to_json(const OfflineReport& r) {
   out["weights"] = r.options.engine.weights;
   out["dtype"] = r.dtype;
   out["kv_dtype"] = r.kv_dtype;
-  out["batch"] = r.options.batch;
-  out["prompt_tokens"] = r.options.prompt_tokens;
-  out["new_tokens"] = r.options.new_tokens;
+  if (r.options.requests.empty()) {
+    out["batch"] = r.options.batch;
+    out["prompt_tokens"] = r.options.prompt_tokens;
+    out["new_tokens"] = r.options.new_tokens;
+  } else {
+    out["batch"] = r.options.requests.size();
+  }
+  out["n"] = r.options.n;
+  out["shared_prefix_tokens"] = r.options.shared_prefix_tokens;
+  out["cached_tokens"] = r.cached_tokens;
+  out["open_ms"] = r.open_ms;
+  out["start_to_first_token_ms"] = r.start_to_first_token_ms;
+  out["host_us_per_step"] = r.host_us_per_step;
   out["threads"] = r.options.engine.threads;
   out["max_step_tokens"] = r.options.engine.max_step_tokens;
   out["weight_bytes"] = r.weight_bytes;
@@ -49,15 +64,23 @@ std::string to_json(const OfflineReport& r) {
 }
 
 std::string to_text(const OfflineReport& r) {
+  const OfflineOptions& o = r.options;
+  const std::string work = o.requests.empty() ? fmt::format("batch {}, {} prompt + {} new tokens", o.batch,
+                                                            o.prompt_tokens, o.new_tokens)
+                                              : fmt::format("{} requests of a list", o.requests.size());
   return fmt::format(
-      "{} ({}), {}\nactivations {}, cache {}; batch {}, {} prompt + {} new tokens, median of {} rounds\n"
+      "{} ({}), {}\nactivations {}, cache {}; {}, median of {} rounds\n"
+      "n {}, shared prefix of {} tokens; {} prompt tokens of a round came from the cache\n"
       "prefill {:10.1f} tokens/s  ({:.1f} ms)\ndecode  {:10.1f} tokens/s  ({:.3f} ms a step, weights at "
       "{:.1f} GB/s)\n"
-      "cache   {:10.1f} MiB at its peak\n",
-      r.model, r.architecture, r.device, r.dtype, r.kv_dtype, r.options.batch, r.options.prompt_tokens,
-      r.options.new_tokens, r.rounds.size(), r.median.prefill_tokens_per_s, r.median.prefill_ms,
+      "whole   {:10.1f} tokens/s  ({:.1f} ms)\n"
+      "cache   {:10.1f} MiB at its peak\n"
+      "start to first token {:.0f} ms, of them {:.0f} ms to open; host {:.1f} us a step\n",
+      r.model, r.architecture, r.device, r.dtype, r.kv_dtype, work, r.rounds.size(), o.n,
+      o.shared_prefix_tokens, r.cached_tokens, r.median.prefill_tokens_per_s, r.median.prefill_ms,
       r.median.decode_tokens_per_s, r.median.ms_per_decode_step, weight_gb_per_s(r),
-      static_cast<double>(r.kv_bytes_peak) / (1 << 20));
+      r.median.output_tokens_per_s, r.median.total_ms, static_cast<double>(r.kv_bytes_peak) / (1 << 20),
+      r.start_to_first_token_ms, r.open_ms, r.host_us_per_step);
 }
 
 }  // namespace quire
