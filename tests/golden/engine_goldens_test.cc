@@ -1,0 +1,127 @@
+// Every model of the shared goldens through the whole engine: the stored greedy tokens, computed in float64
+// with no cache, must come out whatever the engine does with a request: alone, in mixed batches of eight
+// (thirteen requests through eight places, so prefills join running decodes) with prompts cut in chunks of 1,
+// 7 and 64 tokens, with an empty prefix cache, a full one and none, and when sequences are preempted and
+// computed again. Activations and cache are f32: the smallest margin of the goldens, 3.9e-4, is far above its
+// error, so no step may differ. Invariants are audited after every step.
+#include <cctype>
+#include <filesystem>
+
+#include "src/engine/threaded_engine.h"
+#include "src/model/config.h"
+#include "tests/golden/engine_rig.h"
+
+namespace quire::golden {
+namespace {
+
+class EngineGoldens : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    const std::string path = shared_data() + "/goldens/" + GetParam() + ".json";
+    if (!std::filesystem::exists(path))
+      GTEST_SKIP() << "no goldens: " << path << " is not there (set QUIRE_SHARED)";
+    cases_ = read_cases(path);
+    config_.model_dir = shared_data() + "/models/" + GetParam();
+    config_.device = "cpu";
+    config_.dtype = "f32";
+    config_.kv_cache_bytes = 64 << 20;
+    config_.max_sequences = 8;
+    config_.max_step_tokens = 512;
+    config_.max_queued_kv_factor = 100;
+    config_.check_invariants = true;
+  }
+  void open() {
+    engine_.reset();
+    Result<std::unique_ptr<Engine>> opened = Engine::open(config_);
+    ASSERT_TRUE(opened.has_value()) << opened.error().message;
+    engine_ = std::move(*opened);
+  }
+  void expect_goldens_alone() {
+    for (size_t i = 0; i < cases_.size(); ++i) {
+      const auto sink = submit(*engine_, cases_[i]);
+      sink->wait();
+      EXPECT_EQ(sink->ids(), cases_[i].greedy) << "case " << i;
+    }
+  }
+  void expect_goldens_together(int copies = 1) {
+    std::vector<std::shared_ptr<Collector>> sinks;
+    for (int copy = 0; copy < copies; ++copy)
+      for (const Case& c : cases_) sinks.push_back(submit(*engine_, c));
+    for (size_t i = 0; i < sinks.size(); ++i) {
+      sinks[i]->wait();
+      EXPECT_EQ(sinks[i]->ids(), cases_[i % cases_.size()].greedy) << "case " << i % cases_.size();
+    }
+    expect_nothing_held(*engine_);
+  }
+  int64_t cached_tokens() const { return engine_->stats().cached_tokens_total; }
+
+  std::vector<Case> cases_;
+  EngineConfig config_;
+  std::unique_ptr<Engine> engine_;
+};
+
+TEST_P(EngineGoldens, ComeOutAloneWithoutTheCacheAndFromIt) {
+  config_.prefix_cache = false;
+  open();
+  expect_goldens_alone();
+  EXPECT_EQ(cached_tokens(), 0);
+  config_.prefix_cache = true;
+  open();
+  expect_goldens_alone();
+  const int64_t before = cached_tokens();
+  expect_goldens_alone();
+  EXPECT_GT(cached_tokens(), before);
+}
+
+TEST_P(EngineGoldens, ComeOutOfMixedBatchesInAnyChunksWithoutTheCacheAndFromIt) {
+  for (const int32_t chunk : {1, 7, 64}) {
+    SCOPED_TRACE(chunk);
+    config_.max_prefill_chunk_tokens = chunk;
+    config_.prefix_cache = false;
+    open();
+    expect_goldens_together();
+    EXPECT_EQ(cached_tokens(), 0);
+    config_.prefix_cache = true;
+    open();
+    expect_goldens_together();
+    const int64_t before = cached_tokens();
+    expect_goldens_together();
+    int64_t prompt_tokens = 0;
+    for (const Case& c : cases_) prompt_tokens += static_cast<int64_t>(c.prompt.size()) - 1;
+    EXPECT_EQ(cached_tokens() - before, prompt_tokens) << "a hit is all of a prompt but its last token";
+  }
+}
+
+TEST_P(EngineGoldens, ComeOutWhenSequencesArePreempted) {
+  const Result<ModelSpec> spec = read_model_config(config_.model_dir);
+  ASSERT_TRUE(spec.has_value()) << spec.error().message;
+  config_.max_context_tokens = 192;
+  config_.kv_cache_bytes = spec->kv_bytes_per_token(DType::kF32) * 224;
+  for (const bool prefix_cache : {false, true}) {
+    for (const int32_t chunk : {7, 64}) {
+      SCOPED_TRACE(testing::Message() << "chunks of " << chunk << ", prefix cache " << prefix_cache);
+      config_.prefix_cache = prefix_cache;
+      config_.max_prefill_chunk_tokens = chunk;
+      Result<EngineParts> parts = open_parts(config_);
+      ASSERT_TRUE(parts.has_value()) << parts.error().message;
+      parts->core.reserve = {.least = 0, .rise = 0, .decay = 0};  // over-commit as far as it goes
+      engine_.reset();
+      engine_ = std::move(ThreadedEngine::start(std::move(*parts))).value();
+      expect_goldens_together(2);
+      EXPECT_GT(engine_->stats().preemptions_total, 0);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, EngineGoldens,
+                         testing::Values("babyllama-tok105", "babyllama-tok105-hd64-bf16", "recall-9M",
+                                         "stories260K", "stories260K-hd128-bf16", "tinystories-3.5M-qwen3"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           for (char& c : name)
+                             if (std::isalnum(static_cast<unsigned char>(c)) == 0) c = '_';
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace quire::golden

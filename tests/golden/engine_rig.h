@@ -1,0 +1,121 @@
+// What the golden tests of the whole engine share: the stored cases, a sink that collects a request's events,
+// and an engine that takes prompts of ids.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "quire/engine.h"
+
+namespace quire::golden {
+
+inline std::string env_or(const char* name, const std::string& otherwise) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? otherwise : value;
+}
+inline std::string root_dir() {
+  return env_or("QUIRE_ROOT", ".");
+}
+inline std::string shared_data() {
+  return env_or("QUIRE_SHARED", root_dir() + "/../shared");
+}
+
+// Collects a request's events; wait() returns once the last has come, and fails if the request did.
+class Collector final : public TokenSink {
+ public:
+  void on_event(const TokenEvent& event) override {
+    const std::lock_guard lock(mutex_);
+    auto& ids = ids_[event.index];
+    ids.insert(ids.end(), event.token_ids.begin(), event.token_ids.end());
+    text_[event.index] += event.text;
+    if (event.finish != FinishReason::kNone) finish_[event.index] = event.finish;
+    if (event.error) error_ = event.error->message;
+    EXPECT_FALSE(done_) << "an event after the last";
+    done_ = event.last;
+    if (event.last) last_ = event;
+    if (done_) changed_.notify_all();
+  }
+  void wait() {
+    std::unique_lock lock(mutex_);
+    ASSERT_TRUE(changed_.wait_for(lock, std::chrono::seconds(120), [this] { return done_; }))
+        << "no last event";
+    EXPECT_EQ(error_, "");
+  }
+  void refuse(const Error& why) {
+    const std::lock_guard lock(mutex_);
+    error_ = why.message;
+    done_ = true;
+  }
+  std::vector<int32_t> ids(int32_t index = 0) { return ids_[index]; }
+  std::string text(int32_t index = 0) { return text_[index]; }
+  FinishReason finish(int32_t index = 0) { return finish_[index]; }
+  const TokenEvent& last() const { return last_; }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<int32_t, std::vector<int32_t>> ids_;
+  std::map<int32_t, std::string> text_;
+  std::map<int32_t, FinishReason> finish_;
+  TokenEvent last_;
+  std::string error_;
+  bool done_ = false;
+};
+
+struct Case {
+  std::vector<int32_t> prompt, greedy;
+  std::vector<double> margins;  // between the two likeliest logits of each step
+};
+
+inline std::vector<Case> read_cases(const std::string& path) {
+  std::ifstream file(path);
+  const nlohmann::json goldens = nlohmann::json::parse(file);
+  std::vector<Case> cases;
+  for (const auto& c : goldens["cases"])
+    cases.push_back({c["prompt_ids"].get<std::vector<int32_t>>(), c["greedy_ids"].get<std::vector<int32_t>>(),
+                     c["margins"].get<std::vector<double>>()});
+  return cases;
+}
+
+inline SamplingParams greedy(int32_t max_tokens) {
+  SamplingParams p;
+  p.temperature = 0;
+  p.max_tokens = max_tokens;
+  p.ignore_eos = true;
+  return p;
+}
+
+inline std::shared_ptr<Collector> submit(Engine& engine, const std::vector<int32_t>& prompt,
+                                         SamplingParams sampling) {
+  auto sink = std::make_shared<Collector>();
+  Request request;
+  request.prompt = prompt;
+  request.sampling = std::move(sampling);
+  const Result<RequestId> id = engine.submit(std::move(request), sink);
+  if (!id) sink->refuse(id.error());
+  return sink;
+}
+inline std::shared_ptr<Collector> submit(Engine& engine, const Case& c) {
+  return submit(engine, c.prompt, greedy(static_cast<int32_t>(c.greedy.size())));
+}
+
+// A step that was under way when the last request ended has to run first.
+inline void expect_nothing_held(const Engine& engine) {
+  for (int i = 0; i < 500 && engine.stats().blocks_held > 0; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  EXPECT_EQ(engine.stats().blocks_held, 0);
+}
+
+}  // namespace quire::golden
