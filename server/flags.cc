@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
 #include <fstream>
 #include <functional>
 #include <map>
@@ -27,7 +28,7 @@ bool read_json(const Json& json, double& out) {
 }
 
 template <class Int>
-requires std::is_integral_v<Int>
+  requires std::is_integral_v<Int>
 bool read_json(const Json& json, Int& out) {
   if (json.is_number_unsigned()) {
     const auto value = json.get<uint64_t>();
@@ -64,7 +65,8 @@ std::string show(const std::string& value) {
   return value.empty() ? "none" : value;
 }
 template <class T>
-requires std::is_arithmetic_v<T> std::string show(T value) {
+  requires std::is_arithmetic_v<T>
+std::string show(T value) {
   return fmt::format("{}", value);
 }
 template <class T>
@@ -85,6 +87,33 @@ std::string environment_name(std::string name) {
 std::string not_among(const std::string& value, const std::vector<std::string>& choices) {
   if (std::find(choices.begin(), choices.end(), value) != choices.end()) return {};
   return fmt::format("'{}' is not one of {}", value, fmt::join(choices, ", "));
+}
+
+// "" when the whole text is a T. CLI11 would take -1 for an unsigned number and not tell the range.
+template <class T>
+  requires std::is_arithmetic_v<T>
+std::string not_a(const std::string& text) {
+  T value{};
+  const char* const end = text.data() + text.size();
+  const auto read = std::from_chars(text.data(), end, value);
+  if (read.ec == std::errc() && read.ptr == end) return {};
+  if constexpr (std::is_integral_v<T>)
+    return fmt::format("'{}' is not an integer from {} to {}", text, std::numeric_limits<T>::min(),
+                       std::numeric_limits<T>::max());
+  return fmt::format("'{}' is not a number", text);
+}
+
+template <class T>
+void check_number(CLI::Option& option, const T&) {
+  if constexpr (std::is_arithmetic_v<T>) option.check([](const std::string& v) { return not_a<T>(v); }, "");
+}
+template <class T>
+void check_number(CLI::Option& option, const std::optional<T>&) {
+  check_number(option, T{});
+}
+template <class T>
+void check_number(CLI::Option& option, const std::vector<T>&) {
+  check_number(option, T{});
 }
 
 // "--name TYPE" on the left; default and environment stand in the description.
@@ -120,7 +149,9 @@ struct Flags::State {
   }
   template <class T>
   Bound& bind_value(const std::string& name, T& target, const std::string& help, const char* type) {
-    return bind(name, app.add_option("--" + name, target)->type_name(type), target, help);
+    CLI::Option* option = app.add_option("--" + name, target)->type_name(type);
+    check_number(*option, target);
+    return bind(name, option, target, help);
   }
   template <class T>
   void bind_list(const std::string& name, std::vector<T>& target, const std::string& help, const char* type) {

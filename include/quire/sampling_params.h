@@ -59,6 +59,9 @@ struct SamplingLimits {
   int32_t max_stop_bytes = 256;  // each
   int32_t max_logprobs = 20;
   int32_t max_logit_bias = 1024;
+  int32_t max_bad_words = 256;        // sequences; each sampled token is checked against all
+  int32_t max_bad_word_tokens = 64;   // of one sequence
+  int32_t max_stop_token_ids = 256;
   int32_t vocab_size = 0;        // ids must be below; 0 = unchecked
 };
 

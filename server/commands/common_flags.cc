@@ -57,6 +57,9 @@ void bind_limit_flags(Flags& flags, SamplingLimits& limits) {
   flags.add("max-stop-bytes", limits.max_stop_bytes, "Longest stop text, bytes");
   flags.add("max-logprobs", limits.max_logprobs, "Most logprobs a token a request may ask for");
   flags.add("max-logit-bias", limits.max_logit_bias, "Most logit_bias entries of a request");
+  flags.add("max-bad-words", limits.max_bad_words, "Most bad_words sequences of a request");
+  flags.add("max-bad-word-tokens", limits.max_bad_word_tokens, "Longest sequence of bad_words, tokens");
+  flags.add("max-stop-token-ids", limits.max_stop_token_ids, "Most stop_token_ids of a request");
 }
 
 void bind_sampling_flags(Flags& flags, SamplingParams& p) {

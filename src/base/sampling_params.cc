@@ -17,27 +17,32 @@ struct Range {
 };
 
 Status check_range(const Range& r) {
-  const bool inside = std::isfinite(r.value) && (r.open_low ? r.value > r.low : r.value >= r.low) && r.value <= r.high;
+  const bool inside =
+      std::isfinite(r.value) && (r.open_low ? r.value > r.low : r.value >= r.low) && r.value <= r.high;
   if (inside) return ok();
-  return invalid(fmt::format("{} is {}; it must lie in {}{}, {}]", r.field, r.value, r.open_low ? "(" : "[", r.low, r.high),
+  return invalid(fmt::format("{} is {}; it must lie in {}{}, {}]", r.field, r.value, r.open_low ? "(" : "[",
+                             r.low, r.high),
                  fmt::format("sampling.{}", r.field));
 }
 
 Status check_id(const char* field, int64_t id, int32_t vocab_size) {
   if (id >= 0 && (vocab_size == 0 || id < vocab_size)) return ok();
-  return invalid(fmt::format("{} has token id {}; ids of this model run from 0 to {}", field, id, vocab_size - 1),
-                 fmt::format("sampling.{}", field));
+  return invalid(
+      fmt::format("{} has token id {}; ids of this model run from 0 to {}", field, id, vocab_size - 1),
+      fmt::format("sampling.{}", field));
 }
 
 Status check_choice(const SamplingParams& p) {
-  const Range ranges[] = {
-      {"temperature", p.temperature, 0, 100},       {"top_p", p.top_p, 0, 1, true},
-      {"min_p", p.min_p, 0, 1},                     {"typical_p", p.typical_p, 0, 1, true},
-      {"repetition_penalty", p.repetition_penalty, 0, 100, true},
-      {"presence_penalty", p.presence_penalty, -2, 2}, {"frequency_penalty", p.frequency_penalty, -2, 2},
-      {"top_k", static_cast<double>(p.top_k), 0, 1 << 30},
-      {"no_repeat_ngram", static_cast<double>(p.no_repeat_ngram), 0, 1024},
-      {"length_penalty", p.length_penalty, -10, 10}};
+  const Range ranges[] = {{"temperature", p.temperature, 0, 100},
+                          {"top_p", p.top_p, 0, 1, true},
+                          {"min_p", p.min_p, 0, 1},
+                          {"typical_p", p.typical_p, 0, 1, true},
+                          {"repetition_penalty", p.repetition_penalty, 0, 100, true},
+                          {"presence_penalty", p.presence_penalty, -2, 2},
+                          {"frequency_penalty", p.frequency_penalty, -2, 2},
+                          {"top_k", static_cast<double>(p.top_k), 0, 1 << 30},
+                          {"no_repeat_ngram", static_cast<double>(p.no_repeat_ngram), 0, 1024},
+                          {"length_penalty", p.length_penalty, -10, 10}};
   for (const Range& r : ranges)
     if (Status s = check_range(r); !s) return s;
   return ok();
@@ -51,13 +56,17 @@ Status check_counts(const SamplingParams& p, const SamplingLimits& limits) {
       {"max_tokens", static_cast<double>(p.max_tokens), 0, 1 << 30},
       {"min_tokens", static_cast<double>(p.min_tokens), 0, static_cast<double>(p.max_tokens)},
       {"logprobs", static_cast<double>(p.logprobs), -1, static_cast<double>(limits.max_logprobs)},
-      {"prompt_logprobs", static_cast<double>(p.prompt_logprobs), -1, static_cast<double>(limits.max_logprobs)}};
+      {"prompt_logprobs", static_cast<double>(p.prompt_logprobs), -1,
+       static_cast<double>(limits.max_logprobs)}};
   for (const Range& r : ranges)
     if (Status s = check_range(r); !s) return s;
   if (p.best_of != 0 && p.best_of < p.n)
-    return invalid(fmt::format("best_of is {}; it must be 0 or at least n ({})", p.best_of, p.n), "sampling.best_of");
+    return invalid(fmt::format("best_of is {}; it must be 0 or at least n ({})", p.best_of, p.n),
+                   "sampling.best_of");
   if (p.beam_width != 0 && p.n > p.beam_width)
-    return invalid(fmt::format("n is {}; with beam search it may be at most beam_width ({})", p.n, p.beam_width), "sampling.n");
+    return invalid(
+        fmt::format("n is {}; with beam search it may be at most beam_width ({})", p.n, p.beam_width),
+        "sampling.n");
   if (p.beam_width != 0 && p.best_of > p.n)
     return invalid("best_of and beam_width exclude each other", "sampling.best_of");
   return ok();
@@ -65,30 +74,61 @@ Status check_counts(const SamplingParams& p, const SamplingLimits& limits) {
 
 Status check_stops(const SamplingParams& p, const SamplingLimits& limits) {
   if (static_cast<int64_t>(p.stop.size()) > limits.max_stop_strings)
-    return invalid(fmt::format("stop has {} texts; at most {} (max_stop_strings)", p.stop.size(), limits.max_stop_strings), "sampling.stop");
+    return invalid(fmt::format("stop has {} texts; at most {} (max_stop_strings)", p.stop.size(),
+                               limits.max_stop_strings),
+                   "sampling.stop");
   for (const std::string& s : p.stop)
     if (s.empty() || static_cast<int64_t>(s.size()) > limits.max_stop_bytes)
-      return invalid(fmt::format("a stop text has {} bytes; from 1 to {} (max_stop_bytes)", s.size(), limits.max_stop_bytes), "sampling.stop");
+      return invalid(fmt::format("a stop text has {} bytes; from 1 to {} (max_stop_bytes)", s.size(),
+                                 limits.max_stop_bytes),
+                     "sampling.stop");
+  if (static_cast<int64_t>(p.stop_token_ids.size()) > limits.max_stop_token_ids)
+    return invalid(fmt::format("stop_token_ids has {} ids; at most {} (max_stop_token_ids)",
+                               p.stop_token_ids.size(), limits.max_stop_token_ids),
+                   "sampling.stop_token_ids");
   for (const int32_t id : p.stop_token_ids)
     if (Status s = check_id("stop_token_ids", id, limits.vocab_size); !s) return s;
   return ok();
 }
 
-Status check_token_lists(const SamplingParams& p, const SamplingLimits& limits) {
-  if (static_cast<int64_t>(p.logit_bias.size()) > limits.max_logit_bias)
-    return invalid(fmt::format("logit_bias has {} entries; at most {} (max_logit_bias)", p.logit_bias.size(), limits.max_logit_bias), "sampling.logit_bias");
-  for (const auto& [id, bias] : p.logit_bias) {
-    if (Status s = check_id("logit_bias", id, limits.vocab_size); !s) return s;
-    if (Status s = check_range({"logit_bias", bias, -100, 100}); !s) return s;
-  }
-  for (const int32_t id : p.allowed_token_ids)
-    if (Status s = check_id("allowed_token_ids", id, limits.vocab_size); !s) return s;
+Status check_bad_words(const SamplingParams& p, const SamplingLimits& limits) {
+  if (static_cast<int64_t>(p.bad_words.size()) > limits.max_bad_words)
+    return invalid(fmt::format("bad_words has {} token sequences; at most {} (max_bad_words)",
+                               p.bad_words.size(), limits.max_bad_words),
+                   "sampling.bad_words");
   for (const auto& word : p.bad_words) {
-    if (word.empty()) return invalid("bad_words has an empty token sequence", "sampling.bad_words");
+    if (word.empty() || static_cast<int64_t>(word.size()) > limits.max_bad_word_tokens)
+      return invalid(fmt::format("a sequence of bad_words has {} tokens; from 1 to {} (max_bad_word_tokens)",
+                                 word.size(), limits.max_bad_word_tokens),
+                     "sampling.bad_words");
     for (const int32_t id : word)
       if (Status s = check_id("bad_words", id, limits.vocab_size); !s) return s;
   }
   return ok();
+}
+
+Status check_allowed_ids(const SamplingParams& p, const SamplingLimits& limits) {
+  const auto count = static_cast<int64_t>(p.allowed_token_ids.size());
+  if (limits.vocab_size > 0 && count > limits.vocab_size)
+    return invalid(
+        fmt::format("allowed_token_ids has {} ids; the vocabulary has {}", count, limits.vocab_size),
+        "sampling.allowed_token_ids");
+  for (const int32_t id : p.allowed_token_ids)
+    if (Status s = check_id("allowed_token_ids", id, limits.vocab_size); !s) return s;
+  return ok();
+}
+
+Status check_token_lists(const SamplingParams& p, const SamplingLimits& limits) {
+  if (static_cast<int64_t>(p.logit_bias.size()) > limits.max_logit_bias)
+    return invalid(fmt::format("logit_bias has {} entries; at most {} (max_logit_bias)", p.logit_bias.size(),
+                               limits.max_logit_bias),
+                   "sampling.logit_bias");
+  for (const auto& [id, bias] : p.logit_bias) {
+    if (Status s = check_id("logit_bias", id, limits.vocab_size); !s) return s;
+    if (Status s = check_range({"logit_bias", bias, -100, 100}); !s) return s;
+  }
+  if (Status s = check_allowed_ids(p, limits); !s) return s;
+  return check_bad_words(p, limits);
 }
 
 }  // namespace
@@ -102,12 +142,18 @@ Status validate(const SamplingParams& params, const SamplingLimits& limits) {
 
 const char* to_string(FinishReason reason) {
   switch (reason) {
-    case FinishReason::kNone: return "";
-    case FinishReason::kLength: return "length";
-    case FinishReason::kStop: return "stop";
-    case FinishReason::kCancelled: return "cancelled";
-    case FinishReason::kDeadline: return "deadline";
-    case FinishReason::kFailed: return "failed";
+    case FinishReason::kNone:
+      return "";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kCancelled:
+      return "cancelled";
+    case FinishReason::kDeadline:
+      return "deadline";
+    case FinishReason::kFailed:
+      return "failed";
   }
   return "";
 }

@@ -21,7 +21,9 @@ Result<json> parse_json_object(std::string_view text, std::string_view where) {
     if (!value.is_object())
       return invalid(fmt::format("{}: a JSON object is wanted, got {}", where, shown(value)));
     return value;
-  } catch (const json::exception& e) {
+  } catch (const json::parse_error& e) {  // its text quotes the file's bytes, which may be anything
+    return invalid(fmt::format("{}: not valid JSON at byte {}", where, e.byte));
+  } catch (const json::exception& e) {  // a number beyond every range
     return invalid(fmt::format("{}: not valid JSON: {}", where, e.what()));
   }
 }

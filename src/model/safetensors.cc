@@ -87,8 +87,8 @@ class HeaderReader {
     return true;
   }
   bool key(std::string& name) { return depth_ == 1 ? top_key(name) : in_metadata_ || field_key(name); }
-  bool parse_error(size_t, const std::string&, const json::exception& e) {
-    return fail(fmt::format("not valid JSON: {}", e.what()));
+  bool parse_error(size_t byte, const std::string&, const json::exception&) {
+    return fail(fmt::format("not valid JSON at byte {}", byte));
   }
 
   std::vector<TensorView>& tensors() { return tensors_; }

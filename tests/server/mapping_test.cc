@@ -198,7 +198,14 @@ TEST(Flags, NameWhatIsWrong) {
     return parsed ? "" : parsed.error().message;
   };
   EXPECT_NE(why({"--device", "tpu"}).find("'tpu' is not one of auto, cpu"), std::string::npos);
-  EXPECT_NE(why({"--device", "cpu", "--max-tokens", "x"}).find("max-tokens"), std::string::npos);
+  EXPECT_NE(why({"--device", "cpu", "--max-tokens", "x"}).find("--max-tokens: 'x' is not an integer from"),
+            std::string::npos);
+  EXPECT_NE(why({"--device", "cpu", "--max-tokens", "2147483648"}).find("from -2147483648 to 2147483647"),
+            std::string::npos);
+  EXPECT_NE(why({"--device", "cpu", "--seed", "-1"}).find("'-1' is not an integer from 0 to"),
+            std::string::npos);
+  EXPECT_NE(why({"--device", "cpu", "--ids", "5,2147483648"}).find("'2147483648' is not an integer"),
+            std::string::npos);
   EXPECT_NE(why({"--device", "cpu", "--nonsense"}).find("--nonsense"), std::string::npos);
   EXPECT_NE(why({}).find("device"), std::string::npos);
   EXPECT_NE(why({"--config", write_config(R"({"max_tokenz": 1})")}).find("unknown key 'max_tokenz'"),

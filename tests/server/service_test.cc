@@ -170,6 +170,20 @@ TEST(Service, RefusesAMessageOverTheLimit) {
   EXPECT_TRUE(run_stream(*rig.stub, text_request(std::string((4 << 20) - 100, 'x'), 1)).status.ok());
 }
 
+// What unpacks to more than the limit must not be unpacked to find that out.
+TEST(Service, TakesNoCompressedMessage) {
+  Rig rig;
+  for (const auto algorithm : {GRPC_COMPRESS_GZIP, GRPC_COMPRESS_DEFLATE}) {
+    grpc::ClientContext context;
+    context.set_compression_algorithm(algorithm);
+    const grpc::Status status =
+        run_stream(*rig.stub, text_request(std::string(8 << 20, 'x'), 1), context).status;
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED) << status.error_message();
+  }
+  EXPECT_EQ(rig.engine.stats().requests_submitted_total, 0);
+  EXPECT_TRUE(run_stream(*rig.stub, text_request("hello", 1)).status.ok()) << "the server goes on";
+}
+
 // gRPC closes the connection that sent too much; others do not notice.
 TEST(Service, RefusesMetadataOverTheLimit) {
   Rig rig;

@@ -23,11 +23,11 @@ TEST(Dtype, EveryF16ValueSurvivesARoundTrip) {
 }
 
 TEST(Dtype, F16RoundsTiesToEvenAndOverflowsToInfinity) {
-  EXPECT_EQ(f32_to_f16(1.0f + 0x1p-11f), 0x3c00);            // half way between 1 and 1 + 2^-10: even is 1
-  EXPECT_EQ(f32_to_f16(1.0f + 3 * 0x1p-11f), 0x3c02);        // half way: even is 1 + 2 * 2^-10
+  EXPECT_EQ(f32_to_f16(1.0f + 0x1p-11f), 0x3c00);      // half way between 1 and 1 + 2^-10: even is 1
+  EXPECT_EQ(f32_to_f16(1.0f + 3 * 0x1p-11f), 0x3c02);  // half way: even is 1 + 2 * 2^-10
   EXPECT_EQ(f32_to_f16(65519.0f), 0x7bff);
   EXPECT_EQ(f32_to_f16(65520.0f), 0x7c00);
-  EXPECT_EQ(f32_to_f16(0x1p-25f), 0x0000);                   // half of the least subnormal: even is 0
+  EXPECT_EQ(f32_to_f16(0x1p-25f), 0x0000);  // half of the least subnormal: even is 0
   EXPECT_EQ(f32_to_f16(0x1.8p-24f), 0x0002);
 }
 
@@ -54,7 +54,9 @@ TEST(Random, UniformNeverTouchesItsEnds) {
   EXPECT_LT(uniform_open(~0u), 1.0f);
 }
 
-TEST(SamplingParams, DefaultsAreValid) { EXPECT_TRUE(validate(SamplingParams{}, SamplingLimits{})); }
+TEST(SamplingParams, DefaultsAreValid) {
+  EXPECT_TRUE(validate(SamplingParams{}, SamplingLimits{}));
+}
 
 struct BadCase {
   const char* field;
@@ -79,30 +81,35 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 INSTANTIATE_TEST_SUITE_P(
     All, BadSampling,
-    testing::Values(BadCase{"temperature", [](SamplingParams& p) { p.temperature = -0.1; }},
-                    BadCase{"temperature", [](SamplingParams& p) { p.temperature = kNan; }},
-                    BadCase{"top_p", [](SamplingParams& p) { p.top_p = 0; }},
-                    BadCase{"top_p", [](SamplingParams& p) { p.top_p = 1.01; }},
-                    BadCase{"top_k", [](SamplingParams& p) { p.top_k = -1; }},
-                    BadCase{"min_p", [](SamplingParams& p) { p.min_p = 2; }},
-                    BadCase{"typical_p", [](SamplingParams& p) { p.typical_p = 0; }},
-                    BadCase{"repetition_penalty", [](SamplingParams& p) { p.repetition_penalty = 0; }},
-                    BadCase{"presence_penalty", [](SamplingParams& p) { p.presence_penalty = 2.5; }},
-                    BadCase{"frequency_penalty", [](SamplingParams& p) { p.frequency_penalty = kNan; }},
-                    BadCase{"n", [](SamplingParams& p) { p.n = 0; }}, BadCase{"n", [](SamplingParams& p) { p.n = 9; }},
-                    BadCase{"best_of", [](SamplingParams& p) { p.n = 3, p.best_of = 2; }},
-                    BadCase{"n", [](SamplingParams& p) { p.n = 3, p.beam_width = 2; }},
-                    BadCase{"max_tokens", [](SamplingParams& p) { p.max_tokens = -1; }},
-                    BadCase{"min_tokens", [](SamplingParams& p) { p.min_tokens = 17; }},
-                    BadCase{"logprobs", [](SamplingParams& p) { p.logprobs = 21; }},
-                    BadCase{"stop", [](SamplingParams& p) { p.stop = {""}; }},
-                    BadCase{"stop", [](SamplingParams& p) { p.stop.assign(17, "x"); }},
-                    BadCase{"stop", [](SamplingParams& p) { p.stop = {std::string(257, 'x')}; }},
-                    BadCase{"stop_token_ids", [](SamplingParams& p) { p.stop_token_ids = {100}; }},
-                    BadCase{"logit_bias", [](SamplingParams& p) { p.logit_bias = {{-1, 0.0}}; }},
-                    BadCase{"logit_bias", [](SamplingParams& p) { p.logit_bias = {{1, kNan}}; }},
-                    BadCase{"allowed_token_ids", [](SamplingParams& p) { p.allowed_token_ids = {100}; }},
-                    BadCase{"bad_words", [](SamplingParams& p) { p.bad_words = {{}}; }}));
+    testing::Values(
+        BadCase{"temperature", [](SamplingParams& p) { p.temperature = -0.1; }},
+        BadCase{"temperature", [](SamplingParams& p) { p.temperature = kNan; }},
+        BadCase{"top_p", [](SamplingParams& p) { p.top_p = 0; }},
+        BadCase{"top_p", [](SamplingParams& p) { p.top_p = 1.01; }},
+        BadCase{"top_k", [](SamplingParams& p) { p.top_k = -1; }},
+        BadCase{"min_p", [](SamplingParams& p) { p.min_p = 2; }},
+        BadCase{"typical_p", [](SamplingParams& p) { p.typical_p = 0; }},
+        BadCase{"repetition_penalty", [](SamplingParams& p) { p.repetition_penalty = 0; }},
+        BadCase{"presence_penalty", [](SamplingParams& p) { p.presence_penalty = 2.5; }},
+        BadCase{"frequency_penalty", [](SamplingParams& p) { p.frequency_penalty = kNan; }},
+        BadCase{"n", [](SamplingParams& p) { p.n = 0; }}, BadCase{"n", [](SamplingParams& p) { p.n = 9; }},
+        BadCase{"best_of", [](SamplingParams& p) { p.n = 3, p.best_of = 2; }},
+        BadCase{"n", [](SamplingParams& p) { p.n = 3, p.beam_width = 2; }},
+        BadCase{"max_tokens", [](SamplingParams& p) { p.max_tokens = -1; }},
+        BadCase{"min_tokens", [](SamplingParams& p) { p.min_tokens = 17; }},
+        BadCase{"logprobs", [](SamplingParams& p) { p.logprobs = 21; }},
+        BadCase{"stop", [](SamplingParams& p) { p.stop = {""}; }},
+        BadCase{"stop", [](SamplingParams& p) { p.stop.assign(17, "x"); }},
+        BadCase{"stop", [](SamplingParams& p) { p.stop = {std::string(257, 'x')}; }},
+        BadCase{"stop_token_ids", [](SamplingParams& p) { p.stop_token_ids = {100}; }},
+        BadCase{"logit_bias", [](SamplingParams& p) { p.logit_bias = {{-1, 0.0}}; }},
+        BadCase{"logit_bias", [](SamplingParams& p) { p.logit_bias = {{1, kNan}}; }},
+        BadCase{"allowed_token_ids", [](SamplingParams& p) { p.allowed_token_ids = {100}; }},
+        BadCase{"bad_words", [](SamplingParams& p) { p.bad_words = {{}}; }},
+        BadCase{"bad_words", [](SamplingParams& p) { p.bad_words.assign(257, {1}); }},
+        BadCase{"bad_words", [](SamplingParams& p) { p.bad_words = {std::vector<int32_t>(65, 1)}; }},
+        BadCase{"stop_token_ids", [](SamplingParams& p) { p.stop_token_ids.assign(257, 1); }},
+        BadCase{"allowed_token_ids", [](SamplingParams& p) { p.allowed_token_ids.assign(101, 1); }}));
 
 }  // namespace
 }  // namespace quire

@@ -76,7 +76,7 @@ TEST_F(SafetensorsFiles, NamesEachFaultOfTheHeader) {
       {" {}", "does not begin with an object"},
       {"{", "not valid JSON"},
       {R"({"a":{)" + t + R"(}} x)", "not valid JSON"},
-      {"{\"\xff\":{" + t + "}}", "not valid JSON"},
+      {"{\"\xff\":{" + t + "}}", "not valid JSON at byte 3"},
       {R"({"a":{)" + t + R"(},"a":{)" + t + "}}", "tensor `a` is there twice"},
       {R"({"a":{)" + t + R"(,"dtype":"F32"}})", "field `dtype` is there twice"},
       {R"({"a":{)" + t + R"(,"stride":[1]}})", "unknown field `stride`"},
