@@ -1,0 +1,68 @@
+// Times the ops of a step beside attention, and the card's ceilings.
+#include "benchmarks/cuda/step_bench.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+
+#include "src/base/random.h"
+
+namespace quire::bench {
+
+std::vector<uint16_t> random_host(int64_t count, uint64_t seed, float scale) {
+  Random random(seed);
+  std::vector<uint16_t> values(static_cast<size_t>(count));
+  for (size_t i = 0; i < values.size(); i += 4) {
+    const uint64_t bits = random.next();
+    for (size_t k = 0; k < 4 && i + k < values.size(); ++k) {
+      const auto level = static_cast<float>((bits >> (16 * k)) & 0xffffu);
+      values[i + k] = f32_to_bf16((level - 32768.0f) * scale / 32768.0f);
+    }
+  }
+  return values;
+}
+
+std::vector<double> as_doubles(const std::vector<uint16_t>& bf16) {
+  std::vector<double> values;
+  for (const uint16_t x : bf16) values.push_back(bf16_to_f32(x));
+  return values;
+}
+
+namespace {
+
+struct Options {
+  RigOptions rig;
+  std::vector<std::string> parts = {"matmul", "rows", "sampling"};
+  std::string json;
+  bool tiny = false;
+
+  bool wants(const char* part) const { return std::find(parts.begin(), parts.end(), part) != parts.end(); }
+};
+
+bool run(const Options& o) {
+  Rig rig(o.rig);
+  rig.measure_memory_ceilings(o.tiny ? 1 << 20 : int64_t{8} << 30);
+  Report report(rig, o.json);
+  bench_matmul_ceiling(rig, report, o.tiny);
+  if (o.wants("matmul")) bench_matmul(rig, report, o.tiny);
+  if (o.wants("rows")) bench_rows(rig, report, o.tiny);
+  if (o.wants("sampling")) bench_sampling(rig, report, o.tiny);
+  return report.finish();
+}
+
+}  // namespace
+}  // namespace quire::bench
+
+int main(int argc, char** argv) {
+  quire::bench::Options o;
+  CLI::App app{
+      "Times the products, norms, rope, SiLU and sampling of a step on a card; checks results in float64."};
+  app.add_option("--part", o.parts, "matmul,rows,sampling; the ceilings are always measured")
+      ->delimiter(',')
+      ->capture_default_str();
+  app.add_option("--device", o.rig.device, "cuda | cuda-host (the host shim)")->capture_default_str();
+  app.add_option("--rounds", o.rig.rounds, "timed replays, after three that warm up")->capture_default_str();
+  app.add_option("--json", o.json, "file for the figures");
+  app.add_flag("--tiny", o.tiny, "small shapes, to run every line where a card is emulated");
+  CLI11_PARSE(app, argc, argv);
+  return quire::bench::run(o) ? 0 : 1;
+}
