@@ -50,7 +50,10 @@ void Episode::submit(CoreRequest r) {
     return;
   }
   r.request = next_id_++;
-  Live& live = live_[r.request];
+  live_.resize(next_id_);
+  live_[r.request] = std::make_unique<Live>();
+  ++num_live_;
+  Live& live = *live_[r.request];
   live.num_sequences = r.sampling->beam_width > 0 ? r.sampling->n : r.sampling->num_sequences();
   live.arrival_us = r.arrival_us;
   live.checked = is_predictable(*r.sampling) && core_->scheduler().limits().max_sequences <= 4096;
@@ -67,7 +70,7 @@ void Episode::arrive() {
 RequestId Episode::any_live() {
   while (!ids_.empty()) {
     const size_t i = random_.below(ids_.size());
-    if (live_.contains(ids_[i])) return ids_[i];
+    if (find(ids_[i]) != nullptr) return ids_[i];
     ids_[i] = ids_.back();
     ids_.pop_back();
   }
@@ -79,13 +82,13 @@ void Episode::inject() {
     if (const RequestId id = any_live()) core_->abort(id), ++faults_;
   if (random_.chance(rates_.pause))
     if (const RequestId id = any_live()) {
-      Live& live = live_[id];
+      Live& live = *find(id);
       core_->set_paused(id, live.paused = !live.paused);
       ++faults_;
     }
   if (random_.chance(rates_.stop))
     if (const RequestId id = any_live()) {
-      live_[id].stopped = true;
+      find(id)->stopped = true;
       core_->stop(id, static_cast<int32_t>(random_.below(2)));
       ++faults_;
     }
@@ -104,6 +107,7 @@ bool Episode::step() {
   arrive();
   if (rates_.cancel > 0) inject();
   const bool worked = core_->step();
+  samples_.running_sum += worked ? core_->scheduler().num_running() : 0;
   take_outcome();
   if ((core_->scheduler().counters().steps & 63) == 0 && core_->cache().num_held() > 0) {
     samples_.waste_sum += core_->cache().waste_percent();
@@ -115,11 +119,12 @@ bool Episode::step() {
 
 void Episode::drain() {
   rates_ = kNoFaults;
-  for (auto& [id, live] : live_) core_->set_paused(id, false);
+  for (RequestId id = 1; id < live_.size(); ++id)
+    if (live_[id] != nullptr) core_->set_paused(id, false);
   for (int32_t i = 0; i < kMaxStepsIdle && core_->step(); ++i) take_outcome();
   take_outcome();
   if (!core_->idle()) violate(fmt::format("stuck: {} requests cannot end", core_->num_unfinished()));
-  if (!live_.empty()) violate(fmt::format("invariant 9: {} requests have no end", live_.size()));
+  if (num_live_ > 0) violate(fmt::format("invariant 9: {} requests have no end", num_live_));
   leaked_ = core_->cache().num_held();
   if (leaked_ > 0) violate(fmt::format("{} blocks are held by nobody", leaked_));
   if (core_->queue_budget().num_requests() != 0 || core_->queue_budget().num_tokens() != 0)
@@ -128,10 +133,10 @@ void Episode::drain() {
 }
 
 void Episode::take_token(const TokenOutput& token) {
-  const auto it = live_.find(token.request);
-  if (it == live_.end())
+  Live* found = find(token.request);
+  if (found == nullptr)
     return violate(fmt::format("invariant 9: a token of request {}, which has ended", token.request));
-  Live& live = it->second;
+  Live& live = *found;
   ++live.num_tokens;
   ++samples_.output_tokens;
   if (live.first_us < 0) live.first_us = clock_.now_us();
@@ -140,11 +145,12 @@ void Episode::take_token(const TokenOutput& token) {
 }
 
 void Episode::take_outcome() {
-  const Outcome out = core_->take_outcome();
+  core_->take_outcome(outcome_);
+  const Outcome& out = outcome_;
   for (const TokenOutput& token : out.tokens) take_token(token);
   for (const SequenceEnd& end : out.ends) {
-    const auto it = live_.find(end.request);
-    if (it == live_.end() || ++it->second.num_ends > it->second.num_sequences)
+    Live* live = find(end.request);
+    if (live == nullptr || ++live->num_ends > live->num_sequences)
       violate(fmt::format("invariant 9: request {} has one end too many", end.request));
   }
   for (const RequestEnd& end : out.request_ends) end_request(end);
@@ -153,9 +159,9 @@ void Episode::take_outcome() {
 }
 
 void Episode::end_request(const RequestEnd& end) {
-  const auto it = live_.find(end.request);
-  if (it == live_.end()) return violate(fmt::format("invariant 9: request {} ended twice", end.request));
-  const Live& live = it->second;
+  const Live* found = find(end.request);
+  if (found == nullptr) return violate(fmt::format("invariant 9: request {} ended twice", end.request));
+  const Live& live = *found;
   if (live.num_ends != live.num_sequences)
     violate(fmt::format("invariant 9: request {} ended with {} of {} sequences", end.request, live.num_ends,
                         live.num_sequences));
@@ -175,7 +181,8 @@ void Episode::end_request(const RequestEnd& end) {
       samples_.tpot_ms.push_back(static_cast<float>(live.last_us - live.first_us) * 1e-3f /
                                  static_cast<float>(each - 1));
   }
-  live_.erase(it);
+  live_[end.request].reset();
+  --num_live_;
 }
 
 void Episode::add_to(SimReport& report, Samples& samples) const {
@@ -198,6 +205,7 @@ void Episode::add_to(SimReport& report, Samples& samples) const {
   samples.tpot_ms.insert(samples.tpot_ms.end(), samples_.tpot_ms.begin(), samples_.tpot_ms.end());
   samples.waste_sum += samples_.waste_sum;
   samples.waste_count += samples_.waste_count;
+  samples.running_sum += samples_.running_sum;
   samples.output_tokens += samples_.output_tokens;
   samples.prompt_tokens += samples_.prompt_tokens;
   samples.cached_tokens += samples_.cached_tokens;

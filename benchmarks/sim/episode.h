@@ -4,7 +4,6 @@
 
 #include <memory>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "benchmarks/sim/setup.h"
@@ -25,6 +24,7 @@ struct Samples {
   std::vector<float> ttft_ms, tpot_ms;
   double waste_sum = 0;
   int64_t waste_count = 0, output_tokens = 0, prompt_tokens = 0, cached_tokens = 0;
+  int64_t running_sum = 0;  // over steps
 };
 
 class Episode {
@@ -51,6 +51,7 @@ class Episode {
   void inject();
   RequestId any_live();
   void take_outcome();
+  Live* find(RequestId id) { return id < live_.size() ? live_[id].get() : nullptr; }
   void take_token(const TokenOutput& token);
   void end_request(const RequestEnd& end);
   void violate(std::string what);
@@ -62,7 +63,9 @@ class Episode {
   std::unique_ptr<Workload> workload_;
   FaultRates rates_;
   Random random_;
-  std::unordered_map<RequestId, Live> live_;
+  std::vector<std::unique_ptr<Live>> live_;  // by id
+  int64_t num_live_ = 0;
+  Outcome outcome_;
   std::vector<RequestId> ids_;  // of live_, for drawing
   RequestId next_id_ = 1;
   int64_t submitted_ = 0, refused_ = 0, faults_ = 0, leaked_ = 0;

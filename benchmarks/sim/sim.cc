@@ -61,6 +61,9 @@ class Run {
     report_.hit_rate = samples_.prompt_tokens > 0 ? static_cast<double>(samples_.cached_tokens) /
                                                         static_cast<double>(samples_.prompt_tokens)
                                                   : 0;
+    report_.running_mean =
+        report_.steps > 0 ? static_cast<double>(samples_.running_sum) / static_cast<double>(report_.steps)
+                          : 0;
     report_.ttft_ms = percentiles(samples_.ttft_ms);
     report_.tpot_ms = percentiles(samples_.tpot_ms);
     report_.waste_percent =
@@ -126,6 +129,7 @@ std::string to_json(const SimReport& r) {
                                        {"violations", r.violations},
                                        {"steps_per_s", r.steps_per_s},
                                        {"simulated_s", r.simulated_s},
+                                       {"running_mean", r.running_mean},
                                        {"requests",
                                         {{"submitted", r.submitted},
                                          {"finished", r.finished},

@@ -21,8 +21,8 @@ struct SimOptions {
   double seconds = 0;      // of real time; 0 = no limit
   int32_t sequences = 64;  // running at once
   bool faults = true;
-  int32_t audit_every =
-      16;  // steps between full audits of cache and lists (cheap invariants and plans: every step)
+  // Steps between audits of cache and lists from scratch. Sums, plans, held blocks and contents: every step.
+  int32_t audit_every = 128;
 
   std::string trace;         // a file of ../traces; "" = a random load
   std::string trace_format;  // azure | mooncake | servegen
@@ -47,6 +47,7 @@ struct SimReport {
   std::vector<std::string> violations;
   double steps_per_s = 0;  // of real time
   double simulated_s = 0;
+  double running_mean = 0;  // sequences in a step
   int64_t submitted = 0, finished = 0, refused = 0, cancelled = 0, failed = 0;
   double hit_rate = 0;  // prompt tokens found cached / prompt tokens admitted
   SimPercentiles ttft_ms,

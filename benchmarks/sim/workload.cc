@@ -9,11 +9,11 @@ SamplingParams draw_sampling(Random& random) {
   SamplingParams p;
   p.temperature = random.chance(0.7) ? 0 : 1;
   p.max_tokens =
-      static_cast<int32_t>(random.chance(0.05) ? 0 : random.between(1, random.chance(0.2) ? 200 : 40));
+      static_cast<int32_t>(random.chance(0.05) ? 0 : random.between(1, random.chance(0.4) ? 300 : 40));
   p.ignore_eos = random.chance(0.5);
   if (random.chance(0.12)) p.n = static_cast<int32_t>(random.between(2, 6));
   if (random.chance(0.05)) p.best_of = p.n + 2;
-  if (random.chance(0.08) && p.max_tokens > 0) {
+  if (random.chance(0.02) && p.max_tokens > 0) {
     p.n = 1;
     p.best_of = 0;
     p.beam_width = static_cast<int32_t>(random.between(2, 5));
@@ -27,11 +27,29 @@ SamplingParams draw_sampling(Random& random) {
 class RandomWorkload final : public Workload {
  public:
   RandomWorkload(uint64_t seed, int32_t max_sequences, int32_t vocab_size, bool deadlines)
-      : random_(seed), max_live_(2 * max_sequences), vocab_size_(vocab_size), deadlines_(deadlines) {
+      : random_(seed), max_sequences_(max_sequences), vocab_size_(vocab_size), deadlines_(deadlines) {
+    level_ = draw_level();
     for (int i = 0; i < 8; ++i) prefixes_.push_back(draw(random_.between(1, 150)));
   }
   std::optional<CoreRequest> next(int64_t now_us, int64_t num_live) override {
-    if (num_live >= max_live_ || random_.chance(0.5)) return {};
+    if (num_live >= level_ || random_.chance(0.5)) {
+      if (random_.chance(kLevelChange)) level_ = draw_level();
+      return {};
+    }
+    return draw_request(now_us);
+  }
+  std::optional<int64_t> next_arrival_us() const override { return {}; }
+  bool exhausted() const override { return false; }
+
+ private:
+  static constexpr double kLevelChange = 1.0 / 256;  // in a step
+
+  // Crowds that queue, lulls, and now and then nobody at all.
+  int64_t draw_level() {
+    if (random_.chance(0.2)) return 2 * max_sequences_;
+    return random_.chance(0.1) ? 0 : random_.between(1, std::max<int64_t>(1, max_sequences_ / 2));
+  }
+  CoreRequest draw_request(int64_t now_us) {
     CoreRequest r;
     r.prompt = random_.chance(0.6) ? prefixes_[random_.below(prefixes_.size())] : std::vector<TokenId>{};
     const std::vector<TokenId> own = draw(random_.between(1, random_.chance(0.1) ? 250 : 30));
@@ -45,18 +63,14 @@ class RandomWorkload final : public Workload {
     r.seed = random_.next();
     return r;
   }
-  std::optional<int64_t> next_arrival_us() const override { return {}; }
-  bool exhausted() const override { return false; }
-
- private:
   std::vector<TokenId> draw(int64_t count) {
-    std::vector<TokenId> ids;
-    for (; count > 0; --count)
-      ids.push_back(static_cast<TokenId>(random_.below(static_cast<uint64_t>(vocab_size_))));
+    std::vector<TokenId> ids(static_cast<size_t>(count));
+    for (TokenId& id : ids)
+      id = static_cast<TokenId>((random_.next() >> 32) * static_cast<uint64_t>(vocab_size_) >> 32);
     return ids;
   }
   Random random_;
-  int64_t max_live_;
+  int64_t max_sequences_, level_ = 0;  // requests in the engine that the load keeps up
   int32_t vocab_size_;
   bool deadlines_;
   std::vector<std::vector<TokenId>> prefixes_;

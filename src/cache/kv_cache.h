@@ -95,8 +95,10 @@ class KvCache {
   int64_t num_cached() const { return pool_.num_cached(); }  // findable and held by nobody
   // Of these, all that have nothing held beneath them.
   int64_t num_evictable() const { return index_.size(); }
-  double waste_percent() const;  // slots of held blocks that hold no token
+  double waste_percent() const;                                 // slots of held blocks that hold no token
+  int64_t num_block_ids() const { return pool_.max_blocks(); }  // every block's id is below
   int32_t num_holders(BlockId block) const { return pool_.num_holders(block); }
+  bool is_held(BlockId block) const { return pool_.is_held(block); }  // by a table or a pending read
   // Invariant 7, to be asked of every block that a step writes.
   bool may_write(BlockId block) const { return pool_.may_write(block); }
   const CacheCounters& counters() const { return counters_; }

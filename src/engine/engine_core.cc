@@ -156,13 +156,16 @@ bool EngineCore::plan_step() {
   if (plan == nullptr) return false;
   if (scheduler_.num_in_flight() == 1) step_started_us_ = start;
   if (options_.config.check_invariants)
-    if (auto broken = check_plan(*plan, *cache_)) on_violation_(*broken);
+    if (auto broken = check_plan(*plan, *cache_, slots_written_)) on_violation_(*broken);
   executor_.submit(std::move(plan));
   return true;
 }
 
 void EngineCore::commit_step() {
-  const int64_t tokens = scheduler_.in_flight().front().plan->num_tokens();
+  const BatchPlan& plan = *scheduler_.in_flight().front().plan;
+  if (options_.config.check_invariants)
+    if (auto broken = check_held(plan, *cache_)) on_violation_(*broken);
+  const int64_t tokens = plan.num_tokens();
   StepResult result = executor_.wait();
   const int64_t start = clock_.now_us();
   std::vector<StepView::Prompt> prompts;
@@ -201,6 +204,12 @@ void EngineCore::watch() {
 Outcome EngineCore::take_outcome() {
   counted_ends_ = 0;
   return std::exchange(outcome_, {});
+}
+
+void EngineCore::take_outcome(Outcome& into) {
+  into.clear();
+  counted_ends_ = 0;
+  std::swap(into, outcome_);
 }
 
 void EngineCore::fill_stats(EngineStats& stats) const {

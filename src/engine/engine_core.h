@@ -15,6 +15,7 @@
 #include "quire/request.h"
 #include "src/base/clock.h"
 #include "src/cache/kv_cache.h"
+#include "src/engine/invariants.h"
 #include "src/engine/step_timer.h"
 #include "src/execute/executor.h"
 #include "src/request/admission.h"
@@ -78,6 +79,7 @@ class EngineCore {
   // planned. False: there was nothing to do.
   bool step();
   Outcome take_outcome();
+  void take_outcome(Outcome& into);  // the same, and `into` gives its memory for the next
   bool idle() const { return num_unfinished() == 0 && scheduler_.num_in_flight() == 0; }
   int64_t num_unfinished() const {
     return scheduler_.num_waiting_groups() + scheduler_.num_admitted_groups();
@@ -117,6 +119,7 @@ class EngineCore {
   int64_t step_started_us_ = 0;
   StepTimer timer_;
   OnViolation on_violation_;
+  std::vector<SlotsWritten> slots_written_;  // scratch of check_plan
 };
 
 }  // namespace quire

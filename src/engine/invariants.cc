@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <unordered_set>
 #include <utility>
 #include <vector>
@@ -30,21 +31,31 @@ Broken blocks_add_up(const KvCache& cache, int64_t all) {
                      cache.num_held(), cache.num_cached(), all);
 }
 
-Broken slots_are_distinct(const BatchPlan& plan, int32_t block_tokens) {
-  std::vector<std::pair<BlockId, int32_t>> slots;
-  for (const PlannedSequence& s : plan.sequences)
-    for (int32_t i = 0; i < static_cast<int32_t>(s.tokens.size()); ++i) {
-      const int32_t slot = s.list_length_before + i;
-      if (slot / block_tokens >= static_cast<int32_t>(s.block_table.size()))
-        return fmt::format("invariant 8: sequence {} writes slot {}; its list has {} blocks",
-                           value(s.sequence), slot, s.block_table.size());
-      slots.emplace_back(s.block_table[slot / block_tokens], slot % block_tokens);
+uint64_t slot_bits(int32_t first, int32_t end) {
+  const uint64_t below_end = end >= 64 ? ~0ull : (1ull << end) - 1;
+  return below_end & ~((1ull << first) - 1);
+}
+
+Broken slots_are_distinct(const BatchPlan& plan, const KvCache& cache, std::vector<SlotsWritten>& written) {
+  const int32_t block_tokens = cache.block_tokens();
+  written.resize(cache.num_block_ids());
+  for (const PlannedSequence& s : plan.sequences) {
+    const int32_t end = s.list_length_before + static_cast<int32_t>(s.tokens.size());
+    if (static_cast<int64_t>(s.block_table.size()) * block_tokens < end)
+      return fmt::format("invariant 8: sequence {} writes up to slot {}; its list has {} blocks of {}",
+                         value(s.sequence), end - 1, s.block_table.size(), block_tokens);
+    for (int32_t b = s.list_length_before / block_tokens; b * block_tokens < end; ++b) {
+      const uint64_t slots = slot_bits(std::max(0, s.list_length_before - b * block_tokens),
+                                       std::min(block_tokens, end - b * block_tokens));
+      SlotsWritten& block = written[value(s.block_table[b])];
+      if (block.step != plan.step) block = {plan.step, 0};
+      if ((block.slots & slots) != 0)
+        return fmt::format("invariant 3: two tokens of step {} share slot {} of block {}", plan.step,
+                           std::countr_zero(block.slots & slots), value(s.block_table[b]));
+      block.slots |= slots;
     }
-  std::sort(slots.begin(), slots.end());
-  const auto twice = std::adjacent_find(slots.begin(), slots.end());
-  if (twice == slots.end()) return {};
-  return fmt::format("invariant 3: two tokens of step {} share slot {} of block {}", plan.step, twice->second,
-                     value(twice->first));
+  }
+  return {};
 }
 
 // Once a prompt has ended in this step its samples share the tail that it writes: they are its holders then,
@@ -132,9 +143,18 @@ Broken check_all(const EngineCore& core) {
   return {};
 }
 
-Broken check_plan(const BatchPlan& plan, const KvCache& cache) {
-  if (Broken b = slots_are_distinct(plan, cache.block_tokens())) return b;
+Broken check_plan(const BatchPlan& plan, const KvCache& cache, std::vector<SlotsWritten>& written) {
+  if (Broken b = slots_are_distinct(plan, cache, written)) return b;
   return writes_are_private(plan, cache);
+}
+
+Broken check_held(const BatchPlan& plan, const KvCache& cache) {
+  for (const PlannedSequence& s : plan.sequences)
+    for (const BlockId b : s.block_table)
+      if (!cache.is_held(b))
+        return fmt::format("invariant 6: step {} has run with block {}, which nobody holds", plan.step,
+                           value(b));
+  return {};
 }
 
 }  // namespace quire

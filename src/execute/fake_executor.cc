@@ -12,10 +12,18 @@ namespace {
 
 constexpr size_t kMaxViolations = 16;
 
+// Multiply to 128 bits and fold: most of what this executor computes is a chain for every token.
 uint64_t mix(uint64_t a, uint64_t b) {
-  uint64_t z = (a ^ (b + 0x9E3779B97F4A7C15ull + (a << 6) + (a >> 2))) * 0xBF58476D1CE4E5B9ull;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-  return z ^ (z >> 31);
+  __extension__ using Wide = unsigned __int128;
+  const Wide product = static_cast<Wide>(a ^ 0x9E3779B97F4A7C15ull) *
+                       ((b ^ 0xBF58476D1CE4E5B9ull) * 0x94D049BB133111EBull | 1);
+  return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
+}
+
+// A number below bound out of a hash: its high bits, without a division.
+uint64_t below(uint64_t hash, uint64_t bound) {
+  __extension__ using Wide = unsigned __int128;
+  return static_cast<uint64_t>(static_cast<Wide>(hash) * bound >> 64);
 }
 
 uint64_t chain_after(uint64_t before, TokenId token) {
@@ -80,16 +88,26 @@ StepResult FakeExecutor::run(const BatchPlan& plan) {
     fail(plan);
     return result;
   }
+  met_.clear();
+  size_t num_samples = 0;
   for (const PlannedSequence& s : plan.sequences) {
     Known& known = known_[value(s.sequence)];
     known.last_step = plan.step;
-    if (model_.check_content && !known.poisoned && check_shape(s)) write(plan, s, known);
+    if (model_.check_content && !known.poisoned) {
+      if (check_shape(s))
+        write(plan, s, known);
+      else
+        known.poisoned = true;  // a look into its list could read beyond
+    }
+    met_.push_back(&known);
+    num_samples += s.samples.size();
   }
-  for (const PlannedSequence& s : plan.sequences) {
-    Known& known = known_[value(s.sequence)];
-    if (model_.check_content && !known.poisoned) verify(s, known);
+  result.samples.reserve(num_samples);
+  for (size_t i = 0; i < met_.size(); ++i) {
+    const PlannedSequence& s = plan.sequences[i];
+    if (model_.check_content && !met_[i]->poisoned) verify(s, *met_[i]);
     prompt_logprobs(s, result);
-    sample(plan, s, result);
+    sample(plan, s, *met_[i], result);
   }
   if (plan.step % 4096 == 0) forget_stale(plan.step);
   return result;
@@ -97,9 +115,7 @@ StepResult FakeExecutor::run(const BatchPlan& plan) {
 
 // A sequence that ended before it was ever sampled for leaves no word; it is known by its silence.
 void FakeExecutor::forget_stale(uint64_t step) {
-  std::erase_if(known_, [&](const auto& entry) {
-    return !entry.second.joined && entry.second.last_step + 1024 < step;
-  });
+  known_.erase_if([&](const Known& known) { return !known.joined && known.last_step + 1024 < step; });
 }
 
 // Nothing of a failed step was computed: what was to follow it means nothing.
@@ -180,8 +196,22 @@ TokenId FakeExecutor::resolve(const BatchPlan& plan, const PlannedSequence& s, K
   return token;
 }
 
+// The slots before `end` were found right, and nobody has written to their block since.
+bool FakeExecutor::has_seen(const PlannedSequence& s, const Known& known, int32_t end) const {
+  const size_t block = static_cast<size_t>(end) / model_.block_tokens;
+  const int32_t slots = end % model_.block_tokens;
+  if (slots == 0) return known.seen.size() == block;
+  if (known.seen.size() != block + 1) return false;
+  const Seen& tail = known.seen.back();
+  return tail.block == s.block_table[block] && tail.slots == slots &&
+         tail.version == version_[value(tail.block)];
+}
+
+// A slot that is written behind those seen is seen with them: its block is read again only if another writes
+// it.
 void FakeExecutor::write(const BatchPlan& plan, const PlannedSequence& s, Known& known) {
   adopt(s, known);
+  bool seen = has_seen(s, known, s.first_position);
   for (int32_t i = 0; i < static_cast<int32_t>(s.tokens.size()); ++i) {
     const int32_t position = s.first_position + i;
     const TokenId token = resolve(plan, s, known, i);
@@ -194,7 +224,16 @@ void FakeExecutor::write(const BatchPlan& plan, const PlannedSequence& s, Known&
     target = {token, position, chain_after(before, token), plan.step};
     if (i == 0 || position % model_.block_tokens == 0)
       ++version_[value(s.block_table[position / model_.block_tokens])];
+    seen = seen && token == known.tokens[position] && target.chain == known.chain[position];
+    if (seen) see(s, known, position);
   }
+}
+
+void FakeExecutor::see(const PlannedSequence& s, Known& known, int32_t position) {
+  const BlockId block = s.block_table[position / model_.block_tokens];
+  const int32_t offset = position % model_.block_tokens;
+  if (offset == 0) known.seen.emplace_back();
+  known.seen.back() = {block, version_[value(block)], offset + 1};
 }
 
 bool FakeExecutor::verify_block(const PlannedSequence& s, const Known& known, int32_t index, int32_t slots) {
@@ -236,18 +275,18 @@ TokenId FakeExecutor::pick(uint64_t chain, const Known& known, int32_t position)
   for (;; hash = mix(hash, 1)) {
     const auto& allowed = sampling.allowed_token_ids;
     const TokenId token = allowed.empty()
-                              ? static_cast<TokenId>(hash % static_cast<uint64_t>(model_.vocab_size))
-                              : allowed[hash % allowed.size()];
+                              ? static_cast<TokenId>(below(hash, static_cast<uint64_t>(model_.vocab_size)))
+                              : allowed[below(hash, allowed.size())];
     const bool masked = position - known.num_prompt < sampling.min_tokens &&
                         (contains(known.eos, token) || contains(sampling.stop_token_ids, token));
     if (!masked) return token;
   }
 }
 
-void FakeExecutor::sample(const BatchPlan& plan, const PlannedSequence& s, StepResult& result) {
+void FakeExecutor::sample(const BatchPlan& plan, const PlannedSequence& s, Known& own, StepResult& result) {
   const int32_t last = s.first_position + static_cast<int32_t>(s.tokens.size()) - 1;
   for (const PlannedSample& wanted : s.samples) {
-    Known& known = known_[value(wanted.sequence)];
+    Known& known = wanted.sequence == s.sequence ? own : known_[value(wanted.sequence)];
     SampledToken& out = result.samples.emplace_back();
     out.sequence = wanted.sequence;
     if (known.poisoned || known.sampling == nullptr) {
@@ -264,6 +303,7 @@ void FakeExecutor::sample(const BatchPlan& plan, const PlannedSequence& s, StepR
     const TokenId best = pick(chain, known, wanted.position);
     out.logprob = logprob_of(chain);
     const int32_t candidates = std::min(wanted.top_candidates, model_.vocab_size);
+    out.top.reserve(candidates);
     for (int32_t i = 0; i < candidates; ++i)
       out.top.emplace_back((best + i) % model_.vocab_size,
                            out.logprob - 0.25f * static_cast<float>(i) - 0.1f * logprob_of(mix(chain, i)));
@@ -294,8 +334,9 @@ std::vector<TokenId> FakeExecutor::greedy(const std::vector<TokenId>& prompt, in
   uint64_t chain = 0;
   for (const TokenId t : prompt) chain = chain_after(chain, t);
   std::vector<TokenId> out;
+  out.reserve(count);
   for (int32_t i = 0; i < count; ++i) {
-    out.push_back(static_cast<TokenId>(chain % static_cast<uint64_t>(model_.vocab_size)));
+    out.push_back(static_cast<TokenId>(below(chain, static_cast<uint64_t>(model_.vocab_size))));
     chain = chain_after(chain, out.back());
   }
   return out;

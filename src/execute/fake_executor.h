@@ -18,11 +18,11 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "src/base/clock.h"
 #include "src/execute/executor.h"
+#include "src/execute/fake_sequences.h"
 
 namespace quire {
 
@@ -63,7 +63,7 @@ class FakeExecutor final : public Executor {
   const std::vector<std::string>& violations() const { return violations_; }
   double run_us() const { return run_us_; }  // real time spent inside wait(), for benchmarks of the host
   bool checks_content() const { return model_.check_content; }
-  int64_t num_known() const { return static_cast<int64_t>(known_.size()); }
+  int64_t num_known() const { return known_.size(); }
   // What greedy decoding gives for a prompt, computed without a cache; for comparison.
   std::vector<TokenId> greedy(const std::vector<TokenId>& prompt, int32_t count) const;
 
@@ -74,22 +74,8 @@ class FakeExecutor final : public Executor {
     uint64_t chain = 0;  // of the tokens 0 .. position
     uint64_t written_in = 0;
   };
-  struct Seen {
-    BlockId block = kNoBlock;
-    uint64_t version = 0;
-    int32_t slots = 0;
-  };
-  // A sequence as the plans tell it.
-  struct Known {
-    std::vector<TokenId> tokens;
-    std::vector<uint64_t> chain;  // same length
-    std::vector<Seen> seen;       // blocks found right, and unchanged since
-    std::shared_ptr<const SamplingParams> sampling;
-    std::vector<TokenId> eos;
-    uint64_t seed = 0, sampled_in = 0, last_step = 0;
-    int32_t num_prompt = 0;
-    bool joined = false, poisoned = false;
-  };
+  using Known = FakeSequence;
+  using Seen = FakeSequence::Seen;
 
   Slot& slot(BlockId block, int32_t offset) {
     return slots_[static_cast<size_t>(value(block)) * model_.block_tokens + offset];
@@ -102,12 +88,14 @@ class FakeExecutor final : public Executor {
   void copy(const BlockCopy& copy);
   void join(const PlannedJoin& join);
   bool check_shape(const PlannedSequence& s);
+  bool has_seen(const PlannedSequence& s, const Known& known, int32_t end) const;
+  void see(const PlannedSequence& s, Known& known, int32_t position);
   void write(const BatchPlan& plan, const PlannedSequence& s, Known& known);
   void adopt(const PlannedSequence& s, Known& known);
   TokenId resolve(const BatchPlan& plan, const PlannedSequence& s, Known& known, int32_t index);
   void verify(const PlannedSequence& s, Known& known);
   bool verify_block(const PlannedSequence& s, const Known& known, int32_t index, int32_t slots);
-  void sample(const BatchPlan& plan, const PlannedSequence& s, StepResult& result);
+  void sample(const BatchPlan& plan, const PlannedSequence& s, Known& own, StepResult& result);
   void prompt_logprobs(const PlannedSequence& s, StepResult& result);
   void fail(const BatchPlan& plan);
   StepResult run(const BatchPlan& plan);
@@ -119,8 +107,9 @@ class FakeExecutor final : public Executor {
   Roofline roofline_;
   Fault fault_;
   std::vector<Slot> slots_;
-  std::vector<uint64_t> version_;  // by block: writes and copies into it
-  std::unordered_map<uint64_t, Known> known_;
+  std::vector<uint32_t> version_;  // by block: writes and copies into it
+  FakeSequences known_;
+  std::vector<Known*> met_;  // of the plan that runs, in its order
   struct Submitted {
     std::shared_ptr<const BatchPlan> plan;
     int64_t done_us = 0;

@@ -11,10 +11,11 @@ struct Candidate {
   TokenId token = -1;
 };
 
-// All rows' candidates, best sum first; equal sums keep the order of rows, so the choice is the same on every
-// run.
+// The best of all rows' candidates, best sum first; equal sums keep the order of rows, so the choice is the
+// same on every run.
 std::vector<Candidate> ranked(std::span<const BeamRow> rows, int32_t keep) {
   std::vector<Candidate> all;
+  all.reserve(rows.size() * rows.front().candidates.size());
   for (size_t r = 0; r < rows.size(); ++r)
     for (size_t c = 0; c < rows[r].candidates.size(); ++c) {
       const auto& [token, logprob] = rows[r].candidates[c];
@@ -22,10 +23,14 @@ std::vector<Candidate> ranked(std::span<const BeamRow> rows, int32_t keep) {
                       rows[r].sum_logprob + static_cast<double>(logprob)},
                      token});
     }
-  std::stable_sort(all.begin(), all.end(), [](const Candidate& a, const Candidate& b) {
-    return a.pick.sum_logprob > b.pick.sum_logprob;
-  });
-  if (all.size() > static_cast<size_t>(keep)) all.resize(keep);
+  const auto better = [](const Candidate& a, const Candidate& b) {
+    if (a.pick.sum_logprob != b.pick.sum_logprob) return a.pick.sum_logprob > b.pick.sum_logprob;
+    return a.pick.parent != b.pick.parent ? a.pick.parent < b.pick.parent
+                                          : a.pick.candidate < b.pick.candidate;
+  };
+  const auto kept = static_cast<std::ptrdiff_t>(std::min(all.size(), static_cast<size_t>(keep)));
+  std::partial_sort(all.begin(), all.begin() + kept, all.end(), better);
+  all.resize(static_cast<size_t>(kept));
   return all;
 }
 

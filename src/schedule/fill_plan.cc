@@ -33,6 +33,19 @@ void Scheduler::recycle(SubmittedStep step) {
   spare_.push_back(std::move(step));
 }
 
+namespace {
+
+// A batch grows and shrinks by a few from step to step; what leaves it is put aside with its vectors.
+void resize_sequences(SubmittedStep& step, size_t count) {
+  std::vector<PlannedSequence>& sequences = step.plan->sequences;
+  for (; sequences.size() > count; sequences.pop_back()) step.spare.push_back(std::move(sequences.back()));
+  for (; sequences.size() < count && !step.spare.empty(); step.spare.pop_back())
+    sequences.push_back(std::move(step.spare.back()));
+  sequences.resize(count);
+}
+
+}  // namespace
+
 void Scheduler::name(Sequence& sequence, SubmittedStep& step) {
   ++sequence.num_in_flight;
   step.named.push_back(&sequence);
@@ -47,7 +60,7 @@ std::shared_ptr<const BatchPlan> Scheduler::submit() {
   leaves_.clear();
   step.deferred.insert(step.deferred.end(), idle_deferred_.begin(), idle_deferred_.end());
   idle_deferred_.clear();
-  plan.sequences.resize(draft_.size());
+  resize_sequences(step, draft_.size());
   step.work.assign(draft_.begin(), draft_.end());
   for (size_t i = 0; i < step.work.size(); ++i) {
     PlannedWork& work = step.work[i];

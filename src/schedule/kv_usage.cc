@@ -1,28 +1,32 @@
 // What the cache does for one request, measured when it can peak: at the end of the prompt, at a fork, before
 // blocks go back.
 #include <algorithm>
+#include <utility>
 
 #include "src/schedule/scheduler.h"
 
 namespace quire {
 
+// A block that several samples share counts once, with the most slots that one of them has filled.
 void Scheduler::measure(SequenceGroup& group) {
-  scratch_.clear();
-  for (const auto& s : group.sequences)
-    for (int32_t i = 0; i < s->table.num_blocks(); ++i)
-      scratch_.emplace_back(s->table.blocks()[i],
-                            std::min(block_tokens_, s->table.length() - i * block_tokens_));
-  if (scratch_.empty()) return;
-  if (group.sequences.size() > 1) std::sort(scratch_.begin(), scratch_.end());
+  measured_.resize(cache_.num_block_ids());
+  ++measure_;
   int64_t filled = 0;
   int32_t blocks = 0, shared = 0;
-  for (size_t i = 0; i < scratch_.size(); ++i) {
-    const bool again = i + 1 < scratch_.size() && scratch_[i + 1].first == scratch_[i].first;
-    if (again) continue;  // the last of equal blocks has the most slots filled
-    ++blocks;
-    filled += scratch_[i].second;
-    if (cache_.num_holders(scratch_[i].first) > 1) ++shared;
-  }
+  for (const auto& s : group.sequences)
+    for (int32_t i = 0; i < s->table.num_blocks(); ++i) {
+      const BlockId block = s->table.blocks()[i];
+      const int32_t slots = std::min(block_tokens_, s->table.length() - i * block_tokens_);
+      Measured& met = measured_[value(block)];
+      const bool first = std::exchange(met.in, measure_) != measure_;
+      const int32_t before = first ? 0 : met.filled;
+      met.filled = std::max(before, slots);
+      filled += met.filled - before;
+      if (!first) continue;
+      ++blocks;
+      if (cache_.num_holders(block) > 1) ++shared;
+    }
+  if (blocks == 0) return;
   group.kv.blocks_shared_peak = std::max(group.kv.blocks_shared_peak, shared);
   if (blocks <= group.kv.blocks_peak) return;
   group.kv.blocks_peak = blocks;

@@ -52,6 +52,12 @@ struct Outcome {
   std::vector<SequenceEnd> ends;
   std::vector<RequestEnd> request_ends;
 
+  void clear() {  // and keeps its memory
+    prompts.clear();
+    tokens.clear();
+    ends.clear();
+    request_ends.clear();
+  }
   bool empty() const { return prompts.empty() && tokens.empty() && ends.empty() && request_ends.empty(); }
 };
 

@@ -78,9 +78,10 @@ struct PlannedWork {
 struct SubmittedStep {
   std::shared_ptr<BatchPlan> plan;
   std::vector<PlannedWork> work;
-  std::vector<Sequence*> sampled;  // one per sample of the plan, in its order
-  std::vector<Sequence*> named;    // every sequence of the two above, once
-  std::vector<BlockId> deferred;   // blocks to give back once it has run
+  std::vector<Sequence*> sampled;      // one per sample of the plan, in its order
+  std::vector<Sequence*> named;        // every sequence of the two above, once
+  std::vector<BlockId> deferred;       // blocks to give back once it has run
+  std::vector<PlannedSequence> spare;  // of the plan, when it has fewer than before: kept for their capacity
 };
 
 class Scheduler {
@@ -230,7 +231,12 @@ class Scheduler {
   std::vector<PlannedWork> draft_;
   BlockTable sibling_prefix_;  // while planning: for the sequence below, should it come in
   SequenceId sibling_prefix_of_{};
-  std::vector<std::pair<BlockId, int32_t>> scratch_;
+  struct Measured {  // of a block: the last measure() that met it, and slots filled
+    uint32_t in = 0;
+    int32_t filled = 0;
+  };
+  std::vector<Measured> measured_;  // by block
+  uint32_t measure_ = 0;
   int32_t budget_ = 0;  // tokens left in the draft
   int32_t num_waiting_ = 0;
   // The candidate that found no room, and what had been given back by then: it is not tried again before more

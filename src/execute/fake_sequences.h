@@ -1,0 +1,113 @@
+// The sequences that a FakeExecutor has met, by id. Ids rise and are never used again, so their low bits
+// spread them evenly over an open table; what a sequence that left had allocated is used for the next.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "src/base/ids.h"
+#include "src/sample/sample_types.h"
+
+namespace quire {
+
+// A sequence as the plans tell it.
+struct FakeSequence {
+  struct Seen {
+    BlockId block = kNoBlock;
+    uint32_t version = 0;
+    int32_t slots = 0;
+  };
+  std::vector<TokenId> tokens;
+  std::vector<uint64_t> chain;  // of the tokens up to each; same length
+  std::vector<Seen> seen;       // blocks found right, and unchanged since
+  std::shared_ptr<const SamplingParams> sampling;
+  std::vector<TokenId> eos;
+  uint64_t seed = 0, sampled_in = 0, last_step = 0;
+  int32_t num_prompt = 0;
+  bool joined = false, poisoned = false;
+
+  void clear() {
+    tokens.clear();
+    chain.clear();
+    seen.clear();
+    sampling.reset();
+    eos.clear();
+    seed = sampled_in = last_step = 0;
+    num_prompt = 0;
+    joined = poisoned = false;
+  }
+};
+
+class FakeSequences {
+ public:
+  FakeSequences() : entries_(64) {}
+
+  // The one with this id, made if it is new. Stays where it is until it is erased.
+  FakeSequence& operator[](uint64_t id) {
+    const size_t i = find(id);
+    if (entries_[i].sequence != nullptr) return *entries_[i].sequence;
+    if (2 * (size_ + 1) > static_cast<int64_t>(entries_.size())) {
+      grow();
+      return add(find(id), id);
+    }
+    return add(i, id);
+  }
+  void erase(uint64_t id) {
+    const size_t i = find(id);
+    if (entries_[i].sequence != nullptr) erase_at(i);
+  }
+  template <typename Predicate>
+  void erase_if(Predicate predicate) {
+    std::vector<uint64_t> ids;
+    for (const Entry& e : entries_)
+      if (e.sequence != nullptr && predicate(*e.sequence)) ids.push_back(e.id);
+    for (const uint64_t id : ids) erase_at(find(id));
+  }
+  int64_t size() const { return size_; }
+
+ private:
+  struct Entry {
+    uint64_t id = 0;
+    std::unique_ptr<FakeSequence> sequence;
+  };
+  size_t mask() const { return entries_.size() - 1; }
+  size_t find(uint64_t id) const {
+    size_t i = id & mask();
+    while (entries_[i].sequence != nullptr && entries_[i].id != id) i = (i + 1) & mask();
+    return i;
+  }
+  FakeSequence& add(size_t i, uint64_t id) {
+    entries_[i].id = id;
+    if (spare_.empty()) spare_.push_back(std::make_unique<FakeSequence>());
+    entries_[i].sequence = std::move(spare_.back());
+    spare_.pop_back();
+    ++size_;
+    return *entries_[i].sequence;
+  }
+  // Closes the gap by moving back what a search would no longer reach (Knuth, TAOCP 3, 6.4, algorithm R).
+  void erase_at(size_t gap) {
+    entries_[gap].sequence->clear();
+    spare_.push_back(std::move(entries_[gap].sequence));
+    --size_;
+    for (size_t i = (gap + 1) & mask(); entries_[i].sequence != nullptr; i = (i + 1) & mask()) {
+      const size_t wanted = entries_[i].id & mask();
+      if (((i - wanted) & mask()) < ((i - gap) & mask())) continue;
+      entries_[gap] = std::move(entries_[i]);
+      gap = i;
+    }
+  }
+  void grow() {
+    std::vector<Entry> old(2 * entries_.size());
+    old.swap(entries_);
+    for (Entry& e : old)
+      if (e.sequence != nullptr) entries_[find(e.id)] = std::move(e);
+  }
+
+  std::vector<Entry> entries_;
+  std::vector<std::unique_ptr<FakeSequence>> spare_;
+  int64_t size_ = 0;
+};
+
+}  // namespace quire
