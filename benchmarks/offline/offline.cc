@@ -196,6 +196,7 @@ void describe(const Engine& engine, const ModelSpec& spec, OfflineReport& report
   report.dtype = card.dtype;
   report.kv_dtype = engine.config().kv_cache_dtype;
   report.weight_bytes = weight_bytes_of(spec);
+  report.kv_bytes_per_token = card.kv_bytes_per_token;
 }
 
 }  // namespace

@@ -50,8 +50,9 @@ struct OfflineReport {
   std::vector<OfflineRound> rounds;
   int64_t kv_bytes_peak = 0;  // blocks that the batch held at its largest
   int64_t weight_bytes = 0;   // read by one decode step: every matrix once, in the checkpoint's dtype
-  int64_t cached_tokens = 0;  // prompt tokens of the last round that came from the prefix cache
-  double open_ms = 0;         // Engine::open: weights, cache, threads
+  int64_t kv_bytes_per_token = 0;
+  int64_t cached_tokens = 0;           // prompt tokens of the last round that came from the prefix cache
+  double open_ms = 0;                  // Engine::open: weights, cache, threads
   double start_to_first_token_ms = 0;  // from before open() to the first token of the round that warms up
   double host_us_per_step = 0;         // plan and commit, the engine's median
   std::string model, architecture, device, dtype, kv_dtype;

@@ -33,8 +33,8 @@ std::string to_json(const OfflineReport& r) {
   ordered_json out;
   if (!r.options.name.empty()) out["name"] = r.options.name;
   out.update(figures(r.median));
-  out.erase("decode_steps");
   out["kv_bytes_peak"] = r.kv_bytes_peak;
+  out["kv_bytes_per_token"] = r.kv_bytes_per_token;
   out["device"] = r.device;
   out["model"] = r.model;
   out["architecture"] = r.architecture;
