@@ -262,7 +262,7 @@ def machine() -> dict:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": command_output("git", "rev-parse", "HEAD"),
+        "commit": command_output("git", "rev-parse", "--verify", "--quiet", "HEAD^{commit}"),  # empty where the tree came without .git
         "changed": bool(command_output("git", "status", "--porcelain", "--untracked-files=no")),
     }
 
