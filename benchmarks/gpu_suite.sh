@@ -36,7 +36,7 @@ while [ $# -gt 0 ]; do
   esac
 done
 [ -z "$dry_run" ] || [ -n "$prebuilt" ] || die "--dry-run builds nothing: name a build directory with --prebuilt"
-command -v "$python" >/dev/null || die "no $python on PATH: the suite's driver and the peers need Python 3.9 or newer"
+command -v "$python" >/dev/null || die "no $python on PATH: the suite's driver and the peers need Python 3.10 or newer"
 started=$(date +%s)
 mkdir -p "$out"
 

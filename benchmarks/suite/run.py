@@ -6,6 +6,7 @@ all passes. Only the standard library is needed here; the peers bring their own.
 """
 
 import argparse
+import concurrent.futures
 import datetime
 import json
 import os
@@ -28,8 +29,8 @@ import workloads  # noqa: E402
 WHOLE_RUN_S, ONE_PART_S = 540, 180
 # Expected seconds on an H100: in the default form a part starts only if so much is left.
 PARTS = {
-    "tests": 30,
-    "sanitize": 60,
+    "tests": 20,
+    "sanitize": 50,
     "kernels": 40,
     "attention": 60,
     "engine-8b": 110,
@@ -85,7 +86,7 @@ class Suite:
         return {name: self.gtest(name, arguments) for name, arguments in programs.items()}
 
     def gtest(self, name: str, arguments: list[str], prefix: list[str] = (), log: str = "tests.log") -> dict:
-        report = self.out / f"{name}.xml"
+        report = self.out / f"{name}-{Path(log).stem}.xml"
         report.unlink(missing_ok=True)
         environment = {"QUIRE_TEST_DEVICE": self.device, "QUIRE_ROOT": str(ROOT), "QUIRE_SHARED": str(self.args.shared.resolve()),
                        "GTEST_OUTPUT": f"xml:{report}"}
@@ -105,16 +106,18 @@ class Suite:
         sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
         if sanitizer is None and not self.dry:
             raise RuntimeError("no compute-sanitizer on PATH or in /usr/local/cuda/bin")
-        found = {}
-        for tool in SANITIZER_TOOLS[: 1 if self.dry else None]:
-            prefix = [] if self.dry else [sanitizer, "--tool", tool, "--error-exitcode", "99"]
-            tiny = ["--device", self.device, "--tiny", "--rounds", "1"]
-            found[tool] = {
-                "step": self.run([*prefix, self.program("quire_cuda_step_bench"), *tiny], f"{tool}.log"),
-                "attention": self.run([*prefix, self.program("quire_cuda_attention_bench"), *tiny], f"{tool}.log"),
-                "engine": self.gtest("golden_device", ["--gtest_filter=*FourSamples*/stories260K*"], prefix, f"{tool}.log")["status"],
-            }
-        return found
+        tools = SANITIZER_TOOLS[: 1 if self.dry else None]
+        with concurrent.futures.ThreadPoolExecutor(len(tools)) as pool:  # they are slow on the host, not on the card
+            return dict(zip(tools, pool.map(lambda tool: self.sanitized(sanitizer, tool), tools)))
+
+    def sanitized(self, sanitizer: str | None, tool: str) -> dict:
+        prefix = [] if self.dry else [sanitizer, "--tool", tool, "--error-exitcode", "99"]
+        tiny = ["--device", self.device, "--tiny", "--rounds", "1"]
+        return {
+            "step": self.run([*prefix, self.program("quire_cuda_step_bench"), *tiny], f"{tool}.log"),
+            "attention": self.run([*prefix, self.program("quire_cuda_attention_bench"), *tiny], f"{tool}.log"),
+            "engine": self.gtest("golden_device", ["--gtest_filter=*FourSamples*/stories260K*"], prefix, f"{tool}.log")["status"],
+        }
 
     def part_kernels(self) -> dict:
         return self.beside_peers("step", ["quire_cuda_step_bench"])
