@@ -71,16 +71,19 @@ struct MatmulParams {
 struct RopeKvWriteParams {
   void* qkv = nullptr;               // [rows, (num_q_heads + 2 * num_kv_heads) * head_dim] act: q | k | v; q is rotated in place
   void* q_out = nullptr;             // [rows, num_q_heads, head_dim] act; may be null: then q stays in qkv
+  // q rotated at a second position for AttentionParams::q_sink (StreamingLLM; kv-methods K8), or both null. Row stride as qkv's.
+  void* q_sink_out = nullptr;        // [rows, (num_q_heads + 2 * num_kv_heads) * head_dim] act; only the q part is written
+  const int32_t* sink_positions = nullptr;  // [rows], each in [0, max_positions)
   const int32_t* positions = nullptr;  // [rows] true positions
   const int64_t* slots = nullptr;    // [rows * slot_stride]: block * block_tokens + offset; -1 = padding, skipped
-  int64_t slot_stride = 1;           // slots per row: 1 (all heads share a list) or num_kv_heads (a list per head)
+  int64_t slot_stride = 1;           // slots per row: 1 (all heads at one slot) or num_kv_heads (each head at its own)
   const float* cos_sin = nullptr;    // [max_positions, head_dim]: cos of the rotary_dim/2 pairs, then sin; half-split pairing
   int32_t rotary_dim = 0;            // <= head_dim; the rest is not rotated
   const float* q_norm = nullptr;     // [head_dim] RMSNorm weights (Qwen3), or null
   const float* k_norm = nullptr;     // [head_dim], or null
   float norm_eps = 1e-6f;
   char* arena = nullptr;             // base of the block pool, already offset to this layer (layer * layer_stride)
-  KvLayout layout;                   // .num_kv_heads = 1 with a list per head: a head's tile is the whole block's
+  KvLayout layout;                   // .num_kv_heads = 1 where blocks hold one head each (then slot_stride = num_kv_heads)
   int32_t num_q_heads = 0, num_kv_heads = 0, head_dim = 0;
   int64_t rows = 0;
 };
@@ -103,7 +106,8 @@ struct SharedPrefixes {
 
 // ---- attention over paged lists, prefill and decode in one call ------------------------------------------------------------
 // Row r of sequence s stands at list index length[s] - num_rows(s) + r and sees list slots j with
-//   j <= index and (window == 0 or j > index - window).
+//   j <= index and (window == 0 or j > index - window or j < sink_slots[s]),
+// where window is the smaller of the layer's and the sequence's own, 0 being none.
 // Lists keep slots in position order while more than one row is run; a single row sees every slot of its list.
 struct AttentionParams {
   const void* q = nullptr;           // act; row stride q_stride elements, head h at h * head_dim
@@ -115,6 +119,7 @@ struct AttentionParams {
   float scale = 0;                   // multiplies q . k
   float soft_cap = 0;                // 0 = none; else logits = cap * tanh(logits / cap)
   int32_t window = 0;                // 0 = none
+  const int32_t* windows = nullptr;  // [num_sequences] a window of each sequence's own (0 = none), or null
   const float* sinks = nullptr;      // [num_q_heads] a logit per head that takes probability and gives no value, or null
 
   int32_t num_sequences = 0;
@@ -133,7 +138,8 @@ struct AttentionParams {
   // before it still runs. False where a policy lets a new token overwrite an old slot.
   bool early_fetch = false;
 
-  // A second rotation of q for the first sink_slots[s] slots of a list (StreamingLLM; kv-methods K8), or null.
+  // The first sink_slots[s] slots of a list are seen whatever the window, through a second rotation of q (StreamingLLM;
+  // kv-methods K8). Both or neither.
   const void* q_sink = nullptr;             // as q
   const int32_t* sink_slots = nullptr;      // [num_sequences]
 
@@ -152,6 +158,18 @@ struct SiluMulParams {
   const void* gate_up = nullptr;  // [rows, 2 * width] act: gate | up
   void* out = nullptr;            // [rows, width] act
   int64_t rows = 0, width = 0;
+};
+
+// ---- the cut of a list: kept tokens move into fresh blocks (TOVA, H2O at the end of a prompt) ------------------------------------
+// Slot i of head h in layer l of the target list takes K and V of slot source_slots[l, h, i] of the source list. Blocks hold all
+// layers and heads; no block is in both lists.
+struct MoveSlotsParams {
+  char* arena = nullptr;                   // base of the block pool
+  KvLayout layout;                         // of all layers
+  const int32_t* source_blocks = nullptr;  // block table of the list as it was
+  const int32_t* target_blocks = nullptr;  // [ceil(count / block_tokens)]
+  const int32_t* source_slots = nullptr;   // [num_layers, num_kv_heads, count]
+  int64_t count = 0;
 };
 
 // ---- whole-block copies (copy-on-write) ----------------------------------------------------------------------------------------
@@ -181,6 +199,7 @@ class Kernels {
   virtual void attention(const AttentionParams& p) = 0;
   virtual void silu_mul(const SiluMulParams& p) = 0;
   virtual void copy_blocks(const BlockCopyParams& p) = 0;
+  virtual void move_slots(const MoveSlotsParams& p) = 0;
 
   // Sampling on the device: the CUDA back end. A back end of 0 bytes samples on the host (src/sample) and is never asked.
   virtual int64_t sample_space_bytes() const { return 0; }

@@ -20,6 +20,10 @@ struct KvLayout {
   constexpr int64_t kv_stride() const { return num_kv_heads * head_stride(); }        // K tile of a head to its V tile
   constexpr int64_t layer_stride() const { return 2 * kv_stride(); }
   constexpr int64_t block_bytes() const { return num_layers * layer_stride(); }
+  // K of one token of a block from the block's base; its V lies kv_stride() behind.
+  constexpr int64_t k_offset(int64_t layer, int64_t head, int64_t token) const {
+    return layer * layer_stride() + head * head_stride() + token * token_bytes();
+  }
 };
 
 }  // namespace quire

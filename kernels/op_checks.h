@@ -35,11 +35,12 @@ inline void check_float_dtype(std::string_view what, DType dtype) {
                  __LINE__);
 }
 
-inline void check_layout(const KvLayout& layout, int32_t head_dim, int32_t num_kv_heads, bool list_per_head) {
+// head_alone: a block may hold one head, where every head has slots or a list of its own.
+inline void check_layout(const KvLayout& layout, int32_t head_dim, int32_t num_kv_heads, bool head_alone) {
   check_float_dtype("kv layout", layout.dtype);
   check_equal("kv layout, head_dim", layout.head_dim, head_dim);
   check_at_least("kv layout, block_tokens", layout.block_tokens, 1);
-  check_equal("kv layout, num_kv_heads", layout.num_kv_heads, list_per_head ? 1 : num_kv_heads);
+  if (!head_alone || layout.num_kv_heads != 1) check_equal("kv layout, num_kv_heads", layout.num_kv_heads, num_kv_heads);
 }
 
 inline void check_op(const EmbedParams& p) {
@@ -68,6 +69,7 @@ inline void check_op(const RopeKvWriteParams& p) {
   check_at_least("rope_kv_write, head_dim less rotary_dim", p.head_dim - p.rotary_dim, 0);
   check_equal("rope_kv_write, rotary_dim modulo 2", p.rotary_dim % 2, 0);
   check_given("rope_kv_write qkv", p.qkv);
+  check_equal("rope_kv_write q_sink_out given", p.q_sink_out != nullptr, p.sink_positions != nullptr);
   if (p.rotary_dim > 0) check_given("rope_kv_write positions", p.positions);
   if (p.rotary_dim > 0) check_given("rope_kv_write cos_sin", p.cos_sin);
   if (p.num_kv_heads == 0) return;  // a layer that reads another layer's K and V
@@ -89,6 +91,7 @@ inline void check_op(const AttentionParams& p) {
   if (p.max_length > 0) check_given("attention block_table", p.block_table);
   if (p.max_length > 0) check_given("attention arena", p.arena);
   check_layout(p.layout, p.head_dim, p.num_kv_heads, p.head_table_stride != 0);
+  if (p.head_table_stride != 0) check_equal("attention, heads of a block where each has a list", p.layout.num_kv_heads, 1);
   check_equal("attention q_sink given", p.q_sink != nullptr, p.sink_slots != nullptr);
   if (p.row_logits != nullptr)
     check_at_least("attention row_logits, stride", p.row_logits_stride, p.max_length);
@@ -106,6 +109,16 @@ inline void check_op(const BlockCopyParams& p) {
   check_at_least("copy_blocks, block_bytes", p.block_bytes, 1);
   check_given("copy_blocks arena", p.arena);
   check_given("copy_blocks pairs", p.pairs);
+}
+
+inline void check_op(const MoveSlotsParams& p) {
+  check_float_dtype("move_slots", p.layout.dtype);
+  check_at_least("move_slots, num_layers", p.layout.num_layers, 1);
+  check_at_least("move_slots, num_kv_heads", p.layout.num_kv_heads, 1);
+  check_given("move_slots arena", p.arena);
+  check_given("move_slots source_blocks", p.source_blocks);
+  check_given("move_slots target_blocks", p.target_blocks);
+  check_given("move_slots source_slots", p.source_slots);
 }
 
 // The parts of one weight: at least one, all of the same cols.

@@ -72,7 +72,9 @@ void AttentionRunner::cut_rows(const AttentionParams& p) {
     }
     for (int32_t first = 0; first < rows; first += step) {
       const int32_t last = std::min(rows, first + step);
-      const int64_t begin = p.window == 0 ? 0 : std::max(0, shortest - rows + first - p.window + 1);
+      const int64_t window = window_of(p, s);
+      const bool from_start = window == 0 || has_sinks(p, s);
+      const int64_t begin = from_start ? 0 : std::max<int64_t>(0, shortest - rows + first - window + 1);
       const int64_t end = std::max(0, longest - rows + last);
       blocks_.push_back({.sequence = s,
                          .first_row = first,

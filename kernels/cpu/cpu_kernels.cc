@@ -130,7 +130,29 @@ class CpuKernels final : public Kernels {
     });
   }
 
+  void move_slots(const MoveSlotsParams& p) override {
+    if (p.count == 0) return;
+    check_op(p);
+    pool_.run(int64_t{p.layout.num_layers} * p.layout.num_kv_heads, [&](int64_t list, int) { move_list(p, list); });
+  }
+
  private:
+  // list = layer * num_kv_heads + head
+  static void move_list(const MoveSlotsParams& p, int64_t list) {
+    const KvLayout& layout = p.layout;
+    const auto k_of = [&](const int32_t* blocks, int64_t slot) {
+      return p.arena + blocks[slot / layout.block_tokens] * layout.block_bytes() +
+             layout.k_offset(list / layout.num_kv_heads, list % layout.num_kv_heads, slot % layout.block_tokens);
+    };
+    const auto bytes = static_cast<size_t>(layout.token_bytes());
+    for (int64_t to = 0; to < p.count; ++to) {
+      const char* source = k_of(p.source_blocks, p.source_slots[list * p.count + to]);
+      char* target = k_of(p.target_blocks, to);
+      std::memcpy(target, source, bytes);
+      std::memcpy(target + layout.kv_stride(), source + layout.kv_stride(), bytes);
+    }
+  }
+
   template <class Function>
   void for_rows(int64_t rows, int64_t row_elements, Function&& f) {
     const int64_t step = std::max<int64_t>(1, kRowElements / row_elements);

@@ -2,6 +2,7 @@
 // beside this one cut an op into such pieces; a piece's result does not depend on how the op was cut.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/kernels.h"
@@ -54,6 +55,15 @@ struct AttentionPiece {
   float* log_totals =
       nullptr;  // [rows, num_q_heads]: log of the sum of all weights, for column_sums; or null
 };
+
+// The smaller of the layer's window and the sequence's own; 0 = none.
+inline int64_t window_of(const AttentionParams& p, int64_t sequence) {
+  const int32_t own = p.windows == nullptr ? 0 : p.windows[sequence];
+  return p.window == 0 || own == 0 ? std::max(p.window, own) : std::min(p.window, own);
+}
+inline bool has_sinks(const AttentionParams& p, int64_t sequence) {
+  return p.q_sink != nullptr && p.sink_slots[sequence] > 0;
+}
 
 inline int64_t padded_dim(int64_t head_dim) {
   return (head_dim + 15) / 16 * 16;

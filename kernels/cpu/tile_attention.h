@@ -62,6 +62,7 @@ class AttentionBlock {
     sequence_row_ = p_.query_start[piece.sequence];
     num_rows_ = p_.query_start[piece.sequence + 1] - sequence_row_;
     sink_slots_ = p_.q_sink == nullptr ? 0 : p_.sink_slots[piece.sequence];
+    window_ = window_of(p_, piece.sequence);
   }
 
   void load_queries() {
@@ -113,8 +114,9 @@ class AttentionBlock {
 
  private:
   int64_t index_of(int64_t row) const { return length_ - num_rows_ + row; }
+  // A row sees [0, sink_slots_) and [first_slot, end_slot), as far as it has come.
   int64_t first_slot(int64_t row) const {
-    return p_.window == 0 ? 0 : std::max<int64_t>(0, index_of(row) - p_.window + 1);
+    return window_ == 0 ? 0 : std::max<int64_t>(0, index_of(row) - window_ + 1);
   }
   int64_t end_slot(int64_t row) const { return std::max<int64_t>(0, index_of(row) + 1); }
   int64_t query(int64_t row, int64_t g) const { return (row - first_row_) * group_ + g; }
@@ -148,9 +150,10 @@ class AttentionBlock {
   // Calls f(first slot of the tile) for the tiles in [begin, end) that some row of the block sees.
   template <class Function>
   void for_tiles(int64_t begin, int64_t end, Function&& f) {
-    const int64_t seen = first_slot(first_row_);
+    const int64_t window_begin = first_slot(first_row_), seen = sink_slots_ > 0 ? 0 : window_begin;
     const int64_t last = std::min(end, end_slot(last_row_ - 1));
     for (int64_t tile = std::max(begin, seen / kTileSlots * kTileSlots); tile < last; tile += kTileSlots) {
+      if (tile >= sink_slots_ && tile + kTileSlots <= window_begin) continue;  // between the sinks and the window
       tile_.enter(tile, std::max(tile, seen), std::min(tile + kTileSlots, last), end_slot(last_row_ - 1));
       f(tile);
     }
@@ -160,7 +163,7 @@ class AttentionBlock {
   std::pair<int64_t, int64_t> rows_that_see(int64_t tile) const {
     int64_t first = first_row_, last = last_row_;
     while (first < last && end_slot(first) <= tile) ++first;
-    while (first < last && first_slot(last - 1) >= tile + kTileSlots) --last;
+    while (first < last && tile >= sink_slots_ && first_slot(last - 1) >= tile + kTileSlots) --last;
     return {first, last};
   }
 
@@ -194,11 +197,12 @@ class AttentionBlock {
       }
     }
     for (int64_t row = first; row < last; ++row) {
-      const int64_t begin = std::max<int64_t>(0, first_slot(row) - tile);
+      const int64_t sinks = std::clamp<int64_t>(sink_slots_ - tile, 0, kTileSlots);
+      const int64_t begin = std::clamp<int64_t>(first_slot(row) - tile, sinks, kTileSlots);
       const int64_t end = std::min<int64_t>(kTileSlots, end_slot(row) - tile);
       for (int64_t g = 0; g < group_; ++g) {
         float* scores = scratch_.scores + query(row, g) * kTileSlots;
-        std::fill(scores, scores + begin, kNothing);
+        std::fill(scores + sinks, scores + begin, kNothing);
         std::fill(scores + end, scores + kTileSlots, kNothing);
       }
     }
@@ -424,12 +428,15 @@ class AttentionBlock {
     });
   }
 
-  // Tiles before the last row's window were never scored.
+  // Tiles between the sinks and the last row's window were never scored.
   void hide_unseen_logits() {
-    const int64_t unseen = std::min(length_, first_slot(num_rows_ - 1) / kTileSlots * kTileSlots);
+    const int64_t begin = (sink_slots_ + kTileSlots - 1) / kTileSlots * kTileSlots;
+    const int64_t end = std::min(length_, first_slot(num_rows_ - 1) / kTileSlots * kTileSlots);
+    if (end <= begin) return;
     for (int64_t g = 0; g < group_; ++g) {
       const int64_t head = piece_.sequence * p_.num_q_heads + piece_.kv_head * group_ + g;
-      std::fill_n(p_.row_logits + head * p_.row_logits_stride, unseen, kNothing);
+      float* logits = p_.row_logits + head * p_.row_logits_stride;
+      std::fill(logits + begin, logits + end, kNothing);
     }
   }
 
@@ -454,7 +461,7 @@ class AttentionBlock {
   RowAsker<V> asker_;
   int64_t asked_lines_ = 0;
   bool reads_values_ = true;
-  int64_t length_, sequence_row_, num_rows_, sink_slots_;
+  int64_t length_, sequence_row_, num_rows_, sink_slots_, window_;
 };
 
 template <class V>

@@ -112,7 +112,7 @@ void silu_mul(const SiluMulParams& p, DType act, int64_t row, int64_t first, int
 
 // One head in f32: RMSNorm where a weight is given, then the rotation of the pairs (i, i + rotary_dim / 2).
 template <class V, class Act>
-void norm_and_rotate(const RopeKvWriteParams& p, const Act* head, const float* norm, int64_t row, float* x) {
+void norm_and_rotate(const RopeKvWriteParams& p, const Act* head, const float* norm, int64_t position, float* x) {
   const int64_t dim = p.head_dim, half = p.rotary_dim / 2;
   for (int64_t i = 0; i < dim; i += 16) store_some<V>(x + i, load_some<V>(head + i, dim - i), dim - i);
   if (norm != nullptr) {
@@ -123,7 +123,7 @@ void norm_and_rotate(const RopeKvWriteParams& p, const Act* head, const float* n
     }
   }
   for (int64_t i = 0; i < half; i += 16) {
-    const float* turn = p.cos_sin + static_cast<int64_t>(p.positions[row]) * dim + i;
+    const float* turn = p.cos_sin + position * dim + i;
     const typename V::F cos = load_some<V>(turn, half - i), sin = load_some<V>(turn + half, half - i);
     const typename V::F a = load_some<V>(x + i, half - i), b = load_some<V>(x + half + i, half - i);
     store_some<V>(x + i, V::sub(V::mul(a, cos), V::mul(b, sin)), half - i);
@@ -144,7 +144,7 @@ void write_kv(const RopeKvWriteParams& p, int64_t row, int64_t head, const float
   const int64_t slot = p.slots[row * p.slot_stride + (own_list ? head : 0)];
   if (slot < 0) return;
   char* target = p.arena + slot / p.layout.block_tokens * p.layout.block_bytes() +
-                 (own_list ? 0 : head) * p.layout.head_stride() +
+                 (p.layout.num_kv_heads == 1 ? 0 : head) * p.layout.head_stride() +
                  slot % p.layout.block_tokens * p.layout.token_bytes();
   convert<V>(reinterpret_cast<Kv*>(target), k, p.head_dim);
   convert<V>(reinterpret_cast<Kv*>(target + p.layout.kv_stride()), v, p.head_dim);
@@ -157,20 +157,31 @@ bool is_padding(const RopeKvWriteParams& p, int64_t row) {
   return std::all_of(slots, slots + p.slot_stride, [](int64_t slot) { return slot < 0; });
 }
 
+template <class V, class Act>
+void rotate_queries(const RopeKvWriteParams& p, const Act* q, int64_t position, Act* out) {
+  float x[kMaxHeadDim];
+  for (int64_t h = 0; h < p.num_q_heads; ++h) {
+    norm_and_rotate<V>(p, q + h * p.head_dim, p.q_norm, position, x);
+    convert<V>(out + h * p.head_dim, x, p.head_dim);
+  }
+}
+
 template <class V, class Act, class Kv>
 void rope_rows(const RopeKvWriteParams& p, int64_t first, int64_t last) {
   float x[kMaxHeadDim];
   for (int64_t r = first; r < last; ++r) {
     if (is_padding<V>(p, r)) continue;
-    Act* q = static_cast<Act*>(p.qkv) + r * (p.num_q_heads + 2 * p.num_kv_heads) * p.head_dim;
+    const int64_t stride = (p.num_q_heads + 2 * p.num_kv_heads) * p.head_dim;
+    const int64_t position = p.rotary_dim > 0 ? p.positions[r] : 0;
+    Act* q = static_cast<Act*>(p.qkv) + r * stride;
     Act* q_out = p.q_out == nullptr ? q : static_cast<Act*>(p.q_out) + r * p.num_q_heads * p.head_dim;
-    for (int64_t h = 0; h < p.num_q_heads; ++h) {
-      norm_and_rotate<V>(p, q + h * p.head_dim, p.q_norm, r, x);
-      convert<V>(q_out + h * p.head_dim, x, p.head_dim);
-    }
+    // Before q is rotated in place.
+    if (p.q_sink_out != nullptr)
+      rotate_queries<V>(p, q, p.sink_positions[r], static_cast<Act*>(p.q_sink_out) + r * stride);
+    rotate_queries<V>(p, q, position, q_out);
     for (int64_t h = 0; h < p.num_kv_heads; ++h) {
       const Act* k = q + (p.num_q_heads + h) * p.head_dim;
-      norm_and_rotate<V>(p, k, p.k_norm, r, x);
+      norm_and_rotate<V>(p, k, p.k_norm, position, x);
       write_kv<V, Act, Kv>(p, r, h, x, k + p.num_kv_heads * p.head_dim);
     }
   }

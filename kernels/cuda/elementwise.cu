@@ -1,4 +1,4 @@
-// embed, silu_mul and copy_blocks. Each moves its bytes once, 16 at a time, and is bounded by memory alone.
+// embed, silu_mul, copy_blocks and move_slots. Each moves its bytes once, 16 at a time, and is bounded by memory alone.
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/vector.h"
 #include "kernels/op_checks.h"
@@ -62,6 +62,29 @@ __global__ void copy_pairs(BlockCopyParams p) {
   }
 }
 
+// ---- move_slots: a warp takes K and V of one slot of one (layer, head); moves 2 * layers * heads * count * head_dim elements twice
+constexpr int kMoveWarps = 8;
+
+__global__ void move_slots_rows(MoveSlotsParams p) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const KvLayout& layout = p.layout;
+  const int64_t list = blockIdx.y, to = int64_t{blockIdx.x} * kMoveWarps + threadIdx.x / kWarp;
+  if (to >= p.count) return;
+  const auto k_of = [&](const int32_t* blocks, int64_t slot) {
+    return p.arena + load(blocks + slot / layout.block_tokens) * layout.block_bytes() +
+           layout.k_offset(list / layout.num_kv_heads, list % layout.num_kv_heads, slot % layout.block_tokens);
+  };
+  const char* source = k_of(p.source_blocks, load(p.source_slots + list * p.count + to));
+  char* target = k_of(p.target_blocks, to);
+  for (int64_t i = threadIdx.x % kWarp * 4; i < layout.token_bytes(); i += kWarp * 4) {
+    const uint32_t k = load(reinterpret_cast<const uint32_t*>(source + i));
+    const uint32_t v = load(reinterpret_cast<const uint32_t*>(source + layout.kv_stride() + i));
+    store(reinterpret_cast<uint32_t*>(target + i), k);
+    store(reinterpret_cast<uint32_t*>(target + layout.kv_stride() + i), v);
+  }
+}
+
 unsigned threads_for(int64_t chunks) {
   return static_cast<unsigned>(std::min<int64_t>(kThreads, ceil_div<int64_t>(chunks, kWarp) * kWarp));
 }
@@ -111,6 +134,18 @@ void copy_blocks(const Target& target, const BlockCopyParams& p) {
       .stream = target.stream,
       .dependent = true};
   launch<copy_pairs>(config, p);
+}
+
+void move_slots(const Target& target, const MoveSlotsParams& p) {
+  if (p.count == 0) return;
+  check_op(p);
+  check_equal("move_slots, bytes of a token and head modulo 4", p.layout.token_bytes() % 4, 0);
+  const LaunchConfig config{.grid = {as_grid(ceil_div<int64_t>(p.count, kMoveWarps)),
+                                     as_grid(int64_t{p.layout.num_layers} * p.layout.num_kv_heads)},
+                            .block = kMoveWarps * kWarp,
+                            .stream = target.stream,
+                            .dependent = true};
+  launch<move_slots_rows>(config, p);
 }
 
 }  // namespace quire::QUIRE_SIDE

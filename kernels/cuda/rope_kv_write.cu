@@ -17,6 +17,7 @@ template <class Act, class Kv>
 struct Head {
   const Act* source = nullptr;
   Act* q_target = nullptr;  // null for k and v
+  Act* q_sink_target = nullptr;  // where q goes rotated at its sink position, or null
   Kv* kv_target = nullptr;  // null for q, and for a slot that is padding
   const float* norm = nullptr;
   bool rotated = false;
@@ -37,6 +38,8 @@ __device__ inline Head<Act, Kv> head_of(const RopeKvWriteParams& p, int64_t row,
     head.q_target =
         (p.q_out == nullptr ? qkv : static_cast<Act*>(p.q_out) + row * p.num_q_heads * p.head_dim) +
         int64_t{index} * p.head_dim;
+    if (p.q_sink_out != nullptr)
+      head.q_sink_target = static_cast<Act*>(p.q_sink_out) + row * heads * p.head_dim + int64_t{index} * p.head_dim;
     head.norm = p.q_norm;
     head.rotated = true;
     return head;
@@ -47,7 +50,7 @@ __device__ inline Head<Act, Kv> head_of(const RopeKvWriteParams& p, int64_t row,
   head.skipped = slot < 0;
   if (head.skipped) return head;
   char* tile = p.arena + slot / p.layout.block_tokens * p.layout.block_bytes() +
-               (own_list ? 0 : kv_head) * p.layout.head_stride() +
+               (p.layout.num_kv_heads == 1 ? 0 : kv_head) * p.layout.head_stride() +
                slot % p.layout.block_tokens * p.layout.token_bytes();
   head.kv_target = reinterpret_cast<Kv*>(tile + (is_key ? 0 : p.layout.kv_stride()));
   head.norm = is_key ? p.k_norm : nullptr;
@@ -59,6 +62,17 @@ template <class Act, class Kv>
 __device__ inline void write_head(const Head<Act, Kv>& head, int64_t i, const Chunk& c) {
   if (head.q_target != nullptr) store_chunk(head.q_target + i, c);
   if (head.kv_target != nullptr) store_chunk(head.kv_target + i, c);
+}
+
+// The pairs (a, b) of a head's two halves, rotated by the angles of a position; `turn` is its row of cos_sin from the pair on.
+__device__ inline void rotate(const float* turn, int half, Chunk& a, Chunk& b) {
+  const Chunk cos = load_chunk(turn), sin = load_chunk(turn + half);
+#pragma unroll
+  for (int j = 0; j < kChunk; ++j) {
+    const float x = a.v[j], y = b.v[j];
+    a.v[j] = x * cos.v[j] - y * sin.v[j];
+    b.v[j] = y * cos.v[j] + x * sin.v[j];
+  }
 }
 
 // head_dim a multiple of 16, all of it rotated. `lanes` (a power of two) threads a head.
@@ -92,16 +106,13 @@ __global__ void __launch_bounds__(kThreads) rope_kv_write_chunks(RopeKvWritePara
     }
   }
   if (!active) return;
-  if (head.rotated) {
-    const float* turn = p.cos_sin + int64_t{load(p.positions + row)} * p.head_dim;
-    const Chunk cos = load_chunk(turn + i), sin = load_chunk(turn + half + i);
-#pragma unroll
-    for (int j = 0; j < kChunk; ++j) {
-      const float x = a.v[j], y = b.v[j];
-      a.v[j] = x * cos.v[j] - y * sin.v[j];
-      b.v[j] = y * cos.v[j] + x * sin.v[j];
-    }
+  if (head.q_sink_target != nullptr) {
+    Chunk c = a, d = b;
+    rotate(p.cos_sin + int64_t{load(p.sink_positions + row)} * p.head_dim + i, half, c, d);
+    store_chunk(head.q_sink_target + i, c);
+    store_chunk(head.q_sink_target + half + i, d);
   }
+  if (head.rotated) rotate(p.cos_sin + int64_t{load(p.positions + row)} * p.head_dim + i, half, a, b);
   write_head(head, i, a);
   write_head(head, half + i, b);
 }
@@ -129,11 +140,21 @@ __global__ void __launch_bounds__(kThreads) rope_kv_write_elements(RopeKvWritePa
     const float x = to_f32(load(head.source + i));
     return head.norm == nullptr ? x : x * scale * load(head.norm + i);
   };
+  const int half = head.rotated ? p.rotary_dim / 2 : 0;
+  if (head.q_sink_target != nullptr) {
+    for (int i = lane; i < half; i += kWarp) {
+      const float* turn = p.cos_sin + int64_t{load(p.sink_positions + row)} * p.head_dim;
+      const float x = normed(i), y = normed(half + i), cos = load(turn + i), sin = load(turn + half + i);
+      store(head.q_sink_target + i, from_f32<Act>(x * cos - y * sin));
+      store(head.q_sink_target + half + i, from_f32<Act>(y * cos + x * sin));
+    }
+    for (int i = 2 * half + lane; i < p.head_dim; i += kWarp) store(head.q_sink_target + i, from_f32<Act>(normed(i)));
+    sync_warp();  // q may be rotated in place from here on
+  }
   const auto write = [&](int i, float x) {
     if (head.q_target != nullptr) store(head.q_target + i, from_f32<Act>(x));
     if (head.kv_target != nullptr) store(head.kv_target + i, from_f32<Kv>(x));
   };
-  const int half = head.rotated ? p.rotary_dim / 2 : 0;
   for (int i = lane; i < half; i += kWarp) {
     const float* turn = p.cos_sin + int64_t{load(p.positions + row)} * p.head_dim;
     const float x = normed(i), y = normed(half + i), cos = load(turn + i), sin = load(turn + half + i);

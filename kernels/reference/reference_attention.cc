@@ -28,8 +28,16 @@ struct HeadView {
     return load(k_of(slot) + p.layout.kv_stride(), p.layout.dtype, i);
   }
 
+  bool is_sink(int64_t slot) const { return p.q_sink != nullptr && slot < p.sink_slots[sequence]; }
+  // Does the row at `index` of the list see the slot?
+  bool sees(int64_t index, int64_t slot) const {
+    if (is_sink(slot)) return true;
+    const auto inside = [&](int64_t window) { return window == 0 || slot > index - window; };
+    return inside(p.window) && (p.windows == nullptr || inside(p.windows[sequence]));
+  }
+
   double logit(int64_t row, int64_t slot) const {
-    const bool sink = p.q_sink != nullptr && slot < p.sink_slots[sequence];
+    const bool sink = is_sink(slot);
     const float* q =
         static_cast<const float*>(sink ? p.q_sink : p.q) + row * p.q_stride + q_head * p.head_dim;
     double sum = 0;
@@ -57,7 +65,7 @@ Softmax softmax_of(const HeadView& view, int64_t r) {
   Softmax s{.logits = std::vector<double>(view.length(), -std::numeric_limits<double>::infinity())};
   const int64_t index = view.length() - view.num_rows() + r;
   for (int64_t j = 0; j <= index; ++j) {
-    if (view.p.window != 0 && j <= index - view.p.window) continue;
+    if (!view.sees(index, j)) continue;
     s.logits[j] = view.logit(view.first_row() + r, j);
     s.lse = log_add(s.lse, s.logits[j]);
   }

@@ -55,7 +55,7 @@ double rms_scale(const std::vector<double>& x, double eps) {
 
 // One head: RMSNorm where a weight is given, then the rotation of the pairs (i, i + rotary_dim / 2).
 std::vector<double> norm_and_rotate(const RopeKvWriteParams& p, const float* head, const float* norm,
-                                    int64_t row) {
+                                    int64_t position) {
   std::vector<double> x(head, head + p.head_dim);
   if (norm != nullptr) {
     const double scale = rms_scale(x, p.norm_eps);
@@ -63,7 +63,7 @@ std::vector<double> norm_and_rotate(const RopeKvWriteParams& p, const float* hea
   }
   const int64_t half = p.rotary_dim / 2;
   for (int64_t i = 0; i < half; ++i) {
-    const float* turn = p.cos_sin + static_cast<int64_t>(p.positions[row]) * p.head_dim;
+    const float* turn = p.cos_sin + position * p.head_dim;
     const double cos = turn[i], sin = turn[half + i], a = x[i], b = x[half + i];
     x[i] = a * cos - b * sin;
     x[half + i] = b * cos + a * sin;
@@ -85,12 +85,33 @@ void write_kv(const RopeKvWriteParams& p, int64_t row, int64_t head, const std::
   const int64_t slot = p.slots[row * p.slot_stride + (own_list ? head : 0)];
   if (slot < 0) return;
   char* k_out = p.arena + slot / p.layout.block_tokens * p.layout.block_bytes() +
-                (own_list ? 0 : head) * p.layout.head_stride() +
+                (p.layout.num_kv_heads == 1 ? 0 : head) * p.layout.head_stride() +
                 slot % p.layout.block_tokens * p.layout.token_bytes();
   for (int64_t i = 0; i < p.head_dim; ++i) {
     store(k_out, p.layout.dtype, i, k[i]);
     store(k_out + p.layout.kv_stride(), p.layout.dtype, i, v[i]);
   }
+}
+
+void rotate_queries(const RopeKvWriteParams& p, const float* q, int64_t position, float* out) {
+  for (int64_t h = 0; h < p.num_q_heads; ++h) {
+    const std::vector<double> x = norm_and_rotate(p, q + h * p.head_dim, p.q_norm, position);
+    for (int64_t i = 0; i < p.head_dim; ++i) out[h * p.head_dim + i] = static_cast<float>(x[i]);
+  }
+}
+
+// list = layer * num_kv_heads + head
+void move_slot(const MoveSlotsParams& p, int64_t list, int64_t to) {
+  const KvLayout& layout = p.layout;
+  const int64_t from = p.source_slots[list * p.count + to];
+  const auto k_of = [&](const int32_t* blocks, int64_t slot) {
+    return p.arena + blocks[slot / layout.block_tokens] * layout.block_bytes() +
+           layout.k_offset(list / layout.num_kv_heads, list % layout.num_kv_heads, slot % layout.block_tokens);
+  };
+  const char* source = k_of(p.source_blocks, from);
+  char* target = k_of(p.target_blocks, to);
+  std::memcpy(target, source, static_cast<size_t>(layout.token_bytes()));
+  std::memcpy(target + layout.kv_stride(), source + layout.kv_stride(), static_cast<size_t>(layout.token_bytes()));
 }
 
 class ReferenceKernels final : public Kernels {
@@ -166,13 +187,15 @@ class ReferenceKernels final : public Kernels {
       if (is_padding(p, r)) continue;
       float* q = static_cast<float*>(p.qkv) + r * heads * p.head_dim;
       float* q_out = p.q_out == nullptr ? q : static_cast<float*>(p.q_out) + r * p.num_q_heads * p.head_dim;
-      for (int64_t h = 0; h < p.num_q_heads; ++h) {
-        const std::vector<double> x = norm_and_rotate(p, q + h * p.head_dim, p.q_norm, r);
-        for (int64_t i = 0; i < p.head_dim; ++i) q_out[h * p.head_dim + i] = static_cast<float>(x[i]);
+      const int64_t position = p.rotary_dim > 0 ? p.positions[r] : 0;
+      if (p.q_sink_out != nullptr) {
+        float* q_sink = static_cast<float*>(p.q_sink_out) + r * heads * p.head_dim;
+        rotate_queries(p, q, p.sink_positions[r], q_sink);  // first: the next may be in place
       }
+      rotate_queries(p, q, position, q_out);
       for (int64_t h = 0; h < p.num_kv_heads; ++h) {
         const float* k = q + (p.num_q_heads + h) * p.head_dim;
-        write_kv(p, r, h, norm_and_rotate(p, k, p.k_norm, r), k + p.num_kv_heads * p.head_dim);
+        write_kv(p, r, h, norm_and_rotate(p, k, p.k_norm, position), k + p.num_kv_heads * p.head_dim);
       }
     }
   }
@@ -198,6 +221,13 @@ class ReferenceKernels final : public Kernels {
       std::memcpy(p.arena + p.pairs[2 * i + 1] * p.block_bytes, p.arena + p.pairs[2 * i] * p.block_bytes,
                   static_cast<size_t>(p.block_bytes));
     }
+  }
+
+  void move_slots(const MoveSlotsParams& p) override {
+    if (p.count == 0) return;
+    check_op(p);
+    for (int64_t list = 0; list < int64_t{p.layout.num_layers} * p.layout.num_kv_heads; ++list)
+      for (int64_t i = 0; i < p.count; ++i) move_slot(p, list, i);
   }
 
  private:

@@ -20,6 +20,7 @@ struct AttentionCase {
   DType kv = DType::kBF16;
   float soft_cap = 0;
   bool sinks = false, q_sink = false, own_lists = false, side_outputs = false;
+  std::vector<int32_t> windows = {};  // of each list's own, 0 = none; empty: not given
 };
 
 // Inputs of one case; lists per head are one slot shorter from head to head.
@@ -72,6 +73,7 @@ class Problem {
     for (const List& list : c_.lists) p.max_rows = std::max(p.max_rows, list.rows);
     if (c_.sinks) p.sinks = static_cast<const float*>(sinks_.data());
     if (c_.q_sink) p.q_sink = q_sink_.data(), p.sink_slots = sink_slots_.data();
+    if (!c_.windows.empty()) p.windows = c_.windows.data();
     return p;
   }
 
@@ -196,6 +198,10 @@ TEST(CpuAttention, AgreesWithTheReferenceForEveryOption) {
   check_case({.lists = lists, .sinks = true, .side_outputs = true}, "sinks");
   check_case({.lists = lists, .q_sink = true, .side_outputs = true}, "q_sink");
   check_case({.lists = lists, .kv_heads = 3, .own_lists = true, .side_outputs = true}, "lists per head");
+  check_case({.lists = lists, .side_outputs = true, .windows = {9, 0, 1}}, "own windows");
+  check_case({.lists = lists, .window = 30, .windows = {0, 17, 50}}, "own windows and the layer's");
+  check_case({.lists = {{1, 300}, {40, 290}, {1, 3}}, .q_sink = true, .side_outputs = true, .windows = {20, 33, 2}},
+             "streams");
   check_case({.lists = lists,
               .window = 20,
               .soft_cap = 3,
@@ -216,6 +222,8 @@ TEST(CpuAttention, AgreesWithTheReferenceAcrossSplits) {
              fast);
   check_case({.lists = {{60, 1100}}, .dim = 16, .kv_heads = 1, .window = 400, .side_outputs = true},
              "windowed prefill", fast);
+  check_case({.lists = {{1, 1290}, {40, 1100}}, .dim = 16, .kv_heads = 1, .q_sink = true, .side_outputs = true, .windows = {90, 20}},
+             "streams", fast);
 }
 
 // The rows of one list, attended in chunks of `chunk`, as rows of one output.

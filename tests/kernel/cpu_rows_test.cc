@@ -125,11 +125,11 @@ TEST(CpuSiluMul, AgreesWithTheReferenceFromVerySmallToVeryLarge) {
 struct RopeCase {
   int32_t q_heads = 4, kv_heads = 2, dim = 64, rotary = 64, block_tokens = 16;
   DType kv = DType::kBF16;
-  bool norms = false, q_out = false, own_lists = false;
+  bool norms = false, q_out = false, own_lists = false, shared_blocks = false, sinks = false;
 };
 
 struct RopeRun {
-  Tensor qkv, q_out, arena;
+  Tensor qkv, q_out, arena, q_sink;
 };
 
 constexpr int64_t kRopeRows = 7, kRopeBlocks = 9, kMaxPosition = 50;
@@ -138,15 +138,19 @@ RopeRun run_rope(Kernels& kernels, const RopeCase& c, const Tensor& qkv, const T
                  const Tensor& norms, const std::vector<int64_t>& slots) {
   const KvLayout layout{.dtype = c.kv,
                         .num_layers = 2,
-                        .num_kv_heads = c.own_lists ? 1 : c.kv_heads,
+                        .num_kv_heads = c.own_lists && !c.shared_blocks ? 1 : c.kv_heads,
                         .head_dim = c.dim,
                         .block_tokens = c.block_tokens};
   const std::vector<int32_t> positions = {0, 1, 49, 7, 7, 30, 12};
   RopeRun run{qkv, Tensor::poisoned(kernels.options().activations, kRopeRows * c.q_heads * c.dim),
-              Tensor::poisoned(c.kv, kRopeBlocks * layout.block_bytes() / bytes_of(c.kv))};
+              Tensor::poisoned(c.kv, kRopeBlocks * layout.block_bytes() / bytes_of(c.kv)),
+              Tensor::poisoned(kernels.options().activations, kRopeRows * (c.q_heads + 2 * c.kv_heads) * c.dim)};
+  const std::vector<int32_t> sink_positions = {0, 1, 9, 7, 6, 9, 9};
   const float* norm = static_cast<const float*>(norms.data());
   kernels.rope_kv_write({.qkv = run.qkv.data(),
                          .q_out = c.q_out ? run.q_out.data() : nullptr,
+                         .q_sink_out = c.sinks ? run.q_sink.data() : nullptr,
+                         .sink_positions = c.sinks ? sink_positions.data() : nullptr,
                          .positions = positions.data(),
                          .slots = slots.data(),
                          .slot_stride = c.own_lists ? c.kv_heads : 1,
@@ -192,6 +196,7 @@ void check_rope(const RopeCase& c, Random& random) {
     expect_same_writes(got.arena, wanted.arena, 2e-6, what + " arena");
     expect_same_writes(got.qkv, wanted.qkv, 2e-6, what + " qkv");
     expect_same_writes(got.q_out, wanted.q_out, 2e-6, what + " q_out");
+    expect_same_writes(got.q_sink, wanted.q_sink, 2e-6, what + " q_sink_out");
   }
 }
 
@@ -209,6 +214,9 @@ TEST(CpuRopeKvWrite, AgreesWithTheReferenceAndSkipsPadding) {
               .norms = true,
               .own_lists = true},
              random);
+  check_rope({.own_lists = true, .shared_blocks = true}, random);  // a slot of its own for each head, in common blocks
+  check_rope({.norms = true, .sinks = true}, random);
+  check_rope({.dim = 80, .rotary = 32, .q_out = true, .sinks = true}, random);
   check_rope({.q_heads = 3, .kv_heads = 0, .dim = 32, .rotary = 32},
              random);  // a layer that reads another's K and V
   check_rope({.dim = 64, .rotary = 0}, random);
@@ -230,6 +238,34 @@ TEST(CpuCopyBlocks, CopiesWholeBlocksAndNothingElse) {
   }
 }
 
+TEST(CpuMoveSlots, TakesEachHeadsOwnSlots) {
+  Random random(8);
+  for (const DType kv : {DType::kF32, DType::kBF16}) {
+    const KvLayout layout{.dtype = kv, .num_layers = 3, .num_kv_heads = 2, .head_dim = 24, .block_tokens = 8};
+    const std::vector<int32_t> source_blocks = {6, 1, 4}, target_blocks = {2, 5};
+    std::vector<int32_t> slots;
+    for (int i = 0; i < 3 * 2 * 11; ++i) slots.push_back(static_cast<int32_t>(random.below(24)));
+    std::vector<char> arena(static_cast<size_t>(7 * layout.block_bytes()));
+    for (char& c : arena) c = static_cast<char>(random.next());
+    std::vector<char> wanted = arena;
+    const auto params = [&](std::vector<char>& of) {
+      return MoveSlotsParams{.arena = of.data(),
+                             .layout = layout,
+                             .source_blocks = source_blocks.data(),
+                             .target_blocks = target_blocks.data(),
+                             .source_slots = slots.data(),
+                             .count = 11};
+    };
+    reference().move_slots(params(wanted));
+    open_kernels({.isa = machine_isa()})->move_slots(params(arena));
+    EXPECT_EQ(arena, wanted);
+    const char* moved = arena.data() + 5 * layout.block_bytes() + layout.k_offset(2, 1, 2);  // slot 10 of layer 2, head 1
+    const int32_t from = slots[(2 * 2 + 1) * 11 + 10];
+    const char* source = arena.data() + source_blocks[from / 8] * layout.block_bytes() + layout.k_offset(2, 1, from % 8);
+    EXPECT_EQ(0, std::memcmp(moved, source, static_cast<size_t>(layout.token_bytes())));
+  }
+}
+
 TEST(CpuRowOps, DoNothingForNoRows) {
   const auto kernels = open_kernels({.isa = machine_isa()});
   kernels->embed({});
@@ -239,6 +275,7 @@ TEST(CpuRowOps, DoNothingForNoRows) {
   kernels->attention({});
   kernels->silu_mul({});
   kernels->copy_blocks({});
+  kernels->move_slots({});
 }
 
 }  // namespace

@@ -77,6 +77,8 @@ Case::Case(const Shape& shape, uint64_t seed) : shape_(shape) {
     make_queries(q_sink_, q_sink_f32_);
     sink_slots_ = copy_of(std::vector<int32_t>(sequences, shape_.sink_slots));
   }
+  if (!shape_.windows.empty())
+    windows_ = copy_of(std::vector<int32_t>(shape_.windows.begin(), shape_.windows.end()));
   if (shape_.sinks) {
     sinks_ = std::make_unique<Region>(q_heads * 4);
     for (int64_t h = 0; h < q_heads; ++h) sinks_->as<float>()[h] = static_cast<float>(2 * random.uniform());
@@ -183,6 +185,7 @@ AttentionParams Case::params() {
   p.length_stride = lists;
   p.head_length_stride = shape_.lists_per_head ? 1 : 0;
   p.early_fetch = shape_.early_fetch;
+  p.windows = windows_ ? windows_->as<int32_t>() : nullptr;
   p.sink_slots = sink_slots_ ? sink_slots_->as<int32_t>() : nullptr;
   return p;
 }
@@ -234,7 +237,7 @@ AttentionParams Case::problem() {
 std::vector<Region*> Case::regions() {
   std::vector<Region*> all;
   for (const auto* r :
-       {&arena_, &q_, &q_sink_, &sinks_, &starts_, &lengths_, &table_, &sink_slots_, &node_sequence_start_,
+       {&arena_, &q_, &q_sink_, &sinks_, &starts_, &lengths_, &table_, &sink_slots_, &windows_, &node_sequence_start_,
         &node_sequences_, &node_slots_, &private_start_, &member_start_, &members_})
     if (*r != nullptr) all.push_back(r->get());
   return all;

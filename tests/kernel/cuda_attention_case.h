@@ -30,6 +30,7 @@ struct Shape {
   float soft_cap = 0;
   bool sinks = false, lists_per_head = false, early_fetch = true;
   int sink_slots = 0;  // > 0: a second rotation of q for so many slots
+  std::vector<int> windows;  // of each sequence's own, 0 = none; empty: not given
   int multiprocessors = 5, warps = 8, stages = 3, min_tiles = 2;
   bool aligned = true;  // decode's ranges, where lists are equally long
   std::vector<SharedPrefixShape> prefixes;
@@ -88,7 +89,7 @@ class Case {
   int32_t max_length_ = 0, max_rows_ = 0, max_blocks_ = 0;
   std::vector<int32_t> query_start_;
   std::unique_ptr<Region> arena_, q_, q_sink_, q_f32_, q_sink_f32_, sinks_, starts_, lengths_, table_,
-      sink_slots_;
+      sink_slots_, windows_;
   std::unique_ptr<Region> node_sequence_start_, node_sequences_, node_slots_, private_start_, member_start_,
       members_;
   SharedPrefixes prefixes_;

@@ -34,6 +34,7 @@ constexpr int kPrefixTileRows = 128;
 
 void check_prefixes(const AttentionParams& p) {
   check_equal("attention prefixes, window", p.window, 0);
+  check_equal("attention prefixes, windows given", p.windows != nullptr, false);
   check_equal("attention prefixes, q_sink given", p.q_sink != nullptr, false);
   check_equal("attention prefixes, row_logits given", p.row_logits != nullptr, false);
   check_equal("attention prefixes, column_sums given", p.column_sums != nullptr, false);

@@ -223,6 +223,7 @@ struct Decode {
 
   __device__ void consume(const UnitCursor& at, int tile, Shared<char> stage) {
     const int slot = (at.first_tile() + tile - at.begin) * kTileTokens;
+    if (slot >= at.sink_slots && slot + kTileTokens <= at.first_slot) return;  // between the sinks and the window
     float s[kHeadBlocks][4] = {};
 #pragma unroll
     for (int k = 0; k < kDimSteps; ++k) {
@@ -245,8 +246,7 @@ struct Decode {
   // Slots below sink_slots take their logits from the second rotation of q (K8).
   __device__ void use_sink_query(const UnitCursor& at, int slot, Shared<char> stage,
                                  float (&s)[kHeadBlocks][4]) {
-    const int sink_slots = load(a.view.sink_slots + at.sequence);
-    if (slot >= sink_slots) return;
+    if (slot >= at.sink_slots) return;
     float from_sink[kHeadBlocks][4] = {};
     for (int k = 0; k < kDimSteps; ++k) {
       uint32_t keys[4];
@@ -262,7 +262,7 @@ struct Decode {
     for (int n = 0; n < kHeadBlocks; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        if (slot + g + i / 2 * 8 < sink_slots) s[n][i] = from_sink[n][i];
+        if (slot + g + i / 2 * 8 < at.sink_slots) s[n][i] = from_sink[n][i];
   }
 
   __device__ void store_row_logits(const UnitCursor& at, int slot, const float (&s)[kHeadBlocks][4]) {
@@ -271,7 +271,7 @@ struct Decode {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int in_group = head_in_group(at, n * kHeadBlock + 2 * t + i % 2), token = slot + g + i / 2 * 8;
-        if (in_group >= a.view.group || token < at.first_slot || token >= at.length) continue;
+        if (in_group >= a.view.group || !at.sees(token)) continue;
         const int64_t row = int64_t{at.sequence} * a.view.num_q_heads + at.head(a) * a.view.group + in_group;
         store(a.view.row_logits + row * a.view.row_logits_stride + token, s[n][i] * kLn2);
       }
@@ -281,7 +281,7 @@ struct Decode {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int token = slot + g + i / 2 * 8;
-      if (token >= at.first_slot && token < at.length) continue;
+      if (at.sees(token)) continue;
 #pragma unroll
       for (int n = 0; n < kHeadBlocks; ++n) s[n][i] = kNegativeInfinity;
     }

@@ -39,10 +39,12 @@ struct DecodeParams {
 struct UnitCursor {
   int entry, entry_unit;  // list; unit within it
   int sequence, list_head;
-  int length, first_slot;  // live slots; the first that the row sees
+  int length, first_slot;  // live slots; the first in the row's window
+  int sink_slots;          // seen whatever the window
   int tiles, begin;        // tiles of a unit of this list; tiles of all units before this one
 
-  __device__ int first_tile() const { return first_slot / kTileTokens; }
+  __device__ int first_tile() const { return sink_slots > 0 ? 0 : first_slot / kTileTokens; }
+  __device__ bool sees(int slot) const { return slot < length && (slot >= first_slot || slot < sink_slots); }
   __device__ int end() const { return begin + tiles; }
   __device__ int head(const DecodeParams& a) const { return a.lists > 1 ? list_head : entry_unit / a.passes; }
   __device__ int pass(const DecodeParams& a) const { return entry_unit % a.passes; }
@@ -55,7 +57,9 @@ struct UnitCursor {
     const AttentionView& v = a.view;
     const bool one_row = load(v.query_start + sequence + 1) - load(v.query_start + sequence) == 1;
     length = one_row ? length_of(v, sequence, list_head) : 0;
-    first_slot = v.window > 0 ? max(0, length - v.window) : 0;
+    const int window = window_of(v, sequence);
+    first_slot = window > 0 ? max(0, length - window) : 0;
+    sink_slots = sinks_of(v, sequence);
     if (v.private_start != nullptr && one_row) first_slot = max(first_slot, load(v.private_start + sequence));
     tiles = max(0, (length + kTileTokens - 1) / kTileTokens - first_tile());
   }

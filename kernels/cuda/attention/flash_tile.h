@@ -32,6 +32,7 @@ struct FlashTask {
   int length;         // live slots that may be read
   int index_of_row0;  // list index at which row 0 stands
   int begin, end;     // slots that this block goes through
+  int window;         // 0 = none
 };
 
 template <int kRows, bool kCascade>
@@ -60,13 +61,15 @@ __device__ inline FlashTask make_task(const FlashParams& a, int entry, int tile,
     task.begin = from + blocks * split / a.splits * unit;
     task.end = task.length = from + blocks * (split + 1) / a.splits * unit;
     task.index_of_row0 = task.end - 1;
+    task.window = 0;
   } else {
     task.sequence = entry;
     task.length = length_of(v, task.sequence, head);
     task.index_of_row0 = task.length - rows;
     const int last_row = (min(task.first_row + kRows, task.rows) - 1) / v.group;
     task.end = task.index_of_row0 + last_row + 1;
-    task.begin = v.window > 0 ? max(0, task.index_of_row0 + task.first_row / v.group + 1 - v.window) : 0;
+    task.window = window_of(v, task.sequence);
+    task.begin = task.window > 0 ? max(0, task.index_of_row0 + task.first_row / v.group + 1 - task.window) : 0;
   }
   return task;
 }
@@ -123,7 +126,7 @@ struct FlashScores {
   template <bool kCascade>
   __device__ void mask(const FlashParams& a, const FlashTask& task, int first_row, int slot, int begin,
                        int end) {
-    const int column = slot + threadIdx.x % 4 * 2, window = a.view.window;
+    const int column = slot + threadIdx.x % 4 * 2, window = task.window;
 #pragma unroll
     for (int m = 0; m < kTiles; ++m)
 #pragma unroll

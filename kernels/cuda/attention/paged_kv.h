@@ -20,6 +20,7 @@ struct AttentionView {
   const int32_t* lengths;
   const int32_t* block_table;
   const int32_t* sink_slots;
+  const int32_t* windows;
   const int32_t* private_start;  // [num_sequences] slots below are another kernel's (cascade), or null
   float* lse;
   float* row_logits;
@@ -47,6 +48,7 @@ inline AttentionView view_of(const AttentionParams& p) {
           .lengths = p.lengths,
           .block_table = p.block_table,
           .sink_slots = p.sink_slots,
+          .windows = p.windows,
           .private_start = nullptr,
           .lse = p.lse,
           .row_logits = p.row_logits,
@@ -68,6 +70,16 @@ inline AttentionView view_of(const AttentionParams& p) {
           .window = p.window,
           .scale = p.scale,
           .soft_cap = p.soft_cap};
+}
+
+// The smaller of the layer's window and the sequence's own; 0 = none.
+__device__ inline int window_of(const AttentionView& v, int sequence) {
+  const int own = v.windows == nullptr ? 0 : load(v.windows + sequence);
+  return v.window == 0 || own == 0 ? max(v.window, own) : min(v.window, own);
+}
+// Slots below are seen whatever the window, through q_sink.
+__device__ inline int sinks_of(const AttentionView& v, int sequence) {
+  return v.q_sink == nullptr ? 0 : load(v.sink_slots + sequence);
 }
 
 __device__ inline int length_of(const AttentionView& v, int sequence, int head) {

@@ -72,15 +72,16 @@ struct Plain {
 
   __device__ void run() {
     load_query(v.q, q);
-    const int sink_slots = v.q_sink != nullptr ? load(v.sink_slots + sequence) : 0;
+    const int sink_slots = sinks_of(v, sequence);
     if (sink_slots > 0) load_query(v.q_sink, q_sink);
     sync_warp();
     const bool last_row = v.row_logits != nullptr && row + 1 == load(v.query_start + sequence + 1);
-    const int first = v.window > 0 ? max(0, index + 1 - v.window) : 0;
-    for (int from = first; from <= index; from += kWarp) {
+    const int window = window_of(v, sequence), first = window > 0 ? max(0, index + 1 - window) : 0;
+    const auto sees = [&](int slot) { return slot <= index && (slot >= first || slot < sink_slots); };
+    for (int from = sink_slots > 0 ? 0 : first; from <= index; from += kWarp) {
       const int slot = from + lane;
-      const float s = slot <= index ? logit(slot, sink_slots) : kNegativeInfinity;
-      if (last_row && slot <= index)
+      const float s = sees(slot) ? logit(slot, sink_slots) : kNegativeInfinity;
+      if (last_row && sees(slot))
         store(v.row_logits + (int64_t{sequence} * v.num_q_heads + q_head) * v.row_logits_stride + slot,
               s * kLn2);
       add_slots(s, from, min(kWarp, index + 1 - from));
