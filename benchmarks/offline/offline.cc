@@ -118,16 +118,14 @@ Request make_request(Run& run, const RequestLengths& lengths) {
 
 Result<RoundTimes> time_round(Run& run) {
   const SteadyClock clock;
-  std::vector<Request> requests;
-  for (const RequestLengths& lengths : run.requests) requests.push_back(make_request(run, lengths));
-  RoundClock round(static_cast<int32_t>(requests.size()), run.options.n, clock);
-  for (size_t i = 0; i < requests.size(); ++i) {
-    const Result<RequestId> id =
-        run.engine.submit(std::move(requests[i]), round.sink(static_cast<int32_t>(i)));
-    if (!id) {
-      run.engine.drain(0);  // cancels what was taken, so that no sink outlives its clock
-      return id.error();
-    }
+  std::vector<Submission> batch;
+  for (const RequestLengths& lengths : run.requests) batch.push_back({make_request(run, lengths), nullptr});
+  RoundClock round(static_cast<int32_t>(batch.size()), run.options.n, clock);
+  for (size_t i = 0; i < batch.size(); ++i) batch[i].sink = round.sink(static_cast<int32_t>(i));
+  const Result<std::vector<RequestId>> ids = run.engine.submit_together(std::move(batch));
+  if (!ids) {
+    run.engine.drain(0);  // cancels what was taken, so that no sink outlives its clock
+    return ids.error();
   }
   RoundTimes times = round.wait();
   if (times.error) return *times.error;

@@ -39,6 +39,11 @@ struct EngineStats {
   double last_step_age_ms = 0;         // a wedged engine shows here
 };
 
+struct Submission {
+  Request request;
+  std::shared_ptr<TokenSink> sink;
+};
+
 class Engine {
  public:
   // Loads the model, sizes the cache, starts the threads. Errors name the file, tensor, field or limit at fault.
@@ -47,6 +52,8 @@ class Engine {
 
   // Queues a request. Refusals (bad field, prompt too long, queue full) are returned, not delivered.
   virtual Result<RequestId> submit(Request request, std::shared_ptr<TokenSink> sink) = 0;
+  // The same for several at once, which no step sees apart. At the first refusal those before it are aborted.
+  virtual Result<std::vector<RequestId>> submit_together(std::vector<Submission> batch) = 0;
   // Ends a request with kCancelled; its blocks are free within one step. Unknown ids are ignored.
   virtual void abort(RequestId id) = 0;
   // Stops running a request's sequences until resumed: a reader that does not keep up holds no step.

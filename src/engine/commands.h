@@ -44,11 +44,24 @@ class CommandQueue {
   void shutdown() {
     push([](Commands& c) { c.shutdown = true; });
   }
+  // Between hold and its release nothing is taken: what is pushed meanwhile arrives together. Holds nest.
+  void hold() {
+    const std::lock_guard lock(mutex_);
+    ++holds_;
+  }
+  void release() {
+    {
+      const std::lock_guard lock(mutex_);
+      --holds_;
+    }
+    arrived_.notify_one();
+  }
 
   // Engine thread. Without a lock when there is nothing.
   bool take(Commands& out) {
     if (!pending_.load(std::memory_order_acquire)) return false;
     const std::lock_guard lock(mutex_);
+    if (holds_ > 0) return false;
     out = std::exchange(commands_, {});
     pending_.store(false, std::memory_order_relaxed);
     return true;
@@ -56,7 +69,7 @@ class CommandQueue {
   // Until there is something, or for timeout_us (< 0: without end).
   void wait(int64_t timeout_us) {
     std::unique_lock lock(mutex_);
-    const auto there = [this] { return pending_.load(std::memory_order_relaxed); };
+    const auto there = [this] { return holds_ == 0 && pending_.load(std::memory_order_relaxed); };
     if (timeout_us < 0)
       arrived_.wait(lock, there);
     else
@@ -77,6 +90,7 @@ class CommandQueue {
   std::mutex mutex_;
   std::condition_variable arrived_;
   Commands commands_;
+  int32_t holds_ = 0;
   std::atomic<bool> pending_{false};
 };
 

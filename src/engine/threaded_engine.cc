@@ -73,12 +73,9 @@ Result<std::vector<int32_t>> ThreadedEngine::encode(const Request& request) cons
                                   request.special_as_text);
 }
 
-Status ThreadedEngine::check_door(const Request& request, const std::vector<int32_t>& prompt) {
-  if (Status s = check_request(request.sampling, prompt, core_->limits()); !s) return s;
-  if (!request.kv_policy.empty())
-    return invalid(fmt::format("kv_policy is `{}`; this engine keeps every token, so it must be empty",
-                               request.kv_policy),
-                   "kv_policy");
+Status ThreadedEngine::check_door(const Request& request, const std::vector<int32_t>& prompt,
+                                  const PolicySpec& policy) {
+  if (Status s = check_request(request.sampling, prompt, core_->limits(), policy); !s) return s;
   if (!request.sampling.stop.empty() && !parts_.text->has_tokenizer())
     return invalid("stop texts need a tokenizer, and this engine has none; use stop_token_ids",
                    "sampling.stop");
@@ -103,21 +100,43 @@ Result<RequestId> ThreadedEngine::submit(Request request, std::shared_ptr<TokenS
     if (e.field.empty()) e.field = "prompt";
     return refuse(std::move(e), request.client_request_id);
   }
-  if (Status s = check_door(request, *prompt); !s) return refuse(s.error(), request.client_request_id);
+  const Result<PolicySpec> policy = parts_.policies.choose(request);
+  if (!policy) return refuse(policy.error(), request.client_request_id);
+  if (Status s = check_door(request, *prompt, *policy); !s) return refuse(s.error(), request.client_request_id);
   QueueBudget& budget = core_->queue_budget();
   const auto prompt_tokens = static_cast<int64_t>(prompt->size());
   if (Status s = budget.take(prompt_tokens, retry_delay_ms(budget.num_tokens(), core_->tokens_per_s())); !s)
     return refuse(s.error(), request.client_request_id);
   const std::string client_request_id = request.client_request_id;
-  if (const std::optional<RequestId> id = enter(std::move(request), std::move(*prompt), std::move(sink)))
+  if (const std::optional<RequestId> id =
+          enter(std::move(request), std::move(*prompt), *policy, std::move(sink)))
     return *id;
   budget.give_back(prompt_tokens);
   return refuse(draining(), client_request_id);
 }
 
+Result<std::vector<RequestId>> ThreadedEngine::submit_together(std::vector<Submission> batch) {
+  commands_.hold();
+  std::vector<RequestId> ids;
+  std::optional<Error> refused;
+  for (Submission& s : batch) {
+    const Result<RequestId> id = submit(std::move(s.request), std::move(s.sink));
+    if (!id) {
+      refused = id.error();
+      break;
+    }
+    ids.push_back(*id);
+  }
+  if (refused)
+    for (const RequestId id : ids) abort(id);
+  commands_.release();
+  if (refused) return *refused;
+  return ids;
+}
+
 // Nothing if draining began meanwhile.
 std::optional<RequestId> ThreadedEngine::enter(Request request, std::vector<int32_t> prompt,
-                                               std::shared_ptr<TokenSink> sink) {
+                                               const PolicySpec& policy, std::shared_ptr<TokenSink> sink) {
   CoreRequest core;
   core.arrival_us = parts_.clock->now_us();
   core.sampling = std::make_shared<const SamplingParams>(std::move(request.sampling));
@@ -125,6 +144,8 @@ std::optional<RequestId> ThreadedEngine::enter(Request request, std::vector<int3
   core.cache_salt = std::move(request.cache_salt);
   core.tenant = std::move(request.tenant);
   core.bypass_prefix_cache = request.bypass_prefix_cache;
+  core.policy = policy;
+  core.dump_kv = request.dump_kv;
   core.priority = request.priority;
   if (request.deadline_ms) core.deadline_us = core.arrival_us + *request.deadline_ms * 1000;
   DeliveryRequest delivery;
@@ -135,6 +156,7 @@ std::optional<RequestId> ThreadedEngine::enter(Request request, std::vector<int3
   delivery.prompt = std::move(prompt);
   delivery.stream = request.stream;
   delivery.dump_kv = request.dump_kv;
+  delivery.policy = policy;
   RequestId id;
   {
     const std::lock_guard lock(live_mutex_);

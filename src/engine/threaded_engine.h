@@ -16,6 +16,7 @@
 #include "src/engine/commands.h"
 #include "src/engine/delivery_thread.h"
 #include "src/engine/engine_core.h"
+#include "src/engine/policy_door.h"
 
 namespace quire {
 
@@ -26,6 +27,7 @@ struct EngineParts {
   std::unique_ptr<Clock> clock;
   ModelCard card;
   std::vector<int32_t> layer_windows;  // 0 = full attention; for dumps
+  PolicyDoor policies;
 };
 
 // A model directory's parts; in engine.cc, with Engine::open. Errors name the file, tensor, field or limit at
@@ -38,6 +40,7 @@ class ThreadedEngine final : public Engine {
   ~ThreadedEngine() override;
 
   Result<RequestId> submit(Request request, std::shared_ptr<TokenSink> sink) override;
+  Result<std::vector<RequestId>> submit_together(std::vector<Submission> batch) override;
   void abort(RequestId id) override;
   void set_paused(RequestId id, bool paused) override;
   Result<std::vector<int32_t>> tokenize(const std::string& text, bool add_special_tokens,
@@ -52,8 +55,8 @@ class ThreadedEngine final : public Engine {
  private:
   explicit ThreadedEngine(EngineParts parts);
   Result<std::vector<int32_t>> encode(const Request& request) const;
-  Status check_door(const Request& request, const std::vector<int32_t>& prompt);
-  std::optional<RequestId> enter(Request request, std::vector<int32_t> prompt,
+  Status check_door(const Request& request, const std::vector<int32_t>& prompt, const PolicySpec& policy);
+  std::optional<RequestId> enter(Request request, std::vector<int32_t> prompt, const PolicySpec& policy,
                                  std::shared_ptr<TokenSink> sink);
   Error refuse(Error error, const std::string& client_request_id);
   bool is_live(RequestId id) const;

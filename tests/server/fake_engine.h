@@ -28,6 +28,9 @@ class FakeEngine final : public Engine {
   ~FakeEngine() override;
 
   Result<RequestId> submit(Request request, std::shared_ptr<TokenSink> sink) override;
+  Result<std::vector<RequestId>> submit_together(std::vector<Submission>) override {
+    return error(Code::kInternal, "the server submits one request at a time");
+  }
   void abort(RequestId id) override;
   void set_paused(RequestId id, bool paused) override;
   Result<std::vector<int32_t>> tokenize(const std::string& text, bool add_special_tokens,
