@@ -44,7 +44,7 @@ void Episode::violate(std::string what) {
 void Episode::submit(CoreRequest r) {
   ++submitted_;
   if (r.arrival_us == 0) r.arrival_us = clock_.now_us();
-  const bool fits = check_request(*r.sampling, r.prompt, core_->limits()).has_value();
+  const bool fits = check_request(*r.sampling, r.prompt, core_->limits(), r.policy).has_value();
   if (!fits || !core_->queue_budget().take(static_cast<int64_t>(r.prompt.size()), 0)) {
     ++refused_;
     return;

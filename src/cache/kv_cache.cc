@@ -88,6 +88,19 @@ void KvCache::truncate(BlockTable& table, int32_t new_length, std::vector<BlockI
     pool_.set_filled(table.blocks_.back(), new_length % block_tokens_);
 }
 
+void KvCache::drop_blocks(BlockTable& table, int32_t first, int32_t count, std::vector<BlockId>& deferred) {
+  check(first >= 0 && count >= 0 && (first + count) * block_tokens_ <= table.length_,
+        "the blocks that are dropped are full ones of the list");
+  check(!is_extended_in_open_step(table), "a table that the open step extended drops no blocks");
+  const auto begin = table.blocks_.begin() + first, end = begin + count;
+  for (auto block = begin; block != end; ++block) {
+    pool_.holder_to_reader(*block);
+    deferred.push_back(*block);
+  }
+  table.blocks_.erase(begin, end);
+  table.length_ -= count * block_tokens_;
+}
+
 void KvCache::release(BlockTable&& table, int64_t now_us) {
   check(!is_extended_in_open_step(table), "a table that the open step extended is not released");
   for (auto block = table.blocks_.rbegin(); block != table.blocks_.rend(); ++block) {

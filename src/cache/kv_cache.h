@@ -75,6 +75,9 @@ class KvCache {
   BlockTable fork(const BlockTable& table);  // shares every block, the partial tail too
   // Forgets the slots from new_length on. Blocks that leave the table go to `deferred` [6].
   void truncate(BlockTable& table, int32_t new_length, std::vector<BlockId>& deferred);
+  // Takes `count` whole blocks from entry `first` on out of the list: a policy has dropped their tokens. The slots behind them
+  // move forward; positions stay (next_position). The blocks go to `deferred` [6].
+  void drop_blocks(BlockTable& table, int32_t first, int32_t count, std::vector<BlockId>& deferred);
   // Gives all blocks back; those published stay cached. Only when no submitted step names the table [6], and
   // not while an open transaction has extended it. The table is empty afterwards.
   void release(BlockTable&& table, int64_t now_us);
@@ -85,6 +88,7 @@ class KvCache {
   StepTransaction begin(int64_t now_us);  // one at a time
   // Blocks that extend(table, new_length) would take, the copy of a shared or published tail included.
   int32_t blocks_needed(const BlockTable& table, int32_t new_length) const;
+  int32_t blocks_for_overwrite(const BlockTable& table) const;  // that overwrite(table) would take
   // Blocks that can be had now: free and evictable.
   int64_t num_available() const { return num_free() + num_evictable(); }
 
@@ -119,6 +123,8 @@ class KvCache {
     int32_t length = 0, next_position = 0, num_blocks = 0;
     int32_t tail_filled = 0;
     BlockId copied = kNoBlock;  // the tail that copy-on-write replaced
+    size_t first_replaced = 0, num_replaced = 0;  // of replaced_: entries that overwrite() copied, or the list before cut()
+    bool cut = false;
   };
 
   KvCache(const CacheSpec& spec, EvictionOrder order);
@@ -160,6 +166,7 @@ class KvCache {
   std::vector<BlockId> fresh_;         // scratch of extend
   std::vector<Undo> undo_;             // of the open transaction
   std::vector<BlockCopy> copies_;      // of the open transaction
+  std::vector<std::pair<int32_t, BlockId>> replaced_;  // of the open transaction: entry, and the block that stood there
   bool step_open_ = false;
 };
 
@@ -175,6 +182,12 @@ class StepTransaction {
   // as needed, and applies the write rule to the tail. False, with the table as it was, if there is no room;
   // evictions may stay.
   bool extend(BlockTable& table, int32_t new_length);
+  // Room for one token that takes a slot in use, which only the executor knows: the write rule on every block. True, or false
+  // as extend.
+  bool overwrite(BlockTable& table);
+  // The list starts again in fresh blocks with `kept` slots, which the executor moves there from the blocks it had, and room up to
+  // new_length. Appends the old blocks to `source`, in order. True, or false as extend.
+  bool cut(BlockTable& table, int32_t kept, int32_t new_length, std::vector<BlockId>& source);
   // Appends the copies to run first, and the blocks they read: keep those for release_deferred after the step
   // has run.
   void commit(std::vector<BlockCopy>& copies, std::vector<BlockId>& deferred);
@@ -184,8 +197,11 @@ class StepTransaction {
  private:
   friend class KvCache;
   StepTransaction(KvCache& cache, int64_t now_us);
+  bool take(int32_t blocks);  // into the cache's fresh_
+  void remember(BlockTable& table);
   void copy_tail(BlockTable& table, BlockId copy);
   void fill(BlockTable& table, int32_t new_length);
+  void put_back_replaced(BlockTable& table, const KvCache::Undo& undo);
   void end();
 
   KvCache* cache_;

@@ -19,6 +19,11 @@ int32_t KvCache::blocks_needed(const BlockTable& table, int32_t new_length) cons
   return blocks_for(new_length) - table.num_blocks() + (appends_to_shared_tail(table) ? 1 : 0);
 }
 
+int32_t KvCache::blocks_for_overwrite(const BlockTable& table) const {
+  return static_cast<int32_t>(std::count_if(table.blocks_.begin(), table.blocks_.end(),
+                                            [this](BlockId block) { return !pool_.may_write(block); }));
+}
+
 StepTransaction::StepTransaction(KvCache& cache, int64_t now_us) : cache_(&cache), now_us_(now_us) {
   check(!cache.step_open_, "one step is planned at a time");
   cache.step_open_ = true;
@@ -36,21 +41,66 @@ bool StepTransaction::extend(BlockTable& table, int32_t new_length) {
   KvCache& cache = *cache_;
   check(new_length >= table.length_, "extend does not shorten a table");
   if (new_length == table.length_) return true;
-  const int32_t needed = cache.blocks_needed(table, new_length),
-                in_tail = table.length_ % cache.block_tokens_;
-  if (needed > 0 && !cache.make_room(needed, now_us_)) return false;
-  std::vector<BlockId>& fresh = cache.fresh_;
-  fresh.clear();
-  check(cache.pool_.allocate(needed, fresh), "room that was made is there");
-
-  cache.undo_.push_back({.table = &table,
-                         .length = table.length_,
-                         .next_position = table.next_position_,
-                         .num_blocks = table.num_blocks(),
-                         .tail_filled = in_tail == 0 ? 0 : cache.pool_.filled(table.blocks_.back())});
-  auto next = fresh.begin();
+  if (!take(cache.blocks_needed(table, new_length))) return false;
+  remember(table);
+  auto next = cache.fresh_.begin();
   if (cache.appends_to_shared_tail(table)) copy_tail(table, *next++);
-  table.blocks_.insert(table.blocks_.end(), next, fresh.end());
+  table.blocks_.insert(table.blocks_.end(), next, cache.fresh_.end());
+  fill(table, new_length);
+  return true;
+}
+
+bool StepTransaction::take(int32_t blocks) {
+  if (blocks > 0 && !cache_->make_room(blocks, now_us_)) return false;
+  cache_->fresh_.clear();
+  check(cache_->pool_.allocate(blocks, cache_->fresh_), "room that was made is there");
+  return true;
+}
+
+void StepTransaction::remember(BlockTable& table) {
+  const bool in_tail = table.length_ % cache_->block_tokens_ != 0;
+  cache_->undo_.push_back({.table = &table,
+                           .length = table.length_,
+                           .next_position = table.next_position_,
+                           .num_blocks = table.num_blocks(),
+                           .tail_filled = in_tail ? cache_->pool_.filled(table.blocks_.back()) : 0,
+                           .first_replaced = cache_->replaced_.size()});
+}
+
+bool StepTransaction::overwrite(BlockTable& table) {
+  check(cache_ != nullptr && table.length_ > 0, "a step under way overwrites a slot of a list that has some");
+  KvCache& cache = *cache_;
+  if (!take(cache.blocks_for_overwrite(table))) return false;
+  remember(table);
+  auto next = cache.fresh_.begin();
+  for (int32_t i = 0; i < table.num_blocks(); ++i) {
+    BlockId& entry = table.blocks_[i];
+    if (cache.pool_.may_write(entry)) continue;
+    cache.pool_.holder_to_reader(entry);
+    cache.copies_.push_back({.source = entry, .target = *next});
+    cache.pool_.set_filled(*next, std::min(cache.block_tokens_, table.length_ - i * cache.block_tokens_));
+    cache.replaced_.emplace_back(i, std::exchange(entry, *next++));
+    ++cache.undo_.back().num_replaced;
+  }
+  ++table.next_position_;
+  return true;
+}
+
+bool StepTransaction::cut(BlockTable& table, int32_t kept, int32_t new_length, std::vector<BlockId>& source) {
+  check(cache_ != nullptr && kept <= table.length_ && kept <= new_length, "a cut keeps slots that the list has");
+  KvCache& cache = *cache_;
+  if (!take(cache.blocks_for(new_length))) return false;
+  remember(table);
+  cache.undo_.back().cut = true;
+  for (const BlockId block : table.blocks_) {
+    cache.pool_.holder_to_reader(block);
+    cache.replaced_.emplace_back(0, block);
+    source.push_back(block);
+  }
+  cache.undo_.back().num_replaced = table.blocks_.size();
+  table.blocks_ = cache.fresh_;
+  table.length_ = 0;
+  table.next_position_ -= kept;  // fill counts the kept slots as new
   fill(table, new_length);
   return true;
 }
@@ -76,6 +126,9 @@ void StepTransaction::commit(std::vector<BlockCopy>& copies, std::vector<BlockId
   check(cache_ != nullptr, "a step ends once");
   copies.insert(copies.end(), cache_->copies_.begin(), cache_->copies_.end());
   for (const BlockCopy& copy : cache_->copies_) deferred.push_back(copy.source);
+  for (const KvCache::Undo& undo : cache_->undo_)
+    for (size_t i = 0; undo.cut && i < undo.num_replaced; ++i)
+      deferred.push_back(cache_->replaced_[undo.first_replaced + i].second);
   cache_->counters_.copies_on_write += static_cast<int64_t>(cache_->copies_.size());
   end();
 }
@@ -85,6 +138,7 @@ void StepTransaction::rollback() {
   BlockPool& pool = cache_->pool_;
   for (auto undo = cache_->undo_.rbegin(); undo != cache_->undo_.rend(); ++undo) {
     BlockTable& table = *undo->table;
+    put_back_replaced(table, *undo);
     while (table.num_blocks() > undo->num_blocks) {
       pool.release(table.blocks_.back());
       table.blocks_.pop_back();
@@ -93,7 +147,7 @@ void StepTransaction::rollback() {
       pool.release(table.blocks_.back());
       pool.reader_to_holder(undo->copied);
       table.blocks_.back() = undo->copied;
-    } else if (undo->length % cache_->block_tokens_ != 0) {
+    } else if (undo->length % cache_->block_tokens_ != 0 && undo->num_replaced == 0) {
       pool.set_filled(table.blocks_.back(), undo->tail_filled);
     }
     table.length_ = undo->length;
@@ -102,8 +156,25 @@ void StepTransaction::rollback() {
   end();
 }
 
+// What overwrite or cut put in the place of the table's blocks goes; those come back.
+void StepTransaction::put_back_replaced(BlockTable& table, const KvCache::Undo& undo) {
+  BlockPool& pool = cache_->pool_;
+  if (undo.cut) {
+    for (const BlockId fresh : table.blocks_) pool.release(fresh);
+    table.blocks_.assign(undo.num_replaced, kNoBlock);
+  }
+  for (size_t i = 0; i < undo.num_replaced; ++i) {
+    const auto& [entry, block] = cache_->replaced_[undo.first_replaced + i];
+    const size_t at = undo.cut ? i : static_cast<size_t>(entry);
+    if (!undo.cut) pool.release(table.blocks_[at]);
+    pool.reader_to_holder(block);
+    table.blocks_[at] = block;
+  }
+}
+
 void StepTransaction::end() {
   cache_->undo_.clear();
+  cache_->replaced_.clear();
   cache_->copies_.clear();
   cache_->step_open_ = false;
   cache_ = nullptr;

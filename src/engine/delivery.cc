@@ -86,7 +86,9 @@ void Delivery::add_token(const Open& open, Stream& stream, int32_t id, float log
 void Delivery::take_end(Open& open, SequenceEnd end) {
   Stream& stream = stream_of(open, end.index);
   stream.confirmed = true;
-  if (open.request.dump_kv) stream.event.kv_dump = dump(end.num_computed);
+  if (open.request.dump_kv)
+    stream.event.kv_dump =
+        end.kv_dump.empty() ? dump(open.request.policy, end.num_computed) : std::move(end.kv_dump);
   if (!stream.done) {
     for (size_t i = 0; i < end.tokens.size(); ++i) {
       TokenLogprob& l = end.logprobs[i];
@@ -177,14 +179,10 @@ void Delivery::send(Open& open, TokenEvent event) {
   open.request.sink->on_event(event);
 }
 
-KvDump Delivery::dump(int32_t num_computed) const {
+KvDump Delivery::dump(const PolicySpec& policy, int32_t num_computed) const {
   KvDump layers;
-  for (const int32_t window : layer_windows_) {
-    std::vector<int32_t> positions;
-    for (int32_t p = window > 0 ? std::max(0, num_computed - window) : 0; p < num_computed; ++p)
-      positions.push_back(p);
-    layers.push_back({std::move(positions)});
-  }
+  for (const int32_t window : layer_windows_)
+    layers.push_back({visible_positions(policy, num_computed - 1, window)});
   return layers;
 }
 

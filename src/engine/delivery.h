@@ -16,6 +16,7 @@
 
 #include "quire/request.h"
 #include "src/engine/text_front.h"
+#include "src/policy/policy_spec.h"
 #include "src/schedule/outcome.h"
 
 namespace quire {
@@ -30,6 +31,7 @@ struct DeliveryRequest {
   std::unique_ptr<TextStream> first_text;  // of sequence 0; nullptr: ids only
   bool stream = true;
   bool dump_kv = false;
+  PolicySpec policy;
 };
 
 class Delivery {
@@ -72,7 +74,7 @@ class Delivery {
   void take_request_end(Open& open, const RequestEnd& end);
   std::vector<int32_t> final_order(const Open& open) const;
   void send(Open& open, TokenEvent event);
-  KvDump dump(int32_t num_computed) const;
+  KvDump dump(const PolicySpec& policy, int32_t num_computed) const;
 
   const TextFront& text_;
   std::vector<int32_t> layer_windows_;

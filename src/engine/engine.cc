@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "src/base/check.h"
 #include "src/base/log.h"
 #include "src/engine/threaded_engine.h"
@@ -53,6 +55,15 @@ ModelCard card_of(const OpenedExecutor& opened, const TextFront& text) {
   return card;
 }
 
+PolicySetting setting_of(const ModelSpec& spec) {
+  PolicySetting setting;
+  setting.model_has_sliding_window = std::any_of(spec.window.begin(), spec.window.end(), [](int32_t w) { return w > 0; });
+  setting.dynamic_ntk_rope = spec.rope.scaling == RopeScaling::kDynamic;
+  for (size_t i = 0; i < spec.kv_source.size(); ++i)
+    setting.shares_kv_across_layers = setting.shares_kv_across_layers || spec.kv_source[i] != static_cast<int32_t>(i);
+  return setting;
+}
+
 void log_start(const EngineParts& parts, const OpenedExecutor& opened) {
   log_line(LogLevel::kInfo, "engine_start",
            {{"model", parts.card.name},
@@ -71,13 +82,12 @@ void log_start(const EngineParts& parts, const OpenedExecutor& opened) {
 }  // namespace
 
 Result<EngineParts> open_parts(const EngineConfig& config) {
-  if (!config.default_kv_policy.empty())
-    return invalid(
-        fmt::format("default_kv_policy is `{}`; this engine keeps every token, so it must be empty",
-                    config.default_kv_policy),
-        "default_kv_policy");
+  if (Result<PolicySpec> spec = parse_policy(config.default_kv_policy); !spec)  // before the weights are read
+    return invalid("default_kv_policy: " + spec.error().message, "default_kv_policy");
   Result<OpenedExecutor> opened = open_executor(config);
   if (!opened) return opened.error();
+  Result<PolicyDoor> policies = PolicyDoor::create(config, setting_of(opened->spec), opened->scores_missing);
+  if (!policies) return policies.error();
   Result<std::unique_ptr<TextFront>> text = open_text_front(config.model_dir, opened->spec.vocab_size);
   if (!text) return text.error();
   EngineParts parts;
@@ -85,6 +95,7 @@ Result<EngineParts> open_parts(const EngineConfig& config) {
   parts.card = card_of(*opened, **text);
   parts.layer_windows = opened->spec.window;
   parts.layer_windows.resize(opened->spec.num_layers, 0);
+  parts.policies = std::move(*policies);
   parts.text = std::move(*text);
   parts.clock = std::make_unique<SteadyClock>();
   log_start(parts, *opened);

@@ -29,6 +29,8 @@ AdmissionLimits admission_limits(const CoreOptions& options, const KvCache& cach
   limits.max_sequences = options.config.max_sequences;
   limits.num_blocks = static_cast<int32_t>(cache.num_blocks());
   limits.block_tokens = cache.block_tokens();
+  const ScheduleLimits schedule = schedule_limits(options);
+  limits.max_chunk_tokens = std::min(schedule.max_prefill_chunk_tokens, schedule.max_step_tokens);
   limits.sampling = options.config.sampling_limits;
   return limits;
 }
@@ -104,10 +106,14 @@ void EngineCore::submit(CoreRequest request) {
   setup.deadline_us = request.deadline_us;
   setup.seed = request.seed;
   setup.first_sequence = scheduler_.next_sequence_id();
-  // Logprobs of the prompt need every row of it computed.
-  setup.share_prefix =
-      options_.config.prefix_cache && !request.bypass_prefix_cache && request.sampling->prompt_logprobs < 0;
+  setup.policy = request.policy;
+  setup.dump_kv = request.dump_kv;
+  // Logprobs of the prompt need every row of it computed, and so do sums over its rows.
+  const PrefixRule rule = traits(request.policy).prefix;
+  setup.share_prefix = options_.config.prefix_cache && !request.bypass_prefix_cache &&
+                       request.sampling->prompt_logprobs < 0 && rule != PrefixRule::kNone;
   NamespaceKey key = options_.identity;
+  if (rule == PrefixRule::kOwnPolicy) key.policy = to_string(request.policy);
   key.salt = std::move(request.cache_salt);
   setup.ns = cache_->open_namespace(key);
   ++counts_.accepted;
@@ -175,7 +181,9 @@ void EngineCore::commit_step() {
     to.first_position = p.first_position;
     for (PromptLogprob& l : p.tokens) to.tokens.push_back({l.token, l.logprob, std::move(l.top)});
   }
-  scheduler_.commit({result.step, result.samples, prompts, result.status}, start, outcome_);
+  std::vector<StepView::Dump> dumps;
+  for (SequenceKvDump& d : result.kv_dumps) dumps.push_back({d.sequence, std::move(d.positions)});
+  scheduler_.commit({result.step, result.samples, prompts, dumps, result.status}, start, outcome_);
   const int64_t now = clock_.now_us();
   timer_.committed(now - start, start - step_started_us_, tokens, now);
   step_started_us_ = start;

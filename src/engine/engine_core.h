@@ -44,6 +44,8 @@ struct CoreRequest {
   std::shared_ptr<const SamplingParams> sampling;
   std::string cache_salt, tenant;
   bool bypass_prefix_cache = false;
+  PolicySpec policy;
+  bool dump_kv = false;
   int32_t priority = 0;
   int64_t arrival_us = 0;
   int64_t deadline_us = kNoDeadline;

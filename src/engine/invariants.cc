@@ -40,6 +40,7 @@ Broken slots_are_distinct(const BatchPlan& plan, const KvCache& cache, std::vect
   const int32_t block_tokens = cache.block_tokens();
   written.resize(cache.num_block_ids());
   for (const PlannedSequence& s : plan.sequences) {
+    if (s.overwrites) continue;  // which slot is the executor's choice; its blocks are its own (below)
     const int32_t end = s.list_length_before + static_cast<int32_t>(s.tokens.size());
     if (static_cast<int64_t>(s.block_table.size()) * block_tokens < end)
       return fmt::format("invariant 8: sequence {} writes up to slot {}; its list has {} blocks of {}",
@@ -63,8 +64,10 @@ Broken slots_are_distinct(const BatchPlan& plan, const KvCache& cache, std::vect
 Broken writes_are_private(const BatchPlan& plan, const KvCache& cache) {
   const int32_t block_tokens = cache.block_tokens();
   for (const PlannedSequence& s : plan.sequences) {
-    const int32_t end = s.list_length_before + static_cast<int32_t>(s.tokens.size());
-    for (int32_t b = s.list_length_before / block_tokens; b * block_tokens < end; ++b) {
+    // A row that overwrites may write any block; so does a cut, up to the list's end.
+    const bool anywhere = s.overwrites || !s.cut_source.empty();
+    const int32_t end = s.list_length_after();
+    for (int32_t b = anywhere ? 0 : s.list_length_before / block_tokens; b * block_tokens < end; ++b) {
       const BlockId block = s.block_table[b];
       const bool forked =
           s.samples.size() > 1 && cache.num_holders(block) == static_cast<int32_t>(s.samples.size());
@@ -86,20 +89,32 @@ Broken submitted_blocks_are_held(const EngineCore& core) {
         return fmt::format("invariant 6: step {} copies block {} to {}, and one is free", step.plan->step,
                            value(c.source), value(c.target));
     for (const PlannedSequence& s : step.plan->sequences)
-      for (const BlockId b : s.block_table)
-        if (!held(b))
+      for (const std::vector<BlockId>* blocks : {&s.block_table, &s.cut_source})
+        for (const BlockId b : *blocks)
+          if (!held(b))
           return fmt::format("invariant 6: step {} names block {}, which nobody holds", step.plan->step,
-                             value(b));
+                               value(b));
   }
   return {};
 }
 
-Broken lists_within_bound(const EngineCore& core) {
+Broken list_within_bound(const EngineCore& core, const Sequence& s) {
   const int32_t block_tokens = core.cache().block_tokens();
-  for (const BlockTable* table : core.scheduler().tables())
-    if (table->num_blocks() != (table->length() + block_tokens - 1) / block_tokens)
-      return fmt::format("invariant 8: a list of {} slots has {} blocks of {}", table->length(),
-                         table->num_blocks(), block_tokens);
+  const PolicySpec& policy = s.group->policy;
+  if (s.table.num_blocks() != (s.table.length() + block_tokens - 1) / block_tokens)
+    return fmt::format("invariant 8: a list of {} slots has {} blocks of {}", s.table.length(), s.table.num_blocks(), block_tokens);
+  const bool cut_to_come = s.group->traits.cuts_after_prompt && !s.list_cut;
+  const int64_t list = list_blocks(policy, s.group->max_total_tokens, core.limits().max_chunk_tokens, block_tokens);
+  const int64_t prompt = (s.num_prompt_tokens + block_tokens - 1) / block_tokens;
+  const int64_t most = cut_to_come ? std::max(prompt, list) : list;
+  if (policy.kind == RetentionKind::kKeepAll || s.table.num_blocks() <= most) return {};
+  return fmt::format("invariant 8: sequence {} holds {} blocks; {} may hold {}", value(s.id), s.table.num_blocks(), to_string(policy), most);
+}
+
+Broken lists_within_bound(const EngineCore& core) {
+  for (const SequenceGroup* group : core.scheduler().groups())
+    for (const auto& s : group->sequences)
+      if (Broken b = list_within_bound(core, *s)) return b;
   return {};
 }
 

@@ -14,7 +14,9 @@ namespace {
 class CpuRunner final : public StepRunner {
  public:
   explicit CpuRunner(CpuRunnerParts parts)
-      : parts_(std::move(parts)), step_(parts_.limits), copies_(parts_.limits.num_blocks) {}
+      : parts_(std::move(parts)), step_(parts_.limits),
+        copies_(parts_.limits.num_blocks),
+        retention_(*parts_.kernels, parts_.layout, parts_.arena.as<char>(), parts_.forward->spec().num_q_heads) {}
 
   StepResult run(const BatchPlan& plan) override {
     const int64_t start_us = clock_.now_us();
@@ -31,15 +33,25 @@ class CpuRunner final : public StepRunner {
  private:
   Status run_checked(const BatchPlan& plan, StepResult& result) {
     apply_to_sampler(plan, *parts_.sampler);
+    retention_.forget(plan.leaves);
     if (Status copies = copies_.build(plan.copies); !copies) return copies;
     if (Status built = step_.build(plan); !built) return built;
     run_copies();
     if (plan.sequences.empty()) return ok();
     for (const SampledRow& row : step_.sampled_rows())
       step_.set_id(row.row, parts_.sampler->last_token(row.sequence));
-    parts_.forward->run(step_.arrays());
+    if (Status begun = retention_.begin(plan, step_); !begun) return begun;
+    run_forward();
+    retention_.end(result);
     read_logits(result);
     return ok();
+  }
+
+  void run_forward() {
+    StepArrays arrays = step_.arrays();
+    if (!retention_.wants_scores()) return parts_.forward->run(arrays);
+    retention_.attach(arrays);
+    parts_.forward->run(arrays, [this](int32_t layer) { retention_.after_layer(layer); });
   }
 
   void run_copies() {
@@ -82,6 +94,7 @@ class CpuRunner final : public StepRunner {
   CpuRunnerParts parts_;
   HostStep step_;
   CopyGroups copies_;
+  RetentionRunner retention_;
   std::vector<SampleRow> samples_;
   SteadyClock clock_;
 };

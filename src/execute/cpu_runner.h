@@ -5,6 +5,7 @@
 
 #include "src/execute/executor_thread.h"
 #include "src/execute/host_step.h"
+#include "src/execute/retention_runner.h"
 #include "src/model/forward.h"
 #include "src/sample/sampler.h"
 
@@ -21,6 +22,7 @@ struct CpuRunnerParts {
   std::unique_ptr<Sampler> sampler;
   StepLimits limits;
   int64_t block_bytes = 0;
+  KvLayout layout;  // of all layers
 };
 
 std::unique_ptr<StepRunner> make_cpu_runner(CpuRunnerParts parts);

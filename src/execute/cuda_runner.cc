@@ -133,7 +133,7 @@ class CudaRunner final : public QueueingRunner {
     const int64_t blocks = (l.max_context_tokens + l.block_tokens - 1) / l.block_tokens;
     const int64_t sequences = bucket_of(l.max_sequences);
     return {.rows = std::max(l.max_rows, sequences), .sequences = static_cast<int32_t>(sequences), .table_stride = power_of_two_from(blocks),
-            .logits_rows = std::max(l.max_rows, sequences), .samples = max_samples(), .copies = l.num_blocks};
+            .logits_rows = std::max(l.max_rows, sequences), .samples = max_samples(), .copies = l.num_blocks, .windows = true, .sinks = true};
   }
 
   Status queue_checked(CudaQueuedStep& queued) {
@@ -203,7 +203,8 @@ class CudaRunner final : public QueueingRunner {
     const StepArrays own = step_.arrays();
     const bool decode = !on_host && own.max_rows == 1 && own.num_logits_rows == own.rows && step_.num_samples() == own.rows;
     StepShape shape{.rows = own.rows, .sequences = own.num_sequences, .table_stride = own.table_stride, .logits_rows = own.num_logits_rows,
-                    .samples = on_host ? 0 : static_cast<int32_t>(settings_.size()), .copies = static_cast<int32_t>(plan.copies.size())};
+                    .samples = on_host ? 0 : static_cast<int32_t>(settings_.size()), .copies = static_cast<int32_t>(plan.copies.size()),
+                    .windows = own.windows != nullptr, .sinks = own.sink_slots != nullptr};
     if (decode) {
       shape.rows = shape.logits_rows = bucket_of(own.rows);
       shape.sequences = shape.samples = static_cast<int32_t>(shape.rows);

@@ -10,7 +10,7 @@ namespace {
 
 // Byte offsets of a shape's arrays, each aligned for 16-byte reads.
 struct Layout {
-  int64_t ids, positions, id_source, slots, query_start, lengths, block_table, logits_rows, settings, copy_pairs, end;
+  int64_t ids, positions, id_source, slots, query_start, lengths, block_table, logits_rows, settings, windows, sink_slots, sink_positions, copy_pairs, end;
 
   explicit Layout(const StepShape& s) {
     int64_t at = 0;
@@ -28,6 +28,9 @@ struct Layout {
     block_table = take(s.sequences * s.table_stride, 4);
     logits_rows = take(s.logits_rows, 4);
     settings = take(s.samples, sizeof(SampleSettings));
+    windows = take(s.windows ? s.sequences : 0, 4);
+    sink_slots = take(s.sinks ? s.sequences : 0, 4);
+    sink_positions = take(s.sinks ? s.rows : 0, 4);
     copy_pairs = take(int64_t{s.copies} * 2, 4);
     end = at;
   }
@@ -83,6 +86,9 @@ PlacedStep DeviceStep::send(const HostStep& step, const DeviceStepExtras& extras
   put(host, at.logits_rows, from.logits_rows, std::min(from.num_logits_rows, shape.logits_rows), shape.logits_rows, 0);
   put(host, at.settings, extras.settings.data(), static_cast<int64_t>(extras.settings.size()), shape.samples,
       SampleSettings{.inverse_temperature = 0});
+  if (shape.windows) put(host, at.windows, from.windows, from.num_sequences, shape.sequences, 0);
+  if (shape.sinks) put(host, at.sink_slots, from.sink_slots, from.num_sequences, shape.sequences, 0);
+  if (shape.sinks) put(host, at.sink_positions, from.sink_positions, from.rows, shape.rows, 0);
   put(host, at.copy_pairs, extras.copy_pairs.data(), static_cast<int64_t>(extras.copy_pairs.size()), int64_t{shape.copies} * 2, 0);
   device_->copy_to_device(staging_.data(), host, at.end);
 
@@ -97,6 +103,9 @@ PlacedStep DeviceStep::send(const HostStep& step, const DeviceStepExtras& extras
   placed.arrays.lengths = ints(at.lengths);
   placed.arrays.block_table = ints(at.block_table);
   placed.arrays.logits_rows = ints(at.logits_rows);
+  placed.arrays.windows = shape.windows ? ints(at.windows) : nullptr;
+  placed.arrays.sink_slots = shape.sinks ? ints(at.sink_slots) : nullptr;
+  placed.arrays.sink_positions = shape.sinks ? ints(at.sink_positions) : nullptr;
   placed.arrays.rows = shape.rows;
   placed.arrays.table_stride = shape.table_stride;
   placed.arrays.num_logits_rows = shape.logits_rows;

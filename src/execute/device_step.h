@@ -21,6 +21,7 @@ struct StepShape {
   int64_t logits_rows = 0;
   int32_t samples = 0;
   int32_t copies = 0;
+  bool windows = false, sinks = false;  // some sequence has one: kernels get other arguments
   auto operator<=>(const StepShape&) const = default;
 };
 

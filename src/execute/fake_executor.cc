@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 
 #include "src/base/check.h"
 
@@ -11,6 +12,7 @@ namespace quire {
 namespace {
 
 constexpr size_t kMaxViolations = 16;
+constexpr uint64_t kUnknownChain = 0;  // after tokens that a window dropped before the first step
 
 // Multiply to 128 bits and fold: most of what this executor computes is a chain for every token.
 uint64_t mix(uint64_t a, uint64_t b) {
@@ -88,6 +90,8 @@ StepResult FakeExecutor::run(const BatchPlan& plan) {
     fail(plan);
     return result;
   }
+  for (const PlannedSequence& s : plan.sequences)  // as copies do: before any write of the step
+    if (model_.check_content && !s.cut_source.empty() && !known_[value(s.sequence)].poisoned) cut(s, known_[value(s.sequence)]);
   met_.clear();
   size_t num_samples = 0;
   for (const PlannedSequence& s : plan.sequences) {
@@ -133,12 +137,17 @@ void FakeExecutor::copy(const BlockCopy& c) {
 }
 
 void FakeExecutor::push(Known& known, TokenId token) {
-  known.chain.push_back(chain_after(known.chain.empty() ? 0 : known.chain.back(), token));
+  const bool unknown = !known.chain.empty() && known.chain.back() == kUnknownChain;
+  known.chain.push_back(unknown ? kUnknownChain : chain_after(known.chain.empty() ? 0 : known.chain.back(), token));
   known.tokens.push_back(token);
 }
 
 void FakeExecutor::join(const PlannedJoin& j) {
   Known& known = known_[value(j.sequence)];
+  if (contains(known.tokens, -1)) {  // a window had dropped them: here is what they were
+    known.tokens.clear();
+    known.chain.clear();
+  }
   if (known.joined) violation(fmt::format("sequence {} joins twice", value(j.sequence)));
   const size_t common = std::min(known.tokens.size(), j.history.size());
   if (!std::equal(known.tokens.begin(), known.tokens.begin() + static_cast<std::ptrdiff_t>(common),
@@ -156,12 +165,13 @@ void FakeExecutor::join(const PlannedJoin& j) {
 }
 
 bool FakeExecutor::check_shape(const PlannedSequence& s) {
-  const int32_t end = s.first_position + static_cast<int32_t>(s.tokens.size());
+  const int32_t end = s.list_length_after();
   const bool fits = static_cast<int64_t>(s.block_table.size()) * model_.block_tokens >= end;
   if (!fits)
     violation(fmt::format("sequence {}: {} blocks cannot hold {} tokens", value(s.sequence),
                           s.block_table.size(), end));
-  if (s.list_length_before != s.first_position)
+  const bool misfits = keeps_all(s) ? s.list_length_before != s.first_position : s.list_length_before > s.first_position;
+  if (misfits)
     violation(fmt::format("sequence {}: list length {} before position {}", value(s.sequence),
                           s.list_length_before, s.first_position));
   for (const BlockId b : s.block_table)
@@ -174,8 +184,65 @@ bool FakeExecutor::check_shape(const PlannedSequence& s) {
 
 // A prefix hit: the slots tell what the sequence starts with; its join or its own tokens must agree later.
 void FakeExecutor::adopt(const PlannedSequence& s, Known& known) {
-  for (auto p = static_cast<int32_t>(known.tokens.size()); p < s.first_position; ++p)
-    push(known, slot_at(s, p).token);
+  const int32_t dropped = s.first_position - s.list_length_before, sinks = sink_slots_of(s);
+  for (auto p = static_cast<int32_t>(known.tokens.size()); p < s.first_position; ++p) {
+    const bool is_here = dropped == 0 || p < sinks || p >= sinks + dropped;
+    const Slot found = is_here ? slot_at(s.block_table, p < sinks ? p : p - dropped) : Slot{};
+    known.tokens.push_back(found.token);
+    known.chain.push_back(found.chain);
+  }
+}
+
+int32_t FakeExecutor::sink_slots_of(const PlannedSequence& s) const {
+  return (s.policy.sinks + model_.block_tokens - 1) / model_.block_tokens * model_.block_tokens;
+}
+
+int32_t FakeExecutor::position_in(const PlannedSequence& s, const Known& known, int32_t list_slot) const {
+  if (keeps_all(s)) return list_slot;
+  if (traits(s.policy).overwrites_slots) return known.list[list_slot];
+  return list_slot < sink_slots_of(s) ? list_slot : list_slot + s.first_position - s.list_length_before;
+}
+
+// What is kept goes by a hash: what matters here is that it is moved from blocks that still hold it.
+void FakeExecutor::cut(const PlannedSequence& s, Known& known) {
+  if (known.list.empty()) {  // a sample forked at the prompt's end
+    known.list.resize(s.num_prompt_tokens);
+    std::iota(known.list.begin(), known.list.end(), 0);
+  }
+  std::vector<int32_t> kept(known.list.size());
+  std::iota(kept.begin(), kept.end(), 0);
+  const auto hash = [&](int32_t from) { return mix(known.chain[known.list[from]], 7); };
+  std::sort(kept.begin(), kept.end(), [&](int32_t a, int32_t b) { return hash(a) < hash(b); });
+  if (s.list_length_before > static_cast<int32_t>(kept.size()) ||
+      kept.size() > s.cut_source.size() * model_.block_tokens)
+    return violation(fmt::format("sequence {}: a cut from {} slots in {} blocks to {}", value(s.sequence), kept.size(),
+                                 s.cut_source.size(), s.list_length_before));
+  kept.resize(s.list_length_before);
+  std::sort(kept.begin(), kept.end());
+  std::vector<int32_t> list;
+  for (const int32_t from : kept) {
+    Slot& target = slot_at(s.block_table, static_cast<int32_t>(list.size()));
+    target = slot_at(s.cut_source, from);
+    list.push_back(known.list[from]);
+    ++version_[value(s.block_table[(list.size() - 1) / model_.block_tokens])];
+  }
+  known.list = std::move(list);
+}
+
+// Where token `index` of the step goes. A list keeps its tokens in order until it is full.
+int32_t FakeExecutor::take_slot(const PlannedSequence& s, Known& known, int32_t index) {
+  const int32_t position = s.first_position + index, next = s.list_length_before + index;
+  if (keeps_all(s) || !traits(s.policy).overwrites_slots) return next;
+  while (static_cast<int32_t>(known.list.size()) < s.list_length_before && known.list.size() < known.tokens.size())
+    known.list.push_back(static_cast<int32_t>(known.list.size()));
+  if (!s.overwrites) {
+    known.list.resize(next + 1);
+    known.list[next] = position;
+    return next;
+  }
+  const auto victim = static_cast<int32_t>(mix(known.chain[position], 11) % known.list.size());
+  known.list[victim] = position;
+  return victim;
 }
 
 TokenId FakeExecutor::resolve(const BatchPlan& plan, const PlannedSequence& s, Known& known, int32_t index) {
@@ -211,19 +278,22 @@ bool FakeExecutor::has_seen(const PlannedSequence& s, const Known& known, int32_
 // it.
 void FakeExecutor::write(const BatchPlan& plan, const PlannedSequence& s, Known& known) {
   adopt(s, known);
-  bool seen = has_seen(s, known, s.first_position);
+  bool seen = keeps_all(s) && has_seen(s, known, s.first_position);
   for (int32_t i = 0; i < static_cast<int32_t>(s.tokens.size()); ++i) {
     const int32_t position = s.first_position + i;
     const TokenId token = resolve(plan, s, known, i);
-    Slot& target = slot_at(s, position);
+    const int32_t list_slot = take_slot(s, known, i);
+    const BlockId block = s.block_table[list_slot / model_.block_tokens];
+    Slot& target = slot_at(s.block_table, list_slot);
     if (target.written_in == plan.step)
       violation(fmt::format("step {}: two tokens share slot {} of block {}", plan.step,
-                            position % model_.block_tokens,
-                            value(s.block_table[position / model_.block_tokens])));
-    const uint64_t before = position == 0 ? 0 : slot_at(s, position - 1).chain;
-    target = {token, position, chain_after(before, token), plan.step};
-    if (i == 0 || position % model_.block_tokens == 0)
-      ++version_[value(s.block_table[position / model_.block_tokens])];
+                            list_slot % model_.block_tokens, value(block)));
+    const uint64_t before = position == 0                ? 0
+                            : keeps_all(s) ? slot_at(s.block_table, position - 1).chain
+                                           : known.chain[position - 1];
+    const bool unknown = position > 0 && before == kUnknownChain;
+    target = {token, position, unknown ? kUnknownChain : chain_after(before, token), plan.step};
+    if (i == 0 || list_slot % model_.block_tokens == 0) ++version_[value(block)];
     seen = seen && token == known.tokens[position] && target.chain == known.chain[position];
     if (seen) see(s, known, position);
   }
@@ -238,11 +308,11 @@ void FakeExecutor::see(const PlannedSequence& s, Known& known, int32_t position)
 
 bool FakeExecutor::verify_block(const PlannedSequence& s, const Known& known, int32_t index, int32_t slots) {
   for (int32_t i = 0; i < slots; ++i) {
-    const int32_t position = index * model_.block_tokens + i;
+    const int32_t position = position_in(s, known, index * model_.block_tokens + i);
     const Slot& found = slot(s.block_table[index], i);
-    if (found.token == known.tokens[position] && found.position == position &&
-        found.chain == known.chain[position])
-      continue;
+    const bool same_chain = found.chain == known.chain[position] || found.chain == kUnknownChain ||
+                            known.chain[position] == kUnknownChain;
+    if (found.token == known.tokens[position] && found.position == position && same_chain) continue;
     violation(fmt::format(
         "sequence {}: position {} lies in slot {} of block {}, which holds token {} of position {}, not "
         "token {}{}",
@@ -255,8 +325,9 @@ bool FakeExecutor::verify_block(const PlannedSequence& s, const Known& known, in
 }
 
 void FakeExecutor::verify(const PlannedSequence& s, Known& known) {
-  const int32_t end = s.first_position + static_cast<int32_t>(s.tokens.size());
-  if (static_cast<int32_t>(known.tokens.size()) < end) return;  // check_shape has spoken
+  const int32_t end = s.list_length_after();
+  if (static_cast<int32_t>(known.tokens.size()) < s.first_position + static_cast<int32_t>(s.tokens.size()))
+    return;  // check_shape has spoken
   const int32_t blocks = (end + model_.block_tokens - 1) / model_.block_tokens;
   known.seen.resize(blocks);
   for (int32_t b = 0; b < blocks; ++b) {
@@ -283,6 +354,10 @@ TokenId FakeExecutor::pick(uint64_t chain, const Known& known, int32_t position)
   }
 }
 
+uint64_t FakeExecutor::chain_of_last(const PlannedSequence& s, const Known& known, int32_t last) {
+  return keeps_all(s) ? slot_at(s.block_table, last).chain : known.chain[last];
+}
+
 void FakeExecutor::sample(const BatchPlan& plan, const PlannedSequence& s, Known& own, StepResult& result) {
   const int32_t last = s.first_position + static_cast<int32_t>(s.tokens.size()) - 1;
   for (const PlannedSample& wanted : s.samples) {
@@ -299,7 +374,8 @@ void FakeExecutor::sample(const BatchPlan& plan, const PlannedSequence& s, Known
       violation(fmt::format("sequence {}: position {} is sampled after {}", value(wanted.sequence),
                             wanted.position, last));
     const uint64_t chain =
-        model_.check_content ? slot_at(s, last).chain : mix(known.seed, static_cast<uint64_t>(last));
+        model_.check_content ? chain_of_last(s, own, last)
+                             : mix(known.seed, static_cast<uint64_t>(last));
     const TokenId best = pick(chain, known, wanted.position);
     out.logprob = logprob_of(chain);
     const int32_t candidates = std::min(wanted.top_candidates, model_.vocab_size);

@@ -5,6 +5,7 @@
 //     and for temperature > 0 of the seed; logprobs and candidates likewise;
 //   - time: a step takes what a roofline says, on a moved clock;
 //   - faults: a hook may fail a step;
+//   - KV policies: one list stands for all layers and heads; victims are chosen by a hash instead of scores;
 //   - it keeps, for every slot of every block, which token at which position after which prefix was written
 //   there, applies
 //     the copies and writes of each plan, and checks at each step that every list's slots hold exactly its
@@ -17,6 +18,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -80,8 +82,8 @@ class FakeExecutor final : public Executor {
   Slot& slot(BlockId block, int32_t offset) {
     return slots_[static_cast<size_t>(value(block)) * model_.block_tokens + offset];
   }
-  Slot& slot_at(const PlannedSequence& s, int32_t position) {
-    return slot(s.block_table[position / model_.block_tokens], position % model_.block_tokens);
+  Slot& slot_at(std::span<const BlockId> blocks, int32_t list_slot) {
+    return slot(blocks[list_slot / model_.block_tokens], list_slot % model_.block_tokens);
   }
   void violation(std::string what);
   void push(Known& known, TokenId token);
@@ -90,11 +92,17 @@ class FakeExecutor final : public Executor {
   bool check_shape(const PlannedSequence& s);
   bool has_seen(const PlannedSequence& s, const Known& known, int32_t end) const;
   void see(const PlannedSequence& s, Known& known, int32_t position);
+  bool keeps_all(const PlannedSequence& s) const { return s.policy.kind == RetentionKind::kKeepAll; }
+  int32_t sink_slots_of(const PlannedSequence& s) const;  // of whole blocks
+  int32_t position_in(const PlannedSequence& s, const Known& known, int32_t list_slot) const;
+  void cut(const PlannedSequence& s, Known& known);
+  int32_t take_slot(const PlannedSequence& s, Known& known, int32_t index);
   void write(const BatchPlan& plan, const PlannedSequence& s, Known& known);
   void adopt(const PlannedSequence& s, Known& known);
   TokenId resolve(const BatchPlan& plan, const PlannedSequence& s, Known& known, int32_t index);
   void verify(const PlannedSequence& s, Known& known);
   bool verify_block(const PlannedSequence& s, const Known& known, int32_t index, int32_t slots);
+  uint64_t chain_of_last(const PlannedSequence& s, const Known& known, int32_t last);
   void sample(const BatchPlan& plan, const PlannedSequence& s, Known& own, StepResult& result);
   void prompt_logprobs(const PlannedSequence& s, StepResult& result);
   void fail(const BatchPlan& plan);

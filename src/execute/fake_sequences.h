@@ -22,6 +22,7 @@ struct FakeSequence {
   std::vector<TokenId> tokens;
   std::vector<uint64_t> chain;  // of the tokens up to each; same length
   std::vector<Seen> seen;       // blocks found right, and unchanged since
+  std::vector<int32_t> list;    // position in each slot, under a policy that overwrites slots
   std::shared_ptr<const SamplingParams> sampling;
   std::vector<TokenId> eos;
   uint64_t seed = 0, sampled_in = 0, last_step = 0;
@@ -32,6 +33,7 @@ struct FakeSequence {
     tokens.clear();
     chain.clear();
     seen.clear();
+    list.clear();
     sampling.reset();
     eos.clear();
     seed = sampled_in = last_step = 0;

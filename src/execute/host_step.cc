@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace quire {
 namespace {
@@ -12,7 +13,15 @@ Error plan_fault(const PlannedSequence& s, const std::string& what) {
 }
 
 int64_t length_of(const PlannedSequence& s) {
-  return int64_t{s.list_length_before} + static_cast<int64_t>(s.tokens.size());
+  return s.list_length_after();
+}
+
+// The window and the sinks of a policy that goes by position alone.
+int32_t window_of(const PolicySpec& policy) {
+  return policy.kind == RetentionKind::kWindow ? policy.window : policy.kind == RetentionKind::kStream ? policy.recent : 0;
+}
+int32_t sinks_of(const PolicySpec& policy) {
+  return policy.kind == RetentionKind::kStream ? policy.sinks : 0;
 }
 
 }  // namespace
@@ -20,7 +29,9 @@ int64_t length_of(const PlannedSequence& s) {
 HostStep::HostStep(const StepLimits& limits) : limits_(limits) {
   const auto rows = static_cast<size_t>(limits.max_rows),
              sequences = static_cast<size_t>(limits.max_sequences);
-  for (std::vector<int32_t>* per_row : {&ids_, &positions_, &logits_rows_}) per_row->reserve(rows);
+  for (std::vector<int32_t>* per_row : {&ids_, &positions_, &logits_rows_, &sink_positions_})
+    per_row->reserve(rows);
+  for (std::vector<int32_t>* per_list : {&windows_, &sink_slots_}) per_list->reserve(sequences);
   slots_.reserve(rows);
   query_start_.reserve(sequences + 1);
   lengths_.reserve(sequences);
@@ -30,7 +41,8 @@ HostStep::HostStep(const StepLimits& limits) : limits_(limits) {
 
 void HostStep::clear(const BatchPlan& plan) {
   for (std::vector<int32_t>* array :
-       {&ids_, &positions_, &query_start_, &lengths_, &block_table_, &logits_rows_})
+       {&ids_, &positions_, &query_start_, &lengths_, &block_table_, &logits_rows_, &windows_, &sink_slots_,
+        &sink_positions_})
     array->clear();
   slots_.clear();
   wanted_.clear();
@@ -38,6 +50,9 @@ void HostStep::clear(const BatchPlan& plan) {
   num_samples_ = 0;
   max_rows_ = max_length_ = 0;
   table_stride_ = 0;
+  slot_stride_ = 1;
+  slot_layer_stride_ = 0;
+  has_windows_ = has_sinks_ = overwrites_ = false;
   for (const PlannedSequence& s : plan.sequences) {
     table_stride_ = std::max(table_stride_, (length_of(s) + limits_.block_tokens - 1) / limits_.block_tokens);
   }
@@ -61,6 +76,7 @@ Status HostStep::build(const BatchPlan& plan) {
     const auto first_row = static_cast<int64_t>(ids_.size());
     add_rows(s);
     add_list(s, length_of(s));
+    add_window(s);
     add_logits(s, first_row);
   }
   return ok();
@@ -73,6 +89,8 @@ Status HostStep::check_sequence(const PlannedSequence& s) const {
     return plan_fault(
         s, fmt::format("first position {}, list length {}", s.first_position, s.list_length_before));
   }
+  if (s.overwrites && (count != 1 || s.list_length_before == 0))
+    return plan_fault(s, fmt::format("{} tokens overwrite a slot of {}", count, s.list_length_before));
   if (s.first_position + count > limits_.max_context_tokens) {
     return plan_fault(s, fmt::format("ends at position {}; the limit is {} (max_context_tokens)",
                                      s.first_position + count, limits_.max_context_tokens));
@@ -110,14 +128,44 @@ Status HostStep::check_blocks(const PlannedSequence& s, int64_t length) const {
 
 void HostStep::add_rows(const PlannedSequence& s) {
   for (size_t i = 0; i < s.tokens.size(); ++i) {
-    const int64_t slot = s.list_length_before + static_cast<int64_t>(i);
-    const int64_t block = value(s.block_table[static_cast<size_t>(slot / limits_.block_tokens)]);
+    // A row that overwrites has no slot before set_slot(): padding, should that be forgotten.
+    const int64_t slot = s.overwrites ? -1 : slot_in(s, s.list_length_before + static_cast<int64_t>(i));
     if (s.tokens[i] == kSampledLastStep)
       sampled_rows_.push_back({static_cast<int64_t>(ids_.size()), s.sequence});
     ids_.push_back(std::max(s.tokens[i], 0));
     positions_.push_back(s.first_position + static_cast<int32_t>(i));
-    slots_.push_back(block * limits_.block_tokens + slot % limits_.block_tokens);
+    slots_.push_back(slot);
   }
+  overwrites_ = overwrites_ || s.overwrites;
+}
+
+int64_t HostStep::slot_in(const PlannedSequence& s, int64_t list_slot) const {
+  const int64_t block = value(s.block_table[static_cast<size_t>(list_slot / limits_.block_tokens)]);
+  return block * limits_.block_tokens + list_slot % limits_.block_tokens;
+}
+
+void HostStep::add_window(const PlannedSequence& s) {
+  const int32_t window = window_of(s.policy), sinks = sinks_of(s.policy);
+  windows_.push_back(window);
+  sink_slots_.push_back(sinks);
+  has_windows_ = has_windows_ || window > 0;
+  has_sinks_ = has_sinks_ || sinks > 0;
+  // The sinks stand right before the window: the row's index in a full list of sinks + recent (kv-methods 4.2).
+  const int32_t farthest = sinks + window - 1;
+  for (int32_t i = 0; i < static_cast<int32_t>(s.tokens.size()); ++i)
+    sink_positions_.push_back(sinks > 0 ? std::min(s.first_position + i, farthest) : s.first_position + i);
+}
+
+void HostStep::spread_slots(int32_t num_layers, int32_t num_kv_heads) {
+  const std::vector<int64_t> rows = std::exchange(slots_, {});
+  for (int32_t layer = 0; layer < num_layers; ++layer)
+    for (const int64_t slot : rows) slots_.insert(slots_.end(), static_cast<size_t>(num_kv_heads), slot);
+  slot_stride_ = num_kv_heads;
+  slot_layer_stride_ = static_cast<int64_t>(rows.size()) * num_kv_heads;
+}
+
+void HostStep::set_slot(const PlannedSequence& s, int64_t row, int32_t layer, int32_t head, int32_t list_slot) {
+  slots_[static_cast<size_t>(layer * slot_layer_stride_ + row * slot_stride_ + head)] = slot_in(s, list_slot);
 }
 
 // A whole copy of the table each step: 256 lists of 256 blocks are 262 kB, under 20 us of this thread's time
@@ -152,6 +200,12 @@ StepArrays HostStep::arrays() const {
           .lengths = lengths_.data(),
           .block_table = block_table_.data(),
           .logits_rows = logits_rows_.data(),
+          .windows = has_windows_ ? windows_.data() : nullptr,
+          .sink_slots = has_sinks_ ? sink_slots_.data() : nullptr,
+          .sink_positions = has_sinks_ ? sink_positions_.data() : nullptr,
+          .slot_stride = slot_stride_,
+          .slot_layer_stride = slot_layer_stride_,
+          .overwrites = overwrites_,
           .rows = static_cast<int64_t>(ids_.size()),
           .table_stride = table_stride_,
           .num_logits_rows = static_cast<int64_t>(logits_rows_.size()),

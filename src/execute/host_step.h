@@ -43,6 +43,11 @@ class HostStep {
   // Arrays and counts of `plan`, which must outlive their use. Ids of sampled_rows() are 0 until set_id().
   Status build(const BatchPlan& plan);
   void set_id(int64_t row, TokenId id) { ids_[static_cast<size_t>(row)] = id; }
+  // Gives every layer and head a slot of its own for each row, at first the list's next one; for lists whose layers and heads lie
+  // in different order.
+  void spread_slots(int32_t num_layers, int32_t num_kv_heads);
+  // Where the one row of a sequence goes in one layer and head.
+  void set_slot(const PlannedSequence& s, int64_t row, int32_t layer, int32_t head, int32_t list_slot);
 
   // Pointers into this object: device pointers where the device is the CPU, sources of copies elsewhere.
   StepArrays arrays() const;
@@ -57,15 +62,19 @@ class HostStep {
   void add_rows(const PlannedSequence& s);
   void add_list(const PlannedSequence& s, int64_t length);
   void add_logits(const PlannedSequence& s, int64_t first_row);
+  void add_window(const PlannedSequence& s);
+  int64_t slot_in(const PlannedSequence& s, int64_t list_slot) const;
   void clear(const BatchPlan& plan);
 
   StepLimits limits_;
   std::vector<int32_t> ids_, positions_, query_start_, lengths_, block_table_, logits_rows_;
+  std::vector<int32_t> windows_, sink_slots_, sink_positions_;
   std::vector<int64_t> slots_;
   std::vector<WantedLogits> wanted_;
   std::vector<SampledRow> sampled_rows_;
-  int64_t table_stride_ = 0, num_samples_ = 0;
+  int64_t table_stride_ = 0, num_samples_ = 0, slot_stride_ = 1, slot_layer_stride_ = 0;
   int32_t max_rows_ = 0, max_length_ = 0;
+  bool has_windows_ = false, has_sinks_ = false, overwrites_ = false;
 };
 
 // Block copies in calls of which none reads what it writes (the contract of Kernels::copy_blocks): a copy

@@ -107,6 +107,7 @@ Status fill_memory(Opening& o, WeightSource& source) {
 OpenedExecutor finish(Opening& o) {
   o.parts.sampler = make_cpu_sampler();
   o.parts.block_bytes = o.layout.block_bytes();
+  o.parts.layout = o.layout;
   o.parts.limits = {.max_rows = o.config.max_step_tokens,
                     .max_sequences = o.config.max_sequences,
                     .max_context_tokens = o.config.max_context_tokens,

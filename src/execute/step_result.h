@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "quire/request.h"
 #include "quire/result.h"
 #include "src/base/ids.h"
 #include "src/sample/sample_types.h"
@@ -23,10 +24,17 @@ struct SequencePromptLogprobs {
   std::vector<PromptLogprob> tokens;
 };
 
+// Where the policy keeps other tokens than positions tell (TOVA, H2O): what is visible after the step.
+struct SequenceKvDump {
+  SequenceId sequence{};
+  KvDump positions;
+};
+
 struct StepResult {
   uint64_t step = 0;
   std::vector<SampledToken> samples;  // in the order of the plan's samples
   std::vector<SequencePromptLogprobs> prompt_logprobs;
+  std::vector<SequenceKvDump> kv_dumps;
   Status status = ok();               // a failed step fails its sequences, not the engine
   double execute_ms = 0;
 };

@@ -32,7 +32,7 @@ const float* floats(const DeviceBuffer& buffer) {
 
 int64_t ForwardPass::workspace_bytes(const ModelSpec& spec, const ForwardLimits& limits, DType activations) {
   const Widths w = widths_of(spec);
-  const int64_t all = 3 * w.hidden + w.qkv + w.attention + w.gate_up + w.product,
+  const int64_t all = 3 * w.hidden + 2 * w.qkv + w.attention + w.gate_up + w.product,
                 kept = w.hidden + w.attention;
   const int64_t rope = int64_t{limits.max_context_tokens} * spec.head_dim * bytes_of(DType::kF32);
   return (rows_of(limits) * all + limits.max_logits_rows * kept) * bytes_of(activations) + rope;
@@ -74,6 +74,7 @@ Status ForwardPass::allocate() {
       {&normed_, rows * w.hidden * element},
       {&delta_, rows * w.hidden * element},
       {&qkv_, rows * w.qkv * element},
+      {&q_sink_, rows * w.qkv * element},
       {&attention_, rows * w.attention * element},
       {&gate_up_, rows * w.gate_up * element},
       {&product_, rows * w.product * element},
@@ -106,7 +107,7 @@ void ForwardPass::check_step(const StepArrays& step) const {
         "forward: all rows have logits, but their counts differ");
 }
 
-void ForwardPass::run(const StepArrays& step) {
+void ForwardPass::run(const StepArrays& step, const AfterAttention& after_attention) {
   check_step(step);
   num_logits_rows_ = step.num_logits_rows;
   kernels_.embed({.ids = step.ids,
@@ -119,13 +120,16 @@ void ForwardPass::run(const StepArrays& step) {
   for (int32_t layer = 0; layer < last; ++layer) {
     run_projection(step, layer, layer == 0);
     run_attention(step, layer);
+    if (after_attention) after_attention(layer);
     const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
     matmul(attention_.data(), *w.o, w.o_bias, delta_.data(), step.rows);
     run_mlp(w, {residual_.as<char>(), step.rows});
   }
   run_projection(step, last, last == 0);
-  if (step.num_logits_rows == 0) return;
+  if (step.num_logits_rows == 0 && !after_attention) return;
   run_attention(step, last);
+  if (after_attention) after_attention(last);
+  if (step.num_logits_rows == 0) return;
   const LayerWeights& w = weights_.layers[static_cast<size_t>(last)];
   const Rows kept = keep_logits_rows(step);
   matmul(step.all_rows_have_logits ? attention_.data() : kept_attention_.data(), *w.o, w.o_bias,
@@ -151,8 +155,11 @@ void ForwardPass::run_projection(const StepArrays& step, int32_t layer, bool fir
   norm({residual_.as<char>(), step.rows}, first ? nullptr : delta_.data(), w.input_norm, normed_.data());
   matmul(normed_.data(), *w.qkv, w.qkv_bias, qkv_.data(), step.rows);
   kernels_.rope_kv_write({.qkv = qkv_.data(),
+                          .q_sink_out = step.sink_slots == nullptr ? nullptr : q_sink_.data(),
+                          .sink_positions = step.sink_positions,
                           .positions = step.positions,
-                          .slots = step.slots,
+                          .slots = step.slots + layer * step.slot_layer_stride,
+                          .slot_stride = step.slot_stride,
                           .cos_sin = floats(rope_table_),
                           .rotary_dim = spec_.head_dim,
                           .q_norm = floats(w.q_norm),
@@ -178,6 +185,7 @@ void ForwardPass::run_attention(const StepArrays& step, int32_t layer) {
                       .head_dim = spec_.head_dim,
                       .scale = 1.0f / std::sqrt(static_cast<float>(spec_.head_dim)),
                       .window = spec_.window[static_cast<size_t>(layer)],
+                      .windows = step.windows,
                       .num_sequences = step.num_sequences,
                       .rows = step.rows,
                       .max_rows = step.max_rows,
@@ -186,7 +194,14 @@ void ForwardPass::run_attention(const StepArrays& step, int32_t layer) {
                       .lengths = step.lengths,
                       .block_table = step.block_table,
                       .table_stride = step.table_stride,
-                      .early_fetch = true});
+                      .early_fetch = !step.overwrites,
+                      .q_sink = step.sink_slots == nullptr ? nullptr : q_sink_.data(),
+                      .sink_slots = step.sink_slots,
+                      .lse = step.lse,
+                      .row_logits = step.row_logits,
+                      .row_logits_stride = step.side_stride,
+                      .column_sums = step.column_sums,
+                      .column_sums_stride = step.side_stride});
 }
 
 ForwardPass::Rows ForwardPass::keep_logits_rows(const StepArrays& step) {

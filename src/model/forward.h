@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -37,8 +38,11 @@ class ForwardPass {
   // Device bytes that create() allocates beside the weights: activations and the rotary table.
   static int64_t workspace_bytes(const ModelSpec& spec, const ForwardLimits& limits, DType activations);
 
-  // Writes K and V of every row; leaves the normed hidden states of the step's logits rows for logits().
-  void run(const StepArrays& step);
+  // Called after each layer's attention, before its side outputs are written over.
+  using AfterAttention = std::function<void(int32_t layer)>;
+  // Writes K and V of every row; leaves the normed hidden states of the step's logits rows for logits(). With after_attention the
+  // last layer's attention is run even if nobody wants logits.
+  void run(const StepArrays& step, const AfterAttention& after_attention = {});
   // out[i] = logits of logits row first + i of the last run(): [count, vocab] float32. Any split gives the
   // same numbers.
   void logits(int64_t first, int64_t count, float* out);
@@ -75,7 +79,7 @@ class ForwardPass {
   char* arena_;
 
   // Activations, [max(max_rows, max_logits_rows), width] each.
-  DeviceBuffer residual_, normed_, delta_, qkv_, attention_, gate_up_, product_;
+  DeviceBuffer residual_, normed_, delta_, qkv_, q_sink_, attention_, gate_up_, product_;
   DeviceBuffer kept_residual_, kept_attention_;  // logits rows of the last layer
   DeviceBuffer rope_table_;                      // [max_context_tokens, head_dim] f32
   int64_t num_logits_rows_ = 0;                  // of the last run()

@@ -150,4 +150,43 @@ PolicyBound bound(const PolicySpec& spec, int64_t prompt_tokens, int64_t max_new
   return {};
 }
 
+namespace {
+
+int64_t blocks_for(int64_t tokens, int32_t block_tokens) { return (tokens + block_tokens - 1) / block_tokens; }
+
+}  // namespace
+
+int64_t list_blocks(const PolicySpec& spec, int64_t tokens, int64_t chunk_tokens, int32_t block_tokens) {
+  const int64_t all = blocks_for(tokens, block_tokens);
+  switch (spec.kind) {
+    case RetentionKind::kKeepAll: return all;
+    case RetentionKind::kWindow:
+    case RetentionKind::kStream: {  // the window before a chunk's first row may begin inside a block
+      const int64_t window = spec.kind == RetentionKind::kWindow ? spec.window : spec.recent;
+      return std::min(all, blocks_for(spec.sinks, block_tokens) + blocks_for(window - 1 + std::max<int64_t>(1, chunk_tokens), block_tokens) + 1);
+    }
+    case RetentionKind::kTova:
+    case RetentionKind::kH2o: return std::min(all, blocks_for(capacity(spec) + 1, block_tokens));
+  }
+  return all;
+}
+
+int64_t peak_blocks(const PolicySpec& spec, int64_t prompt_tokens, int64_t max_new_tokens, int64_t sequences, int64_t chunk_tokens,
+                    int32_t block_tokens) {
+  const int64_t lists = sequences * list_blocks(spec, prompt_tokens + max_new_tokens, chunk_tokens, block_tokens);
+  if (traits(spec).cuts_after_prompt) return blocks_for(prompt_tokens, block_tokens) + lists;  // each cuts the prompt that all share
+  return sequences == 1 ? lists : lists + list_blocks(spec, prompt_tokens, chunk_tokens, block_tokens);
+}
+
+std::vector<int32_t> visible_positions(const PolicySpec& spec, int32_t last, int32_t layer_window) {
+  int32_t window = layer_window;
+  const int32_t own = spec.kind == RetentionKind::kWindow ? spec.window : spec.kind == RetentionKind::kStream ? spec.recent : 0;
+  if (own > 0) window = window > 0 ? std::min(window, own) : own;
+  const int32_t first = window > 0 ? std::max(0, last - window + 1) : 0;
+  std::vector<int32_t> positions;
+  for (int32_t p = 0; p < std::min(spec.sinks, first); ++p) positions.push_back(p);
+  for (int32_t p = first; p <= last; ++p) positions.push_back(p);
+  return positions;
+}
+
 }  // namespace quire

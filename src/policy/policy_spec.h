@@ -65,6 +65,17 @@ PolicyTraits traits(const PolicySpec& spec);
 // For a prompt of `prompt_tokens`, at most `max_new_tokens` more, prefilled in chunks of at most `chunk_tokens`.
 PolicyBound bound(const PolicySpec& spec, int64_t prompt_tokens, int64_t max_new_tokens, int64_t chunk_tokens);
 
+// Blocks that a list of `tokens` tokens holds at most, from its prompt's end on. Windows let go of whole blocks only, after the chunk
+// that saw them.
+int64_t list_blocks(const PolicySpec& spec, int64_t tokens, int64_t chunk_tokens, int32_t block_tokens);
+// Most blocks that `sequences` continuations of one prompt hold together, prompt and lists: what admission must have.
+int64_t peak_blocks(const PolicySpec& spec, int64_t prompt_tokens, int64_t max_new_tokens, int64_t sequences, int64_t chunk_tokens,
+                    int32_t block_tokens);
+
+// The positions that a row at position `last` sees under a position-only policy (kKeepAll, kWindow, kStream), ascending. layer_window: the
+// model's own window, 0 = none.
+std::vector<int32_t> visible_positions(const PolicySpec& spec, int32_t last, int32_t layer_window);
+
 // Most tokens a list keeps once it is full; 0 = no limit.
 int32_t capacity(const PolicySpec& spec);
 

@@ -60,7 +60,7 @@ int64_t peak_blocks(int64_t prompt_tokens, const SamplingParams& sampling, int32
 }
 
 Status check_request(const SamplingParams& sampling, std::span<const TokenId> prompt,
-                     const AdmissionLimits& limits) {
+                     const AdmissionLimits& limits, const PolicySpec& policy) {
   SamplingLimits bounds = limits.sampling;
   bounds.vocab_size = limits.vocab_size;
   if (Status s = validate(sampling, bounds); !s) return s;
@@ -72,7 +72,10 @@ Status check_request(const SamplingParams& sampling, std::span<const TokenId> pr
     return invalid(fmt::format("the request has {} sequences; at most {} run at once (max_sequences)",
                                sampling.num_sequences(), limits.max_sequences),
                    sampling.beam_width > 0 ? "sampling.beam_width" : "sampling.n");
-  const int64_t peak = peak_blocks(prompt_tokens, sampling, limits.block_tokens);
+  const int64_t peak = policy.kind == RetentionKind::kKeepAll
+                           ? peak_blocks(prompt_tokens, sampling, limits.block_tokens)
+                           : peak_blocks(policy, prompt_tokens, sampling.max_tokens, sampling.num_sequences(),
+                                         limits.max_chunk_tokens, limits.block_tokens);
   if (peak > limits.num_blocks)
     return invalid(fmt::format("the request may need {} cache blocks ({} prompt tokens, max_tokens {}, {} "
                                "sequences); the cache has {} "

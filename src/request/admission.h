@@ -8,6 +8,7 @@
 
 #include "quire/request.h"
 #include "src/base/ids.h"
+#include "src/policy/policy_spec.h"
 
 namespace quire {
 
@@ -17,6 +18,7 @@ struct AdmissionLimits {
   int32_t max_sequences = 0;       // running at once
   int32_t num_blocks = 0;
   int32_t block_tokens = 16;
+  int32_t max_chunk_tokens = 0;    // of a prompt in one step
   SamplingLimits sampling;
 };
 
@@ -25,9 +27,9 @@ struct AdmissionLimits {
 // every step).
 int64_t peak_blocks(int64_t prompt_tokens, const SamplingParams& sampling, int32_t block_tokens);
 
-// Everything but the queue: parameters, ids, lengths, and whether it can ever fit.
+// Everything but the queue: parameters, ids, lengths, and whether it can ever fit under its KV policy.
 Status check_request(const SamplingParams& sampling, std::span<const TokenId> prompt,
-                     const AdmissionLimits& limits);
+                     const AdmissionLimits& limits, const PolicySpec& policy = {});
 
 // A deadline that the queue alone makes impossible is refused at once. rate: tokens per second that the
 // engine has computed of late, 0 = unknown. queued_tokens: prompt tokens ahead of it.

@@ -2,7 +2,7 @@
 //
 // Positions of a sequence, in order:
 //   0 .. num_computed    K and V written by committed steps
-//     .. num_planned     and by submitted ones (== table.length())
+//     .. num_planned     and by submitted ones (== table.next_position())
 //     .. tokens.size()   ids known on the host
 //     .. goal()          and those that submitted steps are sampling
 #pragma once
@@ -49,6 +49,8 @@ struct Sequence {
   int32_t num_in_flight = 0;  // submitted steps that name it
   bool joined = false;        // the executor has, or is about to get, its sampler state
   bool planned_now = false;   // by the step that is being planned
+  bool list_cut = false;      // its policy's cut after the prompt has been planned
+  KvDump kv_dump;             // after the last committed step, where asked for and only the executor knows
 
   double sum_logprob = 0;                   // of the output, natural log
   std::vector<TokenLogprob> beam_logprobs;  // of the output; beams only, others stream theirs

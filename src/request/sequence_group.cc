@@ -33,6 +33,9 @@ std::unique_ptr<SequenceGroup> make_group(GroupSetup setup) {
   group->deadline_us = setup.deadline_us;
   group->ns = setup.ns;
   group->share_prefix = setup.share_prefix;
+  group->policy = setup.policy;
+  group->traits = traits(setup.policy);
+  group->dump_kv = setup.dump_kv;
   group->times.arrival_us = setup.arrival_us;
   group->max_total_tokens = static_cast<int32_t>(setup.prompt.size()) + setup.sampling->max_tokens;
   group->next_index = 1;

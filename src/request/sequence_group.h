@@ -10,6 +10,7 @@
 
 #include "quire/request.h"
 #include "src/cache/namespaces.h"
+#include "src/policy/policy_spec.h"
 #include "src/request/sequence.h"
 
 namespace quire {
@@ -46,6 +47,9 @@ struct SequenceGroup {
   int64_t deadline_us = kNoDeadline;
   NamespaceId ns{};
   bool share_prefix = true;      // read and publish cached prefixes
+  PolicySpec policy;
+  PolicyTraits traits;           // of policy
+  bool dump_kv = false;
   int32_t max_total_tokens = 0;  // prompt + output
 
   GroupState state = GroupState::kWaiting;
@@ -95,6 +99,8 @@ struct GroupSetup {
   int64_t deadline_us = kNoDeadline;
   NamespaceId ns{};
   bool share_prefix = true;
+  PolicySpec policy;
+  bool dump_kv = false;
   uint64_t seed = 0;  // resolved; sample i draws from a seed derived from it and i
   SequenceId first_sequence{};
 };

@@ -26,6 +26,11 @@ bool waits_for_sibling(const Sequence& sequence) {
   return false;
 }
 
+// A policy's list is no path from the first token on, once it has dropped some.
+bool may_take_sibling_prefix(const Sequence& sequence) {
+  return !sequence.group->share_prefix && sequence.group->policy.kind == RetentionKind::kKeepAll;
+}
+
 const Sequence* sibling_with_prompt(const Sequence& sequence) {
   for (const auto& s : sequence.group->sequences)
     if (s->running() && s->num_computed >= s->num_prompt_tokens) return s.get();
@@ -72,7 +77,7 @@ int32_t Scheduler::slots_used(const SequenceGroup& but) const {
 bool Scheduler::admit_preempted(StepTransaction& step, Sequence& s, int64_t now_us) {
   if (is_blocked(s)) return false;
   // One sibling's prefix is taken per draft; the next to come back gets its own with the next.
-  if (!s.group->share_prefix && sibling_prefix_of_ != s.id && sibling_with_prompt(s) != nullptr) return false;
+  if (may_take_sibling_prefix(s) && sibling_prefix_of_ != s.id && sibling_with_prompt(s) != nullptr) return false;
   const bool whole = s.group->is_beam() || !s.group->forked;
   if (slots_used(*s.group) + (whole ? s.group->num_slots() : 1) > limits_.max_sequences) return false;
   if (!start(s, now_us)) return false;
@@ -120,7 +125,7 @@ bool Scheduler::start(Sequence& s, int64_t now_us) {
 // opens, which extends the sibling.
 void Scheduler::take_sibling_prefix() {
   Sequence* back = first_preempted();
-  if (back == nullptr || back->group->share_prefix || is_blocked(*back)) return;
+  if (back == nullptr || !may_take_sibling_prefix(*back) || is_blocked(*back)) return;
   const Sequence* sibling = sibling_with_prompt(*back);
   if (sibling == nullptr) return;
   const int32_t shared = std::min(back->num_prompt_tokens, back->num_tokens() - 1);
@@ -147,6 +152,7 @@ BlockTable Scheduler::take_prefix(const Sequence& s, int64_t now_us) {
 // follow.
 int64_t Scheduler::blocks_to_come(const Sequence& s, const BlockTable& table) const {
   const SequenceGroup& group = *s.group;
+  if (group.policy.kind != RetentionKind::kKeepAll) return policy_blocks_to_come(s, table);
   const int64_t samples = group.forked ? 1 : group.num_slots();
   const int64_t known = std::min(s.goal() + 1, group.max_total_tokens);
   const auto later =
@@ -172,8 +178,9 @@ bool Scheduler::park_on_prefix(SequenceGroup& group) {
   Sequence* leader = nullptr;
   int32_t best = 0;
   for (Sequence* r : running_) {
-    const bool in_prompt =
-        r->num_computed < r->num_prompt_tokens && r->group->share_prefix && !r->group->paused;
+    // Windows let go of the blocks they have computed: nobody waits for those.
+    const bool in_prompt = r->num_computed < r->num_prompt_tokens && r->group->share_prefix &&
+                           !r->group->paused && r->group->traits.prefix == PrefixRule::kBlocks;
     if (!in_prompt || r->group->ns != group.ns || r->tokens.front() != s.tokens.front()) continue;
     const int32_t longest = std::min(r->num_prompt_tokens, s.num_prompt_tokens - 1);
     const auto end = s.tokens.begin() + longest;

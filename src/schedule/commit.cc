@@ -12,10 +12,11 @@ void Scheduler::commit(StepView result, int64_t now_us, Outcome& out) {
         "steps are committed in the order submitted");
   SubmittedStep step = std::move(in_flight_.front());
   in_flight_.pop_front();
-  cache_.release_deferred(step.deferred);
+  give_back(step.deferred);
   if (result.status) {
     for (const PlannedWork& work : step.work) commit_work(work, now_us);
     let_go(step, now_us);
+    commit_dumps(step, result);
     commit_prompts(step, result, now_us, out);
     commit_samples(step, result, now_us, out);
   } else {

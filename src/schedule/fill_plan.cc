@@ -66,6 +66,7 @@ std::shared_ptr<const BatchPlan> Scheduler::submit() {
     PlannedWork& work = step.work[i];
     fill_sequence(work, plan.sequences[i], step);
     work.sequence->num_planned = work.first + work.count;
+    if (work.cut >= 0) work.sequence->list_cut = true;
     work.sequence->group->kv.copies_on_write += work.copied ? 1 : 0;
     if (work.sample) fill_samples(work, plan.sequences[i], step);
   }
@@ -75,7 +76,8 @@ std::shared_ptr<const BatchPlan> Scheduler::submit() {
 void Scheduler::fill_sequence(const PlannedWork& work, PlannedSequence& planned, SubmittedStep& step) {
   Sequence& s = *work.sequence;
   planned.sequence = s.id;
-  planned.first_position = planned.list_length_before = work.first;
+  planned.first_position = work.first;
+  planned.list_length_before = work.list_before;
   if (work.first < s.num_tokens())
     planned.tokens.assign(s.tokens.begin() + work.first, s.tokens.begin() + work.first + work.count);
   else
@@ -85,6 +87,12 @@ void Scheduler::fill_sequence(const PlannedWork& work, PlannedSequence& planned,
   planned.prompt_logprobs = s.group->wants_prompt_logprobs() ? s.group->sampling->prompt_logprobs : -1;
   const int32_t end = work.first + work.count;
   planned.next_prompt_token = end < s.num_prompt_tokens ? s.tokens[end] : -1;
+  planned.policy = s.group->policy;
+  planned.num_prompt_tokens = s.num_prompt_tokens;
+  planned.overwrites = work.overwrites;
+  planned.cut_source.clear();
+  if (work.cut >= 0) planned.cut_source = std::move(draft_cuts_[static_cast<size_t>(work.cut)]);
+  planned.dump_kv = s.group->dump_kv;
   name(s, step);
 }
 

@@ -98,6 +98,7 @@ Sequence& Scheduler::fork(Sequence& source) {
   s.num_planned = source.num_planned;
   s.num_computed = source.num_computed;
   s.num_published = source.num_published;
+  s.list_cut = source.list_cut;
   s.sum_logprob = source.sum_logprob;
   s.beam_logprobs = source.beam_logprobs;
   insert_running(s);
@@ -109,7 +110,9 @@ std::vector<BlockId>& Scheduler::deferred_now() {
 }
 
 void Scheduler::publish(Sequence& sequence, int32_t num_tokens, int64_t now_us) {
-  if (!sequence.group->share_prefix || num_tokens <= sequence.num_published) return;
+  if (!sequence.group->share_prefix) return;
+  num_tokens = publishable(sequence, num_tokens);
+  if (num_tokens <= sequence.num_published) return;
   cache_.publish(sequence.group->ns, sequence.tokens, sequence.table, num_tokens, Retention{}, now_us,
                  deferred_now());
   sequence.num_published = num_tokens;
@@ -120,7 +123,7 @@ void Scheduler::retire(Sequence& sequence, int64_t now_us) {
   if (!sequence.group->is_beam())
     publish(sequence, std::min(sequence.num_computed, sequence.num_tokens()), now_us);
   cache_.release(std::move(sequence.table), now_us);
-  if (sequence.joined) leaves_.push_back(sequence.id);
+  if (sequence.joined || sequence.group->traits.overwrites_slots) leaves_.push_back(sequence.id);
   sequence.joined = false;
   ++room_epoch_;
 }
@@ -144,6 +147,7 @@ void Scheduler::finish(Sequence& sequence, FinishReason reason, int64_t now_us, 
   end.finish = reason;
   end.stop_token = stop_token;
   end.num_computed = sequence.num_computed;
+  end.kv_dump = std::move(sequence.kv_dump);
   drop(sequence, now_us);
   const bool done = std::all_of(group.sequences.begin(), group.sequences.end(),
                                 [](const auto& s) { return s->finished(); });
@@ -207,8 +211,15 @@ void Scheduler::sweep() {
     return true;
   });
   if (!in_flight_.empty() || idle_deferred_.empty()) return;
-  cache_.release_deferred(idle_deferred_);
+  give_back(idle_deferred_);
   idle_deferred_.clear();
+}
+
+// Among them may be what windows dropped and cuts left: room that whoever was blocked did not have.
+void Scheduler::give_back(std::span<const BlockId> deferred) {
+  if (deferred.empty()) return;
+  cache_.release_deferred(deferred);
+  ++room_epoch_;
 }
 
 bool Scheduler::end(RequestId request, FinishReason reason, std::optional<Error> error, int64_t now_us,

@@ -32,6 +32,7 @@ struct SequenceEnd {
   std::optional<TokenId> stop_token;  // the id that ended it; it is the last of the output
   std::optional<Error> error;
   int32_t num_computed = 0;  // positions whose K and V were computed, for dumps
+  KvDump kv_dump;            // where the policy's state alone tells it
   std::vector<TokenId> tokens;
   std::vector<TokenLogprob> logprobs;
 };

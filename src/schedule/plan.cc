@@ -1,6 +1,7 @@
 // What the next step runs: decodes, prompt chunks, then those outside. Blocks are reserved in one
 // transaction.
 #include <algorithm>
+#include <utility>
 
 #include "src/base/check.h"
 #include "src/schedule/scheduler.h"
@@ -8,11 +9,14 @@
 namespace quire {
 
 std::shared_ptr<const BatchPlan> Scheduler::plan(int64_t now_us, Outcome& out) {
+  bool retried = false;
   while (num_in_flight() < kMaxStepsInFlight) {
     sweep();  // what an attempt deferred while nothing was submitted is room for the next
     const Attempt result = attempt(now_us);
     if (result == Attempt::kPlanned) return submit();
     if (result == Attempt::kAgain) continue;
+    // What lists let go of in this attempt is room for the next one, before anybody has to give way.
+    if (in_flight_.empty() && !idle_deferred_.empty() && !std::exchange(retried, true)) continue;
     // A victim must not be in a submitted step, and what that step frees may be enough: wait for it.
     if (!in_flight_.empty() || !make_progress(now_us, out)) break;
   }
@@ -21,6 +25,7 @@ std::shared_ptr<const BatchPlan> Scheduler::plan(int64_t now_us, Outcome& out) {
 
 Scheduler::Attempt Scheduler::attempt(int64_t now_us) {
   draft_.clear();
+  draft_cuts_.clear();
   budget_ = limits_.max_step_tokens;
   take_sibling_prefix();
   StepTransaction step = cache_.begin(now_us);
@@ -43,12 +48,19 @@ Scheduler::Attempt Scheduler::attempt(int64_t now_us) {
 }
 
 bool Scheduler::add_work(StepTransaction& step, Sequence& sequence, int32_t count, bool sample) {
-  const int32_t first = sequence.num_planned;
-  const bool in_tail = first % block_tokens_ != 0;
-  const BlockId tail = in_tail ? sequence.table.blocks().back() : kNoBlock;
-  if (!step.extend(sequence.table, first + count)) return false;
-  const bool copied = in_tail && sequence.table.blocks()[first / block_tokens_] != tail;
-  draft_.push_back({&sequence, first, count, sample, copied});
+  BlockTable& table = sequence.table;
+  PlannedWork work{.sequence = &sequence, .first = sequence.num_planned, .count = count, .sample = sample};
+  if (sequence.group->policy.kind != RetentionKind::kKeepAll) slide(sequence);
+  work.list_before = table.length();
+  if (sequence.group->traits.overwrites_slots && work.first >= sequence.num_prompt_tokens) {
+    if (!add_adaptive_work(step, sequence, work)) return false;
+  } else {
+    const bool in_tail = work.list_before % block_tokens_ != 0;
+    const BlockId tail = in_tail ? table.blocks().back() : kNoBlock;
+    if (!step.extend(table, work.list_before + count)) return false;
+    work.copied = in_tail && table.blocks()[work.list_before / block_tokens_] != tail;
+  }
+  draft_.push_back(work);
   sequence.planned_now = true;
   budget_ -= count;
   return true;
@@ -57,7 +69,7 @@ bool Scheduler::add_work(StepTransaction& step, Sequence& sequence, int32_t coun
 // One token to run, from which the next is sampled.
 bool Scheduler::wants_decode(const Sequence& s) const {
   return s.goal() - s.num_planned == 1 && s.num_planned >= s.num_prompt_tokens &&
-         s.goal() < s.group->max_total_tokens && !s.group->paused && !s.planned_now;
+         s.goal() < s.group->max_total_tokens && !s.group->paused && !s.planned_now && !waits_for_prompt(s);
 }
 
 bool Scheduler::plan_decodes(StepTransaction& step) {
@@ -90,21 +102,22 @@ int32_t Scheduler::prefill_goal(const Sequence& s) const {
 void Scheduler::plan_chunks(StepTransaction& step) {
   for (Sequence* s : running_)
     if (!s->group->paused && !s->planned_now && budget_ > 0 && prefill_goal(*s) > s->num_planned &&
-        !wants_decode(*s))
+        !wants_decode(*s) && !waits_for_prompt(*s))
       plan_chunk(step, *s);
 }
 
 int32_t Scheduler::tokens_with_room(const Sequence& s, int32_t want) const {
   const int64_t available = cache_.num_available();
-  if (cache_.blocks_needed(s.table, s.num_planned + want) <= available) return want;
+  if (cache_.blocks_needed(s.table, s.table.length() + want) <= available) return want;
   const int64_t slack = static_cast<int64_t>(s.table.num_blocks()) * block_tokens_ - s.table.length();
-  const int64_t copies = slack > 0 ? cache_.blocks_needed(s.table, s.num_planned + 1) : 0;
+  const int64_t copies = slack > 0 ? cache_.blocks_needed(s.table, s.table.length() + 1) : 0;
   if (available < copies) return 0;
   return static_cast<int32_t>(std::min<int64_t>(want, slack + (available - copies) * block_tokens_));
 }
 
 void Scheduler::plan_chunk(StepTransaction& step, Sequence& s) {
   const int32_t goal = prefill_goal(s);
+  if (s.group->policy.kind != RetentionKind::kKeepAll) slide(s);  // what that frees is room
   const int32_t want = std::min({goal - s.num_planned, limits_.max_prefill_chunk_tokens, budget_});
   const int32_t count = want > 0 ? tokens_with_room(s, want) : 0;
   if (count <= 0) return;

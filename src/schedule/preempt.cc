@@ -19,12 +19,16 @@ SequenceGroup* Scheduler::someone_blocked() const {
   return queue_.next();
 }
 
-// Paused ones first (their reader does not keep up), then the lowest priority, latest arrived, last sample.
+// Paused ones first (their reader does not keep up), then the lowest priority, latest arrived, last sample. Never one whose policy
+// would keep other tokens if it ran again: admission has reserved all that it will need.
 Sequence* Scheduler::victim() const {
-  const auto paused =
-      std::find_if(running_.rbegin(), running_.rend(), [](const Sequence* s) { return s->group->paused; });
-  if (paused != running_.rend()) return *paused;
-  return running_.empty() ? nullptr : running_.back();
+  Sequence* last = nullptr;
+  for (auto s = running_.rbegin(); s != running_.rend(); ++s) {
+    if (!(*s)->group->traits.recompute_safe) continue;
+    if ((*s)->group->paused) return *s;
+    if (last == nullptr) last = *s;
+  }
+  return last;
 }
 
 // One sequence, or one request's beams, which give way together: nobody is left to take the blocks from.
@@ -37,6 +41,7 @@ bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
   SequenceGroup* blocked = someone_blocked();
   if (blocked == nullptr) return false;
   Sequence* v = victim();
+  if (v == nullptr && !running_.empty()) return false;  // they are paused, and keep what they have
   if (v == nullptr || (is_alone(*v) && v->group == blocked)) {
     end_group(
         *blocked, FinishReason::kFailed,

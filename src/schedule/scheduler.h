@@ -56,6 +56,11 @@ struct StepView {
     std::vector<TokenLogprob> tokens;
   };
   std::span<Prompt> prompts;
+  struct Dump {
+    SequenceId sequence{};
+    KvDump positions;
+  };
+  std::span<Dump> dumps;
   Status status = ok();
 };
 
@@ -72,6 +77,9 @@ struct PlannedWork {
   bool sample = false;           // from the last row
   bool copied = false;           // its tail was copied before the write
   bool forks = false;            // its prompt ends here: the group's other samples begin
+  int32_t list_before = 0;       // live slots before the step
+  bool overwrites = false;       // see PlannedSequence
+  int32_t cut = -1;              // index of the blocks the list had before its cut
 };
 
 // A plan that the executor has, until its result is committed.
@@ -143,6 +151,7 @@ class Scheduler {
   void drop(Sequence& sequence, int64_t now_us);    // out of every list; retired once nothing names it
   void retire(Sequence& sequence, int64_t now_us);  // its blocks go back
   void sweep();  // ended groups that nothing names any more; deferred blocks likewise
+  void give_back(std::span<const BlockId> deferred);
   void insert_running(Sequence& sequence);
   void leave_waiting(SequenceGroup& group);
   void unpark_waiters(Sequence& sequence, bool all);
@@ -161,6 +170,14 @@ class Scheduler {
   int32_t prefill_goal(const Sequence& sequence) const;
   int32_t tokens_with_room(const Sequence& sequence, int32_t want) const;
   bool add_work(StepTransaction& step, Sequence& sequence, int32_t count, bool sample);
+
+  // retention.cc: what KV policies change
+  void slide(Sequence& sequence);
+  bool add_adaptive_work(StepTransaction& step, Sequence& sequence, PlannedWork& work);
+  bool waits_for_prompt(const Sequence& sequence) const;
+  int32_t publishable(const Sequence& sequence, int32_t num_tokens) const;
+  int64_t policy_blocks_to_come(const Sequence& sequence, const BlockTable& table) const;
+  void commit_dumps(SubmittedStep& step, StepView& result);
 
   // fill_plan.cc: the plan as a value
   std::shared_ptr<const BatchPlan> submit();
@@ -229,6 +246,7 @@ class Scheduler {
   std::vector<SequenceId> leaves_;      // sampler states to forget with the next plan
   std::vector<BlockId> idle_deferred_;  // deferred while nothing was submitted; given back by sweep
   std::vector<PlannedWork> draft_;
+  std::vector<std::vector<BlockId>> draft_cuts_;  // of the draft: what lists had before their cut
   BlockTable sibling_prefix_;  // while planning: for the sequence below, should it come in
   SequenceId sibling_prefix_of_{};
   struct Measured {  // of a block: the last measure() that met it, and slots filled

@@ -17,8 +17,20 @@ uint64_t first_seed() {
 struct Traffic {
   HarnessOptions options;
   int32_t num_requests = 120, max_tokens = 24;
-  bool shared_prefixes = true, samples = true, beams = true, cancels = true, faults = false;
+  bool shared_prefixes = true, samples = true, beams = true, cancels = true, faults = false,
+       policies = false;
 };
+
+// Budgets below, around and above the lengths of this traffic, so that lists slide, are cut, fill up, and are left alone.
+PolicySpec random_policy(Random& random, bool by_position_only) {
+  const auto tokens = [&random](int32_t least) { return static_cast<int32_t>(random.between(least, 48)); };
+  switch (random.below(by_position_only ? 2 : 4)) {
+    case 0: return {.kind = RetentionKind::kWindow, .window = tokens(1)};
+    case 1: return {.kind = RetentionKind::kStream, .sinks = tokens(0), .recent = tokens(1)};
+    case 2: return {.kind = RetentionKind::kTova, .budget = tokens(1)};
+    default: return {.kind = RetentionKind::kH2o, .recent = tokens(1), .heavy = tokens(0)};
+  }
+}
 
 SamplingParams random_sampling(Random& random, const Traffic& t) {
   SamplingParams p = Harness::greedy(static_cast<int32_t>(random.between(0, t.max_tokens)));
@@ -67,7 +79,9 @@ void run_traffic(const Traffic& t, uint64_t seed, Coverage& covered) {
       more.tenant = random.chance(0.5) ? "a" : "b";
       more.cache_salt = random.chance(0.2) ? "salt" : "";
       if (random.chance(0.1)) more.deadline_us = h.clock().now_us() + random.between(1, 200000);
-      if (const RequestId id = h.submit(prompt, random_sampling(random, t), more)) live.push_back(id);
+      const SamplingParams sampling = random_sampling(random, t);
+      if (t.policies && random.chance(0.7)) more.policy = random_policy(random, sampling.beam_width > 0);
+      if (const RequestId id = h.submit(prompt, sampling, more)) live.push_back(id);
       ++i;
     }
     if (!live.empty() && t.cancels && random.chance(0.05)) h.abort(live[random.below(live.size())]);
@@ -135,6 +149,35 @@ TEST(EngineTraffic, EveryInvariantHoldsUnderPreemption) {
   EXPECT_GT(covered.preemptions, 100);
   EXPECT_GT(covered.evictions, 0);
   EXPECT_GT(covered.cached, 0);
+}
+
+TEST(EngineTraffic, EveryInvariantHoldsUnderPoliciesMixedFreely) {
+  for (const int32_t chunk : {7, 64}) {
+    Traffic t;
+    t.policies = true;
+    t.options.max_prefill_chunk_tokens = chunk;
+    t.options.num_blocks = 600;
+    const Coverage covered = run_seeds(t, 20);
+    EXPECT_GT(covered.cached, 0);
+  }
+}
+
+TEST(EngineTraffic, EveryInvariantHoldsUnderPoliciesAndPreemption) {
+  Traffic t;
+  t.policies = true;
+  t.options.num_blocks = 60;
+  t.options.reserve = {.least = 0, .rise = 0, .decay = 0};
+  t.max_tokens = 80;
+  const Coverage covered = run_seeds(t, 60);
+  EXPECT_GT(covered.preemptions, 10);
+  EXPECT_GT(covered.evictions, 0);
+}
+
+TEST(EngineTraffic, EveryInvariantHoldsUnderPoliciesWhenStepsFail) {
+  Traffic t;
+  t.policies = t.faults = true;
+  t.options.num_blocks = 80;
+  run_seeds(t, 30);
 }
 
 TEST(EngineTraffic, EveryInvariantHoldsWithSmallChunksAndFewSequences) {

@@ -1,0 +1,33 @@
+// Which KV policy a request runs under, and whether this engine takes it: the server's default, the operator's allow list, the model
+// (policy/reject.h) and the device. A value; any thread.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "quire/config.h"
+#include "quire/request.h"
+#include "src/policy/reject.h"
+
+namespace quire {
+
+class PolicyDoor {
+ public:
+  PolicyDoor() = default;  // takes every policy
+  // `model` is what the model alone brings. scores_missing: "" where policies that choose by scores run here, else why they do not.
+  // kInvalidArgument: an unknown name in kv_policies_allowed, or a default_kv_policy that would be refused.
+  static Result<PolicyDoor> create(const EngineConfig& config, const PolicySetting& model, std::string scores_missing);
+
+  // The request's own policy, or the default where it names none ("none" keeps every token whatever the default).
+  Result<PolicySpec> choose(const Request& request) const;
+
+ private:
+  Status check(const PolicySpec& spec, const PolicySetting& setting) const;
+
+  std::string default_policy_;
+  std::vector<std::string> allowed_;  // empty = all
+  PolicySetting model_;
+  std::string scores_missing_;
+};
+
+}  // namespace quire

@@ -1,0 +1,76 @@
+// What KV policies change in planning (kv-methods 7.4): windows let go of blocks that no row will see again; TOVA and H2O cut their list
+// after the prompt and then overwrite a victim's slot with each token. Which token goes, only the executor knows: the lists of a
+// sequence's layers and heads differ in content and never in length, so one block table serves them all.
+#include <algorithm>
+
+#include "src/base/check.h"
+#include "src/schedule/scheduler.h"
+
+namespace quire {
+
+// Blocks before the window of the next row to run, sinks apart, are dropped. Steps under way may still read them: they are deferred.
+void Scheduler::slide(Sequence& s) {
+  const PolicySpec& policy = s.group->policy;
+  const bool is_window = policy.kind == RetentionKind::kWindow || policy.kind == RetentionKind::kStream;
+  if (!is_window) return;
+  const int32_t window = policy.kind == RetentionKind::kWindow ? policy.window : policy.recent;
+  const int32_t sink_blocks = (policy.sinks + block_tokens_ - 1) / block_tokens_;
+  const int32_t first_seen = s.table.next_position() - window + 1;
+  const int32_t dropped = (s.table.next_position() - s.table.length()) / block_tokens_;
+  const int32_t count = first_seen / block_tokens_ - sink_blocks - dropped;
+  if (first_seen > 0 && count > 0) cache_.drop_blocks(s.table, sink_blocks, count, deferred_now());
+}
+
+// One token of a sequence whose list is cut after its prompt, appended to until it is full, and overwritten from then on.
+bool Scheduler::add_adaptive_work(StepTransaction& step, Sequence& s, PlannedWork& work) {
+  check(work.count == 1, "a sequence under a policy that overwrites slots decodes one token a step");
+  BlockTable& table = s.table;
+  const int32_t kept = capacity(s.group->policy);
+  if (work.first == s.num_prompt_tokens && table.length() > kept) {
+    std::vector<BlockId> source;
+    if (!step.cut(table, kept, kept + 1, source)) return false;
+    work.cut = static_cast<int32_t>(draft_cuts_.size());
+    work.list_before = kept;
+    draft_cuts_.push_back(std::move(source));
+    return true;
+  }
+  if (table.length() <= kept) return step.extend(table, table.length() + 1);
+  work.overwrites = true;
+  return step.overwrite(table);
+}
+
+// The prompt's blocks are published before they are cut away.
+bool Scheduler::waits_for_prompt(const Sequence& s) const {
+  return s.group->traits.cuts_after_prompt && s.num_planned == s.num_prompt_tokens && s.num_computed < s.num_prompt_tokens;
+}
+
+// Only pristine slots are published (kv-methods 7.5), and only as a path from the first token on. Where the prompt alone is pristine,
+// its whole blocks: the tail goes on with tokens that are not.
+int32_t Scheduler::publishable(const Sequence& s, int32_t num_tokens) const {
+  const bool whole = s.table.next_position() == s.table.length();
+  if (s.group->policy.kind == RetentionKind::kKeepAll) return num_tokens;
+  if (!whole || s.list_cut) return 0;
+  return s.group->traits.cuts_after_prompt ? std::min(num_tokens, s.num_prompt_tokens / block_tokens_ * block_tokens_) : num_tokens;
+}
+
+// All that a sequence under a policy may still take. What windows drop comes back to them, so their list's bound is enough.
+int64_t Scheduler::policy_blocks_to_come(const Sequence& s, const BlockTable& table) const {
+  const SequenceGroup& group = *s.group;
+  const int64_t chunk = std::min(limits_.max_prefill_chunk_tokens, limits_.max_step_tokens);
+  const int64_t list = list_blocks(group.policy, group.max_total_tokens, chunk, block_tokens_);
+  const int64_t samples = group.forked ? 1 : group.num_slots();
+  const bool in_prompt = s.num_planned < s.num_prompt_tokens, cuts = group.traits.cuts_after_prompt;
+  if (cuts && s.list_cut) return std::max<int64_t>(0, list - table.num_blocks()) + cache_.blocks_for_overwrite(table);
+  const int64_t prompt = (s.num_prompt_tokens + block_tokens_ - 1) / block_tokens_;
+  const int64_t rest = std::max<int64_t>(0, (cuts ? prompt : list) - table.num_blocks());
+  if (cuts) return (in_prompt ? rest : 0) + samples * list;
+  return rest + (samples - 1) * list + 1;
+}
+
+void Scheduler::commit_dumps(SubmittedStep& step, StepView& result) {
+  for (StepView::Dump& dump : result.dumps)
+    for (Sequence* s : step.named)
+      if (s->id == dump.sequence) s->kv_dump = std::move(dump.positions);
+}
+
+}  // namespace quire
