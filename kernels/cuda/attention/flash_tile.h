@@ -32,7 +32,6 @@ struct FlashTask {
   int length;         // live slots that may be read
   int index_of_row0;  // list index at which row 0 stands
   int begin, end;     // slots that this block goes through
-  int window;         // 0 = none
 };
 
 template <int kRows, bool kCascade>
@@ -41,6 +40,12 @@ __device__ inline int flash_tiles(const FlashParams& a, int entry) {
   const int rows = load(start + entry + 1) - load(start + entry);
   if (!kCascade && rows <= 1) return 0;  // decode attention's
   return (rows * a.view.group + kRows - 1) / kRows;
+}
+
+// The first slot in the window of the tile's first row; asked again rather than kept in a register.
+__device__ inline int first_in_window(const AttentionView& v, const FlashTask& task) {
+  const int window = window_of(v, task.sequence);
+  return window > 0 ? max(0, task.index_of_row0 + task.first_row / v.group + 1 - window) : 0;
 }
 
 // Tile `tile` of the rows of an entry: a sequence, or a node of the cascade.
@@ -61,15 +66,13 @@ __device__ inline FlashTask make_task(const FlashParams& a, int entry, int tile,
     task.begin = from + blocks * split / a.splits * unit;
     task.end = task.length = from + blocks * (split + 1) / a.splits * unit;
     task.index_of_row0 = task.end - 1;
-    task.window = 0;
   } else {
     task.sequence = entry;
     task.length = length_of(v, task.sequence, head);
     task.index_of_row0 = task.length - rows;
     const int last_row = (min(task.first_row + kRows, task.rows) - 1) / v.group;
     task.end = task.index_of_row0 + last_row + 1;
-    task.window = window_of(v, task.sequence);
-    task.begin = task.window > 0 ? max(0, task.index_of_row0 + task.first_row / v.group + 1 - task.window) : 0;
+    task.begin = first_in_window(v, task);
   }
   return task;
 }
@@ -80,6 +83,12 @@ __device__ inline int64_t query_row_of(const FlashParams& a, const FlashTask& ta
   const int row = packed / a.view.group;
   if constexpr (kCascade) return load(a.view.query_start + load(a.node_sequences + task.members + row));
   return task.query_row + row;
+}
+
+// The window of the phase that ends at `end`: none for the sinks. Asked where a mask is needed; a register would be held throughout.
+template <bool kCascade>
+__device__ inline int window_of_phase(const AttentionView& v, const FlashTask& task, int end) {
+  return kCascade || end <= sinks_of(v, task.sequence) ? 0 : window_of(v, task.sequence);
 }
 
 // The state of the rows that a thread holds: kTiles of 16 rows, rows g and g + 8 of each.
@@ -126,7 +135,7 @@ struct FlashScores {
   template <bool kCascade>
   __device__ void mask(const FlashParams& a, const FlashTask& task, int first_row, int slot, int begin,
                        int end) {
-    const int column = slot + threadIdx.x % 4 * 2, window = task.window;
+    const int column = slot + threadIdx.x % 4 * 2, window = window_of_phase<kCascade>(a.view, task, end);
 #pragma unroll
     for (int m = 0; m < kTiles; ++m)
 #pragma unroll

@@ -64,13 +64,12 @@ struct Flash {
       for (int n = 0; n < kDim / 8; ++n)
         values[m][n][0] = values[m][n][1] = values[m][n][2] = values[m][n][3] = 0;
     // The sinks' slots against the second rotation of the queries (K8), the others against the first.
-    const int sink_end = kCascade ? 0 : min(task.end, sinks_of(v, task.sequence)), window = task.window;
+    const int sink_end = kCascade ? 0 : min(task.end, sinks_of(v, task.sequence));
     for (int begin = sink_end > 0 ? 0 : task.begin; begin < task.end;) {
       const bool is_sink = begin < sink_end;
       const int end = is_sink ? sink_end : task.end;
-      task.window = is_sink ? 0 : window;
       go_through(is_sink ? v.q_sink : v.q, begin, end);
-      begin = max(end, task.begin);
+      begin = is_sink ? max(end, first_in_window(v, task)) : end;
     }
     write(split);
   }
@@ -166,7 +165,7 @@ struct Flash {
     scores.cap(v);
     const int least = task.index_of_row0 + task.first_row / v.group;  // the last slot that the first row sees
     const bool all_seen =
-        slot >= begin && slot + kSlots <= end && (kCascade || slot + kSlots - 1 <= least) && task.window == 0;
+        slot >= begin && slot + kSlots <= end && (kCascade || slot + kSlots - 1 <= least) && !has_windows(v);
     if (!all_seen) scores.template mask<kCascade>(a, task, first_row, slot, begin, end);
     float factor[kTiles][2];
     if (!scores.softmax(v.scale * kLog2e, rows, factor)) return;

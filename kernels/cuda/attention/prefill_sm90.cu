@@ -299,7 +299,7 @@ struct Consumer {
   __device__ bool weigh(int slot, float (&factor)[1][2]) {
     const int least = task.index_of_row0 + task.first_row / v.group;  // the last slot that the first row sees
     const bool all_seen = slot >= task.begin && slot + kHopperSlots <= task.end &&
-                          (kCascade || slot + kHopperSlots - 1 <= least) && task.window == 0;
+                          (kCascade || slot + kHopperSlots - 1 <= least) && !has_windows(v);
     if (!all_seen) scores.template mask<kCascade>(a.flash, task, first_row(), slot, task.begin, task.end);
     return scores.softmax(v.scale * kLog2e, rows, factor);
   }

@@ -30,7 +30,7 @@ struct ColumnSumParams {
 
 // Block (kv head and head of its group, tile of slots, sequence), and what both kernels derive from it.
 struct SumTask {
-  int sequence, head, q_head, first_slot, length, rows, query_row, window, sink_slots;
+  int sequence, head, q_head, first_slot, length, rows, query_row, window;
 
   __device__ explicit SumTask(const AttentionView& v)
       : sequence(blockIdx.z),
@@ -39,15 +39,15 @@ struct SumTask {
         first_slot(blockIdx.y * kSumSlots),
         length(length_of(v, sequence, head)),
         query_row(load(v.query_start + sequence)),
-        window(window_of(v, sequence)),
-        sink_slots(sinks_of(v, sequence)) {
+        window(window_of(v, sequence)) {
     rows = load(v.query_start + sequence + 1) - query_row;
+    if (window == 0) window = length;  // every row sees from the first slot on
   }
   __device__ bool is_empty() const { return rows == 0 || first_slot >= length; }
   __device__ int index_of(int row) const { return length - rows + row; }
-  __device__ bool sees(int row, int slot) const {
+  __device__ bool sees(const AttentionView& v, int row, int slot) const {
     const int index = index_of(row);
-    return row < rows && slot <= index && (window == 0 || slot > index - window || slot < sink_slots);
+    return row < rows && slot <= index && (slot > index - window || (v.q_sink != nullptr && slot < sinks_of(v, sequence)));
   }
   // log2 of the row's whole sum, the sink's share included.
   __device__ float log2_total(const AttentionView& v, int row) const {
@@ -147,7 +147,7 @@ struct ColumnSums {
     for (int n = 0; n < kColumns; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        if (task.sees(first_row + g + i / 2 * 8, slot_of(n, i)))
+        if (task.sees(v, first_row + g + i / 2 * 8, slot_of(n, i)))
           sums[n][i % 2] += exp2_approx(log2_logit(v, s[n][i]) - total[i / 2]);
   }
 
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kSumSlots) plain_column_sums(const __grid_cons
   const bool is_sink = v.q_sink != nullptr && slot < load(v.sink_slots + task.sequence);
   float sum = 0;
   for (int row = max(0, slot - task.index_of(0)); row < task.rows; ++row) {
-    if (!task.sees(row, slot)) continue;
+    if (!task.sees(v, row, slot)) continue;
     const Act* q = static_cast<const Act*>(is_sink ? v.q_sink : v.q) + (task.query_row + row) * v.q_stride +
                    int64_t{task.q_head} * v.head_dim;
     float dot = 0;
