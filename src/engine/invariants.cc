@@ -92,7 +92,7 @@ Broken submitted_blocks_are_held(const EngineCore& core) {
       for (const std::vector<BlockId>* blocks : {&s.block_table, &s.cut_source})
         for (const BlockId b : *blocks)
           if (!held(b))
-          return fmt::format("invariant 6: step {} names block {}, which nobody holds", step.plan->step,
+            return fmt::format("invariant 6: step {} names block {}, which nobody holds", step.plan->step,
                                value(b));
   }
   return {};
