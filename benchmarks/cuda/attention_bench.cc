@@ -273,17 +273,22 @@ int main(int argc, char** argv) {
       "Times attention on a card, beside the bare read of the same blocks; checks results in float64."};
   app.add_option("--part", o.parts, "decode,prefill,cascade,sides,tune")
       ->delimiter(',')
+      ->check(CLI::IsMember({"decode", "prefill", "cascade", "sides", "tune"}))
       ->capture_default_str();
   app.add_option("--device", o.rig.device, "cuda | cuda-host (the host shim)")->capture_default_str();
   app.add_option("--pool-gib", pool_gib, "memory of random K and V; shapes that do not fit are left out")
       ->capture_default_str();
   app.add_option("--q-heads", o.q_heads, "query heads of the decode shapes; 8 KV heads")
       ->delimiter(',')
+      ->check(CLI::IsMember({8, 16, 32, 64}))
       ->capture_default_str();
   app.add_option("--head-dims", o.head_dims, "head sizes of the prefill shapes")
       ->delimiter(',')
+      ->check(CLI::IsMember({64, 80, 96, 128, 256}))
       ->capture_default_str();
-  app.add_option("--rounds", o.rig.rounds, "timed replays, after three that warm up")->capture_default_str();
+  app.add_option("--rounds", o.rig.rounds, "timed replays, after three that warm up")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
   app.add_option("--matmul-tflops", o.matmul_tflops, "the card's matrix product, for prefill's share")
       ->capture_default_str();
   app.add_option("--json", o.json, "file for the figures");

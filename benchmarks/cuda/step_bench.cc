@@ -58,9 +58,12 @@ int main(int argc, char** argv) {
       "Times the products, norms, rope, SiLU and sampling of a step on a card; checks results in float64."};
   app.add_option("--part", o.parts, "matmul,rows,sampling; the ceilings are always measured")
       ->delimiter(',')
+      ->check(CLI::IsMember({"matmul", "rows", "sampling"}))
       ->capture_default_str();
   app.add_option("--device", o.rig.device, "cuda | cuda-host (the host shim)")->capture_default_str();
-  app.add_option("--rounds", o.rig.rounds, "timed replays, after three that warm up")->capture_default_str();
+  app.add_option("--rounds", o.rig.rounds, "timed replays, after three that warm up")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
   app.add_option("--json", o.json, "file for the figures");
   app.add_flag("--tiny", o.tiny, "small shapes, to run every line where a card is emulated");
   CLI11_PARSE(app, argc, argv);

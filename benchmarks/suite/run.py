@@ -150,9 +150,9 @@ class Suite:
         file.write_text(json.dumps(workloads.shrunk(list_of_work) if self.dry else list_of_work, indent=1))
         # The shim runs a model of two layers of 64: the lines are the same, the sizes are not.
         model = ROOT / ("tests/golden/families/qwen2" if self.dry else f"benchmarks/shapes/{shape}")
-        dtype = ["--dtype", "bf16", "--kv-cache-dtype", "bf16"]
-        command = [self.program("quire-offline"), "--model", str(model), "--weights", "random", "--device", self.device, *dtype,
-                   "--workloads", str(file), "--output", "json"]
+        dtype = workloads.DTYPES.get(shape, "bf16")  # said, so that the cache is sized for it
+        command = [self.program("quire-offline"), "--model", str(model), "--weights", "random", "--device", self.device, "--dtype", dtype,
+                   "--kv-cache-dtype", dtype, "--workloads", str(file), "--output", "json"]
         log = self.out / f"{part}.log"
         log.unlink(missing_ok=True)
         with open(self.out / f"{part}.json", "w") as answer, open(log, "w") as errors:

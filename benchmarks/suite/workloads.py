@@ -3,6 +3,7 @@
 import random
 
 SHAPES = {"engine-8b": "llama-3.1-8b", "engine-0.6b": "qwen3-0.6b", "engine-13b": "llama-2-13b"}
+DTYPES = {"llama-2-13b": "f16"}  # the checkpoints' own; bf16 for those not named
 
 
 def work(name, batch=1, prompt=512, new=64, rounds=5, n=1, shared=0):
