@@ -12,6 +12,7 @@ class Row:
     what: str
     value: float | None = None  # in `unit`
     unit: str = ""
+    spread: float | None = None  # of the rounds: (most - least) / median
     share: float | None = None  # of the roof
     peer: str = ""  # the best one
     ratio: float | None = None  # the peer's time over ours
@@ -57,12 +58,16 @@ class Results:
         return self.parts.get("kernels", {}).get("card", {}).get("matmul_tflops", 0) * 1e12
 
 
+def spread_of(rounds: list[float], median: float) -> float | None:
+    return (max(rounds) - min(rounds)) / median if len(rounds) > 1 and median else None
+
+
 def kernel_row(r: Results, part: str, name: str, what: str, peer: str = "", **bounds) -> Row:
     row = Row(what=what, unit="us", **bounds)
     line = r.ours(part, name)
     if line is None:
         return row
-    row.value = line["us"]
+    row.value, row.spread = line["us"], spread_of(line["rounds_us"], line["us"])
     if line.get("roof_us"):
         row.share = line["roof_us"] / line["us"]
     rivals = [p for p in r.peers(part, name) if peer in p["peer"]]
@@ -82,8 +87,8 @@ def kernel_rows(r: Results) -> list[Row]:
     for shape, floor, target in (("64x1024", 1.06, 1.12), ("16x1024", 1.18, 1.3), ("1x4096", 1.34, 1.5), ("64x4096", 1.0, 1.04)):
         rows.append(kernel_row(r, "decode", f"{shape} 32/8", f"  the same {shape}, FlashInfer", peer="FlashInfer", of="ratio", floor=floor, target=target))
     cascade = kernel_row(r, "cascade", "256x(32768+256)", "shared prefix 256x(32768+256), x one by one", of="speedup", floor=20, target=26)
-    line = r.ours("cascade", "256x(32768+256)")
-    cascade.value, cascade.unit = (line["speedup"], "x") if line else (None, "x")
+    alone = r.ours("cascade", "256x(32768+256) one by one")
+    cascade.value, cascade.unit = (alone["us"] / cascade.value if alone and cascade.value else None), "x"
     rows.append(cascade)
     for shape in ("4x2048", "1x8192"):
         rows.append(kernel_row(r, "prefill", f"{shape} hd128", f"prefill attention {shape}, cuDNN", peer="cuDNN", of="ratio", floor=0.90, target=1.0))
@@ -121,6 +126,7 @@ def engine_row(r: Results, part: str, name: str, what: str, figure: str, floor: 
     if w is None:
         return row
     row.value = w[figure]
+    row.spread = spread_of([one[figure] for one in w.get("rounds", []) if figure in one], row.value)
     roof = {"ms_per_decode_step": step_roof_ms, "prefill_ms": prefill_roof_ms}.get(figure, lambda *_: None)(r, w)
     row.share = roof / row.value if roof and row.value else None
     return row
@@ -143,9 +149,10 @@ def engine_rows(r: Results) -> list[Row]:
     host.unit, host.share = "us", None
     rows += [host, Row(what="GPU idle between steps", unit="us", of="value", floor=40, target=10)]
     for part, what, floor, target, recorded in (("engine-8b", "8B", 14.9, 13.1, "16.4"), ("engine-0.6b", "0.6B", 6.2, 5.5, "6.95")):
-        found = r.parts.get("lists", {}).get(part)
-        rows.append(Row(what=f"{what} offline list of 256", value=found["total_ms"] / 1e3 if found else None, unit="s", of="value", floor=floor,
-                        target=target, recorded=recorded))
+        row = Row(what=f"{what} offline list of 256", unit="s", of="value", floor=floor, target=target, recorded=recorded)
+        if found := r.parts.get("lists", {}).get(part):
+            row.value, row.spread = found["total_ms"] / 1e3, spread_of([one["total_ms"] for one in found["rounds"]], found["total_ms"])
+        rows.append(row)
     first = r.workload("engine-8b", "batch 1")
     rows.append(Row(what="8B start to first token", value=first["start_to_first_token_ms"] / 1e3 if first else None, unit="s", of="value",
                     floor=10, target=3, recorded="68"))
@@ -173,7 +180,8 @@ def format_row(row: Row, judge: bool) -> str:
     bound = "" if row.floor is None else f"{row.of} {number(row.floor)}; {number(row.target)}"
     ratio = "-" if row.ratio is None else f"{row.ratio:.2f}x {row.peer}"
     verdict = row.verdict() if judge else ""
-    return f"{row.what:<46}{number(row.value, 4):>9} {row.unit:<3}{number(row.share):>7}  {ratio:<28}{bound:<22}{verdict:<13}{row.recorded:>8}"
+    spread = "-" if row.spread is None else f"{100 * row.spread:.0f} %"
+    return f"{row.what:<46}{number(row.value, 4):>9} {row.unit:<3}{spread:>7}{number(row.share):>8}  {ratio:<28}{bound:<22}{verdict:<13}{row.recorded:>8}"
 
 
 def status_lines(results: dict) -> list[str]:
@@ -204,6 +212,6 @@ def render(results: dict) -> str:
         head += "floors, targets and vLLM's figures are an H100's\n"
     head += (f"ceilings: read {card.get('read_gb_per_s', 0):.0f} GB/s, copy {card.get('copy_gb_per_s', 0):.0f} GB/s, "
              f"product {r.operations_per_s() * 1e-12:.0f} TFLOP/s\n")
-    title = f"{'what':<46}{'figure':>9} {'':<3}{'share':>7}  {'against the best peer':<28}{'floor; target':<22}{'reached':<13}{'vLLM0.24':>8}"
+    title = f"{'what':<46}{'figure':>9} {'':<3}{'spread':>7}{'share':>8}  {'against the best peer':<28}{'floor; target':<22}{'reached':<13}{'vLLM0.24':>8}"
     rows = [format_row(row, judge=not results["dry_run"]) for row in kernel_rows(r) + engine_rows(r)]
     return "\n".join([head + title, *rows, *status_lines(results)])

@@ -32,11 +32,12 @@ def made_up_results() -> dict:
     ours, peers = run.Merged(), run.Merged()
     for us in (100.0, 102.0):
         ours.add([line("decode", "64x1024 32/8", [us, us, us + 30], roof_us=96.0, error=us / 1e5),
+                  line("cascade", "256x(32768+256)", [us]), line("cascade", "256x(32768+256) one by one", [us * 25]),
                   line("matmul", "step at 1 rows", [us * 60], roof_us=5000.0)])
         peers.add([line("decode", "64x1024 32/8", [us + 10], peer="FlashInfer paged"), line("decode", "64x1024 32/8", [us - 10], peer="cuDNN")])
     workload = {"name": "batch 1", "ms_per_decode_step": 5.2, "decode_steps": 127, "batch": 1, "n": 1, "prompt_tokens": 128, "new_tokens": 128,
                 "shared_prefix_tokens": 0, "weight_bytes": 15e9, "kv_bytes_per_token": 131072, "start_to_first_token_ms": 12000.0,
-                "host_us_per_step": 50.0}
+                "host_us_per_step": 50.0, "rounds": [{"ms_per_decode_step": 5.1}, {"ms_per_decode_step": 5.3}]}
     parts = {
         "kernels": {"card": {"name": "H100", "read_gb_per_s": 3000, "copy_gb_per_s": 3000, "matmul_tflops": 780}, "ours": ours.lines(),
                     "peers": peers.lines(), "peers_absent": {"vllm": "no"}, "seconds": 1},
@@ -55,12 +56,16 @@ def check_table() -> list[str]:
     text = table.render(results)
     return [
         *expect("median of both passes", decode.value, 102.0),
+        *expect("spread of both passes", round(decode.spread, 4), round((132 - 100) / 102, 4)),
+        *expect("spread of an engine's rounds", round(step.spread, 4), round(0.2 / 5.2, 4)),
         *expect("worst error", table.Results(results).ours("decode", "64x1024 32/8")["error"], 102.0 / 1e5),
         *expect("share of the bare read", round(decode.share, 4), round(96 / 102, 4)),
         *expect("verdict under the floor", decode.verdict(), "SHORT"),
         *expect("best peer", (decode.peer, round(decode.ratio, 3)), ("cuDNN", round(91 / 102, 3))),
         *expect("named peer", (flashinfer.peer, round(flashinfer.ratio, 3)), ("FlashInfer paged", round(111 / 102, 3))),
         *expect("verdict between floor and target", flashinfer.verdict(), "floor"),
+        *expect("cascade", (rows["shared prefix 256x(32768+256), x one by one"].value, rows["shared prefix 256x(32768+256), x one by one"].verdict()),
+                (25.0, "floor")),
         *expect("product", rows["products of an 8B step at 1 rows"].verdict(), "SHORT"),
         *expect("a time under its floor", step.verdict(), "floor"),
         *expect("roof of a step", round(step.share, 3), round((15e9 + 192 * 131072) / 3e12 * 1e3 / 5.2, 3)),
