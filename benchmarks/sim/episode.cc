@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "src/base/check.h"
 
@@ -18,22 +19,38 @@ bool is_predictable(const SamplingParams& s) {
 
 }  // namespace
 
-Episode::Episode(const SimSetup& setup, std::unique_ptr<Workload> workload, const FaultRates& rates,
-                 uint64_t seed)
-    : executor_(setup.model, &clock_, setup.roofline),
-      workload_(std::move(workload)),
-      rates_(rates),
-      random_(seed) {
+Episode::Episode(const SimSetup& setup, uint64_t seed)
+    : executor_(setup.model, &clock_, setup.roofline), random_(seed) {
   Result<std::unique_ptr<EngineCore>> core = EngineCore::create(setup.core, executor_, clock_);
   check(core.has_value(), core ? "" : core.error().message);
   core_ = std::move(*core);
   core_->set_on_violation([this](const std::string& what) { violate(what); });
-  if (rates.step_error > 0)
-    executor_.set_fault([this](const BatchPlan&) {
-      if (!random_.chance(rates_.step_error)) return ok();
-      ++faults_;
-      return Status(error(Code::kInternal, "injected fault"));
-    });
+  executor_.set_fault([this](const BatchPlan&) {
+    if (!std::exchange(executor_error_, false)) return ok();
+    count(SimFault::kExecutorError);
+    return Status(error(Code::kInternal, "injected fault"));
+  });
+  executor_.set_copy_fault([this] {
+    if (copy_fault_.fails) count(SimFault::kCopyError);
+    if (copy_fault_.delay_us > 0) count(SimFault::kCopyDelay);
+    return std::exchange(copy_fault_, {});
+  });
+  core_->set_allocation_fault([this] {
+    if (!std::exchange(no_room_, false)) return false;
+    count(SimFault::kNoRoom);
+    return true;
+  });
+}
+
+Episode::Episode(const SimSetup& setup, std::unique_ptr<Workload> workload, const FaultRates& rates,
+                 uint64_t seed)
+    : Episode(setup, seed) {
+  workload_ = std::move(workload);
+  rates_ = rates;
+}
+
+Episode::Episode(const SimScript& script) : Episode(script.setup, 0) {
+  script_ = &script;
 }
 
 void Episode::violate(std::string what) {
@@ -43,14 +60,14 @@ void Episode::violate(std::string what) {
 
 void Episode::submit(CoreRequest r) {
   ++submitted_;
+  next_id_ = std::max(next_id_, r.request + 1);
   if (r.arrival_us == 0) r.arrival_us = clock_.now_us();
   const bool fits = check_request(*r.sampling, r.prompt, core_->limits(), r.policy).has_value();
   if (!fits || !core_->queue_budget().take(static_cast<int64_t>(r.prompt.size()), 0)) {
     ++refused_;
     return;
   }
-  r.request = next_id_++;
-  live_.resize(next_id_);
+  live_.resize(std::max<size_t>(live_.size(), r.request + 1));
   live_[r.request] = std::make_unique<Live>();
   ++num_live_;
   Live& live = *live_[r.request];
@@ -63,8 +80,55 @@ void Episode::submit(CoreRequest r) {
 }
 
 void Episode::arrive() {
-  while (std::optional<CoreRequest> r = workload_->next(clock_.now_us(), core_->num_unfinished()))
+  while (std::optional<CoreRequest> r = workload_->next(clock_.now_us(), core_->num_unfinished())) {
+    r->request = next_id_++;
+    if (recording_)
+      events_.push_back(
+          {tick_, SimEventKind::kSubmit, r->request, 0, std::make_shared<const CoreRequest>(*r)});
     submit(std::move(*r));
+  }
+}
+
+void Episode::happen(SimEvent event) {
+  event.tick = tick_;
+  apply(event);
+  if (recording_) events_.push_back(std::move(event));
+}
+
+void Episode::apply(const SimEvent& e) {
+  switch (e.kind) {
+    case SimEventKind::kSubmit: {
+      CoreRequest request = *e.submit;
+      request.request = e.request;
+      return submit(std::move(request));
+    }
+    case SimEventKind::kCancel:
+      count(static_cast<SimFault>(stage_of(e.request)));
+      return core_->abort(e.request);
+    case SimEventKind::kPause:
+    case SimEventKind::kResume:
+      if (Live* live = find(e.request)) live->paused = e.kind == SimEventKind::kPause;
+      if (e.kind == SimEventKind::kPause) count(SimFault::kSlowReader);
+      return core_->set_paused(e.request, e.kind == SimEventKind::kPause);
+    case SimEventKind::kStop:
+      count(SimFault::kStop);
+      return core_->stop(e.request, static_cast<int32_t>(e.value));
+    case SimEventKind::kExecutorError:
+      executor_error_ = true;
+      return;
+    case SimEventKind::kCopyError:
+      copy_fault_.fails = true;
+      return;
+    case SimEventKind::kCopyDelay:
+      copy_fault_.delay_us = e.value;
+      return;
+    case SimEventKind::kNoRoom:
+      no_room_ = true;
+      return;
+    case SimEventKind::kClock:
+      clock_.advance_us(e.value);
+      return;
+  }
 }
 
 RequestId Episode::any_live() {
@@ -77,48 +141,92 @@ RequestId Episode::any_live() {
   return 0;
 }
 
-void Episode::inject() {
+RequestStage Episode::stage_of(RequestId id) const {
+  const SequenceGroup* group = core_->scheduler().find(id);
+  if (group == nullptr || group->state == GroupState::kEnded) return RequestStage::kEnded;
+  if (group->paused) return RequestStage::kPaused;
+  if (group->state == GroupState::kWaiting)
+    return group->parked_on != nullptr ? RequestStage::kParked : RequestStage::kWaiting;
+  for (const auto& s : group->sequences)
+    if (s->state == SequenceState::kPreempted) return RequestStage::kPreempted;
+  const Sequence& first = *group->sequences.front();
+  return first.num_computed < first.num_prompt_tokens ? RequestStage::kPrefill : RequestStage::kDecode;
+}
+
+// Most live requests decode: one at another stage is looked for from a random place on.
+RequestId Episode::any_at(RequestStage stage) {
+  if (stage == RequestStage::kEnded) return random_.below(next_id_);
+  const RequestId any = any_live();
+  const size_t start = ids_.empty() ? 0 : random_.below(ids_.size());
+  for (size_t i = 0; i < ids_.size(); ++i) {
+    const RequestId id = ids_[(start + i) % ids_.size()];
+    if (find(id) != nullptr && stage_of(id) == stage) return id;
+  }
+  return any;
+}
+
+void Episode::inject_on_live() {
   if (random_.chance(rates_.cancel))
-    if (const RequestId id = any_live()) core_->abort(id), ++faults_;
+    if (const RequestId id = any_at(static_cast<RequestStage>(random_.below(kNumRequestStages))))
+      happen({.kind = SimEventKind::kCancel, .request = id});
   if (random_.chance(rates_.pause))
-    if (const RequestId id = any_live()) {
-      Live& live = *find(id);
-      core_->set_paused(id, live.paused = !live.paused);
-      ++faults_;
-    }
+    if (const RequestId id = any_live())
+      happen({.kind = find(id)->paused ? SimEventKind::kResume : SimEventKind::kPause, .request = id});
   if (random_.chance(rates_.stop))
-    if (const RequestId id = any_live()) {
-      find(id)->stopped = true;
-      core_->stop(id, static_cast<int32_t>(random_.below(2)));
-      ++faults_;
-    }
-  if (random_.chance(rates_.clock_jump)) clock_.advance_us(random_.between(1, 2'000'000)), ++faults_;
+    if (const RequestId id = any_live())
+      happen({.kind = SimEventKind::kStop, .request = id, .value = static_cast<int64_t>(random_.below(2))});
+}
+
+void Episode::inject() {
+  inject_on_live();
+  if (random_.chance(rates_.executor_error)) happen({.kind = SimEventKind::kExecutorError});
+  if (random_.chance(rates_.copy_error)) happen({.kind = SimEventKind::kCopyError});
+  if (random_.chance(rates_.copy_delay))
+    happen({.kind = SimEventKind::kCopyDelay, .value = random_.between(1, 50'000)});
+  if (random_.chance(rates_.no_room)) happen({.kind = SimEventKind::kNoRoom});
+  if (random_.chance(rates_.clock_jump)) {
+    count(SimFault::kClockJump);
+    happen({.kind = SimEventKind::kClock, .value = random_.between(1, 2'000'000)});
+  }
+}
+
+void Episode::play_script() {
+  const std::vector<SimEvent>& events = script_->events;
+  for (; next_event_ < events.size() && events[next_event_].tick <= tick_; ++next_event_)
+    apply(events[next_event_]);
 }
 
 bool Episode::advance_to_next_event() {
   int64_t at = core_->next_deadline_us();
   if (const auto arrival = workload_->next_arrival_us()) at = std::min(at, *arrival);
   if (at == kNoDeadline) return false;
-  clock_.advance_us(std::max<int64_t>(0, at - clock_.now_us()));
+  happen({.kind = SimEventKind::kClock, .value = std::max<int64_t>(0, at - clock_.now_us())});
   return true;
 }
 
 bool Episode::step() {
-  arrive();
-  if (rates_.cancel > 0) inject();
+  if (script_ != nullptr) {
+    play_script();
+  } else {
+    arrive();
+    if (rates_.cancel > 0) inject();
+  }
   const bool worked = core_->step();
+  ++tick_;
   samples_.running_sum += worked ? core_->scheduler().num_running() : 0;
   take_outcome();
   if ((core_->scheduler().counters().steps & 63) == 0 && core_->cache().num_held() > 0) {
     samples_.waste_sum += core_->cache().waste_percent();
     ++samples_.waste_count;
   }
-  if (worked || !workload_->exhausted()) return worked || advance_to_next_event() || !workload_->exhausted();
-  return advance_to_next_event();
+  if (script_ != nullptr) return tick_ < script_->num_ticks;
+  return worked || advance_to_next_event() || !workload_->exhausted();
 }
 
 void Episode::drain() {
   rates_ = kNoFaults;
+  executor_error_ = no_room_ = false;
+  copy_fault_ = {};
   for (RequestId id = 1; id < live_.size(); ++id)
     if (live_[id] != nullptr) core_->set_paused(id, false);
   for (int32_t i = 0; i < kMaxStepsIdle && core_->step(); ++i) take_outcome();
@@ -173,6 +281,7 @@ void Episode::end_request(const RequestEnd& end) {
   }
   samples_.prompt_tokens += end.timings.queued_ms < 0 ? 0 : end.prompt_tokens;
   samples_.cached_tokens += end.cached_tokens;
+  if (end.finish == FinishReason::kDeadline) count(SimFault::kDeadline);
   const bool natural = end.finish == FinishReason::kLength || end.finish == FinishReason::kStop;
   if (natural && live.first_us >= 0) {
     samples_.ttft_ms.push_back(static_cast<float>(live.first_us - live.arrival_us) * 1e-3f);
@@ -189,7 +298,10 @@ void Episode::add_to(SimReport& report, Samples& samples) const {
   EngineStats stats;
   core_->fill_stats(stats);
   report.steps += stats.steps_total;
-  report.faults += faults_;
+  for (size_t i = 0; i < kNumSimFaults; ++i) {
+    report.faults_by_kind[i] += faults_[i];
+    report.faults += faults_[i];
+  }
   report.simulated_s += static_cast<double>(clock_.now_us()) * 1e-6;
   report.submitted += submitted_;
   report.refused += refused_;

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "benchmarks/sim/setup.h"
+#include "benchmarks/sim/script.h"
 #include "benchmarks/sim/workload.h"
 #include "src/base/clock.h"
 
@@ -14,11 +14,18 @@ namespace quire {
 
 // Chances per step.
 struct FaultRates {
-  double cancel = 0, pause = 0, stop = 0, step_error = 0, clock_jump = 0;
+  double cancel = 0, pause = 0, stop = 0, executor_error = 0, copy_error = 0, copy_delay = 0, no_room = 0,
+         clock_jump = 0;
 };
 inline constexpr FaultRates kNoFaults{};
-inline constexpr FaultRates kAllFaults{
-    .cancel = 0.02, .pause = 0.02, .stop = 0.01, .step_error = 0.001, .clock_jump = 0.001};
+inline constexpr FaultRates kAllFaults{.cancel = 0.02,
+                                       .pause = 0.02,
+                                       .stop = 0.01,
+                                       .executor_error = 0.001,
+                                       .copy_error = 0.0005,
+                                       .copy_delay = 0.002,
+                                       .no_room = 0.002,
+                                       .clock_jump = 0.001};
 
 struct Samples {
   std::vector<float> ttft_ms, tpot_ms;
@@ -27,15 +34,29 @@ struct Samples {
   int64_t running_sum = 0;  // over steps
 };
 
+// Where a request is; in the order of SimFault's cancels.
+enum class RequestStage : uint8_t { kWaiting, kParked, kPrefill, kDecode, kPreempted, kPaused, kEnded };
+inline constexpr uint64_t kNumRequestStages = 7;
+
 class Episode {
  public:
+  // What happens is drawn from workload, rates and seed...
   Episode(const SimSetup& setup, std::unique_ptr<Workload> workload, const FaultRates& rates, uint64_t seed);
+  // ... or stands in a script.
+  explicit Episode(const SimScript& script);
 
   // One step of the engine, with what arrives and fails before it. False: nothing will ever happen again.
   bool step();
   void drain();  // no more arrivals or faults; every request ends
   bool broken() const { return !violations_.empty(); }
+  const std::vector<std::string>& violations() const { return violations_; }
+  int64_t num_ticks() const { return tick_; }
   void add_to(SimReport& report, Samples& samples) const;
+
+  // Keeps what happens as a script. It costs a copy of each prompt, so a run that fails is played again for
+  // it.
+  void record() { recording_ = true; }
+  std::vector<SimEvent> take_events() { return std::move(events_); }
 
  private:
   struct Live {
@@ -44,12 +65,20 @@ class Episode {
     std::vector<TokenId> tokens;
     int32_t num_sequences = 0, num_ends = 0, num_tokens = 0;
     int64_t arrival_us = 0, first_us = -1, last_us = -1;
-    bool paused = false, stopped = false, checked = false;
+    bool paused = false, checked = false;
   };
+  explicit Episode(const SimSetup& setup, uint64_t seed);
+  void play_script();
   void arrive();
-  void submit(CoreRequest request);
   void inject();
+  void inject_on_live();
+  void happen(SimEvent event);  // and is recorded
+  void apply(const SimEvent& event);
+  void submit(CoreRequest request);
   RequestId any_live();
+  RequestId any_at(RequestStage stage);
+  RequestStage stage_of(RequestId id) const;
+  void count(SimFault fault) { ++faults_[static_cast<size_t>(fault)]; }
   void take_outcome();
   Live* find(RequestId id) { return id < live_.size() ? live_[id].get() : nullptr; }
   void take_token(const TokenOutput& token);
@@ -60,15 +89,23 @@ class Episode {
   ManualClock clock_;
   FakeExecutor executor_;
   std::unique_ptr<EngineCore> core_;
-  std::unique_ptr<Workload> workload_;
+  std::unique_ptr<Workload> workload_;  // none: the script tells
+  const SimScript* script_ = nullptr;
+  size_t next_event_ = 0;  // of the script
   FaultRates rates_;
   Random random_;
+  bool recording_ = false;
+  std::vector<SimEvent> events_;
+  int64_t tick_ = 0;
+  bool executor_error_ = false, no_room_ = false;  // armed
+  FakeExecutor::CopyFault copy_fault_;
   std::vector<std::unique_ptr<Live>> live_;  // by id
   int64_t num_live_ = 0;
   Outcome outcome_;
   std::vector<RequestId> ids_;  // of live_, for drawing
   RequestId next_id_ = 1;
-  int64_t submitted_ = 0, refused_ = 0, faults_ = 0, leaked_ = 0;
+  int64_t submitted_ = 0, refused_ = 0, leaked_ = 0;
+  FaultCounts faults_{};
   Samples samples_;
   std::vector<std::string> violations_;
 };

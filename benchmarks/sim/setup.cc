@@ -80,14 +80,14 @@ Status check_options(const SimOptions& o) {
   return ok();
 }
 
+}  // namespace
+
 void set_cache(SimSetup& setup, const GroupSpec& group, int64_t blocks) {
   setup.core.cache = uniform_spec(group, static_cast<int32_t>(blocks));
   setup.model.num_blocks = static_cast<int32_t>(blocks);
   setup.model.block_tokens = group.block_tokens;
   setup.model.check_content = blocks * group.block_tokens <= kMaxShadowSlots;
 }
-
-}  // namespace
 
 Result<SimSetup> make_setup(const SimOptions& options) {
   if (Status s = check_options(options); !s) return s.error();

@@ -14,6 +14,8 @@ struct SimSetup {
   Roofline roofline;
 };
 
+void set_cache(SimSetup& setup, const GroupSpec& group, int64_t blocks);
+
 // The model and the card that the options name.
 Result<SimSetup> make_setup(const SimOptions& options);
 

@@ -7,7 +7,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "benchmarks/sim/episode.h"
+#include "benchmarks/sim/play.h"
 
 namespace quire {
 namespace {
@@ -15,6 +15,11 @@ namespace {
 constexpr int64_t kEpisodeSteps = 5000;
 constexpr int64_t kDefaultSteps = 100'000;
 constexpr size_t kMaxSamples = 2'000'000;  // latencies kept; later ones are left out
+
+constexpr std::array<const char*, kNumSimFaults> kFaultNames = {
+    "cancel_waiting", "cancel_parked", "cancel_prefill", "cancel_decode", "cancel_preempted",
+    "cancel_paused",  "cancel_ended",  "deadline",       "slow_reader",   "stop",
+    "executor_error", "copy_error",    "copy_delay",     "no_room",       "clock_jump"};
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -38,14 +43,23 @@ class Run {
   }
 
   // Until the workload is through, an invariant breaks, or the limits are reached; drained in any case but a
-  // broken one.
-  void play(Episode& episode, int64_t max_steps) {
-    for (int64_t i = 0; i < max_steps && !episode.broken() && !spent(report_.steps + i); ++i)
-      if (!episode.step()) break;
-    if (!episode.broken()) episode.drain();
-    episode.add_to(report_, samples_);
+  // broken one. The violation, if there is one.
+  std::optional<std::string> play_one(std::unique_ptr<Episode>& episode, int64_t max_steps) {
+    Episode& e = *episode;  // stays where it is even if a check has failed in it
+    const std::optional<std::string> broken = play(episode, [&](const Episode& now) {
+      return now.num_ticks() < max_steps && !spent(report_.steps + now.num_ticks());
+    });
+    e.add_to(report_, samples_);
+    if (broken && report_.violations.empty()) report_.violations.push_back(*broken);
     if (samples_.ttft_ms.size() > kMaxSamples) samples_.ttft_ms.resize(kMaxSamples);
     if (samples_.tpot_ms.size() > kMaxSamples) samples_.tpot_ms.resize(kMaxSamples);
+    return broken;
+  }
+  Status keep_script(const SimScript& script) {
+    report_.script =
+        options_.script_out.empty() ? fmt::format("quire-sim-{}.jsonl", options_.seed) : options_.script_out;
+    report_.script_events = static_cast<int64_t>(script.events.size());
+    return write_script(script, report_.script);
   }
   bool spent(int64_t steps) const {
     if (options_.steps > 0 && steps >= options_.steps) return true;
@@ -80,17 +94,32 @@ class Run {
   Samples samples_;
 };
 
-void run_random(const SimOptions& options, const SimSetup& base, Run& run) {
+Status run_random(const SimOptions& options, const SimSetup& base, Run& run) {
   Random seeds(options.seed);
   while (!run.done()) {
-    const uint64_t episode_seed = seeds.next();
-    const SimSetup setup = draw_episode(base, options, episode_seed);
-    Episode episode(
-        setup,
-        make_random_workload(episode_seed + 1, options.sequences, setup.core.vocab_size, options.faults),
-        options.faults ? kAllFaults : kNoFaults, episode_seed + 2);
-    run.play(episode, kEpisodeSteps);
+    const uint64_t seed = seeds.next();
+    const SimSetup setup = draw_episode(base, options, seed);
+    const auto make = [&] {
+      return std::make_unique<Episode>(
+          setup, make_random_workload(seed + 1, options.sequences, setup.core.vocab_size, options.faults),
+          options.faults ? kAllFaults : kNoFaults, seed + 2);
+    };
+    std::unique_ptr<Episode> episode = make();
+    const Episode& played = *episode;
+    const std::optional<std::string> broken = run.play_one(episode, kEpisodeSteps);
+    if (!broken) continue;
+    const int64_t num_ticks = played.num_ticks();
+    return run.keep_script(shortest_script(setup, make, num_ticks, *broken));
   }
+  return ok();
+}
+
+Status run_script(const SimOptions& options, Run& run) {
+  const Result<SimScript> script = read_script(options.script);
+  if (!script) return script.error();
+  auto episode = std::make_unique<Episode>(*script);
+  run.play_one(episode, script->num_ticks);
+  return ok();
 }
 
 Status run_trace(const SimOptions& options, const SimSetup& setup, Run& run) {
@@ -99,9 +128,10 @@ Status run_trace(const SimOptions& options, const SimSetup& setup, Run& run) {
   Result<Trace> trace =
       read_trace(options.trace, *format, {.seed = options.seed, .max_requests = options.max_requests});
   if (!trace) return trace.error();
-  Episode episode(setup, make_trace_workload(std::move(*trace), options.speed, setup.core.vocab_size),
-                  options.faults ? kAllFaults : kNoFaults, options.seed);
-  run.play(episode, INT64_MAX);
+  auto episode = std::make_unique<Episode>(
+      setup, make_trace_workload(std::move(*trace), options.speed, setup.core.vocab_size),
+      options.faults ? kAllFaults : kNoFaults, options.seed);
+  run.play_one(episode, INT64_MAX);
   return ok();
 }
 
@@ -115,36 +145,40 @@ Result<SimReport> run_sim(const SimOptions& options) {
   const Result<SimSetup> setup = make_setup(options);
   if (!setup) return setup.error();
   Run run(options);
-  if (options.trace.empty())
-    run_random(options, *setup, run);
-  else if (Status s = run_trace(options, *setup, run); !s)
-    return s.error();
+  const Status played = !options.script.empty() ? run_script(options, run)
+                        : options.trace.empty() ? run_random(options, *setup, run)
+                                                : run_trace(options, *setup, run);
+  if (!played) return played.error();
   return run.finish();
 }
 
 std::string to_json(const SimReport& r) {
-  const nlohmann::ordered_json json = {{"seed", r.seed},
-                                       {"steps", r.steps},
-                                       {"faults", r.faults},
-                                       {"violations", r.violations},
-                                       {"steps_per_s", r.steps_per_s},
-                                       {"simulated_s", r.simulated_s},
-                                       {"running_mean", r.running_mean},
-                                       {"requests",
-                                        {{"submitted", r.submitted},
-                                         {"finished", r.finished},
-                                         {"refused", r.refused},
-                                         {"cancelled", r.cancelled},
-                                         {"failed", r.failed}}},
-                                       {"hit_rate", r.hit_rate},
-                                       {"ttft_ms", json_of(r.ttft_ms)},
-                                       {"tpot_ms", json_of(r.tpot_ms)},
-                                       {"output_tokens_per_s", r.output_tokens_per_s},
-                                       {"waste_percent", r.waste_percent},
-                                       {"preemptions", r.preemptions},
-                                       {"copies_on_write", r.copies_on_write},
-                                       {"evictions", r.evictions},
-                                       {"blocks_leaked", r.blocks_leaked}};
+  nlohmann::ordered_json faults;
+  for (size_t i = 0; i < kNumSimFaults; ++i) faults[kFaultNames[i]] = r.faults_by_kind[i];
+  nlohmann::ordered_json json = {{"seed", r.seed},
+                                 {"steps", r.steps},
+                                 {"faults", r.faults},
+                                 {"violations", r.violations},
+                                 {"steps_per_s", r.steps_per_s},
+                                 {"simulated_s", r.simulated_s},
+                                 {"running_mean", r.running_mean},
+                                 {"requests",
+                                  {{"submitted", r.submitted},
+                                   {"finished", r.finished},
+                                   {"refused", r.refused},
+                                   {"cancelled", r.cancelled},
+                                   {"failed", r.failed}}},
+                                 {"hit_rate", r.hit_rate},
+                                 {"ttft_ms", json_of(r.ttft_ms)},
+                                 {"tpot_ms", json_of(r.tpot_ms)},
+                                 {"output_tokens_per_s", r.output_tokens_per_s},
+                                 {"waste_percent", r.waste_percent},
+                                 {"preemptions", r.preemptions},
+                                 {"copies_on_write", r.copies_on_write},
+                                 {"evictions", r.evictions},
+                                 {"blocks_leaked", r.blocks_leaked},
+                                 {"faults_by_kind", faults}};
+  if (!r.script.empty()) json["script"] = {{"file", r.script}, {"events", r.script_events}};
   return json.dump();
 }
 

@@ -7,6 +7,7 @@
 // drained with nothing held.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -24,6 +25,9 @@ struct SimOptions {
   // Steps between audits of cache and lists from scratch. Sums, plans, held blocks and contents: every step.
   int32_t audit_every = 128;
 
+  std::string script;      // play this file again instead
+  std::string script_out;  // where a failing episode goes; "" = quire-sim-<seed>.jsonl
+
   std::string trace;         // a file of ../traces; "" = a random load
   std::string trace_format;  // azure | mooncake | servegen
   double speed = 1;          // of the trace's arrivals
@@ -37,6 +41,27 @@ struct SimOptions {
   std::string eviction = "lru";       // lru | pgdsf
 };
 
+// What was done to the engine. A cancel is counted by where its request was.
+enum class SimFault : uint8_t {
+  kCancelWaiting,
+  kCancelParked,  // waiting for another to compute its prefix
+  kCancelPrefill,
+  kCancelDecode,
+  kCancelPreempted,
+  kCancelPaused,
+  kCancelEnded,  // or unknown
+  kDeadline,
+  kSlowReader,
+  kStop,
+  kExecutorError,
+  kCopyError,
+  kCopyDelay,
+  kNoRoom,
+  kClockJump,
+};
+inline constexpr size_t kNumSimFaults = 15;
+using FaultCounts = std::array<int64_t, kNumSimFaults>;
+
 struct SimPercentiles {
   double p50 = 0, p90 = 0, p99 = 0;
 };
@@ -44,6 +69,7 @@ struct SimPercentiles {
 struct SimReport {
   uint64_t seed = 0;
   int64_t steps = 0, faults = 0;
+  FaultCounts faults_by_kind{};  // their sum is faults
   std::vector<std::string> violations;
   double steps_per_s = 0;  // of real time
   double simulated_s = 0;
@@ -56,6 +82,8 @@ struct SimReport {
   double waste_percent = 0;        // of held blocks' slots, mean over time
   int64_t preemptions = 0, copies_on_write = 0, evictions = 0;
   int64_t blocks_leaked = 0;  // held with nothing left to do
+  std::string script;         // the file that the failing episode was shrunk to
+  int64_t script_events = 0;
 };
 
 // Errors: an option out of range, a file that does not parse (file and line). Violations are not errors but

@@ -51,6 +51,8 @@ class RandomWorkload final : public Workload {
   }
   CoreRequest draw_request(int64_t now_us) {
     CoreRequest r;
+    // A new prefix that many will have: the first computes it, those who come meanwhile wait for it.
+    if (random_.chance(0.05)) prefixes_[random_.below(prefixes_.size())] = draw(random_.between(1, 150));
     r.prompt = random_.chance(0.6) ? prefixes_[random_.below(prefixes_.size())] : std::vector<TokenId>{};
     const std::vector<TokenId> own = draw(random_.between(1, random_.chance(0.1) ? 250 : 30));
     r.prompt.insert(r.prompt.end(), own.begin(), own.end());

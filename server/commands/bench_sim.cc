@@ -17,9 +17,14 @@ void add_flags(Flags& flags, SimOptions& sim, Choices& choices) {
   flags.add("steps", sim.steps, "engine steps, 0 = no limit (without any limit: 100000)");
   flags.add("seconds", sim.seconds, "of real time, 0 = no limit");
   flags.add("sequences", sim.sequences, "sequences running at once");
-  flags.add_choice("faults", choices.faults, {"on", "off"},
-                   "cancels, pauses, stops, failed steps, deadlines, clock jumps");
+  flags.add_choice(
+      "faults", choices.faults, {"on", "off"},
+      "cancels at every stage, deadlines, slow readers, stops, failed steps, failed and slow copies, "
+      "failed allocations, clock jumps");
   flags.add("audit-every", sim.audit_every, "steps between full audits of cache and lists");
+  flags.add("script", sim.script, "play this script of events instead: what a failing seed was shrunk to");
+  flags.add("script-out", sim.script_out,
+            "file for the script of a failing seed (default: quire-sim-SEED.jsonl)");
   flags.add("trace", sim.trace, "replay this file instead of a random load");
   flags.add_choice("trace-format", sim.trace_format, {"azure", "mooncake", "servegen"}, "of --trace");
   flags.add("speed", sim.speed, "of the trace's arrivals, 2 = twice as fast");
@@ -48,6 +53,9 @@ void print_text(const SimReport& r) {
       "hit rate {:.3f}, waste {:.2f} %, {} preemptions, {} copies on write, {} evictions, {} blocks leaked\n",
       r.hit_rate, r.waste_percent, r.preemptions, r.copies_on_write, r.evictions, r.blocks_leaked);
   for (const std::string& v : r.violations) fmt::print("VIOLATION {}\n", v);
+  if (!r.script.empty())
+    fmt::print("shrunk to {} events; play it again: quire bench sim --script {}\n", r.script_events,
+               r.script);
 }
 
 }  // namespace

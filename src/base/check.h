@@ -11,4 +11,9 @@ inline void check(bool holds, std::string_view what, const char* file = __builti
   if (!holds) [[unlikely]] check_failed(what, file, line);
 }
 
+// What happens instead of print and abort: for the simulator, whose handler jumps out of the episode that broke
+// and never returns. nullptr = the default. One thread.
+using CheckHandler = void (*)(std::string_view what, const char* file, int line);
+void set_check_handler(CheckHandler handler);
+
 }  // namespace quire

@@ -165,7 +165,7 @@ void KvCache::unpinned(BlockId block) {
 // ---- room ----
 
 bool KvCache::make_room(int64_t blocks, int64_t now_us) {
-  if (blocks > num_available()) return false;
+  if (blocks > num_available() || (allocation_fault_ && allocation_fault_())) return false;
   while (pool_.num_free() < blocks) {
     const std::optional<BlockId> leaf = index_.victim(now_us);
     check(leaf.has_value(), "where blocks are evictable one of them is a leaf");

@@ -19,10 +19,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "quire/result.h"
@@ -110,6 +112,9 @@ class KvCache {
   int32_t block_tokens() const { return block_tokens_; }
   Arena& arena() { return arena_; }
 
+  // For simulation: asked whenever blocks are to be taken; true = answer that there is no room.
+  void set_allocation_fault(std::function<bool()> fault) { allocation_fault_ = std::move(fault); }
+
   // Recomputes everything from scratch: tree, index, states, and holders against all live tables and deferred
   // blocks. The first disagreement, by name. O(blocks); for tests and --check-invariants.
   std::optional<std::string> audit(std::span<const BlockTable* const> tables,
@@ -168,6 +173,7 @@ class KvCache {
   std::vector<BlockCopy> copies_;      // of the open transaction
   std::vector<std::pair<int32_t, BlockId>> replaced_;  // of the open transaction: entry, and the block that stood there
   bool step_open_ = false;
+  std::function<bool()> allocation_fault_;
 };
 
 // Blocks for one step: all of them, or none. Move-only; ends by commit or rollback (by the destructor if by

@@ -55,14 +55,16 @@ void FakeExecutor::violation(std::string what) {
 
 void FakeExecutor::submit(std::shared_ptr<const BatchPlan> plan) {
   int64_t done = 0;
+  const CopyFault copies = copy_fault_ && !plan->copies.empty() ? copy_fault_() : CopyFault{};
   if (clock_ != nullptr) {
     int64_t context = 0;
     for (const PlannedSequence& s : plan->sequences)
       context += s.first_position + static_cast<int64_t>(s.tokens.size());
     const double us = roofline_.step_us(plan->num_tokens(), context);
-    done = busy_until_us_ = std::max(busy_until_us_, clock_->now_us()) + static_cast<int64_t>(us);
+    done = busy_until_us_ =
+        std::max(busy_until_us_, clock_->now_us()) + static_cast<int64_t>(us) + copies.delay_us;
   }
-  submitted_.push_back({std::move(plan), done});
+  submitted_.push_back({std::move(plan), done, copies.fails});
   check(submitted_.size() <= 2, "at most two steps are under way");
 }
 
@@ -73,19 +75,18 @@ StepResult FakeExecutor::wait() {
   if (clock_ != nullptr && clock_->now_us() < next.done_us)
     clock_->advance_us(next.done_us - clock_->now_us());
   const auto start = std::chrono::steady_clock::now();
-  StepResult result = run(*next.plan);
+  StepResult result = run(*next.plan, next.copies_fail);
   run_us_ += std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
   return result;
 }
 
-StepResult FakeExecutor::run(const BatchPlan& plan) {
+StepResult FakeExecutor::run(const BatchPlan& plan, bool copies_fail) {
   StepResult result;
   result.step = plan.step;
   for (const SequenceId id : plan.leaves) known_.erase(value(id));
   for (const PlannedJoin& j : plan.joins) join(j);
-  if (model_.check_content)
-    for (const BlockCopy& c : plan.copies) copy(c);
-  if (fault_) result.status = fault_(plan);
+  result.status = carry_out_copies(plan, copies_fail);
+  if (result.status && fault_) result.status = fault_(plan);
   if (!result.status) {
     fail(plan);
     return result;
@@ -115,6 +116,12 @@ StepResult FakeExecutor::run(const BatchPlan& plan) {
   }
   if (plan.step % 4096 == 0) forget_stale(plan.step);
   return result;
+}
+
+Status FakeExecutor::carry_out_copies(const BatchPlan& plan, bool fail) {
+  const size_t count = fail ? plan.copies.size() / 2 : plan.copies.size();
+  for (size_t i = 0; i < count && model_.check_content; ++i) copy(plan.copies[i]);
+  return fail ? Status(error(Code::kInternal, "injected fault of a copy")) : ok();
 }
 
 // A sequence that ended before it was ever sampled for leaves no word; it is known by its silence.

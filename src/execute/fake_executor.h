@@ -54,6 +54,10 @@ struct FakeModel {
 class FakeExecutor final : public Executor {
  public:
   using Fault = std::function<Status(const BatchPlan&)>;
+  struct CopyFault {
+    bool fails = false;    // half of the copies are made, and the step fails
+    int64_t delay_us = 0;  // they take so much longer
+  };
 
   explicit FakeExecutor(const FakeModel& model, ManualClock* clock = nullptr, const Roofline& roofline = {});
 
@@ -62,6 +66,8 @@ class FakeExecutor final : public Executor {
   bool ready() override { return !submitted_.empty(); }
 
   void set_fault(Fault fault) { fault_ = std::move(fault); }
+  // Asked when a step with copies is submitted.
+  void set_copy_fault(std::function<CopyFault()> fault) { copy_fault_ = std::move(fault); }
   const std::vector<std::string>& violations() const { return violations_; }
   double run_us() const { return run_us_; }  // real time spent inside wait(), for benchmarks of the host
   bool checks_content() const { return model_.check_content; }
@@ -106,7 +112,8 @@ class FakeExecutor final : public Executor {
   void sample(const BatchPlan& plan, const PlannedSequence& s, Known& own, StepResult& result);
   void prompt_logprobs(const PlannedSequence& s, StepResult& result);
   void fail(const BatchPlan& plan);
-  StepResult run(const BatchPlan& plan);
+  StepResult run(const BatchPlan& plan, bool copies_fail);
+  Status carry_out_copies(const BatchPlan& plan, bool fail);
   void forget_stale(uint64_t step);
   TokenId pick(uint64_t chain, const Known& known, int32_t position) const;
 
@@ -114,6 +121,7 @@ class FakeExecutor final : public Executor {
   ManualClock* clock_;
   Roofline roofline_;
   Fault fault_;
+  std::function<CopyFault()> copy_fault_;
   std::vector<Slot> slots_;
   std::vector<uint32_t> version_;  // by block: writes and copies into it
   FakeSequences known_;
@@ -121,6 +129,7 @@ class FakeExecutor final : public Executor {
   struct Submitted {
     std::shared_ptr<const BatchPlan> plan;
     int64_t done_us = 0;
+    bool copies_fail = false;
   };
   std::deque<Submitted> submitted_;
   int64_t busy_until_us_ = 0;

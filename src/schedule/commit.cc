@@ -20,6 +20,7 @@ void Scheduler::commit(StepView result, int64_t now_us, Outcome& out) {
     commit_prompts(step, result, now_us, out);
     commit_samples(step, result, now_us, out);
   } else {
+    for (const PlannedWork& work : step.work) distrust_copy(work);
     let_go(step, now_us);
     fail_step(step, result.status.error(), now_us, out);
   }
@@ -42,6 +43,14 @@ void Scheduler::commit_work(const PlannedWork& work, int64_t now_us) {
   publish(s, std::min(s.num_computed, known) / block_tokens_ * block_tokens_, now_us);
   unpark_waiters(s, false);
   if (work.first < s.num_prompt_tokens && s.num_computed >= s.num_prompt_tokens) measure(*s.group);
+}
+
+// Whether a failed step's copies were made nobody knows: a block that was to be one holds nothing to publish.
+void Scheduler::distrust_copy(const PlannedWork& work) {
+  if (!work.copied) return;
+  const int32_t before = work.first / block_tokens_ * block_tokens_;
+  for (const auto& s : work.sequence->group->sequences)
+    if (s.get() == work.sequence || work.forks) s->num_computed = std::min(s->num_computed, before);
 }
 
 void Scheduler::let_go(SubmittedStep& step, int64_t now_us) {

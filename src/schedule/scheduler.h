@@ -217,6 +217,7 @@ class Scheduler {
   void commit_samples(SubmittedStep& step, StepView& result, int64_t now_us, Outcome& out);
   void commit_token(Sequence& sequence, SampledToken& sample, int64_t now_us, Outcome& out);
   void commit_prompts(SubmittedStep& step, StepView& result, int64_t now_us, Outcome& out);
+  void distrust_copy(const PlannedWork& work);
   void let_go(SubmittedStep& step, int64_t now_us);
   void fail_step(SubmittedStep& step, const Error& error, int64_t now_us, Outcome& out);
 

@@ -2,13 +2,17 @@
 // to notice. Seeds are printed with a failure; replay one with quire bench sim --seed N.
 #include "benchmarks/sim/sim.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <random>
 
-#include "benchmarks/sim/episode.h"
+#include "benchmarks/sim/play.h"
+#include "benchmarks/sim/shrink.h"
+#include "src/base/check.h"
 
 namespace quire {
 namespace {
@@ -75,6 +79,137 @@ TEST(Simulation, ASeedReplaysExactly) {
   SimReport c = run(o);
   c.steps_per_s = 0;
   EXPECT_NE(to_json(a), to_json(c));
+}
+
+// New seeds at every run, a minute of them; QUIRE_SEED and QUIRE_SIM_SECONDS choose otherwise.
+TEST(Simulation, FreshSeedsRunClean) {
+  const char* seconds = std::getenv("QUIRE_SIM_SECONDS");
+  SimOptions o;
+  o.seed = std::getenv("QUIRE_SEED") != nullptr ? first_seed() : std::random_device()();
+  o.seconds = seconds == nullptr ? 60 : std::atof(seconds);
+  o.script_out = std::filesystem::temp_directory_path() / fmt::format("quire-sim-{}.jsonl", o.seed);
+  const SimReport r = run(o);
+  expect_clean(r);
+  if (!r.script.empty()) ADD_FAILURE() << "shrunk: quire bench sim --script " << r.script;
+  fmt::print("seed {}: {} steps, {} faults\n", r.seed, r.steps, r.faults);
+}
+
+TEST(Simulation, EveryKindOfFaultHappens) {
+  SimOptions o;
+  o.steps = 150'000;
+  o.seed = first_seed() + 50;
+  const SimReport r = run(o);
+  expect_clean(r);
+  int64_t sum = 0;
+  for (size_t i = 0; i < kNumSimFaults; ++i) {
+    EXPECT_GT(r.faults_by_kind[i], 0) << "fault " << i;
+    sum += r.faults_by_kind[i];
+  }
+  EXPECT_EQ(sum, r.faults);
+}
+
+// ---- scripts ----
+
+struct Recorded {
+  SimScript script;
+  int64_t preemptions = 0;
+};
+
+int64_t preemptions_of(const SimScript& script) {
+  Episode episode(script);
+  while (episode.step()) {
+  }
+  SimReport report;
+  Samples samples;
+  episode.add_to(report, samples);
+  return report.preemptions;
+}
+
+// An episode of a drawn load that preempts, as a script.
+Recorded record_one_that_preempts() {
+  SimOptions o;
+  o.sequences = 16;
+  const SimSetup base = *make_setup(o);
+  for (uint64_t seed = first_seed() + 900;; ++seed) {
+    const SimSetup setup = draw_episode(base, o, seed);
+    Episode episode(setup, make_random_workload(seed, 16, setup.core.vocab_size, true), kAllFaults, seed);
+    episode.record();
+    while (episode.num_ticks() < 600) episode.step();
+    SimReport report;
+    Samples samples;
+    episode.add_to(report, samples);
+    if (report.preemptions > 0)
+      return {{setup, episode.num_ticks(), episode.take_events()}, report.preemptions};
+  }
+}
+
+TEST(SimScript, PlaysTheSameAsTheEpisodeItWasRecordedFrom) {
+  const Recorded recorded = record_one_that_preempts();
+  EXPECT_EQ(preemptions_of(recorded.script), recorded.preemptions);
+  const std::string path = std::filesystem::temp_directory_path() / "quire_sim_script.jsonl";
+  ASSERT_TRUE(write_script(recorded.script, path).has_value());
+  const Result<SimScript> read = read_script(path);
+  std::filesystem::remove(path);
+  ASSERT_TRUE(read.has_value()) << read.error().message;
+  EXPECT_EQ(to_json_lines(*read), to_json_lines(recorded.script));
+  EXPECT_EQ(preemptions_of(*read), recorded.preemptions);
+}
+
+// Whatever a trial looks for, the script gets short and still shows it.
+TEST(SimScript, ShrinksToWhatMatters) {
+  const Recorded recorded = record_one_that_preempts();
+  const size_t before = recorded.script.events.size();
+  const SimScript small = shrink(recorded.script, [](const SimScript& s) { return preemptions_of(s) > 0; });
+  EXPECT_GT(preemptions_of(small), 0);
+  EXPECT_GT(before, 50u);
+  EXPECT_LE(small.events.size(), 8u) << to_json_lines(small);
+  for (size_t i = 0; i < small.events.size(); ++i) {  // nothing is left that could go
+    SimScript without = small;
+    without.events.erase(without.events.begin() + static_cast<std::ptrdiff_t>(i));
+    EXPECT_EQ(preemptions_of(without), 0) << "event " << i;
+  }
+}
+
+TEST(SimScript, ACheckThatFailsIsAViolation) {
+  const std::optional<std::string> said = until_check_fails([] { check(1 + 1 == 3, "sums are right"); });
+  ASSERT_TRUE(said.has_value());
+  EXPECT_NE(said->find("check failed: sums are right"), std::string::npos);
+  EXPECT_EQ(kind_of_violation(*said), "check failed");
+  EXPECT_EQ(kind_of_violation("step 12: invariant 5: request 7 got other tokens than alone"), "invariant 5");
+  EXPECT_EQ(kind_of_violation("step 3: executor: sequence 9: 3 blocks"), "executor");
+}
+
+// What failing seeds were shrunk to before the bug they found was mended.
+TEST(SimScript, ScriptsOfMendedBugsRunClean) {
+  int count = 0;
+  for (const auto& file : std::filesystem::directory_iterator("tests/sim/scripts")) {
+    SimOptions o;
+    o.script = file.path();
+    const SimReport r = run(o);
+    for (const std::string& v : r.violations) ADD_FAILURE() << file.path() << ": " << v;
+    ++count;
+  }
+  EXPECT_GT(count, 0);
+}
+
+TEST(SimScript, ErrorsNameFileAndLine) {
+  const std::string path = std::filesystem::temp_directory_path() / "quire_sim_bad_script.jsonl";
+  Recorded recorded = record_one_that_preempts();
+  recorded.script.events.resize(2);
+  const auto message_with = [&](const std::string& line) {
+    std::ofstream(path) << to_json_lines(recorded.script) << line << "\n";
+    SimOptions o;
+    o.script = path;
+    const Result<SimReport> r = run_sim(o);
+    return r ? std::string() : r.error().message;
+  };
+  EXPECT_NE(message_with(R"({"tick": 3, "event": "sneeze"})").find(":4: unknown event `sneeze`"),
+            std::string::npos);
+  EXPECT_NE(message_with(R"({"event": "cancel"})").find(":4:"), std::string::npos);
+  EXPECT_NE(message_with("{").find(":4:"), std::string::npos);
+  std::filesystem::remove(path);
+  EXPECT_NE(message_with("").find(":4:"), std::string::npos);
+  std::filesystem::remove(path);
 }
 
 TEST(Simulation, OptionsOutOfRangeAreNamed) {

@@ -1,0 +1,186 @@
+#include "benchmarks/sim/script.h"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <fstream>
+
+#include <nlohmann/json.hpp>
+
+namespace quire {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr std::array<std::string_view, kNumSimEventKinds> kNames = {
+    "submit",         "cancel",     "pause",      "resume",  "stop",
+    "executor_error", "copy_error", "copy_delay", "no_room", "clock_jump"};
+
+Json json_of(const SimSetup& setup) {
+  const EngineConfig& c = setup.core.config;
+  const GroupSpec& g = setup.core.cache.groups.front();
+  return {{"layers", g.num_layers},
+          {"kv_heads", g.num_kv_heads},
+          {"head_dim", g.head_dim},
+          {"block_tokens", g.block_tokens},
+          {"blocks", setup.model.num_blocks},
+          {"vocab", setup.model.vocab_size},
+          {"eos", setup.core.eos_token_ids},
+          {"max_sequences", c.max_sequences},
+          {"max_step_tokens", c.max_step_tokens},
+          {"max_prefill_chunk_tokens", c.max_prefill_chunk_tokens},
+          {"max_context_tokens", c.max_context_tokens},
+          {"max_queued_requests", c.max_queued_requests},
+          {"max_queued_kv_factor", c.max_queued_kv_factor},
+          {"prefix_cache", c.prefix_cache},
+          {"reserve", {setup.core.reserve.least, setup.core.reserve.rise, setup.core.reserve.decay}},
+          {"eviction", setup.core.eviction == EvictionOrder::kPgdsf ? "pgdsf" : "lru"},
+          {"whole_block_hits", setup.core.whole_block_hits},
+          {"audit_every", setup.core.audit_every},
+          {"roofline",
+           {setup.roofline.overhead_us, setup.roofline.weights_us, setup.roofline.kv_us_per_token,
+            setup.roofline.compute_us_per_token}}};
+}
+
+SimSetup setup_of(const Json& j) {
+  SimSetup setup;
+  GroupSpec group;
+  group.num_layers = j.at("layers");
+  group.num_kv_heads = j.at("kv_heads");
+  group.head_dim = j.at("head_dim");
+  group.block_tokens = j.at("block_tokens");
+  set_cache(setup, group, j.at("blocks"));
+  setup.model.vocab_size = setup.core.vocab_size = j.at("vocab");
+  setup.core.eos_token_ids = j.at("eos").get<std::vector<TokenId>>();
+  EngineConfig& c = setup.core.config;
+  c.max_sequences = j.at("max_sequences");
+  c.max_step_tokens = j.at("max_step_tokens");
+  c.max_prefill_chunk_tokens = j.at("max_prefill_chunk_tokens");
+  c.max_context_tokens = j.at("max_context_tokens");
+  c.max_queued_requests = j.at("max_queued_requests");
+  c.max_queued_kv_factor = j.at("max_queued_kv_factor");
+  c.prefix_cache = j.at("prefix_cache");
+  c.check_invariants = true;
+  setup.core.reserve = {j.at("reserve").at(0), j.at("reserve").at(1), j.at("reserve").at(2)};
+  setup.core.eviction = j.at("eviction") == "pgdsf" ? EvictionOrder::kPgdsf : EvictionOrder::kLru;
+  setup.core.whole_block_hits = j.at("whole_block_hits");
+  setup.core.audit_every = j.at("audit_every");
+  const Json& r = j.at("roofline");
+  setup.roofline = {r.at(0), r.at(1), r.at(2), r.at(3)};
+  return setup;
+}
+
+// Defaults are left out: a line says what is unusual about a request.
+Json json_of(const CoreRequest& r) {
+  const SamplingParams& p = *r.sampling;
+  Json j = {{"prompt", r.prompt}, {"max_tokens", p.max_tokens}, {"seed", r.seed}};
+  const auto put = [&j](const char* name, const auto& value, const auto& usual) {
+    if (value != usual) j[name] = value;
+  };
+  put("temperature", p.temperature, 0.0);
+  put("min_tokens", p.min_tokens, 0);
+  put("ignore_eos", p.ignore_eos, false);
+  put("n", p.n, 1);
+  put("best_of", p.best_of, 0);
+  put("beam_width", p.beam_width, 0);
+  put("early_stopping", p.early_stopping, false);
+  put("prompt_logprobs", p.prompt_logprobs, -1);
+  put("tenant", r.tenant, std::string());
+  put("salt", r.cache_salt, std::string());
+  put("bypass_prefix_cache", r.bypass_prefix_cache, false);
+  put("priority", r.priority, 0);
+  put("deadline_us", r.deadline_us, kNoDeadline);
+  return j;
+}
+
+CoreRequest request_of(const Json& j) {
+  CoreRequest r;
+  SamplingParams p;
+  r.prompt = j.at("prompt").get<std::vector<TokenId>>();
+  p.max_tokens = j.at("max_tokens");
+  r.seed = j.at("seed");
+  p.temperature = j.value("temperature", 0.0);
+  p.min_tokens = j.value("min_tokens", 0);
+  p.ignore_eos = j.value("ignore_eos", false);
+  p.n = j.value("n", 1);
+  p.best_of = j.value("best_of", 0);
+  p.beam_width = j.value("beam_width", 0);
+  p.early_stopping = j.value("early_stopping", false);
+  p.prompt_logprobs = j.value("prompt_logprobs", -1);
+  r.tenant = j.value("tenant", std::string());
+  r.cache_salt = j.value("salt", std::string());
+  r.bypass_prefix_cache = j.value("bypass_prefix_cache", false);
+  r.priority = j.value("priority", 0);
+  r.deadline_us = j.value("deadline_us", kNoDeadline);
+  r.sampling = std::make_shared<const SamplingParams>(p);
+  return r;
+}
+
+Json json_of(const SimEvent& e) {
+  Json j = {{"tick", e.tick}, {"event", kNames[static_cast<size_t>(e.kind)]}};
+  if (e.request != 0) j["request"] = e.request;
+  if (e.value != 0) j["value"] = e.value;
+  if (e.submit != nullptr) j.update(json_of(*e.submit));
+  return j;
+}
+
+SimEvent event_of(const Json& j) {
+  SimEvent e;
+  e.tick = j.at("tick");
+  const auto name = std::find(kNames.begin(), kNames.end(), j.at("event").get<std::string>());
+  if (name == kNames.end())
+    throw std::runtime_error("unknown event `" + j.at("event").get<std::string>() + "`");
+  e.kind = static_cast<SimEventKind>(name - kNames.begin());
+  e.request = j.value("request", RequestId{0});
+  e.value = j.value("value", int64_t{0});
+  if (e.kind == SimEventKind::kSubmit) e.submit = std::make_shared<const CoreRequest>(request_of(j));
+  return e;
+}
+
+}  // namespace
+
+std::string_view name_of(SimEventKind kind) {
+  return kNames[static_cast<size_t>(kind)];
+}
+
+std::string to_json_lines(const SimScript& script) {
+  Json first = {{"ticks", script.num_ticks}};
+  first.update(json_of(script.setup));
+  std::string text = first.dump() + "\n";
+  for (const SimEvent& e : script.events) text += json_of(e).dump() + "\n";
+  return text;
+}
+
+Result<SimScript> read_script(const std::string& path) {
+  std::ifstream file(path);
+  if (!file) return invalid(fmt::format("script: {} cannot be read", path), "script");
+  SimScript script;
+  std::string line;
+  for (int64_t number = 1; std::getline(file, line); ++number) {
+    // The library reports by exceptions what a line lacks or has of another type.
+    try {
+      const Json json = Json::parse(line);
+      if (number == 1) {
+        script.setup = setup_of(json);
+        script.num_ticks = json.at("ticks");
+      } else {
+        script.events.push_back(event_of(json));
+      }
+    } catch (const std::exception& e) {
+      return invalid(fmt::format("{}:{}: {}", path, number, e.what()), "script");
+    }
+  }
+  if (script.num_ticks == 0)
+    return invalid(fmt::format("{}: the first line must be the setup", path), "script");
+  return script;
+}
+
+Status write_script(const SimScript& script, const std::string& path) {
+  std::ofstream file(path);
+  file << to_json_lines(script);
+  file.flush();
+  if (!file) return error(Code::kUnavailable, fmt::format("script: {} cannot be written", path));
+  return ok();
+}
+
+}  // namespace quire
