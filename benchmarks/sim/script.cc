@@ -89,6 +89,7 @@ Json json_of(const CoreRequest& r) {
   put("salt", r.cache_salt, std::string());
   put("bypass_prefix_cache", r.bypass_prefix_cache, false);
   put("priority", r.priority, 0);
+  if (r.policy.kind != RetentionKind::kKeepAll) j["kv_policy"] = to_string(r.policy);
   put("deadline_us", r.deadline_us, kNoDeadline);
   return j;
 }
@@ -111,6 +112,9 @@ CoreRequest request_of(const Json& j) {
   r.cache_salt = j.value("salt", std::string());
   r.bypass_prefix_cache = j.value("bypass_prefix_cache", false);
   r.priority = j.value("priority", 0);
+  const Result<PolicySpec> policy = parse_policy(j.value("kv_policy", std::string()));
+  if (!policy) throw std::runtime_error(policy.error().message);
+  r.policy = *policy;
   r.deadline_us = j.value("deadline_us", kNoDeadline);
   r.sampling = std::make_shared<const SamplingParams>(p);
   return r;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "src/policy/reject.h"
+
 namespace quire {
 namespace {
 
@@ -22,6 +24,22 @@ SamplingParams draw_sampling(Random& random) {
   if (random.chance(0.05)) p.prompt_logprobs = 0;
   if (random.chance(0.05)) p.min_tokens = std::min(p.max_tokens, 5);
   return p;
+}
+
+PolicySpec draw_policy(Random& random) {
+  const auto tokens = [&random] { return static_cast<int32_t>(random.between(1, 60)); };
+  switch (random.below(4)) {
+    case 0:
+      return {.kind = RetentionKind::kWindow, .window = tokens()};
+    case 1:
+      return {.kind = RetentionKind::kStream,
+              .sinks = static_cast<int32_t>(random.between(1, 8)),
+              .recent = tokens()};
+    case 2:
+      return {.kind = RetentionKind::kTova, .budget = tokens()};
+    default:
+      return {.kind = RetentionKind::kH2o, .recent = tokens(), .heavy = tokens()};
+  }
 }
 
 class RandomWorkload final : public Workload {
@@ -62,6 +80,12 @@ class RandomWorkload final : public Workload {
     r.bypass_prefix_cache = random_.chance(0.05);
     r.priority = random_.chance(0.1) ? static_cast<int32_t>(random_.between(-1, 1)) : 0;
     if (deadlines_ && random_.chance(0.05)) r.deadline_us = now_us + random_.between(1, 3'000'000);
+    if (random_.chance(0.1)) {
+      const PolicySpec policy = draw_policy(random_);
+      const SamplingParams& p = *r.sampling;
+      if (check_policy(policy, {.prompt_logprobs = p.prompt_logprobs >= 0, .beam_search = p.beam_width > 0}))
+        r.policy = policy;
+    }
     r.seed = random_.next();
     return r;
   }
