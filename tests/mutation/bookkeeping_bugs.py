@@ -1,0 +1,199 @@
+#!/usr/bin/env python3
+"""Plants bugs in cache, queue, scheduler and engine, one at a time, and sees that the simulator or the tests catch each in a minute.
+
+A bug is a text replaced in a copy of one source file. The copy alone is compiled and linked before the normal build's libraries. The
+programs run in the order of PROGRAMS until one fails; a failure that names no broken rule (a crash, a hang) counts too. A bug that
+survives them all fails this script, and so does a text that does not stand in its file exactly once.
+
+    bookkeeping_bugs.py --build build/release [--quick] [--only TEXT] [--table FILE.md]
+"""
+import argparse
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LIBRARIES = ["sim", "engine_core", "fake_executor", "traces", "model", "schedule", "request", "policy", "cache", "sample", "base"]
+SECONDS = 60  # for one bug, all programs together, compiling apart
+
+# Name in the table, test program, which of its cases. The cache's tests are only for the cache's files: their model of it has names that
+# the scheduler has too.
+PROGRAMS = [
+    ("simulator", "sim_test", "Simulation.FreshSeedsRunClean"),
+    ("traffic", "engine_traffic_test", "*"),
+    ("cache model", "cache_property_test", "*"),
+    ("cache units", "cache_unit_test", "*"),
+    ("scheduler units", "schedule_test", "*"),
+    ("queue units", "request_test", "*"),
+    ("scripts", "sim_test", "SimScript.*:Simulation.Replays*"),
+]
+
+POOL, CACHE, TREE, PUBLISH = "src/cache/block_pool.cc", "src/cache/kv_cache.cc", "src/cache/prefix_tree.cc", "src/cache/publish.cc"
+STEP, INDEX = "src/cache/step_transaction.cc", "src/cache/eviction_index.cc"
+QUEUE, GROUP, DOOR = "src/request/waiting_queue.cc", "src/request/sequence_group.cc", "src/request/admission.cc"
+PLAN, FILL, ADMIT, COMMIT = "src/schedule/plan.cc", "src/schedule/fill_plan.cc", "src/schedule/admit.cc", "src/schedule/commit.cc"
+LIFE, PREEMPT, CORE, EPISODE = "src/schedule/lifecycle.cc", "src/schedule/preempt.cc", "src/engine/engine_core.cc", "benchmarks/sim/episode.cc"
+
+# quick (run with every test run), name, file, old text, new text
+BUGS = [
+    (True, "a holder too few", POOL, "became_held(block);\n  ++blocks_[value(block)].holders;", "became_held(block);"),
+    (True, "a released block is not freed", POOL, "--blocks_[value(block)].holders;\n  if (!is_held(block)) no_longer_held(block);",
+     "--blocks_[value(block)].holders;"),
+    (False, "a read block is not freed", POOL, "--blocks_[value(block)].readers;\n  if (!is_held(block)) no_longer_held(block);",
+     "--blocks_[value(block)].readers;"),
+    (False, "a copy's source has no reader", POOL, "--blocks_[value(block)].holders;\n  ++blocks_[value(block)].readers;",
+     "--blocks_[value(block)].holders;"),
+    (False, "an evicted block is not freed", POOL, "    --num_cached_;\n    put_free(block);", "    --num_cached_;"),
+    (False, "a taken block stays marked free", POOL, "  words[w] &= words[w] - 1;\n", ""),
+    (False, "filled slots of a block that goes are kept", POOL, "  filled_slots_held_ -= blocks_[value(block)].filled;\n", ""),
+    (True, "a hit may take the whole prompt", CACHE, "tokens.first(std::min<size_t>(tokens.size(), max_tokens))", "tokens"),
+    (False, "a parent forgets no pinned child", CACHE, "    --tree_.num_pinned_children(parent);\n", ""),
+    (False, "a parent is evicted before its children", CACHE, "index_.insert(block, tree_.num_children(node_of(block)) == 0);",
+     "index_.insert(block, true);"),
+    (False, "a cut tail is freed while a step reads it", CACHE,
+     "    pool_.holder_to_reader(table.blocks_.back());\n    deferred.push_back(table.blocks_.back());", "    pool_.release(table.blocks_.back());"),
+    (False, "a dropped block is freed while a step reads it", CACHE,
+     "    pool_.holder_to_reader(*block);\n    deferred.push_back(*block);", "    pool_.release(*block);"),
+    (False, "an evicted block's hash stays", TREE, "  if (node.num_tokens == block_tokens_) unindex_full(value(leaf));\n", ""),
+    (False, "the hash forgets what came before", TREE, "mix(node_at(parent).prefix_hash, hash_tokens(tokens))", "hash_tokens(tokens)"),
+    (False, "a hit inside a block is a token too long", TREE, "  return matched + best.shared;", "  return matched + best.shared + (best.shared > 1);"),
+    (False, "a similar block is adopted for an equal one", PUBLISH, "nearest.shared == static_cast<int32_t>(tokens.size())", "nearest.shared > 0"),
+    (False, "a published block does not pin its parent", PUBLISH, "  pinned(own);\n", ""),
+    (False, "a merged duplicate is never given back", PUBLISH, "  p.deferred->push_back(entry);\n", ""),
+    (True, "a published tail is written", STEP, "!pool_.may_write(table.blocks_.back());", "pool_.num_holders(table.blocks_.back()) > 1;"),
+    (False, "a rollback forgets the copied tail", STEP, "      pool.reader_to_holder(undo->copied);\n", ""),
+    (False, "a copy's source is never given back", STEP, "  for (const BlockCopy& copy : cache_->copies_) deferred.push_back(copy.source);\n", ""),
+    (False, "a list is a slot too short", STEP, "  table.length_ = new_length;\n}", "  table.length_ = new_length - 1;\n}"),
+    (False, "the latest used goes first", INDEX, "a.last_use_us, a.block) <\n         std::tie(b.retention_class, b.expiry_us, b.worth, b.last_use_us,",
+     "b.last_use_us, a.block) <\n         std::tie(b.retention_class, b.expiry_us, b.worth, a.last_use_us,"),
+    (False, "the evictable count never falls", INDEX, "  entries_[value(block)].inside = false;\n  --size_;", "  entries_[value(block)].inside = false;"),
+    (False, "a tenant who comes back has saved up", QUEUE, "share.counter = std::max(share.counter, least);", "(void)least;"),
+    (False, "a tenant never leaves", QUEUE, "  --group.share->num_present;\n", ""),
+    (False, "samples draw alike", GROUP, "index == 0 ? seed : Random(seed + static_cast<uint64_t>(index)).next()", "index >= 0 ? seed : Random(seed).next()"),
+    (False, "a prompt may fill the whole context", DOOR, "max_context_tokens - (sampling.max_tokens > 0 ? 1 : 0)", "max_context_tokens"),
+    (False, "a step has no token budget", PLAN, "  budget_ -= count;\n", ""),
+    (True, "a slow reader's sequence goes on", PLAN, "s.goal() < s.group->max_total_tokens && !s.group->paused && !s.planned_now",
+     "s.goal() < s.group->max_total_tokens && !s.planned_now"),
+    (False, "a decode takes the token before the last", FILL, "s.tokens.begin() + work.first, s.tokens.begin() + work.first + work.count",
+     "s.tokens.begin() + work.first - (work.first > 0), s.tokens.begin() + work.first + work.count - (work.first > 0)"),
+    (False, "a sample is taken a position late", FILL,
+     "sample.position = planned.first_position + static_cast<int32_t>(planned.tokens.size());",
+     "sample.position = planned.first_position + static_cast<int32_t>(planned.tokens.size()) + 1;"),
+    (False, "a position too many counts as computed", COMMIT, "  s.num_computed += work.count;", "  s.num_computed += work.count + 1;"),
+    (False, "a committed sample stays pending", COMMIT, "      --s.num_pending;\n", ""),
+    (True, "a failed copy is trusted", COMMIT, "  if (!work.copied) return;", "  if (work.copied || !work.copied) return;"),
+    (False, "an output may be a token too long", COMMIT, "s.num_tokens() >= group.max_total_tokens", "s.num_tokens() > group.max_total_tokens"),
+    (True, "who waits for a prefix is not woken when its leader ends", LIFE, "  unpark_waiters(sequence, true);\n", ""),
+    (False, "a cancelled leader keeps pointers to who waits", LIFE,
+     "    std::erase_if(group.parked_on->waiters, [&](const PrefixWaiter& w) { return w.group == &group; });", "    group.parked_on = nullptr;"),
+    (True, "the queue's budget is not given back", LIFE, "  queue_budget_.give_back(group.num_prompt_tokens());\n", ""),
+    (False, "a retired sequence keeps its blocks", LIFE, "  cache_.release(std::move(sequence.table), now_us);\n", ""),
+    (False, "blocks go while a submitted step names them", LIFE, "  if (sequence.num_in_flight == 0) retire(sequence, now_us);", "  retire(sequence, now_us);"),
+    (False, "a preempted sequence stays in the executor", PREEMPT, "  if (s.joined) leaves_.push_back(s.id);\n", ""),
+    (False, "a request's salt is forgotten", CORE, "  key.salt = std::move(request.cache_salt);\n", ""),
+    (False, "a passed deadline is not looked at", CORE, "  expire(clock_.now_us());\n", ""),
+    (False, "an end is counted twice", CORE, "  counted_ends_ = outcome_.request_ends.size();\n", ""),
+]
+
+
+def plant(tree: pathlib.Path, file: str, old: str, new: str) -> pathlib.Path:
+    text = (ROOT / file).read_text()
+    if text.count(old) != 1:
+        sys.exit(f"{file} has {text.count(old)} places of: {old!r}")
+    source = tree / file
+    source.parent.mkdir(parents=True)
+    source.write_text(text.replace(old, new))
+    return source
+
+
+def compile_mutant(source: pathlib.Path) -> pathlib.Path:
+    target = source.with_suffix(".o")
+    subprocess.run(["g++", "-std=c++20", "-O1", "-w", "-ffp-contract=off", "-fPIC", f"-I{ROOT}", f"-I{ROOT}/include", "-c", str(source),
+                    "-o", str(target)], check=True)
+    return target
+
+
+def link(build: pathlib.Path, program: str, mutant: pathlib.Path, target: pathlib.Path) -> None:
+    objects = [str(p) for p in (build / "tests/CMakeFiles" / f"{program}.dir").rglob("*.o")]
+    libraries = [str(p) for name in LIBRARIES for p in build.rglob(f"libquire_{name}.a")]
+    if not objects:
+        sys.exit(f"{build} has no {program}: build it first")
+    subprocess.run(["g++", "-o", str(target), str(mutant), *objects, "-Wl,--start-group", *libraries, "-Wl,--end-group", "-lgtest", "-lgtest_main",
+                    "-lfmt", "-lz", "-lpthread"], check=True)
+
+
+def evidence(output: str) -> str:
+    """The line that says what broke."""
+    for pattern in (r"check failed[^\n]*", r"invariant \d[^\n]*", r"executor: [^\n]*", r"(?:pool|holders|tree|eviction): [^\n]*",
+                    r"are held by nobody[^\n]*", r"stuck[^\n]*", r"[^\n]*Failure\n[^\n]*"):
+        found = re.search(pattern, output)
+        if found:
+            return " ".join(found.group(0).replace(str(ROOT) + "/", "").split())[:140]
+    return "ended by a signal"
+
+
+def run(path: pathlib.Path, cases: str, left: float) -> tuple[bool, str]:
+    environment = os.environ | {"QUIRE_SEED": "1", "QUIRE_SIM_SECONDS": "10"}
+    try:
+        done = subprocess.run([str(path), f"--gtest_filter={cases}"], capture_output=True, text=True, errors="replace", timeout=left, cwd=ROOT,
+                              env=environment)
+    except subprocess.TimeoutExpired:
+        return True, "does not end"
+    return done.returncode != 0, evidence(done.stdout + done.stderr)
+
+
+def try_bug(build: pathlib.Path, file: str, old: str, new: str) -> tuple[str, str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        tree = pathlib.Path(folder)
+        mutant = compile_mutant(plant(tree, file, old, new))
+        spent = 0.0
+        for name, program, cases in PROGRAMS:
+            if name.startswith("cache") and not file.startswith("src/cache"):
+                continue
+            path = tree / program
+            if not path.exists():
+                link(build, program, mutant, path)
+            start = time.monotonic()
+            caught, said = run(path, cases, max(1.0, SECONDS - spent))
+            spent += time.monotonic() - start
+            if caught:
+                return name, said, spent
+    return "", "", spent
+
+
+def write_table(path: str, rows: list[tuple]) -> None:
+    lines = ["# Planted bugs and what caught them", "",
+             f"`{' '.join(['tests/mutation/bookkeeping_bugs.py', '--build BUILD', '--table', path])}`: {sum(bool(r[2]) for r in rows)} of "
+             f"{len(rows)} caught, the slowest after {max(r[4] for r in rows):.0f} s.", "",
+             "| bug | file | caught by | what it said | s |", "|---|---|---|---|---|"]
+    lines += [f"| {name} | {pathlib.Path(file).name} | {by or 'SURVIVED'} | {said.replace('|', '/')} | {spent:.1f} |" for name, file, by, said, spent in rows]
+    pathlib.Path(path).write_text("\n".join(lines) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--build", type=pathlib.Path, required=True, help="a finished build with the tests")
+    parser.add_argument("--quick", action="store_true", help="only the few that run with every test run")
+    parser.add_argument("--only", default="", help="plant only bugs whose name contains this")
+    parser.add_argument("--table", help="write what caught each to this file")
+    args = parser.parse_args()
+    rows = []
+    for quick, name, file, old, new in BUGS:
+        if args.only not in name or (args.quick and not quick):
+            continue
+        by, said, spent = try_bug(args.build, file, old, new)
+        rows.append((name, file, by, said, spent))
+        print(f"{'caught  ' if by else 'SURVIVED'} {name} ({pathlib.Path(file).name}) {spent:.1f} s, {by}: {said}", flush=True)
+    survivors = sum(not row[2] for row in rows)
+    print(f"{survivors} of {len(rows)} planted bugs survived")
+    if args.table:
+        write_table(args.table, rows)
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
