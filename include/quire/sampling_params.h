@@ -48,6 +48,8 @@ struct SamplingParams {
   int32_t prompt_logprobs = -1;  // the same over prompt tokens
   bool skip_special_tokens = true;
 
+  // Whether the sampled token's own logprob is reported, or ranks the continuations.
+  bool uses_logprobs() const { return logprobs >= 0 || best_of > n; }
   int32_t num_sequences() const { return beam_width > 0 ? beam_width : (best_of > n ? best_of : n); }
 };
 

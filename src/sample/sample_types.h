@@ -32,7 +32,8 @@ struct PlannedSample {
 struct SampledToken {
   SequenceId sequence{};
   TokenId token = -1;      // -1 for beam rows
-  float logprob = 0;       // of the model's distribution before temperature and filters (natural log)
+  float logprob = 0;       // of the model's distribution before temperature and filters (natural log); 0 where the
+                           // request does not use it (SamplingParams::uses_logprobs)
   std::vector<std::pair<TokenId, float>> top;  // likeliest ids with logprobs, as many as asked for
 };
 

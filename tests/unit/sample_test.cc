@@ -250,7 +250,8 @@ PlannedJoin join_of(uint64_t sequence, SamplingParams params, uint64_t seed,
 }
 
 TEST(Sampler, ASequenceDrawsTheSameAloneAndInABatch) {
-  const SamplingParams params = with(1.0, 0, 0.95, 0, 1);
+  SamplingParams params = with(1.0, 0, 0.95, 0, 1);
+  params.logprobs = 0;
   const auto alone = make_cpu_sampler(), batched = make_cpu_sampler();
   alone->join(join_of(1, params, 77));
   for (uint64_t s = 0; s < 5; ++s) batched->join(join_of(s, params, 76 + s));
@@ -338,6 +339,7 @@ TEST(Sampler, ARowWithEverythingMaskedGivesTheModelsLikeliestToken) {
   for (const double temperature : {0.0, 1.0}) {
     SamplingParams params;
     params.temperature = temperature;
+    params.logprobs = 0;
     params.allowed_token_ids = {1};
     params.bad_words = {{1}};
     const auto sampler = make_cpu_sampler();
