@@ -23,7 +23,7 @@ if wants fuzz; then clang_packages="clang-19 libclang-rt-19-dev"; apt-cache show
 # shellcheck disable=SC2086
 set_up $packages_test $clang_packages
 ensure_venv
-step "configure ($preset)" configure
+step "configure ($preset)" configure_with_tests
 build_target all
 
 # Sanitizers on the parts that own memory and threads: what reads files, keeps the books and runs the loop; the thread sanitizer on
