@@ -53,6 +53,13 @@ Episode::Episode(const SimScript& script) : Episode(script.setup, 0) {
   script_ = &script;
 }
 
+// Requests still waiting have not used their prefixes yet.
+void Episode::foresee(std::shared_ptr<const NextUses> uses) {
+  core_->set_next_use([this, uses = std::move(uses)](uint64_t prefix_hash) {
+    return uses->after(prefix_hash, submitted_ - core_->scheduler().num_waiting_groups());
+  });
+}
+
 void Episode::violate(std::string what) {
   if (violations_.size() < kMaxViolations)
     violations_.push_back(fmt::format("step {}: {}", core_->scheduler().counters().steps, what));

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "benchmarks/sim/oracle.h"
 #include "benchmarks/sim/script.h"
 #include "benchmarks/sim/workload.h"
 #include "src/base/clock.h"
@@ -53,6 +54,9 @@ class Episode {
   int64_t num_ticks() const { return tick_; }
   void add_to(SimReport& report, Samples& samples) const;
 
+  // Evicts what will be asked for last, for --eviction oracle. Requests must be those of the trace, in its
+  // order.
+  void foresee(std::shared_ptr<const NextUses> uses);
   // Keeps what happens as a script. It costs a copy of each prompt, so a run that fails is played again for
   // it.
   void record() { recording_ = true; }

@@ -65,6 +65,13 @@ Result<ModelSpec> read_shape(const std::string& path) {
   return parse_model_config(text);
 }
 
+std::optional<EvictionOrder> eviction_of(const std::string& name) {
+  if (name == "lru") return EvictionOrder::kLru;
+  if (name == "pgdsf") return EvictionOrder::kPgdsf;
+  if (name == "oracle") return EvictionOrder::kOracle;
+  return {};
+}
+
 Status check_options(const SimOptions& o) {
   if (o.sequences < 1 || o.sequences > 65536)
     return invalid(fmt::format("sequences is {}; it must be from 1 to 65536", o.sequences), "sequences");
@@ -75,8 +82,10 @@ Status check_options(const SimOptions& o) {
   if (o.prefix_rule != "token" && o.prefix_rule != "block")
     return invalid(fmt::format("prefix_rule is `{}`; it must be token or block", o.prefix_rule),
                    "prefix_rule");
-  if (o.eviction != "lru" && o.eviction != "pgdsf")
-    return invalid(fmt::format("eviction is `{}`; it must be lru or pgdsf", o.eviction), "eviction");
+  if (!eviction_of(o.eviction))
+    return invalid(fmt::format("eviction is `{}`; it must be lru, pgdsf or oracle", o.eviction), "eviction");
+  if (o.eviction == "oracle" && o.trace.empty())
+    return invalid("eviction is `oracle`, which needs a trace: only there the future is known", "eviction");
   return ok();
 }
 
@@ -124,7 +133,7 @@ Result<SimSetup> make_setup(const SimOptions& options) {
   setup.core.config.check_invariants = true;
   setup.core.audit_every = options.audit_every;
   setup.core.whole_block_hits = options.prefix_rule == "block";
-  setup.core.eviction = options.eviction == "lru" ? EvictionOrder::kLru : EvictionOrder::kPgdsf;
+  setup.core.eviction = *eviction_of(options.eviction);
   return setup;
 }
 

@@ -128,9 +128,14 @@ Status run_trace(const SimOptions& options, const SimSetup& setup, Run& run) {
   Result<Trace> trace =
       read_trace(options.trace, *format, {.seed = options.seed, .max_requests = options.max_requests});
   if (!trace) return trace.error();
+  std::shared_ptr<const NextUses> uses;
+  if (setup.core.eviction == EvictionOrder::kOracle)
+    uses = std::make_shared<const NextUses>(*trace, NamespaceId{identity_of(encode(setup.core.identity))},
+                                            setup.core.vocab_size, setup.model.block_tokens);
   auto episode = std::make_unique<Episode>(
       setup, make_trace_workload(std::move(*trace), options.speed, setup.core.vocab_size),
       options.faults ? kAllFaults : kNoFaults, options.seed);
+  if (uses != nullptr) episode->foresee(std::move(uses));
   run.play_one(episode, INT64_MAX);
   return ok();
 }

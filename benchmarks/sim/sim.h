@@ -38,7 +38,7 @@ struct SimOptions {
   std::string card =
       "h100";  // h100 | h200 | a JSON file {"read_bytes_per_s", "flops_per_s", "overhead_us", "memory_bytes"}
   std::string prefix_rule = "token";  // token | block (whole-block hits only, as vLLM's)
-  std::string eviction = "lru";       // lru | pgdsf
+  std::string eviction = "lru";       // lru | pgdsf | oracle (Belady on leaves, traces only)
 };
 
 // What was done to the engine. A cancel is counted by where its request was.

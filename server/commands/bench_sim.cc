@@ -36,7 +36,8 @@ void add_flags(Flags& flags, SimOptions& sim, Choices& choices) {
             "h100, h200, or a JSON file with read_bytes_per_s, flops_per_s, overhead_us, memory_bytes");
   flags.add_choice("prefix-rule", sim.prefix_rule, {"token", "block"},
                    "hits exact to the token, or whole blocks only");
-  flags.add_choice("eviction", sim.eviction, {"lru", "pgdsf"}, "order in which cached blocks go");
+  flags.add_choice("eviction", sim.eviction, {"lru", "pgdsf", "oracle"},
+                   "order in which cached blocks go; oracle: Belady's, with a trace");
   flags.add_choice("output", choices.output, {"text", "json"}, "form of the report");
 }
 

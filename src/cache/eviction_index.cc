@@ -120,15 +120,25 @@ void EvictionIndex::used(BlockId block, int64_t now_us) {
   ++entries_[value(block)].frequency;
 }
 
+double EvictionIndex::worth_of(const Entry& entry) const {
+  const double cost = entry.recompute_cost;
+  switch (kind_) {
+    case EvictionOrder::kLru:
+      return cost;
+    case EvictionOrder::kOracle:
+      return -entry.clock;
+    case EvictionOrder::kPgdsf:
+      return entry.clock + entry.frequency * cost;  // all blocks: one size
+  }
+  return cost;
+}
+
 EvictionKey EvictionIndex::key_of(BlockId block) const {
   const Entry& entry = entries_[value(block)];
-  const double cost = entry.recompute_cost;
   return {.retention_class = entry.retention_class,
           .block = block,
           .expiry_us = entry.expiry_us,
-          .worth = kind_ == EvictionOrder::kLru
-                       ? cost
-                       : entry.clock + entry.frequency * cost,  // all blocks: one size
+          .worth = worth_of(entry),
           .last_use_us = entry.last_use_us};
 }
 
@@ -141,6 +151,7 @@ void EvictionIndex::insert_leaf(BlockId block) {
 void EvictionIndex::insert(BlockId block, bool is_leaf) {
   check(!contains(block), "a block enters the eviction index once");
   entries_[value(block)].inside = true;
+  if (kind_ == EvictionOrder::kOracle && next_use_) entries_[value(block)].clock = next_use_(block);
   ++size_;
   if (is_leaf) insert_leaf(block);
 }

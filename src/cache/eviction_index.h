@@ -4,8 +4,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "src/base/ids.h"
@@ -22,9 +24,10 @@ struct Retention {
 };
 
 enum class EvictionOrder {
-  kLru,    // (class, expiry, recompute cost, last use)
-  kPgdsf,  // (class, expiry, clock + frequency * cost / size, last use): prefix-aware GDSF, RAGCache
-           // (2404.12457)
+  kLru,     // (class, expiry, recompute cost, last use)
+  kOracle,  // (class, expiry, latest next use, last use): Belady's rule, for offline comparison
+  kPgdsf,   // (class, expiry, clock + frequency * cost / size, last use): prefix-aware GDSF, RAGCache
+            // (2404.12457)
 };
 
 // Least goes first. One order or the other fills `worth`.
@@ -72,6 +75,9 @@ class EvictionIndex {
   void used(BlockId block, int64_t now_us);
   void left(BlockId block, int64_t now_us);
 
+  // kOracle: when the block will be used again, asked as it becomes evictable; later goes first.
+  void set_next_use(std::function<double(BlockId)> next_use) { next_use_ = std::move(next_use); }
+
   void insert(BlockId block, bool is_leaf);
   void erase(BlockId block);
   void became_leaf(BlockId block);
@@ -90,12 +96,13 @@ class EvictionIndex {
  private:
   struct Entry {
     int64_t expiry_us = kNoExpiry, last_use_us = 0;
-    double clock = 0;  // PGDSF's at the last use
+    double clock = 0;  // PGDSF's at the last use; the oracle's next use
     float recompute_cost = 0;
     int32_t frequency = 0;
     int32_t retention_class = 0;
     bool inside = false;
   };
+  double worth_of(const Entry& entry) const;
   void insert_leaf(BlockId block);
 
   EvictionOrder kind_;
@@ -104,6 +111,7 @@ class EvictionIndex {
   EvictionHeap expiring_;       // leaves with an expiry, soonest first
   double clock_ = 0;
   int64_t size_ = 0;
+  std::function<double(BlockId)> next_use_;
 };
 
 }  // namespace quire

@@ -2,6 +2,7 @@
 #include "src/cache/kv_cache.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "src/base/check.h"
 
@@ -37,6 +38,13 @@ void KvCache::drop_if_unused(NamespaceId ns) {
   if (namespaces_.in_use(ns) || tree_.num_children(*tree_.root(ns)) > 0) return;
   tree_.remove_root(ns);
   namespaces_.forget(ns);
+}
+
+void KvCache::set_next_use(std::function<double(uint64_t)> next_use) {
+  index_.set_next_use([this, next_use = std::move(next_use)](BlockId block) {
+    const bool is_full = tree_.num_tokens(block) == block_tokens_;
+    return is_full ? next_use(tree_.prefix_hash(block)) : std::numeric_limits<double>::infinity();
+  });
 }
 
 // ---- prefixes ----

@@ -77,8 +77,8 @@ class KvCache {
   BlockTable fork(const BlockTable& table);  // shares every block, the partial tail too
   // Forgets the slots from new_length on. Blocks that leave the table go to `deferred` [6].
   void truncate(BlockTable& table, int32_t new_length, std::vector<BlockId>& deferred);
-  // Takes `count` whole blocks from entry `first` on out of the list: a policy has dropped their tokens. The slots behind them
-  // move forward; positions stay (next_position). The blocks go to `deferred` [6].
+  // Takes `count` whole blocks from entry `first` on out of the list: a policy has dropped their tokens. The
+  // slots behind them move forward; positions stay (next_position). The blocks go to `deferred` [6].
   void drop_blocks(BlockTable& table, int32_t first, int32_t count, std::vector<BlockId>& deferred);
   // Gives all blocks back; those published stay cached. Only when no submitted step names the table [6], and
   // not while an open transaction has extended it. The table is empty afterwards.
@@ -112,6 +112,9 @@ class KvCache {
   int32_t block_tokens() const { return block_tokens_; }
   Arena& arena() { return arena_; }
 
+  // For EvictionOrder::kOracle: the time at which a prefix (PrefixTree::prefix_hash) will be asked for again.
+  // What ends inside a block is never asked for.
+  void set_next_use(std::function<double(uint64_t)> next_use);
   // For simulation: asked whenever blocks are to be taken; true = answer that there is no room.
   void set_allocation_fault(std::function<bool()> fault) { allocation_fault_ = std::move(fault); }
 
@@ -128,7 +131,8 @@ class KvCache {
     int32_t length = 0, next_position = 0, num_blocks = 0;
     int32_t tail_filled = 0;
     BlockId copied = kNoBlock;  // the tail that copy-on-write replaced
-    size_t first_replaced = 0, num_replaced = 0;  // of replaced_: entries that overwrite() copied, or the list before cut()
+    size_t first_replaced = 0,
+           num_replaced = 0;  // of replaced_: entries that overwrite() copied, or the list before cut()
     bool cut = false;
   };
 
@@ -171,7 +175,8 @@ class KvCache {
   std::vector<BlockId> fresh_;         // scratch of extend
   std::vector<Undo> undo_;             // of the open transaction
   std::vector<BlockCopy> copies_;      // of the open transaction
-  std::vector<std::pair<int32_t, BlockId>> replaced_;  // of the open transaction: entry, and the block that stood there
+  std::vector<std::pair<int32_t, BlockId>>
+      replaced_;  // of the open transaction: entry, and the block that stood there
   bool step_open_ = false;
   std::function<bool()> allocation_fault_;
 };
@@ -188,11 +193,12 @@ class StepTransaction {
   // as needed, and applies the write rule to the tail. False, with the table as it was, if there is no room;
   // evictions may stay.
   bool extend(BlockTable& table, int32_t new_length);
-  // Room for one token that takes a slot in use, which only the executor knows: the write rule on every block. True, or false
-  // as extend.
+  // Room for one token that takes a slot in use, which only the executor knows: the write rule on every
+  // block. True, or false as extend.
   bool overwrite(BlockTable& table);
-  // The list starts again in fresh blocks with `kept` slots, which the executor moves there from the blocks it had, and room up to
-  // new_length. Appends the old blocks to `source`, in order. True, or false as extend.
+  // The list starts again in fresh blocks with `kept` slots, which the executor moves there from the blocks
+  // it had, and room up to new_length. Appends the old blocks to `source`, in order. True, or false as
+  // extend.
   bool cut(BlockTable& table, int32_t kept, int32_t new_length, std::vector<BlockId>& source);
   // Appends the copies to run first, and the blocks they read: keep those for release_deferred after the step
   // has run.

@@ -71,6 +71,8 @@ class PrefixTree {
     return {&tokens_[static_cast<int64_t>(value(block)) * block_tokens_],
             static_cast<size_t>(num_tokens(block))};
   }
+  // Of the namespace and all tokens up to a full block's end.
+  uint64_t prefix_hash(BlockId block) const { return nodes_[value(block)].prefix_hash; }
   int64_t size() const { return size_; }
 
   // Children with something held at or beneath them; kept here, meaning given by KvCache.

@@ -15,6 +15,7 @@ ScheduleLimits schedule_limits(const CoreOptions& options) {
   ScheduleLimits limits;
   limits.reserve = options.reserve;
   limits.whole_block_hits = options.whole_block_hits;
+  limits.evicts_by_cost = options.eviction == EvictionOrder::kPgdsf;
   limits.max_step_tokens = config.max_step_tokens;
   limits.max_sequences = config.max_sequences;
   limits.max_prefill_chunk_tokens =

@@ -92,6 +92,7 @@ class EngineCore {
   const RequestCounts& counts() const { return counts_; }
   const Scheduler& scheduler() const { return scheduler_; }
   const KvCache& cache() const { return *cache_; }
+  void set_next_use(std::function<double(uint64_t)> next_use) { cache_->set_next_use(std::move(next_use)); }
   void set_allocation_fault(std::function<bool()> fault) { cache_->set_allocation_fault(std::move(fault)); }
   const StepTimer& timer() const { return timer_; }
   // Where a broken invariant goes; by default it ends the process with its number and the values.

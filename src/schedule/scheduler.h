@@ -42,6 +42,7 @@ struct ScheduleLimits {
   int32_t max_prefill_chunk_tokens = 2048;  // of one sequence in one step
   ReserveRule reserve;
   bool whole_block_hits = false;  // cut hits to whole blocks; for comparison
+  bool evicts_by_cost = false;    // publish with the tokens of the prefix as its cost (EvictionOrder::kPgdsf)
 };
 
 inline constexpr int32_t kMaxStepsInFlight = 2;

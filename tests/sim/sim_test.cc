@@ -222,8 +222,33 @@ TEST(Simulation, OptionsOutOfRangeAreNamed) {
   EXPECT_EQ(field({.card = "abacus"}), "card");
   EXPECT_EQ(field({.prefix_rule = "guess"}), "prefix_rule");
   EXPECT_EQ(field({.eviction = "whim"}), "eviction");
+  EXPECT_EQ(field({.eviction = "oracle"}), "eviction");  // without a trace there is no future to know
   EXPECT_EQ(field({.kv_bytes = 1}), "kv_bytes");
   EXPECT_EQ(field({.model_shape = "nowhere/config.json"}), "model_shape");
+}
+
+// Five prefixes in turn and room for some: least recently used is always the one that comes next.
+TEST(Simulation, TheOracleKeepsWhatComesSoonest) {
+  const std::string path = std::filesystem::temp_directory_path() / "quire_sim_oracle.jsonl";
+  {
+    std::ofstream file(path);
+    for (int i = 0; i < 60; ++i)
+      file << R"({"timestamp": )" << i * 2000
+           << R"(, "input_length": 1024, "output_length": 2, "hash_ids": [)" << i % 5 + 1 << ", "
+           << i % 5 + 11 << "]}\n";
+  }
+  SimOptions o;
+  o.trace = path;
+  o.trace_format = "mooncake";
+  o.faults = false;
+  o.kv_bytes = 220ll * 16 * 131072;  // three prompts and a half
+  const SimReport lru = run(o);
+  o.eviction = "oracle";
+  const SimReport oracle = run(o);
+  std::filesystem::remove(path);
+  expect_clean(oracle);
+  EXPECT_LT(lru.hit_rate, 0.1);
+  EXPECT_GT(oracle.hit_rate, 0.4);
 }
 
 TEST(Simulation, ReplaysATraceAndWholeBlocksHitNoMoreThanTokens) {
