@@ -1,5 +1,6 @@
 // Paged attention of the CPU back end. Decode: one row per sequence over 8k contexts, GB/s of K and V read
-// once, as a share of the read ceiling measured in the same run; layers in turn so that more than 256 MiB
+// once, as a share of the read ceiling measured in the same run and of a bare read of pieces as large as one
+// head's K of a block, in random order, measured beside each line; layers in turn so that more than 256 MiB
 // pass between two readings. Prefill: GFLOP/s of both products, causal half only. Last, what a parallel
 // region costs.
 //   quire_cpu_attention_bench [threads] [part of a line's name]
@@ -54,9 +55,15 @@ class Bench {
         t.best_ms;
     const double pairs = s_.rows * (s_.length - (s_.rows - 1) / 2.0) * s_.sequences;
     const double gflop_s = 4.0 * pairs * s_.q_heads * s_.dim * 1e-6 / t.best_ms;
-    std::printf("%-52s %9.3f ms (median %9.3f) %6.1f GB/s %4.0f%% of read %6.0f GFLOP/s %4.0f%% of fma\n",
-                s_.name, t.best_ms, t.median_ms, gb_s, 100 * gb_s / c.read_gb_s, gflop_s,
-                100 * gflop_s / c.fma_gflop_s);
+    std::printf("%-52s %9.3f ms (median %9.3f) %6.1f GB/s %4.0f%% of read", s_.name, t.best_ms, t.median_ms,
+                gb_s, 100 * gb_s / c.read_gb_s);
+    if (s_.rows == 1) {
+      const int64_t piece = int64_t{layout_.block_tokens} * layout_.token_bytes();
+      const double pieces_gb_s = measure_piece_read(device_->facts().multiprocessors, piece);
+      std::printf(" %4.0f%% of a bare read of %lld byte pieces (%.1f GB/s)", 100 * gb_s / pieces_gb_s,
+                  static_cast<long long>(piece), pieces_gb_s);
+    }
+    std::printf(" %6.0f GFLOP/s %4.0f%% of fma\n", gflop_s, 100 * gflop_s / c.fma_gflop_s);
   }
 
  private:

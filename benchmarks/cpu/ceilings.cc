@@ -5,8 +5,11 @@
 
 #include <cstdlib>
 #include <memory>
+#include <numeric>
+#include <span>
 #include <thread>
 
+#include "src/base/random.h"
 #include "src/device/cpu_features.h"
 
 namespace quire::bench {
@@ -52,8 +55,8 @@ __attribute__((target("avx512f,avx512bf16"))) void dot_avx512() {
   for (const auto& s : sum) kept = _mm512_cvtss_f32(s);
 }
 
-// Asking 8 KiB ahead, over pages of 2 MiB: the fastest of the ways to read that were tried. Without either, a sum over
-// memory takes 15 to 25 % longer here, and a kernel could seem to read faster than the machine.
+// Asking 8 KiB ahead, over pages of 2 MiB: the fastest of the ways to read that were tried. Without either, a
+// sum over memory takes 15 to 25 % longer here, and a kernel could seem to read faster than the machine.
 __attribute__((target("avx2"))) void read(const char* data, int64_t bytes) {
   __m256i sum[4] = {};
   for (int64_t i = 0; i < bytes; i += 128) {
@@ -80,11 +83,32 @@ double best_seconds(int threads, Body body) {
          1e-3;
 }
 
-double read_ceiling(int threads) {
-  const std::unique_ptr<char, void (*)(void*)> data(
-      static_cast<char*>(std::aligned_alloc(2 << 20, kReadBytes)), std::free);
+__attribute__((target("avx2"))) void read_pieces(const char* data, std::span<const int32_t> order,
+                                                 int64_t piece_bytes) {
+  __m256i sum[2] = {};
+  for (size_t n = 0; n < order.size(); ++n) {
+    const char* piece = data + order[n] * piece_bytes;
+    const char* next = data + order[n + 1 < order.size() ? n + 1 : n] * piece_bytes;
+    for (int64_t i = 0; i < piece_bytes; i += 64) {
+      _mm_prefetch(next + i, _MM_HINT_T0);
+      for (int j = 0; j < 2; ++j)
+        sum[j] =
+            _mm256_xor_si256(sum[j], _mm256_load_si256(reinterpret_cast<const __m256i*>(piece + i + 32 * j)));
+    }
+  }
+  kept = static_cast<float>(_mm256_extract_epi8(_mm256_xor_si256(sum[0], sum[1]), 0));
+}
+
+std::unique_ptr<char, void (*)(void*)> touched_memory() {
+  std::unique_ptr<char, void (*)(void*)> data(static_cast<char*>(std::aligned_alloc(2 << 20, kReadBytes)),
+                                              std::free);
   madvise(data.get(), kReadBytes, MADV_HUGEPAGE);
   for (int64_t i = 0; i < kReadBytes; i += 4096) data.get()[i] = 1;
+  return data;
+}
+
+double read_ceiling(int threads) {
+  const auto data = touched_memory();
   const int64_t share = kReadBytes / threads / 128 * 128;
   return static_cast<double>(share * threads) * 1e-9 /
          best_seconds(threads, [&](int t) { read(data.get() + t * share, share); });
@@ -104,6 +128,20 @@ Ceilings measure_ceilings(int threads) {
   c.fma_gflop_s = isa < CpuIsa::kAvx512 ? rate(threads, 16, fma_avx2) : rate(threads, 32, fma_avx512);
   if (isa == CpuIsa::kAvx512Bf16) c.bf16_gflop_s = rate(threads, 64, dot_avx512);
   return c;
+}
+
+double measure_piece_read(int threads, int64_t piece_bytes) {
+  static const auto data = touched_memory();
+  std::vector<int32_t> order(static_cast<size_t>(kReadBytes / piece_bytes));
+  std::iota(order.begin(), order.end(), 0);
+  Random random(11);
+  for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
+  const size_t share = order.size() / static_cast<size_t>(threads);
+  return static_cast<double>(share) * threads * static_cast<double>(piece_bytes) * 1e-9 /
+         best_seconds(threads, [&](int t) {
+           read_pieces(data.get(), std::span(order).subspan(static_cast<size_t>(t) * share, share),
+                       piece_bytes);
+         });
 }
 
 }  // namespace quire::bench

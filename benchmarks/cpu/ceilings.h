@@ -15,6 +15,11 @@ struct Ceilings {
 };
 Ceilings measure_ceilings(int threads);
 
+// GB/s of a bare read of `piece_bytes` at a time in random order, the next piece asked for while one is read:
+// what paged attention could reach at most, since a block's K and V of one head lie together and blocks lie
+// anywhere.
+double measure_piece_read(int threads, int64_t piece_bytes);
+
 struct Timing {
   double best_ms = 0, median_ms = 0;
 };
