@@ -26,6 +26,7 @@ void read_choice(const v1::SamplingParams& wire, SamplingParams& params) {
     params.logit_bias.assign(wire.logit_bias().begin(), wire.logit_bias().end());
   std::sort(params.logit_bias.begin(), params.logit_bias.end());  // a wire map has no order
   if (!wire.allowed_token_ids().empty()) params.allowed_token_ids = to_vector(wire.allowed_token_ids());
+  if (!wire.forced_token_ids().empty()) params.forced_token_ids = to_vector(wire.forced_token_ids());
   if (!wire.bad_words().empty()) params.bad_words.clear();
   for (const v1::TokenIds& word : wire.bad_words()) params.bad_words.push_back(to_vector(word.ids()));
 }

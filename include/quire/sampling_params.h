@@ -26,6 +26,7 @@ struct SamplingParams {
   std::vector<std::pair<int32_t, double>> logit_bias;  // (token id, added to its logit)
   std::vector<int32_t> allowed_token_ids;              // empty = all
   std::vector<std::vector<int32_t>> bad_words;         // token sequences that must not appear
+  std::vector<int32_t> forced_token_ids;  // the output begins with these, whatever the model says (teacher forcing); logprobs are its own
   std::optional<uint64_t> seed;  // absent: drawn by the engine. Same seed, same tokens, whatever the batch.
 
   // When a continuation ends.

@@ -75,6 +75,7 @@ void bind_sampling_flags(Flags& flags, SamplingParams& p) {
   flags.add("frequency-penalty", p.frequency_penalty, "The same, for each occurrence, [-2, 2]");
   flags.add("no-repeat-ngram", p.no_repeat_ngram, "No n-gram of this many tokens twice; 0 = off");
   flags.add("allowed-token-ids", p.allowed_token_ids, "Only these token ids; none = all");
+  flags.add("forced-token-ids", p.forced_token_ids, "The output begins with these token ids; none = off");
   flags.add("seed", p.seed, "Same seed, same tokens; none = drawn");
   flags.add("stop", p.stop, "Text that ends the output, repeated");
   flags.add("stop-token-ids", p.stop_token_ids, "Token ids that end the output");

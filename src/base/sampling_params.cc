@@ -118,6 +118,17 @@ Status check_allowed_ids(const SamplingParams& p, const SamplingLimits& limits) 
   return ok();
 }
 
+Status check_forced_ids(const SamplingParams& p, const SamplingLimits& limits) {
+  const auto count = static_cast<int64_t>(p.forced_token_ids.size());
+  if (count > p.max_tokens)
+    return invalid(fmt::format("forced_token_ids has {} ids; max_tokens is {}", count, p.max_tokens), "sampling.forced_token_ids");
+  if (count > 0 && p.beam_width > 0)
+    return invalid("forced_token_ids and beam_width exclude each other", "sampling.forced_token_ids");
+  for (const int32_t id : p.forced_token_ids)
+    if (Status s = check_id("forced_token_ids", id, limits.vocab_size); !s) return s;
+  return ok();
+}
+
 Status check_token_lists(const SamplingParams& p, const SamplingLimits& limits) {
   if (static_cast<int64_t>(p.logit_bias.size()) > limits.max_logit_bias)
     return invalid(fmt::format("logit_bias has {} entries; at most {} (max_logit_bias)", p.logit_bias.size(),
@@ -128,6 +139,7 @@ Status check_token_lists(const SamplingParams& p, const SamplingLimits& limits) 
     if (Status s = check_range({"logit_bias", bias, -100, 100}); !s) return s;
   }
   if (Status s = check_allowed_ids(p, limits); !s) return s;
+  if (Status s = check_forced_ids(p, limits); !s) return s;
   return check_bad_words(p, limits);
 }
 

@@ -30,7 +30,7 @@ int64_t power_of_two_from(int64_t n) {
 // May tokens of these parameters be chosen from the logits row alone?
 bool samples_on_device(const SamplingParams& p) {
   return p.repetition_penalty == 1.0 && p.presence_penalty == 0.0 && p.frequency_penalty == 0.0 && p.no_repeat_ngram == 0 &&
-         p.logit_bias.empty() && p.allowed_token_ids.empty() && p.bad_words.empty() && p.typical_p >= 1.0 && p.min_tokens == 0 &&
+         p.logit_bias.empty() && p.allowed_token_ids.empty() && p.bad_words.empty() && p.forced_token_ids.empty() && p.typical_p >= 1.0 && p.min_tokens == 0 &&
          p.logprobs < 0 && p.beam_width == 0;
 }
 

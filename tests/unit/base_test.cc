@@ -109,7 +109,10 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"bad_words", [](SamplingParams& p) { p.bad_words.assign(257, {1}); }},
         BadCase{"bad_words", [](SamplingParams& p) { p.bad_words = {std::vector<int32_t>(65, 1)}; }},
         BadCase{"stop_token_ids", [](SamplingParams& p) { p.stop_token_ids.assign(257, 1); }},
-        BadCase{"allowed_token_ids", [](SamplingParams& p) { p.allowed_token_ids.assign(101, 1); }}));
+        BadCase{"allowed_token_ids", [](SamplingParams& p) { p.allowed_token_ids.assign(101, 1); }},
+        BadCase{"forced_token_ids", [](SamplingParams& p) { p.forced_token_ids = {100}; }},
+        BadCase{"forced_token_ids", [](SamplingParams& p) { p.forced_token_ids.assign(17, 1); }},
+        BadCase{"forced_token_ids", [](SamplingParams& p) { p.forced_token_ids = {1}, p.beam_width = 2; }}));
 
 }  // namespace
 }  // namespace quire

@@ -335,6 +335,26 @@ TEST(Sampler, NoNgramComesTwice) {
   EXPECT_EQ(out[0].token, 3);
 }
 
+TEST(Sampler, ForcedTokensComeFirstWithTheModelsOwnLogprobs) {
+  SamplingParams params;
+  params.temperature = 0;
+  params.forced_token_ids = {3, 1};
+  params.allowed_token_ids = {0};  // does not hold for them
+  const auto sampler = make_cpu_sampler();
+  sampler->join(join_of(1, params, 1));
+  std::vector<SampledToken> out;
+  for (int32_t position = 3; position < 6; ++position) {
+    std::vector<float> row = {0, 1, 4, 2};
+    const PlannedSample sample{.sequence = SequenceId{1}, .position = position};
+    const SampleRow at{.sample = &sample, .logits_row = 0};
+    sampler->sample(row.data(), 4, {&at, 1}, out);
+  }
+  EXPECT_EQ(out[0].token, 3);
+  EXPECT_EQ(out[1].token, 1);
+  EXPECT_EQ(out[2].token, 0);
+  EXPECT_NEAR(out[0].logprob, 2 - std::log(1 + std::exp(1) + std::exp(4) + std::exp(2)), 1e-6);
+}
+
 TEST(Sampler, ARowWithEverythingMaskedGivesTheModelsLikeliestToken) {
   for (const double temperature : {0.0, 1.0}) {
     SamplingParams params;

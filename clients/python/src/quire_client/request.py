@@ -34,6 +34,7 @@ class RequestOptions(TypedDict, total=False):
     no_repeat_ngram: int
     logit_bias: Mapping[int, float]
     allowed_token_ids: Sequence[int]
+    forced_token_ids: Sequence[int]
     bad_words: Sequence[Sequence[int]]
     seed: int
     # when it ends
@@ -92,7 +93,7 @@ def _set_sampling(sampling: sampling_pb2.SamplingParams, name: str, value: Any) 
             sampling.bad_words.add(ids=word)
     elif name == "stop":
         sampling.stop.extend([value] if isinstance(value, str) else value)
-    elif name in ("allowed_token_ids", "stop_token_ids"):
+    elif name in ("allowed_token_ids", "forced_token_ids", "stop_token_ids"):
         getattr(sampling, name).extend(value)
     else:
         setattr(sampling, name, value)
