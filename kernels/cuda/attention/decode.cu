@@ -36,6 +36,7 @@ struct Decode {
   // Fetching: the warp's next tile, its unit, and the physical blocks of its next 32 tiles, one a lane.
   UnitCursor fetch_at;
   int fetch_tile, fetch_stage, ids_used;
+  int ids_entry, ids_from;  // the list and the tile of a unit that the ids begin with
   int32_t id_low, id_high;  // blocks of a tile's two halves of 8 tokens
 
   // Computing: one unit's softmax and values. Column 2t and 2t + 1 of each head block are this lane's heads.
@@ -69,9 +70,10 @@ struct Decode {
     if (!has_work) return;
     while (fetched < a.stages) fetch();
     int stage = 0;
+    load_queries(at);
     for (int begin = lo; begin < hi;) {
       const int end = min(at.end(), hi);
-      start_unit(at);
+      start_unit();
       for (int tile = begin + warp; tile < end; tile += warps) {
         wait_for_tile();
         consume(at, tile, ring + stage * kStageBytes);
@@ -79,9 +81,13 @@ struct Decode {
         stage = stage + 1 == a.stages ? 0 : stage + 1;
         fetch();
       }
-      finish_unit(at, begin, end);
+      const UnitCursor done = at;
+      if (end < hi) {  // the next unit's queries come while this one's results are merged
+        at.next(a, entries);
+        load_queries(at);
+      }
+      finish_unit(done, begin, end);
       begin = end;
-      if (begin < hi) at.next(a, entries);
     }
   }
 
@@ -108,6 +114,7 @@ struct Decode {
     fetch_stage = 0;
     fetched = 0;
     ids_used = kWarp;
+    ids_entry = -1;
     settle_fetch();
     return true;
   }
@@ -120,7 +127,8 @@ struct Decode {
       const int unit_begin = fetch_at.end();
       fetch_at.next(a, entries);
       fetch_tile = unit_begin + warp;
-      ids_used = kWarp;
+      // Another head of the same list lies in the same blocks.
+      ids_used = ids_entry == fetch_at.entry && ids_from == warp ? 0 : kWarp;
     }
   }
 
@@ -135,6 +143,8 @@ struct Decode {
       if (a.view.block_shift == 3 && slot + 8 < fetch_at.length) id_high = load(table + (slot >> 3) + 1);
     }
     ids_used = 0;
+    ids_entry = fetch_at.entry;
+    ids_from = fetch_tile - fetch_at.begin;
   }
 
   // Whether the next tile holds slots that the kernel before this one writes.
@@ -190,9 +200,6 @@ struct Decode {
   }
 
   // ---- one unit ----
-  __device__ int row_of(const UnitCursor& at) const {
-    return load(a.view.query_start + at.sequence);
-  }
   // The query head of column n of a pass; heads past the group are computed on zeros and dropped.
   __device__ int head_in_group(const UnitCursor& at, int n) const {
     return at.pass(a) * kHeads + n;
@@ -202,20 +209,26 @@ struct Decode {
     const int in_group = head_in_group(at, block * kHeadBlock + g);
     pair[0] = pair[1] = 0;
     if (in_group >= a.view.group) return;
-    const T* p = static_cast<const T*>(source) + row_of(at) * a.view.q_stride +
+    const T* p = static_cast<const T*>(source) + at.row * a.view.q_stride +
                  (at.head(a) * a.view.group + in_group) * kDim + step * 16 + 2 * t;
     pair[0] = load(reinterpret_cast<const uint32_t*>(p));
     pair[1] = load(reinterpret_cast<const uint32_t*>(p + 8));
   }
 
-  __device__ void start_unit(const UnitCursor& at) {
+  __device__ void load_queries(const UnitCursor& at) {
+#pragma unroll
+    for (int n = 0; n < kHeadBlocks; ++n)
+#pragma unroll
+      for (int k = 0; k < kDimSteps; ++k) load_q(a.view.q, at, n, k, q[n][k]);
+  }
+
+  __device__ void start_unit() {
 #pragma unroll
     for (int n = 0; n < kHeadBlocks; ++n) {
       largest[n][0] = largest[n][1] = kNegativeInfinity;
       sum[n][0] = sum[n][1] = 0;
 #pragma unroll
       for (int k = 0; k < kDimSteps; ++k) {
-        load_q(a.view.q, at, n, k, q[n][k]);
         values[n][k][0] = values[n][k][1] = values[n][k][2] = values[n][k][3] = 0;
       }
     }
@@ -427,7 +440,7 @@ struct Decode {
       const float factor = rescale(state.x, common);
       head.state = {common, head.state.sum + warp_sum(state.y * factor)};
       const int here = min(kWarp, count - from);
-#pragma unroll 4
+#pragma unroll 8
       for (int j = 0; j < here; ++j) {
         const float f = shfl(factor, j);
         const float4* part = reinterpret_cast<const float4*>(row(from + j));
@@ -441,7 +454,7 @@ struct Decode {
     const int q_head = at.head(a) * v.group + in_group;
     if (a.prefix.member_start != nullptr) fold_prefixes(at.sequence, q_head, head);
     const float norm = normaliser(v, head.state, q_head);
-    const int64_t row = int64_t{row_of(at)} * v.num_q_heads + q_head;
+    const int64_t row = int64_t{at.row} * v.num_q_heads + q_head;
     uint2* out = reinterpret_cast<uint2*>(static_cast<T*>(v.out) + row * kDim);
 #pragma unroll
     for (int i = 0; i < kLaneVectors; ++i) {
@@ -462,8 +475,9 @@ struct Decode {
     });
   }
 
-  // Tiles [begin, end) of the unit are done by this block's warps.
+  // Tiles [begin, end) of the unit are done by this block's warps. Warps without a head to merge go on at once.
   __device__ void finish_unit(const UnitCursor& at, int begin, int end) {
+    sync_threads();  // the unit before is merged
     store_warp();
     sync_threads();
     const bool whole = begin == at.begin && end == at.end();
@@ -477,7 +491,6 @@ struct Decode {
       }
     }
     if (!whole) merge_blocks(at, heads);
-    sync_threads();  // the next unit's results may overwrite these
   }
 
   __device__ void merge_blocks(const UnitCursor& at, int heads) {

@@ -39,6 +39,7 @@ struct DecodeParams {
 struct UnitCursor {
   int entry, entry_unit;  // list; unit within it
   int sequence, list_head;
+  int row;                 // the sequence's query row
   int length, first_slot;  // live slots; the first in the row's window
   int sink_slots;          // seen whatever the window
   int tiles, begin;        // tiles of a unit of this list; tiles of all units before this one
@@ -55,7 +56,8 @@ struct UnitCursor {
     sequence = e / a.lists;
     list_head = e % a.lists;
     const AttentionView& v = a.view;
-    const bool one_row = load(v.query_start + sequence + 1) - load(v.query_start + sequence) == 1;
+    row = load(v.query_start + sequence);
+    const bool one_row = load(v.query_start + sequence + 1) - row == 1;
     length = one_row ? length_of(v, sequence, list_head) : 0;
     const int window = window_of(v, sequence);
     first_slot = window > 0 ? max(0, length - window) : 0;
