@@ -93,9 +93,17 @@ __device__ inline Part part_of(int part, int vocab) {
 template <bool kVector, class F>
 __device__ inline void for_each_logit(const float* row, Part part, F f) {
   if constexpr (kVector) {
-    for (int i = part.begin + static_cast<int>(threadIdx.x) * 4; i < part.end; i += kThreads * 4) {
-      const float4 v = load(reinterpret_cast<const float4*>(row + i));
-      f(i, v.x), f(i + 1, v.y), f(i + 2, v.z), f(i + 3, v.w);
+    constexpr int kStep = kThreads * 4, kAhead = 4;  // loads of a thread in flight: at one row nothing else hides their latency
+    for (int i = part.begin + static_cast<int>(threadIdx.x) * 4; i < part.end; i += kAhead * kStep) {
+      float4 v[kAhead] = {};
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a)
+        if (i + a * kStep < part.end) v[a] = load(reinterpret_cast<const float4*>(row + i + a * kStep));
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        const int id = i + a * kStep;
+        if (id < part.end) f(id, v[a].x), f(id + 1, v[a].y), f(id + 2, v[a].z), f(id + 3, v[a].w);
+      }
     }
   } else {
     for (int i = part.begin + static_cast<int>(threadIdx.x); i < part.end; i += kThreads) f(i, load(row + i));

@@ -61,7 +61,8 @@ class CudaQueuedStep final : public QueuedStep {
 
 struct Graph {
   bool warmed = false;  // run once without capture: libraries choose their kernels then
-  std::unique_ptr<CapturedGraph> captured;
+  // One a turn: a graph cannot be set up again while it runs, so two steps in a row take two.
+  std::unique_ptr<CapturedGraph> captured[2];
 };
 
 class CudaRunner final : public QueueingRunner {
@@ -75,7 +76,7 @@ class CudaRunner final : public QueueingRunner {
     Result<DeviceStep> arrays = DeviceStep::create(device, largest_shape());
     if (!arrays) return arrays.error();
     arrays_ = std::move(*arrays);
-    const std::pair<DeviceBuffer*, int64_t> buffers[] = {{&tokens_, samples * 4}, {&logprobs_, samples * 4},
+    const std::pair<DeviceBuffer*, int64_t> buffers[] = {{&sampled_, samples * 8},
                                                          {&sample_space_, samples * parts_.kernels->sample_space_bytes()}};
     for (const auto& [buffer, bytes] : buffers) {
       Result<DeviceBuffer> memory = device.allocate(bytes, "sampling");
@@ -216,15 +217,14 @@ class CudaRunner final : public QueueingRunner {
     run_copies(placed);
     if (plan.sequences.empty()) return;
     if (on_host) {
-      parts_.kernels->take_sampled({.ids = placed.ids, .source = placed.id_source, .tokens = tokens_.as<int32_t>(), .rows = shape.rows});
+      parts_.kernels->take_sampled({.ids = placed.ids, .source = placed.id_source, .tokens = sampled_.as<int32_t>(), .rows = shape.rows});
       parts_.forward->run(placed.arrays);
       return read_logits(queued.result);
     }
-    decode ? run_decode(placed, shape) : run_kernels(placed, shape);
+    decode ? run_decode(placed, shape, queued.turn) : run_kernels(placed, shape);
     char* back = turns_[queued.turn].back.as<char>();
     const int64_t count = static_cast<int64_t>(queued.device_samples.size());
-    parts_.device->copy_to_host(back, tokens_.data(), count * 4);
-    parts_.device->copy_to_host(back + int64_t{max_samples()} * 4, logprobs_.data(), count * 4);
+    parts_.device->copy_to_host(back, sampled_.data(), (max_samples() + count) * 4);  // one copy: each costs the stream 2 us
   }
 
   void run_copies(const PlacedStep& placed) {
@@ -237,26 +237,27 @@ class CudaRunner final : public QueueingRunner {
   }
 
   void run_kernels(const PlacedStep& placed, const StepShape& shape) {
-    parts_.kernels->take_sampled({.ids = placed.ids, .source = placed.id_source, .tokens = tokens_.as<int32_t>(), .rows = shape.rows});
+    parts_.kernels->take_sampled({.ids = placed.ids, .source = placed.id_source, .tokens = sampled_.as<int32_t>(), .rows = shape.rows});
     parts_.forward->run(placed.arrays, parts_.logits.as<float>());
     parts_.kernels->sample({.logits = parts_.logits.as<const float>(), .settings = placed.settings, .workspace = sample_space_.data(),
-                            .tokens = tokens_.as<int32_t>(), .logprobs = logprobs_.as<float>(), .num_samples = shape.samples,
+                            .tokens = sampled_.as<int32_t>(), .logprobs = sampled_.as<float>() + max_samples(), .num_samples = shape.samples,
                             .vocab = static_cast<int32_t>(vocab())});
   }
 
-  // A graph per shape, captured when the shape comes for the second time.
-  void run_decode(PlacedStep placed, const StepShape& shape) {
+  // Two graphs per shape, captured when the shape comes for the second and third time.
+  void run_decode(PlacedStep placed, const StepShape& shape, int turn) {
     StepShape key = shape;
     key.copies = 0;  // copies lie behind all that the graph reads
     placed.arrays.max_length = parts_.limits.max_context_tokens;
     placed.arrays.all_rows_have_logits = true;
     Graph& graph = graphs_[key];
-    if (graph.captured == nullptr && graph.warmed) {
+    std::unique_ptr<CapturedGraph>& captured = graph.captured[turn];
+    if (captured == nullptr && graph.warmed) {
       parts_.device->begin_capture();
       run_kernels(placed, shape);
-      graph.captured = parts_.device->end_capture();
+      captured = parts_.device->end_capture();
     }
-    if (graph.captured != nullptr) return parts_.device->run(*graph.captured);
+    if (captured != nullptr) return parts_.device->run(*captured);
     run_kernels(placed, shape);
     graph.warmed = true;
   }
@@ -293,7 +294,8 @@ class CudaRunner final : public QueueingRunner {
   std::unique_ptr<Sampler> sampler_;  // host-sampled sequences, and their histories
   std::unordered_map<SequenceId, SequenceState> sequences_;
   DeviceStep arrays_;
-  DeviceBuffer tokens_, logprobs_, sample_space_;
+  DeviceBuffer sampled_;  // tokens, then logprobs, max_samples() of each
+  DeviceBuffer sample_space_;
   Turn turns_[2];
   int next_turn_ = 0;
   std::map<StepShape, Graph> graphs_;
