@@ -52,6 +52,8 @@ class MatmulWeight {
   virtual ~MatmulWeight() = default;
   int64_t rows = 0;  // N, output features
   int64_t cols = 0;  // K, input features
+  // 0: rows lie as given. Else the two parts' rows alternate in groups of so many: a gate's, then an up's (pack_gate_up).
+  int32_t gate_group = 0;
 };
 struct HostMatrix {  // one piece of a weight in host memory, row-major [rows, cols]
   const void* data = nullptr;
@@ -65,6 +67,25 @@ struct MatmulParams {
   void* out = nullptr;                  // [m, n] act, or float32 when out_f32
   bool out_f32 = false;                 // logits
   int64_t m = 0;
+};
+
+// ---- a product with what stands before and after it: a decode step's layer is four of these and its attention ----------------
+//   x' = x, or x / rms(x) * norm_weight                        as add_rms_norm without delta
+//   p = x' w^T (+ bias)                                        as matmul
+//   out = p; or residual += p; or out = silu(gate) * up of p   as add_rms_norm's delta; as silu_mul
+// with the same roundings as those ops: only the order of sums may differ.
+struct FusedMatmulParams {
+  const void* x = nullptr;              // [m, k] act
+  const float* norm_weight = nullptr;   // [k], or null: x as it is
+  float norm_eps = 0;
+  void* normed = nullptr;               // [m, k] act, scratch; wanted with norm_weight
+  const MatmulWeight* weight = nullptr; // [n, k]
+  const float* bias = nullptr;          // [n] or null, in the order of the weight's rows
+  void* residual = nullptr;             // [m, n] act, updated in place, or null
+  bool gated = false;                   // the weight comes from pack_gate_up and alternates; out is [m, n / 2]
+  void* out = nullptr;                  // [m, n] act, or float32 when out_f32; null with residual
+  bool out_f32 = false;
+  int64_t m = 0;                        // at most fused_rows()
 };
 
 // ---- rotary positions, q/k norms, and the write of K and V into their blocks ---------------------------------------------
@@ -155,7 +176,8 @@ struct AttentionParams {
 
 // ---- out = silu(gate) * up --------------------------------------------------------------------------------------------------
 struct SiluMulParams {
-  const void* gate_up = nullptr;  // [rows, 2 * width] act: gate | up
+  const void* gate_up = nullptr;  // [rows, 2 * width] act: gate | up, or alternating as MatmulWeight::gate_group says
+  int32_t gate_group = 0;
   void* out = nullptr;            // [rows, width] act
   int64_t rows = 0, width = 0;
 };
@@ -189,6 +211,11 @@ class Kernels {
 
   // Rows of `parts` one under another become one weight (q, k, v; gate, up). All parts have the same cols.
   virtual Result<std::unique_ptr<MatmulWeight>> pack(std::span<const HostMatrix> parts) = 0;
+  // The same for a gate and its up matrix, of equal rows, in the order that this back end likes: the weight's gate_group says which.
+  virtual Result<std::unique_ptr<MatmulWeight>> pack_gate_up(const HostMatrix& gate, const HostMatrix& up) {
+    const HostMatrix parts[] = {gate, up};
+    return pack(parts);
+  }
   // Scratch the ops below may need for at most these sizes, allocated once: [bytes].
   virtual Status reserve(int64_t max_rows, int64_t max_sequences, int32_t max_q_heads, int32_t max_head_dim, int32_t max_length) = 0;
 
@@ -200,6 +227,10 @@ class Kernels {
   virtual void silu_mul(const SiluMulParams& p) = 0;
   virtual void copy_blocks(const BlockCopyParams& p) = 0;
   virtual void move_slots(const MoveSlotsParams& p) = 0;
+
+  // Steps of at most so many rows go through fused_matmul; 0: the back end has none.
+  virtual int64_t fused_rows() const { return 0; }
+  virtual void fused_matmul(const FusedMatmulParams&) { check_failed("this back end fuses nothing", __FILE__, __LINE__); }
 
   // Sampling on the device: the CUDA back end. A back end of 0 bytes samples on the host (src/sample) and is never asked.
   virtual int64_t sample_space_bytes() const { return 0; }

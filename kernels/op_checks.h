@@ -64,6 +64,16 @@ inline void check_op(const MatmulParams& p) {
   check_given("matmul out", p.out);
 }
 
+inline void check_op(const FusedMatmulParams& p, int64_t fused_rows) {
+  check_given("fused_matmul weight", p.weight);
+  check_given("fused_matmul x", p.x);
+  check_at_least("fused_matmul, fused_rows less m", fused_rows - p.m, 0);
+  if (p.norm_weight != nullptr) check_given("fused_matmul normed", p.normed);
+  check_equal("fused_matmul out given", p.out != nullptr, p.residual == nullptr);
+  check_at_least("fused_matmul, of gated, residual and out_f32 at most one", 1 - (p.gated + (p.residual != nullptr) + p.out_f32), 0);
+  if (p.gated) check_at_least("fused_matmul gated, gate_group of the weight", p.weight->gate_group, 1);
+}
+
 inline void check_op(const RopeKvWriteParams& p) {
   check_at_least("rope_kv_write, head_dim", p.head_dim, 1);
   check_at_least("rope_kv_write, head_dim less rotary_dim", p.head_dim - p.rotary_dim, 0);
@@ -103,6 +113,7 @@ inline void check_op(const SiluMulParams& p) {
   check_at_least("silu_mul, width", p.width, 1);
   check_given("silu_mul gate_up", p.gate_up);
   check_given("silu_mul out", p.out);
+  if (p.gate_group > 0) check_equal("silu_mul, width modulo gate_group", p.width % p.gate_group, 0);
 }
 
 inline void check_op(const BlockCopyParams& p) {

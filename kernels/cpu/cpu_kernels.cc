@@ -111,6 +111,7 @@ class CpuKernels final : public Kernels {
   void silu_mul(const SiluMulParams& p) override {
     if (p.rows == 0) return;
     check_op(p);
+    check_equal("silu_mul, gate_group of a back end that packs rows as given", p.gate_group, 0);
     const int64_t pieces = (p.width + kSiluColumns - 1) / kSiluColumns;
     pool_.run(p.rows * pieces, [&](int64_t unit, int) {
       const int64_t first = unit % pieces * kSiluColumns;

@@ -30,13 +30,13 @@ __global__ void silu_mul_rows(SiluMulParams p) {
   const int64_t row = blockIdx.y;
   const int64_t i = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kChunk;
   if (i >= p.width) return;
-  const auto* gate = static_cast<const Act*>(p.gate_up) + row * 2 * p.width + i;
-  const int64_t count = p.width - i;
-  const Chunk g = load_chunk<Act, kVector>(gate, count), up = load_chunk<Act, kVector>(gate + p.width, count);
+  // A group of alternating rows is a thread's eight columns.
+  const auto* gate = static_cast<const Act*>(p.gate_up) + row * 2 * p.width + (p.gate_group == 0 ? i : 2 * i);
+  const int64_t count = p.width - i, to_up = p.gate_group == 0 ? p.width : kChunk;
+  const Chunk g = load_chunk<Act, kVector>(gate, count), up = load_chunk<Act, kVector>(gate + to_up, count);
   Chunk out;
 #pragma unroll
-  for (int j = 0; j < kChunk; ++j)
-    out.v[j] = g.v[j] * rcp_approx(1.0f + exp2_approx(-kLog2e * g.v[j])) * up.v[j];
+  for (int j = 0; j < kChunk; ++j) out.v[j] = silu(g.v[j]) * up.v[j];
   store_chunk<Act, kVector>(static_cast<Act*>(p.out) + row * p.width + i, out, count);
 }
 
@@ -109,6 +109,7 @@ void embed(const Target& target, const EmbedParams& p) {
 void silu_mul(const Target& target, const SiluMulParams& p) {
   if (p.rows == 0) return;
   check_op(p);
+  check(p.gate_group == 0 || p.gate_group == kChunk, "silu_mul: rows alternate in groups of eight or not at all");
   const unsigned threads = threads_for(ceil_div<int64_t>(p.width, kChunk));
   const LaunchConfig config{
       .grid = {as_grid(ceil_div<int64_t>(p.width, int64_t{threads} * kChunk)), as_grid(p.rows)},

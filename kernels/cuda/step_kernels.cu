@@ -33,7 +33,13 @@ class StepKernels final : public Kernels {
 
   Result<std::unique_ptr<MatmulWeight>> pack(std::span<const HostMatrix> parts) override {
     check_parts(parts);
-    return upload_weight(device_, options_.activations, parts);
+    return upload_weight(device_, options_.activations, parts, 0);
+  }
+  Result<std::unique_ptr<MatmulWeight>> pack_gate_up(const HostMatrix& gate, const HostMatrix& up) override {
+    const HostMatrix parts[] = {gate, up};
+    check_parts(parts);
+    check_equal("gate and up, rows", up.rows, gate.rows);
+    return upload_weight(device_, options_.activations, parts, gate.rows % kGateGroup == 0 ? kGateGroup : 0);
   }
 
   Status reserve(int64_t max_rows, int64_t max_sequences, int32_t max_q_heads, int32_t max_head_dim,
@@ -65,20 +71,54 @@ class StepKernels final : public Kernels {
   void matmul(const MatmulParams& p) override {
     if (p.m == 0) return;
     check_op(p);
-    const auto& weight = static_cast<const StoredWeight&>(*p.weight);
-    const Product product{.w = weight.data.data(),
-                          .w_stride = weight.row_elements,
-                          .x = p.x,
-                          .bias = p.bias,
-                          .out = p.out,
-                          .m = static_cast<int32_t>(p.m),
-                          .n = static_cast<int32_t>(weight.rows),
-                          .k = static_cast<int32_t>(weight.cols),
-                          .out_f32 = p.out_f32};
+    Product product = product_of(p.weight, p.x, p.m);
+    product.bias = p.bias;
+    product.out = p.out;
+    product.out_f32 = p.out_f32;
+    multiply(product);
+  }
+
+  // Of f32 rows only one at a time has kernels that fuse.
+  int64_t fused_rows() const override { return options_.activations == DType::kF32 ? 1 : kMaxSkinnyRows; }
+
+  void fused_matmul(const FusedMatmulParams& p) override {
+    if (p.m == 0) return;
+    check_op(p, fused_rows());
+    Product product = product_of(p.weight, p.x, p.m);
+    product.bias = p.bias;
+    product.out = p.out;
+    product.out_f32 = p.out_f32;
+    product.residual = p.residual;
+    product.gated = p.gated;
+    product.norm_weight = p.norm_weight;
+    product.norm_eps = p.norm_eps;
+    if (p.norm_weight != nullptr && !norms(product)) norm_apart(p, product);
     multiply(product);
   }
 
  private:
+  static Product product_of(const MatmulWeight* w, const void* x, int64_t m) {
+    const auto& weight = static_cast<const StoredWeight&>(*w);
+    return {.w = weight.data.data(),
+            .w_stride = weight.row_elements,
+            .x = x,
+            .m = static_cast<int32_t>(m),
+            .n = static_cast<int32_t>(weight.rows),
+            .k = static_cast<int32_t>(weight.cols)};
+  }
+
+  static bool norms(const Product& p) { return p.m == 1 && gemv_norms(p); }
+  void norm_apart(const FusedMatmulParams& p, Product& product) {
+    QUIRE_SIDE::add_rms_norm(target_, {.residual = const_cast<void*>(p.x),  // not written without delta
+                                       .weight = p.norm_weight,
+                                       .out = p.normed,
+                                       .eps = p.norm_eps,
+                                       .rows = p.m,
+                                       .hidden = product.k});
+    product.x = p.normed;
+    product.norm_weight = nullptr;
+  }
+
   void multiply(const Product& p) {
     if (p.m == 1) return gemv(target_, {}, p);
     if (options_.activations == DType::kF32) return tile_gemm_f32(target_, p);

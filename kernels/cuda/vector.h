@@ -17,6 +17,12 @@ __device__ inline Chunk unpack_chunk(uint4 u) {
   return {{a.x, a.y, b.x, b.y, c.x, c.y, d.x, d.y}};
 }
 
+template <class T>
+__device__ inline uint4 pack_chunk(const Chunk& c) {
+  return make_uint4(pack2<T>(c.v[0], c.v[1]), pack2<T>(c.v[2], c.v[3]), pack2<T>(c.v[4], c.v[5]),
+                    pack2<T>(c.v[6], c.v[7]));
+}
+
 // p is aligned to 16 bytes.
 template <class T>
 __device__ inline Chunk load_chunk(const T* p) {
@@ -35,8 +41,7 @@ __device__ inline void store_chunk(T* p, const Chunk& c) {
     store(reinterpret_cast<float4*>(p), make_float4(c.v[0], c.v[1], c.v[2], c.v[3]));
     store(reinterpret_cast<float4*>(p) + 1, make_float4(c.v[4], c.v[5], c.v[6], c.v[7]));
   } else {
-    store(reinterpret_cast<uint4*>(p), make_uint4(pack2<T>(c.v[0], c.v[1]), pack2<T>(c.v[2], c.v[3]),
-                                                  pack2<T>(c.v[4], c.v[5]), pack2<T>(c.v[6], c.v[7])));
+    store(reinterpret_cast<uint4*>(p), pack_chunk<T>(c));
   }
 }
 
@@ -61,6 +66,10 @@ __device__ inline void store_chunk(T* p, const Chunk& c, int64_t count) {
     for (int i = 0; i < kChunk; ++i)
       if (i < count) store(p + i, from_f32<T>(c.v[i]));
   }
+}
+
+__device__ inline float silu(float x) {
+  return x * rcp_approx(1.0f + exp2_approx(-kLog2e * x));
 }
 
 // A value as the activation type holds it.

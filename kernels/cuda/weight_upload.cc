@@ -66,27 +66,49 @@ class PinnedChunks {
   int index_ = 0;
 };
 
-void send_part(const HostMatrix& part, DType dtype, int64_t row_bytes, char* target, PinnedChunks& chunks) {
+struct SourceRow {
+  const HostMatrix* part;
+  int64_t row;
+};
+
+// Where the weight's row comes from.
+SourceRow source_of(std::span<const HostMatrix> parts, int32_t gate_group, int64_t row) {
+  if (gate_group > 0) {
+    const int64_t group = row / gate_group;
+    return {&parts[static_cast<size_t>(group % 2)], group / 2 * gate_group + row % gate_group};
+  }
+  for (const HostMatrix& part : parts) {
+    if (row < part.rows) return {&part, row};
+    row -= part.rows;
+  }
+  check_failed("weights: a row that no part has", __FILE__, __LINE__);
+}
+
+void send_rows(std::span<const HostMatrix> parts, DType dtype, StoredWeight& weight, PinnedChunks& chunks) {
+  const int64_t row_bytes = weight.row_elements * bytes_of(dtype), used_bytes = weight.cols * bytes_of(dtype);
   const int64_t rows_at_once = std::max<int64_t>(kChunkBytes / row_bytes, 1);
-  const int64_t used_bytes = part.cols * bytes_of(dtype), source_row_bytes = part.cols * bytes_of(part.dtype);
-  for (int64_t first = 0; first < part.rows; first += rows_at_once) {
-    const int64_t rows = std::min(rows_at_once, part.rows - first);
+  for (int64_t first = 0; first < weight.rows; first += rows_at_once) {
+    const int64_t rows = std::min(rows_at_once, weight.rows - first);
     char* staged = chunks.next();
     for (int64_t r = 0; r < rows; ++r) {
+      const SourceRow source = source_of(parts, weight.gate_group, first + r);
       convert(staged + r * row_bytes, dtype,
-              static_cast<const char*>(part.data) + (first + r) * source_row_bytes, part.dtype, part.cols);
+              static_cast<const char*>(source.part->data) +
+                  source.row * weight.cols * bytes_of(source.part->dtype),
+              source.part->dtype, weight.cols);
       std::memset(staged + r * row_bytes + used_bytes, 0, static_cast<size_t>(row_bytes - used_bytes));
     }
-    chunks.send(target + first * row_bytes, rows * row_bytes);
+    chunks.send(weight.data.as<char>() + first * row_bytes, rows * row_bytes);
   }
 }
 
 }  // namespace
 
 Result<std::unique_ptr<MatmulWeight>> upload_weight(StreamDevice& device, DType dtype,
-                                                    std::span<const HostMatrix> parts) {
+                                                    std::span<const HostMatrix> parts, int32_t gate_group) {
   auto weight = std::make_unique<StoredWeight>();
   weight->cols = parts[0].cols;
+  weight->gate_group = gate_group;
   weight->row_elements = stored_row_elements(weight->cols);
   for (const HostMatrix& part : parts) weight->rows += part.rows;
   const int64_t row_bytes = weight->row_elements * bytes_of(dtype);
@@ -96,11 +118,7 @@ Result<std::unique_ptr<MatmulWeight>> upload_weight(StreamDevice& device, DType 
   Result<PinnedChunks> chunks =
       PinnedChunks::make(device, std::max(std::min(kChunkBytes, weight->rows * row_bytes), row_bytes));
   if (!chunks) return chunks.error();
-  char* target = weight->data.as<char>();
-  for (const HostMatrix& part : parts) {
-    send_part(part, dtype, row_bytes, target, *chunks);
-    target += part.rows * row_bytes;
-  }
+  send_rows(parts, dtype, *weight, *chunks);
   device.synchronize();  // the chunks are let go
   return std::unique_ptr<MatmulWeight>(std::move(weight));
 }

@@ -1,5 +1,5 @@
-// Weights to the device: rows of the parts one under another, in the activation type, each row padded with
-// zeros. Load time only; one thread.
+// Weights to the device: rows of the parts one under another, or of two parts in alternate groups of
+// `gate_group`, in the activation type, each row padded with zeros. Load time only; one thread.
 #pragma once
 
 #include <memory>
@@ -11,6 +11,6 @@
 namespace quire {
 
 Result<std::unique_ptr<MatmulWeight>> upload_weight(StreamDevice& device, DType dtype,
-                                                    std::span<const HostMatrix> parts);
+                                                    std::span<const HostMatrix> parts, int32_t gate_group);
 
 }  // namespace quire

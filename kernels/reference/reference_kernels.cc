@@ -207,8 +207,10 @@ class ReferenceKernels final : public Kernels {
     check_op(p);
     for (int64_t r = 0; r < p.rows; ++r) {
       const float* gate = static_cast<const float*>(p.gate_up) + r * 2 * p.width;
+      const int64_t group = p.gate_group == 0 ? p.width : p.gate_group;
       for (int64_t i = 0; i < p.width; ++i) {
-        const double g = gate[i], up = gate[p.width + i];
+        const int64_t at = i / group * 2 * group + i % group;
+        const double g = gate[at], up = gate[at + group];
         static_cast<float*>(p.out)[r * p.width + i] = static_cast<float>(g / (1 + std::exp(-g)) * up);
       }
     }

@@ -110,6 +110,7 @@ void ForwardPass::check_step(const StepArrays& step) const {
 void ForwardPass::run(const StepArrays& step, const AfterAttention& after_attention) {
   check_step(step);
   num_logits_rows_ = step.num_logits_rows;
+  fused_ = std::max(step.rows, step.num_logits_rows) <= kernels_.fused_rows();
   kernels_.embed({.ids = step.ids,
                   .table = weights_.embedding.data(),
                   .table_dtype = weights_.embedding_dtype,
@@ -122,8 +123,9 @@ void ForwardPass::run(const StepArrays& step, const AfterAttention& after_attent
     run_attention(step, layer);
     if (after_attention) after_attention(layer);
     const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
-    matmul(attention_.data(), *w.o, w.o_bias, delta_.data(), step.rows);
-    run_mlp(w, {residual_.as<char>(), step.rows});
+    const Rows rows{residual_.as<char>(), step.rows};
+    add_product(attention_.data(), {*w.o, w.o_bias}, rows);
+    run_mlp(w, rows);
   }
   run_projection(step, last, last == 0);
   if (step.num_logits_rows == 0 && !after_attention) return;
@@ -131,17 +133,28 @@ void ForwardPass::run(const StepArrays& step, const AfterAttention& after_attent
   if (after_attention) after_attention(last);
   if (step.num_logits_rows == 0) return;
   const LayerWeights& w = weights_.layers[static_cast<size_t>(last)];
-  const Rows kept = keep_logits_rows(step);
-  matmul(step.all_rows_have_logits ? attention_.data() : kept_attention_.data(), *w.o, w.o_bias,
-         delta_.data(), kept.count);
-  run_mlp(w, kept);
-  norm(kept, delta_.data(), weights_.final_norm, normed_.data());
+  kept_ = keep_logits_rows(step);
+  add_product(step.all_rows_have_logits ? attention_.data() : kept_attention_.data(), {*w.o, w.o_bias},
+              kept_);
+  run_mlp(w, kept_);
+  if (!fused_) norm(kept_, delta_.data(), weights_.final_norm, normed_.data());
 }
 
 void ForwardPass::logits(int64_t first, int64_t count, float* out) {
   check(first >= 0 && first + count <= num_logits_rows_,
         "forward: logits of rows that the step did not keep");
   const int64_t row_bytes = spec_.hidden_size * bytes_of(kernels_.options().activations);
+  if (fused_) {
+    kernels_.fused_matmul({.x = kept_.residual + first * row_bytes,
+                           .norm_weight = floats(weights_.final_norm),
+                           .norm_eps = spec_.norm_eps,
+                           .normed = normed_.data(),
+                           .weight = weights_.lm_head.get(),
+                           .out = out,
+                           .out_f32 = true,
+                           .m = count});
+    return;
+  }
   kernels_.matmul({.x = normed_.as<char>() + first * row_bytes,
                    .weight = weights_.lm_head.get(),
                    .out = out,
@@ -152,8 +165,7 @@ void ForwardPass::logits(int64_t first, int64_t count, float* out) {
 // residual += what the layer before left in delta; q | k | v; rotation; K and V into their blocks.
 void ForwardPass::run_projection(const StepArrays& step, int32_t layer, bool first) {
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
-  norm({residual_.as<char>(), step.rows}, first ? nullptr : delta_.data(), w.input_norm, normed_.data());
-  matmul(normed_.data(), *w.qkv, w.qkv_bias, qkv_.data(), step.rows);
+  norm_product({residual_.as<char>(), step.rows}, !first, w.input_norm, {*w.qkv, w.qkv_bias}, qkv_.data());
   kernels_.rope_kv_write({.qkv = qkv_.data(),
                           .q_sink_out = step.sink_slots == nullptr ? nullptr : q_sink_.data(),
                           .sink_positions = step.sink_positions,
@@ -221,15 +233,65 @@ void ForwardPass::gather(const StepArrays& step, const void* source, int64_t wid
                   .hidden = width});
 }
 
-// residual += the attention's output, in delta; delta = the MLP's output, not yet added.
 void ForwardPass::run_mlp(const LayerWeights& w, const Rows& rows) {
-  norm(rows, delta_.data(), w.post_norm, normed_.data());
-  matmul(normed_.data(), *w.gate_up, w.gate_up_bias, gate_up_.data(), rows.count);
-  kernels_.silu_mul({.gate_up = gate_up_.data(),
-                     .out = product_.data(),
-                     .rows = rows.count,
-                     .width = spec_.intermediate_size});
-  matmul(product_.data(), *w.down, w.down_bias, delta_.data(), rows.count);
+  if (fused_ && w.gate_up->gate_group > 0) {
+    kernels_.fused_matmul({.x = rows.residual,
+                           .norm_weight = floats(w.post_norm),
+                           .norm_eps = spec_.norm_eps,
+                           .normed = normed_.data(),
+                           .weight = w.gate_up.get(),
+                           .bias = floats(w.gate_up_bias),
+                           .gated = true,
+                           .out = product_.data(),
+                           .m = rows.count});
+  } else {
+    norm_product(rows, true, w.post_norm, {*w.gate_up, w.gate_up_bias}, gate_up_.data());
+    kernels_.silu_mul({.gate_up = gate_up_.data(),
+                       .gate_group = w.gate_up->gate_group,
+                       .out = product_.data(),
+                       .rows = rows.count,
+                       .width = spec_.intermediate_size});
+  }
+  add_product(product_.data(), {*w.down, w.down_bias}, rows);
+}
+
+// out = the rows' residual stream, normed, through `linear`. add_delta: what add_product left comes first.
+void ForwardPass::norm_product(const Rows& rows, bool add_delta, const DeviceBuffer& norm_weight,
+                               const Linear& linear, void* out) {
+  if (fused_) {
+    kernels_.fused_matmul({.x = rows.residual,
+                           .norm_weight = floats(norm_weight),
+                           .norm_eps = spec_.norm_eps,
+                           .normed = normed_.data(),
+                           .weight = &linear.weight,
+                           .bias = floats(linear.bias),
+                           .out = out,
+                           .m = rows.count});
+    return;
+  }
+  norm(rows, add_delta ? delta_.data() : nullptr, norm_weight, normed_.data());
+  kernels_.matmul({.x = normed_.data(),
+                   .weight = &linear.weight,
+                   .bias = floats(linear.bias),
+                   .out = out,
+                   .m = rows.count});
+}
+
+// residual += x through `linear`: at once, or left in delta for the norm that comes next.
+void ForwardPass::add_product(const void* x, const Linear& linear, const Rows& rows) {
+  if (fused_) {
+    kernels_.fused_matmul({.x = x,
+                           .weight = &linear.weight,
+                           .bias = floats(linear.bias),
+                           .residual = rows.residual,
+                           .m = rows.count});
+  } else {
+    kernels_.matmul({.x = x,
+                     .weight = &linear.weight,
+                     .bias = floats(linear.bias),
+                     .out = delta_.data(),
+                     .m = rows.count});
+  }
 }
 
 void ForwardPass::norm(const Rows& rows, const void* delta, const DeviceBuffer& weight, void* out) {
@@ -240,11 +302,6 @@ void ForwardPass::norm(const Rows& rows, const void* delta, const DeviceBuffer& 
                          .eps = spec_.norm_eps,
                          .rows = rows.count,
                          .hidden = spec_.hidden_size});
-}
-
-void ForwardPass::matmul(const void* x, const MatmulWeight& weight, const DeviceBuffer& bias, void* out,
-                         int64_t m) {
-  kernels_.matmul({.x = x, .weight = &weight, .bias = floats(bias), .out = out, .m = m});
 }
 
 }  // namespace quire

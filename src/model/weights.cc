@@ -35,6 +35,30 @@ class Loader {
     return nullptr;
   }
 
+  // The gate's and the up projection's rows, in the back end's order.
+  std::unique_ptr<MatmulWeight> gate_up(const std::string& gate, const std::string& up) {
+    if (fault_) return nullptr;
+    const HostTensor parts[] = {source_.tensor(slot(gate)), source_.tensor(slot(up))};
+    Result<std::unique_ptr<MatmulWeight>> packed = kernels_.pack_gate_up(parts[0].matrix, parts[1].matrix);
+    if (packed) return std::move(*packed);
+    fault_ = packed.error();
+    return nullptr;
+  }
+
+  // The biases of a weight from gate_up(), in its order.
+  DeviceBuffer gate_up_bias(const std::string& gate, const std::string& up, int32_t gate_group) {
+    std::vector<float> parts;
+    append_floats(source_.tensor(slot(gate)).matrix, parts);
+    append_floats(source_.tensor(slot(up)).matrix, parts);
+    const auto width = static_cast<int64_t>(parts.size() / 2),
+               group = gate_group > 0 ? int64_t{gate_group} : width;
+    std::vector<float> ordered;
+    for (int64_t first = 0; first < width; first += group)
+      for (const int64_t part : {int64_t{0}, width})
+        ordered.insert(ordered.end(), parts.begin() + part + first, parts.begin() + part + first + group);
+    return upload(ordered.data(), static_cast<int64_t>(ordered.size() * sizeof(float)), "norms and biases");
+  }
+
   // One vector after another, as f32.
   DeviceBuffer vector(std::initializer_list<std::string> names) {
     std::vector<float> values;
@@ -93,13 +117,15 @@ LayerWeights load_layer(Loader& load, const ModelSpec& spec, int32_t layer) {
   w.qkv = load.matrix(
       {name("self_attn.q_proj.weight"), name("self_attn.k_proj.weight"), name("self_attn.v_proj.weight")});
   w.o = load.matrix({name("self_attn.o_proj.weight")});
-  w.gate_up = load.matrix({name("mlp.gate_proj.weight"), name("mlp.up_proj.weight")});
+  w.gate_up = load.gate_up(name("mlp.gate_proj.weight"), name("mlp.up_proj.weight"));
   w.down = load.matrix({name("mlp.down_proj.weight")});
   if (spec.qkv_bias)
     w.qkv_bias = load.vector(
         {name("self_attn.q_proj.bias"), name("self_attn.k_proj.bias"), name("self_attn.v_proj.bias")});
   if (spec.o_bias) w.o_bias = load.vector({name("self_attn.o_proj.bias")});
-  if (spec.mlp_bias) w.gate_up_bias = load.vector({name("mlp.gate_proj.bias"), name("mlp.up_proj.bias")});
+  if (spec.mlp_bias && w.gate_up != nullptr)
+    w.gate_up_bias =
+        load.gate_up_bias(name("mlp.gate_proj.bias"), name("mlp.up_proj.bias"), w.gate_up->gate_group);
   if (spec.mlp_bias) w.down_bias = load.vector({name("mlp.down_proj.bias")});
   if (spec.qk_norm) w.q_norm = load.vector({name("self_attn.q_norm.weight")});
   if (spec.qk_norm) w.k_norm = load.vector({name("self_attn.k_norm.weight")});

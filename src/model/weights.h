@@ -14,11 +14,11 @@
 namespace quire {
 
 struct LayerWeights {
-  DeviceBuffer input_norm, post_norm;                      // [hidden] f32
-  std::unique_ptr<MatmulWeight> qkv;                       // [(q + 2 kv) * head_dim, hidden]: q | k | v
-  std::unique_ptr<MatmulWeight> o;                         // [hidden, q * head_dim]
-  std::unique_ptr<MatmulWeight> gate_up;                   // [2 * intermediate, hidden]: gate | up
-  std::unique_ptr<MatmulWeight> down;                      // [hidden, intermediate]
+  DeviceBuffer input_norm, post_norm;     // [hidden] f32
+  std::unique_ptr<MatmulWeight> qkv;      // [(q + 2 kv) * head_dim, hidden]: q | k | v
+  std::unique_ptr<MatmulWeight> o;        // [hidden, q * head_dim]
+  std::unique_ptr<MatmulWeight> gate_up;  // [2 * intermediate, hidden]: gate | up, or as its gate_group says
+  std::unique_ptr<MatmulWeight> down;     // [hidden, intermediate]
   DeviceBuffer qkv_bias, o_bias, gate_up_bias, down_bias;  // f32; empty where the model has none
   DeviceBuffer q_norm, k_norm;                             // [head_dim] f32; empty where the model has none
 };

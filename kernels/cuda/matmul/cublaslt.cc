@@ -97,6 +97,11 @@ class CublasLt final : public GemmLibrary {
     const uint64_t bytes = kWorkspaceBytes;
     check_call(api_.preference_set(preference_, kPreferenceMaxWorkspace, &bytes, sizeof(bytes)),
                "workspace limit");
+    // Parts of a split sum are added in f32; by default a kernel may be chosen that rounds them to the
+    // output's type first.
+    check_call(api_.preference_set(preference_, kPreferenceReductions, &kReduceInComputeType,
+                                   sizeof(kReduceInComputeType)),
+               "reductions");
   }
   ~CublasLt() override {
     plans_.clear();

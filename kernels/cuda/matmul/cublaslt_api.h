@@ -31,10 +31,12 @@ struct Heuristic {  // cublasLtMatmulHeuristicResult_t
 };
 static_assert(sizeof(Heuristic) == 96);
 
-inline constexpr int kCompute32F = 68;             // CUBLAS_COMPUTE_32F
-inline constexpr int kOpTranspose = 1;             // CUBLAS_OP_T
-inline constexpr int kDescTransA = 3;              // CUBLASLT_MATMUL_DESC_TRANSA, int32
-inline constexpr int kPreferenceMaxWorkspace = 1;  // CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64
+inline constexpr int kCompute32F = 68;               // CUBLAS_COMPUTE_32F
+inline constexpr int kOpTranspose = 1;               // CUBLAS_OP_T
+inline constexpr int kDescTransA = 3;                // CUBLASLT_MATMUL_DESC_TRANSA, int32
+inline constexpr int kPreferenceMaxWorkspace = 1;    // CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64
+inline constexpr int kPreferenceReductions = 3;      // CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32
+inline constexpr uint32_t kReduceInComputeType = 2;  // CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE
 
 struct Api {
   size_t (*get_version)();

@@ -24,6 +24,10 @@ struct SkinnyTuning {
   int step = 0;  // columns of a stage: 256, 512 or 1024
 };
 
+// Whether the kernel for one row norms so many columns itself. Those for several rows do not: bringing all of
+// x before the first product cost 4 us at 8 rows and 8 us at 16, a norm's own kernel less than 3.
+bool gemv_norms(const Product& p);
+
 void gemv(const Target& target, const GemvTuning& tuning, const Product& p);
 void skinny_gemm(const Target& target, const SkinnyTuning& tuning, const Product& p);
 void tile_gemm(const Target& target, const Product& p);

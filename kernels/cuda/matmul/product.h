@@ -14,6 +14,10 @@ inline int64_t stored_row_elements(int64_t cols) {
   return (cols + kWeightPad - 1) / kWeightPad * kWeightPad;
 }
 
+// Rows of gate and up alternate in groups of so many where a weight is stored for gating: rows g and g + 8 of
+// a 16-row tile are a pair.
+inline constexpr int kGateGroup = 8;
+
 // A weight in device memory: [rows][row_elements] of the activation type.
 class StoredWeight final : public MatmulWeight {
  public:
@@ -21,7 +25,7 @@ class StoredWeight final : public MatmulWeight {
   int64_t row_elements = 0;
 };
 
-// out[m, n] = sum_k x[m, k] * w[n, k] (+ bias[n])
+// out[m, n] = sum_k x[m, k] * w[n, k] (+ bias[n]), and what the kernels for few rows do before and after it.
 struct Product {
   const void* w = nullptr;      // [n][w_stride]
   int64_t w_stride = 0;         // elements, a multiple of kWeightPad
@@ -30,6 +34,13 @@ struct Product {
   void* out = nullptr;          // [m][n], activation type or f32
   int32_t m = 0, n = 0, k = 0;
   bool out_f32 = false;
+
+  const float* norm_weight = nullptr;  // [k] or null: x / rms(x) * norm_weight takes the place of x
+  float norm_eps = 0;
+  void* residual =
+      nullptr;         // [m][n] activation type, or null: residual += the rounded product; out is not given
+  bool gated = false;  // w alternates gate and up rows (kGateGroup): out[m][n / 2] = silu(gate) * up
+  bool fused() const { return norm_weight != nullptr || residual != nullptr || gated; }
 };
 
 // A library that multiplies, opened at run time. The bias is not its business.

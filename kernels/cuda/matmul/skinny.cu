@@ -8,6 +8,7 @@
 // before the dependency wait; x of those follows by plain loads, because waiting for an asynchronous group
 // would wait for all of the w before it. Bound: device memory, bytes = w once; 96 to 190 KiB in flight a
 // multiprocessor.
+#include "kernels/cuda/matmul/epilogue.h"
 #include "kernels/cuda/matmul/matmul.h"
 #include "kernels/cuda/vector.h"
 #include "kernels/op_checks.h"
@@ -24,11 +25,12 @@ template <class T, int kHalves, int kStep, int kStages>
 class Skinny {
  public:
   static constexpr int kRowBytes = kStep * 2, kRowChunks = kStep / kChunk;
-  static constexpr int kWBytes = kTileRows * kRowBytes, kStageBytes = kWBytes + kHalves * kXRows * kRowBytes;
+  static constexpr int kWBytes = kTileRows * kRowBytes, kXBytes = kHalves * kXRows * kRowBytes;
+  static constexpr int kStageBytes = kWBytes + kXBytes;
   static constexpr int kWarpSteps = kStep / 16 / kWarps;  // products of a warp in a stage
   static constexpr int kSums = kHalves * 4;               // of a lane
-  static constexpr int kSharedBytes =
-      kStages * kStageBytes + kWarps * kSums * kWarp * static_cast<int>(sizeof(float));
+  static constexpr int kSumsAt = kStages * kStageBytes;
+  static constexpr int kSharedBytes = kSumsAt + kWarps * kSums * kWarp * static_cast<int>(sizeof(float));
   static_assert(kWarpSteps % 2 == 0);
 
   __device__ explicit Skinny(const Product& p)
@@ -50,11 +52,7 @@ class Skinny {
     }
     wait_for_previous_kernel();
     let_next_kernel_start();
-    fetched_ = 0, fetch_tile_ = first_tile_, fetch_step_ = 0;
-    for (int s = 0; s < kStages - 1; ++s) {
-      fetch_x(false);
-      advance();
-    }
+    first_x();
     int used = 0;
     for (int tile = first_tile_; tile < end_tile_; ++tile) {
       float sums[kHalves][4] = {};
@@ -62,7 +60,7 @@ class Skinny {
         cp_async_wait<kStages - 2>();
         sync_threads();  // the stage is there for all, and no one reads the one that is filled next
         fetch_w();
-        fetch_x(true);
+        fetch_x();
         cp_async_commit();
         advance();
         multiply(stage(used), sums);
@@ -73,6 +71,8 @@ class Skinny {
 
  private:
   __device__ Shared<char> stage(int i) const { return dynamic_shared() + i % kStages * kStageBytes; }
+  // The stage that is filled next, as a copy with a cache policy must name it (device_side.h).
+  __device__ Shared<char> next_stage() const { return by_thread_pointer(stage(fetched_)); }
   __device__ static int swizzled(int row, int chunk) { return row * kRowBytes + (chunk ^ (row & 7)) * 16; }
 
   // The cursor walks the stages of all tiles of the block.
@@ -87,7 +87,7 @@ class Skinny {
 
   __device__ void fetch_w() const {
     if (at_end()) return;
-    const Shared<char> target = stage(fetched_);
+    const Shared<char> target = next_stage();
     const EvictFirst once = evict_first();
 #pragma unroll 4
     for (int i = static_cast<int>(threadIdx.x); i < kTileRows * kRowChunks; i += kThreads) {
@@ -104,21 +104,55 @@ class Skinny {
     }
   }
 
-  __device__ void fetch_x(bool async) const {
+  // x of a stage, by 16-byte chunks: a thread has kXLoads of them.
+  static constexpr int kXLoads = kHalves * kXRows * kRowChunks / kThreads;
+  static_assert(kXLoads * kThreads == kHalves * kXRows * kRowChunks);
+  struct XChunk {
+    const T* source;
+    int64_t count;  // elements there, 0 outside of x
+    int target;     // offset in the stage
+  };
+  __device__ XChunk x_chunk(int i, int step) const {
+    const int at = static_cast<int>(threadIdx.x) + i * kThreads, row = at / kRowChunks,
+              chunk = at % kRowChunks;
+    const int64_t k = int64_t{step} * kStep + chunk * kChunk;
+    return {static_cast<const T*>(p_.x) + int64_t{row} * p_.k + k, row < p_.m && k < p_.k ? p_.k - k : 0,
+            kWBytes + swizzled(row, chunk)};
+  }
+  __device__ uint4 load_x(const XChunk& c) const {
+    return p_.k % kChunk == 0 ? load_x16(c.source, c.count > 0) : gather_x16(c.source, c.count);
+  }
+
+  // The columns of the stages that were filled before the wait: all loads before the first store, since each
+  // comes from L2.
+  __device__ void first_x() {
+    uint4 x[kStages - 1][kXLoads];
+    fetched_ = 0, fetch_tile_ = first_tile_, fetch_step_ = 0;
+#pragma unroll
+    for (int s = 0; s < kStages - 1; ++s) {
+#pragma unroll
+      for (int i = 0; i < kXLoads; ++i)
+        x[s][i] = at_end() ? make_uint4(0, 0, 0, 0) : load_x(x_chunk(i, fetch_step_));
+      advance();
+    }
+#pragma unroll
+    for (int s = 0; s < kStages - 1; ++s)
+#pragma unroll
+      for (int i = 0; i < kXLoads; ++i) (stage(s) + x_chunk(i, 0).target).template as<uint4>()[0] = x[s][i];
+  }
+
+  __device__ void fetch_x() const {
     if (at_end()) return;
-    const Shared<char> target = stage(fetched_) + kWBytes;
     const bool aligned = p_.k % kChunk == 0;
-    for (int i = static_cast<int>(threadIdx.x); i < kHalves * kXRows * kRowChunks; i += kThreads) {
-      const int row = i / kRowChunks, chunk = i % kRowChunks;
-      const int64_t k = int64_t{fetch_step_} * kStep + chunk * kChunk;
-      const T* source = static_cast<const T*>(p_.x) + int64_t{row} * p_.k + k;
-      const bool valid = row < p_.m && k < p_.k;
-      const Shared<char> to = target + swizzled(row, chunk);
-      if (aligned && async) {
-        cp_async16_or_zero(to, valid ? source : static_cast<const T*>(p_.x), valid);
+    const Shared<char> target = next_stage();
+#pragma unroll
+    for (int i = 0; i < kXLoads; ++i) {
+      const XChunk c = x_chunk(i, fetch_step_);
+      const Shared<char> to = target + c.target;
+      if (aligned) {
+        cp_async16_or_zero(to, c.count > 0 ? c.source : static_cast<const T*>(p_.x), c.count > 0);
       } else {
-        to.template as<uint4>()[0] =
-            aligned ? load_x16(source, valid) : gather_x16(source, valid ? p_.k - k : 0);
+        to.template as<uint4>()[0] = gather_x16(c.source, c.count);
       }
     }
   }
@@ -126,9 +160,7 @@ class Skinny {
     return valid ? load_shared_by_grid(reinterpret_cast<const uint4*>(source)) : make_uint4(0, 0, 0, 0);
   }
   __device__ static uint4 gather_x16(const T* source, int64_t count) {
-    const Chunk c = load_chunk<T, false>(source, count);
-    return make_uint4(pack2<T>(c.v[0], c.v[1]), pack2<T>(c.v[2], c.v[3]), pack2<T>(c.v[4], c.v[5]),
-                      pack2<T>(c.v[6], c.v[7]));
+    return pack_chunk<T>(load_chunk<T, false>(source, count));
   }
 
   __device__ void multiply(Shared<char> at, float (&sums)[kHalves][4]) const {
@@ -159,27 +191,28 @@ class Skinny {
   // The warps' sums of a tile, added in the order of the warps. The barrier of the next tile's first stage
   // stands between these reads and the next writes.
   __device__ void meet(const float (&sums)[kHalves][4], int tile) const {
-    const Shared<float> all = (dynamic_shared() + kStages * kStageBytes).as<float>();
+    const Shared<float> all = (dynamic_shared() + kSumsAt).as<float>();
 #pragma unroll
     for (int h = 0; h < kHalves; ++h)
 #pragma unroll
       for (int i = 0; i < 4; ++i) all[(warp_ * kSums + h * 4 + i) * kWarp + lane_] = sums[h][i];
     sync_threads();
-    for (int e = warp_; e < kSums; e += kWarps) {
+    const auto total = [&](int e) {
       float sum = 0;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) sum += all[(w * kSums + e) * kWarp + lane_];
-      write(e / 4 * kXRows + lane_ % 4 * 2 + e % 2, tile * kTileRows + lane_ / 4 + e % 4 / 2 * 8, sum);
-    }
-  }
-  __device__ void write(int m, int n, float sum) const {
-    if (m >= p_.m || n >= p_.n) return;
-    if (p_.bias != nullptr) sum += load(p_.bias + n);
-    const int64_t at = int64_t{m} * p_.n + n;
-    if (p_.out_f32) {
-      store(static_cast<float*>(p_.out) + at, sum);
-    } else {
-      store(static_cast<T*>(p_.out) + at, from_f32<T>(sum));
+      return sum;
+    };
+    for (int e = warp_; e < kSums; e += kWarps) {
+      const int m = e / 4 * kXRows + lane_ % 4 * 2 + e % 2, row = lane_ / 4, upper = e % 4 / 2;
+      if (m >= p_.m) continue;
+      if (p_.gated) {  // rows g and g + 8 of a tile are a pair
+        if (upper == 0 && tile * kTileRows < p_.n)
+          put_gated<T>(p_, m, tile * kGateGroup + row, total(e), total(e + 2));
+      } else {
+        const int n = tile * kTileRows + row + upper * 8;
+        if (n < p_.n) put_sum<T>(p_, m, n, total(e), before_sum<T>(p_, m, n));
+      }
     }
   }
 
@@ -190,8 +223,16 @@ class Skinny {
 };
 
 template <class T, int kHalves, int kStep, int kStages>
-__global__ void __launch_bounds__(kThreads) skinny_tiles(Product p) {
+__global__ void __launch_bounds__(kThreads, 2) skinny_tiles(Product p) {
   Skinny<T, kHalves, kStep, kStages>(p).run();
+}
+
+int tiles_of(const Product& p) {
+  return ceil_div(p.n, kTileRows);
+}
+// The share of `blocks` blocks' time in which they have a tile.
+double evenness(const Product& p, int blocks) {
+  return static_cast<double>(tiles_of(p)) / (static_cast<double>(ceil_div(tiles_of(p), blocks)) * blocks);
 }
 
 template <class T, int kHalves, int kStep, int kStages>
@@ -200,7 +241,7 @@ void launch_skinny(const Target& target, const Product& p) {
   check_at_least("skinny_gemm, shared memory less a block's", target.shared_bytes_per_block - shared_bytes,
                  0);
   const int resident = std::min(2, (target.shared_bytes_per_block + 1024) / (shared_bytes + 1024));
-  const int blocks = std::min(target.multiprocessors * resident, ceil_div(p.n, kTileRows));
+  const int blocks = std::min(target.multiprocessors * resident, tiles_of(p));
   launch<skinny_tiles<T, kHalves, kStep, kStages>>({.grid = as_grid(blocks),
                                                     .block = kThreads,
                                                     .shared_bytes = shared_bytes,
@@ -224,6 +265,11 @@ void launch_skinny(const Target& target, const SkinnyTuning& tuning, const Produ
     if (step == 512) return launch_skinny<T, 1, 512, 3>(target, p);
     return launch_skinny<T, 1, 256, 4>(target, p);
   }
+  // Two blocks a multiprocessor, or one with a ring twice as long where its whole tiles leave fewer blocks
+  // idle (qkv: 384 tiles for 264).
+  const int multiprocessors = target.multiprocessors;
+  if (step == 512 && large && evenness(p, multiprocessors) > evenness(p, 2 * multiprocessors) + 0.1)
+    return launch_skinny<T, 2, 512, 6>(target, p);
   if (step == 512 && large) return launch_skinny<T, 2, 512, 3>(target, p);
   launch_skinny<T, 2, 256, 4>(target, p);
 }
@@ -232,6 +278,8 @@ void launch_skinny(const Target& target, const SkinnyTuning& tuning, const Produ
 
 void skinny_gemm(const Target& target, const SkinnyTuning& tuning, const Product& p) {
   check(target.activations != DType::kF32, "skinny_gemm: f32 activations have tile_gemm_f32");
+  check(p.norm_weight == nullptr, "skinny_gemm: norms are a kernel of their own");
+  check_fusion(p);
   target.activations == DType::kBF16 ? launch_skinny<bf16>(target, tuning, p)
                                      : launch_skinny<f16>(target, tuning, p);
 }

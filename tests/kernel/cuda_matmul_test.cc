@@ -1,0 +1,228 @@
+// The CUDA products, plain and fused, against kernels/reference (float64 sums). Method: the back end's own
+// seam, on the host shim with all its checks on, or (QUIRE_ON_CARD) on a card. Activations are rounded to
+// their type before either side sees them, and so are the values between two ops of a fusion, as kernels.h
+// promises. Outputs are poisoned first.
+//
+// Tolerance: a float32 sum of k products of numbers below 1 errs by less than sqrt(k) 2^-24 k; a fused op
+// adds one rounding of what stands between its parts, which may fall to the other side: kernels::rounding_of
+// of the largest such value.
+#include <algorithm>
+
+#include "kernels/cuda/host_device.h"
+#include "kernels/cuda/host_shim/runner.h"
+#include "kernels/cuda/matmul/product.h"
+#include "tests/kernel/cpu_test_rig.h"
+
+namespace quire {
+namespace {
+
+StreamDevice* open_device() {
+#ifdef QUIRE_ON_CARD
+  auto opened = open_cuda_device();
+  return opened ? static_cast<StreamDevice*>(std::move(*opened).release()) : nullptr;
+#else
+  return open_cuda_host_device().release();
+#endif
+}
+StreamDevice* device() {
+  static StreamDevice* const opened = open_device();  // lives until the process ends
+  return opened;
+}
+
+class CudaProducts : public testing::TestWithParam<DType> {
+ protected:
+  void SetUp() override {
+    if (device() == nullptr) GTEST_SKIP() << "no card";
+    shim::set_shim_options({.checking = true, .order_seed = 3});
+    kernels_ = std::move(make_cuda_kernels(*device(), {.activations = GetParam()})).value();
+  }
+  void TearDown() override { shim::set_shim_options({}); }
+
+  DeviceBuffer upload(const Tensor& t) {
+    DeviceBuffer buffer =
+        std::move(device()->allocate(static_cast<int64_t>(t.all_bytes().size()), "test")).value();
+    device()->copy_to_device(buffer.data(), t.data(), buffer.bytes());
+    device()->synchronize();
+    return buffer;
+  }
+  void download(const DeviceBuffer& buffer, Tensor& t) {
+    device()->copy_to_host(t.data(), buffer.data(), buffer.bytes());
+    device()->synchronize();
+  }
+  DType act() const { return GetParam(); }
+
+  std::unique_ptr<Kernels> kernels_;
+};
+
+double tolerance(int64_t k) {
+  return std::sqrt(static_cast<double>(k)) * 0x1p-24 * static_cast<double>(k) + 1e-7;
+}
+double largest(const Tensor& t) {
+  double most = 0;
+  for (size_t i = 0; i < t.size(); ++i) most = std::max(most, std::abs(static_cast<double>(t.at(i))));
+  return most;
+}
+Tensor rounded_to(DType dtype, const Tensor& t) {
+  std::vector<float> values(t.size());
+  for (size_t i = 0; i < values.size(); ++i) values[i] = t.at(i);
+  return Tensor(dtype, std::move(values)).as_f32();
+}
+
+struct Shape {
+  int64_t n, k;
+};
+// Rows of w: none whole, one tile, an odd number; columns: below, at and above what a stage or a warp takes
+// at once. 24 rows of 2048 and 3072: two warps a row at one row of x. 6144: too long for x to stay in shared
+// memory.
+constexpr Shape kShapes[] = {{1, 8},     {16, 64},   {37, 257},  {129, 96},  {80, 520}, {48, 1024},
+                             {24, 2048}, {24, 3072}, {67, 2560}, {40, 4096}, {33, 6144}};
+constexpr int64_t kRows[] = {1, 2, 7, 8, 9, 16, 17, 18};
+
+TEST_P(CudaProducts, AgreeWithTheReferenceForAnyNumberOfRows) {
+  Random random(1);
+  for (const Shape& s : kShapes) {
+    const Tensor w = Tensor::random(random, act(), s.n * s.k),
+                 bias = Tensor::random(random, DType::kF32, s.n);
+    const HostMatrix part{.data = w.data(), .dtype = act(), .rows = s.n, .cols = s.k};
+    const auto packed = std::move(kernels_->pack({&part, 1})).value();
+    const auto plain = std::move(reference().pack({&part, 1})).value();
+    const DeviceBuffer on_device = upload(bias);
+    for (const int64_t m : kRows) {
+      if (act() == DType::kF32 && m > 2 && s.n * s.k > 100000)
+        continue;  // one kernel whatever the rows, and a slow one on the shim
+      const Tensor x = Tensor::random(random, act(), m * s.k);
+      const DeviceBuffer x_on_device = upload(x);
+      const bool with_bias = m % 2 == 1, out_f32 = m % 3 == 1;
+      Tensor wanted = Tensor::poisoned(DType::kF32, m * s.n);
+      reference().matmul({.x = x.as_f32().data(),
+                          .weight = plain.get(),
+                          .bias = with_bias ? static_cast<const float*>(bias.data()) : nullptr,
+                          .out = wanted.data(),
+                          .out_f32 = true,
+                          .m = m});
+      Tensor runs[2];
+      for (Tensor& got : runs) {
+        got = Tensor::poisoned(out_f32 ? DType::kF32 : act(), m * s.n);
+        const DeviceBuffer out = upload(got);
+        kernels_->matmul({.x = x_on_device.data(),
+                          .weight = packed.get(),
+                          .bias = with_bias ? on_device.as<float>() : nullptr,
+                          .out = out.data(),
+                          .out_f32 = out_f32,
+                          .m = m});
+        download(out, got);
+      }
+      // A library's product (rows of prompts) is rounded before its bias is added; so it is with its beta
+      // = 1.
+      const double rounded_first = with_bias && m > 16 ? rounding_of(act()) * (largest(wanted) + 1) : 0;
+      expect_near(runs[0], wanted, tolerance(s.k) + rounded_first,
+                  "m " + std::to_string(m) + " n " + std::to_string(s.n) + " k " + std::to_string(s.k));
+      EXPECT_EQ(runs[0], runs[1]) << "a second run differs";
+    }
+  }
+}
+
+// One fused op and what the single ops make of the same inputs.
+struct Fusion {
+  bool norm = false, bias = false;
+  enum { kOut, kResidual, kGated, kLogits } end = kOut;
+};
+
+TEST_P(CudaProducts, FuseWhatTheSingleOpsWouldDo) {
+  Random random(2);
+  for (const Shape& s : kShapes) {
+    for (const Fusion& f : {Fusion{.norm = true}, Fusion{.norm = true, .bias = true, .end = Fusion::kGated},
+                            Fusion{.bias = true, .end = Fusion::kResidual}, Fusion{.end = Fusion::kResidual},
+                            Fusion{.norm = true, .end = Fusion::kLogits}, Fusion{.end = Fusion::kGated}}) {
+      const int64_t n = f.end == Fusion::kGated ? (s.n + 15) / 16 * 16 : s.n;
+      const Tensor w = Tensor::random(random, act(), n * s.k), bias = Tensor::random(random, DType::kF32, n);
+      const Tensor norm_weight = Tensor::random(random, DType::kF32, s.k);
+      const int64_t half = n / 2;
+      const HostMatrix whole{.data = w.data(), .dtype = act(), .rows = n, .cols = s.k};
+      const HostMatrix gate{.data = w.data(), .dtype = act(), .rows = half, .cols = s.k};
+      const HostMatrix up{.data = static_cast<const char*>(w.data()) + half * s.k * bytes_of(act()),
+                          .dtype = act(),
+                          .rows = half,
+                          .cols = s.k};
+      auto packed = f.end == Fusion::kGated ? std::move(kernels_->pack_gate_up(gate, up)).value()
+                                            : std::move(kernels_->pack({&whole, 1})).value();
+      const auto plain = std::move(reference().pack({&whole, 1})).value();
+      Tensor ordered_bias = bias;  // in the order of the packed rows
+      if (f.end == Fusion::kGated) {
+        ASSERT_EQ(packed->gate_group, kGateGroup);
+        for (int64_t i = 0; i < half; ++i)
+          for (const int64_t is_up : {0, 1})
+            ordered_bias.set(
+                static_cast<size_t>(i / kGateGroup * 2 * kGateGroup + is_up * kGateGroup + i % kGateGroup),
+                bias.at(static_cast<size_t>(is_up * half + i)));
+      }
+      const DeviceBuffer device_bias = upload(ordered_bias), device_norm = upload(norm_weight);
+      for (const int64_t m : kRows) {
+        if (m > kernels_->fused_rows()) continue;
+        const Tensor x = Tensor::random(random, act(), m * s.k),
+                     before = Tensor::random(random, act(), m * n);
+        // What is wanted.
+        Tensor normed = x.as_f32();
+        double between = 0;  // the largest value that is rounded on the way
+        if (f.norm) {
+          Tensor source = x.as_f32();
+          reference().add_rms_norm({.residual = source.data(),
+                                    .weight = static_cast<const float*>(norm_weight.data()),
+                                    .out = normed.data(),
+                                    .eps = 1e-5f,
+                                    .rows = m,
+                                    .hidden = s.k});
+          normed = rounded_to(act(), normed);
+          between = rounding_of(act()) * std::sqrt(static_cast<double>(s.k)) *
+                    largest(normed);  // a few of the k may round otherwise
+        }
+        Tensor product = Tensor::poisoned(DType::kF32, m * n);
+        reference().matmul({.x = normed.data(),
+                            .weight = plain.get(),
+                            .bias = f.bias ? static_cast<const float*>(bias.data()) : nullptr,
+                            .out = product.data(),
+                            .out_f32 = true,
+                            .m = m});
+        Tensor wanted = product;
+        if (f.end != Fusion::kLogits && f.end != Fusion::kOut) product = rounded_to(act(), product);
+        if (f.end == Fusion::kResidual) {
+          for (size_t i = 0; i < wanted.size(); ++i) wanted.set(i, product.at(i) + before.at(i));
+        } else if (f.end == Fusion::kGated) {
+          wanted = Tensor::poisoned(DType::kF32, m * half);
+          reference().silu_mul({.gate_up = product.data(), .out = wanted.data(), .rows = m, .width = half});
+        }
+        // What the kernels make of it.
+        Tensor got = f.end == Fusion::kResidual
+                         ? before
+                         : Tensor::poisoned(f.end == Fusion::kLogits ? DType::kF32 : act(),
+                                            m * (f.end == Fusion::kGated ? half : n));
+        const DeviceBuffer out = upload(got), device_x = upload(x),
+                           scratch = upload(Tensor::poisoned(act(), m * s.k));
+        kernels_->fused_matmul({.x = device_x.data(),
+                                .norm_weight = f.norm ? device_norm.as<float>() : nullptr,
+                                .norm_eps = 1e-5f,
+                                .normed = scratch.data(),
+                                .weight = packed.get(),
+                                .bias = f.bias ? device_bias.as<float>() : nullptr,
+                                .residual = f.end == Fusion::kResidual ? out.data() : nullptr,
+                                .gated = f.end == Fusion::kGated,
+                                .out = f.end == Fusion::kResidual ? nullptr : out.data(),
+                                .out_f32 = f.end == Fusion::kLogits,
+                                .m = m});
+        download(out, got);
+        const double gain = f.end == Fusion::kGated ? 2 * largest(product) : 1;
+        const double rounds_otherwise =
+            f.end == Fusion::kResidual || f.end == Fusion::kGated ? rounding_of(act()) * largest(product) : 0;
+        expect_near(got, wanted, (tolerance(s.k) * (f.norm ? 4 : 1) + between + 2 * rounds_otherwise) * gain,
+                    "m " + std::to_string(m) + " n " + std::to_string(n) + " k " + std::to_string(s.k) +
+                        " end " + std::to_string(f.end));
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Activations, CudaProducts, testing::Values(DType::kBF16, DType::kF16, DType::kF32),
+                         [](const auto& dtype) { return std::string(name_of(dtype.param)); });
+
+}  // namespace
+}  // namespace quire
