@@ -173,6 +173,12 @@ template <class T>
 __device__ inline T shfl_up(T v, int n) {
   return __shfl_up_sync(~0u, v, n);
 }
+// The same number, of which the compiler knows nothing: what is computed from it stays where it stands instead of being kept in registers
+// through a loop.
+__device__ inline int computed_here(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 __device__ inline bool any(bool p) {
   return __any_sync(~0u, p);
 }

@@ -27,6 +27,7 @@
 //            cp_async16_evict_first(target, source, evict_first()), and with _or_zero: read once a step;
 //            their targets come from by_thread_pointer(Shared);
 //            cp_async_commit(); cp_async_wait<N>(): all but the newest N groups have landed
+// Registers  computed_here(x): x again, so that what follows from it is not kept in registers through a loop
 // Warp       shfl(v, lane), shfl_xor(v, mask), shfl_up(v, n), any(p), ballot(p), count_bits(u), sync_warp()
 // Tensor     ldmatrix_x4(r, row), ldmatrix_x4_trans(r, row), movmatrix_trans(r), mma_16816<T>(d, a, b)
 // Block      sync_threads(), sync_threads_or(p), fence_grid()

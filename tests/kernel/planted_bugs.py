@@ -57,7 +57,7 @@ BUGS = [
     ("a window's sinks are not seen", "decode.h", "|| slot < sink_slots);", ");", ["decode.cu"], "Decode/*streams*", ["values["]),
     ("the layer's window hides the sequence's own", "paged_kv.h", ": min(v.window, own);", ": v.window;",
      ["decode.cu"], "Decode/*own_windows*", ["values["]),
-    ("the window holds for the sinks' phase too", "flash_tile.h", "return kCascade || end <= sinks_of(v, task.sequence) ? 0 :", "return kCascade ? 0 :",
+    ("the window holds for the sinks' phase too", "flash_tile.h", "return kCascade || end <= sinks_of(v, sequence) ? 0 :", "return kCascade ? 0 :",
      ["prefill.cu"], "Prefill/*streams*", ["values["]),
     ("a split of a shared prefix is dropped", "decode.cu", "fold_partials(head, (to - from) * splits,", "fold_partials(head, to - from,",
      ["decode.cu"], "Cascade/*split", ["values["]),

@@ -44,7 +44,7 @@ __device__ inline int flash_tiles(const FlashParams& a, int entry) {
 
 // The first slot in the window of the tile's first row; asked again rather than kept in a register.
 __device__ inline int first_in_window(const AttentionView& v, const FlashTask& task) {
-  const int window = window_of(v, task.sequence);
+  const int window = window_of(v, computed_here(task.sequence));
   return window > 0 ? max(0, task.index_of_row0 + task.first_row / v.group + 1 - window) : 0;
 }
 
@@ -88,7 +88,8 @@ __device__ inline int64_t query_row_of(const FlashParams& a, const FlashTask& ta
 // The window of the phase that ends at `end`: none for the sinks. Asked where a mask is needed; a register would be held throughout.
 template <bool kCascade>
 __device__ inline int window_of_phase(const AttentionView& v, const FlashTask& task, int end) {
-  return kCascade || end <= sinks_of(v, task.sequence) ? 0 : window_of(v, task.sequence);
+  const int sequence = computed_here(task.sequence);
+  return kCascade || end <= sinks_of(v, sequence) ? 0 : window_of(v, sequence);
 }
 
 // The state of the rows that a thread holds: kTiles of 16 rows, rows g and g + 8 of each.
@@ -135,19 +136,31 @@ struct FlashScores {
   template <bool kCascade>
   __device__ void mask(const FlashParams& a, const FlashTask& task, int first_row, int slot, int begin,
                        int end) {
-    const int column = slot + threadIdx.x % 4 * 2, window = window_of_phase<kCascade>(a.view, task, end);
+    const int column = slot + threadIdx.x % 4 * 2;
+    const auto row_of = [&](int m, int i) {
+      return first_row + m * 16 + i / 2 * 8 + static_cast<int>(threadIdx.x % kWarp / 4);
+    };
 #pragma unroll
     for (int m = 0; m < kTiles; ++m)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int row = first_row + m * 16 + i / 2 * 8 + static_cast<int>(threadIdx.x % kWarp / 4);
-        const int seen = last_slot_of<kCascade>(a, task, row), last = min(seen, end - 1);
+        const int last = min(last_slot_of<kCascade>(a, task, row_of(m, i)), end - 1);
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n)
+          if (column + n * 8 + i % 2 > last) s[m][n][i] = kNegativeInfinity;
+      }
+    if (slot >= begin && !has_windows(a.view)) return;
+    // A pass of its own: with both ends of a row at once registers do not suffice on sm_80.
+    const int window = window_of_phase<kCascade>(a.view, task, end);
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int seen = last_slot_of<kCascade>(a, task, row_of(m, i));
         const int first = window > 0 ? max(begin, seen + 1 - window) : begin;
 #pragma unroll
-        for (int n = 0; n < kColumns; ++n) {
-          const int at = column + n * 8 + i % 2;
-          if (at > last || at < first) s[m][n][i] = kNegativeInfinity;
-        }
+        for (int n = 0; n < kColumns; ++n)
+          if (column + n * 8 + i % 2 < first) s[m][n][i] = kNegativeInfinity;
       }
   }
 
