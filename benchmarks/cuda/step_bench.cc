@@ -40,7 +40,8 @@ struct Options {
 
 bool run(const Options& o) {
   Rig rig(o.rig);
-  rig.measure_memory_ceilings(o.tiny ? 1 << 20 : int64_t{8} << 30);
+  // Over 8 GiB the same programs read 1626 GB/s of an H100 in a run where they read 3103 over 2 GiB: not understood.
+  rig.measure_memory_ceilings(o.tiny ? 1 << 20 : int64_t{2} << 30);
   Report report(rig, o.json);
   bench_matmul_ceiling(rig, report, o.tiny);
   if (o.wants("matmul")) bench_matmul(rig, report, o.tiny);
