@@ -338,6 +338,7 @@ TEST(Sampler, NoNgramComesTwice) {
 TEST(Sampler, ForcedTokensComeFirstWithTheModelsOwnLogprobs) {
   SamplingParams params;
   params.temperature = 0;
+  params.logprobs = 0;
   params.forced_token_ids = {3, 1};
   params.allowed_token_ids = {0};  // does not hold for them
   const auto sampler = make_cpu_sampler();
