@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # What ends up inside the binary (libgrpc++-dev pulls in the static archives it needs).
-LINKED_PACKAGES = """libgrpc++-dev libgrpc-dev libprotobuf-dev libssl-dev zlib1g-dev libc-ares-dev libre2-dev libabsl-dev libfmt-dev libspdlog-dev
+LINKED_PACKAGES = """libgrpc++-dev libgrpc-dev libprotobuf-dev libssl-dev zlib1g-dev libzstd-dev libc-ares-dev libre2-dev libabsl-dev libfmt-dev libspdlog-dev
 libcli11-dev nlohmann-json3-dev""".split()
 
 
