@@ -88,6 +88,7 @@ BUGS = [
     (True, "a failed copy is trusted", COMMIT, "  if (!work.copied) return;", "  if (work.copied || !work.copied) return;"),
     (False, "an output may be a token too long", COMMIT, "s.num_tokens() >= group.max_total_tokens", "s.num_tokens() > group.max_total_tokens"),
     (True, "who waits for a prefix is not woken when its leader ends", LIFE, "  unpark_waiters(sequence, true);\n", ""),
+    (False, "who waits for a prefix is not woken when its leader is preempted", PREEMPT, "  unpark_waiters(s, true);\n", ""),
     (False, "a cancelled leader keeps pointers to who waits", LIFE,
      "    std::erase_if(group.parked_on->waiters, [&](const PrefixWaiter& w) { return w.group == &group; });", "    group.parked_on = nullptr;"),
     (True, "the queue's budget is not given back", LIFE, "  queue_budget_.give_back(group.num_prompt_tokens());\n", ""),

@@ -1,6 +1,6 @@
 # A few of the planted bugs with every test run; all of them by hand: tests/mutation/bookkeeping_bugs.py --build BUILD.
 find_package(Python3 COMPONENTS Interpreter REQUIRED)
-if(TARGET sim_test AND NOT QUIRE_SANITIZE)
+if(TARGET quire_sim AND NOT QUIRE_SANITIZE)  # sim_test itself is defined after this file
   add_test(NAME bookkeeping_bugs WORKING_DIRECTORY ${CMAKE_SOURCE_DIR}
     COMMAND ${Python3_EXECUTABLE} ${QUIRE_TEST_DIR}/bookkeeping_bugs.py --build ${CMAKE_BINARY_DIR} --quick)
   set_tests_properties(bookkeeping_bugs PROPERTIES LABELS property TIMEOUT 900)

@@ -42,6 +42,26 @@ TEST(Scheduler, MixesDecodesAndPromptChunksUnderOneBudget) {
   h.expect_all_ended();
 }
 
+// A long output and a prompt in chunks of one token grow side by side until there is no room for both.
+TEST(Scheduler, WhoWaitsForAPrefixIsWokenWhenItsLeaderIsPreempted) {
+  HarnessOptions o = small();
+  o.max_prefill_chunk_tokens = 1;
+  o.reserve = {.least = 0, .rise = 0, .decay = 0};
+  Harness h(o);
+  h.submit(ids(8), Harness::greedy(180));
+  const RequestId leader = h.submit(ids(160, 500), Harness::greedy(2));
+  while (h.core().scheduler().num_running() < 2) ASSERT_TRUE(h.step());
+  const RequestId waiter = h.submit(ids(160, 500), Harness::greedy(2));
+  h.step();
+  ASSERT_TRUE(h.core().scheduler().find(waiter)->parked) << "its prefix is being computed";
+  while (h.core().scheduler().counters().preemptions == 0) ASSERT_TRUE(h.step());
+  ASSERT_TRUE(h.core().scheduler().find(leader)->sequences.front()->num_computed < 160);
+  EXPECT_FALSE(h.core().scheduler().find(waiter)->parked);
+  h.run();
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
 TEST(Scheduler, PlansNothingPastMaxTokens) {
   Harness h(small());
   const RequestId id = h.submit(ids(8), Harness::greedy(3));
