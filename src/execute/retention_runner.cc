@@ -175,6 +175,7 @@ void RetentionRunner::cut(const Work& work) {
   state.kept.clear();
   for (size_t i = 0; i < state.lists.size(); ++i) state.kept.push_back(state.lists[i].cut(work.sequence->policy, state.scores[i]));
   state.scores.clear();
+  if (state.lists.front().num_slots() == work.sequence->list_length_after()) state.kept.clear();  // nothing was dropped: no move follows
 }
 
 void RetentionRunner::end(StepResult& result) {

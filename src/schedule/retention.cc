@@ -39,9 +39,12 @@ bool Scheduler::add_adaptive_work(StepTransaction& step, Sequence& s, PlannedWor
   return step.overwrite(table);
 }
 
-// The prompt's blocks are published before they are cut away.
+// The prompt's blocks are published before they are cut away or slide out. A window that has slid already, in a prompt of several
+// chunks, has no whole prefix left to wait for.
 bool Scheduler::waits_for_prompt(const Sequence& s) const {
-  return s.group->traits.cuts_after_prompt && s.num_planned == s.num_prompt_tokens && s.num_computed < s.num_prompt_tokens;
+  const bool publishes = s.group->share_prefix && s.table.next_position() == s.table.length();
+  return s.group->policy.kind != RetentionKind::kKeepAll && publishes && s.num_planned == s.num_prompt_tokens &&
+         s.num_computed < s.num_prompt_tokens;
 }
 
 // Only pristine slots are published (kv-methods 7.5), and only as a path from the first token on. Where the prompt alone is pristine,

@@ -113,7 +113,7 @@ def test_samples_of_one_prompt_keep_lists_of_their_own():
         [together] = run([{**line, "n": 4, "temperature": 1, "seed": 5}], "--check-invariants")
         tokens = {tuple(o["token_ids"]) for o in together["outputs"]}
         assert len(tokens) == 4, policy
-        # Each sample's list is what a request has that is made to say the same: its tokens are the prompt of nothing else.
+        # Position-only policies keep the same positions whatever was said; the others' scores follow each sample's own tokens.
         assert len({json.dumps(o["kv_dump"]) for o in together["outputs"]}) == (1 if policy.startswith(("window", "stream")) else 4), policy
         [again] = run([{**line, "n": 4, "temperature": 1, "seed": 5}])
         assert again["outputs"] == together["outputs"], policy
@@ -130,10 +130,36 @@ def test_a_cached_prefix_changes_nothing(alone):
         for answer in twice:
             assert (answer["outputs"][0]["token_ids"], kept_of(answer["outputs"][0])) == wanted, policy
         hits = twice[1]["usage"]["cached_tokens"]
-        # H2O needs sums over all rows of the prompt; windows that let go of their first blocks leave no whole prefix.
-        assert hits == 0 if policy.startswith("h2o") else hits >= 0, policy
-        if policy.startswith("tova"):
-            assert hits >= 80, "TOVA's cut needs the last row alone"
+        if policy.startswith("h2o"):
+            assert hits == 0, "H2O needs sums over all rows of the prompt"
+        else:
+            assert hits >= 80, "the prompt's whole blocks, published before they were let go"
+
+
+@pytest.mark.parametrize("policy", ["window:size=20", "stream:sinks=4,recent=20", "stream:sinks=17,recent=16"])
+def test_the_cuda_kernels_keep_the_same(policy):
+    """On the host shim, where this build has it. Prompts in chunks and a mixed batch, as on a card."""
+    lines = [{"token_ids": prompt_of(n), "max_tokens": 10, "dump_kv": True, "kv_policy": k} for n, k in ((50, policy), (30, ""))]
+    on_cpu = run(lines, "--max-prefill-chunk-tokens", 16)
+    done = quire("generate", "--model", MODEL, "--input", "-", "--output", "json", "--device", "cuda-host", "--dtype", "f32",
+                 "--kv-cache-bytes", 1 << 24, "--max-prefill-chunk-tokens", 16,
+                 stdin="".join(json.dumps({"temperature": 0, "ignore_eos": True, **line}) + "\n" for line in lines))  # fmt: skip
+    if "without the CUDA" in done.stderr or "no CUDA" in done.stderr:
+        pytest.skip("this build has no CUDA executor")
+    assert done.returncode == 0, done.stderr
+    on_shim = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(a["outputs"][0]["token_ids"], kept_of(a["outputs"][0])) for a in on_shim] == [
+        (a["outputs"][0]["token_ids"], kept_of(a["outputs"][0])) for a in on_cpu
+    ]
+
+
+@pytest.mark.parametrize("policy", ["tova:budget=8", "h2o:heavy=4,recent=4"])
+def test_a_device_without_the_scores_refuses_by_name(policy):
+    done = quire("generate", "--model", MODEL, "--prompt", "The", "--kv-policy", policy, "--device", "cuda-host", "--kv-cache-bytes", 1 << 24)
+    if "without the CUDA" in done.stderr or "no CUDA" in done.stderr:
+        pytest.skip("this build has no CUDA executor")
+    assert done.returncode != 0
+    assert f"kv_policy '{policy}' cannot be used here: its scores are kept by the CPU back end only" in done.stderr
 
 
 def test_a_policys_entries_serve_nobody_else():
