@@ -1,0 +1,153 @@
+// What KV policies ask of the CUDA row kernels: the second rotation of q, a slot of its own for each head in
+// common blocks, and the move of kept slots, against kernels/reference (float64 sums). Method: the back end's
+// own seam on the host shim with all its checks on. Activations are rounded to their type before either side
+// sees them; outputs are poisoned first, and what must not be written is compared after.
+#include "kernels/cuda/host_device.h"
+#include "kernels/cuda/host_shim/runner.h"
+#include "tests/kernel/cpu_test_rig.h"
+
+namespace quire {
+namespace {
+
+StreamDevice& device() {
+  static StreamDevice* const opened = open_cuda_host_device().release();  // lives until the process ends
+  return *opened;
+}
+
+class CudaRows : public testing::TestWithParam<DType> {
+ protected:
+  void SetUp() override {
+    shim::set_shim_options({.checking = true, .order_seed = 3});
+    kernels_ = std::move(make_cuda_kernels(device(), {.activations = GetParam()})).value();
+  }
+  void TearDown() override { shim::set_shim_options({}); }
+
+  DeviceBuffer upload(const void* data, int64_t bytes) {
+    DeviceBuffer buffer = std::move(device().allocate(bytes, "test")).value();
+    device().copy_to_device(buffer.data(), data, bytes);
+    device().synchronize();
+    return buffer;
+  }
+  DeviceBuffer upload(const Tensor& t) {
+    return upload(t.data(), static_cast<int64_t>(t.all_bytes().size()));
+  }
+  template <class T>
+  DeviceBuffer upload(const std::vector<T>& v) {
+    return upload(v.data(), static_cast<int64_t>(v.size() * sizeof(T)));
+  }
+  void download(const DeviceBuffer& buffer, void* to) {
+    device().copy_to_host(to, buffer.data(), buffer.bytes());
+    device().synchronize();
+  }
+
+  std::unique_ptr<Kernels> kernels_;
+};
+
+constexpr int64_t kRows = 4, kPositions = 40;
+constexpr int32_t kQHeads = 4, kKvHeads = 2, kBlocks = 5;
+
+struct RopeShape {
+  int32_t dim = 64, rotary = 64;
+  bool norms = false;
+};
+
+// Both sides' outputs, NaN where nothing was written.
+struct RopeOutputs {
+  Tensor qkv, q_sink, arena;
+};
+
+TEST_P(CudaRows, RotatesForSinksAndWritesEachHeadToItsOwnSlot) {
+  Random random(11);
+  const DType act = GetParam();
+  for (const RopeShape& shape : {RopeShape{}, RopeShape{.dim = 128, .rotary = 128, .norms = true},
+                                 RopeShape{.dim = 80, .rotary = 32}}) {
+    const KvLayout layout{
+        .dtype = act, .num_layers = 2, .num_kv_heads = kKvHeads, .head_dim = shape.dim, .block_tokens = 8};
+    const int64_t stride = (kQHeads + 2 * kKvHeads) * shape.dim,
+                  arena_elements = kBlocks * layout.block_bytes() / bytes_of(act);
+    const Tensor qkv = Tensor::random(random, act, kRows * stride),
+                 turns = Tensor::random(random, DType::kF32, kPositions * shape.dim);
+    const Tensor norms = Tensor::random(random, DType::kF32, 2 * shape.dim);
+    const std::vector<int32_t> positions = {39, 3, 0, 20}, sink_positions = {9, 3, 0, 9};
+    const std::vector<int64_t> slots = {3, 38, 17, 17, -1, -1, 30, 8};  // row 2 is padding
+    const auto params = [&](void* q, void* sink, char* arena, const int32_t* at, const int32_t* sink_at,
+                            const int64_t* to, const float* cos_sin, const float* norm) {
+      return RopeKvWriteParams{.qkv = q,
+                               .q_sink_out = sink,
+                               .sink_positions = sink_at,
+                               .positions = at,
+                               .slots = to,
+                               .slot_stride = kKvHeads,
+                               .cos_sin = cos_sin,
+                               .rotary_dim = shape.rotary,
+                               .q_norm = shape.norms ? norm : nullptr,
+                               .k_norm = shape.norms ? norm + shape.dim : nullptr,
+                               .arena = arena + layout.layer_stride(),
+                               .layout = layout,
+                               .num_q_heads = kQHeads,
+                               .num_kv_heads = kKvHeads,
+                               .head_dim = shape.dim,
+                               .rows = kRows};
+    };
+    RopeOutputs wanted{qkv.as_f32(), Tensor::poisoned(DType::kF32, kRows * stride),
+                       Tensor::poisoned(act, arena_elements)};
+    reference().rope_kv_write(params(wanted.qkv.data(), wanted.q_sink.data(), wanted.arena.bytes(),
+                                     positions.data(), sink_positions.data(), slots.data(),
+                                     static_cast<const float*>(turns.data()),
+                                     static_cast<const float*>(norms.data())));
+    RopeOutputs got{qkv, Tensor::poisoned(act, kRows * stride), Tensor::poisoned(act, arena_elements)};
+    const DeviceBuffer q = upload(got.qkv), sink = upload(got.q_sink), arena = upload(got.arena),
+                       at = upload(positions), sink_at = upload(sink_positions), to = upload(slots),
+                       cos_sin = upload(turns), norm = upload(norms);
+    kernels_->rope_kv_write(params(q.data(), sink.data(), arena.as<char>(), at.as<int32_t>(),
+                                   sink_at.as<int32_t>(), to.as<int64_t>(), cos_sin.as<float>(),
+                                   norm.as<float>()));
+    download(q, got.qkv.data()), download(sink, got.q_sink.data()), download(arena, got.arena.data());
+    const auto compare = [&](const Tensor& a, const Tensor& b, const char* what) {
+      for (size_t i = 0; i < a.size(); ++i) {
+        ASSERT_EQ(std::isnan(a.at(i)), std::isnan(b.at(i))) << what << " " << i << " dim " << shape.dim;
+        if (std::isnan(b.at(i))) continue;
+        // One rounding to the activations' type on each side, and float32 sums with an approximate root.
+        ASSERT_NEAR(a.at(i), b.at(i), 4e-6 + 2.02 * rounding_of(act) * std::abs(b.at(i)))
+            << what << " " << i << " dim " << shape.dim;
+      }
+    };
+    compare(got.qkv, wanted.qkv, "qkv");
+    compare(got.q_sink, wanted.q_sink, "q_sink_out");
+    compare(got.arena, wanted.arena, "arena");
+  }
+}
+
+TEST_P(CudaRows, MovesEachHeadsOwnSlots) {
+  Random random(12);
+  const KvLayout layout{
+      .dtype = GetParam(), .num_layers = 3, .num_kv_heads = kKvHeads, .head_dim = 40, .block_tokens = 8};
+  const std::vector<int32_t> source_blocks = {4, 1, 3}, target_blocks = {2, 0};
+  std::vector<int32_t> slots;
+  for (int i = 0; i < 3 * kKvHeads * 11; ++i) slots.push_back(static_cast<int32_t>(random.below(24)));
+  std::vector<char> arena(static_cast<size_t>(kBlocks * layout.block_bytes()));
+  for (char& c : arena) c = static_cast<char>(random.next());
+  std::vector<char> wanted = arena;
+  reference().move_slots({.arena = wanted.data(),
+                          .layout = layout,
+                          .source_blocks = source_blocks.data(),
+                          .target_blocks = target_blocks.data(),
+                          .source_slots = slots.data(),
+                          .count = 11});
+  const DeviceBuffer on_device = upload(arena), from = upload(source_blocks), to = upload(target_blocks),
+                     at = upload(slots);
+  kernels_->move_slots({.arena = on_device.as<char>(),
+                        .layout = layout,
+                        .source_blocks = from.as<int32_t>(),
+                        .target_blocks = to.as<int32_t>(),
+                        .source_slots = at.as<int32_t>(),
+                        .count = 11});
+  download(on_device, arena.data());
+  EXPECT_EQ(arena, wanted);
+}
+
+INSTANTIATE_TEST_SUITE_P(Activations, CudaRows, testing::Values(DType::kF32, DType::kBF16, DType::kF16),
+                         [](const auto& info) { return std::string(name_of(info.param)); });
+
+}  // namespace
+}  // namespace quire
