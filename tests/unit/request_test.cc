@@ -156,6 +156,18 @@ TEST_F(Queue, IdlenessSavesNothing) {
   EXPECT_LE(news, 2) << "a newcomer starts where the least present one stands";
 }
 
+TEST_F(Queue, ATenantThatHasLeftHoldsTheFloorDownNoMore) {
+  add("gone");
+  queue_.leave(take(1));
+  add("busy");
+  take(10000);  // still present: it runs
+  add("busy");
+  for (int i = 0; i < 10; ++i) add("new");
+  int32_t news = 0;
+  while (queue_.next()->tenant == "new" && news < 10) take(1), ++news;
+  EXPECT_LE(news, 2) << "a newcomer starts where the busy one stands, not where the one that left stood";
+}
+
 TEST(SequenceGroups, SamplesHaveSeedsOfTheirOwnAndTheFirstTheRequests) {
   EXPECT_EQ(seed_of_sample(42, 0), 42u);
   EXPECT_NE(seed_of_sample(42, 1), seed_of_sample(42, 2));
