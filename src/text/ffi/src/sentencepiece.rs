@@ -9,6 +9,7 @@ use tokenizers::normalizers::{Precompiled, Prepend, Replace, Sequence, Strip};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, AddedVocabulary, NormalizerWrapper, PostProcessorWrapper};
 
+use crate::charsmap;
 use crate::decode_table::{fallback_byte, Rules};
 use crate::sentencepiece_bpe::{Piece, SentencePieceBpe};
 use crate::tokenizer::{Model, Parts, Tokenizer};
@@ -237,6 +238,7 @@ fn normalizer_of(file: &File, mark_each_part: bool) -> Outcome<NormalizerWrapper
     let mut steps: Vec<NormalizerWrapper> = Vec::new();
     let wrong = |e: tokenizers::Error| invalid(format!("its normalizer is wrong: {e}"));
     if !file.charsmap.is_empty() {
+        charsmap::check(&file.charsmap)?;
         let map = Precompiled::from(&file.charsmap).map_err(|e| invalid(format!("its precompiled_charsmap is wrong: {e}")))?;
         steps.push(map.into());
     }

@@ -10,6 +10,7 @@ use tokenizers::{
     PreTokenizerWrapper,
 };
 
+use crate::charsmap;
 use crate::decode_table::{DecodeTable, Rules, TokenSpelling};
 use crate::sentencepiece_bpe::SentencePieceBpe;
 use crate::{invalid, Failure, Outcome, INTERNAL};
@@ -68,6 +69,7 @@ impl Tokenizer {
     pub fn from_json(json: &[u8]) -> Outcome<Tokenizer> {
         let value: serde_json::Value = serde_json::from_slice(json).map_err(|e| invalid(format!("it is not JSON: {e}")))?;
         let rules = Rules::from_decoder(value.get("decoder").unwrap_or(&serde_json::Value::Null))?;
+        charsmap::check_all(&value)?;
         drop(value);
         let tokenizer: tokenizers::Tokenizer =
             serde_json::from_slice(json).map_err(|e| invalid(format!("it is not a tokenizer: {e}")))?;
