@@ -29,7 +29,7 @@ struct EmbedParams {
   const int32_t* ids = nullptr;  // [rows]; every id in [0, vocab)
   const void* table = nullptr;   // [vocab, hidden], table_dtype
   DType table_dtype = DType::kF32;
-  void* out = nullptr;           // [rows, hidden] act
+  void* out = nullptr;  // [rows, hidden] act
   int64_t rows = 0, hidden = 0;
 };
 
@@ -39,8 +39,9 @@ struct AddRmsNormParams {
   const void* delta = nullptr;    // [rows, hidden] act, or null
   const float* weight = nullptr;  // [hidden]
   void* out = nullptr;            // [rows, hidden] act
-  const int32_t* row_index = nullptr;  // null, or [rows]: row i of out reads row row_index[i] of residual and delta and
-                                       // writes nothing back (the final norm gathers the rows whose logits are wanted)
+  // null, or [rows]: row i of out reads row row_index[i] of residual and delta and
+  // writes nothing back (the final norm gathers the rows whose logits are wanted)
+  const int32_t* row_index = nullptr;
   float eps = 1e-5f;
   int64_t rows = 0, hidden = 0;
 };
@@ -61,11 +62,11 @@ struct HostMatrix {  // one piece of a weight in host memory, row-major [rows, c
   int64_t rows = 0, cols = 0;
 };
 struct MatmulParams {
-  const void* x = nullptr;              // [m, k] act
-  const MatmulWeight* weight = nullptr; // [n, k]
-  const float* bias = nullptr;          // [n] or null
-  void* out = nullptr;                  // [m, n] act, or float32 when out_f32
-  bool out_f32 = false;                 // logits
+  const void* x = nullptr;               // [m, k] act
+  const MatmulWeight* weight = nullptr;  // [n, k]
+  const float* bias = nullptr;           // [n] or null
+  void* out = nullptr;                   // [m, n] act, or float32 when out_f32
+  bool out_f32 = false;                  // logits
   int64_t m = 0;
 };
 
@@ -75,36 +76,44 @@ struct MatmulParams {
 //   out = p; or residual += p; or out = silu(gate) * up of p   as add_rms_norm's delta; as silu_mul
 // with the same roundings as those ops: only the order of sums may differ.
 struct FusedMatmulParams {
-  const void* x = nullptr;              // [m, k] act
-  const float* norm_weight = nullptr;   // [k], or null: x as it is
+  const void* x = nullptr;             // [m, k] act
+  const float* norm_weight = nullptr;  // [k], or null: x as it is
   float norm_eps = 0;
-  void* normed = nullptr;               // [m, k] act, scratch; wanted with norm_weight
-  const MatmulWeight* weight = nullptr; // [n, k]
-  const float* bias = nullptr;          // [n] or null, in the order of the weight's rows
-  void* residual = nullptr;             // [m, n] act, updated in place, or null
-  bool gated = false;                   // the weight comes from pack_gate_up and alternates; out is [m, n / 2]
-  void* out = nullptr;                  // [m, n] act, or float32 when out_f32; null with residual
+  void* normed = nullptr;                // [m, k] act, scratch; wanted with norm_weight
+  const MatmulWeight* weight = nullptr;  // [n, k]
+  const float* bias = nullptr;           // [n] or null, in the order of the weight's rows
+  void* residual = nullptr;              // [m, n] act, updated in place, or null
+  // the weight comes from pack_gate_up and alternates; out is [m, n / 2]
+  bool gated = false;
+  void* out = nullptr;  // [m, n] act, or float32 when out_f32; null with residual
   bool out_f32 = false;
-  int64_t m = 0;                        // at most fused_rows()
+  int64_t m = 0;  // at most fused_rows()
 };
 
 // ---- rotary positions, q/k norms, and the write of K and V into their blocks ---------------------------------------------
 struct RopeKvWriteParams {
-  void* qkv = nullptr;               // [rows, (num_q_heads + 2 * num_kv_heads) * head_dim] act: q | k | v; q is rotated in place
-  void* q_out = nullptr;             // [rows, num_q_heads, head_dim] act; may be null: then q stays in qkv
+  // [rows, (num_q_heads + 2 * num_kv_heads) * head_dim] act: q | k | v; q is rotated in place
+  void* qkv = nullptr;
+  void* q_out = nullptr;  // [rows, num_q_heads, head_dim] act; may be null: then q stays in qkv
   // q rotated at a second position for AttentionParams::q_sink (StreamingLLM; kv-methods K8), or both null. Row stride as qkv's.
-  void* q_sink_out = nullptr;        // [rows, (num_q_heads + 2 * num_kv_heads) * head_dim] act; only the q part is written
+  // [rows, (num_q_heads + 2 * num_kv_heads) * head_dim] act; only the q part is written
+  void* q_sink_out = nullptr;
   const int32_t* sink_positions = nullptr;  // [rows], each in [0, max_positions)
-  const int32_t* positions = nullptr;  // [rows] true positions
-  const int64_t* slots = nullptr;    // [rows * slot_stride]: block * block_tokens + offset; -1 = padding, skipped
-  int64_t slot_stride = 1;           // slots per row: 1 (all heads at one slot) or num_kv_heads (each head at its own)
-  const float* cos_sin = nullptr;    // [max_positions, head_dim]: cos of the rotary_dim/2 pairs, then sin; half-split pairing
-  int32_t rotary_dim = 0;            // <= head_dim; the rest is not rotated
-  const float* q_norm = nullptr;     // [head_dim] RMSNorm weights (Qwen3), or null
-  const float* k_norm = nullptr;     // [head_dim], or null
+  const int32_t* positions = nullptr;       // [rows] true positions
+  // [rows * slot_stride]: block * block_tokens + offset; -1 = padding, skipped
+  const int64_t* slots = nullptr;
+  // slots per row: 1 (all heads at one slot) or num_kv_heads (each head at its own)
+  int64_t slot_stride = 1;
+  // [max_positions, head_dim]: cos of the rotary_dim/2 pairs, then sin; half-split pairing
+  const float* cos_sin = nullptr;
+  int32_t rotary_dim = 0;         // <= head_dim; the rest is not rotated
+  const float* q_norm = nullptr;  // [head_dim] RMSNorm weights (Qwen3), or null
+  const float* k_norm = nullptr;  // [head_dim], or null
   float norm_eps = 1e-6f;
-  char* arena = nullptr;             // base of the block pool, already offset to this layer (layer * layer_stride)
-  KvLayout layout;                   // .num_kv_heads = 1 where blocks hold one head each (then slot_stride = num_kv_heads)
+  // base of the block pool, already offset to this layer (layer * layer_stride)
+  char* arena = nullptr;
+  // .num_kv_heads = 1 where blocks hold one head each (then slot_stride = num_kv_heads)
+  KvLayout layout;
   int32_t num_q_heads = 0, num_kv_heads = 0, head_dim = 0;
   int64_t rows = 0;
 };
@@ -114,15 +123,18 @@ struct RopeKvWriteParams {
 // [0, private_start) without overlap. Lists stay complete: a back end may ignore nodes and read every list by itself.
 // Only with one list per sequence, and without window, q_sink, row_logits and column_sums.
 struct SharedPrefixes {
-  int32_t num_nodes = 0;                         // 0: nothing is shared, all pointers null
-  int32_t num_members = 0;                       // over all nodes
-  int32_t max_slots = 0;                         // of the longest node
-  const int32_t* node_slots = nullptr;           // [num_nodes, 2] first slot and end, multiples of block_tokens
-  const int32_t* node_sequence_start = nullptr;  // [num_nodes + 1] into node_sequences
-  const int32_t* node_sequences = nullptr;       // [num_members] sequences of one row each
+  int32_t num_nodes = 0;    // 0: nothing is shared, all pointers null
+  int32_t num_members = 0;  // over all nodes
+  int32_t max_slots = 0;    // of the longest node
+  // [num_nodes, 2] first slot and end, multiples of block_tokens
+  const int32_t* node_slots = nullptr;
+  const int32_t* node_sequence_start = nullptr;    // [num_nodes + 1] into node_sequences
+  const int32_t* node_sequences = nullptr;         // [num_members] sequences of one row each
   const int32_t* sequence_member_start = nullptr;  // [num_sequences + 1] into sequence_members
-  const int32_t* sequence_members = nullptr;     // [num_members] of each sequence, its places in node_sequences
-  const int32_t* private_start = nullptr;        // [num_sequences] 0 where a sequence shares nothing; below its length
+  // [num_members] of each sequence, its places in node_sequences
+  const int32_t* sequence_members = nullptr;
+  // [num_sequences] 0 where a sequence shares nothing; below its length
+  const int32_t* private_start = nullptr;
 };
 
 // ---- attention over paged lists, prefill and decode in one call ------------------------------------------------------------
@@ -131,28 +143,32 @@ struct SharedPrefixes {
 // where window is the smaller of the layer's and the sequence's own, 0 being none.
 // Lists keep slots in position order while more than one row is run; a single row sees every slot of its list.
 struct AttentionParams {
-  const void* q = nullptr;           // act; row stride q_stride elements, head h at h * head_dim
-  int64_t q_stride = 0;              // elements from row to row
-  void* out = nullptr;               // [rows, num_q_heads, head_dim] act
-  const char* arena = nullptr;       // base of the block pool, offset to this layer
+  const void* q = nullptr;      // act; row stride q_stride elements, head h at h * head_dim
+  int64_t q_stride = 0;         // elements from row to row
+  void* out = nullptr;          // [rows, num_q_heads, head_dim] act
+  const char* arena = nullptr;  // base of the block pool, offset to this layer
   KvLayout layout;
   int32_t num_q_heads = 0, num_kv_heads = 0, head_dim = 0;
   float scale = 0;                   // multiplies q . k
   float soft_cap = 0;                // 0 = none; else logits = cap * tanh(logits / cap)
   int32_t window = 0;                // 0 = none
   const int32_t* windows = nullptr;  // [num_sequences] a window of each sequence's own (0 = none), or null
-  const float* sinks = nullptr;      // [num_q_heads] a logit per head that takes probability and gives no value, or null
+  // [num_q_heads] a logit per head that takes probability and gives no value, or null
+  const float* sinks = nullptr;
 
   int32_t num_sequences = 0;
-  int64_t rows = 0;                         // total query rows = query_start[num_sequences]
-  int32_t max_rows = 0;                     // most rows of one sequence (1: a pure decode step)
-  int32_t max_length = 0;                   // longest list
-  const int32_t* query_start = nullptr;     // [num_sequences + 1]
-  const int32_t* lengths = nullptr;         // [num_sequences * length_stride]: live slots, this step's rows included
-  const int32_t* block_table = nullptr;     // list (s, h) at block_table + s * table_stride + h * head_table_stride
+  int64_t rows = 0;                      // total query rows = query_start[num_sequences]
+  int32_t max_rows = 0;                  // most rows of one sequence (1: a pure decode step)
+  int32_t max_length = 0;                // longest list
+  const int32_t* query_start = nullptr;  // [num_sequences + 1]
+  // [num_sequences * length_stride]: live slots, this step's rows included
+  const int32_t* lengths = nullptr;
+  // list (s, h) at block_table + s * table_stride + h * head_table_stride
+  const int32_t* block_table = nullptr;
   int64_t table_stride = 0;
-  int64_t head_table_stride = 0;            // 0: one list for all kv heads
-  int64_t length_stride = 1;                // list (s, h): lengths[s * length_stride + h * head_length_stride]
+  int64_t head_table_stride = 0;  // 0: one list for all kv heads
+  // list (s, h): lengths[s * length_stride + h * head_length_stride]
+  int64_t length_stride = 1;
   int64_t head_length_stride = 0;
 
   // Every list's slots but the last num_rows(s) were written before this step began, so a kernel may fetch them while the one
@@ -161,24 +177,27 @@ struct AttentionParams {
 
   // The first sink_slots[s] slots of a list are seen whatever the window, through a second rotation of q (StreamingLLM;
   // kv-methods K8). Both or neither.
-  const void* q_sink = nullptr;             // as q
-  const int32_t* sink_slots = nullptr;      // [num_sequences]
+  const void* q_sink = nullptr;         // as q
+  const int32_t* sink_slots = nullptr;  // [num_sequences]
 
   SharedPrefixes prefixes;
 
   // Side outputs, each null unless asked for (kv-methods 1.3).
-  float* lse = nullptr;          // K1 [rows, num_q_heads] log-sum-exp of the scaled logits (sinks left out)
-  float* row_logits = nullptr;   // K3 [num_sequences, num_q_heads, row_logits_stride] scaled logits of each sequence's LAST row by list slot
+  float* lse = nullptr;  // K1 [rows, num_q_heads] log-sum-exp of the scaled logits (sinks left out)
+  // K3 [num_sequences, num_q_heads, row_logits_stride] scaled logits of each sequence's LAST row by list slot
+  float* row_logits = nullptr;
   int64_t row_logits_stride = 0;
-  float* column_sums = nullptr;  // K5 [num_sequences, num_q_heads, column_sums_stride] += sum over this call's rows of the probability of each slot
+  // K5 [num_sequences, num_q_heads, column_sums_stride] += sum over this call's rows of the probability of each slot
+  float* column_sums = nullptr;
   int64_t column_sums_stride = 0;
 };
 
 // ---- out = silu(gate) * up --------------------------------------------------------------------------------------------------
 struct SiluMulParams {
-  const void* gate_up = nullptr;  // [rows, 2 * width] act: gate | up, or alternating as MatmulWeight::gate_group says
+  // [rows, 2 * width] act: gate | up, or alternating as MatmulWeight::gate_group says
+  const void* gate_up = nullptr;
   int32_t gate_group = 0;
-  void* out = nullptr;            // [rows, width] act
+  void* out = nullptr;  // [rows, width] act
   int64_t rows = 0, width = 0;
 };
 
@@ -217,7 +236,8 @@ class Kernels {
     return pack(parts);
   }
   // Scratch the ops below may need for at most these sizes, allocated once: [bytes].
-  virtual Status reserve(int64_t max_rows, int64_t max_sequences, int32_t max_q_heads, int32_t max_head_dim, int32_t max_length) = 0;
+  virtual Status reserve(int64_t max_rows, int64_t max_sequences, int32_t max_q_heads, int32_t max_head_dim,
+                         int32_t max_length) = 0;
 
   virtual void embed(const EmbedParams& p) = 0;
   virtual void add_rms_norm(const AddRmsNormParams& p) = 0;
@@ -230,12 +250,18 @@ class Kernels {
 
   // Steps of at most so many rows go through fused_matmul; 0: the back end has none.
   virtual int64_t fused_rows() const { return 0; }
-  virtual void fused_matmul(const FusedMatmulParams&) { check_failed("this back end fuses nothing", __FILE__, __LINE__); }
+  virtual void fused_matmul(const FusedMatmulParams&) {
+    check_failed("this back end fuses nothing", __FILE__, __LINE__);
+  }
 
   // Sampling on the device: the CUDA back end. A back end of 0 bytes samples on the host (src/sample) and is never asked.
   virtual int64_t sample_space_bytes() const { return 0; }
-  virtual void sample(const SampleParams&) { check_failed("this back end samples on the host", __FILE__, __LINE__); }
-  virtual void take_sampled(const TakeSampledParams&) { check_failed("this back end samples on the host", __FILE__, __LINE__); }
+  virtual void sample(const SampleParams&) {
+    check_failed("this back end samples on the host", __FILE__, __LINE__);
+  }
+  virtual void take_sampled(const TakeSampledParams&) {
+    check_failed("this back end samples on the host", __FILE__, __LINE__);
+  }
 };
 
 // Activations f32 or bf16. threads = 0: all cores this process may use.

@@ -16,8 +16,10 @@ struct KvLayout {
   int32_t block_tokens = 16;
 
   constexpr int64_t token_bytes() const { return head_dim * bytes_of(dtype); }
-  constexpr int64_t head_stride() const { return block_tokens * token_bytes(); }      // bytes, one (K or V, head) tile
-  constexpr int64_t kv_stride() const { return num_kv_heads * head_stride(); }        // K tile of a head to its V tile
+  // bytes, one (K or V, head) tile
+  constexpr int64_t head_stride() const { return block_tokens * token_bytes(); }
+  // K tile of a head to its V tile
+  constexpr int64_t kv_stride() const { return num_kv_heads * head_stride(); }
   constexpr int64_t layer_stride() const { return 2 * kv_stride(); }
   constexpr int64_t block_bytes() const { return num_layers * layer_stride(); }
   // K of one token of a block from the block's base; its V lies kv_stride() behind.

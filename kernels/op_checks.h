@@ -15,12 +15,15 @@ namespace quire {
 inline void check_equal(std::string_view what, int64_t got, int64_t wanted,
                         const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   if (got != wanted) [[unlikely]]
-    check_failed(std::string(what) + ": got " + std::to_string(got) + ", wanted " + std::to_string(wanted), file, line);
+    check_failed(std::string(what) + ": got " + std::to_string(got) + ", wanted " + std::to_string(wanted),
+                 file, line);
 }
 inline void check_at_least(std::string_view what, int64_t got, int64_t least,
                            const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   if (got < least) [[unlikely]]
-    check_failed(std::string(what) + ": got " + std::to_string(got) + ", at least " + std::to_string(least) + " wanted", file, line);
+    check_failed(std::string(what) + ": got " + std::to_string(got) + ", at least " + std::to_string(least) +
+                     " wanted",
+                 file, line);
 }
 inline void check_given(std::string_view what, const void* pointer, const char* file = __builtin_FILE(),
                         int line = __builtin_LINE()) {
@@ -31,8 +34,8 @@ inline void check_given(std::string_view what, const void* pointer, const char* 
 inline void check_float_dtype(std::string_view what, DType dtype) {
   const bool is_float = dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
   if (!is_float) [[unlikely]]
-    check_failed(std::string(what) + ": dtype " + std::string(name_of(dtype)) + ", f32, bf16 or f16 wanted", __FILE__,
-                 __LINE__);
+    check_failed(std::string(what) + ": dtype " + std::string(name_of(dtype)) + ", f32, bf16 or f16 wanted",
+                 __FILE__, __LINE__);
 }
 
 // head_alone: a block may hold one head, where every head has slots or a list of its own.
@@ -40,7 +43,8 @@ inline void check_layout(const KvLayout& layout, int32_t head_dim, int32_t num_k
   check_float_dtype("kv layout", layout.dtype);
   check_equal("kv layout, head_dim", layout.head_dim, head_dim);
   check_at_least("kv layout, block_tokens", layout.block_tokens, 1);
-  if (!head_alone || layout.num_kv_heads != 1) check_equal("kv layout, num_kv_heads", layout.num_kv_heads, num_kv_heads);
+  if (!head_alone || layout.num_kv_heads != 1)
+    check_equal("kv layout, num_kv_heads", layout.num_kv_heads, num_kv_heads);
 }
 
 inline void check_op(const EmbedParams& p) {
@@ -70,7 +74,8 @@ inline void check_op(const FusedMatmulParams& p, int64_t fused_rows) {
   check_at_least("fused_matmul, fused_rows less m", fused_rows - p.m, 0);
   if (p.norm_weight != nullptr) check_given("fused_matmul normed", p.normed);
   check_equal("fused_matmul out given", p.out != nullptr, p.residual == nullptr);
-  check_at_least("fused_matmul, of gated, residual and out_f32 at most one", 1 - (p.gated + (p.residual != nullptr) + p.out_f32), 0);
+  check_at_least("fused_matmul, of gated, residual and out_f32 at most one",
+                 1 - (p.gated + (p.residual != nullptr) + p.out_f32), 0);
   if (p.gated) check_at_least("fused_matmul gated, gate_group of the weight", p.weight->gate_group, 1);
 }
 
@@ -101,7 +106,8 @@ inline void check_op(const AttentionParams& p) {
   if (p.max_length > 0) check_given("attention block_table", p.block_table);
   if (p.max_length > 0) check_given("attention arena", p.arena);
   check_layout(p.layout, p.head_dim, p.num_kv_heads, p.head_table_stride != 0);
-  if (p.head_table_stride != 0) check_equal("attention, heads of a block where each has a list", p.layout.num_kv_heads, 1);
+  if (p.head_table_stride != 0)
+    check_equal("attention, heads of a block where each has a list", p.layout.num_kv_heads, 1);
   check_equal("attention q_sink given", p.q_sink != nullptr, p.sink_slots != nullptr);
   if (p.row_logits != nullptr)
     check_at_least("attention row_logits, stride", p.row_logits_stride, p.max_length);

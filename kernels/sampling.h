@@ -16,15 +16,17 @@ struct SampleSettings {
   float min_p = 0.0f;
   uint64_t seed = 0;
   int32_t position = 0;
-  int32_t logits_row = 0;            // several samples may read one row
+  int32_t logits_row = 0;  // several samples may read one row
 };
 
 struct SampleParams {
   const float* logits = nullptr;             // [rows of logits, vocab]
   const SampleSettings* settings = nullptr;  // [num_samples], device memory
-  void* workspace = nullptr;                 // num_samples * sample_space_bytes(), 16-byte aligned; contents need no preparation
-  int32_t* tokens = nullptr;                 // [num_samples] out
-  float* logprobs = nullptr;                 // [num_samples] out: natural log of the token's probability before temperature and filters
+  // num_samples * sample_space_bytes(), 16-byte aligned; contents need no preparation
+  void* workspace = nullptr;
+  int32_t* tokens = nullptr;  // [num_samples] out
+  // [num_samples] out: natural log of the token's probability before temperature and filters
+  float* logprobs = nullptr;
   int32_t num_samples = 0;
   int32_t vocab = 0;
 };

@@ -15,7 +15,8 @@ constexpr size_t kTarBlock = 512, kMostBytes = size_t{1} << 30;
 Result<size_t> tar_size(const char* field, const std::string& path) {
   size_t size = 0;
   const auto [end, problem] = std::from_chars(field, field + 11, size, 8);
-  if (problem != std::errc() || size > kMostBytes) return invalid(fmt::format("{}: a tar header has no valid size", path));
+  if (problem != std::errc() || size > kMostBytes)
+    return invalid(fmt::format("{}: a tar header has no valid size", path));
   return size;
 }
 
@@ -28,13 +29,15 @@ Result<std::string> read_file(const std::string& path) {
   int count = 0;
   while ((count = gzread(file.get(), chunk.data(), static_cast<unsigned>(chunk.size()))) > 0) {
     content.append(chunk, 0, static_cast<size_t>(count));
-    if (content.size() > kMostBytes) return invalid(fmt::format("'{}' unpacks to more than {} bytes", path, kMostBytes));
+    if (content.size() > kMostBytes)
+      return invalid(fmt::format("'{}' unpacks to more than {} bytes", path, kMostBytes));
   }
   if (count < 0) return invalid(fmt::format("'{}' is not a readable gzip file", path));
   return content;
 }
 
-Result<std::vector<std::pair<std::string, std::string>>> untar(const std::string& archive, const std::string& path) {
+Result<std::vector<std::pair<std::string, std::string>>> untar(const std::string& archive,
+                                                               const std::string& path) {
   std::vector<std::pair<std::string, std::string>> files;
   for (size_t at = 0; at + kTarBlock <= archive.size() && archive[at] != '\0';) {
     const char* header = archive.data() + at;

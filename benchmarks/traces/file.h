@@ -10,6 +10,8 @@
 namespace quire {
 
 Result<std::string> read_file(const std::string& path);  // gunzips where the file is gzip; at most 1 GiB
-Result<std::vector<std::pair<std::string, std::string>>> untar(const std::string& archive, const std::string& path);  // (name, content)
+// (name, content)
+Result<std::vector<std::pair<std::string, std::string>>> untar(const std::string& archive,
+                                                               const std::string& path);
 
 }  // namespace quire

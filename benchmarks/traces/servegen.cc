@@ -29,7 +29,8 @@ struct Histogram {
 
   int32_t draw(Random& random) const {
     const double at = random.uniform() * cumulative.back().first;
-    const auto found = std::lower_bound(cumulative.begin(), cumulative.end(), at, [](const auto& entry, double x) { return entry.first < x; });
+    const auto found = std::lower_bound(cumulative.begin(), cumulative.end(), at,
+                                        [](const auto& entry, double x) { return entry.first < x; });
     return found == cumulative.end() ? cumulative.back().second : found->second;
   }
 };
@@ -46,11 +47,13 @@ double draw_normal(Random& random) {  // Box-Muller
 
 // Marsaglia and Tsang, "A simple method for generating gamma variables" (2000); below shape 1 by their boosting step.
 double draw_gamma(Random& random, double shape) {
-  if (shape < 1) return draw_gamma(random, shape + 1) * std::pow(std::max(random.uniform(), 1e-300), 1 / shape);
+  if (shape < 1)
+    return draw_gamma(random, shape + 1) * std::pow(std::max(random.uniform(), 1e-300), 1 / shape);
   const double d = shape - 1.0 / 3, c = 1 / std::sqrt(9 * d);
   while (true) {
     const double x = draw_normal(random), v = std::pow(1 + c * x, 3);
-    if (v > 0 && std::log(std::max(random.uniform(), 1e-300)) < 0.5 * x * x + d - d * v + d * std::log(v)) return d * v;
+    if (v > 0 && std::log(std::max(random.uniform(), 1e-300)) < 0.5 * x * x + d - d * v + d * std::log(v))
+      return d * v;
   }
 }
 
@@ -76,10 +79,15 @@ Result<std::vector<Window>> parse_windows(const std::string& csv, const std::str
     }
     if (fields.size() != 6) return invalid(fmt::format("{}:{}: six fields are expected", name, line_number));
     if (fields[3].empty()) continue;
-    if (fields[3] != "Gamma" && fields[3] != "Weibull") return invalid(fmt::format("{}:{}: unknown distribution '{}'", name, line_number, fields[3]));
-    Window w{.start_s = std::atof(fields[0].c_str()), .rate = std::atof(fields[1].c_str()),
-             .gaps = fields[3] == "Gamma" ? Gaps::kGamma : Gaps::kWeibull, .shape = std::atof(fields[4].c_str()), .scale = std::atof(fields[5].c_str())};
-    if (!(w.shape > 0) || !(w.scale > 0)) return invalid(fmt::format("{}:{}: shape and scale must be above 0", name, line_number));
+    if (fields[3] != "Gamma" && fields[3] != "Weibull")
+      return invalid(fmt::format("{}:{}: unknown distribution '{}'", name, line_number, fields[3]));
+    Window w{.start_s = std::atof(fields[0].c_str()),
+             .rate = std::atof(fields[1].c_str()),
+             .gaps = fields[3] == "Gamma" ? Gaps::kGamma : Gaps::kWeibull,
+             .shape = std::atof(fields[4].c_str()),
+             .scale = std::atof(fields[5].c_str())};
+    if (!(w.shape > 0) || !(w.scale > 0))
+      return invalid(fmt::format("{}:{}: shape and scale must be above 0", name, line_number));
     windows.push_back(w);
   }
   return windows;
@@ -93,10 +101,12 @@ Result<Histogram> parse_histogram(const std::string& text, const std::string& na
     char* end = nullptr;
     const long length = std::strtol(text.c_str() + at, &end, 10);
     if (end == text.c_str() + at) break;
-    if (*end != ':') return invalid(fmt::format("{}: a histogram is not of the form {{length: share, ...}}", name));
+    if (*end != ':')
+      return invalid(fmt::format("{}: a histogram is not of the form {{length: share, ...}}", name));
     const char* share_text = end + 1;
     const double share = std::strtod(share_text, &end);
-    if (end == share_text || !(share >= 0) || length < 0 || length > (1 << 24)) return invalid(fmt::format("{}: a histogram entry is out of range", name));
+    if (end == share_text || !(share >= 0) || length < 0 || length > (1 << 24))
+      return invalid(fmt::format("{}: a histogram entry is out of range", name));
     sum += share;
     histogram.cumulative.emplace_back(sum, static_cast<int32_t>(length));
     at = static_cast<size_t>(end - text.c_str());
@@ -111,14 +121,18 @@ Result<std::vector<Lengths>> parse_lengths(const std::string& text, const std::s
   if (!object.is_object()) return invalid(fmt::format("{}: not a JSON object", name));
   std::vector<Lengths> all;
   for (const auto& [start, entry] : object.items()) {
-    const bool shaped = entry.is_object() && entry.contains("input_tokens") && entry["input_tokens"].is_string() && entry.contains("output_tokens") &&
+    const bool shaped = entry.is_object() && entry.contains("input_tokens") &&
+                        entry["input_tokens"].is_string() && entry.contains("output_tokens") &&
                         entry["output_tokens"].is_string();
     if (!shaped) return invalid(fmt::format("{}: '{}' lacks input_tokens or output_tokens", name, start));
-    if (entry["input_tokens"] == "{}" || entry["output_tokens"] == "{}") continue;  // a window without requests
-    Result<Histogram> prompt = parse_histogram(entry["input_tokens"], name), output = parse_histogram(entry["output_tokens"], name);
+    // a window without requests
+    if (entry["input_tokens"] == "{}" || entry["output_tokens"] == "{}") continue;
+    Result<Histogram> prompt = parse_histogram(entry["input_tokens"], name),
+                      output = parse_histogram(entry["output_tokens"], name);
     if (!prompt) return prompt.error();
     if (!output) return output.error();
-    all.push_back({.start_s = std::atof(start.c_str()), .prompt = std::move(*prompt), .output = std::move(*output)});
+    all.push_back(
+        {.start_s = std::atof(start.c_str()), .prompt = std::move(*prompt), .output = std::move(*output)});
   }
   if (all.empty()) return invalid(fmt::format("{}: no lengths in any window", name));
   std::sort(all.begin(), all.end(), [](const Lengths& a, const Lengths& b) { return a.start_s < b.start_s; });
@@ -132,20 +146,24 @@ const Lengths& lengths_at(const std::vector<Lengths>& all, double seconds) {
   return *found;
 }
 
-void draw_client(const std::vector<Window>& windows, const std::vector<Lengths>& lengths, double until_s, Random& random, Trace& trace) {
+void draw_client(const std::vector<Window>& windows, const std::vector<Lengths>& lengths, double until_s,
+                 Random& random, Trace& trace) {
   for (const Window& w : windows) {
     const double end = std::min(w.start_s + kWindowSeconds, until_s);
     for (double t = w.start_s + draw_gap(random, w); t < end; t += draw_gap(random, w)) {
       const Lengths& at = lengths_at(lengths, t);
-      trace.requests.push_back({.arrival_us = static_cast<int64_t>(t * 1e6), .prompt_tokens = std::max(1, at.prompt.draw(random)),
-                                .output_tokens = std::max(1, at.output.draw(random)), .prefix_pieces = {}});
+      trace.requests.push_back({.arrival_us = static_cast<int64_t>(t * 1e6),
+                                .prompt_tokens = std::max(1, at.prompt.draw(random)),
+                                .output_tokens = std::max(1, at.output.draw(random)),
+                                .prefix_pieces = {}});
     }
   }
 }
 
 }  // namespace
 
-Result<Trace> draw_servegen(const std::vector<std::pair<std::string, std::string>>& files, const std::string& path, const TraceOptions& options) {
+Result<Trace> draw_servegen(const std::vector<std::pair<std::string, std::string>>& files,
+                            const std::string& path, const TraceOptions& options) {
   const std::map<std::string, std::string> by_name(files.begin(), files.end());
   const std::string suffix = "-trace.csv";
   Trace trace;

@@ -11,6 +11,7 @@
 namespace quire {
 
 // files: "chunk-N-trace.csv" and "chunk-N-dataset.json" pairs. Draws options.max_seconds of arrivals from options.seed.
-Result<Trace> draw_servegen(const std::vector<std::pair<std::string, std::string>>& files, const std::string& path, const TraceOptions& options);
+Result<Trace> draw_servegen(const std::vector<std::pair<std::string, std::string>>& files,
+                            const std::string& path, const TraceOptions& options);
 
 }  // namespace quire

@@ -30,7 +30,9 @@ std::vector<std::string_view> lines_of(std::string_view text) {
   return lines;
 }
 
-Error at_line(const std::string& path, size_t line, const std::string& why) { return invalid(fmt::format("{}:{}: {}", path, line, why)); }
+Error at_line(const std::string& path, size_t line, const std::string& why) {
+  return invalid(fmt::format("{}:{}: {}", path, line, why));
+}
 
 template <class Number>
 std::optional<Number> parse_number(std::string_view text) {
@@ -48,7 +50,8 @@ std::optional<int32_t> parse_tokens(std::string_view text) {
 // "2023-11-16 18:15:46.6805900" to microseconds since the day began; the trace lies within one day.
 std::optional<int64_t> parse_time_of_day(std::string_view stamp) {
   if (stamp.size() < 19 || stamp[10] != ' ' || stamp[13] != ':' || stamp[16] != ':') return std::nullopt;
-  const auto hours = parse_number<int64_t>(stamp.substr(11, 2)), minutes = parse_number<int64_t>(stamp.substr(14, 2));
+  const auto hours = parse_number<int64_t>(stamp.substr(11, 2)),
+             minutes = parse_number<int64_t>(stamp.substr(14, 2));
   const auto seconds = parse_number<double>(stamp.substr(17));
   if (!hours || !minutes || !seconds) return std::nullopt;
   return (*hours * 3600 + *minutes * 60) * 1000000 + static_cast<int64_t>(*seconds * 1e6);
@@ -62,21 +65,28 @@ Result<Trace> parse_azure(const std::string& text, const std::string& path) {
   for (size_t i = 1; i < lines.size(); ++i) {
     if (lines[i].empty()) continue;
     const size_t first = lines[i].find(','), second = lines[i].find(',', first + 1);
-    if (first == std::string_view::npos || second == std::string_view::npos) return at_line(path, i + 1, "three fields are expected");
+    if (first == std::string_view::npos || second == std::string_view::npos)
+      return at_line(path, i + 1, "three fields are expected");
     const auto when = parse_time_of_day(lines[i].substr(0, first));
-    const auto prompt = parse_tokens(lines[i].substr(first + 1, second - first - 1)), output = parse_tokens(lines[i].substr(second + 1));
-    if (!when || !prompt || !output) return at_line(path, i + 1, fmt::format("'{}' is not a time stamp and two token counts", lines[i]));
-    trace.requests.push_back({.arrival_us = *when, .prompt_tokens = *prompt, .output_tokens = *output, .prefix_pieces = {}});
+    const auto prompt = parse_tokens(lines[i].substr(first + 1, second - first - 1)),
+               output = parse_tokens(lines[i].substr(second + 1));
+    if (!when || !prompt || !output)
+      return at_line(path, i + 1, fmt::format("'{}' is not a time stamp and two token counts", lines[i]));
+    trace.requests.push_back(
+        {.arrival_us = *when, .prompt_tokens = *prompt, .output_tokens = *output, .prefix_pieces = {}});
   }
   return trace;
 }
 
 Result<TraceRequest> parse_mooncake_line(std::string_view line, const std::string& path, size_t number) {
   const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
-  const bool shaped = object.is_object() && object.contains("timestamp") && object["timestamp"].is_number_integer() &&
-                      object.contains("input_length") && object["input_length"].is_number_integer() && object.contains("output_length") &&
-                      object["output_length"].is_number_integer() && object.contains("hash_ids") && object["hash_ids"].is_array();
-  if (!shaped) return at_line(path, number, "timestamp, input_length, output_length and hash_ids are expected");
+  const bool shaped = object.is_object() && object.contains("timestamp") &&
+                      object["timestamp"].is_number_integer() && object.contains("input_length") &&
+                      object["input_length"].is_number_integer() && object.contains("output_length") &&
+                      object["output_length"].is_number_integer() && object.contains("hash_ids") &&
+                      object["hash_ids"].is_array();
+  if (!shaped)
+    return at_line(path, number, "timestamp, input_length, output_length and hash_ids are expected");
   TraceRequest request;
   request.arrival_us = object["timestamp"].get<int64_t>() * 1000;
   const auto prompt = object["input_length"].get<int64_t>(), output = object["output_length"].get<int64_t>();
@@ -103,7 +113,8 @@ Result<Trace> parse_mooncake(const std::string& text, const std::string& path) {
   return trace;
 }
 
-Result<Trace> parse_servegen(const std::string& archive, const std::string& path, const TraceOptions& options) {
+Result<Trace> parse_servegen(const std::string& archive, const std::string& path,
+                             const TraceOptions& options) {
   const auto files = untar(archive, path);
   if (!files) return files.error();
   return draw_servegen(*files, path, options);
@@ -125,7 +136,8 @@ Result<TraceFormat> parse_trace_format(std::string_view name) {
   if (name == "azure") return TraceFormat::kAzure;
   if (name == "mooncake") return TraceFormat::kMooncake;
   if (name == "servegen") return TraceFormat::kServeGen;
-  return invalid(fmt::format("unknown trace format '{}'; known: azure, mooncake, servegen", name), "trace_format");
+  return invalid(fmt::format("unknown trace format '{}'; known: azure, mooncake, servegen", name),
+                 "trace_format");
 }
 
 Result<Trace> read_trace(const std::string& path, TraceFormat format, const TraceOptions& options) {
@@ -144,12 +156,14 @@ std::vector<int32_t> prompt_of(const Trace& trace, size_t request, int32_t vocab
   const TraceRequest& from = trace.requests[request];
   std::vector<int32_t> tokens(static_cast<size_t>(from.prompt_tokens));
   for (size_t i = 0; i < tokens.size(); ++i) {
-    const size_t piece = trace.prefix_piece_tokens > 0 ? i / static_cast<size_t>(trace.prefix_piece_tokens) : from.prefix_pieces.size();
+    const size_t piece = trace.prefix_piece_tokens > 0 ? i / static_cast<size_t>(trace.prefix_piece_tokens)
+                                                       : from.prefix_pieces.size();
     const bool shared = piece < from.prefix_pieces.size();
     // The top bit keeps a request's own tokens apart from every shared piece.
     const uint64_t source = shared ? from.prefix_pieces[piece] : (uint64_t{1} << 63) | request;
     const uint64_t place = shared ? i % static_cast<size_t>(trace.prefix_piece_tokens) : i;
-    tokens[i] = static_cast<int32_t>(Random(source * 0x9E3779B97F4A7C15ull + place).below(static_cast<uint64_t>(vocab_size)));
+    tokens[i] = static_cast<int32_t>(
+        Random(source * 0x9E3779B97F4A7C15ull + place).below(static_cast<uint64_t>(vocab_size)));
   }
   return tokens;
 }

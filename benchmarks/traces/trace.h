@@ -26,9 +26,9 @@ struct Trace {
 };
 
 struct TraceOptions {
-  uint64_t seed = 0;            // ServeGen: what arrivals and lengths are drawn from
-  int64_t max_requests = 0;     // 0 = all
-  double max_seconds = 3600;    // ServeGen: how long a stretch to draw; its profiles cover a day
+  uint64_t seed = 0;          // ServeGen: what arrivals and lengths are drawn from
+  int64_t max_requests = 0;   // 0 = all
+  double max_seconds = 3600;  // ServeGen: how long a stretch to draw; its profiles cover a day
 };
 
 Result<TraceFormat> parse_trace_format(std::string_view name);  // azure | mooncake | servegen

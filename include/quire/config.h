@@ -12,17 +12,18 @@ namespace quire {
 struct EngineConfig {
   // Model
   std::string model_dir;
-  std::string served_model_name;         // "" = the directory's name
-  std::string weights = "checkpoint";    // "checkpoint" | "random" | "random:SEED"; random needs only config.json
-  std::string device = "auto";           // auto | cpu | cuda | cuda-host (the CUDA kernels on the host shim)
-  std::string dtype = "auto";            // activations: auto | f32 | bf16 | f16
-  std::string kv_cache_dtype = "auto";   // auto = the activations' | f32 | bf16 | f16
-  int32_t max_context_tokens = 0;        // 0 = the model's
-  int32_t threads = 0;                   // CPU back end; 0 = all cores this process may use
+  std::string served_model_name;  // "" = the directory's name
+  // "checkpoint" | "random" | "random:SEED"; random needs only config.json
+  std::string weights = "checkpoint";
+  std::string device = "auto";          // auto | cpu | cuda | cuda-host (the CUDA kernels on the host shim)
+  std::string dtype = "auto";           // activations: auto | f32 | bf16 | f16
+  std::string kv_cache_dtype = "auto";  // auto = the activations' | f32 | bf16 | f16
+  int32_t max_context_tokens = 0;       // 0 = the model's
+  int32_t threads = 0;                  // CPU back end; 0 = all cores this process may use
 
   // Cache
-  int32_t block_tokens = 16;             // 8 | 16 | 32 | 64
-  int64_t kv_cache_bytes = 0;            // 0 = sized from memory that is left
+  int32_t block_tokens = 16;   // 8 | 16 | 32 | 64
+  int64_t kv_cache_bytes = 0;  // 0 = sized from memory that is left
   double gpu_memory_utilization = 0.92;
   bool prefix_cache = true;
 
@@ -33,13 +34,13 @@ struct EngineConfig {
 
   // Queue
   int32_t max_queued_requests = 1024;
-  double max_queued_kv_factor = 4.0;     // waiting tokens <= this x cache capacity
+  double max_queued_kv_factor = 4.0;  // waiting tokens <= this x cache capacity
   int64_t drain_timeout_ms = 30000;
 
   SamplingLimits sampling_limits;
   std::vector<std::string> kv_policies_allowed;  // empty = all
   std::string default_kv_policy;
-  bool check_invariants = false;         // audit every numbered invariant after every step (tests)
+  bool check_invariants = false;  // audit every numbered invariant after every step (tests)
 };
 
 }  // namespace quire

@@ -33,10 +33,10 @@ struct EngineStats {
   int32_t blocks_total = 0, blocks_free = 0, blocks_held = 0, blocks_cached = 0;
   int32_t block_tokens = 0;
   int64_t kv_bytes_total = 0;
-  double waste_percent = 0;            // of held blocks: slots reserved and not filled
-  double host_us_per_step_p50 = 0;     // plan + commit
+  double waste_percent = 0;         // of held blocks: slots reserved and not filled
+  double host_us_per_step_p50 = 0;  // plan + commit
   double step_ms_p50 = 0;
-  double last_step_age_ms = 0;         // a wedged engine shows here
+  double last_step_age_ms = 0;  // a wedged engine shows here
 };
 
 struct Submission {
@@ -59,7 +59,8 @@ class Engine {
   // Stops running a request's sequences until resumed: a reader that does not keep up holds no step.
   virtual void set_paused(RequestId id, bool paused) = 0;
 
-  virtual Result<std::vector<int32_t>> tokenize(const std::string& text, bool add_special_tokens, bool special_as_text) = 0;
+  virtual Result<std::vector<int32_t>> tokenize(const std::string& text, bool add_special_tokens,
+                                                bool special_as_text) = 0;
   virtual Result<std::string> detokenize(const std::vector<int32_t>& token_ids, bool skip_special_tokens) = 0;
   virtual Result<std::string> render_chat(const std::vector<ChatMessage>& messages) = 0;
 

@@ -25,11 +25,12 @@ using Prompt = std::variant<std::string, std::vector<int32_t>, std::vector<ChatM
 struct Request {
   std::string client_request_id;  // echoed and logged; may be empty
   Prompt prompt;
-  bool add_special_tokens = true;      // text prompts: let the tokenizer add BOS
-  bool special_as_text = true;         // read special tokens that stand in the text as plain text, so text cannot forge a role
+  bool add_special_tokens = true;  // text prompts: let the tokenizer add BOS
+  // read special tokens that stand in the text as plain text, so text cannot forge a role
+  bool special_as_text = true;
   SamplingParams sampling;
-  std::string kv_policy;               // "" = keep all; "window:size=128", "stream:sinks=4,recent=124", ...
-  bool dump_kv = false;                // report the positions still visible at the end
+  std::string kv_policy;  // "" = keep all; "window:size=128", "stream:sinks=4,recent=124", ...
+  bool dump_kv = false;   // report the positions still visible at the end
   bool bypass_prefix_cache = false;
   std::string cache_salt;              // tenants with different salts never share cache entries
   std::string tenant;                  // fair shares are counted per tenant
@@ -55,14 +56,15 @@ struct Usage {
 
 // What the cache did for one request.
 struct KvUsage {
-  int32_t blocks_peak = 0;         // most blocks its sequences held at once, shared ones counted once
-  int32_t blocks_shared_peak = 0;  // most blocks held by more than one of its sequences, or by another request too
+  int32_t blocks_peak = 0;  // most blocks its sequences held at once, shared ones counted once
+  // most blocks held by more than one of its sequences, or by another request too
+  int32_t blocks_shared_peak = 0;
   int32_t copies_on_write = 0;
-  double waste_percent = 0;        // slots reserved and not filled, at the peak
+  double waste_percent = 0;  // slots reserved and not filled, at the peak
 };
 
-struct Timings {  // ms from submission; -1 = did not happen
-  double queued_ms = -1;       // to the first step that ran a token of it
+struct Timings {          // ms from submission; -1 = did not happen
+  double queued_ms = -1;  // to the first step that ran a token of it
   double first_token_ms = -1;
   double total_ms = -1;
 };
@@ -73,14 +75,14 @@ using KvDump = std::vector<std::vector<std::vector<int32_t>>>;
 // One delivery for one sequence of a request. Events of one request come in order from one thread.
 struct TokenEvent {
   RequestId request = 0;
-  int32_t index = 0;                    // which of the n sequences
-  std::string text;                     // new text; empty where the engine runs without a tokenizer
-  std::vector<int32_t> token_ids;       // new ids
-  std::vector<TokenLogprob> logprobs;   // one per new id, when asked for
+  int32_t index = 0;                   // which of the n sequences
+  std::string text;                    // new text; empty where the engine runs without a tokenizer
+  std::vector<int32_t> token_ids;      // new ids
+  std::vector<TokenLogprob> logprobs;  // one per new id, when asked for
   FinishReason finish = FinishReason::kNone;
-  std::string stop_text;                // the stop string that ended it, if one did
+  std::string stop_text;  // the stop string that ended it, if one did
   std::optional<int32_t> stop_token_id;
-  std::optional<Error> error;           // with kFailed and kDeadline
+  std::optional<Error> error;  // with kFailed and kDeadline
 
   // In the first event of a request, when asked for; [0] has no logprob (NaN).
   std::vector<TokenLogprob> prompt_logprobs;

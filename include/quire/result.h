@@ -33,13 +33,16 @@ enum class Code : int {
 
 struct Error {
   Code code = Code::kInternal;
-  std::string message;                     // names the thing, the value and the limit
-  std::string field;                       // request field at fault ("sampling.top_p"), or empty
-  std::optional<int64_t> retry_delay_ms;   // when trying again makes sense
+  std::string message;                    // names the thing, the value and the limit
+  std::string field;                      // request field at fault ("sampling.top_p"), or empty
+  std::optional<int64_t> retry_delay_ms;  // when trying again makes sense
 };
 
 inline Error invalid(std::string message, std::string field = {}) {
-  return Error{.code = Code::kInvalidArgument, .message = std::move(message), .field = std::move(field), .retry_delay_ms = {}};
+  return Error{.code = Code::kInvalidArgument,
+               .message = std::move(message),
+               .field = std::move(field),
+               .retry_delay_ms = {}};
 }
 inline Error error(Code code, std::string message) {
   return Error{.code = code, .message = std::move(message), .field = {}, .retry_delay_ms = {}};
@@ -49,8 +52,9 @@ inline Error error(Code code, std::string message) {
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}  // NOLINT(google-explicit-constructor)
-  Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT(google-explicit-constructor)
+  // Implicit, so that a function returns its value, or an error, as it is.
+  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}
+  Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}
 
   bool has_value() const { return state_.index() == 0; }
   explicit operator bool() const { return has_value(); }
@@ -70,6 +74,8 @@ class [[nodiscard]] Result {
 
 struct Unit {};
 using Status = Result<Unit>;
-inline Status ok() { return Unit{}; }
+inline Status ok() {
+  return Unit{};
+}
 
 }  // namespace quire

@@ -14,11 +14,11 @@ namespace quire {
 
 struct SamplingParams {
   // Choice of the next token. Defaults are neutral: each is the value that changes nothing.
-  double temperature = 1.0;      // [0, 100]; 0 = greedy
-  int32_t top_k = 0;             // 0 = all
-  double top_p = 1.0;            // (0, 1]
-  double min_p = 0.0;            // [0, 1]
-  double typical_p = 1.0;        // (0, 1]
+  double temperature = 1.0;         // [0, 100]; 0 = greedy
+  int32_t top_k = 0;                // 0 = all
+  double top_p = 1.0;               // (0, 1]
+  double min_p = 0.0;               // [0, 1]
+  double typical_p = 1.0;           // (0, 1]
   double repetition_penalty = 1.0;  // (0, 100]; over prompt and output (Keskar et al. 2019, CTRL, sec. 4.1)
   double presence_penalty = 0.0;    // [-2, 2]; over output tokens
   double frequency_penalty = 0.0;   // [-2, 2]; over output tokens
@@ -26,20 +26,22 @@ struct SamplingParams {
   std::vector<std::pair<int32_t, double>> logit_bias;  // (token id, added to its logit)
   std::vector<int32_t> allowed_token_ids;              // empty = all
   std::vector<std::vector<int32_t>> bad_words;         // token sequences that must not appear
-  std::vector<int32_t> forced_token_ids;  // the output begins with these, whatever the model says (teacher forcing); logprobs are its own
+  // the output begins with these, whatever the model says (teacher forcing); logprobs are its own
+  std::vector<int32_t> forced_token_ids;
   std::optional<uint64_t> seed;  // absent: drawn by the engine. Same seed, same tokens, whatever the batch.
 
   // When a continuation ends.
   int32_t max_tokens = 16;
-  int32_t min_tokens = 0;                // no end-of-sequence id, stop id or stop string before this many
-  std::vector<std::string> stop;         // texts
+  int32_t min_tokens = 0;         // no end-of-sequence id, stop id or stop string before this many
+  std::vector<std::string> stop;  // texts
   std::vector<int32_t> stop_token_ids;
-  bool include_stop = false;             // keep the stop text in the output
+  bool include_stop = false;  // keep the stop text in the output
   bool ignore_eos = false;
 
   // How many continuations.
   int32_t n = 1;
-  int32_t best_of = 0;          // 0 = n; else >= n: that many are made, the n of highest mean logprob returned
+  // 0 = n; else >= n: that many are made, the n of highest mean logprob returned
+  int32_t best_of = 0;
   int32_t beam_width = 0;       // 0 = no beam search; else n <= beam_width beams, temperature ignored
   double length_penalty = 1.0;  // beam score = sum of logprobs / length^length_penalty
   bool early_stopping = false;  // end when beam_width finished beams exist
@@ -62,10 +64,10 @@ struct SamplingLimits {
   int32_t max_stop_bytes = 256;  // each
   int32_t max_logprobs = 20;
   int32_t max_logit_bias = 1024;
-  int32_t max_bad_words = 256;        // sequences; each sampled token is checked against all
-  int32_t max_bad_word_tokens = 64;   // of one sequence
+  int32_t max_bad_words = 256;       // sequences; each sampled token is checked against all
+  int32_t max_bad_word_tokens = 64;  // of one sequence
   int32_t max_stop_token_ids = 256;
-  int32_t vocab_size = 0;        // ids must be below; 0 = unchecked
+  int32_t vocab_size = 0;  // ids must be below; 0 = unchecked
 };
 
 Status validate(const SamplingParams& params, const SamplingLimits& limits);

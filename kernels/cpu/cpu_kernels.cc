@@ -134,7 +134,8 @@ class CpuKernels final : public Kernels {
   void move_slots(const MoveSlotsParams& p) override {
     if (p.count == 0) return;
     check_op(p);
-    pool_.run(int64_t{p.layout.num_layers} * p.layout.num_kv_heads, [&](int64_t list, int) { move_list(p, list); });
+    pool_.run(int64_t{p.layout.num_layers} * p.layout.num_kv_heads,
+              [&](int64_t list, int) { move_list(p, list); });
   }
 
  private:
@@ -143,7 +144,8 @@ class CpuKernels final : public Kernels {
     const KvLayout& layout = p.layout;
     const auto k_of = [&](const int32_t* blocks, int64_t slot) {
       return p.arena + blocks[slot / layout.block_tokens] * layout.block_bytes() +
-             layout.k_offset(list / layout.num_kv_heads, list % layout.num_kv_heads, slot % layout.block_tokens);
+             layout.k_offset(list / layout.num_kv_heads, list % layout.num_kv_heads,
+                             slot % layout.block_tokens);
     };
     const auto bytes = static_cast<size_t>(layout.token_bytes());
     for (int64_t to = 0; to < p.count; ++to) {

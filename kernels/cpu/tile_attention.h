@@ -153,7 +153,8 @@ class AttentionBlock {
     const int64_t window_begin = first_slot(first_row_), seen = sink_slots_ > 0 ? 0 : window_begin;
     const int64_t last = std::min(end, end_slot(last_row_ - 1));
     for (int64_t tile = std::max(begin, seen / kTileSlots * kTileSlots); tile < last; tile += kTileSlots) {
-      if (tile >= sink_slots_ && tile + kTileSlots <= window_begin) continue;  // between the sinks and the window
+      // between the sinks and the window
+      if (tile >= sink_slots_ && tile + kTileSlots <= window_begin) continue;
       tile_.enter(tile, std::max(tile, seen), std::min(tile + kTileSlots, last), end_slot(last_row_ - 1));
       f(tile);
     }
@@ -181,8 +182,7 @@ class AttentionBlock {
     });
   }
 
-  // ---- logits
-  // ------------------------------------------------------------------------------------------------------
+  // ---- logits ---------------------------------------------------------------------------------------------
 
   // scratch_.scores[query][slot] of rows [first, last), -inf where the row does not see the slot.
   void score(int64_t tile, int64_t first, int64_t last) {
@@ -280,8 +280,7 @@ class AttentionBlock {
     }
   }
 
-  // ---- softmax and values
-  // ------------------------------------------------------------------------------------------
+  // ---- softmax and values ---------------------------------------------------------------------------------
 
   static float exp_of(float x) {
     float lanes[16];
@@ -366,8 +365,7 @@ class AttentionBlock {
     }
   }
 
-  // ---- splits and the end
-  // ------------------------------------------------------------------------------------------
+  // ---- splits and the end ---------------------------------------------------------------------------------
 
   float* partial_of(int64_t split, int64_t i) const {
     return piece_.partials + ((split - piece_.partials_split) * queries_ + i) * partial_floats(dim_);

@@ -112,7 +112,8 @@ void silu_mul(const SiluMulParams& p, DType act, int64_t row, int64_t first, int
 
 // One head in f32: RMSNorm where a weight is given, then the rotation of the pairs (i, i + rotary_dim / 2).
 template <class V, class Act>
-void norm_and_rotate(const RopeKvWriteParams& p, const Act* head, const float* norm, int64_t position, float* x) {
+void norm_and_rotate(const RopeKvWriteParams& p, const Act* head, const float* norm, int64_t position,
+                     float* x) {
   const int64_t dim = p.head_dim, half = p.rotary_dim / 2;
   for (int64_t i = 0; i < dim; i += 16) store_some<V>(x + i, load_some<V>(head + i, dim - i), dim - i);
   if (norm != nullptr) {

@@ -8,8 +8,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// ---- embed: a block of threads takes a row; moves rows * hidden * (table + act) bytes
-// ------------------------------------
+// ---- embed: a block of threads takes a row; moves rows * hidden * (table + act) bytes ---------------------
 template <class Table, class Act, bool kVector>
 __global__ void embed_rows(EmbedParams p) {
   wait_for_previous_kernel();
@@ -21,8 +20,7 @@ __global__ void embed_rows(EmbedParams p) {
     store_chunk<Act, kVector>(target + i, load_chunk<Table, kVector>(source + i, p.hidden - i), p.hidden - i);
 }
 
-// ---- silu_mul: a thread takes eight columns of a row; moves 3 * rows * width elements
-// --------------------------------------
+// ---- silu_mul: a thread takes eight columns of a row; moves 3 * rows * width elements ---------------------
 template <class Act, bool kVector>
 __global__ void silu_mul_rows(SiluMulParams p) {
   wait_for_previous_kernel();
@@ -40,8 +38,7 @@ __global__ void silu_mul_rows(SiluMulParams p) {
   store_chunk<Act, kVector>(static_cast<Act*>(p.out) + row * p.width + i, out, count);
 }
 
-// ---- copy_blocks: a block of threads takes a piece of one pair; moves 2 * count * block_bytes
-// ------------------------------
+// ---- copy_blocks: a block of threads takes a piece of one pair; moves 2 * count * block_bytes -------------
 constexpr int kUnrolled = 4;  // 16-byte loads of a thread in flight
 
 __global__ void copy_pairs(BlockCopyParams p) {
@@ -73,7 +70,8 @@ __global__ void move_slots_rows(MoveSlotsParams p) {
   if (to >= p.count) return;
   const auto k_of = [&](const int32_t* blocks, int64_t slot) {
     return p.arena + load(blocks + slot / layout.block_tokens) * layout.block_bytes() +
-           layout.k_offset(list / layout.num_kv_heads, list % layout.num_kv_heads, slot % layout.block_tokens);
+           layout.k_offset(list / layout.num_kv_heads, list % layout.num_kv_heads,
+                           slot % layout.block_tokens);
   };
   const char* source = k_of(p.source_blocks, load(p.source_slots + list * p.count + to));
   char* target = k_of(p.target_blocks, to);
@@ -109,7 +107,8 @@ void embed(const Target& target, const EmbedParams& p) {
 void silu_mul(const Target& target, const SiluMulParams& p) {
   if (p.rows == 0) return;
   check_op(p);
-  check(p.gate_group == 0 || p.gate_group == kChunk, "silu_mul: rows alternate in groups of eight or not at all");
+  check(p.gate_group == 0 || p.gate_group == kChunk,
+        "silu_mul: rows alternate in groups of eight or not at all");
   const unsigned threads = threads_for(ceil_div<int64_t>(p.width, kChunk));
   const LaunchConfig config{
       .grid = {as_grid(ceil_div<int64_t>(p.width, int64_t{threads} * kChunk)), as_grid(p.rows)},

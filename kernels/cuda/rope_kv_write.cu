@@ -16,9 +16,9 @@ constexpr int kThreads = 128;
 template <class Act, class Kv>
 struct Head {
   const Act* source = nullptr;
-  Act* q_target = nullptr;  // null for k and v
+  Act* q_target = nullptr;       // null for k and v
   Act* q_sink_target = nullptr;  // where q goes rotated at its sink position, or null
-  Kv* kv_target = nullptr;  // null for q, and for a slot that is padding
+  Kv* kv_target = nullptr;       // null for q, and for a slot that is padding
   const float* norm = nullptr;
   bool rotated = false;
   bool skipped = true;  // a padding row
@@ -39,7 +39,8 @@ __device__ inline Head<Act, Kv> head_of(const RopeKvWriteParams& p, int64_t row,
         (p.q_out == nullptr ? qkv : static_cast<Act*>(p.q_out) + row * p.num_q_heads * p.head_dim) +
         int64_t{index} * p.head_dim;
     if (p.q_sink_out != nullptr)
-      head.q_sink_target = static_cast<Act*>(p.q_sink_out) + row * heads * p.head_dim + int64_t{index} * p.head_dim;
+      head.q_sink_target =
+          static_cast<Act*>(p.q_sink_out) + row * heads * p.head_dim + int64_t{index} * p.head_dim;
     head.norm = p.q_norm;
     head.rotated = true;
     return head;
@@ -148,7 +149,8 @@ __global__ void __launch_bounds__(kThreads) rope_kv_write_elements(RopeKvWritePa
       store(head.q_sink_target + i, from_f32<Act>(x * cos - y * sin));
       store(head.q_sink_target + half + i, from_f32<Act>(y * cos + x * sin));
     }
-    for (int i = 2 * half + lane; i < p.head_dim; i += kWarp) store(head.q_sink_target + i, from_f32<Act>(normed(i)));
+    for (int i = 2 * half + lane; i < p.head_dim; i += kWarp)
+      store(head.q_sink_target + i, from_f32<Act>(normed(i)));
     sync_warp();  // q may be rotated in place from here on
   }
   const auto write = [&](int i, float x) {

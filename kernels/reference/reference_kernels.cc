@@ -106,12 +106,14 @@ void move_slot(const MoveSlotsParams& p, int64_t list, int64_t to) {
   const int64_t from = p.source_slots[list * p.count + to];
   const auto k_of = [&](const int32_t* blocks, int64_t slot) {
     return p.arena + blocks[slot / layout.block_tokens] * layout.block_bytes() +
-           layout.k_offset(list / layout.num_kv_heads, list % layout.num_kv_heads, slot % layout.block_tokens);
+           layout.k_offset(list / layout.num_kv_heads, list % layout.num_kv_heads,
+                           slot % layout.block_tokens);
   };
   const char* source = k_of(p.source_blocks, from);
   char* target = k_of(p.target_blocks, to);
   std::memcpy(target, source, static_cast<size_t>(layout.token_bytes()));
-  std::memcpy(target + layout.kv_stride(), source + layout.kv_stride(), static_cast<size_t>(layout.token_bytes()));
+  std::memcpy(target + layout.kv_stride(), source + layout.kv_stride(),
+              static_cast<size_t>(layout.token_bytes()));
 }
 
 class ReferenceKernels final : public Kernels {

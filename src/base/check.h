@@ -7,8 +7,10 @@ namespace quire {
 
 [[noreturn]] void check_failed(std::string_view what, const char* file, int line);
 
-inline void check(bool holds, std::string_view what, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-  if (!holds) [[unlikely]] check_failed(what, file, line);
+inline void check(bool holds, std::string_view what, const char* file = __builtin_FILE(),
+                  int line = __builtin_LINE()) {
+  if (!holds) [[unlikely]]
+    check_failed(what, file, line);
 }
 
 // What happens instead of print and abort: for the simulator, whose handler jumps out of the episode that broke

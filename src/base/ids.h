@@ -5,7 +5,7 @@
 
 namespace quire {
 
-enum class BlockId : int32_t {};     // physical KV block of one class
+enum class BlockId : int32_t {};      // physical KV block of one class
 enum class SequenceId : uint64_t {};  // one running continuation; never reused
 
 inline constexpr BlockId kNoBlock{-1};
@@ -15,8 +15,12 @@ struct BlockCopy {
   BlockId source = kNoBlock, target = kNoBlock;
 };
 
-constexpr int32_t value(BlockId id) { return static_cast<int32_t>(id); }
-constexpr uint64_t value(SequenceId id) { return static_cast<uint64_t>(id); }
+constexpr int32_t value(BlockId id) {
+  return static_cast<int32_t>(id);
+}
+constexpr uint64_t value(SequenceId id) {
+  return static_cast<uint64_t>(id);
+}
 
 using TokenId = int32_t;
 // In a plan: the id that the step before sampled for this sequence; it never crosses to the host first.

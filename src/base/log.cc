@@ -23,10 +23,14 @@ spdlog::logger& logger() {
 
 spdlog::level::level_enum level_of(LogLevel level) {
   switch (level) {
-    case LogLevel::kDebug: return spdlog::level::debug;
-    case LogLevel::kInfo: return spdlog::level::info;
-    case LogLevel::kWarn: return spdlog::level::warn;
-    case LogLevel::kError: return spdlog::level::err;
+    case LogLevel::kDebug:
+      return spdlog::level::debug;
+    case LogLevel::kInfo:
+      return spdlog::level::info;
+    case LogLevel::kWarn:
+      return spdlog::level::warn;
+    case LogLevel::kError:
+      return spdlog::level::err;
   }
   return spdlog::level::info;
 }
@@ -73,7 +77,8 @@ std::string timestamp() {
 
 }  // namespace
 
-LogField::LogField(std::string_view k, double v) : key(k), text(std::isfinite(v) ? fmt::format("{:.6g}", v) : "null") {}
+LogField::LogField(std::string_view k, double v)
+    : key(k), text(std::isfinite(v) ? fmt::format("{:.6g}", v) : "null") {}
 
 void configure_log(LogFormat format, LogLevel least) {
   g_format = format;
@@ -85,7 +90,8 @@ void log_line(LogLevel level, std::string_view event, std::initializer_list<LogF
   std::string line;
   if (g_format == LogFormat::kJson) {
     line = fmt::format(R"({{"time":"{}","level":"{}","event":{})", timestamp(), name_of(level), quote(event));
-    for (const LogField& f : fields) line += fmt::format(",{}:{}", quote(f.key), f.quoted ? quote(f.text) : f.text);
+    for (const LogField& f : fields)
+      line += fmt::format(",{}:{}", quote(f.key), f.quoted ? quote(f.text) : f.text);
     line += "}";
   } else {
     line = fmt::format("time={} level={} event={}", timestamp(), name_of(level), event);

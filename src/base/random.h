@@ -18,7 +18,9 @@ constexpr std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, st
 }
 
 // Uniform in the open interval (0, 1): 23 bits and a half step. With 24 the largest value would round to 1.
-constexpr float uniform_open(uint32_t bits) { return (static_cast<float>(bits >> 9) + 0.5f) * (1.0f / 8388608.0f); }
+constexpr float uniform_open(uint32_t bits) {
+  return (static_cast<float>(bits >> 9) + 0.5f) * (1.0f / 8388608.0f);
+}
 
 // A small sequential generator for tests and simulation (splitmix64).
 class Random {
@@ -31,7 +33,9 @@ class Random {
     return z ^ (z >> 31);
   }
   uint64_t below(uint64_t bound) { return bound == 0 ? 0 : next() % bound; }
-  int64_t between(int64_t low, int64_t high) { return low + static_cast<int64_t>(below(static_cast<uint64_t>(high - low + 1))); }
+  int64_t between(int64_t low, int64_t high) {
+    return low + static_cast<int64_t>(below(static_cast<uint64_t>(high - low + 1)));
+  }
   double uniform() { return static_cast<double>(next() >> 11) * (1.0 / 9007199254740992.0); }
   bool chance(double p) { return uniform() < p; }
 

@@ -121,7 +121,8 @@ Status check_allowed_ids(const SamplingParams& p, const SamplingLimits& limits) 
 Status check_forced_ids(const SamplingParams& p, const SamplingLimits& limits) {
   const auto count = static_cast<int64_t>(p.forced_token_ids.size());
   if (count > p.max_tokens)
-    return invalid(fmt::format("forced_token_ids has {} ids; max_tokens is {}", count, p.max_tokens), "sampling.forced_token_ids");
+    return invalid(fmt::format("forced_token_ids has {} ids; max_tokens is {}", count, p.max_tokens),
+                   "sampling.forced_token_ids");
   if (count > 0 && p.beam_width > 0)
     return invalid("forced_token_ids and beam_width exclude each other", "sampling.forced_token_ids");
   for (const int32_t id : p.forced_token_ids)

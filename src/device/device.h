@@ -26,7 +26,10 @@ class DeviceBuffer {
 
   void* data() const { return data_; }
   int64_t bytes() const { return bytes_; }
-  template <class T> T* as() const { return static_cast<T*>(data_); }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
 
  private:
   Device* device_ = nullptr;
@@ -36,11 +39,11 @@ class DeviceBuffer {
 
 struct DeviceFacts {
   DeviceKind kind = DeviceKind::kCpu;
-  std::string name;            // "NVIDIA H100 80GB HBM3", "AMD EPYC ... (2 threads, avx512bf16)"
-  std::string driver, toolkit; // CUDA only
+  std::string name;             // "NVIDIA H100 80GB HBM3", "AMD EPYC ... (2 threads, avx512bf16)"
+  std::string driver, toolkit;  // CUDA only
   int64_t memory_bytes = 0, free_bytes = 0;
   int32_t multiprocessors = 0;
-  int32_t compute_capability = 0;  // 90 = sm_90
+  int32_t compute_capability = 0;      // 90 = sm_90
   int32_t shared_bytes_per_block = 0;  // CUDA: the most a kernel may ask for
 };
 
@@ -50,7 +53,8 @@ class Device {
   virtual const DeviceFacts& facts() const = 0;
   // 256-byte aligned; contents undefined. kResourceExhausted with both sizes when there is no room.
   virtual Result<DeviceBuffer> allocate(int64_t bytes, const char* what) = 0;
-  virtual Result<DeviceBuffer> allocate_pinned(int64_t bytes, const char* what) = 0;  // host memory the device reads
+  // host memory the device reads
+  virtual Result<DeviceBuffer> allocate_pinned(int64_t bytes, const char* what) = 0;
   virtual void free(void* data) = 0;
   // Ordered on the device's main stream. `host` must stay valid until synchronize() unless it is pinned.
   virtual void copy_to_device(void* target, const void* host, int64_t bytes) = 0;

@@ -21,7 +21,7 @@ Error file_error(const std::string& path, const char* what) {
 }
 
 Result<std::span<const std::byte>> map_descriptor(int fd, const std::string& path) {
-  struct stat facts {};
+  struct stat facts{};
   if (fstat(fd, &facts) != 0) return file_error(path, "stat");
   if (!S_ISREG(facts.st_mode)) return invalid(fmt::format("{}: not a regular file", path));
   if (facts.st_size == 0) return std::span<const std::byte>();

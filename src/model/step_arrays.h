@@ -12,8 +12,9 @@ struct StepArrays {
   const int32_t* ids = nullptr;        // [rows] token ids, each in [0, vocab); any valid id for padding rows
   const int32_t* positions = nullptr;  // [rows] true positions, each in [0, max_context_tokens)
   const int64_t* slots =
-      nullptr;  // [rows] block * block_tokens + offset; -1 = padding row, nothing is written. Where layers or heads lie in different
-                // slots: [num_layers, rows, num_kv_heads], see slot_stride
+      // [rows] block * block_tokens + offset; -1 = padding row, nothing is written. Where layers or heads lie in different
+      // slots: [num_layers, rows, num_kv_heads], see slot_stride
+      nullptr;
   const int32_t* query_start =
       nullptr;  // [num_sequences + 1] first row of each sequence; the last entry is `rows`
   const int32_t* lengths = nullptr;      // [num_sequences] live slots of the list, this step's rows included
@@ -23,7 +24,8 @@ struct StepArrays {
                 // may come more than once. Not read when all_rows_have_logits
 
   // What windows need (kv-methods 4.1, 4.2); null where no sequence has one.
-  const int32_t* windows = nullptr;         // [num_sequences] tokens that a row sees, itself included; 0 = all
+  // [num_sequences] tokens that a row sees, itself included; 0 = all
+  const int32_t* windows = nullptr;
   const int32_t* sink_slots = nullptr;      // [num_sequences] first slots that every row sees, 0 = none
   const int32_t* sink_positions = nullptr;  // [rows] at which q is rotated for them; with sink_slots
 
@@ -31,12 +33,13 @@ struct StepArrays {
   float* lse = nullptr;
   float* row_logits = nullptr;
   float* column_sums = nullptr;  // zeroed by whoever reads them
-  int64_t side_stride = 0;       // floats of a (sequence, query head) of row_logits and column_sums; >= max_length
+  // floats of a (sequence, query head) of row_logits and column_sums; >= max_length
+  int64_t side_stride = 0;
 
   // Host counts.
   int64_t slot_stride = 1;        // slots of a row: 1, or num_kv_heads where heads differ
   int64_t slot_layer_stride = 0;  // from a layer's slots to the next's; 0: the same for all layers
-  bool overwrites = false;  // some row takes a slot that an earlier step filled
+  bool overwrites = false;        // some row takes a slot that an earlier step filled
   int64_t rows = 0;
   int64_t table_stride = 0;  // >= blocks of the longest list
   int64_t num_logits_rows = 0;

@@ -18,7 +18,7 @@ struct AdmissionLimits {
   int32_t max_sequences = 0;       // running at once
   int32_t num_blocks = 0;
   int32_t block_tokens = 16;
-  int32_t max_chunk_tokens = 0;    // of a prompt in one step
+  int32_t max_chunk_tokens = 0;  // of a prompt in one step
   SamplingLimits sampling;
 };
 

@@ -46,9 +46,9 @@ struct SequenceGroup {
   uint64_t order = 0;  // of arrival
   int64_t deadline_us = kNoDeadline;
   NamespaceId ns{};
-  bool share_prefix = true;      // read and publish cached prefixes
+  bool share_prefix = true;  // read and publish cached prefixes
   PolicySpec policy;
-  PolicyTraits traits;           // of policy
+  PolicyTraits traits;  // of policy
   bool dump_kv = false;
   int32_t max_total_tokens = 0;  // prompt + output
 

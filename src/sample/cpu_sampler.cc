@@ -139,7 +139,8 @@ class CpuSampler final : public Sampler {
   TokenId choose(std::span<const float> row, std::span<const float> raw, const State& state,
                  int32_t position) {
     const auto& forced = state.sampling->forced_token_ids;
-    if (const auto output = static_cast<size_t>(state.num_output_tokens()); output < forced.size()) return forced[output];
+    if (const auto output = static_cast<size_t>(state.num_output_tokens()); output < forced.size())
+      return forced[output];
     if (state.sampling->temperature == 0) {
       const TokenId best = greedy(row);
       return row[static_cast<size_t>(best)] > -std::numeric_limits<float>::infinity() ? best : greedy(raw);

@@ -15,25 +15,29 @@ namespace quire {
 struct PlannedJoin {
   SequenceId sequence{};
   std::shared_ptr<const SamplingParams> sampling;
-  uint64_t seed = 0;                // resolved: the request's, or drawn; sequences of a group have different ones
-  std::vector<TokenId> history;     // prompt + output so far (penalties, n-grams, bad words)
-  int32_t num_prompt_tokens = 0;    // of history; the rest is output
+  // resolved: the request's, or drawn; sequences of a group have different ones
+  uint64_t seed = 0;
+  std::vector<TokenId> history;        // prompt + output so far (penalties, n-grams, bad words)
+  int32_t num_prompt_tokens = 0;       // of history; the rest is output
   std::vector<TokenId> eos_token_ids;  // masked until min_tokens
 };
 
 // What to sample from one row of logits.
 struct PlannedSample {
   SequenceId sequence{};
-  int32_t position = 0;        // of the token to be sampled: its index in prompt + output; with the seed it fixes the draw
-  int32_t top_candidates = 0;  // > 0: also return this many likeliest ids with logprobs (logprobs, beam search)
-  bool beam = false;           // return candidates only, sample nothing
+  // of the token to be sampled: its index in prompt + output; with the seed it fixes the draw
+  int32_t position = 0;
+  // > 0: also return this many likeliest ids with logprobs (logprobs, beam search)
+  int32_t top_candidates = 0;
+  bool beam = false;  // return candidates only, sample nothing
 };
 
 struct SampledToken {
   SequenceId sequence{};
-  TokenId token = -1;      // -1 for beam rows
-  float logprob = 0;       // of the model's distribution before temperature and filters (natural log); 0 where the
-                           // request does not use it (SamplingParams::uses_logprobs)
+  TokenId token = -1;  // -1 for beam rows
+  // of the model's distribution before temperature and filters (natural log); 0 where the
+  // request does not use it (SamplingParams::uses_logprobs)
+  float logprob = 0;
   std::vector<std::pair<TokenId, float>> top;  // likeliest ids with logprobs, as many as asked for
 };
 

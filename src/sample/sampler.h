@@ -27,7 +27,8 @@ class Sampler {
   virtual void append(SequenceId sequence, TokenId token) = 0;
   // logits: [rows, vocab] float32 on the sampler's device; may be overwritten. Results in the order of `rows`; each sampled
   // token is appended to its sequence's history.
-  virtual void sample(float* logits, int64_t vocab, std::span<const SampleRow> rows, std::vector<SampledToken>& out) = 0;
+  virtual void sample(float* logits, int64_t vocab, std::span<const SampleRow> rows,
+                      std::vector<SampledToken>& out) = 0;
   virtual TokenId last_token(SequenceId sequence) const = 0;  // what kSampledLastStep stands for
 };
 

@@ -17,11 +17,13 @@ void fuzz_one(std::string_view input) {
   input.remove_prefix(sizeof buffer_bytes);
   const auto tensors = parse_safetensors_header(input, buffer_bytes, "fuzzed.safetensors");
   if (!tensors) {
-    check(tensors.error().message.find("fuzzed.safetensors") != std::string::npos, "a refusal names the file");
+    check(tensors.error().message.find("fuzzed.safetensors") != std::string::npos,
+          "a refusal names the file");
     return;
   }
   for (const TensorView& tensor : *tensors)
-    check(tensor.begin >= 0 && tensor.begin <= tensor.end && tensor.end <= static_cast<int64_t>(buffer_bytes), "inside the buffer");
+    check(tensor.begin >= 0 && tensor.begin <= tensor.end && tensor.end <= static_cast<int64_t>(buffer_bytes),
+          "inside the buffer");
 }
 
 }  // namespace quire::fuzz

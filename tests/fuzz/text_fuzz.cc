@@ -28,10 +28,12 @@ void encode(const std::string& text) {
   const auto plain = demo().encode(text, false, /*special_as_text=*/true);
   if (!plain) return;  // not UTF-8
   check(*demo().decode(*plain, true) == text, "byte-level text decodes to itself");
-  check(*demo().decode(*demo().encode(text, false, false), false) == text, "special tokens decode to themselves");
+  check(*demo().decode(*demo().encode(text, false, false), false) == text,
+        "special tokens decode to themselves");
   const std::vector<int32_t> guarded = *demo().encode_guarded(*demo().guard(text));
   check(guarded == *plain || text.find(kGuard) != text.npos, "a guarded text is plain text");
-  for (const int32_t id : guarded) check(!demo().token_bytes(id).special, "no special token comes out of a guarded text");
+  for (const int32_t id : guarded)
+    check(!demo().token_bytes(id).special, "no special token comes out of a guarded text");
 }
 
 void decode(const std::vector<int32_t>& ids, const std::string& stop) {
@@ -50,8 +52,10 @@ void decode(const std::vector<int32_t>& ids, const std::string& stop) {
   take(detokenizer.flush());
   sent += matcher.flush();
   check(text == whole, "pushes join to the decoding of the whole");
-  check(stopped == (!stop.empty() && whole.find(stop) != whole.npos), "a stop string is found where there is one");
-  check(sent == (stopped ? whole.substr(0, whole.find(stop) + stop.size()) : whole), "the text up to the stop is sent");
+  check(stopped == (!stop.empty() && whole.find(stop) != whole.npos),
+        "a stop string is found where there is one");
+  check(sent == (stopped ? whole.substr(0, whole.find(stop) + stop.size()) : whole),
+        "the text up to the stop is sent");
 }
 
 }  // namespace

@@ -40,7 +40,8 @@ void fuzz_one(std::string_view input) {
   int code = 0;
   if (kind == 's') {
     const std::string_view config = take_part(input);
-    code = quire_tokenizer_open_sentencepiece(input.data(), input.size(), config.data(), config.size(), &tokenizer, &error);
+    code = quire_tokenizer_open_sentencepiece(input.data(), input.size(), config.data(), config.size(),
+                                              &tokenizer, &error);
   } else {
     code = quire_tokenizer_open_json(input.data(), input.size(), &tokenizer, &error);
   }

@@ -79,9 +79,7 @@ class SharedGoldens : public testing::TestWithParam<std::tuple<std::string, Back
     const size_t all = golden_.file["cases"].size();
     return std::get<1>(GetParam()) == BackEnd::kReference ? std::min<size_t>(all, 3) : all;
   }
-  RunnerOptions options() const {
-    return {.back_end = std::get<1>(GetParam())};
-  }
+  RunnerOptions options() const { return {.back_end = std::get<1>(GetParam())}; }
 
   Golden golden_;
 };

@@ -200,8 +200,9 @@ TEST(CpuAttention, AgreesWithTheReferenceForEveryOption) {
   check_case({.lists = lists, .kv_heads = 3, .own_lists = true, .side_outputs = true}, "lists per head");
   check_case({.lists = lists, .side_outputs = true, .windows = {9, 0, 1}}, "own windows");
   check_case({.lists = lists, .window = 30, .windows = {0, 17, 50}}, "own windows and the layer's");
-  check_case({.lists = {{1, 300}, {40, 290}, {1, 3}}, .q_sink = true, .side_outputs = true, .windows = {20, 33, 2}},
-             "streams");
+  check_case(
+      {.lists = {{1, 300}, {40, 290}, {1, 3}}, .q_sink = true, .side_outputs = true, .windows = {20, 33, 2}},
+      "streams");
   check_case({.lists = lists,
               .window = 20,
               .soft_cap = 3,
@@ -222,7 +223,12 @@ TEST(CpuAttention, AgreesWithTheReferenceAcrossSplits) {
              fast);
   check_case({.lists = {{60, 1100}}, .dim = 16, .kv_heads = 1, .window = 400, .side_outputs = true},
              "windowed prefill", fast);
-  check_case({.lists = {{1, 1290}, {40, 1100}}, .dim = 16, .kv_heads = 1, .q_sink = true, .side_outputs = true, .windows = {90, 20}},
+  check_case({.lists = {{1, 1290}, {40, 1100}},
+              .dim = 16,
+              .kv_heads = 1,
+              .q_sink = true,
+              .side_outputs = true,
+              .windows = {90, 20}},
              "streams", fast);
 }
 

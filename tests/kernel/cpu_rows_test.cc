@@ -142,9 +142,10 @@ RopeRun run_rope(Kernels& kernels, const RopeCase& c, const Tensor& qkv, const T
                         .head_dim = c.dim,
                         .block_tokens = c.block_tokens};
   const std::vector<int32_t> positions = {0, 1, 49, 7, 7, 30, 12};
-  RopeRun run{qkv, Tensor::poisoned(kernels.options().activations, kRopeRows * c.q_heads * c.dim),
-              Tensor::poisoned(c.kv, kRopeBlocks * layout.block_bytes() / bytes_of(c.kv)),
-              Tensor::poisoned(kernels.options().activations, kRopeRows * (c.q_heads + 2 * c.kv_heads) * c.dim)};
+  RopeRun run{
+      qkv, Tensor::poisoned(kernels.options().activations, kRopeRows * c.q_heads * c.dim),
+      Tensor::poisoned(c.kv, kRopeBlocks * layout.block_bytes() / bytes_of(c.kv)),
+      Tensor::poisoned(kernels.options().activations, kRopeRows * (c.q_heads + 2 * c.kv_heads) * c.dim)};
   const std::vector<int32_t> sink_positions = {0, 1, 9, 7, 6, 9, 9};
   const float* norm = static_cast<const float*>(norms.data());
   kernels.rope_kv_write({.qkv = run.qkv.data(),
@@ -214,7 +215,8 @@ TEST(CpuRopeKvWrite, AgreesWithTheReferenceAndSkipsPadding) {
               .norms = true,
               .own_lists = true},
              random);
-  check_rope({.own_lists = true, .shared_blocks = true}, random);  // a slot of its own for each head, in common blocks
+  // a slot of its own for each head, in common blocks
+  check_rope({.own_lists = true, .shared_blocks = true}, random);
   check_rope({.norms = true, .sinks = true}, random);
   check_rope({.dim = 80, .rotary = 32, .q_out = true, .sinks = true}, random);
   check_rope({.q_heads = 3, .kv_heads = 0, .dim = 32, .rotary = 32},
@@ -259,9 +261,11 @@ TEST(CpuMoveSlots, TakesEachHeadsOwnSlots) {
     reference().move_slots(params(wanted));
     open_kernels({.isa = machine_isa()})->move_slots(params(arena));
     EXPECT_EQ(arena, wanted);
-    const char* moved = arena.data() + 5 * layout.block_bytes() + layout.k_offset(2, 1, 2);  // slot 10 of layer 2, head 1
+    // slot 10 of layer 2, head 1
+    const char* moved = arena.data() + 5 * layout.block_bytes() + layout.k_offset(2, 1, 2);
     const int32_t from = slots[(2 * 2 + 1) * 11 + 10];
-    const char* source = arena.data() + source_blocks[from / 8] * layout.block_bytes() + layout.k_offset(2, 1, from % 8);
+    const char* source =
+        arena.data() + source_blocks[from / 8] * layout.block_bytes() + layout.k_offset(2, 1, from % 8);
     EXPECT_EQ(0, std::memcmp(moved, source, static_cast<size_t>(layout.token_bytes())));
   }
 }

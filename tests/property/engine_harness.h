@@ -75,7 +75,8 @@ class Harness {
 
   // 0 when refused; the error is kept.
   RequestId submit(std::vector<TokenId> prompt, const SamplingParams& sampling, CoreRequest more = {}) {
-    if (Status s = check_request(sampling, prompt, core_->limits(), more.policy); !s) return refused(s.error());
+    if (Status s = check_request(sampling, prompt, core_->limits(), more.policy); !s)
+      return refused(s.error());
     if (Status s = core_->queue_budget().take(static_cast<int64_t>(prompt.size()), 100); !s)
       return refused(s.error());
     more.request = next_request_++;

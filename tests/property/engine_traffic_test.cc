@@ -17,18 +17,21 @@ uint64_t first_seed() {
 struct Traffic {
   HarnessOptions options;
   int32_t num_requests = 120, max_tokens = 24;
-  bool shared_prefixes = true, samples = true, beams = true, cancels = true, faults = false,
-       policies = false;
+  bool shared_prefixes = true, samples = true, beams = true, cancels = true, faults = false, policies = false;
 };
 
 // Budgets below, around and above the lengths of this traffic, so that lists slide, are cut, fill up, and are left alone.
 PolicySpec random_policy(Random& random, bool by_position_only) {
   const auto tokens = [&random](int32_t least) { return static_cast<int32_t>(random.between(least, 48)); };
   switch (random.below(by_position_only ? 2 : 4)) {
-    case 0: return {.kind = RetentionKind::kWindow, .window = tokens(1)};
-    case 1: return {.kind = RetentionKind::kStream, .sinks = tokens(0), .recent = tokens(1)};
-    case 2: return {.kind = RetentionKind::kTova, .budget = tokens(1)};
-    default: return {.kind = RetentionKind::kH2o, .recent = tokens(1), .heavy = tokens(0)};
+    case 0:
+      return {.kind = RetentionKind::kWindow, .window = tokens(1)};
+    case 1:
+      return {.kind = RetentionKind::kStream, .sinks = tokens(0), .recent = tokens(1)};
+    case 2:
+      return {.kind = RetentionKind::kTova, .budget = tokens(1)};
+    default:
+      return {.kind = RetentionKind::kH2o, .recent = tokens(1), .heavy = tokens(0)};
   }
 }
 

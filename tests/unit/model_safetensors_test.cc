@@ -220,10 +220,9 @@ TEST_F(SafetensorsFiles, ListsWhatAModelLacksBeforeReadingIt) {
                        "tensor `model.norm.weight` has shape [5]; config.json wants [4]"));
   EXPECT_TRUE(contains(source_error([](Tensors& t) { t["model.norm.weight"].first = "I64"; }),
                        "has dtype I64; F32, BF16 or F16 is wanted"));
-  EXPECT_TRUE(contains(source_error([](Tensors& t) {
-                         t["model.layers.0.self_attn.q_proj.bias"] = {"F32", {4}};
-                       }),
-                       "tensor `model.layers.0.self_attn.q_proj.bias` has no place in a LlamaForCausalLM"));
+  EXPECT_TRUE(
+      contains(source_error([](Tensors& t) { t["model.layers.0.self_attn.q_proj.bias"] = {"F32", {4}}; }),
+               "tensor `model.layers.0.self_attn.q_proj.bias` has no place in a LlamaForCausalLM"));
   EXPECT_EQ(source_error([](Tensors& t) {
               t["lm_head.weight"] = {"F32", {8, 4}};  // the copy of a tied embedding
               t["model.layers.0.self_attn.rotary_emb.inv_freq"] = {"F32", {1}};

@@ -206,8 +206,11 @@ TEST(Tokenizer, NamesTheFileThatIsWrong) {
   far_id["model"]["vocab"]["zzz"] = 4000000000u;
   EXPECT_NE(error_of("tokenizer.json", far_id.dump()).find("4000000000"), std::string::npos);
   Json lying_map = Json::parse(good);  // base64 of a trie of 4294967295 bytes in a map of 8
-  lying_map["normalizer"] = {{"type", "Sequence"}, {"normalizers", {{{"type", "Precompiled"}, {"precompiled_charsmap", "/////wAAAAA="}}}}};
-  EXPECT_NE(error_of("tokenizer.json", lying_map.dump()).find("4294967295 bytes; 4 follow"), std::string::npos);
+  lying_map["normalizer"] = {
+      {"type", "Sequence"},
+      {"normalizers", {{{"type", "Precompiled"}, {"precompiled_charsmap", "/////wAAAAA="}}}}};
+  EXPECT_NE(error_of("tokenizer.json", lying_map.dump()).find("4294967295 bytes; 4 follow"),
+            std::string::npos);
   lying_map["normalizer"] = {{"type", "Precompiled"}, {"precompiled_charsmap", "AAA="}};
   EXPECT_NE(error_of("tokenizer.json", lying_map.dump()).find("has 2 bytes"), std::string::npos);
   EXPECT_EQ(Tokenizer::open("no/such/dir").error().code, Code::kNotFound);
@@ -218,9 +221,11 @@ TEST(SentencePiece, NamesTheFileThatIsWrong) {
   EXPECT_NE(error_of("tokenizer.model", "\x0a\x7f").find("ends inside a field"), std::string::npos);
   EXPECT_NE(error_of("tokenizer.model", "IQ== 0\nIg== 1\n").find("tiktoken"), std::string::npos);
   using namespace std::string_literals;
-  const std::string unknown = "\x0a\x0e\x0a\x05<unk>\x15\0\0\0\0\x18\x02"s;         // piece 0
-  const std::string lying_map = "\x1a\x0a\x12\x08\xff\xff\xff\xff\0\0\0\0"s;      // a trie of 4294967295 bytes in a map of 8
-  EXPECT_NE(error_of("tokenizer.model", unknown + lying_map).find("4294967295 bytes; 4 follow"), std::string::npos);
+  const std::string unknown = "\x0a\x0e\x0a\x05<unk>\x15\0\0\0\0\x18\x02"s;  // piece 0
+  const std::string lying_map =
+      "\x1a\x0a\x12\x08\xff\xff\xff\xff\0\0\0\0"s;  // a trie of 4294967295 bytes in a map of 8
+  EXPECT_NE(error_of("tokenizer.model", unknown + lying_map).find("4294967295 bytes; 4 follow"),
+            std::string::npos);
   if (!has_shared()) return;
   const std::string good = read_file(shared_dir() + "/tokenizers/llama2/tokenizer.model");
   for (const size_t bytes : {good.size() - 1, good.size() / 2, good.size() / 3})

@@ -27,7 +27,8 @@ std::string shared_trace(const std::string& name) {
 
 TEST(Traces, ReadsAzureLinesRelativeToTheFirstArrival) {
   const std::string path = write_temporary("azure.csv",
-                                           "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.5,374,44\n2023-11-16 18:15:47.75,396,109\n");
+                                           "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 "
+                                           "18:15:46.5,374,44\n2023-11-16 18:15:47.75,396,109\n");
   const Result<Trace> trace = read_trace(path, TraceFormat::kAzure, {});
   ASSERT_TRUE(trace) << trace.error().message;
   ASSERT_EQ(trace->requests.size(), 2u);
@@ -37,19 +38,24 @@ TEST(Traces, ReadsAzureLinesRelativeToTheFirstArrival) {
 }
 
 TEST(Traces, AMistakeIsNamedWithFileAndLine) {
-  const std::string azure = write_temporary("bad.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.5,374,x\n");
+  const std::string azure =
+      write_temporary("bad.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.5,374,x\n");
   EXPECT_NE(read_trace(azure, TraceFormat::kAzure, {}).error().message.find("bad.csv:2:"), std::string::npos);
-  const std::string mooncake = write_temporary("bad.jsonl", "{\"timestamp\":0,\"input_length\":3,\"output_length\":1,\"hash_ids\":[0]}\n{\"timestamp\":0}\n");
-  EXPECT_NE(read_trace(mooncake, TraceFormat::kMooncake, {}).error().message.find("bad.jsonl:2:"), std::string::npos);
+  const std::string mooncake = write_temporary(
+      "bad.jsonl",
+      "{\"timestamp\":0,\"input_length\":3,\"output_length\":1,\"hash_ids\":[0]}\n{\"timestamp\":0}\n");
+  EXPECT_NE(read_trace(mooncake, TraceFormat::kMooncake, {}).error().message.find("bad.jsonl:2:"),
+            std::string::npos);
   EXPECT_EQ(read_trace("/nonexistent", TraceFormat::kAzure, {}).error().code, Code::kNotFound);
   EXPECT_FALSE(read_trace(write_temporary("bad.tar", std::string(2000, 'x')), TraceFormat::kServeGen, {}));
   EXPECT_FALSE(parse_trace_format("sharegpt"));
 }
 
 TEST(Traces, EqualPrefixPiecesGiveEqualTokens) {
-  Trace trace{.requests = {{.arrival_us = 0, .prompt_tokens = 10, .output_tokens = 1, .prefix_pieces = {7, 8}},
-                           {.arrival_us = 0, .prompt_tokens = 10, .output_tokens = 1, .prefix_pieces = {7, 9}}},
-              .prefix_piece_tokens = 4};
+  Trace trace{
+      .requests = {{.arrival_us = 0, .prompt_tokens = 10, .output_tokens = 1, .prefix_pieces = {7, 8}},
+                   {.arrival_us = 0, .prompt_tokens = 10, .output_tokens = 1, .prefix_pieces = {7, 9}}},
+      .prefix_piece_tokens = 4};
   const std::vector<int32_t> a = prompt_of(trace, 0, 1000), b = prompt_of(trace, 1, 1000);
   EXPECT_TRUE(std::equal(a.begin(), a.begin() + 4, b.begin()));
   EXPECT_FALSE(std::equal(a.begin() + 4, a.begin() + 8, b.begin() + 4));
@@ -89,7 +95,8 @@ TEST(Traces, ServeGenDrawsTheStatedRateAndTheSameRequestsFromASeed) {
   const std::string path = shared_trace("servegen_deepseek-r1.tar.gz");
   if (path.empty()) GTEST_SKIP() << "shared data is not there (QUIRE_SHARED)";
   const TraceOptions options{.seed = 5, .max_requests = 0, .max_seconds = 600};
-  const Result<Trace> trace = read_trace(path, TraceFormat::kServeGen, options), again = read_trace(path, TraceFormat::kServeGen, options);
+  const Result<Trace> trace = read_trace(path, TraceFormat::kServeGen, options),
+                      again = read_trace(path, TraceFormat::kServeGen, options);
   ASSERT_TRUE(trace) << trace.error().message;
   EXPECT_GT(trace->requests.size(), 1000u);
   ASSERT_EQ(trace->requests.size(), again->requests.size());

@@ -257,7 +257,9 @@ inline uint32_t ballot(bool p, int line = __builtin_LINE()) {
 inline int count_bits(uint32_t u) {
   return std::popcount(u);
 }
-inline int computed_here(int x) { return x; }
+inline int computed_here(int x) {
+  return x;
+}
 inline bool any(bool p, int line = __builtin_LINE()) {
   return ballot(p, line) != 0;
 }

@@ -30,11 +30,12 @@ typedef struct quire_ids {
 void quire_ids_free(quire_ids ids);
 
 /* The contents of a tokenizer.json. */
-int quire_tokenizer_open_json(const char* json, size_t json_bytes, quire_tokenizer** tokenizer, quire_text* error);
+int quire_tokenizer_open_json(const char* json, size_t json_bytes, quire_tokenizer** tokenizer,
+                              quire_text* error);
 /* The contents of a tokenizer.model (SentencePiece), and of tokenizer_config.json (0 bytes: none) for add_bos_token, add_eos_token,
  * legacy and added_tokens_decoder. */
-int quire_tokenizer_open_sentencepiece(const char* model, size_t model_bytes, const char* config, size_t config_bytes,
-                                       quire_tokenizer** tokenizer, quire_text* error);
+int quire_tokenizer_open_sentencepiece(const char* model, size_t model_bytes, const char* config,
+                                       size_t config_bytes, quire_tokenizer** tokenizer, quire_text* error);
 void quire_tokenizer_close(quire_tokenizer* tokenizer);
 
 enum {
@@ -42,10 +43,11 @@ enum {
   QUIRE_SPECIAL_AS_TEXT = 2, /* special tokens in the text are plain text */
   QUIRE_GUARDED = 4          /* the text has parts that went through quire_tokenizer_guard */
 };
-int quire_tokenizer_encode(const quire_tokenizer* tokenizer, const char* text, size_t text_bytes, uint32_t flags, quire_ids* ids,
-                           quire_text* error);
+int quire_tokenizer_encode(const quire_tokenizer* tokenizer, const char* text, size_t text_bytes,
+                           uint32_t flags, quire_ids* ids, quire_text* error);
 /* The text with its special tokens broken by a mark that encode with QUIRE_GUARDED takes out again. */
-int quire_tokenizer_guard(const quire_tokenizer* tokenizer, const char* text, size_t text_bytes, quire_text* guarded, quire_text* error);
+int quire_tokenizer_guard(const quire_tokenizer* tokenizer, const char* text, size_t text_bytes,
+                          quire_text* guarded, quire_text* error);
 
 /* Highest id + 1. */
 int32_t quire_tokenizer_num_ids(const quire_tokenizer* tokenizer);
@@ -70,11 +72,12 @@ typedef struct quire_decode_rules {
 quire_decode_rules quire_tokenizer_decode_rules(const quire_tokenizer* tokenizer);
 
 /* variables: a JSON object that every rendering sees. max_steps: instructions, and one more per 64 bytes made. */
-int quire_template_open(const char* source, size_t source_bytes, const char* variables, size_t variables_bytes, uint64_t max_steps,
-                        uint64_t max_output_bytes, quire_template** chat_template, quire_text* error);
+int quire_template_open(const char* source, size_t source_bytes, const char* variables,
+                        size_t variables_bytes, uint64_t max_steps, uint64_t max_output_bytes,
+                        quire_template** chat_template, quire_text* error);
 void quire_template_close(quire_template* chat_template);
-int quire_template_render(const quire_template* chat_template, const char* variables, size_t variables_bytes, int64_t now_unix_s,
-                          quire_text* rendered, quire_text* error);
+int quire_template_render(const quire_template* chat_template, const char* variables, size_t variables_bytes,
+                          int64_t now_unix_s, quire_text* rendered, quire_text* error);
 
 #ifdef __cplusplus
 }
