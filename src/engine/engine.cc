@@ -76,7 +76,11 @@ void log_start(const EngineParts& parts, const OpenedExecutor& opened) {
             {"blocks", opened.num_blocks},
             {"block_tokens", opened.config.block_tokens},
             {"block_bytes", opened.block_bytes},
-            {"memory_plan", opened.memory_plan}});
+            {"weights_bytes", opened.memory.weights_bytes},
+            {"workspace_bytes", opened.memory.workspace_bytes},
+            {"logits_bytes", opened.memory.logits_bytes},
+            {"cache_bytes", opened.memory.cache_bytes},
+            {"left_bytes", opened.memory.left_bytes}});
 }
 
 }  // namespace

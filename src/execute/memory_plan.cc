@@ -49,23 +49,6 @@ Result<int64_t> choose_blocks(const MemoryRequest& r) {
   return std::clamp(r.default_cache_bytes / r.block_bytes, needed, left);
 }
 
-std::string table_of(const MemoryRequest& r, int64_t blocks) {
-  std::string out = fmt::format("memory of {}\n", r.device);
-  const auto line = [&](const char* item, int64_t bytes, const std::string& note) {
-    out += fmt::format("  {:<10} {:>9.3f} GiB  {}\n", item, gib(bytes), note);
-  };
-  const int64_t cache = blocks * r.block_bytes, tokens = blocks * r.block_tokens;
-  line("weights", r.weights_bytes, "");
-  line("workspace", r.workspace_bytes, "activations, rotary table");
-  line("logits", r.logits_bytes, "");
-  line("cache", cache,
-       fmt::format("{} blocks of {} tokens: {} tokens, {:.1f} contexts of {}", blocks, r.block_tokens, tokens,
-                   static_cast<double>(tokens) / r.max_context_tokens, r.max_context_tokens));
-  line("left", r.free_bytes - fixed_bytes(r) - cache,
-       fmt::format("of {:.3f} GiB free at start", gib(r.free_bytes)));
-  return out;
-}
-
 }  // namespace
 
 Result<MemoryPlan> plan_memory(const MemoryRequest& request) {
@@ -74,7 +57,10 @@ Result<MemoryPlan> plan_memory(const MemoryRequest& request) {
   const int64_t blocks = std::min<int64_t>(*wanted, INT32_MAX);
   return MemoryPlan{.num_blocks = static_cast<int32_t>(blocks),
                     .cache_bytes = blocks * request.block_bytes,
-                    .table = table_of(request, blocks)};
+                    .weights_bytes = request.weights_bytes,
+                    .workspace_bytes = request.workspace_bytes,
+                    .logits_bytes = request.logits_bytes,
+                    .left_bytes = request.free_bytes - fixed_bytes(request) - blocks * request.block_bytes};
 }
 
 }  // namespace quire

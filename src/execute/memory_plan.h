@@ -1,5 +1,5 @@
-// How a device's memory is divided: weights, workspace, logits, cache. A pure function of sizes; printed once
-// at start.
+// How a device's memory is divided: weights, workspace, logits, cache. A pure function of sizes; the start
+// log names every part.
 #pragma once
 
 #include <cstdint>
@@ -10,21 +10,22 @@
 namespace quire {
 
 struct MemoryRequest {
-  std::string device;      // for the table and for messages
+  std::string device;      // for messages
   int64_t free_bytes = 0;  // before anything is allocated
   int64_t weights_bytes = 0, workspace_bytes = 0, logits_bytes = 0;
   int64_t block_bytes = 0;
   int32_t block_tokens = 0;
   int32_t max_context_tokens = 0;
   int64_t kv_cache_bytes = 0;  // 0 = default_cache_bytes
-  int64_t default_cache_bytes =
-      0;  // when not asked for; raised to one whole context, lowered to what is free
+  // when not asked for; raised to one whole context, lowered to what is free
+  int64_t default_cache_bytes = 0;
 };
 
 struct MemoryPlan {
   int32_t num_blocks = 0;
-  int64_t cache_bytes = 0;  // num_blocks * block_bytes
-  std::string table;        // one line per item, aligned
+  int64_t cache_bytes = 0;                                           // num_blocks * block_bytes
+  int64_t weights_bytes = 0, workspace_bytes = 0, logits_bytes = 0;  // as requested
+  int64_t left_bytes = 0;                                            // of what was free at the start
 };
 
 // kResourceExhausted with the sum when it does not fit; kInvalidArgument when kv_cache_bytes holds no block.

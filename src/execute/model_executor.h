@@ -10,6 +10,7 @@
 #include "quire/result.h"
 #include "src/base/dtype.h"
 #include "src/execute/executor.h"
+#include "src/execute/memory_plan.h"
 #include "src/model/model_spec.h"
 
 namespace quire {
@@ -23,8 +24,9 @@ struct OpenedExecutor {
   std::string device;       // "AMD EPYC ... (2 threads, avx512bf16)", "NVIDIA H100 80GB HBM3"
   std::string dtype;        // of the activations: "f32", "bf16", "f16"
   DType kv_dtype = DType::kF32;
-  std::string scores_missing;  // "": policies that choose victims by attention scores run here; else why they do not
-  std::string memory_plan;  // a table, one line per item, for the start log
+  std::string
+      scores_missing;  // "": policies that choose victims by attention scores run here; else why they do not
+  MemoryPlan memory;   // of the device
 };
 
 // Errors: a bad model directory (file, tensor or field named), an unknown device, an option out of range, or

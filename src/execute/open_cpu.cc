@@ -121,7 +121,7 @@ OpenedExecutor finish(Opening& o) {
   out.device = o.parts.device->facts().name;
   out.dtype = o.config.dtype;
   out.kv_dtype = o.dtypes.kv;
-  out.memory_plan = o.plan.table;
+  out.memory = o.plan;
   out.config = o.config;
   out.config.device = "cpu";
   out.config.kv_cache_bytes = o.plan.cache_bytes;

@@ -117,7 +117,7 @@ Result<OpenedExecutor> finish(Opening& o) {
   out.dtype = o.config.dtype;
   out.kv_dtype = o.dtypes.kv;
   out.scores_missing = "its scores are kept by the CPU back end only; this engine runs on " + out.device;
-  out.memory_plan = o.plan.table;
+  out.memory = o.plan;
   out.config = o.config;
   out.config.device = o.kind == DeviceKind::kCuda ? "cuda" : "cuda-host";
   out.config.kv_cache_bytes = o.plan.cache_bytes;

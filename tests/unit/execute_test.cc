@@ -151,7 +151,9 @@ TEST(MemoryPlan, GivesTheDefaultButAtLeastOneContextAndAtMostWhatIsLeft) {
   r.default_cache_bytes = 1'000'000;
   EXPECT_EQ(plan_memory(r)->num_blocks, 80);
   EXPECT_EQ(plan_memory(r)->cache_bytes, 8'000);
-  EXPECT_TRUE(contains(plan_memory(r)->table, "80 blocks of 16 tokens: 1280 tokens, 4.0 contexts of 320"));
+  r.kv_cache_bytes = 7'500;
+  EXPECT_EQ(plan_memory(r)->left_bytes, 500);
+  EXPECT_EQ(plan_memory(r)->weights_bytes, 1'000);
 }
 
 TEST(MemoryPlan, RefusesWithTheSum) {
