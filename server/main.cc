@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "server/commands/command.h"
+#include "server/progress_bar.h"
 #include "server/version.h"
 
 namespace quire::server {
@@ -65,6 +66,7 @@ int run(std::span<char*> words) {
     print_usage(stderr);
     return kExitUsage;
   }
+  show_progress();
   const size_t num_words = command->words.find(' ') == std::string::npos ? 1 : 2;
   return command->run(Arguments(words.begin() + static_cast<std::ptrdiff_t>(num_words), words.end()));
 }

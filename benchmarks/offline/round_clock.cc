@@ -14,10 +14,11 @@ class RoundClock::Sink final : public TokenSink {
   int32_t index_;
 };
 
-RoundClock::RoundClock(int32_t batch, int32_t n, const Clock& clock)
+RoundClock::RoundClock(int32_t batch, int32_t n, const Clock& clock, Progress* progress)
     : clock_(clock),
       batch_(batch),
       n_(n),
+      progress_(progress),
       after_first_(static_cast<size_t>(batch) * static_cast<size_t>(n), 0),
       started_(after_first_.size(), false) {
   times_.start_us = clock.now_us();
@@ -38,6 +39,7 @@ void RoundClock::on_event(int32_t index, const TokenEvent& event) {
 
 void RoundClock::count_tokens(size_t sequence, int64_t count, int64_t now_us) {
   times_.tokens += count;
+  if (progress_ != nullptr) progress_->advance(count);
   if (num_started_ == 0) times_.first_token_us = now_us;
   if (num_started_ == started_.size() && times_.first_end_us == 0) {
     times_.tokens_between += count;

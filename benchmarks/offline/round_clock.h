@@ -10,6 +10,7 @@
 
 #include "quire/engine.h"
 #include "src/base/clock.h"
+#include "src/base/progress.h"
 
 namespace quire {
 
@@ -29,8 +30,8 @@ struct RoundTimes {
 
 class RoundClock {
  public:
-  // `batch` requests of `n` sequences each.
-  RoundClock(int32_t batch, int32_t n, const Clock& clock);
+  // `batch` requests of `n` sequences each. Every token advances `progress`, where there is one.
+  RoundClock(int32_t batch, int32_t n, const Clock& clock, Progress* progress = nullptr);
   // The sink of request `index` of the batch; it shares this clock, which must outlive it.
   std::shared_ptr<TokenSink> sink(int32_t index);
   RoundTimes wait();  // until every request has ended
@@ -43,6 +44,7 @@ class RoundClock {
 
   const Clock& clock_;
   const int32_t batch_, n_;
+  Progress* const progress_;
   std::mutex mutex_;
   std::condition_variable ended_;
   std::vector<int32_t> after_first_;  // by sequence: tokens after all_first_us

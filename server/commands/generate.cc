@@ -13,6 +13,7 @@
 #include "server/json_output.h"
 #include "server/request_mapping.h"
 #include "server/utf8.h"
+#include "src/base/progress.h"
 
 namespace quire::server {
 namespace {
@@ -90,6 +91,11 @@ class Runner {
   // The number of requests that failed.
   int run(const std::vector<v1::GenerateRequest>& requests) {
     num_requests_ = requests.size();
+    // Where the results go to the terminal themselves, a bar would stand among them.
+    std::optional<Progress> progress;
+    if (num_requests_ > 1 && isatty(STDOUT_FILENO) == 0)
+      progress.emplace("generating", static_cast<int64_t>(num_requests_), "requests");
+    progress_ = progress ? &*progress : nullptr;
     for (const v1::GenerateRequest& wire : requests) {
       while (running_.size() >= kMaxRunning) finish_oldest();
       start(wire);
@@ -136,9 +142,7 @@ class Runner {
       }
     }
     ++num_finished_;
-    if (num_requests_ > 1 && isatty(STDERR_FILENO) != 0)
-      fmt::print(stderr, "\r{}/{} requests{}", num_finished_, num_requests_,
-                 num_finished_ == num_requests_ ? "\n" : "");
+    if (progress_ != nullptr) progress_->advance();
   }
 
   static void print_now(const std::string& text) {
@@ -169,6 +173,7 @@ class Runner {
   std::deque<Entry> running_;  // in the order of the input
   size_t num_requests_ = 0, num_finished_ = 0;
   int num_failed_ = 0;
+  Progress* progress_ = nullptr;
 };
 
 }  // namespace

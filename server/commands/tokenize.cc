@@ -7,6 +7,7 @@
 #include "server/commands/text_file.h"
 #include "server/flags.h"
 #include "server/utf8.h"
+#include "src/base/progress.h"
 #include "src/text/tokenizer.h"
 
 namespace quire::server {
@@ -56,6 +57,7 @@ void print(const Json& results, const std::string& output) {
 
 Result<Json> tokenize(const Options& o, const Tokenizer& tokenizer, const Json& texts) {
   Json results = Json::array();
+  Progress progress("tokenizing", static_cast<int64_t>(texts.size()), "texts");
   for (const Json& text : texts) {
     if (!text.is_string())
       return invalid(fmt::format("--input {}: entry {} is not a string", o.input, results.size()));
@@ -64,12 +66,14 @@ Result<Json> tokenize(const Options& o, const Tokenizer& tokenizer, const Json& 
     if (!ids)
       return invalid(fmt::format("--input {}: entry {}: {}", o.input, results.size(), ids.error().message));
     results.push_back(*ids);
+    progress.advance();
   }
   return results;
 }
 
 Result<Json> detokenize(const Options& o, const Tokenizer& tokenizer, const Json& lists) {
   Json results = Json::array();
+  Progress progress("detokenizing", static_cast<int64_t>(lists.size()), "lists");
   for (const Json& list : lists) {
     std::vector<int32_t> ids;
     const auto bad = [&] {
@@ -85,6 +89,7 @@ Result<Json> detokenize(const Options& o, const Tokenizer& tokenizer, const Json
     if (!text)
       return invalid(fmt::format("--input {}: entry {}: {}", o.input, results.size(), text.error().message));
     results.push_back(*text);
+    progress.advance();
   }
   return results;
 }

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <optional>
+#include <span>
 #include <unordered_map>
 
 #include "src/base/check.h"
+#include "src/base/progress.h"
 
 namespace quire {
 namespace {
@@ -14,7 +16,10 @@ namespace {
 // list.
 class Loader {
  public:
-  Loader(WeightSource& source, const ModelSpec& spec, Kernels& kernels) : source_(source), kernels_(kernels) {
+  Loader(WeightSource& source, const ModelSpec& spec, Kernels& kernels)
+      : source_(source),
+        kernels_(kernels),
+        progress_("reading weights", weight_bytes(source, spec, /*widens_f16=*/false), "bytes") {
     for (TensorSlot& slot : all_slots(spec)) {
       std::string name = slot.name;
       slots_.emplace(std::move(name), std::move(slot));
@@ -29,20 +34,15 @@ class Loader {
       parts.push_back(source_.tensor(slot(name)));
       matrices.push_back(parts.back().matrix);
     }
-    Result<std::unique_ptr<MatmulWeight>> packed = kernels_.pack(matrices);
-    if (packed) return std::move(*packed);
-    fault_ = packed.error();
-    return nullptr;
+    return packed(kernels_.pack(matrices), matrices);
   }
 
   // The gate's and the up projection's rows, in the back end's order.
   std::unique_ptr<MatmulWeight> gate_up(const std::string& gate, const std::string& up) {
     if (fault_) return nullptr;
     const HostTensor parts[] = {source_.tensor(slot(gate)), source_.tensor(slot(up))};
-    Result<std::unique_ptr<MatmulWeight>> packed = kernels_.pack_gate_up(parts[0].matrix, parts[1].matrix);
-    if (packed) return std::move(*packed);
-    fault_ = packed.error();
-    return nullptr;
+    const HostMatrix matrices[] = {parts[0].matrix, parts[1].matrix};
+    return packed(kernels_.pack_gate_up(matrices[0], matrices[1]), matrices);
   }
 
   // The biases of a weight from gate_up(), in its order.
@@ -75,6 +75,14 @@ class Loader {
   const std::optional<Error>& fault() const { return fault_; }
 
  private:
+  std::unique_ptr<MatmulWeight> packed(Result<std::unique_ptr<MatmulWeight>> weight,
+                                       std::span<const HostMatrix> from) {
+    for (const HostMatrix& m : from) progress_.advance(m.rows * m.cols * bytes_of(m.dtype));
+    if (weight) return std::move(*weight);
+    fault_ = weight.error();
+    return nullptr;
+  }
+
   const TensorSlot& slot(const std::string& name) const {
     const auto it = slots_.find(name);
     if (it != slots_.end()) return it->second;
@@ -100,6 +108,7 @@ class Loader {
     }
     kernels_.device().copy_to_device(buffer->data(), host, bytes);
     kernels_.device().synchronize();  // `host` may be a temporary
+    progress_.advance(bytes);
     return std::move(*buffer);
   }
 
@@ -107,6 +116,7 @@ class Loader {
   Kernels& kernels_;
   std::unordered_map<std::string, TensorSlot> slots_;
   std::optional<Error> fault_;
+  Progress progress_;
 };
 
 LayerWeights load_layer(Loader& load, const ModelSpec& spec, int32_t layer) {
