@@ -108,7 +108,7 @@ std::unique_ptr<char, void (*)(void*)> touched_memory() {
 }
 
 double read_ceiling(int threads) {
-  const auto data = touched_memory();
+  static const auto data = touched_memory();
   const int64_t share = kReadBytes / threads / 128 * 128;
   return static_cast<double>(share * threads) * 1e-9 /
          best_seconds(threads, [&](int t) { read(data.get() + t * share, share); });
@@ -128,6 +128,10 @@ Ceilings measure_ceilings(int threads) {
   c.fma_gflop_s = isa < CpuIsa::kAvx512 ? rate(threads, 16, fma_avx2) : rate(threads, 32, fma_avx512);
   if (isa == CpuIsa::kAvx512Bf16) c.bf16_gflop_s = rate(threads, 64, dot_avx512);
   return c;
+}
+
+double measure_read(int threads) {
+  return machine_isa() < CpuIsa::kAvx2 ? 0 : read_ceiling(threads);
 }
 
 double measure_piece_read(int threads, int64_t piece_bytes) {

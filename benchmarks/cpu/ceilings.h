@@ -14,6 +14,8 @@ struct Ceilings {
   double bf16_gflop_s = 0;  // bf16 dot instructions; 0 without AVX512_BF16
 };
 Ceilings measure_ceilings(int threads);
+// Its read_gb_s alone, in 0.1 s after a first call that fills the memory; 0 without AVX2.
+double measure_read(int threads);
 
 // GB/s of a bare read of `piece_bytes` at a time in random order, the next piece asked for while one is read:
 // what paged attention could reach at most, since a block's K and V of one head lie together and blocks lie

@@ -6,6 +6,9 @@
 #include <functional>
 
 #include "benchmarks/offline/round_clock.h"
+#ifdef QUIRE_HAS_BENCH_CPU
+#include "benchmarks/cpu/ceilings.h"
+#endif
 #include "quire/engine.h"
 #include "src/base/dtype.h"
 #include "src/base/random.h"
@@ -101,6 +104,7 @@ struct Run {
   std::vector<RequestLengths> requests;
   std::vector<int32_t> shared_prefix;
   Random random;
+  Progress* progress;  // of all rounds
 };
 
 Request make_request(Run& run, const RequestLengths& lengths) {
@@ -120,7 +124,7 @@ Result<RoundTimes> time_round(Run& run) {
   const SteadyClock clock;
   std::vector<Submission> batch;
   for (const RequestLengths& lengths : run.requests) batch.push_back({make_request(run, lengths), nullptr});
-  RoundClock round(static_cast<int32_t>(batch.size()), run.options.n, clock);
+  RoundClock round(static_cast<int32_t>(batch.size()), run.options.n, clock, run.progress);
   for (size_t i = 0; i < batch.size(); ++i) batch[i].sink = round.sink(static_cast<int32_t>(i));
   const Result<std::vector<RequestId>> ids = run.engine.submit_together(std::move(batch));
   if (!ids) {
@@ -136,6 +140,13 @@ Result<RoundTimes> time_round(Run& run) {
                     run.options.new_tokens));
   }
   return times;
+}
+
+// New tokens of a round.
+int64_t tokens_of(const std::vector<RequestLengths>& requests, int32_t n) {
+  int64_t tokens = 0;
+  for (const RequestLengths& r : requests) tokens += int64_t{r.new_tokens} * n;
+  return tokens;
 }
 
 // What the rounds' prompts hold beyond what the cache gave.
@@ -172,7 +183,7 @@ OfflineRound medians(const std::vector<OfflineRound>& rounds) {
   for (double OfflineRound::* figure :
        {&OfflineRound::prefill_tokens_per_s, &OfflineRound::decode_tokens_per_s,
         &OfflineRound::ms_per_decode_step, &OfflineRound::prefill_ms, &OfflineRound::decode_ms,
-        &OfflineRound::total_ms, &OfflineRound::output_tokens_per_s}) {
+        &OfflineRound::total_ms, &OfflineRound::output_tokens_per_s, &OfflineRound::read_gb_s}) {
     m.*figure = median_of(rounds, figure);
   }
   m.decode_steps = rounds.front().decode_steps;
@@ -201,6 +212,15 @@ void describe(const Engine& engine, const ModelSpec& spec, OfflineReport& report
 
 namespace {
 
+// The engine is idle meanwhile: its threads sleep 0.2 ms after the last step.
+double probe_read([[maybe_unused]] const Run& run) {
+#ifdef QUIRE_HAS_BENCH_CPU
+  return bench::measure_read(std::max(1, run.engine.config().threads));
+#else
+  return 0;
+#endif
+}
+
 // The round that warms up, then the timed ones. The time of the first token of all.
 Result<int64_t> run_rounds(Run& run, OfflineReport& report) {
   const EngineStats stats = run.engine.stats();
@@ -215,6 +235,7 @@ Result<int64_t> run_rounds(Run& run, OfflineReport& report) {
       first_token_us = times->first_token_us;
     else
       report.rounds.push_back(figures_of(run, *times));
+    if (run.options.probe_read && round >= 0) report.rounds.back().read_gb_s = probe_read(run);
   }
   report.host_us_per_step = run.engine.stats().host_us_per_step_p50;
   report.median = medians(report.rounds);
@@ -225,11 +246,14 @@ Result<OfflineReport> run_workload(Engine& engine, const ModelSpec& spec, const 
                                    int64_t start_us) {
   OfflineReport report{.options = options};
   describe(engine, spec, report);
+  const std::vector<RequestLengths> requests = lengths_of(options);
+  Progress progress("measuring", (options.rounds + 1) * tokens_of(requests, options.n), "tokens");
   Run run{.options = options,
           .engine = engine,
-          .requests = lengths_of(options),
+          .requests = requests,
           .shared_prefix = {},
-          .random = Random(options.seed)};
+          .random = Random(options.seed),
+          .progress = &progress};
   append_random_ids(run.shared_prefix, options.shared_prefix_tokens, engine.model().vocab_size, run.random);
   const Result<int64_t> first_token_us = run_rounds(run, report);
   if (!first_token_us) return first_token_us.error();
@@ -248,6 +272,11 @@ Result<std::vector<OfflineReport>> run_offline_all(const std::vector<OfflineOpti
   if (!spec) return spec.error();
   Result<std::unique_ptr<Engine>> engine = Engine::open(with_capacity(workloads, *spec));
   if (!engine) return engine.error();
+  for (const OfflineOptions& o : workloads)
+    if (o.probe_read && (*engine)->config().device != "cpu")
+      return invalid(
+          fmt::format("probe_read measures host memory; this engine runs on {}", (*engine)->model().device),
+          "probe_read");
   const double open_ms = static_cast<double>(clock.now_us() - start_us) / 1e3;
   std::vector<OfflineReport> reports;
   for (const OfflineOptions& o : workloads) {

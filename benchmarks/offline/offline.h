@@ -31,7 +31,9 @@ struct OfflineOptions {
   int32_t shared_prefix_tokens = 0;
   std::vector<RequestLengths> requests;  // where not empty: the round's requests, in place of the batch above
   int32_t rounds = 3;                    // timed; one more before them warms up and is not reported
-  uint64_t seed = 0;                     // of the prompts; beyond the shared prefix no two requests are alike
+  // CPU back end: read bandwidth of the machine measured after each round, in threads as many as the engine's.
+  bool probe_read = false;
+  uint64_t seed = 0;  // of the prompts; beyond the shared prefix no two requests are alike
 };
 
 struct OfflineRound {
@@ -41,6 +43,7 @@ struct OfflineRound {
   double prefill_ms = 0, decode_ms = 0;
   double total_ms = 0;             // from the first submission to the last request's end
   double output_tokens_per_s = 0;  // all tokens delivered, over total_ms
+  double read_gb_s = 0;            // with probe_read: what the machine granted just after this round
   int32_t decode_steps = 0;  // 0 where no step ran the whole batch: a list of uneven requests may do that
 };
 

@@ -1,7 +1,9 @@
 // An OfflineReport as JSON and as text.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <vector>
 
 #include "benchmarks/offline/offline.h"
 
@@ -11,20 +13,36 @@ namespace {
 using nlohmann::ordered_json;
 
 ordered_json figures(const OfflineRound& r) {
-  return {{"prefill_tokens_per_s", r.prefill_tokens_per_s},
-          {"decode_tokens_per_s", r.decode_tokens_per_s},
-          {"ms_per_decode_step", r.ms_per_decode_step},
-          {"prefill_ms", r.prefill_ms},
-          {"decode_ms", r.decode_ms},
-          {"total_ms", r.total_ms},
-          {"output_tokens_per_s", r.output_tokens_per_s},
-          {"decode_steps", r.decode_steps}};
+  ordered_json out = {{"prefill_tokens_per_s", r.prefill_tokens_per_s},
+                      {"decode_tokens_per_s", r.decode_tokens_per_s},
+                      {"ms_per_decode_step", r.ms_per_decode_step},
+                      {"prefill_ms", r.prefill_ms},
+                      {"decode_ms", r.decode_ms},
+                      {"total_ms", r.total_ms},
+                      {"output_tokens_per_s", r.output_tokens_per_s},
+                      {"decode_steps", r.decode_steps}};
+  if (r.read_gb_s > 0) out["read_gb_s"] = r.read_gb_s;
+  return out;
 }
 
 // What one decode step reads of the weights, over its time: at batch 1 the share of the memory bandwidth.
 double weight_gb_per_s(const OfflineReport& r) {
   if (r.median.decode_steps == 0) return 0;
   return static_cast<double>(r.weight_bytes) / (r.median.ms_per_decode_step * 1e6);
+}
+
+// The rounds' median.
+double weight_share_of_read(const OfflineReport& r) {
+  std::vector<double> shares;
+  for (const OfflineRound& round : r.rounds) {
+    if (round.read_gb_s > 0 && round.decode_steps > 0)
+      shares.push_back(static_cast<double>(r.weight_bytes) / (round.ms_per_decode_step * 1e6) /
+                       round.read_gb_s);
+  }
+  if (shares.empty()) return 0;
+  std::nth_element(shares.begin(), shares.begin() + static_cast<std::ptrdiff_t>(shares.size() / 2),
+                   shares.end());
+  return shares[shares.size() / 2];
 }
 
 }  // namespace
@@ -58,6 +76,8 @@ std::string to_json(const OfflineReport& r) {
   out["max_step_tokens"] = r.options.engine.max_step_tokens;
   out["weight_bytes"] = r.weight_bytes;
   out["weight_gb_per_s"] = weight_gb_per_s(r);
+  // Each round against the bandwidth measured just after it: a shared machine's moves from second to second.
+  if (r.options.probe_read) out["weight_share_of_read"] = weight_share_of_read(r);
   out["rounds"] = ordered_json::array();
   for (const OfflineRound& round : r.rounds) out["rounds"].push_back(figures(round));
   return out.dump(1);

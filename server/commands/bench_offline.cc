@@ -25,6 +25,9 @@ int run_bench_offline(const Arguments& arguments) {
             "CSV file of prompt_tokens,output_tokens: the requests of a round, in place of --batch, "
             "--prompt-tokens and --new-tokens");
   flags.add("rounds", options.rounds, "Timed rounds, after one that warms up");
+  flags.add("probe-read", options.probe_read,
+            "CPU: measure the machine's read bandwidth after each round, and report what share of it the "
+            "weights took");
   flags.add("seed", options.seed, "What the prompts are drawn from");
   flags.add_choice("output", output, {"text", "json"}, "Form of the report");
   bind_engine_flags(flags, options.engine);

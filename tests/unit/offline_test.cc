@@ -92,6 +92,18 @@ TEST(Offline, TakesTheSharedPrefixFromTheCacheInEveryTimedRound) {
   EXPECT_EQ(run_offline(o)->cached_tokens, 0);
 }
 
+TEST(Offline, SetsTheWeightsBesideWhatTheMachineReadsWhereAsked) {
+  OfflineOptions o = options();
+  EXPECT_EQ(to_json(run_offline(o).value()).find("read_gb_s"), std::string::npos);
+  o.probe_read = true;
+  const Result<OfflineReport> report = run_offline(o);
+  ASSERT_TRUE(report) << report.error().message;
+  for (const OfflineRound& round : report->rounds) EXPECT_GT(round.read_gb_s, 0.1);
+  const auto json = nlohmann::json::parse(to_json(*report));
+  EXPECT_GT(json.at("weight_share_of_read"), 0.0);
+  EXPECT_GT(json.at("rounds").at(0).at("read_gb_s"), 0.0);
+}
+
 class RequestList : public ::testing::Test {
  protected:
   std::string write(const std::string& text) {
