@@ -1,0 +1,27 @@
+"""The pages in docs/ against the binary and the contract.
+
+Method: the reference pages are made anew and compared; every flag that any page names must exist in the command line.
+"""
+
+import re
+import subprocess
+import sys
+
+from conftest import BINARY, ROOT
+
+# Flags of other programs that the pages show.
+FOREIGN = {"--insecure", "--protoset", "--call", "--preset", "--build", "--label", "--help"}
+
+
+def test_reference_pages_list_every_flag_and_field_as_it_is():
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/reference.py", "--binary", BINARY, "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_pages_name_no_flag_that_does_not_exist():
+    known = set(re.findall(r"`(--[a-z-]+)", (ROOT / "docs/flags.md").read_text())) | FOREIGN
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        named = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", page.read_text()))
+        assert named <= known, f"{page.name} names {sorted(named - known)}"
