@@ -2,6 +2,7 @@
 // holds goes back through KvCache::release, and KvCache::audit finds a table that was lost.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <utility>
@@ -19,6 +20,7 @@ class BlockTable {
     blocks_ = std::exchange(other.blocks_, {});
     length_ = std::exchange(other.length_, 0);
     next_position_ = std::exchange(other.next_position_, 0);
+    num_unchanged_ = std::exchange(other.num_unchanged_, 0);
     return *this;
   }
   BlockTable(const BlockTable&) = delete;
@@ -31,12 +33,18 @@ class BlockTable {
   // t: position of the token that comes next; above n where a policy dropped some.
   int32_t next_position() const { return next_position_; }
   bool empty() const { return blocks_.empty(); }
+  // First entries that are the same as at the last taken(): whoever keeps what it made of them looks at the others only.
+  int32_t num_unchanged() const { return num_unchanged_; }
+  void taken() { num_unchanged_ = num_blocks(); }
 
  private:
   friend class KvCache;
   friend class StepTransaction;
+  // Every change of an entry, or of those from it on; appending is none.
+  void changed_from(int32_t entry) { num_unchanged_ = std::min(num_unchanged_, entry); }
+
   std::vector<BlockId> blocks_;
-  int32_t length_ = 0, next_position_ = 0;
+  int32_t length_ = 0, next_position_ = 0, num_unchanged_ = 0;
 };
 
 }  // namespace quire

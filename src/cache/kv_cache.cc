@@ -90,6 +90,7 @@ void KvCache::truncate(BlockTable& table, int32_t new_length, std::vector<BlockI
     deferred.push_back(table.blocks_.back());
     table.blocks_.pop_back();
   }
+  table.changed_from(table.num_blocks());
   table.next_position_ -= table.length_ - new_length;
   table.length_ = new_length;
   if (new_length % block_tokens_ != 0 && pool_.may_write(table.blocks_.back()))
@@ -106,6 +107,7 @@ void KvCache::drop_blocks(BlockTable& table, int32_t first, int32_t count, std::
     deferred.push_back(*block);
   }
   table.blocks_.erase(begin, end);
+  table.changed_from(first);
   table.length_ -= count * block_tokens_;
 }
 

@@ -79,6 +79,7 @@ void KvCache::adopt(const Publication& p, int32_t index, BlockId other) {
   pool_.holder_to_reader(entry);
   p.deferred->push_back(entry);
   entry = other;
+  p.table->changed_from(index);
   ++counters_.duplicates_merged;
 }
 

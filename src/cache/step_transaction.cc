@@ -80,6 +80,7 @@ bool StepTransaction::overwrite(BlockTable& table) {
     cache.copies_.push_back({.source = entry, .target = *next});
     cache.pool_.set_filled(*next, std::min(cache.block_tokens_, table.length_ - i * cache.block_tokens_));
     cache.replaced_.emplace_back(i, std::exchange(entry, *next++));
+    table.changed_from(i);
     ++cache.undo_.back().num_replaced;
   }
   ++table.next_position_;
@@ -99,6 +100,7 @@ bool StepTransaction::cut(BlockTable& table, int32_t kept, int32_t new_length, s
   }
   cache.undo_.back().num_replaced = table.blocks_.size();
   table.blocks_ = cache.fresh_;
+  table.changed_from(0);
   table.length_ = 0;
   table.next_position_ -= kept;  // fill counts the kept slots as new
   fill(table, new_length);
@@ -112,6 +114,7 @@ void StepTransaction::copy_tail(BlockTable& table, BlockId copy) {
   cache_->undo_.back().copied = shared;
   cache_->copies_.push_back({.source = shared, .target = copy});
   table.blocks_.back() = copy;
+  table.changed_from(table.num_blocks() - 1);
 }
 
 void StepTransaction::fill(BlockTable& table, int32_t new_length) {

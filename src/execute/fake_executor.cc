@@ -336,6 +336,11 @@ void FakeExecutor::verify(const PlannedSequence& s, Known& known) {
   if (static_cast<int32_t>(known.tokens.size()) < s.first_position + static_cast<int32_t>(s.tokens.size()))
     return;  // check_shape has spoken
   const int32_t blocks = (end + model_.block_tokens - 1) / model_.block_tokens;
+  const auto unchanged = std::min<size_t>(static_cast<size_t>(s.num_unchanged_blocks), known.seen.size());
+  for (size_t b = 0; b < unchanged; ++b)
+    if (known.seen[b].block != s.block_table[b])
+      violation(fmt::format("sequence {}: block {} of its table is {}, was {} and is called unchanged", value(s.sequence), b,
+                            value(s.block_table[b]), value(known.seen[b].block)));
   known.seen.resize(blocks);
   for (int32_t b = 0; b < blocks; ++b) {
     const Seen now{s.block_table[b], version_[value(s.block_table[b])],

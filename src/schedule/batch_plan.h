@@ -17,6 +17,7 @@ struct PlannedSequence {
   std::vector<TokenId> tokens;        // ids to run; a single kSampledLastStep takes the id sampled one step before
   int32_t list_length_before = 0;     // live slots before this step (== first_position unless a policy dropped tokens)
   std::vector<BlockId> block_table;   // blocks of the list, long enough for this step's tokens
+  int32_t num_unchanged_blocks = 0;   // first blocks of the table that are as in the sequence's plan before this one
   std::vector<PlannedSample> samples; // from the logits of the last row; more than one at the end of a group's shared prefill
   int32_t prompt_logprobs = -1;       // >= 0: logprobs of tokens[1..] and of next_prompt_token, with this many alternatives
   TokenId next_prompt_token = -1;     // the prompt token after this chunk, if the prompt goes on

@@ -83,6 +83,8 @@ void Scheduler::fill_sequence(const PlannedWork& work, PlannedSequence& planned,
   else
     planned.tokens.assign(1, kSampledLastStep);
   planned.block_table.assign(s.table.blocks().begin(), s.table.blocks().end());
+  planned.num_unchanged_blocks = s.table.num_unchanged();
+  s.table.taken();
   planned.samples.clear();
   planned.prompt_logprobs = s.group->wants_prompt_logprobs() ? s.group->sampling->prompt_logprobs : -1;
   const int32_t end = work.first + work.count;

@@ -97,6 +97,12 @@ BUGS = [
     (False, "a preempted sequence stays in the executor", PREEMPT, "  if (s.joined) leaves_.push_back(s.id);\n", ""),
     (False, "a request's salt is forgotten", CORE, "  key.salt = std::move(request.cache_salt);\n", ""),
     (False, "a passed deadline is not looked at", CORE, "  expire(clock_.now_us());\n", ""),
+    (True, "a merged duplicate is called unchanged", PUBLISH, "  p.table->changed_from(index);\n", ""),
+    (False, "a copied tail is called unchanged", STEP, "  table.changed_from(table.num_blocks() - 1);\n", ""),
+    (False, "an overwritten entry is called unchanged", STEP, "    table.changed_from(i);\n", ""),
+    (False, "a cut list is called unchanged", STEP, "  table.changed_from(0);\n", ""),
+    (False, "a list without its dropped blocks is called unchanged", CACHE, "  table.changed_from(first);\n", ""),
+    (False, "a shortened list is called unchanged", CACHE, "  table.changed_from(table.num_blocks());\n", ""),
     (False, "an end is counted twice", CORE, "  counted_ends_ = outcome_.request_ends.size();\n", ""),
 ]
 

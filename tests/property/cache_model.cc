@@ -160,6 +160,8 @@ void CacheModel::execute(const std::vector<BlockCopy>& copies,
     }
     step.named.insert(sequence->table.blocks().begin(), sequence->table.blocks().end());
     sequence->last_step = step.number;
+    sequence->taken = sequence->table.blocks();
+    sequence->table.taken();
   }
 }
 
@@ -245,6 +247,10 @@ std::optional<std::string> CacheModel::check_all() {
   for (const ModelSequence& sequence : sequences_) {
     tables.push_back(&sequence.table);
     held.insert(sequence.table.blocks().begin(), sequence.table.blocks().end());
+    const auto unchanged = sequence.table.blocks().begin() + sequence.table.num_unchanged();
+    if (sequence.table.num_unchanged() > std::min<int64_t>(sequence.table.num_blocks(), std::ssize(sequence.taken)) ||
+        !std::equal(sequence.table.blocks().begin(), unchanged, sequence.taken.begin()))
+      return "a table's entries changed and are called unchanged";
   }
   for (const SubmittedStep& step : submitted_)
     deferred.insert(deferred.end(), step.deferred.begin(), step.deferred.end());

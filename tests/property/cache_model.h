@@ -21,6 +21,7 @@ struct ModelSequence {
   std::vector<TokenId> tokens;  // prompt, and what was generated
   BlockTable table;             // its first length() tokens are computed
   int64_t last_step = -1;       // the last submitted step that names it
+  std::vector<BlockId> taken;   // the table's blocks at its last taken()
 };
 
 struct SubmittedStep {
