@@ -12,6 +12,7 @@
 
 #include "kernels/kv_layout.h"
 #include "kernels/sampling.h"
+#include "kernels/shared_prefixes.h"
 #include "quire/result.h"
 #include "src/base/check.h"
 #include "src/base/dtype.h"
@@ -116,25 +117,6 @@ struct RopeKvWriteParams {
   KvLayout layout;
   int32_t num_q_heads = 0, num_kv_heads = 0, head_dim = 0;
   int64_t rows = 0;
-};
-
-// ---- cascade: blocks that lists of several one-row sequences share, read once for all of them -------------------------------
-// A node is a run of whole blocks that its member sequences hold at the same slots. The nodes of one sequence cover its slots
-// [0, private_start) without overlap. Lists stay complete: a back end may ignore nodes and read every list by itself.
-// Only with one list per sequence, and without window, q_sink, row_logits and column_sums.
-struct SharedPrefixes {
-  int32_t num_nodes = 0;    // 0: nothing is shared, all pointers null
-  int32_t num_members = 0;  // over all nodes
-  int32_t max_slots = 0;    // of the longest node
-  // [num_nodes, 2] first slot and end, multiples of block_tokens
-  const int32_t* node_slots = nullptr;
-  const int32_t* node_sequence_start = nullptr;    // [num_nodes + 1] into node_sequences
-  const int32_t* node_sequences = nullptr;         // [num_members] sequences of one row each
-  const int32_t* sequence_member_start = nullptr;  // [num_sequences + 1] into sequence_members
-  // [num_members] of each sequence, its places in node_sequences
-  const int32_t* sequence_members = nullptr;
-  // [num_sequences] 0 where a sequence shares nothing; below its length
-  const int32_t* private_start = nullptr;
 };
 
 // ---- attention over paged lists, prefill and decode in one call ------------------------------------------------------------
@@ -247,6 +229,13 @@ class Kernels {
   virtual void silu_mul(const SiluMulParams& p) = 0;
   virtual void copy_blocks(const BlockCopyParams& p) = 0;
   virtual void move_slots(const MoveSlotsParams& p) = 0;
+
+  // Into how many parts to cut each shared prefix of a step (SharedPrefixes::num_splits); 0: this back end would read every list by
+  // itself, so there is nothing to gain from finding them.
+  virtual int32_t prefix_splits(const PrefixCounts&, int32_t /*num_q_heads*/, int32_t /*num_kv_heads*/,
+                                int32_t /*head_dim*/) const {
+    return 0;
+  }
 
   // Steps of at most so many rows go through fused_matmul; 0: the back end has none.
   virtual int64_t fused_rows() const { return 0; }

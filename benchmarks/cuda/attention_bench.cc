@@ -176,7 +176,7 @@ class AttentionBench {
       Line line{.part = "cascade", .name = fmt::format("{}x({}+{})", s.sequences, s.prefix, s.tail)};
       line.time = rig_.time(layers, [&](int layer) {
         AttentionParams p = problem.params(layer);
-        problem.share(p);
+        problem.share(p, rig_.ops());
         rig_.ops().attention(p, {});
       });
       line.error = problem.worst_error(layers - 1);

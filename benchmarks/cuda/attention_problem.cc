@@ -124,11 +124,13 @@ AttentionParams AttentionProblem::params(int layer) const {
   return p;
 }
 
-void AttentionProblem::share(AttentionParams& p) const {
+void AttentionProblem::share(AttentionParams& p, const BenchOps& ops) const {
   const int32_t n = static_cast<int32_t>(shape_.lengths.size());
+  const PrefixCounts counts{
+      .num_nodes = 1, .num_members = n, .member_room = n, .max_slots = shape_.shared_slots};
   p.prefixes = {.num_nodes = 1,
                 .num_members = n,
-                .max_slots = shape_.shared_slots,
+                .num_splits = ops.prefix_splits(counts, p.num_q_heads, p.num_kv_heads, p.head_dim),
                 .node_slots = node_slots_.as<int32_t>(),
                 .node_sequence_start = node_start_.as<int32_t>(),
                 .node_sequences = members_.as<int32_t>(),

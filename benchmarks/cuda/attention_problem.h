@@ -34,9 +34,9 @@ class AttentionProblem {
   AttentionProblem(Rig& rig, const Pool& pool, const AttentionModel& model, const ProblemShape& shape);
 
   AttentionParams params(
-      int layer) const;                  // layers lie apart in the pool, so none finds its tiles in the cache
-  void share(AttentionParams& p) const;  // one node over all sequences
-  bool fits() const { return fits_; }    // false: the pool is too small, use nothing else
+      int layer) const;  // layers lie apart in the pool, so none finds its tiles in the cache
+  void share(AttentionParams& p, const BenchOps& ops) const;  // one node over all sequences
+  bool fits() const { return fits_; }  // false: the pool is too small, use nothing else
   int layers() const { return model_.layers; }
   double kv_bytes() const;      // a layer's K and V of all lists
   double operations() const;    // a layer's products, causal

@@ -175,6 +175,10 @@ class SideOps final : public bench::BenchOps {
     t.aligned = choice.aligned;
     QUIRE_SIDE::attention(context, DType::kBF16, p);
   }
+  int32_t prefix_splits(const PrefixCounts& shared, int32_t num_q_heads, int32_t num_kv_heads,
+                        int32_t head_dim) const override {
+    return QUIRE_SIDE::prefix_splits(context_, DType::kBF16, shared, num_q_heads, num_kv_heads, head_dim);
+  }
 
  private:
   LaunchConfig wide() const {

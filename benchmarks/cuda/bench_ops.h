@@ -30,6 +30,8 @@ class BenchOps {
   // each in flight, `splits` blocks of threads a (sequence, KV head).
   virtual void read_tiles(const AttentionParams& p, int splits, int ahead) = 0;
   virtual void attention(const AttentionParams& p, const AttentionChoice& choice) = 0;
+  virtual int32_t prefix_splits(const PrefixCounts& shared, int32_t num_q_heads, int32_t num_kv_heads,
+                                int32_t head_dim) const = 0;
 };
 
 }  // namespace quire::bench

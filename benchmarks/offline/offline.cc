@@ -237,7 +237,11 @@ Result<int64_t> run_rounds(Run& run, OfflineReport& report) {
       report.rounds.push_back(figures_of(run, *times));
     if (run.options.probe_read && round >= 0) report.rounds.back().read_gb_s = probe_read(run);
   }
-  report.host_us_per_step = run.engine.stats().host_us_per_step_p50;
+  const EngineStats after = run.engine.stats();
+  report.shared_read_tokens =
+      static_cast<double>(after.shared_read_tokens_total - stats.shared_read_tokens_total) /
+      static_cast<double>(std::max<int64_t>(1, after.steps_total - stats.steps_total));
+  report.host_us_per_step = after.host_us_per_step_p50;
   report.median = medians(report.rounds);
   return first_token_us;
 }

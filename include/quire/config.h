@@ -26,6 +26,9 @@ struct EngineConfig {
   int64_t kv_cache_bytes = 0;  // 0 = sized from memory that is left
   double gpu_memory_utilization = 0.92;
   bool prefix_cache = true;
+  // Decode attention on CUDA reads blocks that several sequences share once for all of them, in steps where that saves so many
+  // bytes of K and V in each layer; -1 = never.
+  int64_t cascade_min_saved_bytes = 16 << 20;
 
   // Steps
   int32_t max_step_tokens = 2048;        // tokens of one step, prefill chunks and decodes together

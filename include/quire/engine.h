@@ -28,6 +28,8 @@ struct EngineStats {
           requests_cancelled_total = 0, requests_failed_total = 0;
   int64_t prompt_tokens_total = 0, generation_tokens_total = 0, cached_tokens_total = 0;
   int64_t prefix_queries_tokens_total = 0;
+  int64_t shared_read_tokens_total =
+      0;  // K and V not read again in decode steps, for other sequences of the step had read them
   int64_t preemptions_total = 0, copies_on_write_total = 0, evictions_total = 0, steps_total = 0;
   int32_t requests_waiting = 0, sequences_running = 0;
   int32_t blocks_total = 0, blocks_free = 0, blocks_held = 0, blocks_cached = 0;

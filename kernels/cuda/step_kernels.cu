@@ -64,6 +64,12 @@ class StepKernels final : public Kernels {
     QUIRE_SIDE::attention(attention_, options_.activations, p);
   }
 
+  int32_t prefix_splits(const PrefixCounts& shared, int32_t num_q_heads, int32_t num_kv_heads,
+                        int32_t head_dim) const override {
+    return QUIRE_SIDE::prefix_splits(attention_, options_.activations, shared, num_q_heads, num_kv_heads,
+                                     head_dim);
+  }
+
   int64_t sample_space_bytes() const override { return QUIRE_SIDE::sample_space_bytes(); }
   void sample(const SampleParams& p) override { QUIRE_SIDE::sample(target_, p); }
   void take_sampled(const TakeSampledParams& p) override { QUIRE_SIDE::take_sampled(target_, p); }

@@ -31,6 +31,9 @@ void bind_cache_flags(Flags& flags, EngineConfig& c) {
   flags.add("gpu-memory-utilization", c.gpu_memory_utilization, "Share of the GPU's memory to take, (0, 1]");
   flags.add("prefix-cache", c.prefix_cache,
             "Keep finished prefixes and reuse them; --prefix-cache=false turns it off");
+  flags.add("cascade-min-saved-bytes", c.cascade_min_saved_bytes,
+            "Read shared blocks once for all sequences of a decode step where that saves so many bytes a "
+            "layer; -1 = never");
   flags.add("kv-policies-allowed", c.kv_policies_allowed,
             "A KV policy's name that requests may ask for, repeated; none = all");
   flags.add("default-kv-policy", c.default_kv_policy,

@@ -174,6 +174,7 @@ void EngineCore::commit_step() {
     if (auto broken = check_held(plan, *cache_)) on_violation_(*broken);
   const int64_t tokens = plan.num_tokens();
   StepResult result = executor_.wait();
+  shared_read_tokens_ += result.shared_read_tokens;
   const int64_t start = clock_.now_us();
   std::vector<StepView::Prompt> prompts;
   for (SequencePromptLogprobs& p : result.prompt_logprobs) {
@@ -227,6 +228,7 @@ void EngineCore::fill_stats(EngineStats& stats) const {
   stats.requests_cancelled_total = counts_.cancelled;
   stats.requests_failed_total = counts_.failed;
   stats.prompt_tokens_total = stats.prefix_queries_tokens_total = c.prompt_tokens;
+  stats.shared_read_tokens_total = shared_read_tokens_;
   stats.generation_tokens_total = c.output_tokens;
   stats.cached_tokens_total = c.cached_tokens;
   stats.preemptions_total = c.preemptions;

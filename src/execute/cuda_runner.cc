@@ -68,7 +68,8 @@ struct Graph {
 class CudaRunner final : public QueueingRunner {
  public:
   explicit CudaRunner(CudaRunnerParts parts)
-      : parts_(std::move(parts)), step_(parts_.limits), copies_(parts_.limits.num_blocks), sampler_(make_cpu_sampler()) {}
+      : parts_(std::move(parts)), step_(parts_.limits), copies_(parts_.limits.num_blocks), groups_(parts_.cascade),
+        sampler_(make_cpu_sampler()) {}
 
   Status allocate() {
     StreamDevice& device = *parts_.device;
@@ -134,11 +135,14 @@ class CudaRunner final : public QueueingRunner {
     const int64_t blocks = (l.max_context_tokens + l.block_tokens - 1) / l.block_tokens;
     const int64_t sequences = bucket_of(l.max_sequences);
     return {.rows = std::max(l.max_rows, sequences), .sequences = static_cast<int32_t>(sequences), .table_stride = power_of_two_from(blocks),
-            .logits_rows = std::max(l.max_rows, sequences), .samples = max_samples(), .copies = l.num_blocks, .windows = true, .sinks = true};
+            .logits_rows = std::max(l.max_rows, sequences), .samples = max_samples(), .copies = l.num_blocks, .windows = true, .sinks = true,
+            .prefix_nodes = prefix_node_room(static_cast<int32_t>(sequences)),
+            .prefix_members = prefix_member_room(static_cast<int32_t>(sequences)), .prefix_splits = 1};
   }
 
   Status queue_checked(CudaQueuedStep& queued) {
     const BatchPlan& plan = *queued.plan;
+    groups_.follow(plan);
     apply_to_sampler(plan, *sampler_);
     note_joins(plan);
     if (Status copies = copies_.build(plan.copies); !copies) return copies;
@@ -211,8 +215,10 @@ class CudaRunner final : public QueueingRunner {
       shape.sequences = shape.samples = static_cast<int32_t>(shape.rows);
       shape.table_stride = power_of_two_from(own.table_stride);
     }
+    if (make_room_for_prefixes(shape)) queued.result.shared_read_tokens = groups_.saved_tokens();
     const PlacedStep placed = arrays_.send(
-        step_, {.id_source = id_source_, .settings = on_host ? std::span<const SampleSettings>() : settings_, .copy_pairs = copies_.pairs()}, shape,
+        step_, {.id_source = id_source_, .settings = on_host ? std::span<const SampleSettings>() : settings_, .copy_pairs = copies_.pairs(),
+                .prefixes = groups_.arrays()}, shape,
         queued.turn);
     run_copies(placed);
     if (plan.sequences.empty()) return;
@@ -225,6 +231,20 @@ class CudaRunner final : public QueueingRunner {
     char* back = turns_[queued.turn].back.as<char>();
     const int64_t count = static_cast<int64_t>(queued.device_samples.size());
     parts_.device->copy_to_host(back, sampled_.data(), (max_samples() + count) * 4);  // one copy: each costs the stream 2 us
+  }
+
+  // False: the step reads every list by itself.
+  bool make_room_for_prefixes(StepShape& shape) const {
+    if (groups_.empty()) return false;
+    const ModelSpec& spec = parts_.forward->spec();
+    PrefixCounts counts = groups_.counts();
+    counts.member_room = prefix_member_room(shape.sequences);
+    const int32_t splits = parts_.kernels->prefix_splits(counts, spec.num_q_heads, spec.num_kv_heads, spec.head_dim);
+    if (splits == 0) return false;
+    shape.prefix_nodes = prefix_node_room(shape.sequences);
+    shape.prefix_members = counts.member_room;
+    shape.prefix_splits = splits;
+    return true;
   }
 
   void run_copies(const PlacedStep& placed) {
@@ -291,6 +311,7 @@ class CudaRunner final : public QueueingRunner {
   CudaRunnerParts parts_;
   HostStep step_;
   CopyGroups copies_;
+  PrefixGroups groups_;
   std::unique_ptr<Sampler> sampler_;  // host-sampled sequences, and their histories
   std::unordered_map<SequenceId, SequenceState> sequences_;
   DeviceStep arrays_;

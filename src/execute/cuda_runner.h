@@ -10,6 +10,7 @@
 #include "src/device/stream_device.h"
 #include "src/execute/device_step.h"
 #include "src/execute/pipelined_executor.h"
+#include "src/execute/prefix_groups.h"
 #include "src/model/forward.h"
 #include "src/sample/sampler.h"
 
@@ -24,6 +25,7 @@ struct CudaRunnerParts {
   int64_t logits_rows = 0;
   StepLimits limits;
   int64_t block_bytes = 0;
+  CascadeRule cascade;
 };
 
 Result<std::unique_ptr<QueueingRunner>> make_cuda_runner(CudaRunnerParts parts);

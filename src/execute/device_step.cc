@@ -10,7 +10,8 @@ namespace {
 
 // Byte offsets of a shape's arrays, each aligned for 16-byte reads.
 struct Layout {
-  int64_t ids, positions, id_source, slots, query_start, lengths, block_table, logits_rows, settings, windows, sink_slots, sink_positions, copy_pairs, end;
+  int64_t ids, positions, id_source, slots, query_start, lengths, block_table, logits_rows, settings, windows, sink_slots, sink_positions;
+  int64_t node_slots, node_sequence_start, node_sequences, sequence_member_start, sequence_members, private_start, copy_pairs, end;
 
   explicit Layout(const StepShape& s) {
     int64_t at = 0;
@@ -31,6 +32,13 @@ struct Layout {
     windows = take(s.windows ? s.sequences : 0, 4);
     sink_slots = take(s.sinks ? s.sequences : 0, 4);
     sink_positions = take(s.sinks ? s.rows : 0, 4);
+    const bool shares = s.prefix_nodes > 0;
+    node_slots = take(int64_t{s.prefix_nodes} * 2, 4);
+    node_sequence_start = take(shares ? s.prefix_nodes + 1 : 0, 4);
+    node_sequences = take(s.prefix_members, 4);
+    sequence_member_start = take(shares ? s.sequences + 1 : 0, 4);
+    sequence_members = take(s.prefix_members, 4);
+    private_start = take(shares ? s.sequences : 0, 4);
     copy_pairs = take(int64_t{s.copies} * 2, 4);
     end = at;
   }
@@ -42,6 +50,16 @@ void put(char* base, int64_t offset, const T* source, int64_t there, int64_t cou
   T* target = reinterpret_cast<T*>(base + offset);
   if (there > 0) std::memcpy(target, source, static_cast<size_t>(there) * sizeof(T));
   std::fill(target + there, target + count, padding);
+}
+
+// Nodes past the last have no members, sequences past the last share nothing.
+void put_prefixes(char* host, const Layout& at, const SharedPrefixes& p, int32_t num_sequences, const StepShape& shape) {
+  put(host, at.node_slots, p.node_slots, 2 * p.num_nodes, 2 * shape.prefix_nodes, 0);
+  put(host, at.node_sequence_start, p.node_sequence_start, p.num_nodes + 1, shape.prefix_nodes + 1, p.num_members);
+  put(host, at.node_sequences, p.node_sequences, p.num_members, shape.prefix_members, 0);
+  put(host, at.sequence_member_start, p.sequence_member_start, num_sequences + 1, shape.sequences + 1, p.num_members);
+  put(host, at.sequence_members, p.sequence_members, p.num_members, shape.prefix_members, 0);
+  put(host, at.private_start, p.private_start, num_sequences, shape.sequences, 0);
 }
 
 }  // namespace
@@ -89,6 +107,7 @@ PlacedStep DeviceStep::send(const HostStep& step, const DeviceStepExtras& extras
   if (shape.windows) put(host, at.windows, from.windows, from.num_sequences, shape.sequences, 0);
   if (shape.sinks) put(host, at.sink_slots, from.sink_slots, from.num_sequences, shape.sequences, 0);
   if (shape.sinks) put(host, at.sink_positions, from.sink_positions, from.rows, shape.rows, 0);
+  if (shape.prefix_nodes > 0) put_prefixes(host, at, extras.prefixes, from.num_sequences, shape);
   put(host, at.copy_pairs, extras.copy_pairs.data(), static_cast<int64_t>(extras.copy_pairs.size()), int64_t{shape.copies} * 2, 0);
   device_->copy_to_device(staging_.data(), host, at.end);
 
@@ -106,6 +125,18 @@ PlacedStep DeviceStep::send(const HostStep& step, const DeviceStepExtras& extras
   placed.arrays.windows = shape.windows ? ints(at.windows) : nullptr;
   placed.arrays.sink_slots = shape.sinks ? ints(at.sink_slots) : nullptr;
   placed.arrays.sink_positions = shape.sinks ? ints(at.sink_positions) : nullptr;
+  placed.arrays.prefixes = {};
+  if (shape.prefix_nodes > 0) {
+    placed.arrays.prefixes = {.num_nodes = shape.prefix_nodes,
+                              .num_members = shape.prefix_members,
+                              .num_splits = shape.prefix_splits,
+                              .node_slots = ints(at.node_slots),
+                              .node_sequence_start = ints(at.node_sequence_start),
+                              .node_sequences = ints(at.node_sequences),
+                              .sequence_member_start = ints(at.sequence_member_start),
+                              .sequence_members = ints(at.sequence_members),
+                              .private_start = ints(at.private_start)};
+  }
   placed.arrays.rows = shape.rows;
   placed.arrays.table_stride = shape.table_stride;
   placed.arrays.num_logits_rows = shape.logits_rows;

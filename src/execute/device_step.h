@@ -22,6 +22,8 @@ struct StepShape {
   int32_t samples = 0;
   int32_t copies = 0;
   bool windows = false, sinks = false;  // some sequence has one: kernels get other arguments
+  // Room for shared prefixes, and the parts that each is cut in (SharedPrefixes); all 0 where nothing is shared.
+  int32_t prefix_nodes = 0, prefix_members = 0, prefix_splits = 0;
   auto operator<=>(const StepShape&) const = default;
 };
 
@@ -30,6 +32,7 @@ struct DeviceStepExtras {
   std::span<const int32_t> id_source;          // [rows]: a sample of the step before, or -1
   std::span<const SampleSettings> settings;    // [samples]
   std::span<const int32_t> copy_pairs;         // [copies][2]
+  SharedPrefixes prefixes;                     // host arrays and what there is; read where the shape has room for some
 };
 
 // Device pointers of a placed step.

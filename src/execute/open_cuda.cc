@@ -103,6 +103,9 @@ Status fill_memory(Opening& o, WeightSource& source) {
 
 Result<OpenedExecutor> finish(Opening& o) {
   o.parts.block_bytes = o.layout.block_bytes();
+  o.parts.cascade = {.block_tokens = o.config.block_tokens,
+                     .token_bytes = o.layout.layer_stride() / o.config.block_tokens,
+                     .least_saved_bytes = o.config.cascade_min_saved_bytes};
   o.parts.limits = {.max_rows = o.config.max_step_tokens,
                     .max_sequences = o.config.max_sequences,
                     .max_context_tokens = o.config.max_context_tokens,

@@ -18,6 +18,7 @@ Status check_ranges(const EngineConfig& c) {
                           {"max_sequences", c.max_sequences, 1, 1 << 16},
                           {"max_prefill_chunk_tokens", c.max_prefill_chunk_tokens, 0, c.max_step_tokens},
                           {"kv_cache_bytes", c.kv_cache_bytes, 0, INT64_MAX},
+                          {"cascade_min_saved_bytes", c.cascade_min_saved_bytes, -1, INT64_MAX},
                           {"threads", c.threads, 0, 4096}};
   for (const Range& r : ranges) {
     if (r.value < r.low || r.value > r.high) {

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "kernels/shared_prefixes.h"
+
 namespace quire {
 
 struct StepArrays {
@@ -28,6 +30,9 @@ struct StepArrays {
   const int32_t* windows = nullptr;
   const int32_t* sink_slots = nullptr;      // [num_sequences] first slots that every row sees, 0 = none
   const int32_t* sink_positions = nullptr;  // [rows] at which q is rotated for them; with sink_slots
+
+  // Blocks that several of the step's sequences share; num_nodes = 0 where none do, or nothing is gained.
+  SharedPrefixes prefixes;
 
   // Side outputs of every layer's attention, valid until the next layer's; null where no sequence needs them (AttentionParams).
   float* lse = nullptr;

@@ -3,6 +3,9 @@ if(TARGET quire_engine)
   quire_test(golden_engine_goldens LABEL golden SOURCES ${QUIRE_TEST_DIR}/engine_goldens_test.cc LIBS quire_engine)
   if(TARGET quire_kernels_cuda)
     quire_test(golden_device LABEL golden SOURCES ${QUIRE_TEST_DIR}/device_test.cc LIBS quire_engine)
-    target_link_options(golden_device PRIVATE -static-libstdc++ -static-libgcc)  # carried to a card as one file
+    quire_test(golden_cascade LABEL golden SOURCES ${QUIRE_TEST_DIR}/cascade_test.cc LIBS quire_engine)
+    foreach(name device cascade)
+      target_link_options(golden_${name} PRIVATE -static-libstdc++ -static-libgcc)  # carried to a card as one file
+    endforeach()
   endif()
 endif()

@@ -40,6 +40,8 @@ class Collector final : public TokenSink {
     auto& ids = ids_[event.index];
     ids.insert(ids.end(), event.token_ids.begin(), event.token_ids.end());
     text_[event.index] += event.text;
+    auto& logprobs = logprobs_[event.index];
+    logprobs.insert(logprobs.end(), event.logprobs.begin(), event.logprobs.end());
     if (event.finish != FinishReason::kNone) finish_[event.index] = event.finish;
     if (event.error) error_ = event.error->message;
     EXPECT_FALSE(done_) << "an event after the last";
@@ -59,6 +61,7 @@ class Collector final : public TokenSink {
     done_ = true;
   }
   std::vector<int32_t> ids(int32_t index = 0) { return ids_[index]; }
+  std::vector<TokenLogprob> logprobs(int32_t index = 0) { return logprobs_[index]; }
   std::string text(int32_t index = 0) { return text_[index]; }
   FinishReason finish(int32_t index = 0) { return finish_[index]; }
   const TokenEvent& last() const { return last_; }
@@ -67,6 +70,7 @@ class Collector final : public TokenSink {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::map<int32_t, std::vector<int32_t>> ids_;
+  std::map<int32_t, std::vector<TokenLogprob>> logprobs_;
   std::map<int32_t, std::string> text_;
   std::map<int32_t, FinishReason> finish_;
   TokenEvent last_;

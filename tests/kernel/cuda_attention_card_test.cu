@@ -88,6 +88,8 @@ Outputs on_card(Case& c, int repeats) {
   check_cuda(cudaMalloc(&scratch, static_cast<size_t>(need.bytes())));
   check_cuda(cudaMemset(scratch, 0, static_cast<size_t>(need.bytes())));
   context.scratch = need.place(scratch);
+  p.prefixes.num_splits = cuda::prefix_splits(context, c.shape().dtype, c.prefix_counts(), p.num_q_heads,
+                                              p.num_kv_heads, p.head_dim);
   cudaStream_t stream;
   check_cuda(cudaStreamCreate(&stream));
   context.stream = stream;

@@ -139,15 +139,23 @@ void Case::make_prefixes() {
     }
     start.push_back(static_cast<int32_t>(members.size()));
     slots.insert(slots.end(), {p.begin, p.end});
-    prefixes_.max_slots = std::max(prefixes_.max_slots, p.end - p.begin);
+    prefix_counts_.max_slots = std::max(prefix_counts_.max_slots, p.end - p.begin);
   }
   for (int s = 0; s < sequences; ++s) {
     for (size_t m = 0; m < members.size(); ++m)
       if (members[m] == s) of_sequence.push_back(static_cast<int32_t>(m));
     member_start.push_back(static_cast<int32_t>(of_sequence.size()));
   }
-  prefixes_.num_nodes = static_cast<int32_t>(shape_.prefixes.size());
-  prefixes_.num_members = static_cast<int32_t>(members.size());
+  prefix_counts_.num_nodes = static_cast<int32_t>(shape_.prefixes.size());
+  prefix_counts_.num_members = static_cast<int32_t>(members.size());
+  // Room for more than there is, as a captured graph has it: nodes without members, places that nobody reads.
+  constexpr int kSpareNodes = 2, kSpareMembers = 3;
+  start.insert(start.end(), kSpareNodes, start.back());
+  slots.insert(slots.end(), 2 * kSpareNodes, 0);
+  members.insert(members.end(), kSpareMembers, 0);
+  of_sequence.insert(of_sequence.end(), kSpareMembers, 0);
+  prefixes_.num_nodes = prefix_counts_.num_nodes + kSpareNodes;
+  prefixes_.num_members = prefix_counts_.member_room = prefix_counts_.num_members + kSpareMembers;
   const auto keep = [](std::unique_ptr<Region>& r, const std::vector<int32_t>& v) {
     r = copy_of(v);
     return r->as<int32_t>();

@@ -71,6 +71,7 @@ class Case {
   AttentionParams problem();
   const Shape& shape() const { return shape_; }
   std::vector<Region*> regions();
+  PrefixCounts prefix_counts() const { return prefix_counts_; }
   // Largest |difference| allowed: of values, of logits, of sums of probabilities.
   struct Tolerance {
     float values, logits, sums;
@@ -93,6 +94,7 @@ class Case {
   std::unique_ptr<Region> node_sequence_start_, node_sequences_, node_slots_, private_start_, member_start_,
       members_;
   SharedPrefixes prefixes_;
+  PrefixCounts prefix_counts_;
 };
 
 // Where a run puts its results. A cascade gives no row logits and no column sums.

@@ -157,6 +157,20 @@ inline std::vector<Shape> cascade_shapes() {
        .block_tokens = 8,
        .lengths = {50, 30, 41},
        .prefixes = {{0, 24, {2, 0}}, {24, 40, {2}}}},
+      {.name = "short_node_beside_one_that_is_split",
+       .kv_heads = 1,
+       .lengths = {1100, 1050, 40, 30},
+       .multiprocessors = 9,
+       .prefixes = {{0, 1040, {0, 1}}, {0, 16, {2, 3}}}},
+      {.name = "beside_lists_with_windows",
+       .lengths = {80, 70, 65, 100},
+       .windows = {0, 0, 20, 50},
+       .prefixes = {{0, 48, {0, 1}}}},
+      {.name = "beside_lists_with_windows_and_more_rows",
+       .lengths = {80, 70, 65, 100},
+       .rows = {1, 1, 7, 1},
+       .windows = {0, 0, 20, 50},
+       .prefixes = {{0, 48, {0, 1}}}},
   };
 }
 

@@ -36,6 +36,8 @@ Outputs on_shim(
   Region scratch(need.bytes());
   context.scratch = need.place(scratch.data());
   std::fill_n(context.scratch.counters, need.num_counters, 0);
+  p.prefixes.num_splits = cuda_host::prefix_splits(context, c.shape().dtype, c.prefix_counts(), p.num_q_heads,
+                                                   p.num_kv_heads, p.head_dim);
   shim::set_shim_options({.checking = true, .order_seed = order_seed});
   before();
   cuda_host::attention(context, c.shape().dtype, p);

@@ -248,7 +248,8 @@ std::optional<std::string> CacheModel::check_all() {
     tables.push_back(&sequence.table);
     held.insert(sequence.table.blocks().begin(), sequence.table.blocks().end());
     const auto unchanged = sequence.table.blocks().begin() + sequence.table.num_unchanged();
-    if (sequence.table.num_unchanged() > std::min<int64_t>(sequence.table.num_blocks(), std::ssize(sequence.taken)) ||
+    if (sequence.table.num_unchanged() >
+            std::min<int64_t>(sequence.table.num_blocks(), std::ssize(sequence.taken)) ||
         !std::equal(sequence.table.blocks().begin(), unchanged, sequence.taken.begin()))
       return "a table's entries changed and are called unchanged";
   }

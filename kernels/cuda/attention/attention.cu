@@ -9,10 +9,13 @@
 namespace quire::QUIRE_SIDE {
 namespace {
 
+bool has_tensor_core_kernel(DType activations, int32_t head_dim) {
+  const bool has_dim =
+      head_dim == 64 || head_dim == 80 || head_dim == 96 || head_dim == 128 || head_dim == 256;
+  return has_dim && activations != DType::kF32;
+}
 bool has_tensor_core_kernel(DType activations, const AttentionParams& p) {
-  const bool head_dim =
-      p.head_dim == 64 || p.head_dim == 80 || p.head_dim == 96 || p.head_dim == 128 || p.head_dim == 256;
-  return head_dim && activations != DType::kF32 && activations == p.layout.dtype;
+  return has_tensor_core_kernel(activations, p.head_dim) && activations == p.layout.dtype;
 }
 
 void check_attention(const AttentionParams& p) {
@@ -32,39 +35,22 @@ constexpr int kMaxPrefixSplits = 8;
 constexpr int kMinSplitSlots = 256;
 constexpr int kPrefixTileRows = 128;
 
-void check_prefixes(const AttentionParams& p) {
+void check_prefixes(const AttentionContext& context, const AttentionParams& p) {
   check_equal("attention prefixes, window", p.window, 0);
-  check_equal("attention prefixes, windows given", p.windows != nullptr, false);
-  check_equal("attention prefixes, q_sink given", p.q_sink != nullptr, false);
-  check_equal("attention prefixes, row_logits given", p.row_logits != nullptr, false);
-  check_equal("attention prefixes, column_sums given", p.column_sums != nullptr, false);
   check_equal("attention prefixes, head_table_stride", p.head_table_stride, 0);
-}
-
-// How many parts each shared prefix is cut in, so that its tiles fill the card twice; as many as the scratch
-// holds. 0: the scratch holds not even one, and every list is read by itself.
-int prefix_splits(const AttentionContext& context, const AttentionParams& p) {
-  const SharedPrefixes& shared = p.prefixes;
-  if (shared.num_nodes == 0) return 0;
-  const int64_t tiles =
-      (int64_t{shared.num_members} * p.num_q_heads / p.num_kv_heads / kPrefixTileRows + shared.num_nodes) *
-      p.num_kv_heads;
-  const int64_t wanted = (2 * context.machine.multiprocessors + tiles - 1) / tiles;
-  const int64_t by_length = std::max(1, shared.max_slots / kMinSplitSlots);
-  const int64_t row_floats = int64_t{shared.num_members} * p.num_q_heads * (p.head_dim + 4);
-  return static_cast<int>(
-      std::min({wanted, by_length, int64_t{kMaxPrefixSplits}, context.scratch.prefix_floats / row_floats}));
+  check_at_least("attention prefixes, num_splits", p.prefixes.num_splits, 1);
+  check_at_least("attention scratch, prefixes", context.scratch.prefix_floats,
+                 int64_t{p.prefixes.num_members} * p.prefixes.num_splits * p.num_q_heads * (p.head_dim + 4));
 }
 
 void run_decode(const AttentionContext& context, const AttentionParams& p) {
-  const int splits = prefix_splits(context, p);
-  if (splits == 0) return launch_decode_attention(context, p, {}, nullptr);
-  check_prefixes(p);
-  launch_prefix_attention(context, p, splits);
+  if (p.prefixes.num_nodes == 0) return launch_decode_attention(context, p, {}, nullptr);
+  check_prefixes(context, p);
+  launch_prefix_attention(context, p);
   const PrefixPartials partials{.rows = context.scratch.prefix_partials,
                                 .member_start = p.prefixes.sequence_member_start,
                                 .members_of_sequence = p.prefixes.sequence_members,
-                                .splits = splits};
+                                .splits = p.prefixes.num_splits};
   launch_decode_attention(context, p, partials, p.prefixes.private_start);
 }
 
@@ -96,9 +82,26 @@ AttentionScratchNeed attention_scratch_need(const AttentionMachine& machine, con
   return {.partial_floats =
               decode_partial_floats(machine.multiprocessors * tuning.blocks_per_multiprocessor, max_head_dim),
           .num_counters = max_sequences * max_q_heads,  // a unit has at least one query head
-          // Two nodes a sequence in two splits, or one in four.
-          .prefix_floats = 4 * max_sequences * max_q_heads * (max_head_dim + 4),
+          // Two nodes a sequence in four splits, or one in eight.
+          .prefix_floats = kMaxPrefixSplits * max_sequences * max_q_heads * (max_head_dim + 4),
           .lse_floats = max_rows * max_q_heads};
+}
+
+// So many parts that the tiles of the shared prefixes fill the card twice, none shorter than kMinSplitSlots
+// where the longest node allows; as many as the scratch holds, a power of two so that few graphs serve all
+// batches.
+int32_t prefix_splits(const AttentionContext& context, DType activations, const PrefixCounts& shared,
+                      int32_t num_q_heads, int32_t num_kv_heads, int32_t head_dim) {
+  if (shared.num_nodes == 0 || !has_tensor_core_kernel(activations, head_dim)) return 0;
+  const int64_t packed_tiles = int64_t{shared.num_members} * num_q_heads / num_kv_heads / kPrefixTileRows;
+  const int64_t tiles = (packed_tiles + shared.num_nodes) * num_kv_heads;
+  const int64_t wanted = (2 * context.machine.multiprocessors + tiles - 1) / tiles;
+  const int64_t by_length = std::max(1, shared.max_slots / kMinSplitSlots);
+  const int64_t by_scratch =
+      context.scratch.prefix_floats / (int64_t{shared.member_room} * num_q_heads * (head_dim + 4));
+  check_at_least("attention scratch, prefixes in one part", by_scratch, 1);
+  const auto most = static_cast<uint32_t>(std::min({by_length, by_scratch, int64_t{kMaxPrefixSplits}}));
+  return static_cast<int32_t>(std::min(std::bit_ceil(static_cast<uint32_t>(wanted)), std::bit_floor(most)));
 }
 
 void attention(const AttentionContext& context, DType activations, const AttentionParams& params) {

@@ -57,6 +57,10 @@ AttentionScratchNeed attention_scratch_need(const AttentionMachine& machine, con
                                             int64_t max_rows, int64_t max_sequences, int32_t max_q_heads,
                                             int32_t max_head_dim);
 
+// Kernels::prefix_splits() of this machine and scratch.
+int32_t prefix_splits(const AttentionContext& context, DType activations, const PrefixCounts& shared,
+                      int32_t num_q_heads, int32_t num_kv_heads, int32_t head_dim);
+
 // The whole op. `activations`: dtype of q and out.
 void attention(const AttentionContext& context, DType activations, const AttentionParams& p);
 
@@ -65,7 +69,7 @@ int64_t decode_partial_floats(int grid, int head_dim);
 void launch_decode_attention(const AttentionContext& context, const AttentionParams& p,
                              const PrefixPartials& prefix, const int32_t* private_start);
 void launch_prefill_attention(const AttentionContext& context, const AttentionParams& p);
-void launch_prefix_attention(const AttentionContext& context, const AttentionParams& p, int splits);
+void launch_prefix_attention(const AttentionContext& context, const AttentionParams& p);
 void launch_plain_attention(const AttentionContext& context, DType activations, const AttentionParams& p);
 void launch_last_row_logits(const AttentionContext& context,
                             const AttentionParams& p);  // of sequences of several rows

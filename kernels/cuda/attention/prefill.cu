@@ -264,7 +264,7 @@ void launch_prefill_attention(const AttentionContext& context, const AttentionPa
   launch_flash_attention<false>(context, {.view = view_of(p)}, p.layout.dtype, p.rows, entries);
 }
 
-void launch_prefix_attention(const AttentionContext& context, const AttentionParams& p, int splits) {
+void launch_prefix_attention(const AttentionContext& context, const AttentionParams& p) {
   const SharedPrefixes& shared = p.prefixes;
   launch_flash_attention<true>(context,
                                {.view = view_of(p),
@@ -273,7 +273,7 @@ void launch_prefix_attention(const AttentionContext& context, const AttentionPar
                                 .node_slots = shared.node_slots,
                                 .partials = context.scratch.prefix_partials,
                                 .num_nodes = shared.num_nodes,
-                                .splits = splits},
+                                .splits = shared.num_splits},
                                p.layout.dtype, shared.num_members, shared.num_nodes);
 }
 
