@@ -222,12 +222,16 @@ bool Episode::step() {
   ++tick_;
   samples_.running_sum += worked ? core_->scheduler().num_running() : 0;
   take_outcome();
-  if ((core_->scheduler().counters().steps & 63) == 0 && core_->cache().num_held() > 0) {
-    samples_.waste_sum += core_->cache().waste_percent();
-    ++samples_.waste_count;
-  }
+  if ((core_->scheduler().counters().steps & 63) == 0) sample_state();
   if (script_ != nullptr) return tick_ < script_->num_ticks;
   return worked || advance_to_next_event() || !workload_->exhausted();
+}
+
+void Episode::sample_state() {
+  samples_.fairness_max_gap = std::max(samples_.fairness_max_gap, core_->scheduler().widest_fairness_gap());
+  if (core_->cache().num_held() == 0) return;
+  samples_.waste_sum += core_->cache().waste_percent();
+  ++samples_.waste_count;
 }
 
 void Episode::drain() {
@@ -273,6 +277,19 @@ void Episode::take_outcome() {
     if (violations_.empty()) violate("executor: " + v);
 }
 
+void Episode::take_latency(const Live& live) {
+  const float ttft_ms = static_cast<float>(live.first_us - live.arrival_us) * 1e-3f;
+  samples_.ttft_ms.push_back(ttft_ms);
+  ++samples_.finished;
+  const int32_t each = live.num_tokens / std::max(1, live.num_sequences);
+  float tpot_ms = 0;
+  if (each > 1) {
+    tpot_ms = static_cast<float>(live.last_us - live.first_us) * 1e-3f / static_cast<float>(each - 1);
+    samples_.tpot_ms.push_back(tpot_ms);
+  }
+  if (ttft_ms <= slo_ttft_ms_ && tpot_ms <= slo_tpot_ms_) ++samples_.within_slo;
+}
+
 void Episode::end_request(const RequestEnd& end) {
   const Live* found = find(end.request);
   if (found == nullptr) return violate(fmt::format("invariant 9: request {} ended twice", end.request));
@@ -290,13 +307,10 @@ void Episode::end_request(const RequestEnd& end) {
   samples_.cached_tokens += end.cached_tokens;
   if (end.finish == FinishReason::kDeadline) count(SimFault::kDeadline);
   const bool natural = end.finish == FinishReason::kLength || end.finish == FinishReason::kStop;
-  if (natural && live.first_us >= 0) {
-    samples_.ttft_ms.push_back(static_cast<float>(live.first_us - live.arrival_us) * 1e-3f);
-    const int32_t each = live.num_tokens / std::max(1, live.num_sequences);
-    if (each > 1)
-      samples_.tpot_ms.push_back(static_cast<float>(live.last_us - live.first_us) * 1e-3f /
-                                 static_cast<float>(each - 1));
-  }
+  const double cost =
+      WaitingQueue::kPromptWeight * end.prompt_tokens + WaitingQueue::kOutputWeight * live.num_tokens;
+  samples_.dearest_request = std::max(samples_.dearest_request, cost);
+  if (natural && live.first_us >= 0) take_latency(live);
   live_[end.request].reset();
   --num_live_;
 }
@@ -325,6 +339,10 @@ void Episode::add_to(SimReport& report, Samples& samples) const {
   samples.waste_sum += samples_.waste_sum;
   samples.waste_count += samples_.waste_count;
   samples.running_sum += samples_.running_sum;
+  samples.finished += samples_.finished;
+  samples.within_slo += samples_.within_slo;
+  samples.fairness_max_gap = std::max(samples.fairness_max_gap, samples_.fairness_max_gap);
+  samples.dearest_request = std::max(samples.dearest_request, samples_.dearest_request);
   samples.output_tokens += samples_.output_tokens;
   samples.prompt_tokens += samples_.prompt_tokens;
   samples.cached_tokens += samples_.cached_tokens;

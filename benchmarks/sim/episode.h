@@ -33,6 +33,8 @@ struct Samples {
   double waste_sum = 0;
   int64_t waste_count = 0, output_tokens = 0, prompt_tokens = 0, cached_tokens = 0;
   int64_t running_sum = 0;  // over steps
+  int64_t finished = 0, within_slo = 0;
+  double fairness_max_gap = 0, dearest_request = 0;
 };
 
 // Where a request is; in the order of SimFault's cancels.
@@ -60,6 +62,7 @@ class Episode {
   // Keeps what happens as a script. It costs a copy of each prompt, so a run that fails is played again for
   // it.
   void record() { recording_ = true; }
+  void set_slo(double ttft_ms, double tpot_ms) { slo_ttft_ms_ = ttft_ms, slo_tpot_ms_ = tpot_ms; }
   std::vector<SimEvent> take_events() { return std::move(events_); }
 
  private:
@@ -87,6 +90,8 @@ class Episode {
   Live* find(RequestId id) { return id < live_.size() ? live_[id].get() : nullptr; }
   void take_token(const TokenOutput& token);
   void end_request(const RequestEnd& end);
+  void take_latency(const Live& live);
+  void sample_state();
   void violate(std::string what);
   bool advance_to_next_event();
 
@@ -111,6 +116,7 @@ class Episode {
   int64_t submitted_ = 0, refused_ = 0, leaked_ = 0;
   FaultCounts faults_{};
   Samples samples_;
+  double slo_ttft_ms_ = 0, slo_tpot_ms_ = 0;
   std::vector<std::string> violations_;
 };
 

@@ -46,6 +46,7 @@ class Run {
   // broken one. The violation, if there is one.
   std::optional<std::string> play_one(std::unique_ptr<Episode>& episode, int64_t max_steps) {
     Episode& e = *episode;  // stays where it is even if a check has failed in it
+    e.set_slo(options_.slo_ttft_ms, options_.slo_tpot_ms);
     const std::optional<std::string> broken = play(episode, [&](const Episode& now) {
       return now.num_ticks() < max_steps && !spent(report_.steps + now.num_ticks());
     });
@@ -82,8 +83,12 @@ class Run {
     report_.tpot_ms = percentiles(samples_.tpot_ms);
     report_.waste_percent =
         samples_.waste_count > 0 ? samples_.waste_sum / static_cast<double>(samples_.waste_count) : 0;
-    report_.output_tokens_per_s =
-        report_.simulated_s > 0 ? static_cast<double>(samples_.output_tokens) / report_.simulated_s : 0;
+    const double seconds = std::max(1e-9, report_.simulated_s);
+    report_.output_tokens_per_s = static_cast<double>(samples_.output_tokens) / seconds;
+    report_.requests_per_s = static_cast<double>(samples_.finished) / seconds;
+    report_.goodput_per_s = static_cast<double>(samples_.within_slo) / seconds;
+    report_.fairness_max_gap = samples_.fairness_max_gap;
+    report_.dearest_request = samples_.dearest_request;
     return report_;
   }
 
@@ -160,29 +165,33 @@ Result<SimReport> run_sim(const SimOptions& options) {
 std::string to_json(const SimReport& r) {
   nlohmann::ordered_json faults;
   for (size_t i = 0; i < kNumSimFaults; ++i) faults[kFaultNames[i]] = r.faults_by_kind[i];
-  nlohmann::ordered_json json = {{"seed", r.seed},
-                                 {"steps", r.steps},
-                                 {"faults", r.faults},
-                                 {"violations", r.violations},
-                                 {"steps_per_s", r.steps_per_s},
-                                 {"simulated_s", r.simulated_s},
-                                 {"running_mean", r.running_mean},
-                                 {"requests",
-                                  {{"submitted", r.submitted},
-                                   {"finished", r.finished},
-                                   {"refused", r.refused},
-                                   {"cancelled", r.cancelled},
-                                   {"failed", r.failed}}},
-                                 {"hit_rate", r.hit_rate},
-                                 {"ttft_ms", json_of(r.ttft_ms)},
-                                 {"tpot_ms", json_of(r.tpot_ms)},
-                                 {"output_tokens_per_s", r.output_tokens_per_s},
-                                 {"waste_percent", r.waste_percent},
-                                 {"preemptions", r.preemptions},
-                                 {"copies_on_write", r.copies_on_write},
-                                 {"evictions", r.evictions},
-                                 {"blocks_leaked", r.blocks_leaked},
-                                 {"faults_by_kind", faults}};
+  nlohmann::ordered_json json = {
+      {"seed", r.seed},
+      {"steps", r.steps},
+      {"faults", r.faults},
+      {"violations", r.violations},
+      {"steps_per_s", r.steps_per_s},
+      {"simulated_s", r.simulated_s},
+      {"running_mean", r.running_mean},
+      {"requests",
+       {{"submitted", r.submitted},
+        {"finished", r.finished},
+        {"refused", r.refused},
+        {"cancelled", r.cancelled},
+        {"failed", r.failed}}},
+      {"hit_rate", r.hit_rate},
+      {"ttft_ms", json_of(r.ttft_ms)},
+      {"tpot_ms", json_of(r.tpot_ms)},
+      {"requests_per_s", r.requests_per_s},
+      {"goodput_per_s", r.goodput_per_s},
+      {"output_tokens_per_s", r.output_tokens_per_s},
+      {"fairness", {{"max_gap", r.fairness_max_gap}, {"dearest_request", r.dearest_request}}},
+      {"waste_percent", r.waste_percent},
+      {"preemptions", r.preemptions},
+      {"copies_on_write", r.copies_on_write},
+      {"evictions", r.evictions},
+      {"blocks_leaked", r.blocks_leaked},
+      {"faults_by_kind", faults}};
   if (!r.script.empty()) json["script"] = {{"file", r.script}, {"events", r.script_events}};
   return json.dump();
 }

@@ -39,6 +39,8 @@ struct SimOptions {
       "h100";  // h100 | h200 | a JSON file {"read_bytes_per_s", "flops_per_s", "overhead_us", "memory_bytes"}
   std::string prefix_rule = "token";  // token | block (whole-block hits only, as vLLM's)
   std::string eviction = "lru";       // lru | pgdsf | oracle (Belady on leaves, traces only)
+
+  double slo_ttft_ms = 1000, slo_tpot_ms = 50;  // a finished request within both counts as goodput
 };
 
 // What was done to the engine. A cancel is counted by where its request was.
@@ -78,8 +80,12 @@ struct SimReport {
   double hit_rate = 0;  // prompt tokens found cached / prompt tokens admitted
   SimPercentiles ttft_ms,
       tpot_ms;  // of finished requests: first token - arrival; (last - first token) / (tokens - 1)
-  double output_tokens_per_s = 0;  // simulated
-  double waste_percent = 0;        // of held blocks' slots, mean over time
+  double requests_per_s = 0, goodput_per_s = 0;  // finished, simulated; goodput: those within both limits
+  double output_tokens_per_s = 0;                // simulated
+  // Most that the virtual counters of two tenants of one rank differed by while both waited; and the dearest
+  // request, in the same tokens.
+  double fairness_max_gap = 0, dearest_request = 0;
+  double waste_percent = 0;  // of held blocks' slots, mean over time
   int64_t preemptions = 0, copies_on_write = 0, evictions = 0;
   int64_t blocks_leaked = 0;  // held with nothing left to do
   std::string script;         // the file that the failing episode was shrunk to

@@ -38,6 +38,9 @@ void add_flags(Flags& flags, SimOptions& sim, Choices& choices) {
                    "hits exact to the token, or whole blocks only");
   flags.add_choice("eviction", sim.eviction, {"lru", "pgdsf", "oracle"},
                    "order in which cached blocks go; oracle: Belady's, with a trace");
+  flags.add("slo-ttft-ms", sim.slo_ttft_ms,
+            "a request counts as goodput with its first token within this, ms");
+  flags.add("slo-tpot-ms", sim.slo_tpot_ms, "and each later one within this on average, ms");
   flags.add_choice("output", choices.output, {"text", "json"}, "form of the report");
 }
 
@@ -50,6 +53,10 @@ void print_text(const SimReport& r) {
              r.ttft_ms.p99);
   fmt::print("ms per later token: p50 {:.2f}  p90 {:.2f}  p99 {:.2f}\n", r.tpot_ms.p50, r.tpot_ms.p90,
              r.tpot_ms.p99);
+  fmt::print("{:.2f} requests a second, {:.2f} of them within the limits (goodput); {:.0f} output tokens\n",
+             r.requests_per_s, r.goodput_per_s, r.output_tokens_per_s);
+  fmt::print("fair shares: tenants who wait differ by at most {:.0f} tokens; the dearest request is {:.0f}\n",
+             r.fairness_max_gap, r.dearest_request);
   fmt::print(
       "hit rate {:.3f}, waste {:.2f} %, {} preemptions, {} copies on write, {} evictions, {} blocks leaked\n",
       r.hit_rate, r.waste_percent, r.preemptions, r.copies_on_write, r.evictions, r.blocks_leaked);
