@@ -51,6 +51,12 @@ void read_counts_and_reports(const v1::SamplingParams& wire, SamplingParams& par
   if (wire.has_skip_special_tokens()) params.skip_special_tokens = wire.skip_special_tokens();
 }
 
+void read_retention(const v1::KvRetention& wire, KvRetention& retention) {
+  if (wire.has_retention_class()) retention.retention_class = wire.retention_class();
+  if (wire.has_ttl_ms()) retention.ttl_ms = wire.ttl_ms();
+  if (wire.has_cost()) retention.cost = wire.cost();
+}
+
 Result<Prompt> read_prompt(const v1::GenerateRequest& wire, int32_t vocab_size) {
   switch (wire.prompt_case()) {
     case v1::GenerateRequest::kText:
@@ -122,6 +128,7 @@ Result<Request> to_request(const v1::GenerateRequest& wire, int32_t vocab_size, 
   if (wire.has_dump_kv()) request.dump_kv = wire.dump_kv();
   if (wire.has_bypass_prefix_cache()) request.bypass_prefix_cache = wire.bypass_prefix_cache();
   if (!wire.cache_salt().empty()) request.cache_salt = wire.cache_salt();
+  read_retention(wire.kv_retention(), request.kv_retention);
   if (!wire.tenant().empty()) request.tenant = wire.tenant();
   if (wire.has_priority()) request.priority = wire.priority();
   if (wire.has_deadline_ms()) request.deadline_ms = wire.deadline_ms();

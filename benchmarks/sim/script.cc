@@ -89,6 +89,9 @@ Json json_of(const CoreRequest& r) {
   put("salt", r.cache_salt, std::string());
   put("bypass_prefix_cache", r.bypass_prefix_cache, false);
   put("priority", r.priority, 0);
+  put("retention_class", r.retention.retention_class, 0);
+  if (r.retention.ttl_ms) j["ttl_ms"] = *r.retention.ttl_ms;
+  put("cost", r.retention.cost, 1.0);
   if (r.policy.kind != RetentionKind::kKeepAll) j["kv_policy"] = to_string(r.policy);
   put("deadline_us", r.deadline_us, kNoDeadline);
   return j;
@@ -112,6 +115,9 @@ CoreRequest request_of(const Json& j) {
   r.cache_salt = j.value("salt", std::string());
   r.bypass_prefix_cache = j.value("bypass_prefix_cache", false);
   r.priority = j.value("priority", 0);
+  r.retention.retention_class = j.value("retention_class", 0);
+  if (j.contains("ttl_ms")) r.retention.ttl_ms = j.at("ttl_ms").get<int64_t>();
+  r.retention.cost = j.value("cost", 1.0);
   const Result<PolicySpec> policy = parse_policy(j.value("kv_policy", std::string()));
   if (!policy) throw std::runtime_error(policy.error().message);
   r.policy = *policy;

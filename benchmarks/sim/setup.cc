@@ -66,10 +66,8 @@ Result<ModelSpec> read_shape(const std::string& path) {
 }
 
 std::optional<EvictionOrder> eviction_of(const std::string& name) {
-  if (name == "lru") return EvictionOrder::kLru;
-  if (name == "pgdsf") return EvictionOrder::kPgdsf;
   if (name == "oracle") return EvictionOrder::kOracle;
-  return {};
+  return parse_eviction_order(name);
 }
 
 Status check_options(const SimOptions& o) {
@@ -79,6 +77,9 @@ Status check_options(const SimOptions& o) {
   if (!(o.speed > 0)) return invalid(fmt::format("speed is {}; it must be above 0", o.speed), "speed");
   if (o.audit_every < 1)
     return invalid(fmt::format("audit_every is {}; it must be at least 1", o.audit_every), "audit_every");
+  if (!(o.slo_ttft_ms > 0) || !(o.slo_tpot_ms > 0))
+    return invalid("slo_ttft_ms and slo_tpot_ms must be above 0",
+                   o.slo_ttft_ms > 0 ? "slo_tpot_ms" : "slo_ttft_ms");
   if (o.prefix_rule != "token" && o.prefix_rule != "block")
     return invalid(fmt::format("prefix_rule is `{}`; it must be token or block", o.prefix_rule),
                    "prefix_rule");

@@ -86,8 +86,15 @@ class RandomWorkload final : public Workload {
       if (check_policy(policy, {.prompt_logprobs = p.prompt_logprobs >= 0, .beam_search = p.beam_width > 0}))
         r.policy = policy;
     }
+    if (random_.chance(0.1)) r.retention = draw_retention();
     r.seed = random_.next();
     return r;
+  }
+  KvRetention draw_retention() {
+    KvRetention retention{.retention_class = static_cast<int32_t>(random_.below(3)), .ttl_ms = {}, .cost = 1};
+    if (random_.chance(0.5)) retention.ttl_ms = random_.between(1, 5000);
+    if (random_.chance(0.5)) retention.cost = static_cast<double>(random_.between(1, 100));
+    return retention;
   }
   std::vector<TokenId> draw(int64_t count) {
     std::vector<TokenId> ids(static_cast<size_t>(count));

@@ -29,6 +29,8 @@ struct EngineConfig {
   // Decode attention on CUDA reads blocks that several sequences share once for all of them, in steps where that saves so many
   // bytes of K and V in each layer; -1 = never.
   int64_t cascade_min_saved_bytes = 16 << 20;
+  std::string eviction = "lru";          // of cached prefixes: lru | pgdsf
+  int32_t max_kv_retention_class = 100;  // a request may ask for
 
   // Steps
   int32_t max_step_tokens = 2048;        // tokens of one step, prefill chunks and decodes together
@@ -37,7 +39,8 @@ struct EngineConfig {
 
   // Queue
   int32_t max_queued_requests = 1024;
-  double max_queued_kv_factor = 4.0;  // waiting tokens <= this x cache capacity
+  double max_queued_kv_factor = 4.0;     // waiting tokens <= this x cache capacity
+  int64_t max_priority_wait_ms = 60000;  // then a request runs as if of the highest priority
   int64_t drain_timeout_ms = 30000;
 
   SamplingLimits sampling_limits;

@@ -22,6 +22,13 @@ struct ChatMessage {
 // A prompt is text, token ids, or chat messages rendered by the model's chat template.
 using Prompt = std::variant<std::string, std::vector<int32_t>, std::vector<ChatMessage>>;
 
+// What a request says about the entries it leaves in the prefix cache; orders what nobody uses.
+struct KvRetention {
+  int32_t retention_class = 0;    // higher stays longer
+  std::optional<int64_t> ttl_ms;  // from the last request that filled or renewed it; past it it goes first
+  double cost = 1;                // of computing it again, relative to other entries
+};
+
 struct Request {
   std::string client_request_id;  // echoed and logged; may be empty
   Prompt prompt;
@@ -32,7 +39,8 @@ struct Request {
   std::string kv_policy;  // "" = keep all; "window:size=128", "stream:sinks=4,recent=124", ...
   bool dump_kv = false;   // report the positions still visible at the end
   bool bypass_prefix_cache = false;
-  std::string cache_salt;              // tenants with different salts never share cache entries
+  std::string cache_salt;  // tenants with different salts never share cache entries
+  KvRetention kv_retention;
   std::string tenant;                  // fair shares are counted per tenant
   int32_t priority = 0;                // lower runs first
   std::optional<int64_t> deadline_ms;  // from submission; past it the request ends with deadline_exceeded

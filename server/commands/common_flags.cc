@@ -34,6 +34,11 @@ void bind_cache_flags(Flags& flags, EngineConfig& c) {
   flags.add("cascade-min-saved-bytes", c.cascade_min_saved_bytes,
             "Read shared blocks once for all sequences of a decode step where that saves so many bytes a "
             "layer; -1 = never");
+  flags.add_choice(
+      "eviction", c.eviction, {"lru", "pgdsf"},
+      "Which cached prefix goes first: least recently used, or by frequency x cost with a clock");
+  flags.add("max-kv-retention-class", c.max_kv_retention_class,
+            "Highest kv_retention class a request may ask for");
   flags.add("kv-policies-allowed", c.kv_policies_allowed,
             "A KV policy's name that requests may ask for, repeated; none = all");
   flags.add("default-kv-policy", c.default_kv_policy,
@@ -48,6 +53,8 @@ void bind_step_flags(Flags& flags, EngineConfig& c) {
   flags.add("max-queued-requests", c.max_queued_requests, "Requests waiting at once");
   flags.add("max-queued-kv-factor", c.max_queued_kv_factor,
             "Waiting tokens, at most this many times the cache's");
+  flags.add("max-priority-wait-ms", c.max_priority_wait_ms,
+            "Time after which a request runs as if of the highest priority, ms: none starves");
   flags.add("drain-timeout-ms", c.drain_timeout_ms, "Time running requests get at SIGTERM, ms");
   flags.add("check-invariants", c.check_invariants,
             "Audit every invariant after every step (slow; for tests)");
@@ -145,6 +152,12 @@ void bind_request_flags(Flags& flags, RequestFlags& out) {
   flags.add("dump-kv", out.request.dump_kv, "Report the positions the cache still holds at the end");
   flags.add("bypass-prefix-cache", out.request.bypass_prefix_cache, "Neither read nor fill the prefix cache");
   flags.add("cache-salt", out.request.cache_salt, "Requests with different salts share no cache entries");
+  flags.add("kv-retention-class", out.request.kv_retention.retention_class,
+            "Cached prefixes of a higher class are evicted later");
+  flags.add("kv-retention-ttl-ms", out.request.kv_retention.ttl_ms,
+            "What it leaves in the prefix cache goes first after this time, ms");
+  flags.add("kv-retention-cost", out.request.kv_retention.cost,
+            "What computing that again costs, relative to other entries");
   flags.add("tenant", out.request.tenant, "Whose fair share it counts against");
   flags.add("priority", out.request.priority, "Lower runs first");
   flags.add("deadline-ms", out.request.deadline_ms, "Ends the request after this time, ms");

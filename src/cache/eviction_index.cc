@@ -16,6 +16,12 @@ bool expires_before(const EvictionKey& a, const EvictionKey& b) {
 
 }  // namespace
 
+std::optional<EvictionOrder> parse_eviction_order(std::string_view name) {
+  if (name == "lru") return EvictionOrder::kLru;
+  if (name == "pgdsf") return EvictionOrder::kPgdsf;
+  return {};
+}
+
 bool evicts_before(const EvictionKey& a, const EvictionKey& b) {
   return std::tie(a.retention_class, a.expiry_us, a.worth, a.last_use_us, a.block) <
          std::tie(b.retention_class, b.expiry_us, b.worth, b.last_use_us, b.block);

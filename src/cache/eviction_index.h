@@ -7,6 +7,7 @@
 #include <functional>
 #include <limits>
 #include <optional>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -23,6 +24,7 @@ struct Retention {
   float recompute_cost = 0;       // any unit, one for all blocks; cheaper goes first
 };
 
+// What orders the leaves of one class and expiry.
 enum class EvictionOrder {
   kLru,     // (class, expiry, recompute cost, last use)
   kOracle,  // (class, expiry, latest next use, last use): Belady's rule, for offline comparison
@@ -38,6 +40,9 @@ struct EvictionKey {
   double worth = 0;
   int64_t last_use_us = 0;
 };
+// "lru", "pgdsf"; the oracle needs the future and has no name here.
+std::optional<EvictionOrder> parse_eviction_order(std::string_view name);
+
 bool evicts_before(const EvictionKey& a, const EvictionKey& b);
 
 // A heap of keys, four children to a node so that one level is three cache lines, that knows where each block

@@ -57,10 +57,12 @@ ModelCard card_of(const OpenedExecutor& opened, const TextFront& text) {
 
 PolicySetting setting_of(const ModelSpec& spec) {
   PolicySetting setting;
-  setting.model_has_sliding_window = std::any_of(spec.window.begin(), spec.window.end(), [](int32_t w) { return w > 0; });
+  setting.model_has_sliding_window =
+      std::any_of(spec.window.begin(), spec.window.end(), [](int32_t w) { return w > 0; });
   setting.dynamic_ntk_rope = spec.rope.scaling == RopeScaling::kDynamic;
   for (size_t i = 0; i < spec.kv_source.size(); ++i)
-    setting.shares_kv_across_layers = setting.shares_kv_across_layers || spec.kv_source[i] != static_cast<int32_t>(i);
+    setting.shares_kv_across_layers =
+        setting.shares_kv_across_layers || spec.kv_source[i] != static_cast<int32_t>(i);
   return setting;
 }
 
@@ -88,6 +90,9 @@ void log_start(const EngineParts& parts, const OpenedExecutor& opened) {
 Result<EngineParts> open_parts(const EngineConfig& config) {
   if (Result<PolicySpec> spec = parse_policy(config.default_kv_policy); !spec)  // before the weights are read
     return invalid("default_kv_policy: " + spec.error().message, "default_kv_policy");
+  const std::optional<EvictionOrder> eviction = parse_eviction_order(config.eviction);
+  if (!eviction)
+    return invalid(fmt::format("eviction is '{}'; it must be lru or pgdsf", config.eviction), "eviction");
   Result<OpenedExecutor> opened = open_executor(config);
   if (!opened) return opened.error();
   Result<PolicyDoor> policies = PolicyDoor::create(config, setting_of(opened->spec), opened->scores_missing);
@@ -96,6 +101,7 @@ Result<EngineParts> open_parts(const EngineConfig& config) {
   if (!text) return text.error();
   EngineParts parts;
   parts.core = core_of(*opened);
+  parts.core.eviction = *eviction;
   parts.card = card_of(*opened, **text);
   parts.layer_windows = opened->spec.window;
   parts.layer_windows.resize(opened->spec.num_layers, 0);

@@ -10,12 +10,14 @@
 namespace quire {
 namespace {
 
+constexpr int64_t kLongestMs = 1LL << 40;  // 35 years: its microseconds still fit
+
 ScheduleLimits schedule_limits(const CoreOptions& options) {
   const EngineConfig& config = options.config;
   ScheduleLimits limits;
   limits.reserve = options.reserve;
   limits.whole_block_hits = options.whole_block_hits;
-  limits.evicts_by_cost = options.eviction == EvictionOrder::kPgdsf;
+  limits.max_priority_wait_us = std::min(config.max_priority_wait_ms, kLongestMs) * 1000;
   limits.max_step_tokens = config.max_step_tokens;
   limits.max_sequences = config.max_sequences;
   limits.max_prefill_chunk_tokens =
@@ -48,6 +50,7 @@ Status check_config(const EngineConfig& c) {
   };
   for (const auto& [name, value] : {std::pair<const char*, int64_t>{"max_sequences", c.max_sequences},
                                     {"max_queued_requests", c.max_queued_requests},
+                                    {"max_priority_wait_ms", c.max_priority_wait_ms},
                                     {"max_step_tokens", c.max_step_tokens},
                                     {"max_context_tokens", c.max_context_tokens}})
     if (Status s = positive(name, value); !s) return s;
@@ -109,6 +112,7 @@ void EngineCore::submit(CoreRequest request) {
   setup.first_sequence = scheduler_.next_sequence_id();
   setup.policy = request.policy;
   setup.dump_kv = request.dump_kv;
+  setup.retention = request.retention;
   // Logprobs of the prompt need every row of it computed, and so do sums over its rows.
   const PrefixRule rule = traits(request.policy).prefix;
   setup.share_prefix = options_.config.prefix_cache && !request.bypass_prefix_cache &&

@@ -46,6 +46,7 @@ struct CoreRequest {
   bool bypass_prefix_cache = false;
   PolicySpec policy;
   bool dump_kv = false;
+  KvRetention retention;
   int32_t priority = 0;
   int64_t arrival_us = 0;
   int64_t deadline_us = kNoDeadline;
@@ -68,6 +69,7 @@ class EngineCore {
   // ---- the door; any thread
   // ----------------------------------------------------------------------------------------------
   const AdmissionLimits& limits() const { return limits_; }
+  int32_t max_kv_retention_class() const { return options_.config.max_kv_retention_class; }
   QueueBudget& queue_budget() { return queue_budget_; }
   double tokens_per_s() const { return timer_.tokens_per_s(); }
 

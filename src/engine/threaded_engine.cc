@@ -76,6 +76,7 @@ Result<std::vector<int32_t>> ThreadedEngine::encode(const Request& request) cons
 Status ThreadedEngine::check_door(const Request& request, const std::vector<int32_t>& prompt,
                                   const PolicySpec& policy) {
   if (Status s = check_request(request.sampling, prompt, core_->limits(), policy); !s) return s;
+  if (Status s = check_retention(request.kv_retention, core_->max_kv_retention_class()); !s) return s;
   if (!request.sampling.stop.empty() && !parts_.text->has_tokenizer())
     return invalid("stop texts need a tokenizer, and this engine has none; use stop_token_ids",
                    "sampling.stop");
@@ -102,7 +103,8 @@ Result<RequestId> ThreadedEngine::submit(Request request, std::shared_ptr<TokenS
   }
   const Result<PolicySpec> policy = parts_.policies.choose(request);
   if (!policy) return refuse(policy.error(), request.client_request_id);
-  if (Status s = check_door(request, *prompt, *policy); !s) return refuse(s.error(), request.client_request_id);
+  if (Status s = check_door(request, *prompt, *policy); !s)
+    return refuse(s.error(), request.client_request_id);
   QueueBudget& budget = core_->queue_budget();
   const auto prompt_tokens = static_cast<int64_t>(prompt->size());
   if (Status s = budget.take(prompt_tokens, retry_delay_ms(budget.num_tokens(), core_->tokens_per_s())); !s)
@@ -146,6 +148,7 @@ std::optional<RequestId> ThreadedEngine::enter(Request request, std::vector<int3
   core.bypass_prefix_cache = request.bypass_prefix_cache;
   core.policy = policy;
   core.dump_kv = request.dump_kv;
+  core.retention = request.kv_retention;
   core.priority = request.priority;
   if (request.deadline_ms) core.deadline_us = core.arrival_us + *request.deadline_ms * 1000;
   DeliveryRequest delivery;

@@ -7,6 +7,9 @@
 namespace quire {
 namespace {
 
+constexpr int64_t kMaxTtlMs = 1LL << 40;  // 35 years: its microseconds still fit
+constexpr double kMaxRetentionCost = 1e6;
+
 int64_t blocks_for(int64_t tokens, int32_t block_tokens) {
   return (tokens + block_tokens - 1) / block_tokens;
 }
@@ -83,6 +86,23 @@ Status check_request(const SamplingParams& sampling, std::span<const TokenId> pr
                                peak, prompt_tokens, sampling.max_tokens, sampling.num_sequences(),
                                limits.num_blocks, limits.block_tokens),
                    "sampling.max_tokens");
+  return ok();
+}
+
+Status check_retention(const KvRetention& retention, int32_t max_class) {
+  if (retention.retention_class < 0 || retention.retention_class > max_class)
+    return invalid(fmt::format("kv_retention.retention_class is {}; it must be from 0 to {} "
+                               "(max_kv_retention_class)",
+                               retention.retention_class, max_class),
+                   "kv_retention.retention_class");
+  if (retention.ttl_ms && (*retention.ttl_ms < 1 || *retention.ttl_ms > kMaxTtlMs))
+    return invalid(
+        fmt::format("kv_retention.ttl_ms is {}; it must be from 1 to {}", *retention.ttl_ms, kMaxTtlMs),
+        "kv_retention.ttl_ms");
+  if (!(retention.cost > 0 && retention.cost <= kMaxRetentionCost))
+    return invalid(fmt::format("kv_retention.cost is {}; it must be above 0 and at most {}", retention.cost,
+                               kMaxRetentionCost),
+                   "kv_retention.cost");
   return ok();
 }
 

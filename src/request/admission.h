@@ -31,6 +31,9 @@ int64_t peak_blocks(int64_t prompt_tokens, const SamplingParams& sampling, int32
 Status check_request(const SamplingParams& sampling, std::span<const TokenId> prompt,
                      const AdmissionLimits& limits, const PolicySpec& policy = {});
 
+// kInvalidArgument: a class, time to live or cost out of range.
+Status check_retention(const KvRetention& retention, int32_t max_class);
+
 // A deadline that the queue alone makes impossible is refused at once. rate: tokens per second that the
 // engine has computed of late, 0 = unknown. queued_tokens: prompt tokens ahead of it.
 Status check_deadline(std::optional<int64_t> deadline_ms, int64_t queued_tokens, double tokens_per_s);

@@ -36,6 +36,7 @@ std::unique_ptr<SequenceGroup> make_group(GroupSetup setup) {
   group->policy = setup.policy;
   group->traits = traits(setup.policy);
   group->dump_kv = setup.dump_kv;
+  group->retention = setup.retention;
   group->times.arrival_us = setup.arrival_us;
   group->max_total_tokens = static_cast<int32_t>(setup.prompt.size()) + setup.sampling->max_tokens;
   group->next_index = 1;

@@ -43,13 +43,15 @@ struct SequenceGroup {
   std::string tenant;
   TenantShare* share = nullptr;  // the tenant's counter, while queued or running
   int32_t priority = 0;
-  uint64_t order = 0;  // of arrival
+  bool overdue = false;  // has waited so long that its priority counts no more; set while none of it runs
+  uint64_t order = 0;    // of arrival
   int64_t deadline_us = kNoDeadline;
   NamespaceId ns{};
   bool share_prefix = true;  // read and publish cached prefixes
   PolicySpec policy;
   PolicyTraits traits;  // of policy
   bool dump_kv = false;
+  KvRetention retention;         // of what it publishes
   int32_t max_total_tokens = 0;  // prompt + output
 
   GroupState state = GroupState::kWaiting;
@@ -68,6 +70,8 @@ struct SequenceGroup {
   std::vector<TokenLogprob> prompt_logprobs;  // by position; filled while the prompt runs
   bool prompt_reported = false;
 
+  // Lowest runs first.
+  int32_t rank() const { return overdue ? std::numeric_limits<int32_t>::min() : priority; }
   bool is_beam() const { return sampling->beam_width > 0; }
   int32_t num_slots() const { return sampling->num_sequences(); }  // running at once, at most
   int32_t num_reported() const {
@@ -77,9 +81,9 @@ struct SequenceGroup {
   bool wants_prompt_logprobs() const { return sampling->prompt_logprobs >= 0 && !prompt_reported; }
 };
 
-// Fewest come first: priority (lower runs first), then arrival.
+// Fewest come first: rank, then arrival.
 inline bool runs_before(const SequenceGroup& a, const SequenceGroup& b) {
-  return a.priority != b.priority ? a.priority < b.priority : a.order < b.order;
+  return a.rank() != b.rank() ? a.rank() < b.rank() : a.order < b.order;
 }
 inline bool runs_before(const Sequence& a, const Sequence& b) {
   if (a.group == b.group) return a.index < b.index;
@@ -101,6 +105,7 @@ struct GroupSetup {
   bool share_prefix = true;
   PolicySpec policy;
   bool dump_kv = false;
+  KvRetention retention;
   uint64_t seed = 0;  // resolved; sample i draws from a seed derived from it and i
   SequenceId first_sequence{};
 };

@@ -1,7 +1,9 @@
 #include "src/request/waiting_queue.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
+#include <vector>
 
 #include "src/base/check.h"
 
@@ -42,15 +44,15 @@ void WaitingQueue::forget_idle() {
 }
 
 void WaitingQueue::push(SequenceGroup& group) {
-  Line& line = by_priority_[group.priority][group.tenant];
+  Line& line = by_rank_[group.rank()][group.tenant];
   const auto later = [](const SequenceGroup* a, const SequenceGroup* b) { return a->order < b->order; };
   line.insert(std::upper_bound(line.begin(), line.end(), &group, later), &group);
   ++size_;
 }
 
 void WaitingQueue::erase(SequenceGroup& group) {
-  const auto lines = by_priority_.find(group.priority);
-  check(lines != by_priority_.end(), "an erased request is queued");
+  const auto lines = by_rank_.find(group.rank());
+  check(lines != by_rank_.end(), "an erased request is queued");
   const auto line = lines->second.find(group.tenant);
   check(line != lines->second.end(), "an erased request is in its tenant's line");
   const auto it = std::find(line->second.begin(), line->second.end(), &group);
@@ -58,13 +60,39 @@ void WaitingQueue::erase(SequenceGroup& group) {
   line->second.erase(it);
   --size_;
   if (line->second.empty()) lines->second.erase(line);
-  if (lines->second.empty()) by_priority_.erase(lines);
+  if (lines->second.empty()) by_rank_.erase(lines);
+}
+
+void WaitingQueue::promote(int64_t arrived_by_us) {
+  if (by_rank_.size() < 2) return;
+  std::vector<SequenceGroup*> overdue;
+  for (auto lines = std::next(by_rank_.begin()); lines != by_rank_.end(); ++lines)
+    for (const auto& [tenant, line] : lines->second)
+      for (SequenceGroup* group : line) {
+        if (group->times.arrival_us > arrived_by_us) break;
+        overdue.push_back(group);
+      }
+  for (SequenceGroup* group : overdue) {
+    erase(*group);
+    group->overdue = true;
+    push(*group);
+  }
+}
+
+double WaitingQueue::widest_gap() const {
+  if (by_rank_.empty()) return 0;
+  double least = std::numeric_limits<double>::infinity(), most = -least;
+  for (const auto& [tenant, line] : by_rank_.begin()->second) {
+    least = std::min(least, line.front()->share->counter);
+    most = std::max(most, line.front()->share->counter);
+  }
+  return most - least;
 }
 
 SequenceGroup* WaitingQueue::next() const {
-  if (by_priority_.empty()) return nullptr;
+  if (by_rank_.empty()) return nullptr;
   SequenceGroup* best = nullptr;
-  for (const auto& [tenant, line] : by_priority_.begin()->second) {
+  for (const auto& [tenant, line] : by_rank_.begin()->second) {
     SequenceGroup* head = line.front();
     const bool first = best == nullptr || head->share->counter < best->share->counter ||
                        (head->share->counter == best->share->counter && head->order < best->order);

@@ -1,4 +1,6 @@
-// Who is admitted next: by priority, then fair shares of tenants, then first come. Engine thread.
+// Who is admitted next: by priority, then fair shares of tenants, then first come. Who has waited too long for
+// those of higher priority stands among the first from then on, so that none starves: it waits its turn by
+// fair shares there. Engine thread.
 //
 // Fair shares are virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", OSDI
 // 2024): a tenant pays for each prompt token computed and, twice as much, for each token generated; the
@@ -32,6 +34,8 @@ class WaitingQueue {
   void leave(SequenceGroup& group);  // once, at its end
   void push(SequenceGroup& group);   // at its place by arrival
   void erase(SequenceGroup& group);
+  // Those who arrived at or before this time are overdue. O(tenants), and nothing while one priority waits.
+  void promote(int64_t arrived_by_us);
   SequenceGroup* next() const;  // nullptr when empty
   static void charge_prompt(SequenceGroup& group, int64_t tokens) {
     group.share->counter += kPromptWeight * static_cast<double>(tokens);
@@ -39,6 +43,8 @@ class WaitingQueue {
   static void charge_output(SequenceGroup& group, int64_t tokens) {
     group.share->counter += kOutputWeight * static_cast<double>(tokens);
   }
+  // Between the counters of two tenants who wait at the rank that is next; 0 if fewer than two do.
+  double widest_gap() const;
   int32_t size() const { return size_; }
   bool empty() const { return size_ == 0; }
 
@@ -48,7 +54,7 @@ class WaitingQueue {
   double floor() const;                                 // the least counter of tenants that are present
   void forget_idle();
 
-  std::map<int32_t, Lines> by_priority_;
+  std::map<int32_t, Lines> by_rank_;
   std::unordered_map<std::string, TenantShare> shares_;
   int32_t size_ = 0;
 };

@@ -26,6 +26,11 @@ bool waits_for_sibling(const Sequence& sequence) {
   return false;
 }
 
+bool some_run(const SequenceGroup& group) {
+  const auto runs = [](const auto& s) { return s->running(); };
+  return std::any_of(group.sequences.begin(), group.sequences.end(), runs);
+}
+
 // A policy's list is no path from the first token on, once it has dropped some.
 bool may_take_sibling_prefix(const Sequence& sequence) {
   return !sequence.group->share_prefix && sequence.group->policy.kind == RetentionKind::kKeepAll;
@@ -45,12 +50,27 @@ Sequence* Scheduler::first_preempted() const {
   return nullptr;
 }
 
+// Its siblings that run keep their place in the order: they end, and then it has its turn.
+void Scheduler::promote_overdue(int64_t now_us) {
+  const int64_t arrived_by_us = now_us - limits_.max_priority_wait_us;
+  queue_.promote(arrived_by_us);
+  bool changed = false;
+  for (Sequence* s : preempted_) {
+    SequenceGroup& group = *s->group;
+    if (group.overdue || group.times.arrival_us > arrived_by_us || some_run(group)) continue;
+    group.overdue = changed = true;
+  }
+  const auto before = [](const Sequence* a, const Sequence* b) { return runs_before(*a, *b); };
+  if (changed) std::sort(preempted_.begin(), preempted_.end(), before);
+}
+
 void Scheduler::admit(StepTransaction& step, int64_t now_us) {
   admission_blocked_ = false;
+  promote_overdue(now_us);
   while (budget_ > 0 && !admission_blocked_) {
     Sequence* back = first_preempted();
     SequenceGroup* next = queue_.next();
-    if (back != nullptr && (next == nullptr || back->group->priority <= next->priority))
+    if (back != nullptr && (next == nullptr || back->group->rank() <= next->rank()))
       admission_blocked_ = !admit_preempted(step, *back, now_us);
     else if (next != nullptr)
       admission_blocked_ = !admit_waiting(step, *next, now_us);
@@ -77,7 +97,8 @@ int32_t Scheduler::slots_used(const SequenceGroup& but) const {
 bool Scheduler::admit_preempted(StepTransaction& step, Sequence& s, int64_t now_us) {
   if (is_blocked(s)) return false;
   // One sibling's prefix is taken per draft; the next to come back gets its own with the next.
-  if (may_take_sibling_prefix(s) && sibling_prefix_of_ != s.id && sibling_with_prompt(s) != nullptr) return false;
+  if (may_take_sibling_prefix(s) && sibling_prefix_of_ != s.id && sibling_with_prompt(s) != nullptr)
+    return false;
   const bool whole = s.group->is_beam() || !s.group->forked;
   if (slots_used(*s.group) + (whole ? s.group->num_slots() : 1) > limits_.max_sequences) return false;
   if (!start(s, now_us)) return false;

@@ -113,9 +113,12 @@ void Scheduler::publish(Sequence& sequence, int32_t num_tokens, int64_t now_us) 
   if (!sequence.group->share_prefix) return;
   num_tokens = publishable(sequence, num_tokens);
   if (num_tokens <= sequence.num_published) return;
-  // What it takes to have the prefix again; LRU orders by last use alone.
-  const Retention retention{.recompute_cost = limits_.evicts_by_cost ? static_cast<float>(num_tokens) : 0};
-  cache_.publish(sequence.group->ns, sequence.tokens, sequence.table, num_tokens, retention, now_us, deferred_now());
+  const KvRetention& asked = sequence.group->retention;
+  const Retention retention{.retention_class = asked.retention_class,
+                            .expiry_us = asked.ttl_ms ? now_us + *asked.ttl_ms * 1000 : kNoExpiry,
+                            .recompute_cost = static_cast<float>(asked.cost)};
+  cache_.publish(sequence.group->ns, sequence.tokens, sequence.table, num_tokens, retention, now_us,
+                 deferred_now());
   sequence.num_published = num_tokens;
 }
 

@@ -41,8 +41,8 @@ struct ScheduleLimits {
   int32_t max_sequences = 256;              // running at once
   int32_t max_prefill_chunk_tokens = 2048;  // of one sequence in one step
   ReserveRule reserve;
-  bool whole_block_hits = false;  // cut hits to whole blocks; for comparison
-  bool evicts_by_cost = false;    // publish with the tokens of the prefix as its cost (EvictionOrder::kPgdsf)
+  bool whole_block_hits = false;              // cut hits to whole blocks; for comparison
+  int64_t max_priority_wait_us = 60'000'000;  // then a request runs as if of the highest priority
 };
 
 inline constexpr int32_t kMaxStepsInFlight = 2;
@@ -126,6 +126,7 @@ class Scheduler {
   int32_t num_in_flight() const { return static_cast<int32_t>(in_flight_.size()); }
   int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
   int32_t num_waiting_groups() const { return num_waiting_; }
+  double widest_fairness_gap() const { return queue_.widest_gap(); }
   int32_t num_admitted_groups() const {
     return static_cast<int32_t>(groups_.size() - ended_.size()) - num_waiting_;
   }
@@ -191,6 +192,7 @@ class Scheduler {
   void recycle(SubmittedStep step);
 
   // admit.cc
+  void promote_overdue(int64_t now_us);
   void admit(StepTransaction& step, int64_t now_us);
   bool admit_preempted(StepTransaction& step, Sequence& sequence, int64_t now_us);
   bool admit_waiting(StepTransaction& step, SequenceGroup& group, int64_t now_us);
@@ -249,7 +251,7 @@ class Scheduler {
   std::vector<BlockId> idle_deferred_;  // deferred while nothing was submitted; given back by sweep
   std::vector<PlannedWork> draft_;
   std::vector<std::vector<BlockId>> draft_cuts_;  // of the draft: what lists had before their cut
-  BlockTable sibling_prefix_;  // while planning: for the sequence below, should it come in
+  BlockTable sibling_prefix_;                     // while planning: for the sequence below, should it come in
   SequenceId sibling_prefix_of_{};
   struct Measured {  // of a block: the last measure() that met it, and slots filled
     uint32_t in = 0;

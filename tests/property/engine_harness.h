@@ -20,6 +20,7 @@ struct HarnessOptions {
   int32_t num_blocks = 64, block_tokens = 8, vocab_size = 1000, max_context_tokens = 200;
   int32_t max_step_tokens = 64, max_sequences = 16, max_prefill_chunk_tokens = 0, max_queued_requests = 1024;
   bool prefix_cache = true;
+  int64_t max_priority_wait_ms = 60000;
   ReserveRule reserve;
   std::vector<TokenId> eos;
 };
@@ -50,6 +51,7 @@ class Harness {
     core.config.max_context_tokens = options.max_context_tokens;
     core.config.max_queued_requests = options.max_queued_requests;
     core.config.prefix_cache = options.prefix_cache;
+    core.config.max_priority_wait_ms = options.max_priority_wait_ms;
     core.config.check_invariants = true;
     core.cache = uniform_spec({.num_layers = 1,
                                .num_kv_heads = 1,

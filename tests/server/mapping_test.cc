@@ -31,8 +31,10 @@ std::string why_refused(const std::string& line) {
 TEST(JsonRequest, TakesTheFieldsOfTheWire) {
   const auto request = request_from_json(
       R"({"messages":[{"role":"user","content":"hi"}],"sampling":{"top_p":0.5,"logit_bias":{"7":-2.5},"bad_words":[[1,2],[3]],"seed":18446744073709551615},
-          "kv_policy":"window:size=8","dump_kv":true,"priority":-3,"deadline_ms":100})");
+          "kv_policy":"window:size=8","dump_kv":true,"priority":-3,"deadline_ms":100,
+          "kv_retention":{"retention_class":2,"ttl_ms":60000}})");
   ASSERT_TRUE(request) << request.error().message;
+  EXPECT_EQ(request->kv_retention().ttl_ms(), 60000);
   EXPECT_EQ(request->messages().messages(0).content(), "hi");
   EXPECT_EQ(request->sampling().top_p(), 0.5);
   EXPECT_EQ(request->sampling().logit_bias().at(7), -2.5);
@@ -93,6 +95,12 @@ TEST(ToRequest, TakesAbsentFieldsFromTheDefaults) {
   request = to_request(wire, 10, defaults);
   EXPECT_EQ(request->sampling.max_tokens, 99);
   EXPECT_EQ(request->kv_policy, "window:size=8");
+  wire.mutable_kv_retention()->set_retention_class(2);
+  wire.mutable_kv_retention()->set_ttl_ms(5);
+  request = to_request(wire, 10, defaults);
+  EXPECT_EQ(request->kv_retention.retention_class, 2);
+  EXPECT_EQ(request->kv_retention.ttl_ms, 5);
+  EXPECT_EQ(request->kv_retention.cost, 1) << "absent";
 }
 
 TEST(ToRequest, RefusesNamesOverTheirLimit) {

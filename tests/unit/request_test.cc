@@ -1,6 +1,8 @@
 // Admission, the queue's budget and its order, by hand.
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "src/request/admission.h"
 #include "src/request/queue_budget.h"
 #include "src/request/waiting_queue.h"
@@ -76,6 +78,20 @@ TEST(Admission, ADeadlineThatTheQueueMakesImpossibleIsRefusedWithADelay) {
   EXPECT_EQ(check_deadline(0, 0, 0).error().field, "deadline_ms");
 }
 
+TEST(Admission, RetentionOutOfRangeIsNamedWithItsLimit) {
+  EXPECT_TRUE(check_retention({}, 0).has_value());
+  EXPECT_TRUE(check_retention({.retention_class = 3, .ttl_ms = 1, .cost = 1e6}, 3).has_value());
+  const Status s = check_retention({.retention_class = 4, .ttl_ms = {}}, 3);
+  EXPECT_EQ(s.error().message,
+            "kv_retention.retention_class is 4; it must be from 0 to 3 (max_kv_retention_class)");
+  EXPECT_EQ(check_retention({.retention_class = -1, .ttl_ms = {}}, 3).error().field,
+            "kv_retention.retention_class");
+  for (const int64_t ttl_ms : {int64_t{0}, INT64_MIN, INT64_MAX})
+    EXPECT_EQ(check_retention({.ttl_ms = ttl_ms}, 3).error().field, "kv_retention.ttl_ms") << ttl_ms;
+  for (const double cost : {0.0, -1.0, 2e6, std::nan("")})
+    EXPECT_EQ(check_retention({.ttl_ms = {}, .cost = cost}, 3).error().field, "kv_retention.cost") << cost;
+}
+
 TEST(QueueBudget, RefusesByRequestsAndByTokensAndGivesBack) {
   QueueBudget budget(2, 100);
   EXPECT_TRUE(budget.take(500, 7).has_value()) << "one may always wait alone";
@@ -122,6 +138,23 @@ TEST_F(Queue, PriorityComesBeforeArrivalAndTenants) {
   EXPECT_EQ(&take(1000), &urgent);
   EXPECT_EQ(&take(1), &late);
   EXPECT_EQ(queue_.next(), nullptr);
+}
+
+TEST_F(Queue, WhoIsOverdueStandsAmongTheFirstByFairShares) {
+  SequenceGroup& low = add("a", 5);
+  low.times.arrival_us = 10;
+  for (int i = 0; i < 3; ++i) add("b", -1).times.arrival_us = 50;
+  queue_.promote(9);
+  EXPECT_FALSE(low.overdue);
+  EXPECT_EQ(take(1000).tenant, "b");
+  queue_.promote(10);
+  EXPECT_TRUE(low.overdue);
+  EXPECT_EQ(&take(100), &low) << "its priority counts no more, and its tenant has paid least";
+  SequenceGroup& again = add("a", 5);
+  again.times.arrival_us = 10;
+  queue_.promote(60);
+  EXPECT_EQ(take(5000).tenant, "a") << "the others are overdue too, and a's tenant has paid less than b's";
+  EXPECT_EQ(take(1).tenant, "b");
 }
 
 TEST_F(Queue, ATenantIsServedFirstComeFirst) {

@@ -240,6 +240,62 @@ TEST(Scheduler, TheLatestOfTheLowestPriorityIsPreempted) {
   h.expect_greedy(high);
 }
 
+// Steps of 10 ms in which requests of the highest priority never leave room, until `id` has ended; at most
+// `most` of them.
+int32_t steps_under_pressure(Harness& h, RequestId id, int32_t most) {
+  int32_t steps = 0;
+  for (; steps < most && h.record(id).num_ends == 0; ++steps) {
+    while (h.core().scheduler().num_waiting_groups() < 3)
+      h.submit(ids(24, 100 + 30 * (steps % 20)), Harness::greedy(20));
+    h.step();
+    h.clock().advance_us(10'000);
+  }
+  return steps;
+}
+
+TEST(Scheduler, ALowPriorityStarvesNoLongerThanItsBound) {
+  for (const int64_t bound_ms : {int64_t{1000}, int64_t{1} << 40}) {
+    HarnessOptions o = small();
+    o.num_blocks = 12;
+    o.prefix_cache = false;
+    o.max_priority_wait_ms = bound_ms;
+    Harness h(o);
+    CoreRequest low;
+    low.priority = 1;
+    for (int i = 0; i < 3; ++i) h.submit(ids(24, 100 * i), Harness::greedy(20));
+    const RequestId starving = h.submit(ids(24, 700), Harness::greedy(4), low);
+    const int32_t steps = steps_under_pressure(h, starving, 1000);
+    if (bound_ms == 1000) {
+      EXPECT_GE(steps, 100) << "until then its priority counts";
+      EXPECT_LE(steps, 100 + 60) << "what runs ends in 21 steps, and so does each of those before it";
+    } else {
+      EXPECT_EQ(steps, 1000) << "without the bound it would wait for ever";
+    }
+    h.run();
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+}
+
+TEST(Scheduler, APreemptedLowPriorityComesBackWithinItsBound) {
+  HarnessOptions o = small();
+  o.num_blocks = 12;
+  o.prefix_cache = false;
+  o.reserve = {.least = 0, .rise = 0, .decay = 0};
+  o.max_priority_wait_ms = 1000;
+  Harness h(o);
+  CoreRequest low;
+  low.priority = 1;
+  const RequestId victim = h.submit(ids(24, 700), Harness::greedy(40), low);
+  h.step();
+  h.submit(ids(24, 200), Harness::greedy(40));
+  while (h.core().scheduler().counters().preemptions == 0) ASSERT_TRUE(h.step());
+  EXPECT_LE(steps_under_pressure(h, victim, 1000), 250);
+  h.run();
+  h.expect_sound();
+  h.expect_greedy(victim);
+}
+
 TEST(Scheduler, APausedSequenceGivesWayFirst) {
   HarnessOptions o = small();
   o.num_blocks = 12;
@@ -432,6 +488,32 @@ TEST(Scheduler, ARequestThatJustFitsRunsAloneEvenFromItsOwnCachedPrefix) {
   }
   EXPECT_EQ(h.submit(ids(29), Harness::greedy(5)), 0u);
   h.expect_sound();
+}
+
+// Returns how much of a prompt is still cached once others have filled the cache three times over.
+int32_t cached_after_a_flood(const KvRetention& retention, int64_t wait_us) {
+  Harness h(small());
+  CoreRequest first;
+  first.retention = retention;
+  h.submit(ids(33), Harness::greedy(2), std::move(first));
+  h.run();
+  h.clock().advance_us(wait_us);
+  for (int i = 1; i <= 3 * 64 * 8 / 80; ++i) {
+    h.submit(ids(78, 1000 + 100 * i), Harness::greedy(2));
+    h.run();
+  }
+  const RequestId again = h.submit(ids(33), Harness::greedy(2));
+  h.run();
+  h.expect_sound();
+  return h.record(again).end.cached_tokens;
+}
+
+TEST(Scheduler, AHigherRetentionClassOutlivesAFloodUntilItsTimeIsUp) {
+  EXPECT_EQ(cached_after_a_flood({.ttl_ms = {}}, 0), 0);
+  EXPECT_EQ(cached_after_a_flood({.retention_class = 1, .ttl_ms = {}}, 0), 32);
+  EXPECT_EQ(cached_after_a_flood({.retention_class = 1, .ttl_ms = 60'000}, 0), 32);
+  EXPECT_EQ(cached_after_a_flood({.retention_class = 1, .ttl_ms = 60'000}, 61'000'000), 0);
+  EXPECT_EQ(cached_after_a_flood({.ttl_ms = {}, .cost = 2}, 0), 32) << "dearer to compute again";
 }
 
 TEST(Scheduler, EveryRunningSequenceAdvancesEveryStepWhenTheBudgetIsAsSmallAsItMayBe) {

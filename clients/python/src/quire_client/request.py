@@ -19,6 +19,14 @@ class Message(TypedDict):
 Prompt = str | Sequence[int] | Sequence[Message]
 
 
+class Retention(TypedDict, total=False):
+    """How long what a request leaves in the prefix cache is worth keeping: KvRetention in quire/v1/generation.proto."""
+
+    retention_class: int
+    ttl_ms: int
+    cost: float
+
+
 class RequestOptions(TypedDict, total=False):
     """What a request may say beside its prompt; what is left out takes the server's default. Units and ranges: quire/v1/*.proto."""
 
@@ -63,6 +71,7 @@ class RequestOptions(TypedDict, total=False):
     dump_kv: bool
     bypass_prefix_cache: bool
     cache_salt: str
+    kv_retention: Retention
     tenant: str
     priority: int
     deadline_ms: int
@@ -108,6 +117,8 @@ def make_request(prompt: Prompt, options: Mapping[str, Any]) -> generation_pb2.G
             continue
         if name in _SAMPLING:
             _set_sampling(request.sampling, name, value)
+        elif name == "kv_retention":
+            request.kv_retention.MergeFrom(generation_pb2.KvRetention(**value))
         elif name in _REQUEST:
             setattr(request, name, value)
         else:

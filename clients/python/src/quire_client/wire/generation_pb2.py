@@ -25,37 +25,39 @@ _sym_db = _symbol_database.Default()
 from . import sampling_pb2 as quire_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19quire/v1/generation.proto\x12\x08quire.v1\x1a\x17quire/v1/sampling.proto\"\xab\x04\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.quire.v1.TokenIdsH\x00\x12*\n\x08messages\x18\x04 \x01(\x0b\x32\x16.quire.v1.ChatMessagesH\x00\x12*\n\x08sampling\x18\x05 \x01(\x0b\x32\x18.quire.v1.SamplingParams\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x06 \x01(\x08H\x01\x88\x01\x01\x12\x1c\n\x0fspecial_as_text\x18\x07 \x01(\x08H\x02\x88\x01\x01\x12\x13\n\x06stream\x18\x08 \x01(\x08H\x03\x88\x01\x01\x12\x11\n\tkv_policy\x18\x14 \x01(\t\x12\x14\n\x07\x64ump_kv\x18\x15 \x01(\x08H\x04\x88\x01\x01\x12 \n\x13\x62ypass_prefix_cache\x18\x16 \x01(\x08H\x05\x88\x01\x01\x12\x12\n\ncache_salt\x18\x17 \x01(\t\x12\x0e\n\x06tenant\x18\x1e \x01(\t\x12\x15\n\x08priority\x18\x1f \x01(\x05H\x06\x88\x01\x01\x12\x18\n\x0b\x64\x65\x61\x64line_ms\x18  \x01(\x03H\x07\x88\x01\x01\x42\x08\n\x06promptB\x15\n\x13_add_special_tokensB\x12\n\x10_special_as_textB\t\n\x07_streamB\n\n\x08_dump_kvB\x16\n\x14_bypass_prefix_cacheB\x0b\n\t_priorityB\x0e\n\x0c_deadline_ms\"7\n\x0c\x43hatMessages\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.quire.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xb6\x03\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\x12(\n\x08logprobs\x18\x05 \x03(\x0b\x32\x16.quire.v1.TokenLogprob\x12-\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x16.quire.v1.FinishReason\x12\x13\n\tstop_text\x18\x07 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x08 \x01(\x05H\x00\x12\x18\n\x10prompt_token_ids\x18\n \x03(\x05\x12/\n\x0fprompt_logprobs\x18\x0b \x03(\x0b\x32\x16.quire.v1.TokenLogprob\x12\x1e\n\x05usage\x18\x14 \x01(\x0b\x32\x0f.quire.v1.Usage\x12\x1d\n\x02kv\x18\x15 \x01(\x0b\x32\x11.quire.v1.KvUsage\x12\"\n\x07timings\x18\x16 \x01(\x0b\x32\x11.quire.v1.Timings\x12!\n\x07kv_dump\x18\x17 \x01(\x0b\x32\x10.quire.v1.KvDumpB\x06\n\x04stop\"e\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12!\n\x03top\x18\x03 \x03(\x0b\x32\x14.quire.v1.TopLogprobB\n\n\x08_logprob\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x03 \x01(\x05\"j\n\x07KvUsage\x12\x13\n\x0b\x62locks_peak\x18\x01 \x01(\x05\x12\x1a\n\x12\x62locks_shared_peak\x18\x02 \x01(\x05\x12\x17\n\x0f\x63opies_on_write\x18\x03 \x01(\x05\x12\x15\n\rwaste_percent\x18\x04 \x01(\x01\"\x83\x01\n\x07Timings\x12\x16\n\tqueued_ms\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x66irst_token_ms\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x15\n\x08total_ms\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x0c\n\n_queued_msB\x11\n\x0f_first_token_msB\x0b\n\t_total_ms\"\x84\x01\n\x06KvDump\x12&\n\x06layers\x18\x01 \x03(\x0b\x32\x16.quire.v1.KvDump.Layer\x1a\x32\n\x05Layer\x12)\n\x05heads\x18\x01 \x03(\x0b\x32\x1a.quire.v1.KvDump.Positions\x1a\x1e\n\tPositions\x12\x11\n\tpositions\x18\x01 \x03(\x05*\xb2\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x01\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x12\x18\n\x14\x46INISH_REASON_FAILED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19quire/v1/generation.proto\x12\x08quire.v1\x1a\x17quire/v1/sampling.proto\"\xd8\x04\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.quire.v1.TokenIdsH\x00\x12*\n\x08messages\x18\x04 \x01(\x0b\x32\x16.quire.v1.ChatMessagesH\x00\x12*\n\x08sampling\x18\x05 \x01(\x0b\x32\x18.quire.v1.SamplingParams\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x06 \x01(\x08H\x01\x88\x01\x01\x12\x1c\n\x0fspecial_as_text\x18\x07 \x01(\x08H\x02\x88\x01\x01\x12\x13\n\x06stream\x18\x08 \x01(\x08H\x03\x88\x01\x01\x12\x11\n\tkv_policy\x18\x14 \x01(\t\x12\x14\n\x07\x64ump_kv\x18\x15 \x01(\x08H\x04\x88\x01\x01\x12 \n\x13\x62ypass_prefix_cache\x18\x16 \x01(\x08H\x05\x88\x01\x01\x12\x12\n\ncache_salt\x18\x17 \x01(\t\x12+\n\x0ckv_retention\x18\x18 \x01(\x0b\x32\x15.quire.v1.KvRetention\x12\x0e\n\x06tenant\x18\x1e \x01(\t\x12\x15\n\x08priority\x18\x1f \x01(\x05H\x06\x88\x01\x01\x12\x18\n\x0b\x64\x65\x61\x64line_ms\x18  \x01(\x03H\x07\x88\x01\x01\x42\x08\n\x06promptB\x15\n\x13_add_special_tokensB\x12\n\x10_special_as_textB\t\n\x07_streamB\n\n\x08_dump_kvB\x16\n\x14_bypass_prefix_cacheB\x0b\n\t_priorityB\x0e\n\x0c_deadline_ms\"{\n\x0bKvRetention\x12\x1c\n\x0fretention_class\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06ttl_ms\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x11\n\x04\x63ost\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x12\n\x10_retention_classB\t\n\x07_ttl_msB\x07\n\x05_cost\"7\n\x0c\x43hatMessages\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.quire.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xb6\x03\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\x12(\n\x08logprobs\x18\x05 \x03(\x0b\x32\x16.quire.v1.TokenLogprob\x12-\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x16.quire.v1.FinishReason\x12\x13\n\tstop_text\x18\x07 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x08 \x01(\x05H\x00\x12\x18\n\x10prompt_token_ids\x18\n \x03(\x05\x12/\n\x0fprompt_logprobs\x18\x0b \x03(\x0b\x32\x16.quire.v1.TokenLogprob\x12\x1e\n\x05usage\x18\x14 \x01(\x0b\x32\x0f.quire.v1.Usage\x12\x1d\n\x02kv\x18\x15 \x01(\x0b\x32\x11.quire.v1.KvUsage\x12\"\n\x07timings\x18\x16 \x01(\x0b\x32\x11.quire.v1.Timings\x12!\n\x07kv_dump\x18\x17 \x01(\x0b\x32\x10.quire.v1.KvDumpB\x06\n\x04stop\"e\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12!\n\x03top\x18\x03 \x03(\x0b\x32\x14.quire.v1.TopLogprobB\n\n\x08_logprob\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x03 \x01(\x05\"j\n\x07KvUsage\x12\x13\n\x0b\x62locks_peak\x18\x01 \x01(\x05\x12\x1a\n\x12\x62locks_shared_peak\x18\x02 \x01(\x05\x12\x17\n\x0f\x63opies_on_write\x18\x03 \x01(\x05\x12\x15\n\rwaste_percent\x18\x04 \x01(\x01\"\x83\x01\n\x07Timings\x12\x16\n\tqueued_ms\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x66irst_token_ms\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x15\n\x08total_ms\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x0c\n\n_queued_msB\x11\n\x0f_first_token_msB\x0b\n\t_total_ms\"\x84\x01\n\x06KvDump\x12&\n\x06layers\x18\x01 \x03(\x0b\x32\x16.quire.v1.KvDump.Layer\x1a\x32\n\x05Layer\x12)\n\x05heads\x18\x01 \x03(\x0b\x32\x1a.quire.v1.KvDump.Positions\x1a\x1e\n\tPositions\x12\x11\n\tpositions\x18\x01 \x03(\x05*\xb2\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x01\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x12\x18\n\x14\x46INISH_REASON_FAILED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quire.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1778
-  _globals['_FINISHREASON']._serialized_end=1956
+  _globals['_FINISHREASON']._serialized_start=1948
+  _globals['_FINISHREASON']._serialized_end=2126
   _globals['_GENERATEREQUEST']._serialized_start=65
-  _globals['_GENERATEREQUEST']._serialized_end=620
-  _globals['_CHATMESSAGES']._serialized_start=622
-  _globals['_CHATMESSAGES']._serialized_end=677
-  _globals['_CHATMESSAGE']._serialized_start=679
-  _globals['_CHATMESSAGE']._serialized_end=723
-  _globals['_GENERATERESPONSE']._serialized_start=726
-  _globals['_GENERATERESPONSE']._serialized_end=1164
-  _globals['_TOKENLOGPROB']._serialized_start=1166
-  _globals['_TOKENLOGPROB']._serialized_end=1267
-  _globals['_TOPLOGPROB']._serialized_start=1269
-  _globals['_TOPLOGPROB']._serialized_end=1316
-  _globals['_USAGE']._serialized_start=1318
-  _globals['_USAGE']._serialized_end=1398
-  _globals['_KVUSAGE']._serialized_start=1400
-  _globals['_KVUSAGE']._serialized_end=1506
-  _globals['_TIMINGS']._serialized_start=1509
-  _globals['_TIMINGS']._serialized_end=1640
-  _globals['_KVDUMP']._serialized_start=1643
-  _globals['_KVDUMP']._serialized_end=1775
-  _globals['_KVDUMP_LAYER']._serialized_start=1693
-  _globals['_KVDUMP_LAYER']._serialized_end=1743
-  _globals['_KVDUMP_POSITIONS']._serialized_start=1745
-  _globals['_KVDUMP_POSITIONS']._serialized_end=1775
+  _globals['_GENERATEREQUEST']._serialized_end=665
+  _globals['_KVRETENTION']._serialized_start=667
+  _globals['_KVRETENTION']._serialized_end=790
+  _globals['_CHATMESSAGES']._serialized_start=792
+  _globals['_CHATMESSAGES']._serialized_end=847
+  _globals['_CHATMESSAGE']._serialized_start=849
+  _globals['_CHATMESSAGE']._serialized_end=893
+  _globals['_GENERATERESPONSE']._serialized_start=896
+  _globals['_GENERATERESPONSE']._serialized_end=1334
+  _globals['_TOKENLOGPROB']._serialized_start=1336
+  _globals['_TOKENLOGPROB']._serialized_end=1437
+  _globals['_TOPLOGPROB']._serialized_start=1439
+  _globals['_TOPLOGPROB']._serialized_end=1486
+  _globals['_USAGE']._serialized_start=1488
+  _globals['_USAGE']._serialized_end=1568
+  _globals['_KVUSAGE']._serialized_start=1570
+  _globals['_KVUSAGE']._serialized_end=1676
+  _globals['_TIMINGS']._serialized_start=1679
+  _globals['_TIMINGS']._serialized_end=1810
+  _globals['_KVDUMP']._serialized_start=1813
+  _globals['_KVDUMP']._serialized_end=1945
+  _globals['_KVDUMP_LAYER']._serialized_start=1863
+  _globals['_KVDUMP_LAYER']._serialized_end=1913
+  _globals['_KVDUMP_POSITIONS']._serialized_start=1915
+  _globals['_KVDUMP_POSITIONS']._serialized_end=1945
 # @@protoc_insertion_point(module_scope)

@@ -23,7 +23,7 @@ FINISH_REASON_DEADLINE: FinishReason
 FINISH_REASON_FAILED: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "text", "token_ids", "messages", "sampling", "add_special_tokens", "special_as_text", "stream", "kv_policy", "dump_kv", "bypass_prefix_cache", "cache_salt", "tenant", "priority", "deadline_ms")
+    __slots__ = ("request_id", "text", "token_ids", "messages", "sampling", "add_special_tokens", "special_as_text", "stream", "kv_policy", "dump_kv", "bypass_prefix_cache", "cache_salt", "kv_retention", "tenant", "priority", "deadline_ms")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class GenerateRequest(_message.Message):
     DUMP_KV_FIELD_NUMBER: _ClassVar[int]
     BYPASS_PREFIX_CACHE_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    KV_RETENTION_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
@@ -51,10 +52,21 @@ class GenerateRequest(_message.Message):
     dump_kv: bool
     bypass_prefix_cache: bool
     cache_salt: str
+    kv_retention: KvRetention
     tenant: str
     priority: int
     deadline_ms: int
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[_sampling_pb2.TokenIds, _Mapping]] = ..., messages: _Optional[_Union[ChatMessages, _Mapping]] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ..., add_special_tokens: bool = ..., special_as_text: bool = ..., stream: bool = ..., kv_policy: _Optional[str] = ..., dump_kv: bool = ..., bypass_prefix_cache: bool = ..., cache_salt: _Optional[str] = ..., tenant: _Optional[str] = ..., priority: _Optional[int] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[_sampling_pb2.TokenIds, _Mapping]] = ..., messages: _Optional[_Union[ChatMessages, _Mapping]] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ..., add_special_tokens: bool = ..., special_as_text: bool = ..., stream: bool = ..., kv_policy: _Optional[str] = ..., dump_kv: bool = ..., bypass_prefix_cache: bool = ..., cache_salt: _Optional[str] = ..., kv_retention: _Optional[_Union[KvRetention, _Mapping]] = ..., tenant: _Optional[str] = ..., priority: _Optional[int] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+
+class KvRetention(_message.Message):
+    __slots__ = ("retention_class", "ttl_ms", "cost")
+    RETENTION_CLASS_FIELD_NUMBER: _ClassVar[int]
+    TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    retention_class: int
+    ttl_ms: int
+    cost: float
+    def __init__(self, retention_class: _Optional[int] = ..., ttl_ms: _Optional[int] = ..., cost: _Optional[float] = ...) -> None: ...
 
 class ChatMessages(_message.Message):
     __slots__ = ("messages",)
