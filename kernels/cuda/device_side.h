@@ -296,6 +296,8 @@ struct LaunchConfig {
   int shared_bytes = 0;
   void* stream = nullptr;  // cudaStream_t
   bool dependent = false;  // programmatic dependent launch; ignored before sm_90
+  int carveout =
+      -1;  // percent of a multiprocessor's memory that is shared memory (dispatch.h); -1: the driver's choice
 };
 
 inline void check_cuda(cudaError_t e, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
@@ -328,11 +330,16 @@ inline void launch(const LaunchConfig& config, const Params&... params) {
   c.blockDim = config.block;
   c.dynamicSmemBytes = static_cast<size_t>(config.shared_bytes);
   c.stream = static_cast<cudaStream_t>(config.stream);
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  c.attrs = &attribute;
-  c.numAttrs = config.dependent && device_has_dependent_launch() ? 1 : 0;
+  cudaLaunchAttribute attributes[2] = {};
+  c.attrs = attributes;
+  if (config.dependent && device_has_dependent_launch()) {
+    attributes[c.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[c.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (config.carveout >= 0) {
+    attributes[c.numAttrs].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+    attributes[c.numAttrs++].val.sharedMemCarveout = static_cast<unsigned>(config.carveout);
+  }
   check_cuda(cudaLaunchKernelEx(&c, kernel, params...));
 }
 

@@ -81,7 +81,8 @@ void add_rms_norm(const Target& target, const AddRmsNormParams& p) {
                             .block = threads,
                             .shared_bytes = static_cast<int>(threads / kWarp * sizeof(float)),
                             .stream = target.stream,
-                            .dependent = true};
+                            .dependent = true,
+                            .carveout = carveout_of(p.rows)};
   with_float_type(target.activations, [&](auto act) {
     with_bool(p.hidden % kChunk == 0, [&](auto vector) {
       using Act = decltype(act);

@@ -179,7 +179,8 @@ void rope_kv_write(const Target& target, const RopeKvWriteParams& p) {
   const LaunchConfig config{.grid = {as_grid(ceil_div<int64_t>(heads, kThreads / lanes)), as_grid(p.rows)},
                             .block = kThreads,
                             .stream = target.stream,
-                            .dependent = true};
+                            .dependent = true,
+                            .carveout = carveout_of(p.rows)};
   const DType kv_dtype = p.num_kv_heads > 0 ? p.layout.dtype : target.activations;
   with_float_type(target.activations, [&](auto act) {
     with_float_type(kv_dtype, [&](auto kv) {

@@ -384,6 +384,7 @@ struct LaunchConfig {
   int shared_bytes = 0;
   void* stream = nullptr;  // shim::HostStream*, or null: run at once
   bool dependent = false;
+  int carveout = -1;
 };
 
 // "kernel_name() [with auto kernel = decode<...>]", as the compiler spells it.

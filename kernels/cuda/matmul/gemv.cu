@@ -138,6 +138,7 @@ class WeightStream {
   int64_t row;    // of those fetched last
   int piece = 0;  // within this warp's part
 
+  __device__ int64_t step() const { return step_; }  // from a row to the next that the warp takes
   __device__ bool at_row_end() const { return piece + kPieces >= pieces_; }
   __device__ int first_column() const { return (first_piece_ + piece) * kWarpPiece<T> + lane_ * kPer16<T>; }
 
@@ -170,22 +171,42 @@ class WeightStream {
   int first_piece_;
 };
 
-// Takes the rows' sums in the order of the stream and writes what becomes of them.
+// Takes the rows' sums in the order of the stream and writes what becomes of them. What stands in the residual
+// stream is asked for once, a lane a row, together with x: asked for at each row's end it was waited for with
+// the next loads of w, because loads of one warp share their few scoreboards (5 us a product of an 8B step).
 template <class T, int kRows>
 class RowSink {
  public:
-  __device__ explicit RowSink(const Product& p) : p_(p) {}
+  static constexpr int kRounds = kWarp / kRows;  // whose rows a warp's lanes hold
 
-  // What put() will add to. To be asked for behind the next loads of w: waiting for it then leaves those in
-  // flight.
-  __device__ void expect(int64_t row) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) before_[r] = row + r < p_.n ? before_sum<T>(p_, 0, row + r) : 0.0f;
+  __device__ RowSink(const Product& p, int64_t first_row, int64_t step) : p_(p), step_(step) {
+    expect(first_row);
   }
 
-  __device__ void put(int64_t row, const float (&sums)[kRows]) {
+  // By all lanes, in the order of the stream.
+  __device__ void take(int64_t row, const float (&sums)[kRows]) {
+    float before[kRows] = {};
+    if (p_.residual != nullptr) {
+      if (round_ == kRounds) expect(row);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) before[r] = shfl(held_, round_ * kRows + r);
+      ++round_;
+    }
+    if (threadIdx.x % kWarp == 0) put(row, sums, before);
+  }
+
+ private:
+  __device__ void expect(int64_t row) {
+    round_ = 0;
+    if (p_.residual == nullptr) return;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const int64_t mine = row + lane / kRows * step_ + lane % kRows;
+    held_ = mine < p_.n ? before_sum<T>(p_, 0, mine) : 0.0f;
+  }
+
+  __device__ void put(int64_t row, const float (&sums)[kRows], const float (&before)[kRows]) {
     if constexpr (kRows == 1) {
-      if (!p_.gated) return put_one(row, 0, sums[0]);
+      if (!p_.gated) return put_one(row, sums[0], before[0]);
       if (row % 2 == 0) {
         gate_ = sums[0];
       } else {
@@ -197,19 +218,20 @@ class RowSink {
         if (p_.gated) {
           if (row + r < p_.n) put_gated<T>(p_, 0, (row + r) / 2, sums[r], sums[r + 1]);
         } else {
-          put_one(row, r, sums[r]);
-          put_one(row, r + 1, sums[r + 1]);
+          put_one(row + r, sums[r], before[r]);
+          put_one(row + r + 1, sums[r + 1], before[r + 1]);
         }
       }
     }
   }
-
- private:
-  __device__ void put_one(int64_t row, int r, float sum) const {
-    if (row + r < p_.n) put_sum<T>(p_, 0, row + r, sum, before_[r]);
+  __device__ void put_one(int64_t row, float sum, float before) const {
+    if (row < p_.n) put_sum<T>(p_, 0, row, sum, before);
   }
+
   const Product& p_;
-  float gate_ = 0, before_[kRows] = {};
+  int64_t step_;
+  int round_ = 0;
+  float gate_ = 0, held_ = 0;
 };
 
 // No third block may find room on a multiprocessor (so more than 80 registers a thread): where one does,
@@ -228,7 +250,7 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_rows(Product p, int pieces) 
   if (p.norm_weight != nullptr) stage_norm_weight(p, x, padded);
   wait_for_previous_kernel();
   let_next_kernel_start();
-  RowSink<T, kRows> sink(p);
+  RowSink<T, kRows> sink(p, stream.row, stream.step());
   p.norm_weight != nullptr ? stage_normed_x<T>(p, x, partial) : stage_x<T>(p, x, padded);
 
   const int64_t own_row = stream.row;
@@ -242,7 +264,6 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_rows(Product p, int pieces) 
     const int64_t row = stream.row;
     stream.advance();
     stream.fetch(ahead);
-    if (ends) sink.expect(row);
 #pragma unroll
     for (int u = 0; u < kPieces; ++u)
 #pragma unroll
@@ -252,7 +273,7 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_rows(Product p, int pieces) 
 #pragma unroll
     for (int r = 0; r < kRows; ++r) sum[r] = warp_sum(sum[r]);
     if constexpr (kSplit == 1) {
-      if (lane == 0) sink.put(row, sum);
+      sink.take(row, sum);
 #pragma unroll
       for (int r = 0; r < kRows; ++r) sum[r] = 0;
     } else {
@@ -265,7 +286,7 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_rows(Product p, int pieces) 
     if (lane == 0) partial[warp] = sum[0];
     sync_threads();
     const float total[1] = {partial[warp] + partial[warp ^ 1]};
-    if (lane == 0 && warp % 2 == 0 && own_row < p.n) sink.put(own_row, total);
+    if (warp % 2 == 0 && own_row < p.n) sink.take(own_row, total);
   }
 }
 
@@ -285,7 +306,8 @@ void launch_gemv(const Target& target, const GemvTuning& tuning, const Product& 
                                          .block = kThreads,
                                          .shared_bytes = shared_bytes,
                                          .stream = target.stream,
-                                         .dependent = true},
+                                         .dependent = true,
+                                         .carveout = carveout_of(1)},
                                         p, pieces);
 }
 

@@ -246,7 +246,8 @@ void launch_skinny(const Target& target, const Product& p) {
                                                     .block = kThreads,
                                                     .shared_bytes = shared_bytes,
                                                     .stream = target.stream,
-                                                    .dependent = true},
+                                                    .dependent = true,
+                                                    .carveout = carveout_of(p.m)},
                                                    p);
 }
 
