@@ -1,12 +1,15 @@
 #include "kernels/cuda/attention/decode.h"
 
+#include <algorithm>
+
 #include "kernels/cuda/attention/attention.h"
+#include "kernels/cuda/dispatch.h"
 #include "src/base/check.h"
 
 namespace quire::QUIRE_SIDE {
 namespace {
 
-constexpr int kMaxThreads = 256;
+constexpr int kMaxThreads = 256, kMaxWarps = kMaxThreads / kWarp;
 
 template <class T, int kDim, int kHeadBlocks>
 struct Decode {
@@ -16,6 +19,8 @@ struct Decode {
   static constexpr int kStageBytes = 2 * kTileBytes;  // K and V
   static constexpr int kRowFloats = kDim + 4;  // of a partial: values, largest, sum; why 4: see store_warp
   static constexpr int kDimSteps = kDim / 16;
+  // Partial rows whose loads are under way together: as many as registers hold.
+  static constexpr int kRowsAhead = kDim > 128 ? 4 : kHeadBlocks > 1 ? 8 : 16;
   static constexpr int kLaneVectors = (kDim / 4 + kWarp - 1) / kWarp;  // float4s of a head that a lane merges
 
   static constexpr int shared_bytes(int warps, int stages) {
@@ -71,7 +76,7 @@ struct Decode {
     while (fetched < a.stages) fetch();
     int stage = 0;
     load_queries(at);
-    for (int begin = lo; begin < hi;) {
+    for (int begin = max(lo, at.begin); begin < hi;) {
       const int end = min(at.end(), hi);
       start_unit();
       for (int tile = begin + warp; tile < end; tile += warps) {
@@ -82,12 +87,13 @@ struct Decode {
         fetch();
       }
       const UnitCursor done = at;
-      if (end < hi) {  // the next unit's queries come while this one's results are merged
+      const bool last = at.behind() >= hi;
+      if (!last) {  // the next unit's queries come while this one's results are merged
         at.next(a, entries);
         load_queries(at);
       }
       finish_unit(done, begin, end);
-      begin = end;
+      begin = last ? hi : at.begin;
     }
   }
 
@@ -96,7 +102,7 @@ struct Decode {
     const auto weight = [&](int e) {
       UnitCursor c;
       c.load_list(a, e);
-      return c.tiles * a.units_per_list;
+      return c.span * a.units_per_list;
     };
     const WorkStart start = find_work(scratch, entries, weight, [&](int total, int uniform) {
       const int unit = a.aligned ? uniform / a.units_per_list : 0;
@@ -107,10 +113,14 @@ struct Decode {
     lo = ranges.begin(blockIdx.x);
     hi = ranges.begin(blockIdx.x + 1);
     at.load_list(a, start.entry);
-    at.entry_unit = (lo - start.entry_begin) / at.tiles;
-    at.begin = start.entry_begin + at.entry_unit * at.tiles;
+    at.entry_unit = (lo - start.entry_begin) / at.span;
+    at.begin = start.entry_begin + at.entry_unit * at.span;
+    if (lo >= at.end()) {  // the range begins behind the tiles of a short unit
+      if (at.behind() >= hi) return false;
+      at.next(a, entries);
+    }
     fetch_at = at;
-    fetch_tile = lo + warp;
+    fetch_tile = max(lo, at.begin) + warp;
     fetch_stage = 0;
     fetched = 0;
     ids_used = kWarp;
@@ -123,10 +133,13 @@ struct Decode {
   int fetched;  // groups committed before the first tile is used, at most stages
 
   __device__ void settle_fetch() {
-    while (fetch_at.end() < hi && fetch_tile >= fetch_at.end()) {
-      const int unit_begin = fetch_at.end();
+    while (fetch_tile >= fetch_at.end()) {
+      if (fetch_at.behind() >= hi) {
+        fetch_tile = hi;
+        return;
+      }
       fetch_at.next(a, entries);
-      fetch_tile = unit_begin + warp;
+      fetch_tile = fetch_at.begin + warp;
       // Another head of the same list lies in the same blocks.
       ids_used = ids_entry == fetch_at.entry && ids_from == warp ? 0 : kWarp;
     }
@@ -200,26 +213,26 @@ struct Decode {
   }
 
   // ---- one unit ----
-  // The query head of column n of a pass; heads past the group are computed on zeros and dropped.
-  __device__ int head_in_group(const UnitCursor& at, int n) const {
-    return at.pass(a) * kHeads + n;
-  }
+  // The query head of column n of a pass; columns past the group repeat its last head and are dropped.
+  __device__ int head_in_group(const UnitCursor& at, int n) const { return at.pass(a) * kHeads + n; }
 
-  __device__ void load_q(const void* source, const UnitCursor& at, int block, int step, uint32_t (&pair)[2]) {
-    const int in_group = head_in_group(at, block * kHeadBlock + g);
-    pair[0] = pair[1] = 0;
-    if (in_group >= a.view.group) return;
-    const T* p = static_cast<const T*>(source) + at.row * a.view.q_stride +
-                 (at.head(a) * a.view.group + in_group) * kDim + step * 16 + 2 * t;
-    pair[0] = load(reinterpret_cast<const uint32_t*>(p));
-    pair[1] = load(reinterpret_cast<const uint32_t*>(p + 8));
+  __device__ const T* query(const void* source, const UnitCursor& at, int block) const {
+    const int in_group = min(head_in_group(at, block * kHeadBlock + g), a.view.group - 1);
+    return static_cast<const T*>(source) + at.row * a.view.q_stride +
+           (at.head(a) * a.view.group + in_group) * kDim + 2 * t;
+  }
+  __device__ void load_q(const T* query, int step, uint32_t (&pair)[2]) {
+    pair[0] = load(reinterpret_cast<const uint32_t*>(query + step * 16));
+    pair[1] = load(reinterpret_cast<const uint32_t*>(query + step * 16 + 8));
   }
 
   __device__ void load_queries(const UnitCursor& at) {
 #pragma unroll
-    for (int n = 0; n < kHeadBlocks; ++n)
+    for (int n = 0; n < kHeadBlocks; ++n) {
+      const T* p = query(a.view.q, at, n);
 #pragma unroll
-      for (int k = 0; k < kDimSteps; ++k) load_q(a.view.q, at, n, k, q[n][k]);
+      for (int k = 0; k < kDimSteps; ++k) load_q(p, k, q[n][k]);
+    }
   }
 
   __device__ void start_unit() {
@@ -236,7 +249,8 @@ struct Decode {
 
   __device__ void consume(const UnitCursor& at, int tile, Shared<char> stage) {
     const int slot = (at.first_tile() + tile - at.begin) * kTileTokens;
-    if (slot >= at.sink_slots && slot + kTileTokens <= at.first_slot) return;  // between the sinks and the window
+    if (slot >= at.sink_slots && slot + kTileTokens <= at.first_slot)
+      return;  // between the sinks and the window
     float s[kHeadBlocks][4] = {};
 #pragma unroll
     for (int k = 0; k < kDimSteps; ++k) {
@@ -267,7 +281,7 @@ struct Decode {
 #pragma unroll
       for (int n = 0; n < kHeadBlocks; ++n) {
         uint32_t pair[2];
-        load_q(a.view.q_sink, at, n, k, pair);
+        load_q(query(a.view.q_sink, at, n), k, pair);
         mma_16816<T>(from_sink[n], keys, pair);
       }
     }
@@ -385,16 +399,14 @@ struct Decode {
       head.values[i].w *= factor;
     }
   }
-  __device__ bool has_vector(int i) const {
-    return kDim % 128 == 0 || i * kWarp + lane < kDim / 4;
-  }
+  __device__ bool has_vector(int i) const { return kDim % 128 == 0 || i * kWarp + lane < kDim / 4; }
 
   template <class Load>
   __device__ void add_part(Head& head, float factor, Load part) {
 #pragma unroll
     for (int i = 0; i < kLaneVectors; ++i) {
       if (!has_vector(i)) continue;
-      const float4 v = part(i * kWarp + lane);
+      const float4 v = part(i);
       head.values[i].x += v.x * factor;
       head.values[i].y += v.y * factor;
       head.values[i].z += v.z * factor;
@@ -404,14 +416,20 @@ struct Decode {
 
   __device__ Head merge_warps(int h) {
     Head head = {};
-    for (int w = 0; w < warps; ++w)
-      head.state.largest = fmaxf(head.state.largest, static_cast<float2>(states[w * kHeads + h]).x);
-    for (int w = 0; w < warps; ++w) {
-      const float2 state = states[w * kHeads + h];
-      const float factor = rescale(state.x, head.state.largest);
-      head.state.sum += state.y * factor;
+    float2 state[kMaxWarps];
+#pragma unroll
+    for (int w = 0; w < kMaxWarps; ++w) {
+      state[w] = w < warps ? static_cast<float2>(states[w * kHeads + h]) : make_float2(kNegativeInfinity, 0);
+      head.state.largest = fmaxf(head.state.largest, state[w].x);
+    }
+    // Unrolled: the reads of all warps' parts are on their way together.
+#pragma unroll
+    for (int w = 0; w < kMaxWarps; ++w) {
+      if (w >= warps) break;
+      const float factor = rescale(state[w].x, head.state.largest);
+      head.state.sum += state[w].y * factor;
       const Shared<float4> part = (merged + (w * kHeads + h) * kRowFloats).template as<float4>();
-      add_part(head, factor, [&](int i) { return static_cast<float4>(part[i]); });
+      add_part(head, factor, [&](int i) { return static_cast<float4>(part[i * kWarp + lane]); });
     }
     return head;
   }
@@ -440,12 +458,26 @@ struct Decode {
       const float factor = rescale(state.x, common);
       head.state = {common, head.state.sum + warp_sum(state.y * factor)};
       const int here = min(kWarp, count - from);
-#pragma unroll 8
-      for (int j = 0; j < here; ++j) {
-        const float f = shfl(factor, j);
-        const float4* part = reinterpret_cast<const float4*>(row(from + j));
-        add_part(head, f, [&](int i) { return load_shared_by_grid(part + i); });
-      }
+      for (int first = 0; first < here; first += kRowsAhead) add_rows(head, factor, first, here, from, row);
+    }
+  }
+  // Rows [first, here) of those from `from` on, at most kRowsAhead, whose loads are all under way before the first is used.
+  template <class Row>
+  __device__ void add_rows(Head& head, float factor, int first, int here, int from, Row row) {
+    float4 part[kRowsAhead][kLaneVectors];
+#pragma unroll
+    for (int j = 0; j < kRowsAhead; ++j) {
+      if (first + j >= here) break;
+      const float4* source = reinterpret_cast<const float4*>(row(from + first + j));
+#pragma unroll
+      for (int i = 0; i < kLaneVectors; ++i)
+        if (has_vector(i)) part[j][i] = load_shared_by_grid(source + i * kWarp + lane);
+    }
+#pragma unroll
+    for (int j = 0; j < kRowsAhead; ++j) {
+      if (first + j >= here) break;
+      const float f = shfl(factor, first + j);
+      add_part(head, f, [&](int i) { return part[j][i]; });
     }
   }
 
@@ -531,7 +563,10 @@ void launch_decode(void* stream, const AttentionMachine& machine, const DecodeTu
                    DecodeParams params, int grid) {
   using D = Decode<T, kDim, kHeadBlocks>;
   int warps = tuning.warps, stages = tuning.stages;
-  const auto fits = [&] { return D::shared_bytes(warps, stages) <= machine.shared_bytes_per_block; };
+  const int sequences = params.view.num_sequences;
+  const int room = std::min(machine.shared_bytes_per_block,
+                            sequences == 1 ? kOneRowSharedBytes : machine.shared_bytes_per_block);
+  const auto fits = [&] { return D::shared_bytes(warps, stages) <= room; };
   while (!fits() && stages > 2) --stages;
   while (!fits() && warps > 1) warps /= 2;
   check(fits(), "decode attention: two stages do not fit the card's shared memory");
@@ -540,7 +575,8 @@ void launch_decode(void* stream, const AttentionMachine& machine, const DecodeTu
                                                   .block = dim3(warps * kWarp),
                                                   .shared_bytes = D::shared_bytes(warps, stages),
                                                   .stream = stream,
-                                                  .dependent = true},
+                                                  .dependent = true,
+                                                  .carveout = carveout_of(sequences)},
                                                  params);
 }
 

@@ -68,7 +68,7 @@ template <class Weight, class First>
 __device__ inline WorkStart find_work(Shared<int32_t> scratch, int entries, Weight weight, First first) {
   const int threads = blockDim.x, thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp,
             warps = threads / kWarp;
-  const int each = (entries + threads - 1) / threads;
+  const int each = entries <= threads ? 1 : (entries + threads - 1) / threads;
   const int from = min(entries, thread * each), to = min(entries, from + each);
   int mine = 0, most = 0, least = 0x7fffffff;
   for (int e = from; e < to; ++e) {
