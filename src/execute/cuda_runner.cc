@@ -14,6 +14,7 @@ namespace {
 // Decode steps are padded to these row counts, so that few graphs serve all batches. Above the last: multiples of it.
 constexpr int64_t kBuckets[] = {1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256};
 constexpr int64_t kLeastTableStride = 16;
+constexpr int64_t kMostBytesByKernel = 256 << 10;
 
 int64_t bucket_of(int64_t rows) {
   for (const int64_t bucket : kBuckets)
@@ -216,10 +217,11 @@ class CudaRunner final : public QueueingRunner {
       shape.table_stride = power_of_two_from(own.table_stride);
     }
     if (make_room_for_prefixes(shape)) queued.result.shared_read_tokens = groups_.saved_tokens();
-    const PlacedStep placed = arrays_.send(
+    const PlacedStep placed = arrays_.pack(
         step_, {.id_source = id_source_, .settings = on_host ? std::span<const SampleSettings>() : settings_, .copy_pairs = copies_.pairs(),
                 .prefixes = groups_.arrays()}, shape,
         queued.turn);
+    if (!decode || !plan.copies.empty() || !by_kernel(shape)) parts_.device->copy_to_device(placed.there, placed.packed, placed.bytes);
     run_copies(placed);
     if (plan.sequences.empty()) return;
     if (on_host) {
@@ -227,10 +229,17 @@ class CudaRunner final : public QueueingRunner {
       parts_.forward->run(placed.arrays);
       return read_logits(queued.result);
     }
-    decode ? run_decode(placed, shape, queued.turn) : run_kernels(placed, shape);
-    char* back = turns_[queued.turn].back.as<char>();
-    const int64_t count = static_cast<int64_t>(queued.device_samples.size());
-    parts_.device->copy_to_host(back, sampled_.data(), (max_samples() + count) * 4);  // one copy: each costs the stream 2 us
+    if (decode) return run_decode(placed, shape, queued.turn);
+    run_kernels(placed, shape);
+    parts_.device->copy_to_host(turns_[queued.turn].back.data(), sampled_.data(), sampled_bytes(shape));
+  }
+
+  int64_t sampled_bytes(const StepShape& shape) const { return (int64_t{max_samples()} + shape.samples) * 4; }
+
+  // Whether a decode step's graph brings the arrays itself. The copy engine is faster over the bus, but between two graphs it costs 20 us.
+  static bool by_kernel(StepShape shape) {
+    shape.copies = 0;
+    return DeviceStep::bytes_of(shape) <= kMostBytesByKernel;
   }
 
   // False: the step reads every list by itself.
@@ -264,6 +273,12 @@ class CudaRunner final : public QueueingRunner {
                             .vocab = static_cast<int32_t>(vocab())});
   }
 
+  void run_decode_kernels(const PlacedStep& placed, const StepShape& shape, int turn) {
+    if (by_kernel(shape)) parts_.kernels->copy_bytes({.source = placed.packed, .target = placed.there, .bytes = DeviceStep::bytes_of(shape)});
+    run_kernels(placed, shape);
+    parts_.kernels->copy_bytes({.source = sampled_.data(), .target = turns_[turn].back.data(), .bytes = sampled_bytes(shape)});
+  }
+
   // Two graphs per shape, captured when the shape comes for the second and third time.
   void run_decode(PlacedStep placed, const StepShape& shape, int turn) {
     StepShape key = shape;
@@ -274,11 +289,11 @@ class CudaRunner final : public QueueingRunner {
     std::unique_ptr<CapturedGraph>& captured = graph.captured[turn];
     if (captured == nullptr && graph.warmed) {
       parts_.device->begin_capture();
-      run_kernels(placed, shape);
+      run_decode_kernels(placed, key, turn);
       captured = parts_.device->end_capture();
     }
     if (captured != nullptr) return parts_.device->run(*captured);
-    run_kernels(placed, shape);
+    run_decode_kernels(placed, key, turn);
     graph.warmed = true;
   }
 

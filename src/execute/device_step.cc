@@ -68,7 +68,6 @@ int64_t DeviceStep::bytes_of(const StepShape& shape) { return Layout(shape).end;
 
 Result<DeviceStep> DeviceStep::create(StreamDevice& device, const StepShape& largest) {
   DeviceStep step;
-  step.device_ = &device;
   const int64_t bytes = bytes_of(largest);
   Result<DeviceBuffer> staging = device.allocate(bytes, "arrays of a step");
   if (!staging) return staging.error();
@@ -81,7 +80,7 @@ Result<DeviceStep> DeviceStep::create(StreamDevice& device, const StepShape& lar
   return step;
 }
 
-PlacedStep DeviceStep::send(const HostStep& step, const DeviceStepExtras& extras, const StepShape& shape, int turn) {
+PlacedStep DeviceStep::pack(const HostStep& step, const DeviceStepExtras& extras, const StepShape& shape, int turn) {
   const Layout at(shape);
   check(at.end <= staging_.bytes(), "DeviceStep: the step is larger than the largest it was made for");
   const StepArrays from = step.arrays();
@@ -93,7 +92,8 @@ PlacedStep DeviceStep::send(const HostStep& step, const DeviceStepExtras& extras
   put(host, at.query_start, from.query_start, from.num_sequences + 1, from.num_sequences + 1, 0);
   auto* query_start = reinterpret_cast<int32_t*>(host + at.query_start);
   for (int32_t s = from.num_sequences; s < shape.sequences; ++s) query_start[s + 1] = query_start[s] + 1;
-  put(host, at.lengths, from.lengths, from.num_sequences, shape.sequences, 1);
+  // Lists that pad the batch are empty: no attention is computed for them.
+  put(host, at.lengths, from.lengths, from.num_sequences, shape.sequences, 0);
   auto* table = reinterpret_cast<int32_t*>(host + at.block_table);
   for (int32_t s = 0; s < shape.sequences; ++s) {
     int32_t* row = table + s * shape.table_stride;
@@ -109,12 +109,12 @@ PlacedStep DeviceStep::send(const HostStep& step, const DeviceStepExtras& extras
   if (shape.sinks) put(host, at.sink_positions, from.sink_positions, from.rows, shape.rows, 0);
   if (shape.prefix_nodes > 0) put_prefixes(host, at, extras.prefixes, from.num_sequences, shape);
   put(host, at.copy_pairs, extras.copy_pairs.data(), static_cast<int64_t>(extras.copy_pairs.size()), int64_t{shape.copies} * 2, 0);
-  device_->copy_to_device(staging_.data(), host, at.end);
 
   char* base = staging_.as<char>();
   const auto ints = [base](int64_t offset) { return reinterpret_cast<int32_t*>(base + offset); };
   PlacedStep placed{.arrays = from, .ids = ints(at.ids), .id_source = ints(at.id_source),
-                    .settings = reinterpret_cast<const SampleSettings*>(base + at.settings), .copy_pairs = ints(at.copy_pairs)};
+                    .settings = reinterpret_cast<const SampleSettings*>(base + at.settings), .copy_pairs = ints(at.copy_pairs),
+                    .packed = host, .there = base, .bytes = at.end};
   placed.arrays.ids = placed.ids;
   placed.arrays.positions = ints(at.positions);
   placed.arrays.slots = reinterpret_cast<const int64_t*>(base + at.slots);

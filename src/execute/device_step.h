@@ -1,4 +1,4 @@
-// One step's arrays on their way to a device: packed into one pinned buffer, sent by one copy, read by kernels at the same offsets.
+// One step's arrays on their way to a device: packed into one pinned buffer, brought by one copy, read by kernels at the same offsets.
 // Two pinned buffers take turns, so that a step is packed while the one before it still runs. Executor thread.
 #pragma once
 
@@ -42,6 +42,10 @@ struct PlacedStep {
   const int32_t* id_source = nullptr;
   const SampleSettings* settings = nullptr;
   const int32_t* copy_pairs = nullptr;
+  // The copy that brings all this: from host memory that kernels may read to device memory.
+  const void* packed = nullptr;
+  void* there = nullptr;
+  int64_t bytes = 0;
 };
 
 class DeviceStep {
@@ -49,12 +53,11 @@ class DeviceStep {
   static Result<DeviceStep> create(StreamDevice& device, const StepShape& largest);
   static int64_t bytes_of(const StepShape& shape);
 
-  // Packs the step into the pinned buffer `turn` (0 or 1) and queues its copy. `shape` may be larger than the step: rows beyond it
+  // Packs the step into the pinned buffer `turn` (0 or 1); the caller copies it. `shape` may be larger than the step: rows beyond it
   // write no slot and read block 0, samples beyond it are greedy and nobody's.
-  PlacedStep send(const HostStep& step, const DeviceStepExtras& extras, const StepShape& shape, int turn);
+  PlacedStep pack(const HostStep& step, const DeviceStepExtras& extras, const StepShape& shape, int turn);
 
  private:
-  StreamDevice* device_ = nullptr;
   DeviceBuffer staging_;
   DeviceBuffer pinned_[2];
 };
