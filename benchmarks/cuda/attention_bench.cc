@@ -112,16 +112,22 @@ class AttentionBench {
     }
   }
 
-  // Lists of lengths that nobody would choose.
+  // Lists of lengths that nobody would choose, short ones together; and those of a batch in service.
   void check_ragged(const AttentionModel& model) {
-    const int count = o_.tiny ? 5 : 61, most = o_.tiny ? 90 : 3000;
-    ProblemShape shape;
-    for (int i = 0; i < count; ++i) shape.lengths.push_back(1 + i * i * 7 % most);
-    shape.rows.assign(shape.lengths.size(), 1);
+    std::vector<int> odd, served;
+    for (int i = 0; i < (o_.tiny ? 5 : 61); ++i) odd.push_back(1 + i * i * 7 % (o_.tiny ? 90 : 3000));
+    for (int i = 0; i < (o_.tiny ? 4 : 64); ++i) served.push_back(100 + i * 1237 % 1800 / (o_.tiny ? 30 : 1));
+    ragged(model, "1 to 3000", odd);
+    ragged(model, "100 to 1900", served);
+  }
+
+  void ragged(const AttentionModel& model, const char* lengths, const std::vector<int>& lists) {
+    const ProblemShape shape{.lengths = lists, .rows = std::vector<int>(lists.size(), 1), .shared_slots = 0};
     const AttentionProblem problem(rig_, pool_, model, shape);
     if (!problem.fits()) return;
-    Line line{.part = "decode",
-              .name = fmt::format("ragged {} lists {}/{}", count, model.q_heads, model.kv_heads)};
+    Line line{
+        .part = "decode",
+        .name = fmt::format("{} lists of {} {}/{}", lists.size(), lengths, model.q_heads, model.kv_heads)};
     line.time = time_attention(problem, model.layers);
     line.bytes = problem.kv_bytes();
     line.error = problem.worst_error(model.layers - 1);
