@@ -7,13 +7,22 @@
 namespace quire::cpu {
 namespace {
 
-// A call with fewer (block, kv head) pieces than this per thread is also cut along the lists.
+// A call with fewer pieces than this per thread, or with one that is longer than a thread's share by as much,
+// is also cut along the lists.
 constexpr int64_t kPiecesPerThread = 4;
+// K and V of a tile for all heads of a piece. The next tile is asked for while one is read: two must fit into
+// a core's second-level cache, of 1 MiB and more where it matters.
+constexpr int64_t kMaxTileBytes = 256 << 10;
 // Partials beyond this are not worth their writes: such a call has pieces enough to keep the threads busy.
 constexpr int64_t kMaxPartialBytes = 64 << 20;
 
 int64_t group_of(const AttentionParams& p) {
   return p.num_q_heads / p.num_kv_heads;
+}
+
+// At least one: a row that sees nothing is written too.
+int64_t parts_of(int64_t count, int64_t part) {
+  return std::max<int64_t>(1, (count + part - 1) / part);
 }
 
 }  // namespace
@@ -48,15 +57,34 @@ void AttentionRunner::run(const AttentionParams& p) {
   check_at_least("attention scratch reserved, floats", thread_floats_,
                  attention_scratch_floats(group_of(p), p.head_dim));
   cut_rows(p);
-  const int64_t pieces = static_cast<int64_t>(blocks_.size()) * p.num_kv_heads;
-  const int64_t units =
-      pieces < kPiecesPerThread * pool_.threads() && pool_.threads() > 1 ? lay_out_partials(p) : 0;
-  if (units > pieces) {
-    run_by_splits(p, units);
+  if (pool_.threads() > 1 && !pieces_are_enough(p) && lay_out_partials(p)) {
+    run_by_splits(p);
+    merge_splits(p);
   } else {
     run_whole(p);
   }
   if (p.column_sums != nullptr) run_column_sums(p);
+}
+
+// Heads that share a list are read together as long as their queries fit into the scratch and a few queries
+// leave the memory as the bound.
+int32_t AttentionRunner::heads_together(const AttentionParams& p, int64_t rows) const {
+  if (p.head_table_stride != 0 || p.head_length_stride != 0) return 1;
+  const int64_t by_queries =
+      kFewQueries / (rows * group_of(p)) > 0 ? block_queries(group_of(p)) / (rows * group_of(p)) : 1;
+  const int64_t by_bytes = kMaxTileBytes / (2 * kTileSlots * p.layout.token_bytes());
+  return static_cast<int32_t>(std::clamp<int64_t>(std::min(by_queries, by_bytes), 1, p.num_kv_heads));
+}
+
+bool AttentionRunner::pieces_are_enough(const AttentionParams& p) const {
+  int64_t pieces = 0, longest = 0, all = 0;
+  for (const RowBlock& block : blocks_) {
+    const int64_t parts = parts_of(p.num_kv_heads, block.heads);
+    pieces += parts;
+    longest = std::max(longest, block.splits() * block.heads);
+    all += block.splits() * p.num_kv_heads;
+  }
+  return pieces >= kPiecesPerThread * pool_.threads() && longest * pool_.threads() * 2 <= all;
 }
 
 void AttentionRunner::cut_rows(const AttentionParams& p) {
@@ -81,73 +109,95 @@ void AttentionRunner::cut_rows(const AttentionParams& p) {
                          .last_row = last,
                          .first_split = static_cast<int32_t>(begin / kSplitSlots),
                          .last_split = static_cast<int32_t>((end + kSplitSlots - 1) / kSplitSlots),
+                         .heads = heads_together(p, last - first),
                          .first_unit = 0,
                          .first_partial = 0});
     }
   }
 }
 
-// Numbers the (block, kv head, split) units; 0 if their partials do not fit.
-int64_t AttentionRunner::lay_out_partials(const AttentionParams& p) {
-  int64_t units = 0, floats = 0;
+// False if they do not fit.
+bool AttentionRunner::lay_out_partials(const AttentionParams& p) {
+  int64_t floats = 0;
   for (RowBlock& block : blocks_) {
-    block.first_unit = units;
     block.first_partial = floats;
-    const int64_t splits = block.last_split - block.first_split;
-    units += splits * p.num_kv_heads;
-    floats += splits * p.num_q_heads * (block.last_row - block.first_row) * partial_floats(p.head_dim);
+    floats +=
+        block.splits() * p.num_q_heads * (block.last_row - block.first_row) * partial_floats(p.head_dim);
   }
-  return floats <= partial_floats_ ? units : 0;
+  return floats <= partial_floats_;
 }
 
-float* AttentionRunner::partials_of(const AttentionParams& p, const RowBlock& block, int64_t kv_head) const {
-  const int64_t queries = group_of(p) * (block.last_row - block.first_row);
-  const int64_t splits = block.last_split - block.first_split;
-  return partials_.as<float>() + block.first_partial +
-         kv_head * splits * queries * partial_floats(p.head_dim);
+// Numbers the units of `unit_splits` splits each; their count.
+int64_t AttentionRunner::number_units(const AttentionParams& p, int64_t unit_splits) {
+  int64_t units = 0;
+  for (RowBlock& block : blocks_) {
+    block.first_unit = units;
+    units += parts_of(p.num_kv_heads, block.heads) * parts_of(block.splits(), unit_splits);
+  }
+  return units;
 }
 
 AttentionPiece AttentionRunner::piece_of(const AttentionParams& p, const RowBlock& block, int64_t kv_head,
-                                         int thread) const {
+                                         int64_t heads, int thread) const {
+  const int64_t head_floats = group_of(p) * (block.last_row - block.first_row) * partial_floats(p.head_dim);
   return {.p = &p,
           .activations = activations_,
           .sequence = block.sequence,
           .kv_head = kv_head,
+          .num_kv_heads = heads,
           .first_row = block.first_row,
           .last_row = block.last_row,
           .first_split = block.first_split,
           .last_split = block.last_split,
           .scratch = scratch_.as<float>() + thread * thread_floats_,
+          .partials = partials_.as<float>() + block.first_partial + kv_head * head_floats,
+          .partials_split = block.first_split,
           .log_totals = p.column_sums == nullptr ? nullptr : log_totals_.as<float>()};
 }
 
+// `unit` as number_units() counted them.
+const AttentionRunner::RowBlock& AttentionRunner::block_of(int64_t unit) const {
+  const auto after = std::upper_bound(blocks_.begin(), blocks_.end(), unit,
+                                      [](int64_t u, const RowBlock& block) { return u < block.first_unit; });
+  return *(after - 1);
+}
+
 void AttentionRunner::run_whole(const AttentionParams& p) {
-  pool_.run(static_cast<int64_t>(blocks_.size()) * p.num_kv_heads, [&](int64_t unit, int thread) {
-    const RowBlock& block = blocks_[static_cast<size_t>(unit / p.num_kv_heads)];
-    ops_.attend(piece_of(p, block, unit % p.num_kv_heads, thread));
+  pool_.run(number_units(p, p.max_length / kSplitSlots + 1), [&](int64_t unit, int thread) {
+    const RowBlock& block = block_of(unit);
+    const int64_t kv_head = (unit - block.first_unit) * block.heads;
+    AttentionPiece piece =
+        piece_of(p, block, kv_head, std::min<int64_t>(block.heads, p.num_kv_heads - kv_head), thread);
+    piece.partials = nullptr;
+    ops_.attend(piece);
   });
 }
 
-void AttentionRunner::run_by_splits(const AttentionParams& p, int64_t units) {
-  pool_.run(units, [&](int64_t unit, int thread) {
-    const auto after =
-        std::upper_bound(blocks_.begin(), blocks_.end(), unit,
-                         [](int64_t u, const RowBlock& block) { return u < block.first_unit; });
-    const RowBlock& block = *(after - 1);
-    const int64_t splits = block.last_split - block.first_split, local = unit - block.first_unit;
-    AttentionPiece piece = piece_of(p, block, local / splits, thread);
-    piece.partials = partials_of(p, block, piece.kv_head);
-    piece.partials_split = block.first_split;
-    piece.first_split = block.first_split + local % splits;
-    piece.last_split = piece.first_split + 1;
+// Units as long as leaves enough of them; heads apart where even single splits of all heads are too few.
+void AttentionRunner::run_by_splits(const AttentionParams& p) {
+  const int64_t wanted = kPiecesPerThread * pool_.threads();
+  int64_t units = number_units(p, 1);
+  for (int32_t most = p.num_kv_heads / 2; units < wanted && most > 0; most /= 2) {
+    for (RowBlock& block : blocks_) block.heads = std::min(block.heads, most);
+    units = number_units(p, 1);
+  }
+  const int64_t unit_splits = std::max<int64_t>(1, units / wanted);
+  pool_.run(number_units(p, unit_splits), [&](int64_t unit, int thread) {
+    const RowBlock& block = block_of(unit);
+    const int64_t parts = parts_of(block.splits(), unit_splits), local = unit - block.first_unit;
+    const int64_t kv_head = local / parts * block.heads;
+    AttentionPiece piece =
+        piece_of(p, block, kv_head, std::min<int64_t>(block.heads, p.num_kv_heads - kv_head), thread);
+    piece.first_split = block.first_split + local % parts * unit_splits;
+    piece.last_split = std::min<int64_t>(block.last_split, piece.first_split + unit_splits);
     ops_.attend(piece);
   });
+}
+
+void AttentionRunner::merge_splits(const AttentionParams& p) {
   pool_.run(static_cast<int64_t>(blocks_.size()) * p.num_kv_heads, [&](int64_t unit, int thread) {
     const RowBlock& block = blocks_[static_cast<size_t>(unit / p.num_kv_heads)];
-    AttentionPiece piece = piece_of(p, block, unit % p.num_kv_heads, thread);
-    piece.partials = partials_of(p, block, piece.kv_head);
-    piece.partials_split = block.first_split;
-    ops_.merge_partials(piece);
+    ops_.merge_partials(piece_of(p, block, unit % p.num_kv_heads, 1, thread));
   });
 }
 
@@ -163,9 +213,10 @@ void AttentionRunner::run_column_sums(const AttentionParams& p) {
                        .last_row = rows,
                        .first_split = static_cast<int32_t>(unit % splits),
                        .last_split = static_cast<int32_t>(unit % splits) + 1,
+                       .heads = 1,
                        .first_unit = 0,
                        .first_partial = 0};
-    ops_.add_column_sums(piece_of(p, all, unit / splits % p.num_kv_heads, thread));
+    ops_.add_column_sums(piece_of(p, all, unit / splits % p.num_kv_heads, 1, thread));
   });
 }
 

@@ -24,17 +24,25 @@ class AttentionRunner {
   struct RowBlock {
     int32_t sequence, first_row, last_row;
     int32_t first_split, last_split;  // that any of its heads' lists has for these rows
-    int64_t first_unit;               // of (kv head, split), where a block is cut by splits
+    int32_t heads;                    // kv heads that a piece takes together
+    int64_t first_unit;               // of (kv heads, splits), where a block is cut by splits
     int64_t first_partial;            // float offset
+
+    int64_t splits() const { return last_split - first_split; }
   };
 
   void cut_rows(const AttentionParams& p);
-  int64_t lay_out_partials(const AttentionParams& p);
-  AttentionPiece piece_of(const AttentionParams& p, const RowBlock& block, int64_t kv_head, int thread) const;
+  int32_t heads_together(const AttentionParams& p, int64_t rows) const;
+  bool pieces_are_enough(const AttentionParams& p) const;
+  bool lay_out_partials(const AttentionParams& p);
+  int64_t number_units(const AttentionParams& p, int64_t unit_splits);
+  AttentionPiece piece_of(const AttentionParams& p, const RowBlock& block, int64_t kv_head, int64_t heads,
+                          int thread) const;
   void run_whole(const AttentionParams& p);
-  void run_by_splits(const AttentionParams& p, int64_t units);
+  void run_by_splits(const AttentionParams& p);
+  void merge_splits(const AttentionParams& p);
+  const RowBlock& block_of(int64_t unit) const;
   void run_column_sums(const AttentionParams& p);
-  float* partials_of(const AttentionParams& p, const RowBlock& block, int64_t kv_head) const;
 
   const OpTable& ops_;
   ThreadPool& pool_;

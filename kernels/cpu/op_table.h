@@ -37,20 +37,23 @@ struct MatmulPiece {
 
 inline constexpr int64_t kTileSlots = 64;    // list slots whose keys are turned at once
 inline constexpr int64_t kSplitSlots = 512;  // list slots that are summed before they meet the rest
+// So few queries of a head, and memory bounds the work: two register tiles.
+inline constexpr int64_t kFewQueries = 12;
 inline constexpr int64_t kBlockQueries =
     96;  // (row, query head) pairs that share one reading of K and V, or one row's
 
-// Some rows of one sequence under one kv head. Queries are numbered (row - first_row) * group + head in
-// group.
+// Some rows of one sequence under one kv head, or under neighbours that share a list: then a block's K and V
+// of all of them are read in one go. Queries are numbered kv head by kv head, in each (row - first_row) *
+// group + head in group.
 struct AttentionPiece {
   const AttentionParams* p = nullptr;
   DType activations = DType::kF32;
-  int64_t sequence = 0, kv_head = 0;
+  int64_t sequence = 0, kv_head = 0, num_kv_heads = 1;
   int64_t first_row = 0, last_row = 0;      // within the sequence
   int64_t first_split = 0, last_split = 0;  // of kSplitSlots list slots each
   float* scratch = nullptr;                 // attention_scratch_floats()
-  float* partials =
-      nullptr;  // [splits from partials_split][queries][head_dim rounded up to 16, + 2], or null
+  // [splits from partials_split][queries of all kv heads][head_dim rounded up to 32, + 2], or null; at kv_head
+  float* partials = nullptr;
   int64_t partials_split = 0;
   float* log_totals =
       nullptr;  // [rows, num_q_heads]: log of the sum of all weights, for column_sums; or null
@@ -72,7 +75,7 @@ inline int64_t turned_dim(int64_t head_dim) {
   return (head_dim + 31) / 32 * 32;
 }
 inline int64_t partial_floats(int64_t head_dim) {
-  return padded_dim(head_dim) + 2;
+  return turned_dim(head_dim) + 2;
 }
 inline int64_t block_queries(int64_t group) {
   return group > kBlockQueries ? group : kBlockQueries / group * group;

@@ -43,8 +43,6 @@ template <class V>
 class AttentionBlock {
   using F = typename V::F;
   static constexpr float kNothing = -std::numeric_limits<float>::infinity();
-  static constexpr int64_t kDirectQueries =
-      12;  // two register tiles: beyond, widening V twice costs more than storing it
 
  public:
   AttentionBlock(const AttentionPiece& piece, int64_t first_row, int64_t last_row)
@@ -54,8 +52,9 @@ class AttentionBlock {
         last_row_(last_row),
         group_(p_.num_q_heads / p_.num_kv_heads),
         dim_(p_.head_dim),
-        padded_(padded_dim(dim_)),
-        queries_((last_row - first_row) * group_),
+        padded_(uses_dots() ? turned_dim(dim_) : padded_dim(dim_)),
+        head_queries_((last_row - first_row) * group_),
+        queries_(head_queries_ * piece.num_kv_heads),
         scratch_(piece.scratch, std::max(block_queries(group_), queries_), dim_),
         tile_(piece, scratch_.tile, scratch_.zero_row) {
     length_ = p_.lengths[piece.sequence * p_.length_stride + piece.kv_head * p_.head_length_stride];
@@ -66,8 +65,11 @@ class AttentionBlock {
   }
 
   void load_queries() {
-    load_queries(p_.q, scratch_.q);
-    if (sink_slots_ > 0) load_queries(p_.q_sink, scratch_.q_sink);
+    for (head_ = 0; head_ < piece_.num_kv_heads; ++head_) {
+      load_queries(p_.q, scratch_.q);
+      if (sink_slots_ > 0) load_queries(p_.q_sink, scratch_.q_sink);
+    }
+    head_ = 0;
   }
 
   void attend() {
@@ -99,9 +101,8 @@ class AttentionBlock {
     finish();
   }
 
-  // column_sums += the probabilities of each row, row by row.
+  // column_sums += the probabilities of each row, row by row; of one kv head.
   void add_column_sums() {
-    reads_values_ = false;
     for_tiles(piece_.first_split * kSplitSlots, piece_.last_split * kSplitSlots, [&](int64_t tile) {
       const auto [first, last] = rows_that_see(tile);
       turn_keys();
@@ -119,9 +120,12 @@ class AttentionBlock {
     return window_ == 0 ? 0 : std::max<int64_t>(0, index_of(row) - window_ + 1);
   }
   int64_t end_slot(int64_t row) const { return std::max<int64_t>(0, index_of(row) + 1); }
-  int64_t query(int64_t row, int64_t g) const { return (row - first_row_) * group_ + g; }
+  int64_t query(int64_t row, int64_t g) const {
+    return head_ * head_queries_ + (row - first_row_) * group_ + g;
+  }
+  int64_t q_head(int64_t g) const { return (piece_.kv_head + head_) * group_ + g; }
   int64_t out_head(int64_t row, int64_t g) const {
-    return (sequence_row_ + row) * p_.num_q_heads + piece_.kv_head * group_ + g;
+    return (sequence_row_ + row) * p_.num_q_heads + q_head(g);
   }
 
   // Logits from bf16 pairs, one dot instruction for two dimensions; otherwise from f32.
@@ -138,8 +142,8 @@ class AttentionBlock {
   void copy_queries(const void* source, Target* target) {
     for (int64_t row = first_row_; row < last_row_; ++row) {
       for (int64_t g = 0; g < group_; ++g) {
-        const Act* q = static_cast<const Act*>(source) + (sequence_row_ + row) * p_.q_stride +
-                       (piece_.kv_head * group_ + g) * dim_;
+        const Act* q =
+            static_cast<const Act*>(source) + (sequence_row_ + row) * p_.q_stride + q_head(g) * dim_;
         for (int64_t i = 0; i < dim_; i += 16) {
           V::store(target + query(row, g) * padded_ + i, load_some<V>(q + i, dim_ - i));
         }
@@ -155,7 +159,8 @@ class AttentionBlock {
     for (int64_t tile = std::max(begin, seen / kTileSlots * kTileSlots); tile < last; tile += kTileSlots) {
       // between the sinks and the window
       if (tile >= sink_slots_ && tile + kTileSlots <= window_begin) continue;
-      tile_.enter(tile, std::max(tile, seen), std::min(tile + kTileSlots, last), end_slot(last_row_ - 1));
+      tile_.enter(tile, std::max(tile, seen), std::min(tile + kTileSlots, last));
+      asker_ = tile_.next_lines(end_slot(last_row_ - 1), piece_.num_kv_heads);
       f(tile);
     }
   }
@@ -174,11 +179,19 @@ class AttentionBlock {
     std::fill_n(scratch_.values, queries_ * padded_, 0.0f);
     for_tiles(split * kSplitSlots, (split + 1) * kSplitSlots, [&](int64_t tile) {
       const auto [first, last] = rows_that_see(tile);
-      turn_keys();
-      score(tile, first, last);
-      store_row_logits(tile, first, last);
-      for (int64_t i = query(first, 0); i < query(last, 0); ++i) weigh(i);
-      add_values(query(first, 0), query(last, 0));
+      for (head_ = 0; head_ < piece_.num_kv_heads; ++head_) {
+        if (head_ > 0) tile_.next_head();
+        turn_keys();
+        score(tile, first, last);
+        store_row_logits(tile, first, last);
+        ask_during(kSoftmax, query(last, 0) - query(first, 0));
+        for (int64_t i = query(first, 0); i < query(last, 0); ++i) {
+          weigh(i);
+          ask_some();
+        }
+        add_values(query(first, 0), query(last, 0));
+      }
+      head_ = 0;
     });
   }
 
@@ -186,8 +199,7 @@ class AttentionBlock {
 
   // scratch_.scores[query][slot] of rows [first, last), -inf where the row does not see the slot.
   void score(int64_t tile, int64_t first, int64_t last) {
-    const int64_t steps = uses_dots() ? (dim_ + 1) / 2 : dim_;
-    ask_during(reads_values_ ? tile_.next_values() : tile_.next_keys(), steps);
+    ask_during(kLogits, uses_dots() ? (dim_ + 1) / 2 : dim_);
     multiply_keys(scratch_.q, scratch_.scores, query(first, 0), query(last, 0));
     if (tile < sink_slots_) {
       multiply_keys(scratch_.q_sink, scratch_.sink_scores, query(first, 0), query(last, 0));
@@ -209,13 +221,16 @@ class AttentionBlock {
   }
 
   void turn_keys() {
+    const bool pairs = p_.layout.dtype == DType::kBF16;
+    ask_during(kTurn, kTileSlots / 16 * (pairs ? (dim_ + 31) / 32 : (dim_ + 15) / 16));
+    const auto between = [&]() __attribute__((always_inline)) { ask_some(); };
     if (uses_dots()) {
-      if constexpr (V::kHasDot) tile_.pair_keys();
+      if constexpr (V::kHasDot) tile_.pair_keys(between);
       return;
     }
-    if (p_.layout.dtype == DType::kBF16) return tile_.turn_bf16_keys();
-    if (p_.layout.dtype == DType::kF16) return tile_.template turn_keys<F16>();
-    tile_.template turn_keys<float>();
+    if (pairs) return tile_.turn_bf16_keys(between);
+    if (p_.layout.dtype == DType::kF16) return tile_.template turn_keys<F16>(between);
+    tile_.template turn_keys<float>(between);
   }
 
   void multiply_keys(const float* q, float* scores, int64_t first, int64_t last) {
@@ -225,10 +240,14 @@ class AttentionBlock {
     multiply<FloatProduct<V, float>>(q, scores, first, last);
   }
 
-  // The next `steps` steps of products each ask for an even share of these rows.
-  void ask_during(const RowAsker<V>& rows, int64_t steps) {
-    asker_ = rows;
-    asked_lines_ = rows.lines_per_step(steps);
+  // What part of the next tile's lines each part of a tile's work asks for, in 32nds: about its part of the time.
+  // Asked for in the products alone they came faster than memory gives them, and nothing was on its way while
+  // K was turned.
+  static constexpr int64_t kTurn = 7, kLogits = 8, kSoftmax = 5, kPair = 4, kValues = 8;
+  void ask_during(int64_t part, int64_t steps) {
+    const int64_t lines = 2 * kTileSlots * ((tile_.token_bytes() + 63) / 64) * part;
+    const int64_t shares = 32 * std::max<int64_t>(1, steps);  // no step where no row sees the tile
+    asked_lines_ = (lines + shares - 1) / shares;
   }
   [[gnu::always_inline]] void ask_some() { asker_.ask(asked_lines_); }
 
@@ -274,7 +293,7 @@ class AttentionBlock {
     if (p_.row_logits == nullptr || last != num_rows_ || first == last) return;
     const int64_t count = std::min(kTileSlots, length_ - tile);
     for (int64_t g = 0; g < group_; ++g) {
-      const int64_t head = piece_.sequence * p_.num_q_heads + piece_.kv_head * group_ + g;
+      const int64_t head = piece_.sequence * p_.num_q_heads + q_head(g);
       std::copy_n(scratch_.scores + query(last - 1, g) * kTileSlots, count,
                   p_.row_logits + head * p_.row_logits_stride + tile);
     }
@@ -299,13 +318,22 @@ class AttentionBlock {
     F sum = V::zero();
     for (int n = 0; n < 4; ++n) {
       const F w = exp<V>(V::sub(s[n], shift));
-      V::store(scores + 16 * n, w);
+      store_weights(scores, n, w);
       sum = V::add(sum, w);
     }
-    const float kept = exp_of(scratch_.highest[i] - highest);
+    // Mostly the highest is one of an earlier tile; exp(0) is exactly 1.
+    const float kept = highest == scratch_.highest[i] ? 1.0f : exp_of(scratch_.highest[i] - highest);
     scratch_.weight[i] = scratch_.weight[i] * kept + V::sum(sum);
     scratch_.highest[i] = highest;
     if (kept != 1) scale_values(scratch_.values + i * padded_, kept);
+  }
+
+  // The weights of query i lie where its logits lay, in bf16 for dots.
+  [[gnu::always_inline]] void store_weights(float* scores, int n, F weights) {
+    if constexpr (V::kHasDot) {
+      if (uses_dots()) return V::store_rounded(reinterpret_cast<Bf16*>(scores) + 16 * n, weights);
+    }
+    V::store(scores + 16 * n, weights);
   }
 
   void scale_values(float* values, float factor) {
@@ -313,50 +341,109 @@ class AttentionBlock {
       V::store(values + i, V::mul(V::load(values + i), V::set(factor)));
   }
 
-  // values[query] += weights of the tile times its V. A few queries read V where it lies; for many it is
-  // widened once. Either way an output meets the same products in the same order.
+  // values[query] += weights of the tile times its V. An output meets the same products in the same order
+  // however many queries there are. In f32 a few queries read V where it lies; for many it is widened once.
   void add_values(int64_t first, int64_t last) {
+    if constexpr (V::kHasDot) {
+      if (uses_dots()) return add_paired_values(first, last);
+    }
+    ask_during(kPair + kValues, kTileSlots * std::max<int64_t>(1, padded_ / 64));
     with_element(p_.layout.dtype, [&](auto element) {
       using Kv = decltype(element);
-      ask_during(tile_.next_keys(), kTileSlots * std::max<int64_t>(1, padded_ / 64));
-      if (last - first <= kDirectQueries && dim_ % 16 == 0) {
+      if (last - first <= kFewQueries && dim_ % 16 == 0) {
         const auto runs = [&](auto&& f) { tile_.for_value_runs(f); };
-        return add_values_from<Kv>(first, last, tile_.token_bytes(), runs);
+        return add_values_from<FloatProduct<V, Kv>>(first, last, tile_.token_bytes(), runs);
       }
       tile_.template widen_values<Kv>();
       const auto whole = [&](auto&& f) { f(int64_t{0}, kTileSlots, tile_.bytes()); };
-      add_values_from<float>(first, last, padded_ * static_cast<int64_t>(sizeof(float)), whole);
+      add_values_from<FloatProduct<V, float>>(first, last, padded_ * static_cast<int64_t>(sizeof(float)),
+                                              whole);
     });
   }
 
+  // The same with weights and V in bf16, two slots an instruction: twice the rate. A few queries take V from
+  // where it lies; for many it is laid out once.
+  void add_paired_values(int64_t first, int64_t last) {
+    const int64_t steps = kTileSlots / 2 * std::max<int64_t>(1, padded_ / 64);
+    if (last - first <= kFewQueries && dim_ % 64 == 0) {
+      ask_during(kPair + kValues, steps);
+      return for_row_tiles<V>(last - first, [&](int64_t i, auto tile_rows) {
+        for (int64_t column = 0; column < padded_; column += 64)
+          add_value_columns_in_place<tile_rows>(first + i, column);
+      });
+    }
+    ask_during(kPair, kTileSlots / 2);
+    tile_.pair_values([&]() __attribute__((always_inline)) { ask_some(); });
+    ask_during(kValues, steps);
+    const auto whole = [&](auto&& f) { f(int64_t{0}, kTileSlots, tile_.bytes()); };
+    add_values_from<DotProduct<V>>(first, last, padded_ * static_cast<int64_t>(sizeof(float)), whole);
+  }
+
+  // As add_value_columns of what pair_values() would lay out.
+  template <int R>
+  void add_value_columns_in_place(int64_t i, int64_t column) {
+    constexpr int64_t kRow = 2 * kTileSlots;
+    F sum[R][4];
+    float* values = scratch_.values + i * padded_ + column;
+    const Bf16* weights = reinterpret_cast<const Bf16*>(scratch_.scores) + i * kRow;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int n = 0; n < 4; ++n) sum[r][n] = V::load(values + r * padded_ + 16 * n);
+    }
+    const char* const* rows = tile_.value_rows();
+    for (int64_t slot = 0; slot < kTileSlots; slot += 2) {
+      ask_some();
+      const char* const even = rows[slot] + 2 * column;
+      const char* const odd = rows[slot + 1] + 2 * column;
+      typename V::Pairs v[4];
+      V::zip(V::load_pairs(even), V::load_pairs(odd), v[0], v[1]);
+      V::zip(V::load_pairs(even + 64), V::load_pairs(odd + 64), v[2], v[3]);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const typename V::Pairs weight = V::set_pair(weights + r * kRow + slot);
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; ++n) sum[r][n] = V::dot(sum[r][n], weight, v[n]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int n = 0; n < 4; ++n) V::store(values + r * padded_ + 16 * n, sum[r][n]);
+    }
+  }
+
   // `runs` calls its argument with (slot, count, V of the slot) for runs of slots in order, row_bytes apart.
-  template <class Kv, class Runs>
+  template <class Product, class Runs>
   void add_values_from(int64_t first, int64_t last, int64_t row_bytes, const Runs& runs) {
     for_row_tiles<V>(last - first, [&](int64_t i, auto tile_rows) {
       constexpr int R = tile_rows;
       constexpr int N = V::tile_vectors(R);
       int64_t column = 0;
       for (; column + 16 * N <= padded_; column += 16 * N) {
-        add_value_columns<Kv, R, N>(first + i, column, row_bytes, runs);
+        add_value_columns<Product, R, N>(first + i, column, row_bytes, runs);
       }
-      for (; column < padded_; column += 16) add_value_columns<Kv, R, 1>(first + i, column, row_bytes, runs);
+      for (; column < padded_; column += 16)
+        add_value_columns<Product, R, 1>(first + i, column, row_bytes, runs);
     });
   }
 
-  template <class Kv, int R, int N, class Runs>
+  template <class Product, int R, int N, class Runs>
   void add_value_columns(int64_t i, int64_t column, int64_t row_bytes, const Runs& runs) {
     F sum[R][N];
     float* values = scratch_.values + i * padded_ + column;
-    const float* weights = scratch_.scores + i * kTileSlots;
+    using X = typename Product::X;
+    constexpr int64_t kRow = kTileSlots * static_cast<int64_t>(sizeof(float) / sizeof(X));
+    const X* weights = reinterpret_cast<const X*>(scratch_.scores) + i * kRow;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) sum[r][n] = V::load(values + r * padded_ + 16 * n);
     }
     runs([&](int64_t slot, int64_t count, const char* rows) __attribute__((always_inline)) {
-      add_products<V, FloatProduct<V, Kv>, R, N>(
-          weights + slot, kTileSlots, rows + column * static_cast<int64_t>(sizeof(Kv)), row_bytes, count, sum,
-          [&]() __attribute__((always_inline)) { ask_some(); });
+      add_products<V, Product, R, N>(weights + slot, kRow, rows + column / 16 * Product::kVectorBytes,
+                                     row_bytes, count, sum,
+                                     [&]() __attribute__((always_inline)) { ask_some(); });
     });
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -368,7 +455,8 @@ class AttentionBlock {
   // ---- splits and the end ---------------------------------------------------------------------------------
 
   float* partial_of(int64_t split, int64_t i) const {
-    return piece_.partials + ((split - piece_.partials_split) * queries_ + i) * partial_floats(dim_);
+    const int64_t all = head_queries_ * p_.num_kv_heads;
+    return piece_.partials + ((split - piece_.partials_split) * all + i) * partial_floats(dim_);
   }
 
   void write_partial(int64_t split) {
@@ -395,10 +483,13 @@ class AttentionBlock {
   }
 
   void finish() {
-    for (int64_t row = first_row_; row < last_row_; ++row) {
-      for (int64_t g = 0; g < group_; ++g) finish_query(row, g);
+    for (head_ = 0; head_ < piece_.num_kv_heads; ++head_) {
+      for (int64_t row = first_row_; row < last_row_; ++row) {
+        for (int64_t g = 0; g < group_; ++g) finish_query(row, g);
+      }
+      if (p_.row_logits != nullptr && last_row_ == num_rows_) hide_unseen_logits();
     }
-    if (p_.row_logits != nullptr && last_row_ == num_rows_) hide_unseen_logits();
+    head_ = 0;
   }
 
   void finish_query(int64_t row, int64_t g) {
@@ -407,7 +498,7 @@ class AttentionBlock {
     float most = scratch_.total_highest[i], weight = scratch_.total_weight[i], kept = 1;
     if (p_.lse != nullptr) p_.lse[head] = weight > 0 ? most + std::log(weight) : kNothing;
     if (p_.sinks != nullptr) {  // one more slot, without a value
-      const float sink = p_.sinks[piece_.kv_head * group_ + g];
+      const float sink = p_.sinks[q_head(g)];
       most = std::max(most, sink);
       kept = exp_of(scratch_.total_highest[i] - most);
       weight = weight * kept + exp_of(sink - most);
@@ -420,10 +511,23 @@ class AttentionBlock {
   void write_values(int64_t head, const float* values, float factor) {
     with_element(piece_.activations, [&](auto element) {
       auto* out = static_cast<decltype(element)*>(p_.out) + head * dim_;
+      if constexpr (V::kHasDot) {
+        if (uses_dots()) return write_zipped(out, values, factor);
+      }
       for (int64_t c = 0; c < dim_; c += 16) {
         store_some<V>(out + c, V::mul(V::load(values + c), V::set(factor)), dim_ - c);
       }
     });
+  }
+
+  template <class Act>
+  void write_zipped(Act* out, const float* values, float factor) {
+    for (int64_t c = 0; c < dim_; c += 32) {
+      F first, second;
+      V::unzip(V::load(values + c), V::load(values + c + 16), first, second);
+      store_some<V>(out + c, V::mul(first, V::set(factor)), dim_ - c);
+      if (dim_ - c > 16) store_some<V>(out + c + 16, V::mul(second, V::set(factor)), dim_ - c - 16);
+    }
   }
 
   // Tiles between the sinks and the last row's window were never scored.
@@ -432,14 +536,14 @@ class AttentionBlock {
     const int64_t end = std::min(length_, first_slot(num_rows_ - 1) / kTileSlots * kTileSlots);
     if (end <= begin) return;
     for (int64_t g = 0; g < group_; ++g) {
-      const int64_t head = piece_.sequence * p_.num_q_heads + piece_.kv_head * group_ + g;
+      const int64_t head = piece_.sequence * p_.num_q_heads + q_head(g);
       float* logits = p_.row_logits + head * p_.row_logits_stride;
       std::fill(logits + begin, logits + end, kNothing);
     }
   }
 
   void add_probabilities(int64_t tile, int64_t row, int64_t g) {
-    const int64_t head = piece_.sequence * p_.num_q_heads + piece_.kv_head * group_ + g;
+    const int64_t head = piece_.sequence * p_.num_q_heads + q_head(g);
     float* sums = p_.column_sums + head * p_.column_sums_stride + tile;
     const float* scores = scratch_.scores + query(row, g) * kTileSlots;
     const F total = V::set(piece_.log_totals[out_head(row, g)]);
@@ -453,12 +557,12 @@ class AttentionBlock {
   const AttentionPiece& piece_;
   const AttentionParams& p_;
   int64_t first_row_, last_row_;
-  int64_t group_, dim_, padded_, queries_;
+  int64_t group_, dim_, padded_, head_queries_, queries_;
+  int64_t head_ = 0;  // of the piece's kv heads, the one at work
   AttentionScratch<V> scratch_;
   KvTile<V> tile_;
-  RowAsker<V> asker_;
+  TileAsker asker_;
   int64_t asked_lines_ = 0;
-  bool reads_values_ = true;
   int64_t length_, sequence_row_, num_rows_, sink_slots_, window_;
 };
 
