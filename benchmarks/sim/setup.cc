@@ -77,6 +77,8 @@ Status check_options(const SimOptions& o) {
   if (!(o.speed > 0)) return invalid(fmt::format("speed is {}; it must be above 0", o.speed), "speed");
   if (o.audit_every < 1)
     return invalid(fmt::format("audit_every is {}; it must be at least 1", o.audit_every), "audit_every");
+  if (o.look_ahead < 0)
+    return invalid(fmt::format("look_ahead is {}; it must be at least 0", o.look_ahead), "look_ahead");
   if (!(o.slo_ttft_ms > 0) || !(o.slo_tpot_ms > 0))
     return invalid("slo_ttft_ms and slo_tpot_ms must be above 0",
                    o.slo_ttft_ms > 0 ? "slo_tpot_ms" : "slo_ttft_ms");
@@ -135,6 +137,7 @@ Result<SimSetup> make_setup(const SimOptions& options) {
   setup.core.audit_every = options.audit_every;
   setup.core.whole_block_hits = options.prefix_rule == "block";
   setup.core.eviction = *eviction_of(options.eviction);
+  setup.core.look_ahead = options.look_ahead;
   return setup;
 }
 

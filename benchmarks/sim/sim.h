@@ -39,6 +39,7 @@ struct SimOptions {
       "h100";  // h100 | h200 | a JSON file {"read_bytes_per_s", "flops_per_s", "overhead_us", "memory_bytes"}
   std::string prefix_rule = "token";  // token | block (whole-block hits only, as vLLM's)
   std::string eviction = "lru";       // lru | pgdsf | oracle (Belady on leaves, traces only)
+  int32_t look_ahead = 32;            // requests of a tenant looked at for cached prefixes; 0 = first come
 
   double slo_ttft_ms = 1000, slo_tpot_ms = 50;  // a finished request within both counts as goodput
 };

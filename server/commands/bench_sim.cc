@@ -38,6 +38,9 @@ void add_flags(Flags& flags, SimOptions& sim, Choices& choices) {
                    "hits exact to the token, or whole blocks only");
   flags.add_choice("eviction", sim.eviction, {"lru", "pgdsf", "oracle"},
                    "order in which cached blocks go; oracle: Belady's, with a trace");
+  flags.add("look-ahead", sim.look_ahead,
+            "waiting requests of a tenant among which the one with most of its prompt cached is next, 0 = "
+            "first come");
   flags.add("slo-ttft-ms", sim.slo_ttft_ms,
             "a request counts as goodput with its first token within this, ms");
   flags.add("slo-tpot-ms", sim.slo_tpot_ms, "and each later one within this on average, ms");

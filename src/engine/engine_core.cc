@@ -17,6 +17,7 @@ ScheduleLimits schedule_limits(const CoreOptions& options) {
   ScheduleLimits limits;
   limits.reserve = options.reserve;
   limits.whole_block_hits = options.whole_block_hits;
+  limits.look_ahead = options.look_ahead;
   limits.max_priority_wait_us = std::min(config.max_priority_wait_ms, kLongestMs) * 1000;
   limits.max_step_tokens = config.max_step_tokens;
   limits.max_sequences = config.max_sequences;

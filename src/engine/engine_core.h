@@ -30,7 +30,8 @@ struct CoreOptions {
   EvictionOrder eviction = EvictionOrder::kLru;
   ReserveRule reserve;
   bool whole_block_hits =
-      false;                // hits are cut to whole blocks, as engines that hash blocks do; for comparison
+      false;  // hits are cut to whole blocks, as engines that hash blocks do; for comparison
+  int32_t look_ahead = ScheduleLimits().look_ahead;
   int32_t audit_every = 1;  // steps between full audits where config.check_invariants is set
   NamespaceKey identity;    // of the model; salt and policy are each request's
   int32_t vocab_size = 0;

@@ -44,7 +44,8 @@ struct SequenceGroup {
   TenantShare* share = nullptr;  // the tenant's counter, while queued or running
   int32_t priority = 0;
   bool overdue = false;  // has waited so long that its priority counts no more; set while none of it runs
-  uint64_t order = 0;    // of arrival
+  int32_t times_overtaken = 0;  // by later ones of its tenant that had more of their prompt cached
+  uint64_t order = 0;           // of arrival
   int64_t deadline_us = kNoDeadline;
   NamespaceId ns{};
   bool share_prefix = true;  // read and publish cached prefixes

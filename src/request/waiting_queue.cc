@@ -79,6 +79,10 @@ void WaitingQueue::promote(int64_t arrived_by_us) {
   }
 }
 
+std::span<SequenceGroup* const> WaitingQueue::line_of(const SequenceGroup& group) const {
+  return by_rank_.at(group.rank()).at(group.tenant);
+}
+
 double WaitingQueue::widest_gap() const {
   if (by_rank_.empty()) return 0;
   double least = std::numeric_limits<double>::infinity(), most = -least;

@@ -10,10 +10,11 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <map>
+#include <span>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "src/request/sequence_group.h"
 
@@ -37,6 +38,8 @@ class WaitingQueue {
   // Those who arrived at or before this time are overdue. O(tenants), and nothing while one priority waits.
   void promote(int64_t arrived_by_us);
   SequenceGroup* next() const;  // nullptr when empty
+  // Those of the group's rank and tenant, by arrival; the group is queued.
+  std::span<SequenceGroup* const> line_of(const SequenceGroup& group) const;
   static void charge_prompt(SequenceGroup& group, int64_t tokens) {
     group.share->counter += kPromptWeight * static_cast<double>(tokens);
   }
@@ -49,7 +52,7 @@ class WaitingQueue {
   bool empty() const { return size_ == 0; }
 
  private:
-  using Line = std::deque<SequenceGroup*>;              // of one tenant, by arrival
+  using Line = std::vector<SequenceGroup*>;             // of one tenant, by arrival
   using Lines = std::unordered_map<std::string, Line>;  // tenants with someone in line
   double floor() const;                                 // the least counter of tenants that are present
   void forget_idle();

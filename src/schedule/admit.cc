@@ -10,6 +10,8 @@
 namespace quire {
 namespace {
 
+constexpr int32_t kMaxOvertakes = 16;  // of one request
+
 int64_t blocks_for(int64_t tokens, int32_t block_tokens) {
   return (tokens + block_tokens - 1) / block_tokens;
 }
@@ -64,12 +66,40 @@ void Scheduler::promote_overdue(int64_t now_us) {
   if (changed) std::sort(preempted_.begin(), preempted_.end(), before);
 }
 
+// The queue's next, or of those behind it in its tenant's line the one with the most of its prompt cached: it
+// costs least, and what it needs may be evicted while it waits. Nobody is overtaken more than kMaxOvertakes
+// times.
+SequenceGroup* Scheduler::next_waiting() const {
+  SequenceGroup* head = queue_.next();
+  const bool no_slot = static_cast<int32_t>(running_.size()) >= limits_.max_sequences;
+  if (head == nullptr || !head->share_prefix || no_slot) return head;
+  const std::span<SequenceGroup* const> line = queue_.line_of(*head);
+  const std::span<SequenceGroup* const> ahead =
+      line.first(std::min<size_t>(line.size(), 1 + limits_.look_ahead));
+  // Who found no room is the choice until there is some: nobody overtakes for want of it.
+  for (SequenceGroup* group : ahead)
+    if (is_blocked(*group->sequences.front())) return group;
+  SequenceGroup* best = head;
+  int32_t most = cached_tokens_of(*head);
+  for (size_t i = 1; i < ahead.size() && ahead[i - 1]->times_overtaken < kMaxOvertakes; ++i) {
+    const int32_t cached = cached_tokens_of(*ahead[i]);
+    if (cached < most + block_tokens_) continue;
+    best = ahead[i];
+    most = cached;
+  }
+  return best;
+}
+
+int32_t Scheduler::cached_tokens_of(const SequenceGroup& group) const {
+  return group.share_prefix ? cache_.lookup(group.ns, group.sequences.front()->tokens) : 0;
+}
+
 void Scheduler::admit(StepTransaction& step, int64_t now_us) {
   admission_blocked_ = false;
   promote_overdue(now_us);
   while (budget_ > 0 && !admission_blocked_) {
     Sequence* back = first_preempted();
-    SequenceGroup* next = queue_.next();
+    SequenceGroup* next = next_waiting();
     if (back != nullptr && (next == nullptr || back->group->rank() <= next->rank()))
       admission_blocked_ = !admit_preempted(step, *back, now_us);
     else if (next != nullptr)
@@ -114,6 +144,10 @@ bool Scheduler::admit_waiting(StepTransaction& step, SequenceGroup& group, int64
   if (slots_used(group) + group.num_slots() > limits_.max_sequences) return false;
   if (park_on_prefix(group)) return true;
   if (!start(s, now_us)) return false;
+  for (SequenceGroup* overtaken : queue_.line_of(group)) {
+    if (overtaken == &group) break;
+    ++overtaken->times_overtaken;
+  }
   leave_waiting(group);
   group.state = GroupState::kAdmitted;
   group.times.first_step_us = now_us;

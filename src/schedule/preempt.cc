@@ -16,7 +16,7 @@ SequenceGroup* Scheduler::someone_blocked() const {
   for (const Sequence* s : running_)
     if (!s->group->paused && (wants_decode(*s) || prefill_goal(*s) > s->num_planned)) return s->group;
   if (const Sequence* back = first_preempted()) return back->group;
-  return queue_.next();
+  return next_waiting();
 }
 
 // Paused ones first (their reader does not keep up), then the lowest priority, latest arrived, last sample. Never one whose policy

@@ -43,8 +43,8 @@ bool Scheduler::add_adaptive_work(StepTransaction& step, Sequence& s, PlannedWor
 // chunks, has no whole prefix left to wait for.
 bool Scheduler::waits_for_prompt(const Sequence& s) const {
   const bool publishes = s.group->share_prefix && s.table.next_position() == s.table.length();
-  return s.group->policy.kind != RetentionKind::kKeepAll && publishes && s.num_planned == s.num_prompt_tokens &&
-         s.num_computed < s.num_prompt_tokens;
+  return s.group->policy.kind != RetentionKind::kKeepAll && publishes &&
+         s.num_planned == s.num_prompt_tokens && s.num_computed < s.num_prompt_tokens;
 }
 
 // Only pristine slots are published (kv-methods 7.5), and only as a path from the first token on. Where the prompt alone is pristine,
@@ -53,7 +53,9 @@ int32_t Scheduler::publishable(const Sequence& s, int32_t num_tokens) const {
   const bool whole = s.table.next_position() == s.table.length();
   if (s.group->policy.kind == RetentionKind::kKeepAll) return num_tokens;
   if (!whole || s.list_cut) return 0;
-  return s.group->traits.cuts_after_prompt ? std::min(num_tokens, s.num_prompt_tokens / block_tokens_ * block_tokens_) : num_tokens;
+  return s.group->traits.cuts_after_prompt
+             ? std::min(num_tokens, s.num_prompt_tokens / block_tokens_ * block_tokens_)
+             : num_tokens;
 }
 
 // All that a sequence under a policy may still take. What windows drop comes back to them, so their list's bound is enough.
@@ -63,7 +65,8 @@ int64_t Scheduler::policy_blocks_to_come(const Sequence& s, const BlockTable& ta
   const int64_t list = list_blocks(group.policy, group.max_total_tokens, chunk, block_tokens_);
   const int64_t samples = group.forked ? 1 : group.num_slots();
   const bool in_prompt = s.num_planned < s.num_prompt_tokens, cuts = group.traits.cuts_after_prompt;
-  if (cuts && s.list_cut) return std::max<int64_t>(0, list - table.num_blocks()) + cache_.blocks_for_overwrite(table);
+  if (cuts && s.list_cut)
+    return std::max<int64_t>(0, list - table.num_blocks()) + cache_.blocks_for_overwrite(table);
   const int64_t prompt = (s.num_prompt_tokens + block_tokens_ - 1) / block_tokens_;
   const int64_t rest = std::max<int64_t>(0, (cuts ? prompt : list) - table.num_blocks());
   if (cuts) return (in_prompt ? rest : 0) + samples * list;

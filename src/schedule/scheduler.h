@@ -41,7 +41,8 @@ struct ScheduleLimits {
   int32_t max_sequences = 256;              // running at once
   int32_t max_prefill_chunk_tokens = 2048;  // of one sequence in one step
   ReserveRule reserve;
-  bool whole_block_hits = false;              // cut hits to whole blocks; for comparison
+  bool whole_block_hits = false;  // cut hits to whole blocks; for comparison
+  int32_t look_ahead = 32;        // in a tenant's line, for requests with more of their prompt cached
   int64_t max_priority_wait_us = 60'000'000;  // then a request runs as if of the highest priority
 };
 
@@ -193,6 +194,8 @@ class Scheduler {
 
   // admit.cc
   void promote_overdue(int64_t now_us);
+  SequenceGroup* next_waiting() const;
+  int32_t cached_tokens_of(const SequenceGroup& group) const;
   void admit(StepTransaction& step, int64_t now_us);
   bool admit_preempted(StepTransaction& step, Sequence& sequence, int64_t now_us);
   bool admit_waiting(StepTransaction& step, SequenceGroup& group, int64_t now_us);

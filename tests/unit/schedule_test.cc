@@ -1,5 +1,6 @@
 // What the scheduler plans, step by step, over a small cache and a fake executor; each rule of DESIGN 4 on a
 // case made by hand.
+#include <algorithm>
 #include <cmath>
 
 #include "tests/property/engine_harness.h"
@@ -294,6 +295,49 @@ TEST(Scheduler, APreemptedLowPriorityComesBackWithinItsBound) {
   h.run();
   h.expect_sound();
   h.expect_greedy(victim);
+}
+
+// One at a time, so that the order of ends is the order of admission.
+HarnessOptions one_slot() {
+  HarnessOptions o = small();
+  o.max_sequences = 1;
+  return o;
+}
+
+TEST(Scheduler, OfATenantsLineWhoHasMostCachedGoesFirst) {
+  Harness h(one_slot());
+  h.submit(ids(33), Harness::greedy(1));
+  h.run();
+  const RequestId busy = h.submit(ids(8, 900), Harness::greedy(4));
+  h.step();
+  const RequestId fresh = h.submit(ids(33, 500), Harness::greedy(1));
+  const RequestId cached = h.submit(ids(33), Harness::greedy(1));
+  while (h.record(busy).num_ends == 0) h.step();
+  while (h.record(cached).num_ends == 0) ASSERT_TRUE(h.step());
+  EXPECT_EQ(h.record(fresh).num_ends, 0) << "it came first, and has nothing cached";
+  EXPECT_EQ(h.record(cached).end.cached_tokens, 32);
+  h.run();
+  h.expect_all_ended();
+}
+
+TEST(Scheduler, NobodyIsOvertakenForEver) {
+  Harness h(one_slot());
+  h.submit(ids(33), Harness::greedy(1));
+  h.run();
+  h.submit(ids(8, 900), Harness::greedy(4));
+  h.step();
+  const RequestId fresh = h.submit(ids(33, 500), Harness::greedy(1));
+  std::vector<RequestId> later;
+  while (later.size() < 100 && h.record(fresh).num_ends == 0) {
+    later.push_back(h.submit(ids(33), Harness::greedy(1)));
+    h.step();
+  }
+  const auto before_it =
+      std::count_if(later.begin(), later.end(), [&](RequestId id) { return h.record(id).num_ends > 0; });
+  EXPECT_EQ(before_it, 16);
+  h.run();
+  h.expect_sound();
+  h.expect_all_ended();
 }
 
 TEST(Scheduler, APausedSequenceGivesWayFirst) {
