@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/kv_layout.h"
+#include "kernels/retention.h"
 #include "kernels/sampling.h"
 #include "kernels/shared_prefixes.h"
 #include "quire/result.h"
@@ -169,9 +170,13 @@ struct AttentionParams {
   // K3 [num_sequences, num_q_heads, row_logits_stride] scaled logits of each sequence's LAST row by list slot
   float* row_logits = nullptr;
   int64_t row_logits_stride = 0;
+  // Or, in the place of the stride, [num_sequences] where each sequence's [num_q_heads, length] begins; < 0: not wanted. Only with
+  // one list per sequence, and on the CUDA side; so column_sums_start.
+  const int64_t* row_logits_start = nullptr;
   // K5 [num_sequences, num_q_heads, column_sums_stride] += sum over this call's rows of the probability of each slot
   float* column_sums = nullptr;
   int64_t column_sums_stride = 0;
+  const int64_t* column_sums_start = nullptr;
 };
 
 // ---- out = silu(gate) * up --------------------------------------------------------------------------------------------------
@@ -184,15 +189,20 @@ struct SiluMulParams {
 };
 
 // ---- the cut of a list: kept tokens move into fresh blocks (TOVA, H2O at the end of a prompt) ------------------------------------
-// Slot i of head h in layer l of the target list takes K and V of slot source_slots[l, h, i] of the source list. Blocks hold all
-// layers and heads; no block is in both lists.
+// Slot i of head h in layer l of the target list takes K and V of slot source_slots[source_index(l, h) + i] of the source list. Blocks
+// hold all layers and heads; no block is in both lists.
 struct MoveSlotsParams {
   char* arena = nullptr;                   // base of the block pool
   KvLayout layout;                         // of all layers
   const int32_t* source_blocks = nullptr;  // block table of the list as it was
   const int32_t* target_blocks = nullptr;  // [ceil(count / block_tokens)]
-  const int32_t* source_slots = nullptr;   // [num_layers, num_kv_heads, count]
+  const int32_t* source_slots = nullptr;   // [num_layers, num_kv_heads / heads_per_list, source_stride]
+  int64_t source_stride = 0;               // >= count
+  int32_t heads_per_list = 1;              // neighbours that take the same slots
   int64_t count = 0;
+  constexpr int64_t source_index(int64_t layer, int64_t head) const {
+    return (layer * layout.num_kv_heads + head) / heads_per_list * source_stride;
+  }
 };
 
 // ---- whole-block copies (copy-on-write) ----------------------------------------------------------------------------------------
@@ -237,6 +247,14 @@ class Kernels {
   virtual void silu_mul(const SiluMulParams& p) = 0;
   virtual void copy_blocks(const BlockCopyParams& p) = 0;
   virtual void move_slots(const MoveSlotsParams& p) = 0;
+
+  // Retention by scores on the device: the CUDA back end. Elsewhere the host decides (src/execute/retention_runner.h).
+  virtual void retention_slots(const RetentionSlotsParams&) {
+    check_failed("this back end leaves retention to the host", __FILE__, __LINE__);
+  }
+  virtual void retention_scores(const RetentionScoresParams&) {
+    check_failed("this back end leaves retention to the host", __FILE__, __LINE__);
+  }
 
   // Into how many parts to cut each shared prefix of a step (SharedPrefixes::num_splits); 0: this back end would read every list by
   // itself, so there is nothing to gain from finding them.

@@ -109,9 +109,12 @@ inline void check_op(const AttentionParams& p) {
   if (p.head_table_stride != 0)
     check_equal("attention, heads of a block where each has a list", p.layout.num_kv_heads, 1);
   check_equal("attention q_sink given", p.q_sink != nullptr, p.sink_slots != nullptr);
-  if (p.row_logits != nullptr)
+  const bool has_starts = p.row_logits_start != nullptr || p.column_sums_start != nullptr;
+  if (has_starts)
+    check_equal("attention, lists of a sequence whose side outputs have starts", p.head_table_stride, 0);
+  if (p.row_logits != nullptr && p.row_logits_start == nullptr)
     check_at_least("attention row_logits, stride", p.row_logits_stride, p.max_length);
-  if (p.column_sums != nullptr)
+  if (p.column_sums != nullptr && p.column_sums_start == nullptr)
     check_at_least("attention column_sums, stride", p.column_sums_stride, p.max_length);
 }
 
@@ -136,6 +139,9 @@ inline void check_op(const MoveSlotsParams& p) {
   check_given("move_slots source_blocks", p.source_blocks);
   check_given("move_slots target_blocks", p.target_blocks);
   check_given("move_slots source_slots", p.source_slots);
+  check_at_least("move_slots source_slots, stride", p.source_stride, p.count);
+  check_at_least("move_slots, heads_per_list", p.heads_per_list, 1);
+  check_equal("move_slots, num_kv_heads modulo heads_per_list", p.layout.num_kv_heads % p.heads_per_list, 0);
 }
 
 // The parts of one weight: at least one, all of the same cols.

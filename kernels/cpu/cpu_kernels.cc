@@ -149,7 +149,9 @@ class CpuKernels final : public Kernels {
     };
     const auto bytes = static_cast<size_t>(layout.token_bytes());
     for (int64_t to = 0; to < p.count; ++to) {
-      const char* source = k_of(p.source_blocks, p.source_slots[list * p.count + to]);
+      const char* source =
+          k_of(p.source_blocks,
+               p.source_slots[p.source_index(list / layout.num_kv_heads, list % layout.num_kv_heads) + to]);
       char* target = k_of(p.target_blocks, to);
       std::memcpy(target, source, bytes);
       std::memcpy(target + layout.kv_stride(), source + layout.kv_stride(), bytes);

@@ -73,7 +73,9 @@ __global__ void move_slots_rows(MoveSlotsParams p) {
            layout.k_offset(list / layout.num_kv_heads, list % layout.num_kv_heads,
                            slot % layout.block_tokens);
   };
-  const char* source = k_of(p.source_blocks, load(p.source_slots + list * p.count + to));
+  const char* source = k_of(
+      p.source_blocks,
+      load(p.source_slots + p.source_index(list / layout.num_kv_heads, list % layout.num_kv_heads) + to));
   char* target = k_of(p.target_blocks, to);
   for (int64_t i = threadIdx.x % kWarp * 4; i < layout.token_bytes(); i += kWarp * 4) {
     const uint32_t k = load(reinterpret_cast<const uint32_t*>(source + i));

@@ -6,6 +6,7 @@
 #include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/matmul/matmul.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/retention.h"
 #include "kernels/cuda/sampling.h"
 #include "kernels/cuda/weight_upload.h"
 #include "kernels/op_checks.h"
@@ -64,6 +65,9 @@ class StepKernels final : public Kernels {
   void attention(const AttentionParams& p) override {
     QUIRE_SIDE::attention(attention_, options_.activations, p);
   }
+
+  void retention_slots(const RetentionSlotsParams& p) override { QUIRE_SIDE::retention_slots(target_, p); }
+  void retention_scores(const RetentionScoresParams& p) override { QUIRE_SIDE::retention_scores(target_, p); }
 
   int32_t prefix_splits(const PrefixCounts& shared, int32_t num_q_heads, int32_t num_kv_heads,
                         int32_t head_dim) const override {

@@ -103,7 +103,8 @@ void rotate_queries(const RopeKvWriteParams& p, const float* q, int64_t position
 // list = layer * num_kv_heads + head
 void move_slot(const MoveSlotsParams& p, int64_t list, int64_t to) {
   const KvLayout& layout = p.layout;
-  const int64_t from = p.source_slots[list * p.count + to];
+  const int64_t from =
+      p.source_slots[p.source_index(list / layout.num_kv_heads, list % layout.num_kv_heads) + to];
   const auto k_of = [&](const int32_t* blocks, int64_t slot) {
     return p.arena + blocks[slot / layout.block_tokens] * layout.block_bytes() +
            layout.k_offset(list / layout.num_kv_heads, list % layout.num_kv_heads,

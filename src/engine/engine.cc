@@ -95,7 +95,7 @@ Result<EngineParts> open_parts(const EngineConfig& config) {
     return invalid(fmt::format("eviction is '{}'; it must be lru or pgdsf", config.eviction), "eviction");
   Result<OpenedExecutor> opened = open_executor(config);
   if (!opened) return opened.error();
-  Result<PolicyDoor> policies = PolicyDoor::create(config, setting_of(opened->spec), opened->scores_missing);
+  Result<PolicyDoor> policies = PolicyDoor::create(config, setting_of(opened->spec));
   if (!policies) return policies.error();
   Result<std::unique_ptr<TextFront>> text = open_text_front(config.model_dir, opened->spec.vocab_size);
   if (!text) return text.error();

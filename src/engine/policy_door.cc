@@ -15,12 +15,11 @@ std::string name_of(const PolicySpec& spec) {
 
 }  // namespace
 
-Result<PolicyDoor> PolicyDoor::create(const EngineConfig& config, const PolicySetting& model, std::string scores_missing) {
+Result<PolicyDoor> PolicyDoor::create(const EngineConfig& config, const PolicySetting& model) {
   PolicyDoor door;
   door.default_policy_ = config.default_kv_policy;
   door.allowed_ = config.kv_policies_allowed;
   door.model_ = model;
-  door.scores_missing_ = std::move(scores_missing);
   const std::vector<std::string> known = policy_names();
   for (const std::string& name : door.allowed_)
     if (std::find(known.begin(), known.end(), name) == known.end())
@@ -46,8 +45,6 @@ Status PolicyDoor::check(const PolicySpec& spec, const PolicySetting& setting) c
   if (!allowed_.empty() && std::find(allowed_.begin(), allowed_.end(), name_of(spec)) == allowed_.end())
     return invalid(fmt::format("kv_policy '{}' is not allowed by this server (kv_policies_allowed: {})", name_of(spec), fmt::join(allowed_, ", ")),
                    "kv_policy");
-  if (traits(spec).row_logits && !scores_missing_.empty())
-    return invalid(fmt::format("kv_policy '{}' cannot be used here: {}", to_string(spec), scores_missing_), "kv_policy");
   return check_policy(spec, setting);
 }
 

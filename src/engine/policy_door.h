@@ -14,9 +14,9 @@ namespace quire {
 class PolicyDoor {
  public:
   PolicyDoor() = default;  // takes every policy
-  // `model` is what the model alone brings. scores_missing: "" where policies that choose by scores run here, else why they do not.
+  // `model` is what the model alone brings.
   // kInvalidArgument: an unknown name in kv_policies_allowed, or a default_kv_policy that would be refused.
-  static Result<PolicyDoor> create(const EngineConfig& config, const PolicySetting& model, std::string scores_missing);
+  static Result<PolicyDoor> create(const EngineConfig& config, const PolicySetting& model);
 
   // The request's own policy, or the default where it names none ("none" keeps every token whatever the default).
   Result<PolicySpec> choose(const Request& request) const;
@@ -27,7 +27,6 @@ class PolicyDoor {
   std::string default_policy_;
   std::vector<std::string> allowed_;  // empty = all
   PolicySetting model_;
-  std::string scores_missing_;
 };
 
 }  // namespace quire

@@ -58,6 +58,7 @@ class CudaQueuedStep final : public QueuedStep {
   StreamEvent* begun = nullptr;           // null: nothing was queued
   StreamEvent* done = nullptr;
   int turn = 0;
+  std::vector<QueuedDump> dumps;
 };
 
 struct Graph {
@@ -70,6 +71,7 @@ class CudaRunner final : public QueueingRunner {
  public:
   explicit CudaRunner(CudaRunnerParts parts)
       : parts_(std::move(parts)), step_(parts_.limits), copies_(parts_.limits.num_blocks), groups_(parts_.cascade),
+        retention_(*parts_.device, *parts_.kernels, parts_.layout, parts_.arena.as<char>(), parts_.forward->spec().num_q_heads),
         sampler_(make_cpu_sampler()) {}
 
   Status allocate() {
@@ -117,6 +119,7 @@ class CudaRunner final : public QueueingRunner {
     step.result.execute_ms = step.done->ms_since(*step.begun);
     const auto* tokens = turns_[step.turn].back.as<const int32_t>();
     const auto* logprobs = reinterpret_cast<const float*>(tokens + max_samples());
+    for (const QueuedDump& dump : step.dumps) retention_.report(dump, step.result.kv_dumps);
     for (size_t i = 0; i < step.device_samples.size(); ++i)
       step.result.samples.push_back({.sequence = step.device_samples[i], .token = tokens[i], .logprob = logprobs[i], .top = {}});
     return std::move(step.result);
@@ -138,7 +141,8 @@ class CudaRunner final : public QueueingRunner {
     return {.rows = std::max(l.max_rows, sequences), .sequences = static_cast<int32_t>(sequences), .table_stride = power_of_two_from(blocks),
             .logits_rows = std::max(l.max_rows, sequences), .samples = max_samples(), .copies = l.num_blocks, .windows = true, .sinks = true,
             .prefix_nodes = prefix_node_room(static_cast<int32_t>(sequences)),
-            .prefix_members = prefix_member_room(static_cast<int32_t>(sequences)), .prefix_splits = 1};
+            .prefix_members = prefix_member_room(static_cast<int32_t>(sequences)), .prefix_splits = 1,
+            .retained = static_cast<int32_t>(sequences), .cut_blocks = static_cast<int32_t>(sequences * power_of_two_from(blocks))};
   }
 
   Status queue_checked(CudaQueuedStep& queued) {
@@ -146,8 +150,10 @@ class CudaRunner final : public QueueingRunner {
     groups_.follow(plan);
     apply_to_sampler(plan, *sampler_);
     note_joins(plan);
+    retention_.forget(plan.leaves);
     if (Status copies = copies_.build(plan.copies); !copies) return copies;
     if (Status built = step_.build(plan); !built) return built;
+    if (Status begun = retention_.begin(plan); !begun) return begun;
     Turn& turn = turns_[queued.turn];
     queued.begun = turn.begun.get();
     queued.begun->record();
@@ -155,6 +161,7 @@ class CudaRunner final : public QueueingRunner {
     const bool on_host = !all_on_device(plan);
     if (!on_host) collect_settings(plan, queued);
     run(plan, queued, on_host);
+    if (Status ended = retention_.end(plan, queued.dumps); !ended) queued.result.status = ended;
     turn.done->record();
     queued.done = turn.done.get();
     return ok();
@@ -207,7 +214,7 @@ class CudaRunner final : public QueueingRunner {
 
   void run(const BatchPlan& plan, CudaQueuedStep& queued, bool on_host) {
     const StepArrays own = step_.arrays();
-    const bool decode = !on_host && own.max_rows == 1 && own.num_logits_rows == own.rows && step_.num_samples() == own.rows;
+    const bool decode = !on_host && !retention_.active() && own.max_rows == 1 && own.num_logits_rows == own.rows && step_.num_samples() == own.rows;
     StepShape shape{.rows = own.rows, .sequences = own.num_sequences, .table_stride = own.table_stride, .logits_rows = own.num_logits_rows,
                     .samples = on_host ? 0 : static_cast<int32_t>(settings_.size()), .copies = static_cast<int32_t>(plan.copies.size()),
                     .windows = own.windows != nullptr, .sinks = own.sink_slots != nullptr};
@@ -216,17 +223,20 @@ class CudaRunner final : public QueueingRunner {
       shape.sequences = shape.samples = static_cast<int32_t>(shape.rows);
       shape.table_stride = power_of_two_from(own.table_stride);
     }
+    const RetentionArrays retained = retention_.arrays();
+    shape.retained = static_cast<int32_t>(retained.items.size());
+    shape.cut_blocks = static_cast<int32_t>(retained.cut_blocks.size());
     if (make_room_for_prefixes(shape)) queued.result.shared_read_tokens = groups_.saved_tokens();
     const PlacedStep placed = arrays_.pack(
         step_, {.id_source = id_source_, .settings = on_host ? std::span<const SampleSettings>() : settings_, .copy_pairs = copies_.pairs(),
-                .prefixes = groups_.arrays()}, shape,
+                .retention = retained, .prefixes = groups_.arrays()}, shape,
         queued.turn);
     if (!decode || !plan.copies.empty() || !by_kernel(shape)) parts_.device->copy_to_device(placed.there, placed.packed, placed.bytes);
     run_copies(placed);
     if (plan.sequences.empty()) return;
     if (on_host) {
       parts_.kernels->take_sampled({.ids = placed.ids, .source = placed.id_source, .tokens = sampled_.as<int32_t>(), .rows = shape.rows});
-      parts_.forward->run(placed.arrays);
+      run_forward(placed);
       return read_logits(queued.result);
     }
     if (decode) return run_decode(placed, shape, queued.turn);
@@ -259,7 +269,7 @@ class CudaRunner final : public QueueingRunner {
   void run_copies(const PlacedStep& placed) {
     int64_t begin = 0;
     for (const int64_t end : copies_.ends()) {
-      parts_.kernels->copy_blocks({.arena = parts_.arena.as<char>(), .block_bytes = parts_.block_bytes, .pairs = placed.copy_pairs + 2 * begin,
+      parts_.kernels->copy_blocks({.arena = parts_.arena.as<char>(), .block_bytes = parts_.layout.block_bytes(), .pairs = placed.copy_pairs + 2 * begin,
                                    .count = end - begin});
       begin = end;
     }
@@ -267,7 +277,8 @@ class CudaRunner final : public QueueingRunner {
 
   void run_kernels(const PlacedStep& placed, const StepShape& shape) {
     parts_.kernels->take_sampled({.ids = placed.ids, .source = placed.id_source, .tokens = sampled_.as<int32_t>(), .rows = shape.rows});
-    parts_.forward->run(placed.arrays, parts_.logits.as<float>());
+    run_forward(placed);
+    parts_.forward->logits(0, placed.arrays.num_logits_rows, parts_.logits.as<float>());
     parts_.kernels->sample({.logits = parts_.logits.as<const float>(), .settings = placed.settings, .workspace = sample_space_.data(),
                             .tokens = sampled_.as<int32_t>(), .logprobs = sampled_.as<float>() + max_samples(), .num_samples = shape.samples,
                             .vocab = static_cast<int32_t>(vocab())});
@@ -277,6 +288,13 @@ class CudaRunner final : public QueueingRunner {
     if (by_kernel(shape)) parts_.kernels->copy_bytes({.source = placed.packed, .target = placed.there, .bytes = DeviceStep::bytes_of(shape)});
     run_kernels(placed, shape);
     parts_.kernels->copy_bytes({.source = sampled_.data(), .target = turns_[turn].back.data(), .bytes = sampled_bytes(shape)});
+  }
+
+  void run_forward(const PlacedStep& placed) {
+    if (!retention_.active()) return parts_.forward->run(placed.arrays);
+    StepArrays arrays = placed.arrays;
+    retention_.before_forward(placed.retention, arrays);
+    parts_.forward->run(arrays, [this](int32_t layer) { retention_.after_layer(layer); });
   }
 
   // Two graphs per shape, captured when the shape comes for the second and third time.
@@ -327,6 +345,7 @@ class CudaRunner final : public QueueingRunner {
   HostStep step_;
   CopyGroups copies_;
   PrefixGroups groups_;
+  DeviceRetention retention_;
   std::unique_ptr<Sampler> sampler_;  // host-sampled sequences, and their histories
   std::unordered_map<SequenceId, SequenceState> sequences_;
   DeviceStep arrays_;

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "src/device/stream_device.h"
+#include "src/execute/device_retention.h"
 #include "src/execute/device_step.h"
 #include "src/execute/pipelined_executor.h"
 #include "src/execute/prefix_groups.h"
@@ -24,7 +25,7 @@ struct CudaRunnerParts {
   DeviceBuffer logits;  // [logits_rows, vocab] f32
   int64_t logits_rows = 0;
   StepLimits limits;
-  int64_t block_bytes = 0;
+  KvLayout layout;
   CascadeRule cascade;
 };
 

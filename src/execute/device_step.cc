@@ -11,7 +11,8 @@ namespace {
 // Byte offsets of a shape's arrays, each aligned for 16-byte reads.
 struct Layout {
   int64_t ids, positions, id_source, slots, query_start, lengths, block_table, logits_rows, settings, windows, sink_slots, sink_positions;
-  int64_t node_slots, node_sequence_start, node_sequences, sequence_member_start, sequence_members, private_start, copy_pairs, end;
+  int64_t node_slots, node_sequence_start, node_sequences, sequence_member_start, sequence_members, private_start, copy_pairs;
+  int64_t items, item_of_row, row_logits_start, column_sums_start, cut_blocks, end;
 
   explicit Layout(const StepShape& s) {
     int64_t at = 0;
@@ -39,7 +40,13 @@ struct Layout {
     sequence_member_start = take(shares ? s.sequences + 1 : 0, 4);
     sequence_members = take(s.prefix_members, 4);
     private_start = take(shares ? s.sequences : 0, 4);
-    copy_pairs = take(int64_t{s.copies} * 2, 4);
+    const bool retains = s.retained > 0;
+    items = take(s.retained, sizeof(RetentionItem));
+    item_of_row = take(retains ? s.rows : 0, 4);
+    row_logits_start = take(retains ? s.sequences : 0, 8);
+    column_sums_start = take(retains ? s.sequences : 0, 8);
+    cut_blocks = take(s.cut_blocks, 4);
+    copy_pairs = take(int64_t{s.copies} * 2, 4);  // last: a graph brings what lies before
     end = at;
   }
 };
@@ -60,6 +67,18 @@ void put_prefixes(char* host, const Layout& at, const SharedPrefixes& p, int32_t
   put(host, at.sequence_member_start, p.sequence_member_start, num_sequences + 1, shape.sequences + 1, p.num_members);
   put(host, at.sequence_members, p.sequence_members, p.num_members, shape.prefix_members, 0);
   put(host, at.private_start, p.private_start, num_sequences, shape.sequences, 0);
+}
+
+void put_retention(char* host, const Layout& at, const RetentionArrays& r, const StepShape& shape) {
+  const auto put_all = [host](int64_t offset, const auto& from, int64_t count) {
+    check(static_cast<int64_t>(from.size()) == count, "DeviceStep: arrays of retention do not fit the step");
+    put(host, offset, from.data(), count, count, {});
+  };
+  put_all(at.items, r.items, shape.retained);
+  put_all(at.item_of_row, r.item_of_row, shape.rows);
+  put_all(at.row_logits_start, r.row_logits_start, shape.sequences);
+  put_all(at.column_sums_start, r.column_sums_start, shape.sequences);
+  put_all(at.cut_blocks, r.cut_blocks, shape.cut_blocks);
 }
 
 }  // namespace
@@ -109,6 +128,7 @@ PlacedStep DeviceStep::pack(const HostStep& step, const DeviceStepExtras& extras
   if (shape.sinks) put(host, at.sink_positions, from.sink_positions, from.rows, shape.rows, 0);
   if (shape.prefix_nodes > 0) put_prefixes(host, at, extras.prefixes, from.num_sequences, shape);
   put(host, at.copy_pairs, extras.copy_pairs.data(), static_cast<int64_t>(extras.copy_pairs.size()), int64_t{shape.copies} * 2, 0);
+  if (shape.retained > 0) put_retention(host, at, extras.retention, shape);
 
   char* base = staging_.as<char>();
   const auto ints = [base](int64_t offset) { return reinterpret_cast<int32_t*>(base + offset); };
@@ -125,6 +145,12 @@ PlacedStep DeviceStep::pack(const HostStep& step, const DeviceStepExtras& extras
   placed.arrays.windows = shape.windows ? ints(at.windows) : nullptr;
   placed.arrays.sink_slots = shape.sinks ? ints(at.sink_slots) : nullptr;
   placed.arrays.sink_positions = shape.sinks ? ints(at.sink_positions) : nullptr;
+  const auto longs = [base](int64_t offset) { return reinterpret_cast<const int64_t*>(base + offset); };
+  placed.retention = {.items = reinterpret_cast<const RetentionItem*>(base + at.items),
+                      .item_of_row = ints(at.item_of_row),
+                      .row_logits_start = longs(at.row_logits_start),
+                      .column_sums_start = longs(at.column_sums_start),
+                      .cut_blocks = ints(at.cut_blocks)};
   placed.arrays.prefixes = {};
   if (shape.prefix_nodes > 0) {
     placed.arrays.prefixes = {.num_nodes = shape.prefix_nodes,

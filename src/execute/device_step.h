@@ -8,6 +8,7 @@
 #include "kernels/sampling.h"
 #include "quire/result.h"
 #include "src/device/stream_device.h"
+#include "src/execute/device_retention.h"
 #include "src/execute/host_step.h"
 #include "src/model/step_arrays.h"
 
@@ -24,6 +25,8 @@ struct StepShape {
   bool windows = false, sinks = false;  // some sequence has one: kernels get other arguments
   // Room for shared prefixes, and the parts that each is cut in (SharedPrefixes); all 0 where nothing is shared.
   int32_t prefix_nodes = 0, prefix_members = 0, prefix_splits = 0;
+  // Sequences whose policy goes by scores, and blocks of lists that are cut; such a step is not captured.
+  int32_t retained = 0, cut_blocks = 0;
   auto operator<=>(const StepShape&) const = default;
 };
 
@@ -32,6 +35,7 @@ struct DeviceStepExtras {
   std::span<const int32_t> id_source;          // [rows]: a sample of the step before, or -1
   std::span<const SampleSettings> settings;    // [samples]
   std::span<const int32_t> copy_pairs;         // [copies][2]
+  RetentionArrays retention;
   SharedPrefixes prefixes;                     // host arrays and what there is; read where the shape has room for some
 };
 
@@ -42,6 +46,7 @@ struct PlacedStep {
   const int32_t* id_source = nullptr;
   const SampleSettings* settings = nullptr;
   const int32_t* copy_pairs = nullptr;
+  PlacedRetention retention;
   // The copy that brings all this: from host memory that kernels may read to device memory.
   const void* packed = nullptr;
   void* there = nullptr;

@@ -24,8 +24,6 @@ struct OpenedExecutor {
   std::string device;       // "AMD EPYC ... (2 threads, avx512bf16)", "NVIDIA H100 80GB HBM3"
   std::string dtype;        // of the activations: "f32", "bf16", "f16"
   DType kv_dtype = DType::kF32;
-  std::string
-      scores_missing;  // "": policies that choose victims by attention scores run here; else why they do not
   MemoryPlan memory;   // of the device
 };
 

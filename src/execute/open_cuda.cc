@@ -102,7 +102,7 @@ Status fill_memory(Opening& o, WeightSource& source) {
 }
 
 Result<OpenedExecutor> finish(Opening& o) {
-  o.parts.block_bytes = o.layout.block_bytes();
+  o.parts.layout = o.layout;
   o.parts.cascade = {.block_tokens = o.config.block_tokens,
                      .token_bytes = o.layout.layer_stride() / o.config.block_tokens,
                      .least_saved_bytes = o.config.cascade_min_saved_bytes};
@@ -115,11 +115,10 @@ Result<OpenedExecutor> finish(Opening& o) {
   OpenedExecutor out;
   out.spec = o.spec;
   out.num_blocks = o.plan.num_blocks;
-  out.block_bytes = o.parts.block_bytes;
+  out.block_bytes = o.layout.block_bytes();
   out.device = o.parts.device->facts().name;
   out.dtype = o.config.dtype;
   out.kv_dtype = o.dtypes.kv;
-  out.scores_missing = "its scores are kept by the CPU back end only; this engine runs on " + out.device;
   out.memory = o.plan;
   out.config = o.config;
   out.config.device = o.kind == DeviceKind::kCuda ? "cuda" : "cuda-host";

@@ -102,6 +102,7 @@ Status RetentionRunner::move_kept(const PlannedSequence& s, State& state) {
                        .source_blocks = move_source_.data(),
                        .target_blocks = move_target_.data(),
                        .source_slots = move_slots_.data(),
+                       .source_stride = s.list_length_before,
                        .count = s.list_length_before});
   state.kept.clear();
   return ok();

@@ -215,8 +215,10 @@ void ForwardPass::run_attention(const StepArrays& step, int32_t layer) {
        .lse = step.lse,
        .row_logits = step.row_logits,
        .row_logits_stride = step.side_stride,
+       .row_logits_start = step.row_logits_start,
        .column_sums = step.column_sums,
-       .column_sums_stride = step.side_stride});
+       .column_sums_stride = step.side_stride,
+       .column_sums_start = step.column_sums_start});
 }
 
 ForwardPass::Rows ForwardPass::keep_logits_rows(const StepArrays& step) {

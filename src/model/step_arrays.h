@@ -37,6 +37,9 @@ struct StepArrays {
   // Side outputs of every layer's attention, valid until the next layer's; null where no sequence needs them (AttentionParams).
   float* lse = nullptr;
   float* row_logits = nullptr;
+  const int64_t* row_logits_start =
+      nullptr;  // [num_sequences] in the place of side_stride, so of column_sums
+  const int64_t* column_sums_start = nullptr;
   float* column_sums = nullptr;  // zeroed by whoever reads them
   // floats of a (sequence, query head) of row_logits and column_sums; >= max_length
   int64_t side_stride = 0;

@@ -256,6 +256,7 @@ TEST(CpuMoveSlots, TakesEachHeadsOwnSlots) {
                              .source_blocks = source_blocks.data(),
                              .target_blocks = target_blocks.data(),
                              .source_slots = slots.data(),
+                             .source_stride = 11,
                              .count = 11};
     };
     reference().move_slots(params(wanted));

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <functional>
 
@@ -20,11 +21,9 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
          (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
-Outputs on_shim(
-    Case& c, uint64_t order_seed, const std::function<void()>& before = [] {}) {
-  AttentionParams p = c.problem();
-  OutputRegions out(p, c.shape().dtype);
-  out.attach(p);
+// Runs p, a problem of c with its outputs attached, on the shim.
+void run_on_shim(
+    Case& c, AttentionParams p, uint64_t order_seed, const std::function<void()>& before = [] {}) {
   cuda_host::AttentionContext context;
   context.machine.multiprocessors = c.shape().multiprocessors;
   context.decode = {.warps = c.shape().warps,
@@ -43,6 +42,13 @@ Outputs on_shim(
   cuda_host::attention(context, c.shape().dtype, p);
   for (int64_t i = 0; i < need.num_counters; ++i)
     EXPECT_EQ(context.scratch.counters[i], 0) << "counter " << i;
+}
+
+Outputs on_shim(Case& c, uint64_t order_seed, const std::function<void()>& before = [] {}) {
+  AttentionParams p = c.problem();
+  OutputRegions out(p, c.shape().dtype);
+  out.attach(p);
+  run_on_shim(c, p, order_seed, before);
   return out.take(c.shape().dtype, p.prefixes.num_nodes == 0);
 }
 
@@ -75,6 +81,48 @@ INSTANTIATE_TEST_SUITE_P(Prefill, Attention, testing::ValuesIn(prefill_shapes())
 INSTANTIATE_TEST_SUITE_P(Plain, Attention, testing::ValuesIn(plain_shapes()), name_of_case);
 
 INSTANTIATE_TEST_SUITE_P(Cascade, Attention, testing::ValuesIn(cascade_shapes()), name_of_case);
+
+// Side outputs that lie one after another, each of its list's length, instead of at a stride; nobody wants those of sequence 1.
+void expect_side_outputs_at_starts(const Shape& shape) {
+  Case c(shape, 7);
+  const Outputs wanted = on_shim(c, 0);
+  AttentionParams p = c.problem();
+  OutputRegions out(p, shape.dtype);
+  out.attach(p);
+  std::vector<int64_t> starts;
+  int64_t floats = 0;
+  for (size_t s = 0; s < shape.lengths.size(); ++s) {
+    starts.push_back(s == 1 ? -1 : floats);
+    if (s != 1) floats += int64_t{p.num_q_heads} * shape.lengths[s];
+  }
+  Region at(static_cast<int64_t>(starts.size()) * 8), logits(floats * 4), sums(floats * 4, 0);
+  std::copy(starts.begin(), starts.end(), at.as<int64_t>());
+  p.row_logits = logits.as<float>();
+  p.column_sums = sums.as<float>();
+  p.row_logits_stride = p.column_sums_stride = 0;
+  p.row_logits_start = p.column_sums_start = at.as<int64_t>();
+  run_on_shim(c, p, 0);
+  for (size_t s = 0; s < shape.lengths.size(); ++s)
+    for (int64_t h = 0; h < p.num_q_heads && starts[s] >= 0; ++h)
+      for (int64_t slot = 0; slot < shape.lengths[s]; ++slot) {
+        const auto from =
+            static_cast<size_t>((static_cast<int64_t>(s) * p.num_q_heads + h) * p.max_length + slot);
+        const int64_t to = starts[s] + h * shape.lengths[s] + slot;
+        const float logit = wanted.row_logits[from];
+        ASSERT_TRUE(std::isnan(logit) || logits.as<float>()[to] == logit)
+            << shape.name << " logit of " << s << " " << h << " " << slot;
+        ASSERT_EQ(sums.as<float>()[to], wanted.column_sums[from])
+            << shape.name << " sum of " << s << " " << h << " " << slot;
+      }
+}
+
+TEST(SideOutputs, AreTheSameWhereTheyHaveStarts) {
+  expect_side_outputs_at_starts({.name = "one_row", .lengths = {33, 20, 70, 1}});
+  expect_side_outputs_at_starts(
+      {.name = "rows", .head_dim = 128, .kv_heads = 1, .lengths = {33, 20, 70}, .rows = {20, 3, 1}});
+  expect_side_outputs_at_starts(
+      {.name = "plain", .dtype = DType::kF32, .head_dim = 8, .lengths = {33, 20, 40}, .rows = {20, 1, 1}});
+}
 
 // The kernel before attention in a step: writes this step's slots, here with the bytes that they have
 // already. Whatever attention fetches of them before its wait is stale on a card; the shim stops it.

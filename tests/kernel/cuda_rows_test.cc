@@ -118,32 +118,38 @@ TEST_P(CudaRows, RotatesForSinksAndWritesEachHeadToItsOwnSlot) {
   }
 }
 
-TEST_P(CudaRows, MovesEachHeadsOwnSlots) {
+TEST_P(CudaRows, MovesEachListsOwnSlots) {
   Random random(12);
   const KvLayout layout{
       .dtype = GetParam(), .num_layers = 3, .num_kv_heads = kKvHeads, .head_dim = 40, .block_tokens = 8};
   const std::vector<int32_t> source_blocks = {4, 1, 3}, target_blocks = {2, 0};
-  std::vector<int32_t> slots;
-  for (int i = 0; i < 3 * kKvHeads * 11; ++i) slots.push_back(static_cast<int32_t>(random.below(24)));
-  std::vector<char> arena(static_cast<size_t>(kBlocks * layout.block_bytes()));
-  for (char& c : arena) c = static_cast<char>(random.next());
-  std::vector<char> wanted = arena;
-  reference().move_slots({.arena = wanted.data(),
-                          .layout = layout,
-                          .source_blocks = source_blocks.data(),
-                          .target_blocks = target_blocks.data(),
-                          .source_slots = slots.data(),
-                          .count = 11});
-  const DeviceBuffer on_device = upload(arena), from = upload(source_blocks), to = upload(target_blocks),
-                     at = upload(slots);
-  kernels_->move_slots({.arena = on_device.as<char>(),
-                        .layout = layout,
-                        .source_blocks = from.as<int32_t>(),
-                        .target_blocks = to.as<int32_t>(),
-                        .source_slots = at.as<int32_t>(),
-                        .count = 11});
-  download(on_device, arena.data());
-  EXPECT_EQ(arena, wanted);
+  for (const int32_t heads_per_list : {1, kKvHeads}) {
+    const int64_t stride = heads_per_list == 1 ? 11 : 14;
+    std::vector<int32_t> slots;
+    for (int64_t i = 0; i < 3 * kKvHeads / heads_per_list * stride; ++i)
+      slots.push_back(static_cast<int32_t>(random.below(24)));
+    std::vector<char> arena(static_cast<size_t>(kBlocks * layout.block_bytes()));
+    for (char& c : arena) c = static_cast<char>(random.next());
+    std::vector<char> wanted = arena;
+    const DeviceBuffer on_device = upload(arena), from = upload(source_blocks), to = upload(target_blocks),
+                       at = upload(slots);
+    MoveSlotsParams p{.arena = wanted.data(),
+                      .layout = layout,
+                      .source_blocks = source_blocks.data(),
+                      .target_blocks = target_blocks.data(),
+                      .source_slots = slots.data(),
+                      .source_stride = stride,
+                      .heads_per_list = heads_per_list,
+                      .count = 11};
+    reference().move_slots(p);
+    p.arena = on_device.as<char>();
+    p.source_blocks = from.as<int32_t>();
+    p.target_blocks = to.as<int32_t>();
+    p.source_slots = at.as<int32_t>();
+    kernels_->move_slots(p);
+    download(on_device, arena.data());
+    EXPECT_EQ(arena, wanted) << heads_per_list << " heads a list";
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Activations, CudaRows, testing::Values(DType::kF32, DType::kBF16, DType::kF16),

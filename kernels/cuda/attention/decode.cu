@@ -299,8 +299,8 @@ struct Decode {
       for (int i = 0; i < 4; ++i) {
         const int in_group = head_in_group(at, n * kHeadBlock + 2 * t + i % 2), token = slot + g + i / 2 * 8;
         if (in_group >= a.view.group || !at.sees(token)) continue;
-        const int64_t row = int64_t{at.sequence} * a.view.num_q_heads + at.head(a) * a.view.group + in_group;
-        store(a.view.row_logits + row * a.view.row_logits_stride + token, s[n][i] * kLn2);
+        float* row = row_logits_of(a.view, at.sequence, at.head(a) * a.view.group + in_group, at.length);
+        if (row != nullptr) store(row + token, s[n][i] * kLn2);
       }
   }
 

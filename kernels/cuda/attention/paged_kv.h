@@ -24,6 +24,7 @@ struct AttentionView {
   const int32_t* private_start;  // [num_sequences] slots below are another kernel's (cascade), or null
   float* lse;
   float* row_logits;
+  const int64_t* row_logits_start;
   int64_t q_stride;  // elements
   int64_t table_stride, head_table_stride;
   int64_t length_stride, head_length_stride;
@@ -52,6 +53,7 @@ inline AttentionView view_of(const AttentionParams& p) {
           .private_start = nullptr,
           .lse = p.lse,
           .row_logits = p.row_logits,
+          .row_logits_start = p.row_logits_start,
           .q_stride = p.q_stride,
           .table_stride = p.table_stride,
           .head_table_stride = p.head_table_stride,
@@ -92,6 +94,14 @@ __device__ inline const int32_t* table_of(const AttentionView& v, int sequence, 
 // K tile of (block, head); the V tile lies v_offset further.
 __device__ inline const char* tile_of(const AttentionView& v, int block, int head) {
   return v.arena + block * v.block_bytes + head * v.head_bytes;
+}
+
+// Where a head's row logits begin, or null if nobody wants the sequence's. length: of its list.
+__device__ inline float* row_logits_of(const AttentionView& v, int sequence, int q_head, int length) {
+  if (v.row_logits_start == nullptr)
+    return v.row_logits + (int64_t{sequence} * v.num_q_heads + q_head) * v.row_logits_stride;
+  const int64_t start = load(v.row_logits_start + sequence);
+  return start < 0 ? nullptr : v.row_logits + start + int64_t{q_head} * length;
 }
 
 // From q . k to a logit in units of log2: exp2 of it is the unnormalised probability.

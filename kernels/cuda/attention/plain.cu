@@ -76,14 +76,13 @@ struct Plain {
     if (sink_slots > 0) load_query(v.q_sink, q_sink);
     sync_warp();
     const bool last_row = v.row_logits != nullptr && row + 1 == load(v.query_start + sequence + 1);
+    float* logits = last_row ? row_logits_of(v, sequence, q_head, length) : nullptr;
     const int window = window_of(v, sequence), first = window > 0 ? max(0, index + 1 - window) : 0;
     const auto sees = [&](int slot) { return slot <= index && (slot >= first || slot < sink_slots); };
     for (int from = sink_slots > 0 ? 0 : first; from <= index; from += kWarp) {
       const int slot = from + lane;
       const float s = sees(slot) ? logit(slot, sink_slots) : kNegativeInfinity;
-      if (last_row && sees(slot))
-        store(v.row_logits + (int64_t{sequence} * v.num_q_heads + q_head) * v.row_logits_stride + slot,
-              s * kLn2);
+      if (logits != nullptr && sees(slot)) store(logits + slot, s * kLn2);
       add_slots(s, from, min(kWarp, index + 1 - from));
     }
     if (index >= 0) write();

@@ -26,6 +26,7 @@ struct ColumnSumParams {
   AttentionView view;  // .lse is set
   float* sums;
   int64_t stride;
+  const int64_t* start;  // of each sequence, in the stride's place; < 0: not wanted
 };
 
 // Block (kv head and head of its group, tile of slots, sequence), and what both kernels derive from it.
@@ -47,7 +48,8 @@ struct SumTask {
   __device__ int index_of(int row) const { return length - rows + row; }
   __device__ bool sees(const AttentionView& v, int row, int slot) const {
     const int index = index_of(row);
-    return row < rows && slot <= index && (slot > index - window || (v.q_sink != nullptr && slot < sinks_of(v, sequence)));
+    return row < rows && slot <= index &&
+           (slot > index - window || (v.q_sink != nullptr && slot < sinks_of(v, sequence)));
   }
   // log2 of the row's whole sum, the sink's share included.
   __device__ float log2_total(const AttentionView& v, int row) const {
@@ -57,9 +59,15 @@ struct SumTask {
     return most + log2_approx(exp2_approx(lse - most) + exp2_approx(sink - most));
   }
   __device__ float* sum_of(const ColumnSumParams& a, int slot) const {
+    if (a.start != nullptr) return a.sums + load(a.start + sequence) + int64_t{q_head} * length + slot;
     return a.sums + (int64_t{sequence} * a.view.num_q_heads + q_head) * a.stride + slot;
   }
 };
+
+// Whether somebody asked for the sums of this block's sequence.
+__device__ inline bool is_wanted(const ColumnSumParams& a) {
+  return a.start == nullptr || load(a.start + blockIdx.z) >= 0;
+}
 
 template <class T, int kDim>
 struct ColumnSums {
@@ -172,12 +180,13 @@ struct ColumnSums {
   }
 };
 
+// Three blocks a multiprocessor; of head size 256 two, or registers spill on sm_80.
 template <class T, int kDim>
-__global__ void __launch_bounds__(kSumWarps* kWarp, 3)
+__global__ void __launch_bounds__(kSumWarps* kWarp, kDim <= 128 ? 3 : 2)
     column_sums(const __grid_constant__ ColumnSumParams params) {
   wait_for_previous_kernel();
   let_next_kernel_start();
-  ColumnSums<T, kDim>(params).run();
+  if (is_wanted(params)) ColumnSums<T, kDim>(params).run();
 }
 
 // A thread a slot.
@@ -188,7 +197,7 @@ __global__ void __launch_bounds__(kSumSlots) plain_column_sums(const __grid_cons
   const AttentionView& v = a.view;
   const SumTask task(v);
   const int slot = task.first_slot + static_cast<int>(threadIdx.x);
-  if (task.is_empty() || slot >= task.length) return;
+  if (!is_wanted(a) || task.is_empty() || slot >= task.length) return;
   const int32_t block = load(table_of(v, task.sequence, task.head) + (slot >> v.block_shift));
   const Kv* key = reinterpret_cast<const Kv*>(tile_of(v, block, task.head)) +
                   (slot & ((1 << v.block_shift) - 1)) * v.head_dim;
@@ -223,7 +232,9 @@ __global__ void __launch_bounds__(kLogitSlots, 8) last_row_logits(const __grid_c
     if (sink_slots > 0) q_sink[d] = to_f32(load(static_cast<const T*>(v.q_sink) + at + d));
   }
   sync_threads();
-  if (slot >= length || (window > 0 && slot < length - window && slot >= sink_slots)) return;
+  float* logits = row_logits_of(v, sequence, q_head, length);
+  if (logits == nullptr || slot >= length || (window > 0 && slot < length - window && slot >= sink_slots))
+    return;
   const int32_t block = load(table_of(v, sequence, head) + (slot >> v.block_shift));
   const char* key = tile_of(v, block, head) + (slot & ((1 << v.block_shift) - 1)) * (v.head_dim * 2);
   const Shared<float> query = slot < sink_slots ? q_sink : q;
@@ -237,8 +248,7 @@ __global__ void __launch_bounds__(kLogitSlots, 8) last_row_logits(const __grid_c
       dot += query[d + 2 * i] * k.x + query[d + 2 * i + 1] * k.y;
     }
   }
-  const int64_t row = int64_t{sequence} * v.num_q_heads + q_head;
-  store(v.row_logits + row * v.row_logits_stride + slot, log2_logit(v, dot) * kLn2);
+  store(logits + slot, log2_logit(v, dot) * kLn2);
 }
 
 template <class T, int kDim>
@@ -270,7 +280,10 @@ void launch_for_dim(const LaunchConfig& config, const ColumnSumParams& params) {
 }  // namespace
 
 void launch_column_sums(const AttentionContext& context, DType activations, const AttentionParams& p) {
-  ColumnSumParams params{.view = view_of(p), .sums = p.column_sums, .stride = p.column_sums_stride};
+  ColumnSumParams params{.view = view_of(p),
+                         .sums = p.column_sums,
+                         .stride = p.column_sums_stride,
+                         .start = p.column_sums_start};
   if (params.view.lse == nullptr) params.view.lse = context.scratch.lse;
   const LaunchConfig config{
       .grid = dim3(p.num_q_heads, (p.max_length + kSumSlots - 1) / kSumSlots, p.num_sequences),

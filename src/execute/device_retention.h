@@ -1,0 +1,124 @@
+// Carries out the policies that choose victims by attention scores (TOVA, H2O) where the executor's memory is a card's: the
+// decisions of retention_runner.h, made by the device (kernels/retention.h). The host keeps where a sequence's state lies, and says
+// per step which sequences are in which phase; it reads nothing back but dumps, so no step waits for it.
+//
+// A step: begin() says what the step needs; its arrays go to the device with the others; before_forward() makes the cuts planned after a prompt
+// and finds each row's slots; after_layer() takes in a layer's side outputs; end() hands states on to forked samples. Steps without
+// such a sequence pay nothing. State and side outputs are allocated when a sequence comes whose like was not seen before, then used
+// again. Executor thread.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "kernels/retention.h"
+#include "src/device/stream_device.h"
+#include "src/execute/step_result.h"
+#include "src/model/step_arrays.h"
+#include "src/schedule/batch_plan.h"
+
+namespace quire {
+
+// Device memory that is given back and taken again; sizes are rounded up to powers of two.
+class BufferStock {
+ public:
+  explicit BufferStock(StreamDevice& device) : device_(device) {}
+  Result<DeviceBuffer> take(int64_t bytes, const char* what);
+  void give_back(DeviceBuffer buffer);
+
+ private:
+  StreamDevice& device_;
+  std::multimap<int64_t, DeviceBuffer> free_;
+};
+
+// Host arrays of a step for DeviceStep to send; empty where no sequence of the step goes by scores.
+struct RetentionArrays {
+  std::span<const RetentionItem> items;
+  std::span<const int32_t> item_of_row;        // [rows]
+  std::span<const int64_t> row_logits_start;   // [num_sequences]
+  std::span<const int64_t> column_sums_start;  // [num_sequences]
+  std::span<const int32_t>
+      cut_blocks;  // the lists that are cut before the step, as they were, one after another
+};
+
+// The same on the device.
+struct PlacedRetention {
+  const RetentionItem* items = nullptr;
+  const int32_t* item_of_row = nullptr;
+  const int64_t* row_logits_start = nullptr;
+  const int64_t* column_sums_start = nullptr;
+  const int32_t* cut_blocks = nullptr;
+};
+
+// The positions of a list set on their way to the host: read once the step is over.
+struct QueuedDump {
+  std::vector<SequenceId> sequences;  // who report them
+  int32_t lists_per_layer = 1, room = 0, length = 0;
+  DeviceBuffer back;  // pinned: positions, then free slots, of all lists; empty while all lists lie in order
+};
+
+class DeviceRetention {
+ public:
+  DeviceRetention(StreamDevice& device, Kernels& kernels, const KvLayout& layout, char* arena,
+                  int32_t num_q_heads);
+
+  void forget(std::span<const SequenceId> sequences);
+  // kInternal: the plan does not fit what was kept. kResourceExhausted: no device memory for the state or the side outputs.
+  Status begin(const BatchPlan& plan);
+  bool active() const { return !items_.empty(); }
+  RetentionArrays arrays() const;
+
+  // Where the step was sent; queues cuts and slots, and asks the forward pass for side outputs.
+  void before_forward(const PlacedRetention& placed, StepArrays& arrays);
+  void after_layer(int32_t layer);
+  Status end(const BatchPlan& plan, std::vector<QueuedDump>& dumps);
+  // Once the step has run.
+  void report(const QueuedDump& dump, std::vector<SequenceKvDump>& out) const;
+
+ private:
+  struct State {               // of one sequence: [num_layers, lists] lists of `room` slots
+    DeviceBuffer memory;       // positions, free slots, scores
+    DeviceBuffer prompt_sums;  // while an H2O prompt runs
+    RetentionItem item;        // pointers and sizes; what a step changes is filled in each time
+  };
+  struct Cut {
+    int32_t sequence = 0;     // of the step
+    int32_t first_block = 0;  // among cut_blocks
+    const State* state = nullptr;
+    int64_t count = 0;
+  };
+
+  Result<State*> state_of(const PlannedSequence& s);
+  Result<State> new_state(const PlannedSequence& s);
+  Status add_item(const PlannedSequence& s, int32_t index, int64_t first_row);
+  void want_side_outputs(const PlannedSequence& s, const RetentionItem& item);
+  Status make_room(int64_t rows);
+  Status grow(DeviceBuffer& buffer, int64_t bytes, bool zero);
+  Status fork(const PlannedSequence& s);
+  Status dump(const PlannedSequence& s, QueuedDump& dump);
+  int64_t num_lists(const State& state) const { return int64_t{layout_.num_layers} * state.item.lists; }
+
+  StreamDevice& device_;
+  Kernels& kernels_;
+  KvLayout layout_;
+  char* arena_;
+  int32_t num_q_heads_;
+  BufferStock stock_;
+  std::unordered_map<uint64_t, State> states_;
+
+  // Of the step in hand.
+  std::vector<RetentionItem> items_;
+  std::vector<int32_t> item_of_row_, cut_blocks_;
+  std::vector<int64_t> row_logits_start_, column_sums_start_;
+  std::vector<Cut> cuts_;
+  int64_t logits_floats_ = 0, sums_floats_ = 0;
+  bool decodes_ = false;
+  RetentionScoresParams scores_;
+  DeviceBuffer lse_, row_logits_, column_sums_, slots_;  // grown to the largest step
+};
+
+}  // namespace quire

@@ -1,0 +1,165 @@
+// KV policies on a CUDA device: the tokens and the kept positions of the CPU back end, which tests/e2e compares with a reference that
+// has no cache. In float32, where both add the same numbers. Alone and together, in chunks, with blocks of 8, as four samples, behind a
+// cached prefix, with little room. On the host shim by default; QUIRE_TEST_DEVICE=cuda runs it on a card.
+#include <filesystem>
+
+#include "tests/golden/engine_rig.h"
+
+namespace quire::golden {
+namespace {
+
+struct Ask {
+  std::vector<int32_t> prompt;
+  std::string policy;
+  int32_t max_tokens = 12, n = 1;
+};
+
+struct Answer {
+  std::vector<int32_t> ids;
+  KvDump kept;
+  bool operator==(const Answer&) const = default;
+};
+
+std::vector<int32_t> prompt_of(int32_t length, int32_t seed) {
+  std::vector<int32_t> ids;
+  for (int32_t i = 0; i < length; ++i) ids.push_back(3 + (i * i * 7 + i * 13 + seed * 101) % 500);
+  return ids;
+}
+
+// Budgets around the block size, parts that end inside a block, prompts that are shorter than the budget and some that are longer.
+std::vector<Ask> asks() {
+  std::vector<Ask> list;
+  int32_t seed = 0;
+  for (const char* policy :
+       {"tova:budget=15", "tova:budget=32", "tova:budget=1", "h2o:heavy=8,recent=7", "h2o:heavy=0,recent=16",
+        "h2o:heavy=9,recent=1", "h2o:heavy=20,recent=13", "window:size=20", "stream:sinks=4,recent=20", ""})
+    for (const int32_t length : {5, 41})
+      list.push_back({.prompt = prompt_of(length, ++seed), .policy = policy});
+  return list;
+}
+
+class RetentionOnDevice : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    config_.model_dir = shared_data() + "/models/stories260K";
+    if (!std::filesystem::exists(config_.model_dir))
+      GTEST_SKIP() << config_.model_dir << " is not there (set QUIRE_SHARED)";
+    config_.dtype = "f32";
+    config_.max_sequences = 32;
+    config_.max_step_tokens = 256;
+    config_.kv_cache_bytes = 8 << 20;
+    config_.check_invariants = true;
+  }
+
+  std::vector<std::vector<Answer>> answers(const std::string& device, const std::vector<Ask>& list) {
+    config_.device = device;
+    Result<std::unique_ptr<Engine>> engine = Engine::open(config_);
+    EXPECT_TRUE(engine.has_value()) << engine.error().message;
+    if (!engine) return {};
+    std::vector<std::shared_ptr<DumpCollector>> sinks;
+    for (const Ask& ask : list) sinks.push_back(ask_for(**engine, ask));
+    std::vector<std::vector<Answer>> out;
+    for (size_t i = 0; i < list.size(); ++i) {
+      sinks[i]->wait();
+      out.emplace_back();
+      for (int32_t k = 0; k < list[i].n; ++k) out.back().push_back({sinks[i]->ids(k), sinks[i]->dumps[k]});
+    }
+    cached_tokens_ = (*engine)->stats().cached_tokens_total;
+    expect_nothing_held(**engine);
+    return out;
+  }
+  void expect_the_same(const std::vector<Ask>& list) {
+    const auto wanted = answers("cpu", list);
+    const auto got = answers(env_or("QUIRE_TEST_DEVICE", "cuda-host"), list);
+    ASSERT_EQ(got.size(), wanted.size());
+    for (size_t i = 0; i < list.size(); ++i)
+      for (size_t k = 0; k < wanted[i].size(); ++k) {
+        const std::string what = list[i].policy + ", prompt of " + std::to_string(list[i].prompt.size()) +
+                                 ", sample " + std::to_string(k);
+        ASSERT_FALSE(wanted[i][k].kept.empty()) << what;
+        EXPECT_EQ(got[i][k].ids, wanted[i][k].ids) << what;
+        EXPECT_EQ(got[i][k].kept, wanted[i][k].kept) << what;
+      }
+  }
+
+  EngineConfig config_;
+  int64_t cached_tokens_ = 0;
+
+ private:
+  class DumpCollector final : public TokenSink {
+   public:
+    void on_event(const TokenEvent& event) override {
+      if (event.finish != FinishReason::kNone) dumps[event.index] = event.kv_dump;
+      inner_.on_event(event);
+    }
+    void wait() { inner_.wait(); }
+    void refuse(const Error& why) { inner_.refuse(why); }
+    std::vector<int32_t> ids(int32_t index) { return inner_.ids(index); }
+    std::map<int32_t, KvDump> dumps;
+
+   private:
+    Collector inner_;
+  };
+  static std::shared_ptr<DumpCollector> ask_for(Engine& engine, const Ask& ask) {
+    auto sink = std::make_shared<DumpCollector>();
+    Request request;
+    request.prompt = ask.prompt;
+    request.sampling = greedy(ask.max_tokens);
+    request.sampling.n = ask.n;
+    if (ask.n > 1) {  // logprobs: chosen on the host, by the CPU back end's sampler
+      request.sampling.temperature = 1;
+      request.sampling.seed = 5;
+      request.sampling.logprobs = 0;
+    }
+    request.kv_policy = ask.policy;
+    request.dump_kv = true;
+    const Result<RequestId> id = engine.submit(std::move(request), sink);
+    if (!id) sink->refuse(id.error());
+    return sink;
+  }
+};
+
+TEST_F(RetentionOnDevice, KeepsWhatTheCpuKeepsInOneBatch) {
+  expect_the_same(asks());
+}
+
+TEST_F(RetentionOnDevice, KeepsItInChunksOfOneToken) {
+  config_.max_prefill_chunk_tokens = 1;
+  std::vector<Ask> list = asks();
+  list.resize(12);
+  expect_the_same(list);
+}
+
+TEST_F(RetentionOnDevice, KeepsItInChunksOfSevenAndBlocksOfEight) {
+  config_.max_prefill_chunk_tokens = 7;
+  config_.block_tokens = 8;
+  expect_the_same(asks());
+}
+
+TEST_F(RetentionOnDevice, KeepsItThreeAtATimeWithLittleRoom) {
+  config_.max_sequences = 3;
+  config_.max_context_tokens = 64;
+  config_.max_queued_kv_factor = 1000;
+  config_.kv_cache_bytes = 10 * 16 * 2 * 5 * 4 * 8 * 4;
+  expect_the_same(asks());
+}
+
+TEST_F(RetentionOnDevice, KeepsListsOfEachSamplesOwn) {
+  std::vector<Ask> list;
+  for (const char* policy : {"tova:budget=15", "h2o:heavy=8,recent=7"})
+    for (const int32_t length : {9, 40})
+      list.push_back({.prompt = prompt_of(length, 3), .policy = policy, .max_tokens = 16, .n = 4});
+  expect_the_same(list);
+}
+
+TEST_F(RetentionOnDevice, KeepsItBehindACachedPrefix) {
+  config_.max_sequences = 1;  // one after the other
+  std::vector<Ask> list;
+  for (const char* policy : {"", "tova:budget=20", "tova:budget=20", "h2o:heavy=8,recent=7"})
+    list.push_back({.prompt = prompt_of(50, 4), .policy = policy});
+  expect_the_same(list);
+  EXPECT_GE(cached_tokens_, 2 * 48);
+}
+
+}  // namespace
+}  // namespace quire::golden
