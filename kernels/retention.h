@@ -20,19 +20,18 @@ enum class RetentionPhase : int32_t {
   kDecode,  // one row behind the prompt
 };
 
-// One sequence of a step, in device memory. Pointers are to the sequence's own state, [num_layers, lists,
-// ...] each.
+// One sequence of a step, in device memory. Pointers are to the sequence's own state, [num_layers, lists, ...] each.
 struct RetentionItem {
   int32_t* positions = nullptr;  // [.., room] of the token in each slot, from the cut on
-  float* scores = nullptr;  // [.., room] sums of what a slot was given, from the cut on; null: the last row
-                            // alone decides (TOVA)
+  // [.., room] sums of what a slot was given, from the cut on; null: the last row alone decides (TOVA)
+  float* scores = nullptr;
   float* prompt_sums =
       nullptr;  // [.., prompt_room] with scores: the same while the prompt runs; zero at its start
   int32_t* free_slots = nullptr;  // [..] slot of the last victim; -1: nobody was dropped yet
   RetentionPhase phase = RetentionPhase::kSum;
   int32_t sequence = 0;  // of the step
   int32_t row = 0;       // of the step; the sequence's last
-  int32_t lists = 1;     // of a layer: 1, or num_kv_heads
+  int32_t lists = 1;     // of a layer: 1, or num_kv_heads; 0: padding
   int32_t room = 0;      // capacity + 1
   int32_t prompt_room = 0;
   int32_t capacity = 0;    // tokens that a list keeps
@@ -60,9 +59,9 @@ struct RetentionScoresParams {
 struct RetentionSlotsParams {
   const RetentionItem* items = nullptr;  // [num_items] device memory
   const int32_t* item_of_row = nullptr;  // [rows] index into items, or -1
-  const int64_t* row_slots =
-      nullptr;               // [rows] for rows of no item in phase kDecode: one slot for all layers and heads
-  int64_t* slots = nullptr;  // [num_layers, rows, num_kv_heads] out
+  // [rows] for rows of no item in phase kDecode: one slot for all layers and heads
+  const int64_t* row_slots = nullptr;
+  int64_t* slots = nullptr;              // [num_layers, rows, num_kv_heads] out
   const int32_t* block_table = nullptr;  // [num_sequences, table_stride]
   int64_t table_stride = 0;
   int64_t rows = 0;

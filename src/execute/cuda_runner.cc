@@ -153,7 +153,7 @@ class CudaRunner final : public QueueingRunner {
     retention_.forget(plan.leaves);
     if (Status copies = copies_.build(plan.copies); !copies) return copies;
     if (Status built = step_.build(plan); !built) return built;
-    if (Status begun = retention_.begin(plan); !begun) return begun;
+    if (Status begun = begin_retention(plan); !begun) return begun;
     Turn& turn = turns_[queued.turn];
     queued.begun = turn.begun.get();
     queued.begun->record();
@@ -165,6 +165,14 @@ class CudaRunner final : public QueueingRunner {
     turn.done->record();
     queued.done = turn.done.get();
     return ok();
+  }
+
+  // Graphs captured around buffers that have grown since are of no use; nothing runs any more when buffers grow.
+  Status begin_retention(const BatchPlan& plan) {
+    const int32_t before = retention_.generation();
+    const Status begun = retention_.begin(plan, bucket_of(step_.arrays().rows));
+    if (retention_.generation() != before) std::erase_if(graphs_, [](const auto& graph) { return graph.first.retained > 0; });
+    return begun;
   }
 
   void note_joins(const BatchPlan& plan) {
@@ -214,7 +222,7 @@ class CudaRunner final : public QueueingRunner {
 
   void run(const BatchPlan& plan, CudaQueuedStep& queued, bool on_host) {
     const StepArrays own = step_.arrays();
-    const bool decode = !on_host && !retention_.active() && own.max_rows == 1 && own.num_logits_rows == own.rows && step_.num_samples() == own.rows;
+    const bool decode = !on_host && retention_.may_be_captured() && own.max_rows == 1 && own.num_logits_rows == own.rows && step_.num_samples() == own.rows;
     StepShape shape{.rows = own.rows, .sequences = own.num_sequences, .table_stride = own.table_stride, .logits_rows = own.num_logits_rows,
                     .samples = on_host ? 0 : static_cast<int32_t>(settings_.size()), .copies = static_cast<int32_t>(plan.copies.size()),
                     .windows = own.windows != nullptr, .sinks = own.sink_slots != nullptr};
@@ -224,7 +232,8 @@ class CudaRunner final : public QueueingRunner {
       shape.table_stride = power_of_two_from(own.table_stride);
     }
     const RetentionArrays retained = retention_.arrays();
-    shape.retained = static_cast<int32_t>(retained.items.size());
+    const auto num_retained = static_cast<int32_t>(retained.items.size());
+    shape.retained = decode && num_retained > 0 ? static_cast<int32_t>(bucket_of(num_retained)) : num_retained;
     shape.cut_blocks = static_cast<int32_t>(retained.cut_blocks.size());
     if (make_room_for_prefixes(shape)) queued.result.shared_read_tokens = groups_.saved_tokens();
     const PlacedStep placed = arrays_.pack(
@@ -236,7 +245,7 @@ class CudaRunner final : public QueueingRunner {
     if (plan.sequences.empty()) return;
     if (on_host) {
       parts_.kernels->take_sampled({.ids = placed.ids, .source = placed.id_source, .tokens = sampled_.as<int32_t>(), .rows = shape.rows});
-      run_forward(placed);
+      run_forward(placed, shape);
       return read_logits(queued.result);
     }
     if (decode) return run_decode(placed, shape, queued.turn);
@@ -277,7 +286,7 @@ class CudaRunner final : public QueueingRunner {
 
   void run_kernels(const PlacedStep& placed, const StepShape& shape) {
     parts_.kernels->take_sampled({.ids = placed.ids, .source = placed.id_source, .tokens = sampled_.as<int32_t>(), .rows = shape.rows});
-    run_forward(placed);
+    run_forward(placed, shape);
     parts_.forward->logits(0, placed.arrays.num_logits_rows, parts_.logits.as<float>());
     parts_.kernels->sample({.logits = parts_.logits.as<const float>(), .settings = placed.settings, .workspace = sample_space_.data(),
                             .tokens = sampled_.as<int32_t>(), .logprobs = sampled_.as<float>() + max_samples(), .num_samples = shape.samples,
@@ -290,10 +299,10 @@ class CudaRunner final : public QueueingRunner {
     parts_.kernels->copy_bytes({.source = sampled_.data(), .target = turns_[turn].back.data(), .bytes = sampled_bytes(shape)});
   }
 
-  void run_forward(const PlacedStep& placed) {
-    if (!retention_.active()) return parts_.forward->run(placed.arrays);
+  void run_forward(const PlacedStep& placed, const StepShape& shape) {
+    if (shape.retained == 0) return parts_.forward->run(placed.arrays);
     StepArrays arrays = placed.arrays;
-    retention_.before_forward(placed.retention, arrays);
+    retention_.before_forward(placed.retention, shape.retained, arrays);
     parts_.forward->run(arrays, [this](int32_t layer) { retention_.after_layer(layer); });
   }
 
@@ -303,6 +312,7 @@ class CudaRunner final : public QueueingRunner {
     key.copies = 0;  // copies lie behind all that the graph reads
     placed.arrays.max_length = parts_.limits.max_context_tokens;
     placed.arrays.all_rows_have_logits = true;
+    placed.arrays.overwrites = shape.retained > 0;  // whether or not a list is full by now
     Graph& graph = graphs_[key];
     std::unique_ptr<CapturedGraph>& captured = graph.captured[turn];
     if (captured == nullptr && graph.warmed) {

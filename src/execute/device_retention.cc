@@ -108,6 +108,7 @@ Result<DeviceRetention::State> DeviceRetention::new_state(const PlannedSequence&
 Status DeviceRetention::grow(DeviceBuffer& buffer, int64_t bytes, bool zero) {
   if (buffer.bytes() >= bytes) return ok();
   device_.synchronize();
+  ++generation_;
   const auto size = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(bytes)));
   buffer = DeviceBuffer();
   Result<DeviceBuffer> larger = device_.allocate(size, "side outputs of attention");
@@ -119,7 +120,7 @@ Status DeviceRetention::grow(DeviceBuffer& buffer, int64_t bytes, bool zero) {
 
 // ---- a step ----
 
-Status DeviceRetention::begin(const BatchPlan& plan) {
+Status DeviceRetention::begin(const BatchPlan& plan, int64_t max_rows) {
   items_.clear();
   if (std::none_of(plan.sequences.begin(), plan.sequences.end(), goes_by_scores)) return ok();
   item_of_row_.clear();
@@ -128,7 +129,7 @@ Status DeviceRetention::begin(const BatchPlan& plan) {
   row_logits_start_.assign(plan.sequences.size(), -1);
   column_sums_start_.assign(plan.sequences.size(), -1);
   logits_floats_ = sums_floats_ = 0;
-  decodes_ = false;
+  decodes_ = in_prompts_ = false;
   for (size_t i = 0; i < plan.sequences.size(); ++i) {
     const PlannedSequence& s = plan.sequences[i];
     const auto first_row = static_cast<int64_t>(item_of_row_.size());
@@ -137,7 +138,7 @@ Status DeviceRetention::begin(const BatchPlan& plan) {
     if (!goes_by_scores(s)) continue;
     if (Status added = add_item(s, static_cast<int32_t>(i), first_row); !added) return added;
   }
-  return make_room(static_cast<int64_t>(item_of_row_.size()));
+  return make_room(max_rows);
 }
 
 Status DeviceRetention::add_item(const PlannedSequence& s, int32_t index, int64_t first_row) {
@@ -166,6 +167,7 @@ Status DeviceRetention::add_item(const PlannedSequence& s, int32_t index, int64_
     for (const BlockId block : s.cut_source) cut_blocks_.push_back(value(block));
   }
   decodes_ = decodes_ || item.phase == RetentionPhase::kDecode;
+  in_prompts_ = in_prompts_ || item.phase != RetentionPhase::kDecode;
   want_side_outputs(s, item);
   items_.push_back(item);
   return ok();
@@ -200,7 +202,7 @@ RetentionArrays DeviceRetention::arrays() const {
           .cut_blocks = cut_blocks_};
 }
 
-void DeviceRetention::before_forward(const PlacedRetention& placed, StepArrays& arrays) {
+void DeviceRetention::before_forward(const PlacedRetention& placed, int32_t num_items, StepArrays& arrays) {
   for (const Cut& cut : cuts_) {
     const RetentionItem& item = cut.state->item;
     kernels_.move_slots({.arena = arena_,
@@ -233,7 +235,7 @@ void DeviceRetention::before_forward(const PlacedRetention& placed, StepArrays& 
   arrays.column_sums = sums_floats_ > 0 ? column_sums_.as<float>() : nullptr;
   arrays.column_sums_start = placed.column_sums_start;
   scores_ = {.items = placed.items,
-             .num_items = static_cast<int32_t>(items_.size()),
+             .num_items = num_items,
              .num_q_heads = num_q_heads_,
              .num_kv_heads = layout_.num_kv_heads,
              .lse = arrays.lse,

@@ -2,10 +2,11 @@
 // decisions of retention_runner.h, made by the device (kernels/retention.h). The host keeps where a sequence's state lies, and says
 // per step which sequences are in which phase; it reads nothing back but dumps, so no step waits for it.
 //
-// A step: begin() says what the step needs; its arrays go to the device with the others; before_forward() makes the cuts planned after a prompt
-// and finds each row's slots; after_layer() takes in a layer's side outputs; end() hands states on to forked samples. Steps without
-// such a sequence pay nothing. State and side outputs are allocated when a sequence comes whose like was not seen before, then used
-// again. Executor thread.
+// A step: begin() says what the step needs; its arrays go to the device with the others; before_forward() makes
+// the cuts planned after a prompt and finds each row's slots; after_layer() takes in a layer's side outputs;
+// end() hands states on to forked samples. Steps without such a sequence pay nothing; steps of rows behind
+// prompts alone are captured like any other decode step. State and side outputs are allocated when a sequence
+// comes whose like was not seen before, then used again. Executor thread.
 #pragma once
 
 #include <cstdint>
@@ -67,13 +68,19 @@ class DeviceRetention {
                   int32_t num_q_heads);
 
   void forget(std::span<const SequenceId> sequences);
-  // kInternal: the plan does not fit what was kept. kResourceExhausted: no device memory for the state or the side outputs.
-  Status begin(const BatchPlan& plan);
+  // max_rows: to which the step may be padded. kInternal: the plan does not fit what was kept. kResourceExhausted: no device memory for
+  // the state or the side outputs.
+  Status begin(const BatchPlan& plan, int64_t max_rows);
   bool active() const { return !items_.empty(); }
+  // Whether a graph of other such steps can run it: rows behind prompts, no list to be cut.
+  bool may_be_captured() const { return items_.empty() || (cuts_.empty() && !in_prompts_); }
+  // Rises when buffers move that a captured graph names.
+  int32_t generation() const { return generation_; }
   RetentionArrays arrays() const;
 
   // Where the step was sent; queues cuts and slots, and asks the forward pass for side outputs.
-  void before_forward(const PlacedRetention& placed, StepArrays& arrays);
+  // num_items: as many as there is room for in what was sent.
+  void before_forward(const PlacedRetention& placed, int32_t num_items, StepArrays& arrays);
   void after_layer(int32_t layer);
   Status end(const BatchPlan& plan, std::vector<QueuedDump>& dumps);
   // Once the step has run.
@@ -116,7 +123,8 @@ class DeviceRetention {
   std::vector<int64_t> row_logits_start_, column_sums_start_;
   std::vector<Cut> cuts_;
   int64_t logits_floats_ = 0, sums_floats_ = 0;
-  bool decodes_ = false;
+  bool decodes_ = false, in_prompts_ = false;
+  int32_t generation_ = 0;
   RetentionScoresParams scores_;
   DeviceBuffer lse_, row_logits_, column_sums_, slots_;  // grown to the largest step
 };

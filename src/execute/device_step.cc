@@ -69,16 +69,16 @@ void put_prefixes(char* host, const Layout& at, const SharedPrefixes& p, int32_t
   put(host, at.private_start, p.private_start, num_sequences, shape.sequences, 0);
 }
 
+// Items past the last have no lists; nobody wants side outputs of sequences past the last.
 void put_retention(char* host, const Layout& at, const RetentionArrays& r, const StepShape& shape) {
-  const auto put_all = [host](int64_t offset, const auto& from, int64_t count) {
-    check(static_cast<int64_t>(from.size()) == count, "DeviceStep: arrays of retention do not fit the step");
-    put(host, offset, from.data(), count, count, {});
+  const auto put_all = [host](int64_t offset, const auto& from, int64_t count, auto padding) {
+    put(host, offset, from.data(), static_cast<int64_t>(from.size()), count, padding);
   };
-  put_all(at.items, r.items, shape.retained);
-  put_all(at.item_of_row, r.item_of_row, shape.rows);
-  put_all(at.row_logits_start, r.row_logits_start, shape.sequences);
-  put_all(at.column_sums_start, r.column_sums_start, shape.sequences);
-  put_all(at.cut_blocks, r.cut_blocks, shape.cut_blocks);
+  put_all(at.items, r.items, shape.retained, RetentionItem{.lists = 0});
+  put_all(at.item_of_row, r.item_of_row, shape.rows, int32_t{-1});
+  put_all(at.row_logits_start, r.row_logits_start, shape.sequences, int64_t{-1});
+  put_all(at.column_sums_start, r.column_sums_start, shape.sequences, int64_t{-1});
+  put_all(at.cut_blocks, r.cut_blocks, shape.cut_blocks, 0);
 }
 
 }  // namespace

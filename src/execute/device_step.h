@@ -25,7 +25,7 @@ struct StepShape {
   bool windows = false, sinks = false;  // some sequence has one: kernels get other arguments
   // Room for shared prefixes, and the parts that each is cut in (SharedPrefixes); all 0 where nothing is shared.
   int32_t prefix_nodes = 0, prefix_members = 0, prefix_splits = 0;
-  // Sequences whose policy goes by scores, and blocks of lists that are cut; such a step is not captured.
+  // Room for sequences whose policy goes by scores, and blocks of lists that are cut.
   int32_t retained = 0, cut_blocks = 0;
   auto operator<=>(const StepShape&) const = default;
 };
