@@ -16,6 +16,9 @@ void add_engine_flags(CLI::App& app, quire::EngineConfig& c) {
   app.add_option("--dtype", c.dtype, "activations: auto | f32 | bf16 | f16")->capture_default_str();
   app.add_option("--kv-cache-dtype", c.kv_cache_dtype, "auto | f32 | bf16 | f16")->capture_default_str();
   app.add_option("--threads", c.threads, "CPU threads; 0 = all cores")->capture_default_str();
+  app.add_option("--default-kv-policy", c.default_kv_policy,
+                 "KV policy of all requests, as name:key=value,...")
+      ->capture_default_str();
   app.add_option("--block-tokens", c.block_tokens, "tokens of a block: 8 | 16 | 32 | 64")
       ->capture_default_str();
   app.add_option("--max-step-tokens", c.max_step_tokens, "tokens of one step")->capture_default_str();
