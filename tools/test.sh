@@ -28,13 +28,16 @@ ensure_venv
 step "configure ($preset)" configure_with_tests
 build_target all
 
-# Sanitizers on the parts that own memory and threads: what reads files, keeps the books and runs the loop; the thread sanitizer on
-# what has threads. Kernels have the host shim's own checks. Without gRPC and Rust.
+# Sanitizers on the parts that own memory and threads: what reads files and texts, keeps the books, runs the loop and serves; the thread
+# sanitizer on what has threads. Kernels have the host shim's own checks. The Rust crate is the release build's: its memory comes
+# from the sanitizer's allocator, its own accesses are not watched.
 address_tests="base_test policy_test sample_test cache_unit_test cache_property_test request_test schedule_test schedule_beam_test
-  engine_delivery_test engine_traffic_test sim_test unit_model_config unit_model_safetensors unit_execute"
-thread_tests="engine_threads_test cpu_pool_test"
+  engine_delivery_test engine_traffic_test sim_test unit_model_config unit_model_safetensors unit_execute
+  server_generate_test server_service_test server_lifecycle_test
+  text_chat_template_test text_detokenizer_test text_stop_matcher_test text_tokenizer_test"
+thread_tests="engine_threads_test cpu_pool_test server_generate_test server_service_test server_lifecycle_test"
 sanitizer_build() {
-  cmake --preset "$1" -S "$root" && nice cmake --build "$root/build/$1" -j "$jobs" --target ${*:2}
+  cmake --preset "$1" -S "$root" -DQUIRE_CARGO_DIR="$build/cargo" && nice cmake --build "$root/build/$1" -j "$jobs" --target ${*:2}
 }
 if wants sanitize; then
   # shellcheck disable=SC2086

@@ -253,6 +253,13 @@ TEST(Generate, DoesNotEndASlowReaderThatStillReads) {
   EXPECT_TRUE(reader->Finish().ok());
 }
 
+// Their allocators keep what was freed; the address sanitizer tells at the end what was not.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kMemoryStaysResident = true;
+#else
+constexpr bool kMemoryStaysResident = false;
+#endif
+
 int64_t resident_bytes() {
   std::ifstream statm("/proc/self/statm");
   int64_t total = 0, resident = 0;
@@ -281,6 +288,7 @@ TEST(Generate, Serves256StreamsAtOnceAndGivesTheMemoryBack) {
   const int64_t before = resident_bytes();
   for (int round = 0; round < 3; ++round) EXPECT_EQ(run_many(rig, 256, 20), 256);
   EXPECT_TRUE(rig.engine.eventually([&] { return rig.service.num_calls() == 0; }));
+  if (kMemoryStaysResident) return;
   EXPECT_LT(resident_bytes() - before, 24 << 20) << "three more rounds of 256 streams grew the process";
 }
 

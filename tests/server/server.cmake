@@ -1,10 +1,9 @@
 if(TARGET quire_server)
   quire_test(server_mapping_test LABEL server SOURCES ${QUIRE_TEST_DIR}/mapping_test.cc LIBS quire_commands)
   quire_test(server_progress_bar_test LABEL server SOURCES ${QUIRE_TEST_DIR}/progress_bar_test.cc LIBS quire_commands)
-  quire_test(server_generate_test LABEL server
-    SOURCES ${QUIRE_TEST_DIR}/generate_test.cc ${QUIRE_TEST_DIR}/fake_engine.cc LIBS quire_server)
-  quire_test(server_service_test LABEL server
-    SOURCES ${QUIRE_TEST_DIR}/service_test.cc ${QUIRE_TEST_DIR}/fake_engine.cc LIBS quire_server)
-  quire_test(server_lifecycle_test LABEL server
-    SOURCES ${QUIRE_TEST_DIR}/lifecycle_test.cc ${QUIRE_TEST_DIR}/fake_engine.cc LIBS quire_server)
+  add_library(quire_fake_engine STATIC ${QUIRE_TEST_DIR}/fake_engine.cc)
+  target_link_libraries(quire_fake_engine PUBLIC quire_server)
+  foreach(area generate service lifecycle)
+    quire_test(server_${area}_test LABEL server SOURCES ${QUIRE_TEST_DIR}/${area}_test.cc LIBS quire_fake_engine)
+  endforeach()
 endif()
