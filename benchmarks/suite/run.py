@@ -82,6 +82,8 @@ class Suite:
     # ---- parts -----------------------------------------------------------------------------------------------------------------
     def part_tests(self) -> dict:
         programs = {"golden_device": ["--gtest_filter=*AloneTogether*/stories260K:*Preempted*/stories260K"] if self.dry else [],
+                    "golden_cascade": ["--gtest_filter=*WaitsForEnough*"] if self.dry else [],
+                    "golden_retention": ["--gtest_filter=*SamplesOwn*"] if self.dry else [],
                     "cuda_attention_card_test": []}
         return {name: self.gtest(name, arguments) for name, arguments in programs.items()}
 
