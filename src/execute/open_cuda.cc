@@ -103,9 +103,11 @@ Status fill_memory(Opening& o, WeightSource& source) {
 
 Result<OpenedExecutor> finish(Opening& o) {
   o.parts.layout = o.layout;
+  // Layers with a window of their own read every list alone; where all have one there is nothing to find.
+  const bool sees_all = std::any_of(o.spec.window.begin(), o.spec.window.end(), [](int32_t window) { return window == 0; });
   o.parts.cascade = {.block_tokens = o.config.block_tokens,
                      .token_bytes = o.layout.layer_stride() / o.config.block_tokens,
-                     .least_saved_bytes = o.config.cascade_min_saved_bytes};
+                     .least_saved_bytes = sees_all ? o.config.cascade_min_saved_bytes : -1};
   o.parts.limits = {.max_rows = o.config.max_step_tokens,
                     .max_sequences = o.config.max_sequences,
                     .max_context_tokens = o.config.max_context_tokens,
