@@ -129,6 +129,7 @@ v1::GetLoadResponse to_wire(const EngineStats& stats) {
   wire.set_copies_on_write_total(stats.copies_on_write_total);
   wire.set_evictions_total(stats.evictions_total);
   wire.set_steps_total(stats.steps_total);
+  wire.set_shared_read_tokens_total(stats.shared_read_tokens_total);
   wire.set_host_us_per_step_p50(stats.host_us_per_step_p50);
   wire.set_step_ms_p50(stats.step_ms_p50);
   wire.set_last_step_age_ms(stats.last_step_age_ms);
