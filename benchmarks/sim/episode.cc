@@ -20,8 +20,11 @@ bool is_predictable(const SamplingParams& s) {
 }  // namespace
 
 Episode::Episode(const SimSetup& setup, uint64_t seed)
-    : executor_(setup.model, &clock_, setup.roofline), random_(seed) {
-  Result<std::unique_ptr<EngineCore>> core = EngineCore::create(setup.core, executor_, clock_);
+    : executor_(setup.model, &clock_, setup.roofline),
+      mover_(executor_, setup.core.cache.swap_bytes / setup.core.cache.groups.front().block_bytes(), &clock_,
+             setup.link),
+      random_(seed) {
+  Result<std::unique_ptr<EngineCore>> core = EngineCore::create(setup.core, executor_, clock_, &mover_);
   check(core.has_value(), core ? "" : core.error().message);
   core_ = std::move(*core);
   core_->set_on_violation([this](const std::string& what) { violate(what); });
@@ -34,6 +37,11 @@ Episode::Episode(const SimSetup& setup, uint64_t seed)
     if (copy_fault_.fails) count(SimFault::kCopyError);
     if (copy_fault_.delay_us > 0) count(SimFault::kCopyDelay);
     return std::exchange(copy_fault_, {});
+  });
+  mover_.set_fault([this] {
+    if (transfer_fault_.fails) count(SimFault::kTransferError);
+    if (transfer_fault_.delay_us > 0) count(SimFault::kTransferDelay);
+    return std::exchange(transfer_fault_, {});
   });
   core_->set_allocation_fault([this] {
     if (!std::exchange(no_room_, false)) return false;
@@ -129,6 +137,12 @@ void Episode::apply(const SimEvent& e) {
     case SimEventKind::kCopyDelay:
       copy_fault_.delay_us = e.value;
       return;
+    case SimEventKind::kTransferError:
+      transfer_fault_.fails = true;
+      return;
+    case SimEventKind::kTransferDelay:
+      transfer_fault_.delay_us = e.value;
+      return;
     case SimEventKind::kNoRoom:
       no_room_ = true;
       return;
@@ -154,6 +168,8 @@ RequestStage Episode::stage_of(RequestId id) const {
   if (group->paused) return RequestStage::kPaused;
   if (group->state == GroupState::kWaiting)
     return group->parked_on != nullptr ? RequestStage::kParked : RequestStage::kWaiting;
+  for (const auto& s : group->sequences)
+    if (s->copying) return RequestStage::kCopying;
   for (const auto& s : group->sequences)
     if (s->state == SequenceState::kPreempted) return RequestStage::kPreempted;
   const Sequence& first = *group->sequences.front();
@@ -190,6 +206,9 @@ void Episode::inject() {
   if (random_.chance(rates_.copy_error)) happen({.kind = SimEventKind::kCopyError});
   if (random_.chance(rates_.copy_delay))
     happen({.kind = SimEventKind::kCopyDelay, .value = random_.between(1, 50'000)});
+  if (random_.chance(rates_.transfer_error)) happen({.kind = SimEventKind::kTransferError});
+  if (random_.chance(rates_.transfer_delay))
+    happen({.kind = SimEventKind::kTransferDelay, .value = random_.between(1, 500'000)});
   if (random_.chance(rates_.no_room)) happen({.kind = SimEventKind::kNoRoom});
   if (random_.chance(rates_.clock_jump)) {
     count(SimFault::kClockJump);
@@ -218,7 +237,7 @@ bool Episode::step() {
     arrive();
     if (rates_.cancel > 0) inject();
   }
-  const bool worked = core_->step();
+  const bool worked = core_->step() || core_->wait_for_copy();
   ++tick_;
   samples_.running_sum += worked ? core_->scheduler().num_running() : 0;
   take_outcome();
@@ -238,13 +257,14 @@ void Episode::drain() {
   rates_ = kNoFaults;
   executor_error_ = no_room_ = false;
   copy_fault_ = {};
+  transfer_fault_ = {};
   for (RequestId id = 1; id < live_.size(); ++id)
     if (live_[id] != nullptr) core_->set_paused(id, false);
-  for (int32_t i = 0; i < kMaxStepsIdle && core_->step(); ++i) take_outcome();
+  for (int32_t i = 0; i < kMaxStepsIdle && (core_->step() || core_->wait_for_copy()); ++i) take_outcome();
   take_outcome();
   if (!core_->idle()) violate(fmt::format("stuck: {} requests cannot end", core_->num_unfinished()));
   if (num_live_ > 0) violate(fmt::format("invariant 9: {} requests have no end", num_live_));
-  leaked_ = core_->cache().num_held();
+  leaked_ = core_->cache().num_held() + core_->cache().swap_pool().num_held();
   if (leaked_ > 0) violate(fmt::format("{} blocks are held by nobody", leaked_));
   if (core_->queue_budget().num_requests() != 0 || core_->queue_budget().num_tokens() != 0)
     violate(fmt::format("the queue's budget keeps {} requests, {} tokens",
@@ -330,6 +350,8 @@ void Episode::add_to(SimReport& report, Samples& samples) const {
   report.cancelled += stats.requests_cancelled_total;
   report.failed += stats.requests_failed_total;
   report.preemptions += stats.preemptions_total;
+  report.swap_outs += stats.swap_outs_total;
+  report.swap_ins += stats.swap_ins_total;
   report.copies_on_write += stats.copies_on_write_total;
   report.evictions += stats.evictions_total;
   report.blocks_leaked += leaked_;

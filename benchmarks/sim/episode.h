@@ -16,7 +16,7 @@ namespace quire {
 // Chances per step.
 struct FaultRates {
   double cancel = 0, pause = 0, stop = 0, executor_error = 0, copy_error = 0, copy_delay = 0, no_room = 0,
-         clock_jump = 0;
+         clock_jump = 0, transfer_error = 0, transfer_delay = 0;
 };
 inline constexpr FaultRates kNoFaults{};
 inline constexpr FaultRates kAllFaults{.cancel = 0.02,
@@ -26,7 +26,9 @@ inline constexpr FaultRates kAllFaults{.cancel = 0.02,
                                        .copy_error = 0.0005,
                                        .copy_delay = 0.002,
                                        .no_room = 0.002,
-                                       .clock_jump = 0.001};
+                                       .clock_jump = 0.001,
+                                       .transfer_error = 0.001,
+                                       .transfer_delay = 0.002};
 
 struct Samples {
   std::vector<float> ttft_ms, tpot_ms;
@@ -38,8 +40,17 @@ struct Samples {
 };
 
 // Where a request is; in the order of SimFault's cancels.
-enum class RequestStage : uint8_t { kWaiting, kParked, kPrefill, kDecode, kPreempted, kPaused, kEnded };
-inline constexpr uint64_t kNumRequestStages = 7;
+enum class RequestStage : uint8_t {
+  kWaiting,
+  kParked,
+  kPrefill,
+  kDecode,
+  kPreempted,
+  kCopying,
+  kPaused,
+  kEnded
+};
+inline constexpr uint64_t kNumRequestStages = 8;
 
 class Episode {
  public:
@@ -97,6 +108,7 @@ class Episode {
 
   ManualClock clock_;
   FakeExecutor executor_;
+  FakeMover mover_;
   std::unique_ptr<EngineCore> core_;
   std::unique_ptr<Workload> workload_;  // none: the script tells
   const SimScript* script_ = nullptr;
@@ -108,6 +120,7 @@ class Episode {
   int64_t tick_ = 0;
   bool executor_error_ = false, no_room_ = false;  // armed
   FakeExecutor::CopyFault copy_fault_;
+  FakeMover::Fault transfer_fault_;
   std::vector<std::unique_ptr<Live>> live_;  // by id
   int64_t num_live_ = 0;
   Outcome outcome_;

@@ -23,8 +23,10 @@ enum class SimEventKind : uint8_t {
   kCopyDelay,      // ... takes `value` us longer
   kNoRoom,         // the next time blocks are taken there are none
   kClock,          // the clock jumps by `value` us
+  kTransferError,  // the next copy to or from the host fails half way
+  kTransferDelay,  // ... takes `value` us longer
 };
-inline constexpr int32_t kNumSimEventKinds = 10;
+inline constexpr int32_t kNumSimEventKinds = 12;
 std::string_view name_of(SimEventKind kind);
 
 struct SimEvent {

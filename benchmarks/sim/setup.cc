@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 
 #include <nlohmann/json.hpp>
@@ -94,8 +95,9 @@ Status check_options(const SimOptions& o) {
 
 }  // namespace
 
-void set_cache(SimSetup& setup, const GroupSpec& group, int64_t blocks) {
+void set_cache(SimSetup& setup, const GroupSpec& group, int64_t blocks, int64_t swap_blocks) {
   setup.core.cache = uniform_spec(group, static_cast<int32_t>(blocks));
+  setup.core.cache.swap_bytes = swap_blocks * group.block_bytes();
   setup.model.num_blocks = static_cast<int32_t>(blocks);
   setup.model.block_tokens = group.block_tokens;
   setup.model.check_content = blocks * group.block_tokens <= kMaxShadowSlots;
@@ -141,6 +143,24 @@ Result<SimSetup> make_setup(const SimOptions& options) {
   return setup;
 }
 
+namespace {
+
+// Half of the episodes have host memory, some of them little, and a cache that is small for their load; links
+// from much faster to slower than a step.
+void draw_swap(SimSetup& setup, Random& random, bool draws_cache) {
+  if (random.chance(0.5)) return;
+  const GroupSpec group = setup.core.cache.groups.front();
+  const int64_t least = 512 / group.block_tokens;  // one sequence of the longest
+  const int64_t blocks =
+      draws_cache ? std::max(least, setup.model.num_blocks / random.between(2, 8)) : setup.model.num_blocks;
+  set_cache(setup, group, blocks, random.between(1, 2 * blocks));
+  setup.core.reserve = {.least = 0, .rise = 0, .decay = 0};  // over-commit
+  setup.core.config.preemption_mode = random.chance(0.5) ? "swap" : "auto";
+  setup.link.us_per_block = std::pow(10.0, static_cast<double>(random.between(0, 4)));
+}
+
+}  // namespace
+
 SimSetup draw_episode(const SimSetup& base, const SimOptions& options, uint64_t seed) {
   Random random(seed);
   SimSetup setup = base;
@@ -159,6 +179,7 @@ SimSetup draw_episode(const SimSetup& base, const SimOptions& options, uint64_t 
   config.max_queued_kv_factor = 4;
   config.prefix_cache = random.chance(0.9);
   if (random.chance(0.5)) setup.core.reserve = {.least = 0, .rise = 0, .decay = 0};  // over-commit
+  draw_swap(setup, random, options.kv_bytes == 0);
   return setup;
 }
 

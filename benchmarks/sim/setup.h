@@ -5,6 +5,7 @@
 #include "src/cache/kv_cache.h"
 #include "src/engine/engine_core.h"
 #include "src/execute/fake_executor.h"
+#include "src/execute/fake_mover.h"
 
 namespace quire {
 
@@ -12,9 +13,10 @@ struct SimSetup {
   CoreOptions core;
   FakeModel model;
   Roofline roofline;
+  FakeLink link;  // between device and host memory
 };
 
-void set_cache(SimSetup& setup, const GroupSpec& group, int64_t blocks);
+void set_cache(SimSetup& setup, const GroupSpec& group, int64_t blocks, int64_t swap_blocks = 0);
 
 // The model and the card that the options name.
 Result<SimSetup> make_setup(const SimOptions& options);

@@ -17,9 +17,10 @@ constexpr int64_t kDefaultSteps = 100'000;
 constexpr size_t kMaxSamples = 2'000'000;  // latencies kept; later ones are left out
 
 constexpr std::array<const char*, kNumSimFaults> kFaultNames = {
-    "cancel_waiting", "cancel_parked", "cancel_prefill", "cancel_decode", "cancel_preempted",
-    "cancel_paused",  "cancel_ended",  "deadline",       "slow_reader",   "stop",
-    "executor_error", "copy_error",    "copy_delay",     "no_room",       "clock_jump"};
+    "cancel_waiting", "cancel_parked",  "cancel_prefill", "cancel_decode", "cancel_preempted",
+    "cancel_copying", "cancel_paused",  "cancel_ended",   "deadline",      "slow_reader",
+    "stop",           "executor_error", "copy_error",     "copy_delay",    "no_room",
+    "clock_jump",     "transfer_error", "transfer_delay"};
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -188,6 +189,8 @@ std::string to_json(const SimReport& r) {
       {"fairness", {{"max_gap", r.fairness_max_gap}, {"dearest_request", r.dearest_request}}},
       {"waste_percent", r.waste_percent},
       {"preemptions", r.preemptions},
+      {"swap_outs", r.swap_outs},
+      {"swap_ins", r.swap_ins},
       {"copies_on_write", r.copies_on_write},
       {"evictions", r.evictions},
       {"blocks_leaked", r.blocks_leaked},

@@ -51,6 +51,7 @@ enum class SimFault : uint8_t {
   kCancelPrefill,
   kCancelDecode,
   kCancelPreempted,
+  kCancelCopying,  // its blocks are on their way to or from the host
   kCancelPaused,
   kCancelEnded,  // or unknown
   kDeadline,
@@ -61,8 +62,10 @@ enum class SimFault : uint8_t {
   kCopyDelay,
   kNoRoom,
   kClockJump,
+  kTransferError,  // of a copy to or from the host
+  kTransferDelay,
 };
-inline constexpr size_t kNumSimFaults = 15;
+inline constexpr size_t kNumSimFaults = 18;
 using FaultCounts = std::array<int64_t, kNumSimFaults>;
 
 struct SimPercentiles {
@@ -87,7 +90,7 @@ struct SimReport {
   // request, in the same tokens.
   double fairness_max_gap = 0, dearest_request = 0;
   double waste_percent = 0;  // of held blocks' slots, mean over time
-  int64_t preemptions = 0, copies_on_write = 0, evictions = 0;
+  int64_t preemptions = 0, copies_on_write = 0, evictions = 0, swap_outs = 0, swap_ins = 0;
   int64_t blocks_leaked = 0;  // held with nothing left to do
   std::string script;         // the file that the failing episode was shrunk to
   int64_t script_events = 0;

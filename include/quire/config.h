@@ -26,6 +26,9 @@ struct EngineConfig {
   int64_t kv_cache_bytes = 0;  // 0 = sized from memory that is left
   double gpu_memory_utilization = 0.92;
   bool prefix_cache = true;
+  int64_t swap_space_bytes = 0;  // pinned host memory for preempted sequences; 0 = they are computed again
+  std::string preemption_mode =
+      "auto";  // auto (the cheaper) | swap | recompute; what cannot be done falls to the other
   // Decode attention on CUDA reads blocks that several sequences share once for all of them, in steps where that saves so many
   // bytes of K and V in each layer; -1 = never.
   int64_t cascade_min_saved_bytes = 16 << 20;

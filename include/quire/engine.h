@@ -31,8 +31,11 @@ struct EngineStats {
   int64_t shared_read_tokens_total =
       0;  // K and V not read again in decode steps, for other sequences of the step had read them
   int64_t preemptions_total = 0, copies_on_write_total = 0, evictions_total = 0, steps_total = 0;
+  int64_t swap_outs_total = 0, swap_ins_total = 0,
+          swap_failures_total = 0;  // of preempted sequences; failed copies
   int32_t requests_waiting = 0, sequences_running = 0;
   int32_t blocks_total = 0, blocks_free = 0, blocks_held = 0, blocks_cached = 0;
+  int32_t swap_blocks_total = 0, swap_blocks_held = 0;  // in host memory
   int32_t block_tokens = 0;
   int64_t kv_bytes_total = 0;
   double waste_percent = 0;         // of held blocks: slots reserved and not filled

@@ -93,6 +93,7 @@ class HostDevice final : public StreamDevice {
     for (const auto& call : static_cast<const HostGraph&>(graph).calls) call();
   }
   std::unique_ptr<StreamEvent> make_event() override { return std::make_unique<HostEvent>(); }
+  std::unique_ptr<CopyStream> make_copy_stream() override { return make_host_copy_stream(); }
   int64_t free_bytes() const override { return int64_t{sysconf(_SC_AVPHYS_PAGES)} * sysconf(_SC_PAGE_SIZE); }
 
  private:

@@ -31,6 +31,10 @@ void bind_cache_flags(Flags& flags, EngineConfig& c) {
   flags.add("gpu-memory-utilization", c.gpu_memory_utilization, "Share of the GPU's memory to take, (0, 1]");
   flags.add("prefix-cache", c.prefix_cache,
             "Keep finished prefixes and reuse them; --prefix-cache=false turns it off");
+  flags.add("swap-space-bytes", c.swap_space_bytes,
+            "Pinned host memory for the KV cache of preempted sequences, bytes; 0 = they are computed again");
+  flags.add_choice("preemption-mode", c.preemption_mode, {"auto", "swap", "recompute"},
+                   "What becomes of a preempted sequence's KV cache; auto = the cheaper of the two");
   flags.add("cascade-min-saved-bytes", c.cascade_min_saved_bytes,
             "Read shared blocks once for all sequences of a decode step where that saves so many bytes a "
             "layer; -1 = never");

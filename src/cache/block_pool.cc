@@ -77,7 +77,7 @@ BlockId BlockPool::take_free() {
 }
 
 void BlockPool::put_free(BlockId block) {
-  blocks_[value(block)] = {};
+  blocks_[value(block)] = {.publication = publication(block)};
   const int32_t index = value(block) / per_superblock_, offset = value(block) % per_superblock_;
   Superblock& superblock = superblocks_[index];
   check(superblock.mine, "a freed block's superblock belongs to its class");
@@ -147,6 +147,7 @@ void BlockPool::release_reader(BlockId block) {
 void BlockPool::set_published(BlockId block) {
   check(is_held(block) && !is_published(block), "a block is published once, by a holder");
   blocks_[value(block)].published = true;
+  ++blocks_[value(block)].publication;
 }
 
 void BlockPool::clear_published(BlockId block) {

@@ -42,6 +42,8 @@ class BlockPool {
   int32_t num_readers(BlockId block) const { return blocks_[value(block)].readers; }
   bool is_published(BlockId block) const { return blocks_[value(block)].published; }
   bool is_held(BlockId block) const { return num_holders(block) + num_readers(block) > 0; }
+  // Changes whenever the block is published anew: while it stands, what it was published with is there.
+  uint32_t publication(BlockId block) const { return blocks_[value(block)].publication; }
   bool is_free(BlockId block) const { return !is_held(block) && !is_published(block); }
   int32_t filled(BlockId block) const { return blocks_[value(block)].filled; }
   // The write rule: one holder, and not published.
@@ -62,6 +64,7 @@ class BlockPool {
   struct Block {
     int32_t holders = 0;
     int32_t readers = 0;
+    uint32_t publication = 0;
     uint8_t filled = 0;  // at most 64 slots
     bool published = false;
   };

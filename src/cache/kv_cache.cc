@@ -18,6 +18,7 @@ KvCache::KvCache(const CacheSpec& spec, EvictionOrder order)
       block_tokens_(spec.groups[0].block_tokens),
       arena_(spec.arena_bytes, superblock_bytes(spec)),
       pool_(arena_, spec.groups[0].block_bytes()),
+      swap_pool_(spec.swap_bytes / spec.groups[0].block_bytes()),
       tree_(pool_.max_blocks(), block_tokens_),
       index_(pool_.max_blocks(), order) {}
 

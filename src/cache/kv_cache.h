@@ -36,6 +36,7 @@
 #include "src/cache/namespaces.h"
 #include "src/cache/prefix_tree.h"
 #include "src/cache/spec.h"
+#include "src/cache/swapped_list.h"
 
 namespace quire {
 
@@ -86,6 +87,17 @@ class KvCache {
   // Ends what commit, publish and truncate deferred, once every step submitted before that moment has run.
   void release_deferred(std::span<const BlockId> blocks);
 
+  // ---- swap ----
+  // Moves a list to host memory (CacheSpec::swap_bytes): the table is empty afterwards, `list` names where it
+  // will lie, and `copies` gets what is to be copied there. Each copy's device block counts as deferred until
+  // it is made [6]. False, and nothing changed, where the host has no room.
+  bool swap_out(BlockTable& table, int64_t now_us, SwappedList& list, std::vector<TierCopy>& copies);
+  // The list on the device again, except for the bytes of `copies`: no step may read or write it before they
+  // are there. What is still where it lay is taken as it is. Nothing where the device has no room.
+  std::optional<BlockTable> swap_in(const SwappedList& list, int64_t now_us, std::vector<TierCopy>& copies);
+  void discard(SwappedList&& list);  // its host blocks are free; no copy may be under way from or to them
+  const HostPool& swap_pool() const { return swap_pool_; }
+
   // ---- steps ----
   StepTransaction begin(int64_t now_us);  // one at a time
   // Blocks that extend(table, new_length) would take, the copy of a shared or published tail included.
@@ -118,10 +130,11 @@ class KvCache {
   // For simulation: asked whenever blocks are to be taken; true = answer that there is no room.
   void set_allocation_fault(std::function<bool()> fault) { allocation_fault_ = std::move(fault); }
 
-  // Recomputes everything from scratch: tree, index, states, and holders against all live tables and deferred
-  // blocks. The first disagreement, by name. O(blocks); for tests and --check-invariants.
+  // Recomputes everything from scratch: tree, index, states, and holders against all live tables, deferred
+  // blocks and swapped lists. The first disagreement, by name. O(blocks); for tests and --check-invariants.
   std::optional<std::string> audit(std::span<const BlockTable* const> tables,
-                                   std::span<const BlockId> deferred) const;
+                                   std::span<const BlockId> deferred,
+                                   std::span<const SwappedList* const> swapped = {}) const;
 
  private:
   friend class StepTransaction;
@@ -142,6 +155,7 @@ class KvCache {
   bool is_extended_in_open_step(const BlockTable& table) const;
 
   bool make_room(int64_t blocks, int64_t now_us);
+  bool still_holds(const SwappedBlock& block) const;
   void evict(BlockId leaf);
   void detach(BlockId leaf);  // from the tree; it is in the index no more
   void drop_if_unused(NamespaceId ns);
@@ -167,6 +181,7 @@ class KvCache {
   int32_t block_tokens_;
   Arena arena_;
   BlockPool pool_;
+  HostPool swap_pool_;
   Namespaces namespaces_;
   PrefixTree tree_;
   EvictionIndex index_;

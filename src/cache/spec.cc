@@ -43,6 +43,9 @@ Status validate(const CacheSpec& spec) {
   if (spec.groups.empty()) return invalid("kv cache: no layer group");
   if (spec.arena_bytes < 1)
     return invalid(fmt::format("kv cache: arena_bytes is {}; at least 1", spec.arena_bytes));
+  if (spec.swap_bytes < 0)
+    return invalid(fmt::format("swap_space_bytes is {}; it must be 0 (no swap) or more", spec.swap_bytes),
+                   "swap_space_bytes");
   for (const GroupSpec& group : spec.groups)
     if (Status status = validate_group(group, spec.arena_bytes); !status) return status;
   int64_t together =

@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "src/base/check.h"
+#include "src/device/copy_stream.h"
 #include "src/device/cpu_features.h"
 #include "src/device/device.h"
 
@@ -89,7 +90,22 @@ class CpuDevice final : public Device {
   DeviceFacts facts_;
 };
 
+class HostCopyStream final : public CopyStream {
+ public:
+  void copy_to_device(void* target, const void* host, int64_t bytes) override {
+    std::memcpy(target, host, static_cast<size_t>(bytes));
+  }
+  void copy_to_host(void* host, const void* source, int64_t bytes) override {
+    std::memcpy(host, source, static_cast<size_t>(bytes));
+  }
+  void wait() override {}
+};
+
 }  // namespace
+
+std::unique_ptr<CopyStream> make_host_copy_stream() {
+  return std::make_unique<HostCopyStream>();
+}
 
 Result<std::unique_ptr<Device>> open_cpu_device(int threads) {
   if (threads < 0) return invalid(fmt::format("threads is {}; it must be 0 (all cores) or more", threads));

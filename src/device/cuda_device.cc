@@ -55,6 +55,29 @@ class CudaCapturedGraph final : public CapturedGraph {
   CudaGraphExec exec_;
 };
 
+// Its stream is CUDA's own object: another thread may queue on it while the executor's queues on the main
+// one.
+class CudaCopyStream final : public CopyStream {
+ public:
+  CudaCopyStream() {
+    cudaStream_t raw = nullptr;
+    check_cuda_call(cudaStreamCreateWithFlags(&raw, cudaStreamNonBlocking));
+    stream_ = CudaStream(raw);
+  }
+  void copy_to_device(void* target, const void* host, int64_t bytes) override {
+    check_cuda_call(
+        cudaMemcpyAsync(target, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_.get()));
+  }
+  void copy_to_host(void* host, const void* source, int64_t bytes) override {
+    check_cuda_call(
+        cudaMemcpyAsync(host, source, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_.get()));
+  }
+  void wait() override { check_cuda_call(cudaStreamSynchronize(stream_.get())); }
+
+ private:
+  CudaStream stream_;
+};
+
 class CudaDevice final : public StreamDevice {
  public:
   CudaDevice(DeviceFacts facts, CudaStream stream) : facts_(std::move(facts)), stream_(std::move(stream)) {}
@@ -119,6 +142,7 @@ class CudaDevice final : public StreamDevice {
   std::unique_ptr<StreamEvent> make_event() override {
     return std::make_unique<CudaEventMark>(stream_.get());
   }
+  std::unique_ptr<CopyStream> make_copy_stream() override { return std::make_unique<CudaCopyStream>(); }
 
   int64_t free_bytes() const override {
     size_t free = 0, total = 0;

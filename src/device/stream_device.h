@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "src/device/copy_stream.h"
 #include "src/device/device.h"
 
 namespace quire {
@@ -35,6 +36,7 @@ class StreamDevice : public Device {
   virtual std::unique_ptr<CapturedGraph> end_capture() = 0;
   virtual void run(const CapturedGraph& graph) = 0;  // on the stream
   virtual std::unique_ptr<StreamEvent> make_event() = 0;
+  virtual std::unique_ptr<CopyStream> make_copy_stream() = 0;  // of its own, beside stream()
   virtual void set_zero(void* target, int64_t bytes) = 0;
   virtual void copy_on_device(void* target, const void* source, int64_t bytes) = 0;
   // Free memory now, in bytes: after the weights are loaded it says what is left for the cache.

@@ -44,6 +44,10 @@ class CommandQueue {
   void shutdown() {
     push([](Commands& c) { c.shutdown = true; });
   }
+  // What is waited for besides commands has come: the next wait returns at once.
+  void wake() {
+    push([](Commands&) {});
+  }
   // Between hold and its release nothing is taken: what is pushed meanwhile arrives together. Holds nest.
   void hold() {
     const std::lock_guard lock(mutex_);

@@ -29,6 +29,8 @@ CoreOptions core_of(const OpenedExecutor& opened) {
   const GroupSpec group = group_of(opened);
   check(group.block_bytes() == opened.block_bytes, "cache and executor agree on a block's bytes");
   core.cache = uniform_spec(group, opened.num_blocks);
+  core.cache.swap_bytes = opened.swap_bytes;
+  core.preemption_costs = opened.preemption_costs;
   core.identity.model = opened.config.served_model_name;
   core.identity.spec = describe(core.cache);
   core.identity.codec = name_of(opened.kv_dtype);
@@ -78,6 +80,7 @@ void log_start(const EngineParts& parts, const OpenedExecutor& opened) {
             {"blocks", opened.num_blocks},
             {"block_tokens", opened.config.block_tokens},
             {"block_bytes", opened.block_bytes},
+            {"swap_bytes", opened.swap_bytes},
             {"weights_bytes", opened.memory.weights_bytes},
             {"workspace_bytes", opened.memory.workspace_bytes},
             {"logits_bytes", opened.memory.logits_bytes},
@@ -110,6 +113,7 @@ Result<EngineParts> open_parts(const EngineConfig& config) {
   parts.clock = std::make_unique<SteadyClock>();
   log_start(parts, *opened);
   parts.executor = std::move(opened->executor);
+  parts.mover = std::move(opened->mover);
   return parts;
 }
 

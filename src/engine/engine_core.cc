@@ -12,6 +12,13 @@ namespace {
 
 constexpr int64_t kLongestMs = 1LL << 40;  // 35 years: its microseconds still fit
 
+std::optional<PreemptionMode> preemption_mode_of(const std::string& name) {
+  if (name == "auto") return PreemptionMode::kAuto;
+  if (name == "swap") return PreemptionMode::kSwap;
+  if (name == "recompute") return PreemptionMode::kRecompute;
+  return {};
+}
+
 ScheduleLimits schedule_limits(const CoreOptions& options) {
   const EngineConfig& config = options.config;
   ScheduleLimits limits;
@@ -19,6 +26,8 @@ ScheduleLimits schedule_limits(const CoreOptions& options) {
   limits.whole_block_hits = options.whole_block_hits;
   limits.look_ahead = options.look_ahead;
   limits.max_priority_wait_us = std::min(config.max_priority_wait_ms, kLongestMs) * 1000;
+  limits.preemption_mode = *preemption_mode_of(config.preemption_mode);
+  limits.costs = options.preemption_costs;
   limits.max_step_tokens = config.max_step_tokens;
   limits.max_sequences = config.max_sequences;
   limits.max_prefill_chunk_tokens =
@@ -66,6 +75,10 @@ Status check_config(const EngineConfig& c) {
             "max_step_tokens is {} and max_sequences {}; a step must have a token for every running sequence",
             c.max_step_tokens, c.max_sequences),
         "max_step_tokens");
+  if (!preemption_mode_of(c.preemption_mode))
+    return invalid(
+        fmt::format("preemption_mode is `{}`; it must be auto, swap or recompute", c.preemption_mode),
+        "preemption_mode");
   if (!(c.max_queued_kv_factor > 0))
     return invalid(fmt::format("max_queued_kv_factor is {}; it must be above 0", c.max_queued_kv_factor),
                    "max_queued_kv_factor");
@@ -75,18 +88,21 @@ Status check_config(const EngineConfig& c) {
 }  // namespace
 
 Result<std::unique_ptr<EngineCore>> EngineCore::create(const CoreOptions& options, Executor& executor,
-                                                       const Clock& clock) {
+                                                       const Clock& clock, BlockMover* mover) {
   if (Status s = check_config(options.config); !s) return s.error();
   Result<std::unique_ptr<KvCache>> cache = KvCache::create(options.cache, options.eviction);
   if (!cache) return cache.error();
-  return std::unique_ptr<EngineCore>(new EngineCore(options, std::move(*cache), executor, clock));
+  check((*cache)->swap_pool().num_blocks() == 0 || mover != nullptr,
+        "host memory comes with who copies there");
+  return std::unique_ptr<EngineCore>(new EngineCore(options, std::move(*cache), executor, clock, mover));
 }
 
 EngineCore::EngineCore(const CoreOptions& options, std::unique_ptr<KvCache> cache, Executor& executor,
-                       const Clock& clock)
+                       const Clock& clock, BlockMover* mover)
     : options_(options),
       cache_(std::move(cache)),
       executor_(executor),
+      mover_(mover),
       clock_(clock),
       limits_(admission_limits(options, *cache_)),
       queue_budget_(options.config.max_queued_requests, max_queued_tokens(options.config, *cache_)),
@@ -150,8 +166,22 @@ void EngineCore::expire(int64_t now_us) {
   }
 }
 
+void EngineCore::take_transfer_ends() {
+  if (scheduler_.num_transfers() == 0) return;
+  transfer_ends_.clear();
+  mover_->poll(transfer_ends_);
+  for (const TransferEnd& end : transfer_ends_) scheduler_.transferred(end, clock_.now_us(), outcome_);
+}
+
+bool EngineCore::wait_for_copy() {
+  if (scheduler_.num_transfers() == 0) return false;
+  mover_->wait();
+  return true;
+}
+
 bool EngineCore::step() {
   expire(clock_.now_us());
+  take_transfer_ends();
   const bool planned = plan_step();
   const int32_t under_way = scheduler_.num_in_flight();
   const bool commits = under_way == kMaxStepsInFlight || (!planned && under_way > 0);
@@ -164,6 +194,7 @@ bool EngineCore::step() {
 bool EngineCore::plan_step() {
   const int64_t start = clock_.now_us();
   std::shared_ptr<const BatchPlan> plan = scheduler_.plan(start, outcome_);
+  for (BlockTransfer& transfer : scheduler_.take_transfers()) mover_->submit(std::move(transfer));
   timer_.planned(clock_.now_us() - start);
   if (plan == nullptr) return false;
   if (scheduler_.num_in_flight() == 1) step_started_us_ = start;
@@ -237,6 +268,11 @@ void EngineCore::fill_stats(EngineStats& stats) const {
   stats.generation_tokens_total = c.output_tokens;
   stats.cached_tokens_total = c.cached_tokens;
   stats.preemptions_total = c.preemptions;
+  stats.swap_outs_total = c.swap_outs;
+  stats.swap_ins_total = c.swap_ins;
+  stats.swap_failures_total = c.swap_failures;
+  stats.swap_blocks_total = static_cast<int32_t>(cache_->swap_pool().num_blocks());
+  stats.swap_blocks_held = static_cast<int32_t>(cache_->swap_pool().num_held());
   stats.steps_total = c.steps;
   stats.copies_on_write_total = cache_->counters().copies_on_write;
   stats.evictions_total = cache_->counters().evictions;

@@ -17,6 +17,7 @@
 #include "src/cache/kv_cache.h"
 #include "src/engine/invariants.h"
 #include "src/engine/step_timer.h"
+#include "src/execute/block_mover.h"
 #include "src/execute/executor.h"
 #include "src/request/admission.h"
 #include "src/request/queue_budget.h"
@@ -29,6 +30,7 @@ struct CoreOptions {
   CacheSpec cache;
   EvictionOrder eviction = EvictionOrder::kLru;
   ReserveRule reserve;
+  PreemptionCosts preemption_costs;
   bool whole_block_hits =
       false;  // hits are cut to whole blocks, as engines that hash blocks do; for comparison
   int32_t look_ahead = ScheduleLimits().look_ahead;
@@ -63,8 +65,9 @@ struct RequestCounts {
 class EngineCore {
  public:
   // kInvalidArgument where config values exclude each other, with both.
+  // The mover is needed where options.cache.swap_bytes is not 0.
   static Result<std::unique_ptr<EngineCore>> create(const CoreOptions& options, Executor& executor,
-                                                    const Clock& clock);
+                                                    const Clock& clock, BlockMover* mover = nullptr);
   ~EngineCore();
 
   // ---- the door; any thread
@@ -81,11 +84,16 @@ class EngineCore {
   void stop(RequestId request, int32_t index);  // its text has met a stop string
   void set_paused(RequestId request, bool paused);
   // Plans and submits a step if one can be, then commits the oldest if two are under way or none could be
-  // planned. False: there was nothing to do.
+  // planned. False: there was nothing to do, or nothing before a copy under way ends.
   bool step();
+  // Waits until a copy between device and host has ended; the next step takes it in. False: none is under
+  // way.
+  bool wait_for_copy();
   Outcome take_outcome();
   void take_outcome(Outcome& into);  // the same, and `into` gives its memory for the next
-  bool idle() const { return num_unfinished() == 0 && scheduler_.num_in_flight() == 0; }
+  bool idle() const {
+    return num_unfinished() == 0 && scheduler_.num_in_flight() == 0 && scheduler_.num_transfers() == 0;
+  }
   int64_t num_unfinished() const {
     return scheduler_.num_waiting_groups() + scheduler_.num_admitted_groups();
   }
@@ -104,8 +112,9 @@ class EngineCore {
 
  private:
   EngineCore(const CoreOptions& options, std::unique_ptr<KvCache> cache, Executor& executor,
-             const Clock& clock);
+             const Clock& clock, BlockMover* mover);
   void expire(int64_t now_us);
+  void take_transfer_ends();
   bool plan_step();
   void commit_step();
   void count_ends(size_t from);
@@ -114,6 +123,7 @@ class EngineCore {
   CoreOptions options_;
   std::unique_ptr<KvCache> cache_;
   Executor& executor_;
+  BlockMover* mover_;
   const Clock& clock_;
   AdmissionLimits limits_;
   QueueBudget queue_budget_;
@@ -128,6 +138,7 @@ class EngineCore {
   StepTimer timer_;
   OnViolation on_violation_;
   std::vector<SlotsWritten> slots_written_;  // scratch of check_plan
+  std::vector<TransferEnd> transfer_ends_;   // scratch
 };
 
 }  // namespace quire

@@ -31,6 +31,12 @@ Broken blocks_add_up(const KvCache& cache, int64_t all) {
                      cache.num_held(), cache.num_cached(), all);
 }
 
+Broken host_blocks_add_up(const HostPool& pool) {
+  if (pool.num_free() + pool.num_held() == pool.num_blocks()) return {};
+  return fmt::format("invariant 2: {} free + {} held blocks for swap, not {}", pool.num_free(),
+                     pool.num_held(), pool.num_blocks());
+}
+
 uint64_t slot_bits(int32_t first, int32_t end) {
   const uint64_t below_end = end >= 64 ? ~0ull : (1ull << end) - 1;
   return below_end & ~((1ull << first) - 1);
@@ -102,13 +108,16 @@ Broken list_within_bound(const EngineCore& core, const Sequence& s) {
   const int32_t block_tokens = core.cache().block_tokens();
   const PolicySpec& policy = s.group->policy;
   if (s.table.num_blocks() != (s.table.length() + block_tokens - 1) / block_tokens)
-    return fmt::format("invariant 8: a list of {} slots has {} blocks of {}", s.table.length(), s.table.num_blocks(), block_tokens);
+    return fmt::format("invariant 8: a list of {} slots has {} blocks of {}", s.table.length(),
+                       s.table.num_blocks(), block_tokens);
   const bool cut_to_come = s.group->traits.cuts_after_prompt && !s.list_cut;
-  const int64_t list = list_blocks(policy, s.group->max_total_tokens, core.limits().max_chunk_tokens, block_tokens);
+  const int64_t list =
+      list_blocks(policy, s.group->max_total_tokens, core.limits().max_chunk_tokens, block_tokens);
   const int64_t prompt = (s.num_prompt_tokens + block_tokens - 1) / block_tokens;
   const int64_t most = cut_to_come ? std::max(prompt, list) : list;
   if (policy.kind == RetentionKind::kKeepAll || s.table.num_blocks() <= most) return {};
-  return fmt::format("invariant 8: sequence {} holds {} blocks; {} may hold {}", value(s.id), s.table.num_blocks(), to_string(policy), most);
+  return fmt::format("invariant 8: sequence {} holds {} blocks; {} may hold {}", value(s.id),
+                     s.table.num_blocks(), to_string(policy), most);
 }
 
 Broken lists_within_bound(const EngineCore& core) {
@@ -133,6 +142,20 @@ Broken positions_are_ordered(const EngineCore& core) {
   return {};
 }
 
+// What a copy reads or writes belongs to its sequence until the copy has ended.
+Broken swapped_lists_are_at_rest(const EngineCore& core) {
+  for (const SequenceGroup* group : core.scheduler().groups())
+    for (const auto& s : group->sequences) {
+      const bool rests = s->state == SequenceState::kPreempted && s->table.empty();
+      if (s->swapped.empty() ? !s->copying : (rests || s->copying) && (!s->copying || s->num_in_flight == 1))
+        continue;
+      return fmt::format(
+          "invariant 6: sequence {} has {} blocks on the host and {} on the device, copying {}, in flight {}",
+          value(s->id), s->swapped.num_blocks(), s->table.num_blocks(), s->copying, s->num_in_flight);
+    }
+  return {};
+}
+
 Broken slots_of_running(const EngineCore& core) {
   const auto n = static_cast<int32_t>(core.scheduler().running().size());
   if (n <= core.scheduler().limits().max_sequences) return {};
@@ -144,7 +167,8 @@ Broken slots_of_running(const EngineCore& core) {
 
 Broken check_cheap(const EngineCore& core) {
   if (Broken b = requests_add_up(core)) return b;
-  return blocks_add_up(core.cache(), core.limits().num_blocks);
+  if (Broken b = blocks_add_up(core.cache(), core.limits().num_blocks)) return b;
+  return host_blocks_add_up(core.cache().swap_pool());
 }
 
 Broken check_all(const EngineCore& core) {
@@ -153,7 +177,9 @@ Broken check_all(const EngineCore& core) {
   if (Broken b = lists_within_bound(core)) return b;
   if (Broken b = positions_are_ordered(core)) return b;
   if (Broken b = slots_of_running(core)) return b;
-  if (Broken b = core.cache().audit(core.scheduler().tables(), core.scheduler().deferred()))
+  if (Broken b = swapped_lists_are_at_rest(core)) return b;
+  if (Broken b = core.cache().audit(core.scheduler().tables(), core.scheduler().deferred(),
+                                    core.scheduler().swapped()))
     return "cache: " + *b;
   return {};
 }

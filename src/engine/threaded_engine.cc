@@ -36,11 +36,13 @@ int64_t retry_delay_ms(int64_t queued_tokens, double tokens_per_s) {
 
 Result<std::unique_ptr<Engine>> ThreadedEngine::start(EngineParts parts) {
   std::unique_ptr<ThreadedEngine> engine(new ThreadedEngine(std::move(parts)));
-  Result<std::unique_ptr<EngineCore>> core =
-      EngineCore::create(engine->parts_.core, *engine->parts_.executor, *engine->parts_.clock);
+  Result<std::unique_ptr<EngineCore>> core = EngineCore::create(
+      engine->parts_.core, *engine->parts_.executor, *engine->parts_.clock, engine->parts_.mover.get());
   if (!core) return core.error();
   engine->core_ = std::move(*core);
   engine->core_->fill_stats(engine->stats_);
+  if (engine->parts_.mover != nullptr)
+    engine->parts_.mover->set_on_end([e = engine.get()] { e->commands_.wake(); });
   Delivery::Hooks hooks;
   hooks.stop_sequence = [e = engine.get()](RequestId id, int32_t index) { e->commands_.stop(id, index); };
   hooks.request_ended = [e = engine.get()](RequestId id) { e->leave(id); };
@@ -59,7 +61,8 @@ ThreadedEngine::~ThreadedEngine() {
     commands_.shutdown();
     thread_.join();
   }
-  delivery_.reset();  // after the engine thread: every request has its last event
+  parts_.mover.reset();  // it may be waking this engine
+  delivery_.reset();     // after the engine thread: every request has its last event
 }
 
 // ---- the door

@@ -23,6 +23,7 @@ namespace quire {
 struct EngineParts {
   CoreOptions core;
   std::unique_ptr<Executor> executor;
+  std::unique_ptr<BlockMover> mover;  // copies to and from memory of the executor's device; goes before it
   std::unique_ptr<TextFront> text;
   std::unique_ptr<Clock> clock;
   ModelCard card;

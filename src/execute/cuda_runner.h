@@ -21,6 +21,7 @@ struct CudaRunnerParts {
   std::unique_ptr<StreamDevice> device;
   std::unique_ptr<Kernels> kernels;
   DeviceBuffer arena;
+  DeviceBuffer swap_space;  // the mover's, kept alive here
   std::unique_ptr<ForwardPass> forward;
   DeviceBuffer logits;  // [logits_rows, vocab] f32
   int64_t logits_rows = 0;

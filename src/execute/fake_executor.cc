@@ -92,7 +92,8 @@ StepResult FakeExecutor::run(const BatchPlan& plan, bool copies_fail) {
     return result;
   }
   for (const PlannedSequence& s : plan.sequences)  // as copies do: before any write of the step
-    if (model_.check_content && !s.cut_source.empty() && !known_[value(s.sequence)].poisoned) cut(s, known_[value(s.sequence)]);
+    if (model_.check_content && !s.cut_source.empty() && !known_[value(s.sequence)].poisoned)
+      cut(s, known_[value(s.sequence)]);
   met_.clear();
   size_t num_samples = 0;
   for (const PlannedSequence& s : plan.sequences) {
@@ -143,9 +144,26 @@ void FakeExecutor::copy(const BlockCopy& c) {
   ++version_[value(c.target)];
 }
 
+void FakeExecutor::make_host_blocks(int64_t count) {
+  if (model_.check_content) host_slots_.resize(static_cast<size_t>(count) * model_.block_tokens);
+}
+
+void FakeExecutor::copy(const TierCopy& c, TransferDirection direction) {
+  if (!model_.check_content) return;
+  Slot* device = &slot(c.device, 0);
+  Slot* host = &host_slots_[static_cast<size_t>(value(c.host)) * model_.block_tokens];
+  if (direction == TransferDirection::kToHost) {
+    std::copy_n(device, model_.block_tokens, host);
+  } else {
+    std::copy_n(host, model_.block_tokens, device);
+    ++version_[value(c.device)];
+  }
+}
+
 void FakeExecutor::push(Known& known, TokenId token) {
   const bool unknown = !known.chain.empty() && known.chain.back() == kUnknownChain;
-  known.chain.push_back(unknown ? kUnknownChain : chain_after(known.chain.empty() ? 0 : known.chain.back(), token));
+  known.chain.push_back(unknown ? kUnknownChain
+                                : chain_after(known.chain.empty() ? 0 : known.chain.back(), token));
   known.tokens.push_back(token);
 }
 
@@ -177,7 +195,8 @@ bool FakeExecutor::check_shape(const PlannedSequence& s) {
   if (!fits)
     violation(fmt::format("sequence {}: {} blocks cannot hold {} tokens", value(s.sequence),
                           s.block_table.size(), end));
-  const bool misfits = keeps_all(s) ? s.list_length_before != s.first_position : s.list_length_before > s.first_position;
+  const bool misfits =
+      keeps_all(s) ? s.list_length_before != s.first_position : s.list_length_before > s.first_position;
   if (misfits)
     violation(fmt::format("sequence {}: list length {} before position {}", value(s.sequence),
                           s.list_length_before, s.first_position));
@@ -222,8 +241,8 @@ void FakeExecutor::cut(const PlannedSequence& s, Known& known) {
   std::sort(kept.begin(), kept.end(), [&](int32_t a, int32_t b) { return hash(a) < hash(b); });
   if (s.list_length_before > static_cast<int32_t>(kept.size()) ||
       kept.size() > s.cut_source.size() * model_.block_tokens)
-    return violation(fmt::format("sequence {}: a cut from {} slots in {} blocks to {}", value(s.sequence), kept.size(),
-                                 s.cut_source.size(), s.list_length_before));
+    return violation(fmt::format("sequence {}: a cut from {} slots in {} blocks to {}", value(s.sequence),
+                                 kept.size(), s.cut_source.size(), s.list_length_before));
   kept.resize(s.list_length_before);
   std::sort(kept.begin(), kept.end());
   std::vector<int32_t> list;
@@ -240,7 +259,8 @@ void FakeExecutor::cut(const PlannedSequence& s, Known& known) {
 int32_t FakeExecutor::take_slot(const PlannedSequence& s, Known& known, int32_t index) {
   const int32_t position = s.first_position + index, next = s.list_length_before + index;
   if (keeps_all(s) || !traits(s.policy).overwrites_slots) return next;
-  while (static_cast<int32_t>(known.list.size()) < s.list_length_before && known.list.size() < known.tokens.size())
+  while (static_cast<int32_t>(known.list.size()) < s.list_length_before &&
+         known.list.size() < known.tokens.size())
     known.list.push_back(static_cast<int32_t>(known.list.size()));
   if (!s.overwrites) {
     known.list.resize(next + 1);
@@ -295,7 +315,7 @@ void FakeExecutor::write(const BatchPlan& plan, const PlannedSequence& s, Known&
     if (target.written_in == plan.step)
       violation(fmt::format("step {}: two tokens share slot {} of block {}", plan.step,
                             list_slot % model_.block_tokens, value(block)));
-    const uint64_t before = position == 0                ? 0
+    const uint64_t before = position == 0  ? 0
                             : keeps_all(s) ? slot_at(s.block_table, position - 1).chain
                                            : known.chain[position - 1];
     const bool unknown = position > 0 && before == kUnknownChain;
@@ -339,8 +359,8 @@ void FakeExecutor::verify(const PlannedSequence& s, Known& known) {
   const auto unchanged = std::min<size_t>(static_cast<size_t>(s.num_unchanged_blocks), known.seen.size());
   for (size_t b = 0; b < unchanged; ++b)
     if (known.seen[b].block != s.block_table[b])
-      violation(fmt::format("sequence {}: block {} of its table is {}, was {} and is called unchanged", value(s.sequence), b,
-                            value(s.block_table[b]), value(known.seen[b].block)));
+      violation(fmt::format("sequence {}: block {} of its table is {}, was {} and is called unchanged",
+                            value(s.sequence), b, value(s.block_table[b]), value(known.seen[b].block)));
   known.seen.resize(blocks);
   for (int32_t b = 0; b < blocks; ++b) {
     const Seen now{s.block_table[b], version_[value(s.block_table[b])],
@@ -386,8 +406,7 @@ void FakeExecutor::sample(const BatchPlan& plan, const PlannedSequence& s, Known
       violation(fmt::format("sequence {}: position {} is sampled after {}", value(wanted.sequence),
                             wanted.position, last));
     const uint64_t chain =
-        model_.check_content ? chain_of_last(s, own, last)
-                             : mix(known.seed, static_cast<uint64_t>(last));
+        model_.check_content ? chain_of_last(s, own, last) : mix(known.seed, static_cast<uint64_t>(last));
     const TokenId best = pick(chain, known, wanted.position);
     out.logprob = logprob_of(chain);
     const int32_t candidates = std::min(wanted.top_candidates, model_.vocab_size);

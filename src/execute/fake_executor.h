@@ -25,6 +25,7 @@
 #include "src/base/clock.h"
 #include "src/execute/executor.h"
 #include "src/execute/fake_sequences.h"
+#include "src/schedule/block_transfer.h"
 
 namespace quire {
 
@@ -68,6 +69,9 @@ class FakeExecutor final : public Executor {
   void set_fault(Fault fault) { fault_ = std::move(fault); }
   // Asked when a step with copies is submitted.
   void set_copy_fault(std::function<CopyFault()> fault) { copy_fault_ = std::move(fault); }
+  // For FakeMover: host memory of so many blocks, and one block's copy to or from it.
+  void make_host_blocks(int64_t count);
+  void copy(const TierCopy& copy, TransferDirection direction);
   const std::vector<std::string>& violations() const { return violations_; }
   double run_us() const { return run_us_; }  // real time spent inside wait(), for benchmarks of the host
   bool checks_content() const { return model_.check_content; }
@@ -122,7 +126,7 @@ class FakeExecutor final : public Executor {
   Roofline roofline_;
   Fault fault_;
   std::function<CopyFault()> copy_fault_;
-  std::vector<Slot> slots_;
+  std::vector<Slot> slots_, host_slots_;
   std::vector<uint32_t> version_;  // by block: writes and copies into it
   FakeSequences known_;
   std::vector<Known*> met_;  // of the plan that runs, in its order

@@ -9,14 +9,20 @@
 #include "quire/config.h"
 #include "quire/result.h"
 #include "src/base/dtype.h"
+#include "src/execute/block_mover.h"
 #include "src/execute/executor.h"
 #include "src/execute/memory_plan.h"
 #include "src/model/model_spec.h"
+#include "src/schedule/preemption_cost.h"
 
 namespace quire {
 
 struct OpenedExecutor {
   std::unique_ptr<Executor> executor;
+  std::unique_ptr<BlockMover>
+      mover;               // where there is swap space; goes before the executor, whose memory it uses
+  int64_t swap_bytes = 0;  // of whole blocks
+  PreemptionCosts preemption_costs;
   ModelSpec spec;
   int32_t num_blocks = 0;   // of the cache; a plan names blocks [0, num_blocks)
   int64_t block_bytes = 0;  // all layers, K and V

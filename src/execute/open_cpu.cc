@@ -1,11 +1,14 @@
 // The CPU behind open_executor.
 #include <algorithm>
 
+#include "src/device/copy_stream.h"
 #include "src/device/cpu_features.h"
 #include "src/execute/cpu_runner.h"
 #include "src/execute/memory_plan.h"
 #include "src/execute/open_device.h"
 #include "src/execute/resolve_config.h"
+#include "src/execute/swap_space.h"
+#include "src/execute/threaded_mover.h"
 #include "src/model/weight_source.h"
 
 namespace quire {
@@ -92,6 +95,9 @@ Status fill_memory(Opening& o, WeightSource& source) {
   Result<DeviceBuffer> arena = device.allocate(o.plan.cache_bytes, "cache");
   if (!arena) return arena.error();
   o.parts.arena = std::move(*arena);
+  Result<DeviceBuffer> swap = allocate_swap_space(device, o.config.swap_space_bytes, o.layout.block_bytes());
+  if (!swap) return swap.error();
+  o.parts.swap_space = std::move(*swap);
   Result<DeviceBuffer> logits =
       device.allocate(o.parts.logits_rows * o.spec.vocab_size * bytes_of(DType::kF32), "logits");
   if (!logits) return logits.error();
@@ -122,6 +128,12 @@ OpenedExecutor finish(Opening& o) {
   out.dtype = o.config.dtype;
   out.kv_dtype = o.dtypes.kv;
   out.memory = o.plan;
+  out.swap_bytes = o.parts.swap_space.bytes();
+  out.preemption_costs = preemption_costs(o.parts.device->facts(), o.spec);
+  if (out.swap_bytes > 0)
+    out.mover = make_threaded_mover(make_host_copy_stream(), {.arena = o.parts.arena.as<char>(),
+                                                              .host = o.parts.swap_space.as<char>(),
+                                                              .block_bytes = o.parts.block_bytes});
   out.config = o.config;
   out.config.device = "cpu";
   out.config.kv_cache_bytes = o.plan.cache_bytes;

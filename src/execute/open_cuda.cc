@@ -7,6 +7,8 @@
 #include "src/execute/memory_plan.h"
 #include "src/execute/open_device.h"
 #include "src/execute/resolve_config.h"
+#include "src/execute/swap_space.h"
+#include "src/execute/threaded_mover.h"
 #include "src/model/weight_source.h"
 
 namespace quire {
@@ -32,8 +34,8 @@ Result<Choices> choose_dtypes(EngineConfig& config, const ModelSpec& spec) {
   c.activations = activations->value_or(spec.checkpoint_dtype);
   c.kv = kv->value_or(c.activations);
   if (c.kv != c.activations)
-    return invalid("kv_cache_dtype is `" + std::string(name_of(c.kv)) + "` and dtype `" + std::string(name_of(c.activations)) +
-                       "`; on device cuda both must be the same",
+    return invalid("kv_cache_dtype is `" + std::string(name_of(c.kv)) + "` and dtype `" +
+                       std::string(name_of(c.activations)) + "`; on device cuda both must be the same",
                    "kv_cache_dtype");
   config.dtype = name_of(c.activations);
   config.kv_cache_dtype = name_of(c.kv);
@@ -58,23 +60,31 @@ struct Opening {
 };
 
 // Decode steps are padded, at most to the next multiple of 256 sequences.
-int64_t padded_sequences(const EngineConfig& c) { return (int64_t{c.max_sequences} + 255) / 256 * 256; }
+int64_t padded_sequences(const EngineConfig& c) {
+  return (int64_t{c.max_sequences} + 255) / 256 * 256;
+}
 
 ForwardLimits forward_limits(const EngineConfig& c) {
   const int64_t rows = std::max<int64_t>(c.max_step_tokens, padded_sequences(c));
-  return {.max_rows = rows, .max_logits_rows = rows, .max_sequences = static_cast<int32_t>(padded_sequences(c)),
+  return {.max_rows = rows,
+          .max_logits_rows = rows,
+          .max_sequences = static_cast<int32_t>(padded_sequences(c)),
           .max_context_tokens = c.max_context_tokens};
 }
 
 Result<MemoryPlan> plan_device_memory(const Opening& o, const WeightSource& source) {
   const DeviceFacts& facts = o.parts.device->facts();
   const bool shim = o.kind == DeviceKind::kCudaHost;
-  const auto usable = static_cast<int64_t>(static_cast<double>(facts.memory_bytes) * o.config.gpu_memory_utilization) - kReservedBytes;
-  const int64_t free_bytes = shim ? kHostShimMemory : std::min(o.parts.device->free_bytes() - kReservedBytes, usable);
+  const auto usable =
+      static_cast<int64_t>(static_cast<double>(facts.memory_bytes) * o.config.gpu_memory_utilization) -
+      kReservedBytes;
+  const int64_t free_bytes =
+      shim ? kHostShimMemory : std::min(o.parts.device->free_bytes() - kReservedBytes, usable);
   return plan_memory({.device = facts.name,
                       .free_bytes = free_bytes,
                       .weights_bytes = weight_bytes(source, o.spec, false),
-                      .workspace_bytes = ForwardPass::workspace_bytes(o.spec, forward_limits(o.config), o.dtypes.activations),
+                      .workspace_bytes = ForwardPass::workspace_bytes(o.spec, forward_limits(o.config),
+                                                                      o.dtypes.activations),
                       .logits_bytes = o.parts.logits_rows * o.spec.vocab_size * bytes_of(DType::kF32),
                       .block_bytes = o.layout.block_bytes(),
                       .block_tokens = o.config.block_tokens,
@@ -90,12 +100,18 @@ Status fill_memory(Opening& o, WeightSource& source) {
   Result<DeviceBuffer> arena = device.allocate(o.plan.cache_bytes, "cache");
   if (!arena) return arena.error();
   o.parts.arena = std::move(*arena);
-  device.set_zero(o.parts.arena.data(), o.parts.arena.bytes());  // padding rows read block 0: it must hold numbers
-  Result<DeviceBuffer> logits = device.allocate(o.parts.logits_rows * o.spec.vocab_size * bytes_of(DType::kF32), "logits");
+  Result<DeviceBuffer> swap = allocate_swap_space(device, o.config.swap_space_bytes, o.layout.block_bytes());
+  if (!swap) return swap.error();
+  o.parts.swap_space = std::move(*swap);
+  device.set_zero(o.parts.arena.data(),
+                  o.parts.arena.bytes());  // padding rows read block 0: it must hold numbers
+  Result<DeviceBuffer> logits =
+      device.allocate(o.parts.logits_rows * o.spec.vocab_size * bytes_of(DType::kF32), "logits");
   if (!logits) return logits.error();
   o.parts.logits = std::move(*logits);
   Result<std::unique_ptr<ForwardPass>> forward =
-      ForwardPass::create(*o.parts.kernels, o.spec, std::move(*weights), forward_limits(o.config), o.layout, o.parts.arena.as<char>());
+      ForwardPass::create(*o.parts.kernels, o.spec, std::move(*weights), forward_limits(o.config), o.layout,
+                          o.parts.arena.as<char>());
   if (!forward) return forward.error();
   o.parts.forward = std::move(*forward);
   return ok();
@@ -122,6 +138,13 @@ Result<OpenedExecutor> finish(Opening& o) {
   out.dtype = o.config.dtype;
   out.kv_dtype = o.dtypes.kv;
   out.memory = o.plan;
+  out.swap_bytes = o.parts.swap_space.bytes();
+  out.preemption_costs = preemption_costs(o.parts.device->facts(), o.spec);
+  if (out.swap_bytes > 0)
+    out.mover =
+        make_threaded_mover(o.parts.device->make_copy_stream(), {.arena = o.parts.arena.as<char>(),
+                                                                 .host = o.parts.swap_space.as<char>(),
+                                                                 .block_bytes = o.layout.block_bytes()});
   out.config = o.config;
   out.config.device = o.kind == DeviceKind::kCuda ? "cuda" : "cuda-host";
   out.config.kv_cache_bytes = o.plan.cache_bytes;
@@ -133,7 +156,8 @@ Result<OpenedExecutor> finish(Opening& o) {
 
 }  // namespace
 
-Result<OpenedExecutor> open_cuda_executor(const EngineConfig& config, const ModelSpec& spec, DeviceKind kind) {
+Result<OpenedExecutor> open_cuda_executor(const EngineConfig& config, const ModelSpec& spec,
+                                          DeviceKind kind) {
   Opening o{.config = config, .spec = spec, .kind = kind};
   Result<std::unique_ptr<StreamDevice>> device = open_stream_device(kind);
   if (!device) return device.error();
@@ -141,14 +165,20 @@ Result<OpenedExecutor> open_cuda_executor(const EngineConfig& config, const Mode
   const Result<Choices> dtypes = choose_dtypes(o.config, spec);
   if (!dtypes) return dtypes.error();
   o.dtypes = *dtypes;
-  o.layout = {.dtype = o.dtypes.kv, .num_layers = spec.num_layers, .num_kv_heads = spec.num_kv_heads, .head_dim = spec.head_dim,
+  o.layout = {.dtype = o.dtypes.kv,
+              .num_layers = spec.num_layers,
+              .num_kv_heads = spec.num_kv_heads,
+              .head_dim = spec.head_dim,
               .block_tokens = config.block_tokens};
-  o.parts.logits_rows = std::clamp<int64_t>(kMostLogitsBytes / (int64_t{spec.vocab_size} * 4), 1, padded_sequences(config));
+  o.parts.logits_rows =
+      std::clamp<int64_t>(kMostLogitsBytes / (int64_t{spec.vocab_size} * 4), 1, padded_sequences(config));
   o.config.threads = o.config.threads == 0 ? usable_cores() : o.config.threads;
-  Result<std::unique_ptr<Kernels>> kernels = make_cuda_kernels(*o.parts.device, {.activations = o.dtypes.activations, .threads = o.config.threads});
+  Result<std::unique_ptr<Kernels>> kernels =
+      make_cuda_kernels(*o.parts.device, {.activations = o.dtypes.activations, .threads = o.config.threads});
   if (!kernels) return kernels.error();
   o.parts.kernels = std::move(*kernels);
-  Result<std::unique_ptr<WeightSource>> source = open_weight_source(config.weights, config.model_dir, spec, o.config.threads);
+  Result<std::unique_ptr<WeightSource>> source =
+      open_weight_source(config.weights, config.model_dir, spec, o.config.threads);
   if (!source) return source.error();
   Result<MemoryPlan> plan = plan_device_memory(o, **source);
   if (!plan) return plan.error();

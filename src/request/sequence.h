@@ -13,6 +13,7 @@
 #include "quire/request.h"
 #include "src/base/ids.h"
 #include "src/cache/block_table.h"
+#include "src/cache/swapped_list.h"
 
 namespace quire {
 
@@ -21,7 +22,7 @@ struct SequenceGroup;
 enum class SequenceState : uint8_t {
   kWaiting,    // its group has not been admitted
   kRunning,    // holds blocks; steps may name it
-  kPreempted,  // gave its blocks back and will recompute them
+  kPreempted,  // gave its blocks back; what it had lies in `swapped`, or is computed again
   kFinished,   // has a reason; goes once no submitted step names it
 };
 
@@ -46,10 +47,16 @@ struct Sequence {
   int32_t num_computed = 0;
   int32_t num_published = 0;
   int32_t num_pending = 0;    // samples of submitted steps, not committed yet
-  int32_t num_in_flight = 0;  // submitted steps that name it
+  int32_t num_in_flight = 0;  // submitted steps that name it, and the copy of its blocks that is under way
   bool joined = false;        // the executor has, or is about to get, its sampler state
   bool planned_now = false;   // by the step that is being planned
   bool list_cut = false;      // its policy's cut after the prompt has been planned
+  // Preempted by swap: its list on the host and what was computed of it. Not empty too while it runs again
+  // but waits for its blocks (copying).
+  SwappedList swapped;
+  int32_t swapped_computed = 0;
+  bool copying = false;       // to or from the host; no step names it meanwhile
+  int32_t num_preempted = 0;  // times it had to give way
   KvDump kv_dump;             // after the last committed step, where asked for and only the executor knows
 
   double sum_logprob = 0;                   // of the output, natural log

@@ -35,12 +35,13 @@ bool some_run(const SequenceGroup& group) {
 
 // A policy's list is no path from the first token on, once it has dropped some.
 bool may_take_sibling_prefix(const Sequence& sequence) {
-  return !sequence.group->share_prefix && sequence.group->policy.kind == RetentionKind::kKeepAll;
+  return sequence.swapped.empty() && !sequence.group->share_prefix &&
+         sequence.group->policy.kind == RetentionKind::kKeepAll;
 }
 
 const Sequence* sibling_with_prompt(const Sequence& sequence) {
   for (const auto& s : sequence.group->sequences)
-    if (s->running() && s->num_computed >= s->num_prompt_tokens) return s.get();
+    if (s->running() && !s->copying && s->num_computed >= s->num_prompt_tokens) return s.get();
   return nullptr;
 }
 
@@ -131,10 +132,11 @@ bool Scheduler::admit_preempted(StepTransaction& step, Sequence& s, int64_t now_
     return false;
   const bool whole = s.group->is_beam() || !s.group->forked;
   if (slots_used(*s.group) + (whole ? s.group->num_slots() : 1) > limits_.max_sequences) return false;
-  if (!start(s, now_us)) return false;
+  const bool swapped = !s.swapped.empty();
+  if (swapped ? !bring_back(s, now_us) : !start(s, now_us)) return false;
   std::erase(preempted_, &s);
   insert_running(s);
-  plan_chunk(step, s);
+  if (!swapped) plan_chunk(step, s);
   return true;
 }
 

@@ -127,6 +127,7 @@ void Scheduler::retire(Sequence& sequence, int64_t now_us) {
   if (!sequence.group->is_beam())
     publish(sequence, std::min(sequence.num_computed, sequence.num_tokens()), now_us);
   cache_.release(std::move(sequence.table), now_us);
+  cache_.discard(std::move(sequence.swapped));
   if (sequence.joined || sequence.group->traits.overwrites_slots) leaves_.push_back(sequence.id);
   sequence.joined = false;
   ++room_epoch_;
@@ -258,6 +259,8 @@ std::vector<BlockId> Scheduler::deferred() const {
   std::vector<BlockId> all = idle_deferred_;
   for (const SubmittedStep& step : in_flight_)
     all.insert(all.end(), step.deferred.begin(), step.deferred.end());
+  for (const UnderWay& transfer : transfers_)
+    all.insert(all.end(), transfer.deferred.begin(), transfer.deferred.end());
   return all;
 }
 

@@ -16,8 +16,9 @@ std::shared_ptr<const BatchPlan> Scheduler::plan(int64_t now_us, Outcome& out) {
     if (result == Attempt::kAgain) continue;
     // What lists let go of in this attempt is room for the next one, before anybody has to give way.
     if (in_flight_.empty() && !idle_deferred_.empty() && !std::exchange(retried, true)) continue;
-    // A victim must not be in a submitted step, and what that step frees may be enough: wait for it.
-    if (!in_flight_.empty() || !make_progress(now_us, out)) break;
+    // A victim must not be in a submitted step, and what that step or a copy under way frees may be enough:
+    // wait for it.
+    if (!in_flight_.empty() || !transfers_.empty() || !make_progress(now_us, out)) break;
   }
   return nullptr;
 }
@@ -30,7 +31,7 @@ Scheduler::Attempt Scheduler::attempt(int64_t now_us) {
   StepTransaction step = cache_.begin(now_us);
   const size_t num_running = running_.size();
   const bool decodes_fit = plan_decodes(step);
-  if (decodes_fit) {
+  if (decodes_fit && !decodes_wait_) {
     plan_chunks(step);
     admit(step, now_us);
   }
@@ -68,14 +69,19 @@ bool Scheduler::add_work(StepTransaction& step, Sequence& sequence, int32_t coun
 // One token to run, from which the next is sampled.
 bool Scheduler::wants_decode(const Sequence& s) const {
   return s.goal() - s.num_planned == 1 && s.num_planned >= s.num_prompt_tokens &&
-         s.goal() < s.group->max_total_tokens && !s.group->paused && !s.planned_now && !waits_for_prompt(s);
+         s.goal() < s.group->max_total_tokens && !s.group->paused && !s.planned_now && !s.copying &&
+         !waits_for_prompt(s);
 }
 
+// A copy to the host brings room when it ends: what finds none meanwhile waits, and holds nobody else up.
 bool Scheduler::plan_decodes(StepTransaction& step) {
+  decodes_wait_ = false;
   for (Sequence* s : running_) {
     if (!wants_decode(*s)) continue;
     const bool fits = s->group->is_beam() ? plan_beams(step, *s->group) : add_work(step, *s, 1, true);
-    if (!fits) return false;
+    if (fits) continue;
+    if (transfers_.empty() || s->group->is_beam()) return false;
+    decodes_wait_ = true;
   }
   return true;
 }
@@ -100,8 +106,8 @@ int32_t Scheduler::prefill_goal(const Sequence& s) const {
 
 void Scheduler::plan_chunks(StepTransaction& step) {
   for (Sequence* s : running_)
-    if (!s->group->paused && !s->planned_now && budget_ > 0 && prefill_goal(*s) > s->num_planned &&
-        !wants_decode(*s) && !waits_for_prompt(*s))
+    if (!s->group->paused && !s->copying && !s->planned_now && budget_ > 0 &&
+        prefill_goal(*s) > s->num_planned && !wants_decode(*s) && !waits_for_prompt(*s))
       plan_chunk(step, *s);
 }
 

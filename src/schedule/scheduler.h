@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <span>
 #include <unordered_map>
 #include <vector>
@@ -24,7 +25,9 @@
 #include "src/request/waiting_queue.h"
 #include "src/schedule/batch_plan.h"
 #include "src/schedule/beam_search.h"
+#include "src/schedule/block_transfer.h"
 #include "src/schedule/outcome.h"
+#include "src/schedule/preemption_cost.h"
 
 namespace quire {
 
@@ -44,6 +47,8 @@ struct ScheduleLimits {
   bool whole_block_hits = false;  // cut hits to whole blocks; for comparison
   int32_t look_ahead = 32;        // in a tenant's line, for requests with more of their prompt cached
   int64_t max_priority_wait_us = 60'000'000;  // then a request runs as if of the highest priority
+  PreemptionMode preemption_mode = PreemptionMode::kAuto;
+  PreemptionCosts costs;
 };
 
 inline constexpr int32_t kMaxStepsInFlight = 2;
@@ -68,6 +73,7 @@ struct StepView {
 
 struct SchedulerCounters {  // since start
   int64_t preemptions = 0, steps = 0;
+  int64_t swap_outs = 0, swap_ins = 0, swap_failures = 0;  // of preempted sequences; failed copies
   int64_t prompt_tokens = 0, output_tokens = 0,
           cached_tokens = 0;  // prompt tokens admitted, committed output, hits
 };
@@ -121,10 +127,15 @@ class Scheduler {
   std::shared_ptr<const BatchPlan> plan(int64_t now_us, Outcome& out);
   // Takes in the oldest submitted step.
   void commit(StepView result, int64_t now_us, Outcome& out);
+  // Copies between device and host that planning has begun since it was last asked, in order; to be asked
+  // after each plan(), whether it gave one or not. The end of each is told once, in any order.
+  std::vector<BlockTransfer> take_transfers();
+  void transferred(const TransferEnd& end, int64_t now_us, Outcome& out);
 
   // ---- figures
   // ------------------------------------------------------------------------------------------------------------
   int32_t num_in_flight() const { return static_cast<int32_t>(in_flight_.size()); }
+  int32_t num_transfers() const { return static_cast<int32_t>(transfers_.size()); }  // under way
   int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
   int32_t num_waiting_groups() const { return num_waiting_; }
   double widest_fairness_gap() const { return queue_.widest_gap(); }
@@ -139,6 +150,7 @@ class Scheduler {
   // For the invariants: everything that holds blocks.
   std::vector<const BlockTable*> tables() const;
   std::vector<BlockId> deferred() const;
+  std::vector<const SwappedList*> swapped() const;
   const std::deque<SubmittedStep>& in_flight() const { return in_flight_; }
   std::span<Sequence* const> running() const { return running_; }
   std::vector<const SequenceGroup*> groups() const;
@@ -214,9 +226,22 @@ class Scheduler {
   // preempt.cc
   bool make_progress(int64_t now_us, Outcome& out);
   SequenceGroup* someone_blocked() const;
+  enum class Means { kSwap, kRecompute };
+  std::optional<Means> cheapest_means(const Sequence& sequence) const;
+  double cost_per_block_freed(const Sequence& sequence) const;
+  bool is_first(const Sequence& sequence) const;
   Sequence* victim() const;
   bool is_alone(const Sequence& sequence) const;
   void preempt(Sequence& sequence, int64_t now_us);
+  void leave_running(Sequence& sequence);
+
+  // swap.cc
+  bool can_swap(const Sequence& sequence) const;
+  void start_transfer(Sequence& sequence, TransferDirection direction, std::vector<TierCopy> copies);
+  void swap_out(Sequence& sequence, int64_t now_us);
+  bool bring_back(Sequence& sequence, int64_t now_us);
+  void lose_swapped(Sequence& sequence, const Error& error, int64_t now_us, Outcome& out);
+  void forget_computed(Sequence& sequence);
 
   // commit.cc
   void commit_work(const PlannedWork& work, int64_t now_us);
@@ -249,9 +274,17 @@ class Scheduler {
   std::vector<Sequence*> preempted_;   // in the same order
   std::vector<SequenceGroup*> ended_;  // that a submitted step still names
   std::deque<SubmittedStep> in_flight_;
-  std::vector<SubmittedStep> spare_;    // committed plans, kept for their capacity
-  std::vector<SequenceId> leaves_;      // sampler states to forget with the next plan
-  std::vector<BlockId> idle_deferred_;  // deferred while nothing was submitted; given back by sweep
+  struct UnderWay {  // a transfer whose end has not been told
+    uint64_t id = 0;
+    Sequence* sequence = nullptr;
+    TransferDirection direction = TransferDirection::kToHost;
+    std::vector<BlockId> deferred;  // to give back once it has ended
+  };
+  std::vector<UnderWay> transfers_;
+  std::vector<BlockTransfer> new_transfers_;  // of transfers_, not taken yet
+  std::vector<SubmittedStep> spare_;          // committed plans, kept for their capacity
+  std::vector<SequenceId> leaves_;            // sampler states to forget with the next plan
+  std::vector<BlockId> idle_deferred_;        // deferred while nothing was submitted; given back by sweep
   std::vector<PlannedWork> draft_;
   std::vector<std::vector<BlockId>> draft_cuts_;  // of the draft: what lists had before their cut
   BlockTable sibling_prefix_;                     // while planning: for the sequence below, should it come in
@@ -269,8 +302,9 @@ class Scheduler {
   SequenceId blocked_{};
   uint64_t blocked_epoch_ = 0, room_epoch_ = 1;
   bool admission_blocked_ = false;  // the draft left someone outside
+  bool decodes_wait_ = false;       // the draft left a decode out, since a copy under way brings room
   double reserve_ratio_;            // see ReserveRule
-  uint64_t next_step_ = 1, next_sequence_ = 1;
+  uint64_t next_step_ = 1, next_sequence_ = 1, next_transfer_ = 1;
   SchedulerCounters counters_;
 };
 

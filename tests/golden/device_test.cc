@@ -144,6 +144,18 @@ TEST_P(DeviceGoldens, WhenSequencesArePreempted) {
   margin_ = engine_->model().dtype == "f32" ? kF32Margin : kBf16Margin;
   run_together(2);
   EXPECT_GT(engine_->stats().preemptions_total, 0);
+
+  // The same by swap.
+  config_.swap_space_bytes = 4 * config_.kv_cache_bytes;
+  config_.preemption_mode = "swap";
+  parts = open_parts(config_);
+  ASSERT_TRUE(parts.has_value()) << parts.error().message;
+  parts->core.reserve = {.least = 0, .rise = 0, .decay = 0};
+  engine_.reset();
+  engine_ = std::move(ThreadedEngine::start(std::move(*parts))).value();
+  run_together(2);
+  EXPECT_GT(engine_->stats().swap_ins_total, 0);
+  EXPECT_EQ(engine_->stats().swap_blocks_held, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, DeviceGoldens, ::testing::ValuesIn(model_names()), [](const auto& info) {

@@ -113,6 +113,30 @@ TEST_P(EngineGoldens, ComeOutWhenSequencesArePreempted) {
   }
 }
 
+TEST_P(EngineGoldens, ComeOutWhenSequencesAreSwapped) {
+  const Result<ModelSpec> spec = read_model_config(config_.model_dir);
+  ASSERT_TRUE(spec.has_value()) << spec.error().message;
+  config_.max_context_tokens = 192;
+  config_.kv_cache_bytes = spec->kv_bytes_per_token(DType::kF32) * 224;
+  config_.swap_space_bytes = 4 * config_.kv_cache_bytes;
+  config_.preemption_mode = "swap";
+  for (const bool prefix_cache : {false, true}) {
+    SCOPED_TRACE(testing::Message() << "prefix cache " << prefix_cache);
+    config_.prefix_cache = prefix_cache;
+    Result<EngineParts> parts = open_parts(config_);
+    ASSERT_TRUE(parts.has_value()) << parts.error().message;
+    parts->core.reserve = {.least = 0, .rise = 0, .decay = 0};  // over-commit as far as it goes
+    engine_.reset();
+    engine_ = std::move(ThreadedEngine::start(std::move(*parts))).value();
+    expect_goldens_together(2);
+    const EngineStats stats = engine_->stats();
+    EXPECT_GT(stats.swap_outs_total, 0);
+    EXPECT_EQ(stats.swap_outs_total, stats.preemptions_total);
+    EXPECT_EQ(stats.swap_ins_total, stats.swap_outs_total);
+    EXPECT_EQ(stats.swap_blocks_held, 0);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, EngineGoldens,
                          testing::Values("babyllama-tok105", "babyllama-tok105-hd64-bf16", "recall-9M",
                                          "stories260K", "stories260K-hd128-bf16", "tinystories-3.5M-qwen3"),

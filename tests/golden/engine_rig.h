@@ -60,6 +60,10 @@ class Collector final : public TokenSink {
     error_ = why.message;
     done_ = true;
   }
+  size_t num_ids(int32_t index = 0) {
+    const std::lock_guard lock(mutex_);
+    return ids_[index].size();
+  }
   std::vector<int32_t> ids(int32_t index = 0) { return ids_[index]; }
   std::vector<TokenLogprob> logprobs(int32_t index = 0) { return logprobs_[index]; }
   std::string text(int32_t index = 0) { return text_[index]; }

@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <future>
 
+#include "src/engine/threaded_engine.h"
+#include "src/model/config.h"
 #include "tests/golden/engine_rig.h"
 
 namespace quire::golden {
@@ -28,6 +30,13 @@ class DemoEngine : public ::testing::Test {
     Result<std::unique_ptr<Engine>> opened = Engine::open(config_);
     ASSERT_TRUE(opened.has_value()) << opened.error().message;
     engine_ = std::move(*opened);
+  }
+  void open_over_committed() {
+    Result<EngineParts> parts = open_parts(config_);
+    ASSERT_TRUE(parts.has_value()) << parts.error().message;
+    parts->core.reserve = {.least = 0, .rise = 0, .decay = 0};
+    engine_.reset();
+    engine_ = std::move(ThreadedEngine::start(std::move(*parts))).value();
   }
   std::shared_ptr<Collector> submit(const std::vector<int32_t>& prompt, SamplingParams sampling) {
     return golden::submit(*engine_, prompt, std::move(sampling));
@@ -95,6 +104,49 @@ TEST_F(DemoEngine, PromptLogprobsComeWithTheFirstEventAndMatchChunking) {
     sums.push_back(sum);
   }
   EXPECT_DOUBLE_EQ(sums[0], sums[1]);
+}
+
+// A policy that keeps what attention looked at cannot compute that again: its blocks wait on the host, its
+// state in the executor, and it goes on as if nothing had been. Its reader stops, and two others want its
+// room.
+TEST_F(DemoEngine, PoliciesThatChooseByScoresGoOnAfterASwapAsIfTheyHadStayed) {
+  const Result<ModelSpec> spec = read_model_config(config_.model_dir);
+  ASSERT_TRUE(spec.has_value()) << spec.error().message;
+  config_.device = env_or("QUIRE_TEST_DEVICE", "cpu");
+  config_.dtype = "f32";
+  config_.max_context_tokens = 256;
+  config_.block_tokens = 8;
+  config_.swap_space_bytes = 16 << 20;
+  for (const char* policy : {"tova:budget=40", "h2o:heavy=20,recent=20"}) {
+    SCOPED_TRACE(policy);
+    std::vector<std::vector<int32_t>> ids;
+    std::vector<KvDump> dumps;
+    for (const bool tight : {false, true}) {
+      config_.kv_cache_bytes = (tight ? 40 : 400) * 8 * spec->kv_bytes_per_token(DType::kF32);
+      open_over_committed();
+      Request request;
+      request.prompt = cases_.front().prompt;
+      request.sampling = greedy(120);
+      request.kv_policy = policy;
+      request.dump_kv = true;
+      request.priority = 1;
+      auto sink = std::make_shared<Collector>();
+      const Result<RequestId> id = engine_->submit(std::move(request), sink);
+      ASSERT_TRUE(id.has_value()) << id.error().message;
+      while (tight && sink->num_ids() < 60) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      if (tight) engine_->set_paused(*id, true);
+      std::vector<std::shared_ptr<Collector>> others;
+      for (int i = 0; i < 2; ++i) others.push_back(submit({100 + i, 200 + i, 300 + i}, greedy(200)));
+      for (const auto& other : others) other->wait();
+      engine_->set_paused(*id, false);
+      sink->wait();
+      ids.push_back(sink->ids());
+      dumps.push_back(sink->last().kv_dump);
+      EXPECT_EQ(engine_->stats().swap_ins_total > 0, tight);
+    }
+    EXPECT_EQ(ids[0], ids[1]);
+    EXPECT_EQ(dumps[0], dumps[1]);
+  }
 }
 
 TEST_F(DemoEngine, ACancelledRequestFreesItsBlocks) {

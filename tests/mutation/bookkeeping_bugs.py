@@ -36,6 +36,7 @@ POOL, CACHE, TREE, PUBLISH = "src/cache/block_pool.cc", "src/cache/kv_cache.cc",
 STEP, INDEX = "src/cache/step_transaction.cc", "src/cache/eviction_index.cc"
 QUEUE, GROUP, DOOR = "src/request/waiting_queue.cc", "src/request/sequence_group.cc", "src/request/admission.cc"
 PLAN, FILL, ADMIT, COMMIT = "src/schedule/plan.cc", "src/schedule/fill_plan.cc", "src/schedule/admit.cc", "src/schedule/commit.cc"
+SWAP, LISTS, HOST = "src/schedule/swap.cc", "src/cache/swap.cc", "src/cache/host_pool.cc"
 LIFE, PREEMPT, CORE, EPISODE = "src/schedule/lifecycle.cc", "src/schedule/preempt.cc", "src/engine/engine_core.cc", "benchmarks/sim/episode.cc"
 
 # quick (run with every test run), name, file, old text, new text
@@ -98,7 +99,7 @@ BUGS = [
     (True, "the queue's budget is not given back", LIFE, "  queue_budget_.give_back(group.num_prompt_tokens());\n", ""),
     (False, "a retired sequence keeps its blocks", LIFE, "  cache_.release(std::move(sequence.table), now_us);\n", ""),
     (False, "blocks go while a submitted step names them", LIFE, "  if (sequence.num_in_flight == 0) retire(sequence, now_us);", "  retire(sequence, now_us);"),
-    (False, "a preempted sequence stays in the executor", PREEMPT, "  if (s.joined) leaves_.push_back(s.id);\n", ""),
+    (False, "a preempted sequence stays in the executor", SWAP, "  if (s.joined) leaves_.push_back(s.id);\n", ""),
     (False, "a request's salt is forgotten", CORE, "  key.salt = std::move(request.cache_salt);\n", ""),
     (False, "a passed deadline is not looked at", CORE, "  expire(clock_.now_us());\n", ""),
     (True, "a merged duplicate is called unchanged", PUBLISH, "  p.table->changed_from(index);\n", ""),
@@ -107,6 +108,24 @@ BUGS = [
     (False, "a cut list is called unchanged", STEP, "  table.changed_from(0);\n", ""),
     (False, "a list without its dropped blocks is called unchanged", CACHE, "  table.changed_from(first);\n", ""),
     (False, "a shortened list is called unchanged", CACHE, "  table.changed_from(table.num_blocks());\n", ""),
+    (True, "a copy under way does not hold its blocks", SWAP,
+     "    for (const TierCopy& copy : copies) transfer.deferred.push_back(copy.device);",
+     "    for (const TierCopy& copy : copies) cache_.release_deferred({&copy.device, 1});"),
+    (False, "a copy under way does not hold its sequence", SWAP, "  ++s.num_in_flight;\n", ""),
+    (False, "a sequence runs before its blocks are back", PLAN, " && !s.copying &&\n", " &&\n"),
+    (False, "a prompt goes on before its blocks are back", PLAN, "    if (!s->group->paused && !s->copying && !s->planned_now",
+     "    if (!s->group->paused && !s->planned_now"),
+    (True, "an ended request keeps its host blocks", LIFE, "  cache_.discard(std::move(sequence.swapped));\n", ""),
+    (False, "a host block is given back twice", LISTS, "  list = SwappedList();\n}", "}"),
+    (False, "a taken host block stays free", HOST, "    free_.pop_back();\n", ""),
+    (False, "a list comes back with another's block", LISTS, "pool_.is_published(block.device) &&\n         pool_.publication(block.device) == block.publication;",
+     "pool_.is_published(block.device);"),
+    (False, "a failed copy back is trusted", SWAP, "  } else if (!end.status) {", "  } else if (!end.status && !s.running()) {"),
+    (False, "a failed copy out is trusted", SWAP, "  } else if (!end.status) {", "  } else if (!end.status && s.running()) {"),
+    (False, "what did not arrive is published", SWAP, "    if (!end.status) s.num_computed = 0;  // of what did not arrive nothing is published\n", ""),
+    (False, "a swapped sequence forgets how far it was", SWAP, "    s.num_planned = s.num_computed = s.swapped_computed;", "    s.num_planned = s.num_computed = s.swapped_computed - 1;"),
+    (False, "a swapped list comes back in another order", LISTS, "    copies.push_back({table.blocks_[i], list.blocks_[i].host});",
+     "    copies.push_back({table.blocks_[i], list.blocks_[list.num_blocks() - 1 - i + kept].host});"),
     (False, "an end is counted twice", CORE, "  counted_ends_ = outcome_.request_ends.size();\n", ""),
 ]
 

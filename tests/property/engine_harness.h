@@ -13,6 +13,7 @@
 #include "src/base/random.h"
 #include "src/engine/engine_core.h"
 #include "src/execute/fake_executor.h"
+#include "src/execute/fake_mover.h"
 
 namespace quire {
 
@@ -21,6 +22,9 @@ struct HarnessOptions {
   int32_t max_step_tokens = 64, max_sequences = 16, max_prefill_chunk_tokens = 0, max_queued_requests = 1024;
   bool prefix_cache = true;
   int64_t max_priority_wait_ms = 60000;
+  int32_t num_swap_blocks = 0;
+  std::string preemption_mode = "auto";
+  PreemptionCosts costs;
   ReserveRule reserve;
   std::vector<TokenId> eos;
 };
@@ -43,7 +47,9 @@ struct RequestRecord {
 class Harness {
  public:
   explicit Harness(const HarnessOptions& options = {})
-      : options_(options), executor_(fake(options), &clock_) {
+      : options_(options),
+        executor_(fake(options), &clock_),
+        mover_(executor_, options.num_swap_blocks, &clock_) {
     CoreOptions core;
     core.config.max_step_tokens = options.max_step_tokens;
     core.config.max_sequences = options.max_sequences;
@@ -59,10 +65,13 @@ class Harness {
                                .dtype = DType::kF32,
                                .block_tokens = options.block_tokens},
                               options.num_blocks);
+    core.cache.swap_bytes = options.num_swap_blocks * core.cache.groups.front().block_bytes();
+    core.config.preemption_mode = options.preemption_mode;
+    core.preemption_costs = options.costs;
     core.reserve = options.reserve;
     core.vocab_size = options.vocab_size;
     core.eos_token_ids = options.eos;
-    Result<std::unique_ptr<EngineCore>> made = EngineCore::create(core, executor_, clock_);
+    Result<std::unique_ptr<EngineCore>> made = EngineCore::create(core, executor_, clock_, &mover_);
     check(made.has_value(), made ? "" : made.error().message);
     core_ = std::move(*made);
     core_->set_on_violation([this](const std::string& what) { violations_.push_back(what); });
@@ -93,7 +102,7 @@ class Harness {
   }
 
   bool step() {
-    const bool did = core_->step();
+    const bool did = core_->step() || core_->wait_for_copy();
     collect();
     return did;
   }
@@ -119,6 +128,7 @@ class Harness {
         EXPECT_EQ(s.num_ends, 1) << "request " << id << " sequence " << index;
     }
     EXPECT_EQ(core_->cache().num_held(), 0);
+    EXPECT_EQ(core_->cache().swap_pool().num_held(), 0);
     EXPECT_EQ(core_->queue_budget().num_requests(), 0);
     EXPECT_EQ(core_->queue_budget().num_tokens(), 0);
   }
@@ -138,6 +148,7 @@ class Harness {
 
   EngineCore& core() { return *core_; }
   FakeExecutor& executor() { return executor_; }
+  FakeMover& mover() { return mover_; }
   ManualClock& clock() { return clock_; }
   RequestRecord& record(RequestId id) { return records_.at(id); }
   std::map<RequestId, RequestRecord>& records() { return records_; }
@@ -180,6 +191,7 @@ class Harness {
   HarnessOptions options_;
   ManualClock clock_;
   FakeExecutor executor_;
+  FakeMover mover_;
   std::unique_ptr<EngineCore> core_;
   std::map<RequestId, RequestRecord> records_;
   std::vector<std::string> violations_;

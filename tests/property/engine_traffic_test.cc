@@ -17,7 +17,8 @@ uint64_t first_seed() {
 struct Traffic {
   HarnessOptions options;
   int32_t num_requests = 120, max_tokens = 24;
-  bool shared_prefixes = true, samples = true, beams = true, cancels = true, faults = false, policies = false;
+  bool shared_prefixes = true, samples = true, beams = true, cancels = true, faults = false, policies = false,
+       copy_faults = false;
 };
 
 // Budgets below, around and above the lengths of this traffic, so that lists slide, are cut, fill up, and are left alone.
@@ -55,7 +56,7 @@ SamplingParams random_sampling(Random& random, const Traffic& t) {
 // What happened over all seeds of a test: a test in which nothing was preempted has not tested preemption.
 struct Coverage {
   int64_t preemptions = 0, copies = 0, cached = 0, evictions = 0, finished = 0, cancelled = 0, failed = 0,
-          steps = 0;
+          steps = 0, swap_outs = 0, swap_ins = 0, swap_failures = 0;
 };
 
 void run_traffic(const Traffic& t, uint64_t seed, Coverage& covered) {
@@ -67,6 +68,10 @@ void run_traffic(const Traffic& t, uint64_t seed, Coverage& covered) {
   if (t.faults)
     h.executor().set_fault([&random](const BatchPlan&) {
       return random.chance(0.02) ? Status(error(Code::kInternal, "injected")) : ok();
+    });
+  if (t.copy_faults)
+    h.mover().set_fault([&random] {
+      return FakeMover::Fault{.fails = random.chance(0.1), .delay_us = random.chance(0.3) ? 50'000 : 0};
     });
   std::vector<RequestId> live;
   for (int32_t i = 0; i < t.num_requests;) {
@@ -101,7 +106,7 @@ void run_traffic(const Traffic& t, uint64_t seed, Coverage& covered) {
   for (const auto& [id, r] : h.records())
     for (const auto& [index, s] : r.sequences) {
       const bool failed = s.finish == FinishReason::kFailed;
-      EXPECT_TRUE(t.faults || !failed) << s.error->message;
+      EXPECT_TRUE(t.faults || t.copy_faults || !failed) << s.error->message;
     }
   EngineStats s;
   h.core().fill_stats(s);
@@ -113,6 +118,9 @@ void run_traffic(const Traffic& t, uint64_t seed, Coverage& covered) {
   covered.cancelled += s.requests_cancelled_total;
   covered.failed += s.requests_failed_total;
   covered.steps += s.steps_total;
+  covered.swap_outs += s.swap_outs_total;
+  covered.swap_ins += s.swap_ins_total;
+  covered.swap_failures += s.swap_failures_total;
   for (const RequestId id : live)
     if (h.record(id).sampling->temperature == 0 && h.record(id).sampling->beam_width == 0)
       h.expect_greedy(id);
@@ -131,9 +139,12 @@ Coverage run_seeds(const Traffic& t, int32_t count) {
   EXPECT_GT(covered.copies, 0);
   if (std::getenv("QUIRE_VERBOSE") != nullptr)
     printf(
-        "steps %ld finished %ld cancelled %ld failed %ld preempted %ld copies %ld cached %ld evicted %ld\n",
+        "steps %ld finished %ld cancelled %ld failed %ld preempted %ld copies %ld cached %ld evicted %ld "
+        "swapped out "
+        "%ld in %ld failed %ld\n",
         covered.steps, covered.finished, covered.cancelled, covered.failed, covered.preemptions,
-        covered.copies, covered.cached, covered.evictions);
+        covered.copies, covered.cached, covered.evictions, covered.swap_outs, covered.swap_ins,
+        covered.swap_failures);
   return covered;
 }
 
@@ -152,6 +163,54 @@ TEST(EngineTraffic, EveryInvariantHoldsUnderPreemption) {
   EXPECT_GT(covered.preemptions, 100);
   EXPECT_GT(covered.evictions, 0);
   EXPECT_GT(covered.cached, 0);
+}
+
+Traffic with_swap(const char* mode) {
+  Traffic t;
+  t.options.num_blocks = 40;
+  t.options.num_swap_blocks = 60;
+  t.options.preemption_mode = mode;
+  t.options.reserve = {.least = 0, .rise = 0, .decay = 0};
+  t.max_tokens = 80;
+  return t;
+}
+
+TEST(EngineTraffic, EveryInvariantHoldsUnderPreemptionBySwap) {
+  for (const char* mode : {"swap", "auto"}) {
+    const Coverage covered = run_seeds(with_swap(mode), 40);
+    EXPECT_GT(covered.swap_outs, 50);
+    EXPECT_GT(covered.swap_ins, 50);
+  }
+}
+
+TEST(EngineTraffic, EveryInvariantHoldsWhenTheHostHasRoomForFew) {
+  Traffic t = with_swap("swap");
+  t.options.num_swap_blocks = 12;
+  const Coverage covered = run_seeds(t, 40);
+  EXPECT_GT(covered.swap_outs, 20);
+  EXPECT_GT(covered.preemptions, covered.swap_outs) << "what the host cannot take is computed again";
+}
+
+TEST(EngineTraffic, EveryInvariantHoldsUnderSwapWithoutThePrefixCache) {
+  Traffic t = with_swap("swap");
+  t.options.prefix_cache = false;
+  EXPECT_GT(run_seeds(t, 30).swap_ins, 50);
+}
+
+TEST(EngineTraffic, EveryInvariantHoldsUnderPoliciesAndSwap) {
+  Traffic t = with_swap("swap");
+  t.policies = true;
+  t.options.num_blocks = 60;
+  EXPECT_GT(run_seeds(t, 60).swap_ins, 20);
+}
+
+TEST(EngineTraffic, EveryInvariantHoldsWhenCopiesToAndFromTheHostFail) {
+  Traffic t = with_swap("swap");
+  t.policies = t.copy_faults = true;
+  const Coverage covered = run_seeds(t, 60);
+  EXPECT_GT(covered.swap_failures, 10);
+  t.faults = true;
+  run_seeds(t, 30);
 }
 
 TEST(EngineTraffic, EveryInvariantHoldsUnderPoliciesMixedFreely) {

@@ -96,7 +96,7 @@ TEST(Simulation, FreshSeedsRunClean) {
 
 TEST(Simulation, EveryKindOfFaultHappens) {
   SimOptions o;
-  o.steps = 150'000;
+  o.steps = 400'000;
   o.seed = first_seed() + 50;
   const SimReport r = run(o);
   expect_clean(r);

@@ -1,0 +1,40 @@
+#include "src/execute/swap_space.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace quire {
+
+Result<DeviceBuffer> allocate_swap_space(Device& device, int64_t bytes, int64_t block_bytes) {
+  if (bytes == 0) return DeviceBuffer();
+  if (bytes < block_bytes)
+    return invalid(
+        fmt::format("swap_space_bytes is {}; one KV block takes {} bytes (0 = no swap)", bytes, block_bytes),
+        "swap_space_bytes");
+  return device.allocate_pinned(bytes / block_bytes * block_bytes, "swap space (swap_space_bytes)");
+}
+
+namespace {
+
+// Tensor cores reach about half their peak on a prefill's products: 3 TFLOP/s a multiprocessor on sm_90, 1.5
+// on sm_80. A core of a server CPU does about 30 GFLOP/s in f32.
+double prefill_flops_per_s(const DeviceFacts& device) {
+  const double each = device.kind == DeviceKind::kCpu   ? 3e10
+                      : device.compute_capability >= 90 ? 3e12
+                                                        : 1.5e12;
+  return each * std::max(1, device.multiprocessors);
+}
+
+}  // namespace
+
+PreemptionCosts preemption_costs(const DeviceFacts& device, const ModelSpec& spec) {
+  PreemptionCosts costs;
+  costs.link_bytes_per_s = device.kind == DeviceKind::kCuda ? 20e9 : 5e9;  // PCIe 4 x16; one core's memcpy
+  costs.flops_per_s = prefill_flops_per_s(device);
+  costs.flops_per_token = 2.0 * static_cast<double>(spec.num_parameters());
+  costs.flops_per_token_pair = 4.0 * spec.num_layers * spec.num_q_heads * spec.head_dim;
+  return costs;
+}
+
+}  // namespace quire

@@ -1,0 +1,25 @@
+// What it costs to take a sequence's blocks away and give them back, by each means. Pure functions of a few
+// rates, so that the choice can be told beforehand and tested; every number is a model, not a measurement.
+#pragma once
+
+#include <cstdint>
+
+namespace quire {
+
+enum class PreemptionMode : uint8_t { kAuto, kSwap, kRecompute };  // kAuto: the cheaper
+
+struct PreemptionCosts {
+  double link_bytes_per_s = 20e9;  // between device and host memory, one direction at a time
+  double transfer_us = 20;         // of one transfer beside its bytes
+  double flops_per_s = 3e14;       // that a prefill reaches
+  double flops_per_token = 1.6e10;
+  double flops_per_token_pair = 5.2e5;  // attention: of a token with one before it; 4 x layers x query width
+  double step_us = 50;                  // of one prefill beside its FLOPs
+};
+
+// Out and back: both directions, both transfers.
+double swap_cost_us(const PreemptionCosts& costs, int64_t bytes);
+// Prompt and output so far run again as one prompt of `tokens`.
+double recompute_cost_us(const PreemptionCosts& costs, int64_t tokens);
+
+}  // namespace quire

@@ -1,0 +1,121 @@
+// Preemption that keeps what was computed: a sequence's blocks go to host memory and come back as they were.
+// Sampler and policy states stay in the executor meanwhile, so that what follows is what would have followed.
+// A copy under way counts as a submitted step does (num_in_flight): nothing of its sequence is given back
+// before its end is told by transferred().
+#include <algorithm>
+#include <utility>
+
+#include "src/base/check.h"
+#include "src/schedule/scheduler.h"
+
+namespace quire {
+
+// Beams share blocks and sample together: one that came back alone could do nothing but hold room.
+bool Scheduler::can_swap(const Sequence& s) const {
+  return limits_.preemption_mode != PreemptionMode::kRecompute && !s.group->is_beam() && !s.table.empty() &&
+         s.table.num_blocks() <= cache_.swap_pool().num_free();
+}
+
+void Scheduler::start_transfer(Sequence& s, TransferDirection direction, std::vector<TierCopy> copies) {
+  UnderWay& transfer = transfers_.emplace_back();
+  transfer.id = next_transfer_++;
+  transfer.sequence = &s;
+  transfer.direction = direction;
+  if (direction == TransferDirection::kToHost)
+    for (const TierCopy& copy : copies) transfer.deferred.push_back(copy.device);
+  new_transfers_.push_back({transfer.id, direction, std::move(copies)});
+  ++s.num_in_flight;
+  s.copying = true;
+}
+
+void Scheduler::swap_out(Sequence& s, int64_t now_us) {
+  std::vector<TierCopy> copies;
+  check(cache_.swap_out(s.table, now_us, s.swapped, copies), "the host has the room that it was asked for");
+  s.swapped_computed = s.num_computed;
+  s.num_planned = s.num_computed = s.num_published = 0;
+  start_transfer(s, TransferDirection::kToHost, std::move(copies));
+  ++counters_.swap_outs;
+}
+
+// A place among the running ones, from now on if all its blocks are still on the device, else once they are
+// there.
+bool Scheduler::bring_back(Sequence& s, int64_t now_us) {
+  if (s.copying) return false;  // on its way out
+  std::vector<TierCopy> copies;
+  std::optional<BlockTable> table = cache_.swap_in(s.swapped, now_us, copies);
+  if (table) {
+    s.num_planned = s.num_computed = s.swapped_computed;
+    if (has_room(s, *table)) {
+      const auto kept = static_cast<int32_t>(s.swapped.num_blocks() - copies.size());
+      s.num_published = s.group->share_prefix ? kept * block_tokens_ : 0;
+      s.table = std::move(*table);
+      ++counters_.swap_ins;
+      if (copies.empty())
+        cache_.discard(std::move(s.swapped));
+      else
+        start_transfer(s, TransferDirection::kToDevice, std::move(copies));
+      return true;
+    }
+    s.num_planned = s.num_computed = 0;
+    cache_.release(std::move(*table), now_us);
+  }
+  blocked_ = s.id;
+  blocked_epoch_ = room_epoch_;
+  return false;
+}
+
+std::vector<BlockTransfer> Scheduler::take_transfers() {
+  return std::exchange(new_transfers_, {});
+}
+
+void Scheduler::transferred(const TransferEnd& end, int64_t now_us, Outcome& out) {
+  const auto it =
+      std::find_if(transfers_.begin(), transfers_.end(), [&](const UnderWay& t) { return t.id == end.id; });
+  check(it != transfers_.end(), "a transfer that ends was under way");
+  const UnderWay transfer = std::move(*it);
+  transfers_.erase(it);
+  give_back(transfer.deferred);
+  Sequence& s = *transfer.sequence;
+  s.copying = false;
+  if (--s.num_in_flight == 0 && s.finished()) {
+    if (!end.status) s.num_computed = 0;  // of what did not arrive nothing is published
+    retire(s, now_us);
+  } else if (!end.status) {
+    lose_swapped(s, end.status.error(), now_us, out);
+  } else if (transfer.direction == TransferDirection::kToDevice) {
+    cache_.discard(std::move(s.swapped));
+    ++room_epoch_;
+  }
+  sweep();
+}
+
+// What was copied is lost. It is computed again where that gives the same; else the request cannot go on.
+void Scheduler::lose_swapped(Sequence& s, const Error& error, int64_t now_us, Outcome& out) {
+  ++counters_.swap_failures;
+  if (!s.group->traits.recompute_safe) return end_group(*s.group, FinishReason::kFailed, error, now_us, out);
+  if (s.running()) {
+    cache_.release(std::move(s.table), now_us);
+    unpark_waiters(s, true);
+    leave_running(s);
+  }
+  forget_computed(s);
+}
+
+// It will run from the start: its states in the executor, and what the host has of it, are of no use.
+void Scheduler::forget_computed(Sequence& s) {
+  cache_.discard(std::move(s.swapped));
+  s.num_planned = s.num_computed = s.num_published = s.swapped_computed = 0;
+  if (s.joined) leaves_.push_back(s.id);
+  s.joined = false;
+  ++room_epoch_;
+}
+
+std::vector<const SwappedList*> Scheduler::swapped() const {
+  std::vector<const SwappedList*> all;
+  for (const auto& [id, group] : groups_)
+    for (const auto& s : group->sequences)
+      if (!s->swapped.empty()) all.push_back(&s->swapped);
+  return all;
+}
+
+}  // namespace quire
