@@ -65,27 +65,37 @@ __device__ inline void write_head(const Head<Act, Kv>& head, int64_t i, const Ch
   if (head.kv_target != nullptr) store_chunk(head.kv_target + i, c);
 }
 
-// The pairs (a, b) of a head's two halves, rotated by the angles of a position; `turn` is its row of cos_sin from the pair on.
-__device__ inline void rotate(const float* turn, int half, Chunk& a, Chunk& b) {
-  const Chunk cos = load_chunk(turn), sin = load_chunk(turn + half);
+// The angles of a position for eight pairs from `i` on.
+struct Turn {
+  Chunk cos, sin;
+};
+__device__ inline Turn turn_of(const RopeKvWriteParams& p, const int32_t* position, int i) {
+  const float* row = p.cos_sin + int64_t{load(position)} * p.head_dim + i;
+  return {load_chunk(row), load_chunk(row + p.head_dim / 2)};
+}
+// The pairs (a, b) of a head's two halves, rotated.
+__device__ inline void rotate(const Turn& turn, Chunk& a, Chunk& b) {
 #pragma unroll
   for (int j = 0; j < kChunk; ++j) {
     const float x = a.v[j], y = b.v[j];
-    a.v[j] = x * cos.v[j] - y * sin.v[j];
-    b.v[j] = y * cos.v[j] + x * sin.v[j];
+    a.v[j] = x * turn.cos.v[j] - y * turn.sin.v[j];
+    b.v[j] = y * turn.cos.v[j] + x * turn.sin.v[j];
   }
 }
 
-// head_dim a multiple of 16, all of it rotated. `lanes` (a power of two) threads a head.
+// head_dim a multiple of 16, all of it rotated. `lanes` (a power of two) threads a head. Slots, positions and angles,
+// two trips to L2, are read before the dependency wait: the kernel before makes q, k and v alone.
 template <class Act, class Kv>
 __global__ void __launch_bounds__(kThreads) rope_kv_write_chunks(RopeKvWriteParams p, int lanes) {
-  wait_for_previous_kernel();
-  let_next_kernel_start();
   const int64_t row = blockIdx.y;
   const int lane = static_cast<int>(threadIdx.x) % lanes, half = p.head_dim / 2, i = lane * kChunk;
   const Head<Act, Kv> head =
       head_of<Act, Kv>(p, row, static_cast<int>(blockIdx.x * (kThreads / lanes) + threadIdx.x / lanes));
   const bool active = !head.skipped && i < half;
+  Turn turn{};
+  if (active && head.rotated) turn = turn_of(p, p.positions + row, i);
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   Chunk a{}, b{};
   if (active) {
     a = load_chunk(head.source + i);
@@ -109,11 +119,11 @@ __global__ void __launch_bounds__(kThreads) rope_kv_write_chunks(RopeKvWritePara
   if (!active) return;
   if (head.q_sink_target != nullptr) {
     Chunk c = a, d = b;
-    rotate(p.cos_sin + int64_t{load(p.sink_positions + row)} * p.head_dim + i, half, c, d);
+    rotate(turn_of(p, p.sink_positions + row, i), c, d);
     store_chunk(head.q_sink_target + i, c);
     store_chunk(head.q_sink_target + half + i, d);
   }
-  if (head.rotated) rotate(p.cos_sin + int64_t{load(p.positions + row)} * p.head_dim + i, half, a, b);
+  if (head.rotated) rotate(turn, a, b);
   write_head(head, i, a);
   write_head(head, half + i, b);
 }

@@ -171,9 +171,8 @@ class WeightStream {
   int first_piece_;
 };
 
-// Takes the rows' sums in the order of the stream and writes what becomes of them. What stands in the residual
-// stream is asked for once, a lane a row, together with x: asked for at each row's end it was waited for with
-// the next loads of w, because loads of one warp share their few scoreboards (5 us a product of an 8B step).
+// Takes the rows' sums in the order of the stream and writes what becomes of them. What stands in the residual stream
+// is asked for once, a lane a row, together with x: no row's end waits for it.
 template <class T, int kRows>
 class RowSink {
  public:
