@@ -507,14 +507,15 @@ struct Decode {
     });
   }
 
-  // Tiles [begin, end) of the unit are done by this block's warps. Warps without a head to merge go on at once.
+  // Tiles [begin, end) of the unit are done by this block's warps. Warps without a head to merge go on at once; the last
+  // warps merge, which have a tile less where a unit's tiles are no multiple of the warps.
   __device__ void finish_unit(const UnitCursor& at, int begin, int end) {
     sync_threads();  // the unit before is merged
     store_warp();
     sync_threads();
     const bool whole = begin == at.begin && end == at.end();
     const int heads = min(kHeads, a.view.group - at.pass(a) * kHeads);
-    for (int h = warp; h < heads; h += warps) {
+    for (int h = warps - 1 - warp; h < heads; h += warps) {
       const Head head = merge_warps(h);
       if (whole) {
         store_output(at, head, head_in_group(at, h));
@@ -541,7 +542,7 @@ struct Decode {
     fence_grid();
     // Only its first part can be the second of its block: one that begins inside that block's range.
     const bool starts_inside = ranges.begin(first) < at.begin;
-    for (int h = warp; h < heads; h += warps) {
+    for (int h = warps - 1 - warp; h < heads; h += warps) {
       Head head = {};
       fold_partials(head, last - first + 1,
                     [&](int j) { return partial(first + j, j == 0 && starts_inside, h); });
