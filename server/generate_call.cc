@@ -182,8 +182,9 @@ void GenerateCall::end_if_stalled(int64_t now) {
   context_.TryCancel();
 }
 
-void GenerateCall::OnDone() {
-  if (registered_) registry_.remove(name_);
+// With the lock, as all that was written was written with it, by whichever thread: gRPC orders it before OnDone, and this says so.
+void GenerateCall::log_end() {
+  const std::lock_guard lock(mutex_);
   const bool refused = id_ == 0 && !outcome_.ok();
   const std::string code = code_name(static_cast<Code>(outcome_.error_code()));
   const double total_ms = static_cast<double>(now_us() - started_us_) / 1000.0;
@@ -197,6 +198,11 @@ void GenerateCall::OnDone() {
             {"cached_tokens", usage_.cached_tokens},
             {"total_ms", total_ms},
             {"traceparent", traceparent(context_)}});
+}
+
+void GenerateCall::OnDone() {
+  if (registered_) registry_.remove(name_);
+  log_end();
   self_.reset();  // the last owner unless the engine still holds its sink
 }
 

@@ -52,7 +52,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void submit(Request request);
   void end_early(grpc::Status outcome);  // with mutex_ held: nothing more is written, the engine's work ends
   void enqueue(grpc::ByteBuffer message);  // with mutex_ held
-  void pump();                             // without mutex_: starts the next write, or Finish
+  void log_end();
+  void pump();  // without mutex_: starts the next write, or Finish
 
   Engine& engine_;
   CallRegistry& registry_;

@@ -3,7 +3,18 @@ if(TARGET quire_server)
   quire_test(server_progress_bar_test LABEL server SOURCES ${QUIRE_TEST_DIR}/progress_bar_test.cc LIBS quire_commands)
   add_library(quire_fake_engine STATIC ${QUIRE_TEST_DIR}/fake_engine.cc)
   target_link_libraries(quire_fake_engine PUBLIC quire_server)
+  if(QUIRE_SANITIZE STREQUAL "thread")
+    target_sources(quire_fake_engine PRIVATE ${QUIRE_TEST_DIR}/tsan_edges.cc)
+    foreach(call grpc_call_start_batch grpc_completion_queue_next grpc_completion_queue_pluck
+        _ZN4grpc8internal18ServerCallbackCall14ScheduleOnDoneEb)
+      target_link_options(quire_fake_engine INTERFACE -Wl,--wrap=${call})
+    endforeach()
+  endif()
   foreach(area generate service lifecycle)
     quire_test(server_${area}_test LABEL server SOURCES ${QUIRE_TEST_DIR}/${area}_test.cc LIBS quire_fake_engine)
+    if(QUIRE_SANITIZE STREQUAL "thread")  # accesses from interceptors are those of code that is not instrumented
+      set_property(TEST server_${area}_test APPEND PROPERTY ENVIRONMENT
+        "TSAN_OPTIONS=ignore_interceptors_accesses=1:suppressions=${QUIRE_TEST_DIR}/tsan.supp")
+    endif()
   endforeach()
 endif()
