@@ -117,7 +117,7 @@ void GenerateCall::pump() {
     const std::lock_guard lock(mutex_);
     if (writing_ || finish_called_) return;
     if (!backlog_.empty()) {
-      in_flight_ = std::move(backlog_.front());
+      in_flight_.Swap(&backlog_.front());
       backlog_.pop_front();
       writing_ = write = true;
       write_started_us_ = now_us();

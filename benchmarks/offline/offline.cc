@@ -123,6 +123,7 @@ Request make_request(Run& run, const RequestLengths& lengths) {
 Result<RoundTimes> time_round(Run& run) {
   const SteadyClock clock;
   std::vector<Submission> batch;
+  batch.reserve(run.requests.size());
   for (const RequestLengths& lengths : run.requests) batch.push_back({make_request(run, lengths), nullptr});
   RoundClock round(static_cast<int32_t>(batch.size()), run.options.n, clock, run.progress);
   for (size_t i = 0; i < batch.size(); ++i) batch[i].sink = round.sink(static_cast<int32_t>(i));
@@ -172,6 +173,7 @@ OfflineRound figures_of(const Run& run, const RoundTimes& t) {
 
 double median_of(const std::vector<OfflineRound>& rounds, double OfflineRound::* figure) {
   std::vector<double> values;
+  values.reserve(rounds.size());
   for (const OfflineRound& r : rounds) values.push_back(r.*figure);
   std::sort(values.begin(), values.end());
   const size_t half = values.size() / 2;

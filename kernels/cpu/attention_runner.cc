@@ -205,7 +205,7 @@ void AttentionRunner::merge_splits(const AttentionParams& p) {
 // in order.
 void AttentionRunner::run_column_sums(const AttentionParams& p) {
   const int64_t splits = p.max_length / kSplitSlots + 1;
-  pool_.run(p.num_sequences * p.num_kv_heads * splits, [&](int64_t unit, int thread) {
+  pool_.run(int64_t{p.num_sequences} * p.num_kv_heads * splits, [&](int64_t unit, int thread) {
     const int32_t sequence = static_cast<int32_t>(unit / (p.num_kv_heads * splits));
     const int32_t rows = p.query_start[sequence + 1] - p.query_start[sequence];
     const RowBlock all{.sequence = sequence,
