@@ -82,6 +82,7 @@ class Suite:
     # ---- parts -----------------------------------------------------------------------------------------------------------------
     def part_tests(self) -> dict:
         programs = {"golden_device": ["--gtest_filter=*AloneTogether*/stories260K:*Preempted*/stories260K"] if self.dry else [],
+                    "golden_device_traffic": [],
                     "golden_cascade": ["--gtest_filter=*WaitsForEnough*"] if self.dry else [],
                     "golden_retention": ["--gtest_filter=*SamplesOwn*"] if self.dry else [],
                     "cuda_attention_card_test": []}
@@ -91,7 +92,8 @@ class Suite:
         report = self.out / f"{name}-{Path(log).stem}.xml"
         report.unlink(missing_ok=True)
         environment = {"QUIRE_TEST_DEVICE": self.device, "QUIRE_ROOT": str(ROOT), "QUIRE_SHARED": str(self.args.shared.resolve()),
-                       "GTEST_OUTPUT": f"xml:{report}"}
+                       "QUIRE_TRAFFIC_S": "1" if prefix or self.dry else "10",
+                       "QUIRE_TRAFFIC_SHORT": "1" if prefix else "0", "GTEST_OUTPUT": f"xml:{report}"}
         status = self.run([*prefix, self.program(name), *arguments], log, environment)
         counts = {"passed": 0, "failed": 0, "skipped": 0}
         if report.exists():
@@ -104,7 +106,7 @@ class Suite:
         return {**counts, "status": status}
 
     def part_sanitize(self) -> dict:
-        """Every kernel of the small shapes of the benchmarks, which check their results, and a model through the engine."""
+        """Every kernel of the small shapes of the benchmarks, which check their results, and a second of random traffic."""
         sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
         if sanitizer is None and not self.dry:
             raise RuntimeError("no compute-sanitizer on PATH or in /usr/local/cuda/bin")
@@ -118,7 +120,7 @@ class Suite:
         return {
             "step": self.run([*prefix, self.program("quire_cuda_step_bench"), *tiny], f"{tool}.log"),
             "attention": self.run([*prefix, self.program("quire_cuda_attention_bench"), *tiny], f"{tool}.log"),
-            "engine": self.gtest("golden_device", ["--gtest_filter=*FourSamples*/stories260K*"], prefix, f"{tool}.log")["status"],
+            "engine": self.gtest("golden_device_traffic", [], prefix, f"{tool}.log")["status"],
         }
 
     def part_kernels(self) -> dict:
