@@ -40,7 +40,7 @@ BUGS = [
     ("one slot too many is seen", "decode.h", "return slot < length && (slot", "return slot <= length && (slot",
      ["decode.cu"], DECODE, ["values["]),
     ("a warp takes a short unit's empty tiles for its range's end", "decode.cu", "    while (fetch_tile >= fetch_at.end()) {",
-     "    while (fetch_tile < hi && fetch_tile >= fetch_at.end()) {", ["decode.cu"], DECODE, ["nobody wrote"]),
+     "    while (fetch_tile < hi && fetch_tile >= fetch_at.end()) {", ["decode.cu"], "Decode/*no_early_fetch", ["nobody wrote"]),
     ("a range that begins behind a short unit's tiles begins with them", "decode.cu", "    if (lo >= at.end()) {", "    if (false) {",
      ["decode.cu"], DECODE, ["nobody wrote", "values[", "counter"]),
     ("a split is lost in the merge", "decode.cu", "fold_partials(head, last - first + 1,", "fold_partials(head, last - first,",
