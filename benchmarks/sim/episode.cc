@@ -21,8 +21,10 @@ bool is_predictable(const SamplingParams& s) {
 
 Episode::Episode(const SimSetup& setup, uint64_t seed)
     : executor_(setup.model, &clock_, setup.roofline),
-      mover_(executor_, setup.core.cache.swap_bytes / setup.core.cache.groups.front().block_bytes(), &clock_,
-             setup.link),
+      mover_(executor_,
+             (setup.core.cache.swap_bytes + setup.core.cache.host_bytes) /
+                 setup.core.cache.groups.front().block_bytes(),
+             &clock_, setup.link),
       random_(seed) {
   Result<std::unique_ptr<EngineCore>> core = EngineCore::create(setup.core, executor_, clock_, &mover_);
   check(core.has_value(), core ? "" : core.error().message);
@@ -265,6 +267,7 @@ void Episode::drain() {
   if (!core_->idle()) violate(fmt::format("stuck: {} requests cannot end", core_->num_unfinished()));
   if (num_live_ > 0) violate(fmt::format("invariant 9: {} requests have no end", num_live_));
   leaked_ = core_->cache().num_held() + core_->cache().swap_pool().num_held();
+  if (core_->cache().host_tier() != nullptr) leaked_ += core_->cache().host_tier()->num_held();
   if (leaked_ > 0) violate(fmt::format("{} blocks are held by nobody", leaked_));
   if (core_->queue_budget().num_requests() != 0 || core_->queue_budget().num_tokens() != 0)
     violate(fmt::format("the queue's budget keeps {} requests, {} tokens",
@@ -352,6 +355,7 @@ void Episode::add_to(SimReport& report, Samples& samples) const {
   report.preemptions += stats.preemptions_total;
   report.swap_outs += stats.swap_outs_total;
   report.swap_ins += stats.swap_ins_total;
+  report.host_hit_tokens += stats.host_hit_tokens_total;
   report.copies_on_write += stats.copies_on_write_total;
   report.evictions += stats.evictions_total;
   report.blocks_leaked += leaked_;

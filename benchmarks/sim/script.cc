@@ -25,6 +25,7 @@ Json json_of(const SimSetup& setup) {
           {"block_tokens", g.block_tokens},
           {"blocks", setup.model.num_blocks},
           {"swap_blocks", setup.core.cache.swap_bytes / g.block_bytes()},
+          {"host_blocks", setup.core.cache.host_bytes / g.block_bytes()},
           {"preemption_mode", c.preemption_mode},
           {"link", {setup.link.transfer_us, setup.link.us_per_block}},
           {"vocab", setup.model.vocab_size},
@@ -52,7 +53,8 @@ SimSetup setup_of(const Json& j) {
   group.num_kv_heads = j.at("kv_heads");
   group.head_dim = j.at("head_dim");
   group.block_tokens = j.at("block_tokens");
-  set_cache(setup, group, j.at("blocks"), j.value("swap_blocks", int64_t{0}));
+  set_cache(setup, group, j.at("blocks"), j.value("swap_blocks", int64_t{0}),
+            j.value("host_blocks", int64_t{0}));
   setup.model.vocab_size = setup.core.vocab_size = j.at("vocab");
   setup.core.eos_token_ids = j.at("eos").get<std::vector<TokenId>>();
   EngineConfig& c = setup.core.config;

@@ -95,9 +95,11 @@ Status check_options(const SimOptions& o) {
 
 }  // namespace
 
-void set_cache(SimSetup& setup, const GroupSpec& group, int64_t blocks, int64_t swap_blocks) {
+void set_cache(SimSetup& setup, const GroupSpec& group, int64_t blocks, int64_t swap_blocks,
+               int64_t host_blocks) {
   setup.core.cache = uniform_spec(group, static_cast<int32_t>(blocks));
   setup.core.cache.swap_bytes = swap_blocks * group.block_bytes();
+  setup.core.cache.host_bytes = host_blocks * group.block_bytes();
   setup.model.num_blocks = static_cast<int32_t>(blocks);
   setup.model.block_tokens = group.block_tokens;
   setup.model.check_content = blocks * group.block_tokens <= kMaxShadowSlots;
@@ -153,7 +155,8 @@ void draw_swap(SimSetup& setup, Random& random, bool draws_cache) {
   const int64_t least = 512 / group.block_tokens;  // one sequence of the longest
   const int64_t blocks =
       draws_cache ? std::max(least, setup.model.num_blocks / random.between(2, 8)) : setup.model.num_blocks;
-  set_cache(setup, group, blocks, random.between(1, 2 * blocks));
+  set_cache(setup, group, blocks, random.between(1, 2 * blocks),
+            random.chance(0.6) ? random.between(1, 4 * blocks) : 0);
   setup.core.reserve = {.least = 0, .rise = 0, .decay = 0};  // over-commit
   setup.core.config.preemption_mode = random.chance(0.5) ? "swap" : "auto";
   setup.link.us_per_block = std::pow(10.0, static_cast<double>(random.between(0, 4)));

@@ -16,7 +16,8 @@ struct SimSetup {
   FakeLink link;  // between device and host memory
 };
 
-void set_cache(SimSetup& setup, const GroupSpec& group, int64_t blocks, int64_t swap_blocks = 0);
+void set_cache(SimSetup& setup, const GroupSpec& group, int64_t blocks, int64_t swap_blocks = 0,
+               int64_t host_blocks = 0);
 
 // The model and the card that the options name.
 Result<SimSetup> make_setup(const SimOptions& options);

@@ -191,6 +191,7 @@ std::string to_json(const SimReport& r) {
       {"preemptions", r.preemptions},
       {"swap_outs", r.swap_outs},
       {"swap_ins", r.swap_ins},
+      {"host_hit_tokens", r.host_hit_tokens},
       {"copies_on_write", r.copies_on_write},
       {"evictions", r.evictions},
       {"blocks_leaked", r.blocks_leaked},

@@ -26,6 +26,7 @@ struct EngineConfig {
   int64_t kv_cache_bytes = 0;  // 0 = sized from memory that is left
   double gpu_memory_utilization = 0.92;
   bool prefix_cache = true;
+  int64_t host_kv_bytes = 0;     // pinned host memory for prefixes that the device evicts; 0 = they are lost
   int64_t swap_space_bytes = 0;  // pinned host memory for preempted sequences; 0 = they are computed again
   std::string preemption_mode =
       "auto";  // auto (the cheaper) | swap | recompute; what cannot be done falls to the other

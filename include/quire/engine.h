@@ -31,6 +31,8 @@ struct EngineStats {
   int64_t shared_read_tokens_total =
       0;  // K and V not read again in decode steps, for other sequences of the step had read them
   int64_t preemptions_total = 0, copies_on_write_total = 0, evictions_total = 0, steps_total = 0;
+  int64_t host_hit_tokens_total = 0, host_blocks_written_total = 0;  // of the prefix cache's host tier
+  int32_t host_blocks_total = 0, host_blocks_cached = 0;
   int64_t swap_outs_total = 0, swap_ins_total = 0,
           swap_failures_total = 0;  // of preempted sequences; failed copies
   int32_t requests_waiting = 0, sequences_running = 0;

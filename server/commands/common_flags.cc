@@ -31,6 +31,8 @@ void bind_cache_flags(Flags& flags, EngineConfig& c) {
   flags.add("gpu-memory-utilization", c.gpu_memory_utilization, "Share of the GPU's memory to take, (0, 1]");
   flags.add("prefix-cache", c.prefix_cache,
             "Keep finished prefixes and reuse them; --prefix-cache=false turns it off");
+  flags.add("host-kv-bytes", c.host_kv_bytes,
+            "Pinned host memory for cached prefixes that the device evicts, bytes; 0 = they are lost");
   flags.add("swap-space-bytes", c.swap_space_bytes,
             "Pinned host memory for the KV cache of preempted sequences, bytes; 0 = they are computed again");
   flags.add_choice("preemption-mode", c.preemption_mode, {"auto", "swap", "recompute"},

@@ -175,12 +175,15 @@ std::optional<std::string> KvCache::audit_pins() const {
 
 std::optional<std::string> KvCache::audit(std::span<const BlockTable* const> tables,
                                           std::span<const BlockId> deferred,
-                                          std::span<const SwappedList* const> swapped) const {
+                                          std::span<const SwappedList* const> swapped,
+                                          std::span<const BlockTable* const> host_tables) const {
   check(!step_open_, "the cache is audited between steps");
   if (auto wrong = pool_.audit()) return "pool: " + *wrong;
   if (auto wrong = audit_holders(tables, deferred)) return "holders: " + *wrong;
   if (auto wrong = tree_.audit()) return "tree: " + *wrong;
   if (auto wrong = audit_pins()) return "eviction: " + *wrong;
+  if (host_ != nullptr)
+    if (auto wrong = host_->audit(host_tables, {})) return "host tier: " + *wrong;
   std::vector<HostBlockId> on_host;
   for (const SwappedList* list : swapped)
     for (const SwappedBlock& block : list->blocks()) on_host.push_back(block.host);

@@ -20,18 +20,24 @@ KvCache::KvCache(const CacheSpec& spec, EvictionOrder order)
       pool_(arena_, spec.groups[0].block_bytes()),
       swap_pool_(spec.swap_bytes / spec.groups[0].block_bytes()),
       tree_(pool_.max_blocks(), block_tokens_),
-      index_(pool_.max_blocks(), order) {}
+      index_(pool_.max_blocks(), order) {
+  if (spec.host_bytes > 0)
+    host_.reset(new KvCache({.groups = spec.groups, .arena_bytes = spec.host_bytes}, order));
+}
 
 // ---- namespaces ----
 
 NamespaceId KvCache::open_namespace(const NamespaceKey& key) {
   const NamespaceId ns = namespaces_.open(key);
   if (!tree_.root(ns)) tree_.add_root(ns);
+  if (host_ != nullptr) host_names_[value(ns)] = host_->open_namespace(key);
   return ns;
 }
 
 void KvCache::close_namespace(NamespaceId ns) {
-  namespaces_.close(ns);
+  const bool was_last = namespaces_.close(ns);
+  if (host_ != nullptr) host_->close_namespace(host_names_.at(value(ns)));
+  if (host_ != nullptr && was_last) host_names_.erase(value(ns));
   drop_if_unused(ns);
 }
 

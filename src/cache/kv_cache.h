@@ -24,6 +24,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -45,6 +46,13 @@ class StepTransaction;
 struct CacheCounters {  // since start
   int64_t copies_on_write = 0, evictions = 0, duplicates_merged = 0;
   int64_t prefix_queries_tokens = 0, prefix_hit_tokens = 0;  // of acquire_prefix
+};
+
+// Blocks on their way to the host tier: what it will find there, once the copies are made.
+struct HostWrite {
+  NamespaceId ns{};  // of the tier
+  BlockTable table;  // of the tier
+  std::vector<TokenId> tokens;
 };
 
 class KvCache {
@@ -98,6 +106,25 @@ class KvCache {
   void discard(SwappedList&& list);  // its host blocks are free; no copy may be under way from or to them
   const HostPool& swap_pool() const { return swap_pool_; }
 
+  // ---- host tier (CacheSpec::host_bytes) ----
+  // A cache of its own over host memory, with the same keys, order and rules; its blocks lie behind those for
+  // swap. Null where there is none.
+  const KvCache* host_tier() const { return host_.get(); }
+  int32_t lookup_host(NamespaceId ns, std::span<const TokenId> tokens) const;  // tokens found there
+  // Begins to copy what the table has published of `tokens`, whole blocks, and the tier lacks. Each copy's
+  // device block counts as deferred until it is made [6]; then end_write. Nothing to copy, or no room: nothing.
+  std::optional<HostWrite> write_to_host(NamespaceId ns, std::span<const TokenId> tokens,
+                                         const BlockTable& table, int64_t now_us,
+                                         std::vector<TierCopy>& copies);
+  void end_write(HostWrite&& write, bool arrived, const Retention& retention, int64_t now_us);
+  // Lengthens a table that acquire_prefix gave by what the tier has of `tokens` beyond it, except for the bytes
+  // of `copies`: no step may read or write them before they are there. Gives the tier's table, for end_read
+  // when the copies have ended. Nothing, and the table as it was, where there is no more or no room.
+  std::optional<BlockTable> read_from_host(NamespaceId ns, std::span<const TokenId> tokens, BlockTable& table,
+                                           int64_t now_us, std::vector<TierCopy>& copies,
+                                           std::vector<BlockId>& deferred);
+  void end_read(BlockTable&& host, int64_t now_us);
+
   // ---- steps ----
   StepTransaction begin(int64_t now_us);  // one at a time
   // Blocks that extend(table, new_length) would take, the copy of a shared or published tail included.
@@ -134,7 +161,8 @@ class KvCache {
   // blocks and swapped lists. The first disagreement, by name. O(blocks); for tests and --check-invariants.
   std::optional<std::string> audit(std::span<const BlockTable* const> tables,
                                    std::span<const BlockId> deferred,
-                                   std::span<const SwappedList* const> swapped = {}) const;
+                                   std::span<const SwappedList* const> swapped = {},
+                                   std::span<const BlockTable* const> host_tables = {}) const;
 
  private:
   friend class StepTransaction;
@@ -156,6 +184,8 @@ class KvCache {
 
   bool make_room(int64_t blocks, int64_t now_us);
   bool still_holds(const SwappedBlock& block) const;
+  HostBlockId in_host_memory(BlockId tier_block) const;
+  int32_t published_path(std::span<const TokenId> tokens, const BlockTable& table) const;
   void evict(BlockId leaf);
   void detach(BlockId leaf);  // from the tree; it is in the index no more
   void drop_if_unused(NamespaceId ns);
@@ -185,6 +215,8 @@ class KvCache {
   Namespaces namespaces_;
   PrefixTree tree_;
   EvictionIndex index_;
+  std::unique_ptr<KvCache> host_;                         // the host tier
+  std::unordered_map<uint64_t, NamespaceId> host_names_;  // of open namespaces: the same there
   CacheCounters counters_;
   mutable std::vector<BlockId> path_;  // scratch of lookups
   std::vector<BlockId> fresh_;         // scratch of extend

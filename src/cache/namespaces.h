@@ -34,6 +34,7 @@ class Namespaces {
 
   // Each open is matched by a close. Two keys with one identity get two ids.
   NamespaceId open(const NamespaceKey& key);
+  void open_again(NamespaceId id) { ++entries_.at(value(id)).users; }  // of one in use
   // True when that was the last user.
   bool close(NamespaceId id);
   bool in_use(NamespaceId id) const;

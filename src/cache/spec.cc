@@ -43,6 +43,11 @@ Status validate(const CacheSpec& spec) {
   if (spec.groups.empty()) return invalid("kv cache: no layer group");
   if (spec.arena_bytes < 1)
     return invalid(fmt::format("kv cache: arena_bytes is {}; at least 1", spec.arena_bytes));
+  if (spec.host_bytes < 0 || (spec.host_bytes > 0 && spec.host_bytes < spec.groups[0].block_bytes()))
+    return invalid(
+        fmt::format("host_kv_bytes is {}; it must be 0 (no host tier) or at least one block's {} bytes",
+                    spec.host_bytes, spec.groups[0].block_bytes()),
+        "host_kv_bytes");
   if (spec.swap_bytes < 0)
     return invalid(fmt::format("swap_space_bytes is {}; it must be 0 (no swap) or more", spec.swap_bytes),
                    "swap_space_bytes");

@@ -30,6 +30,7 @@ CoreOptions core_of(const OpenedExecutor& opened) {
   check(group.block_bytes() == opened.block_bytes, "cache and executor agree on a block's bytes");
   core.cache = uniform_spec(group, opened.num_blocks);
   core.cache.swap_bytes = opened.swap_bytes;
+  core.cache.host_bytes = opened.host_bytes;
   core.preemption_costs = opened.preemption_costs;
   core.identity.model = opened.config.served_model_name;
   core.identity.spec = describe(core.cache);
@@ -81,6 +82,7 @@ void log_start(const EngineParts& parts, const OpenedExecutor& opened) {
             {"block_tokens", opened.config.block_tokens},
             {"block_bytes", opened.block_bytes},
             {"swap_bytes", opened.swap_bytes},
+            {"host_kv_bytes", opened.host_bytes},
             {"weights_bytes", opened.memory.weights_bytes},
             {"workspace_bytes", opened.memory.workspace_bytes},
             {"logits_bytes", opened.memory.logits_bytes},

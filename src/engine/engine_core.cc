@@ -92,7 +92,7 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(const CoreOptions& option
   if (Status s = check_config(options.config); !s) return s.error();
   Result<std::unique_ptr<KvCache>> cache = KvCache::create(options.cache, options.eviction);
   if (!cache) return cache.error();
-  check((*cache)->swap_pool().num_blocks() == 0 || mover != nullptr,
+  check(((*cache)->swap_pool().num_blocks() == 0 && (*cache)->host_tier() == nullptr) || mover != nullptr,
         "host memory comes with who copies there");
   return std::unique_ptr<EngineCore>(new EngineCore(options, std::move(*cache), executor, clock, mover));
 }
@@ -268,6 +268,12 @@ void EngineCore::fill_stats(EngineStats& stats) const {
   stats.generation_tokens_total = c.output_tokens;
   stats.cached_tokens_total = c.cached_tokens;
   stats.preemptions_total = c.preemptions;
+  stats.host_hit_tokens_total = c.host_hit_tokens;
+  stats.host_blocks_written_total = c.host_writes;
+  if (const KvCache* host = cache_->host_tier()) {
+    stats.host_blocks_total = static_cast<int32_t>(host->num_blocks());
+    stats.host_blocks_cached = static_cast<int32_t>(host->num_cached() + host->num_held());
+  }
   stats.swap_outs_total = c.swap_outs;
   stats.swap_ins_total = c.swap_ins;
   stats.swap_failures_total = c.swap_failures;

@@ -147,7 +147,10 @@ Broken swapped_lists_are_at_rest(const EngineCore& core) {
   for (const SequenceGroup* group : core.scheduler().groups())
     for (const auto& s : group->sequences) {
       const bool rests = s->state == SequenceState::kPreempted && s->table.empty();
-      if (s->swapped.empty() ? !s->copying : (rests || s->copying) && (!s->copying || s->num_in_flight == 1))
+      const bool fetches = s->copying && s->swapped.empty();  // from the host tier
+      if (fetches              ? s->num_in_flight == 1
+          : s->swapped.empty() ? !s->copying
+                               : (rests || s->copying) && (!s->copying || s->num_in_flight == 1))
         continue;
       return fmt::format(
           "invariant 6: sequence {} has {} blocks on the host and {} on the device, copying {}, in flight {}",
@@ -168,6 +171,8 @@ Broken slots_of_running(const EngineCore& core) {
 Broken check_cheap(const EngineCore& core) {
   if (Broken b = requests_add_up(core)) return b;
   if (Broken b = blocks_add_up(core.cache(), core.limits().num_blocks)) return b;
+  if (const KvCache* host = core.cache().host_tier())
+    if (Broken b = blocks_add_up(*host, host->num_blocks())) return "host tier: " + *b;
   return host_blocks_add_up(core.cache().swap_pool());
 }
 
@@ -179,7 +184,7 @@ Broken check_all(const EngineCore& core) {
   if (Broken b = slots_of_running(core)) return b;
   if (Broken b = swapped_lists_are_at_rest(core)) return b;
   if (Broken b = core.cache().audit(core.scheduler().tables(), core.scheduler().deferred(),
-                                    core.scheduler().swapped()))
+                                    core.scheduler().swapped(), core.scheduler().host_tables()))
     return "cache: " + *b;
   return {};
 }

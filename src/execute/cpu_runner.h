@@ -6,6 +6,7 @@
 #include "src/execute/executor_thread.h"
 #include "src/execute/host_step.h"
 #include "src/execute/retention_runner.h"
+#include "src/execute/swap_space.h"
 #include "src/model/forward.h"
 #include "src/sample/sampler.h"
 
@@ -16,7 +17,7 @@ struct CpuRunnerParts {
   std::unique_ptr<Device> device;
   std::unique_ptr<Kernels> kernels;
   DeviceBuffer arena;
-  DeviceBuffer swap_space;  // the mover's, kept alive here
+  HostMemory host_memory;  // the mover's, kept alive here
   std::unique_ptr<ForwardPass> forward;
   DeviceBuffer logits;  // [logits_rows, vocab] f32
   int64_t logits_rows = 0;

@@ -12,6 +12,7 @@
 #include "src/execute/device_step.h"
 #include "src/execute/pipelined_executor.h"
 #include "src/execute/prefix_groups.h"
+#include "src/execute/swap_space.h"
 #include "src/model/forward.h"
 #include "src/sample/sampler.h"
 
@@ -21,7 +22,7 @@ struct CudaRunnerParts {
   std::unique_ptr<StreamDevice> device;
   std::unique_ptr<Kernels> kernels;
   DeviceBuffer arena;
-  DeviceBuffer swap_space;  // the mover's, kept alive here
+  HostMemory host_memory;  // the mover's, kept alive here
   std::unique_ptr<ForwardPass> forward;
   DeviceBuffer logits;  // [logits_rows, vocab] f32
   int64_t logits_rows = 0;

@@ -21,6 +21,7 @@ struct OpenedExecutor {
   std::unique_ptr<Executor> executor;
   std::unique_ptr<BlockMover>
       mover;               // where there is swap space; goes before the executor, whose memory it uses
+  int64_t host_bytes = 0;  // for the prefix cache's host tier, whole blocks
   int64_t swap_bytes = 0;  // of whole blocks
   PreemptionCosts preemption_costs;
   ModelSpec spec;
@@ -30,7 +31,7 @@ struct OpenedExecutor {
   std::string device;       // "AMD EPYC ... (2 threads, avx512bf16)", "NVIDIA H100 80GB HBM3"
   std::string dtype;        // of the activations: "f32", "bf16", "f16"
   DType kv_dtype = DType::kF32;
-  MemoryPlan memory;   // of the device
+  MemoryPlan memory;  // of the device
 };
 
 // Errors: a bad model directory (file, tensor or field named), an unknown device, an option out of range, or

@@ -95,9 +95,9 @@ Status fill_memory(Opening& o, WeightSource& source) {
   Result<DeviceBuffer> arena = device.allocate(o.plan.cache_bytes, "cache");
   if (!arena) return arena.error();
   o.parts.arena = std::move(*arena);
-  Result<DeviceBuffer> swap = allocate_swap_space(device, o.config.swap_space_bytes, o.layout.block_bytes());
-  if (!swap) return swap.error();
-  o.parts.swap_space = std::move(*swap);
+  Result<HostMemory> host = allocate_host_memory(device, o.config, o.layout.block_bytes());
+  if (!host) return host.error();
+  o.parts.host_memory = std::move(*host);
   Result<DeviceBuffer> logits =
       device.allocate(o.parts.logits_rows * o.spec.vocab_size * bytes_of(DType::kF32), "logits");
   if (!logits) return logits.error();
@@ -128,11 +128,12 @@ OpenedExecutor finish(Opening& o) {
   out.dtype = o.config.dtype;
   out.kv_dtype = o.dtypes.kv;
   out.memory = o.plan;
-  out.swap_bytes = o.parts.swap_space.bytes();
+  out.swap_bytes = o.parts.host_memory.swap_bytes;
+  out.host_bytes = o.parts.host_memory.host_bytes;
   out.preemption_costs = preemption_costs(o.parts.device->facts(), o.spec);
-  if (out.swap_bytes > 0)
+  if (out.swap_bytes + out.host_bytes > 0)
     out.mover = make_threaded_mover(make_host_copy_stream(), {.arena = o.parts.arena.as<char>(),
-                                                              .host = o.parts.swap_space.as<char>(),
+                                                              .host = o.parts.host_memory.buffer.as<char>(),
                                                               .block_bytes = o.parts.block_bytes});
   out.config = o.config;
   out.config.device = "cpu";

@@ -100,9 +100,9 @@ Status fill_memory(Opening& o, WeightSource& source) {
   Result<DeviceBuffer> arena = device.allocate(o.plan.cache_bytes, "cache");
   if (!arena) return arena.error();
   o.parts.arena = std::move(*arena);
-  Result<DeviceBuffer> swap = allocate_swap_space(device, o.config.swap_space_bytes, o.layout.block_bytes());
-  if (!swap) return swap.error();
-  o.parts.swap_space = std::move(*swap);
+  Result<HostMemory> host = allocate_host_memory(device, o.config, o.layout.block_bytes());
+  if (!host) return host.error();
+  o.parts.host_memory = std::move(*host);
   device.set_zero(o.parts.arena.data(),
                   o.parts.arena.bytes());  // padding rows read block 0: it must hold numbers
   Result<DeviceBuffer> logits =
@@ -120,7 +120,8 @@ Status fill_memory(Opening& o, WeightSource& source) {
 Result<OpenedExecutor> finish(Opening& o) {
   o.parts.layout = o.layout;
   // Layers with a window of their own read every list alone; where all have one there is nothing to find.
-  const bool sees_all = std::any_of(o.spec.window.begin(), o.spec.window.end(), [](int32_t window) { return window == 0; });
+  const bool sees_all =
+      std::any_of(o.spec.window.begin(), o.spec.window.end(), [](int32_t window) { return window == 0; });
   o.parts.cascade = {.block_tokens = o.config.block_tokens,
                      .token_bytes = o.layout.layer_stride() / o.config.block_tokens,
                      .least_saved_bytes = sees_all ? o.config.cascade_min_saved_bytes : -1};
@@ -138,13 +139,14 @@ Result<OpenedExecutor> finish(Opening& o) {
   out.dtype = o.config.dtype;
   out.kv_dtype = o.dtypes.kv;
   out.memory = o.plan;
-  out.swap_bytes = o.parts.swap_space.bytes();
+  out.swap_bytes = o.parts.host_memory.swap_bytes;
+  out.host_bytes = o.parts.host_memory.host_bytes;
   out.preemption_costs = preemption_costs(o.parts.device->facts(), o.spec);
-  if (out.swap_bytes > 0)
-    out.mover =
-        make_threaded_mover(o.parts.device->make_copy_stream(), {.arena = o.parts.arena.as<char>(),
-                                                                 .host = o.parts.swap_space.as<char>(),
-                                                                 .block_bytes = o.layout.block_bytes()});
+  if (out.swap_bytes + out.host_bytes > 0)
+    out.mover = make_threaded_mover(o.parts.device->make_copy_stream(),
+                                    {.arena = o.parts.arena.as<char>(),
+                                     .host = o.parts.host_memory.buffer.as<char>(),
+                                     .block_bytes = o.layout.block_bytes()});
   out.config = o.config;
   out.config.device = o.kind == DeviceKind::kCuda ? "cuda" : "cuda-host";
   out.config.kv_cache_bytes = o.plan.cache_bytes;

@@ -6,13 +6,28 @@
 
 namespace quire {
 
-Result<DeviceBuffer> allocate_swap_space(Device& device, int64_t bytes, int64_t block_bytes) {
-  if (bytes == 0) return DeviceBuffer();
-  if (bytes < block_bytes)
-    return invalid(
-        fmt::format("swap_space_bytes is {}; one KV block takes {} bytes (0 = no swap)", bytes, block_bytes),
-        "swap_space_bytes");
-  return device.allocate_pinned(bytes / block_bytes * block_bytes, "swap space (swap_space_bytes)");
+namespace {
+
+Result<int64_t> whole_blocks(int64_t bytes, int64_t block_bytes, const char* name) {
+  if (bytes < 0 || (bytes > 0 && bytes < block_bytes))
+    return invalid(fmt::format("{} is {}; one KV block takes {} bytes (0 = none)", name, bytes, block_bytes),
+                   name);
+  return bytes / block_bytes * block_bytes;
+}
+
+}  // namespace
+
+Result<HostMemory> allocate_host_memory(Device& device, const EngineConfig& config, int64_t block_bytes) {
+  const Result<int64_t> swap = whole_blocks(config.swap_space_bytes, block_bytes, "swap_space_bytes");
+  if (!swap) return swap.error();
+  const Result<int64_t> host = whole_blocks(config.host_kv_bytes, block_bytes, "host_kv_bytes");
+  if (!host) return host.error();
+  HostMemory memory{.swap_bytes = *swap, .host_bytes = *host};
+  Result<DeviceBuffer> buffer =
+      device.allocate_pinned(*swap + *host, "host memory (swap_space_bytes + host_kv_bytes)");
+  if (!buffer) return buffer.error();
+  memory.buffer = std::move(*buffer);
+  return memory;
 }
 
 namespace {

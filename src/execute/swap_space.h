@@ -1,6 +1,7 @@
 // Host memory for the blocks of preempted sequences, and what moving them is worth on a device.
 #pragma once
 
+#include "quire/config.h"
 #include "quire/result.h"
 #include "src/device/device.h"
 #include "src/model/model_spec.h"
@@ -8,8 +9,13 @@
 
 namespace quire {
 
-// Whole blocks out of `bytes`, pinned; empty for 0. Errors: less than one block (both sizes), or no room.
-Result<DeviceBuffer> allocate_swap_space(Device& device, int64_t bytes, int64_t block_bytes);
+// Whole blocks of each, side by side in one pinned buffer: for swap, then for the prefix cache's host tier.
+struct HostMemory {
+  DeviceBuffer buffer;
+  int64_t swap_bytes = 0, host_bytes = 0;
+};
+// Errors: less than one block and not 0 (both sizes), or no room.
+Result<HostMemory> allocate_host_memory(Device& device, const EngineConfig& config, int64_t block_bytes);
 
 // Rates by kind of device, sizes from the model: estimates that only order swap and recompute.
 PreemptionCosts preemption_costs(const DeviceFacts& device, const ModelSpec& spec);

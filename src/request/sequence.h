@@ -56,6 +56,7 @@ struct Sequence {
   SwappedList swapped;
   int32_t swapped_computed = 0;
   bool copying = false;       // to or from the host; no step names it meanwhile
+  bool skips_host = false;    // what it was to get from the host tier did not come
   int32_t num_preempted = 0;  // times it had to give way
   KvDump kv_dump;             // after the last committed step, where asked for and only the executor knows
 

@@ -165,15 +165,24 @@ bool Scheduler::admit_waiting(StepTransaction& step, SequenceGroup& group, int64
 // Gives a sequence its cached prefix if there is room for what it needs besides; if not, leaves it as it was.
 bool Scheduler::start(Sequence& s, int64_t now_us) {
   BlockTable table = take_prefix(s, now_us);
+  const int32_t here = table.length();
+  std::vector<TierCopy> copies;
+  std::optional<BlockTable> host = fetch_prefix(s, table, now_us, copies);
   if (!has_room(s, table)) {
+    if (host) cache_.end_read(std::move(*host), now_us);
     cache_.release(std::move(table), now_us);
     blocked_ = s.id;
     blocked_epoch_ = room_epoch_;
     return false;
   }
   s.num_planned = s.num_computed = table.length();
-  s.num_published = s.group->share_prefix ? table.length() / block_tokens_ * block_tokens_ : 0;
+  const int32_t published = host ? here : table.length();
+  s.num_published = s.group->share_prefix ? published / block_tokens_ * block_tokens_ : 0;
   s.table = std::move(table);
+  if (host) {
+    counters_.host_hit_tokens += s.num_planned - here;
+    start_transfer(&s, TransferDirection::kToDevice, std::move(copies)).host_read = std::move(host);
+  }
   return true;
 }
 

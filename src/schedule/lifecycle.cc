@@ -113,10 +113,7 @@ void Scheduler::publish(Sequence& sequence, int32_t num_tokens, int64_t now_us) 
   if (!sequence.group->share_prefix) return;
   num_tokens = publishable(sequence, num_tokens);
   if (num_tokens <= sequence.num_published) return;
-  const KvRetention& asked = sequence.group->retention;
-  const Retention retention{.retention_class = asked.retention_class,
-                            .expiry_us = asked.ttl_ms ? now_us + *asked.ttl_ms * 1000 : kNoExpiry,
-                            .recompute_cost = static_cast<float>(asked.cost)};
+  const Retention retention = retention_of(sequence, now_us);
   cache_.publish(sequence.group->ns, sequence.tokens, sequence.table, num_tokens, retention, now_us,
                  deferred_now());
   sequence.num_published = num_tokens;
@@ -126,6 +123,7 @@ void Scheduler::retire(Sequence& sequence, int64_t now_us) {
   check(sequence.finished() && sequence.num_in_flight == 0, "a retired sequence is finished and in no step");
   if (!sequence.group->is_beam())
     publish(sequence, std::min(sequence.num_computed, sequence.num_tokens()), now_us);
+  write_behind(sequence, now_us);
   cache_.release(std::move(sequence.table), now_us);
   cache_.discard(std::move(sequence.swapped));
   if (sequence.joined || sequence.group->traits.overwrites_slots) leaves_.push_back(sequence.id);

@@ -121,6 +121,7 @@ int32_t Scheduler::tokens_with_room(const Sequence& s, int32_t want) const {
 }
 
 void Scheduler::plan_chunk(StepTransaction& step, Sequence& s) {
+  if (s.copying) return;  // its prefix is on the way
   const int32_t goal = prefill_goal(s);
   if (s.group->policy.kind != RetentionKind::kKeepAll) slide(s);  // what that frees is room
   const int32_t want = std::min({goal - s.num_planned, limits_.max_prefill_chunk_tokens, budget_});

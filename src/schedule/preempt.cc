@@ -116,6 +116,7 @@ void Scheduler::preempt(Sequence& s, int64_t now_us) {
     return swap_out(s, now_us);
   }
   publish(s, computed, now_us);
+  write_behind(s, now_us);
   cache_.release(std::move(s.table), now_us);
   forget_computed(s);
 }

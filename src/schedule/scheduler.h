@@ -73,6 +73,7 @@ struct StepView {
 
 struct SchedulerCounters {  // since start
   int64_t preemptions = 0, steps = 0;
+  int64_t host_hit_tokens = 0, host_writes = 0, host_write_failures = 0;  // of the host tier; blocks written
   int64_t swap_outs = 0, swap_ins = 0, swap_failures = 0;  // of preempted sequences; failed copies
   int64_t prompt_tokens = 0, output_tokens = 0,
           cached_tokens = 0;  // prompt tokens admitted, committed output, hits
@@ -151,6 +152,7 @@ class Scheduler {
   std::vector<const BlockTable*> tables() const;
   std::vector<BlockId> deferred() const;
   std::vector<const SwappedList*> swapped() const;
+  std::vector<const BlockTable*> host_tables() const;
   const std::deque<SubmittedStep>& in_flight() const { return in_flight_; }
   std::span<Sequence* const> running() const { return running_; }
   std::vector<const SequenceGroup*> groups() const;
@@ -237,11 +239,18 @@ class Scheduler {
 
   // swap.cc
   bool can_swap(const Sequence& sequence) const;
-  void start_transfer(Sequence& sequence, TransferDirection direction, std::vector<TierCopy> copies);
+  struct UnderWay;
+  UnderWay& start_transfer(Sequence* sequence, TransferDirection direction, std::vector<TierCopy> copies);
   void swap_out(Sequence& sequence, int64_t now_us);
   bool bring_back(Sequence& sequence, int64_t now_us);
   void lose_swapped(Sequence& sequence, const Error& error, int64_t now_us, Outcome& out);
   void forget_computed(Sequence& sequence);
+
+  // host_tier.cc
+  void write_behind(Sequence& sequence, int64_t now_us);
+  std::optional<BlockTable> fetch_prefix(const Sequence& sequence, BlockTable& table, int64_t now_us,
+                                         std::vector<TierCopy>& copies);
+  Retention retention_of(const Sequence& sequence, int64_t now_us) const;
 
   // commit.cc
   void commit_work(const PlannedWork& work, int64_t now_us);
@@ -276,7 +285,10 @@ class Scheduler {
   std::deque<SubmittedStep> in_flight_;
   struct UnderWay {  // a transfer whose end has not been told
     uint64_t id = 0;
-    Sequence* sequence = nullptr;
+    Sequence* sequence = nullptr;  // none: blocks of one that may be gone, on their way to the host tier
+    std::optional<HostWrite> host_write;  // then this; and what it is worth there
+    Retention retention;
+    std::optional<BlockTable> host_read;  // of the host tier, for a sequence that starts behind it
     TransferDirection direction = TransferDirection::kToHost;
     std::vector<BlockId> deferred;  // to give back once it has ended
   };

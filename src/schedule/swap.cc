@@ -16,16 +16,20 @@ bool Scheduler::can_swap(const Sequence& s) const {
          s.table.num_blocks() <= cache_.swap_pool().num_free();
 }
 
-void Scheduler::start_transfer(Sequence& s, TransferDirection direction, std::vector<TierCopy> copies) {
+Scheduler::UnderWay& Scheduler::start_transfer(Sequence* s, TransferDirection direction,
+                                               std::vector<TierCopy> copies) {
   UnderWay& transfer = transfers_.emplace_back();
   transfer.id = next_transfer_++;
-  transfer.sequence = &s;
+  transfer.sequence = s;
   transfer.direction = direction;
   if (direction == TransferDirection::kToHost)
     for (const TierCopy& copy : copies) transfer.deferred.push_back(copy.device);
   new_transfers_.push_back({transfer.id, direction, std::move(copies)});
-  ++s.num_in_flight;
-  s.copying = true;
+  if (s != nullptr) {
+    ++s->num_in_flight;
+    s->copying = true;
+  }
+  return transfer;
 }
 
 void Scheduler::swap_out(Sequence& s, int64_t now_us) {
@@ -33,7 +37,7 @@ void Scheduler::swap_out(Sequence& s, int64_t now_us) {
   check(cache_.swap_out(s.table, now_us, s.swapped, copies), "the host has the room that it was asked for");
   s.swapped_computed = s.num_computed;
   s.num_planned = s.num_computed = s.num_published = 0;
-  start_transfer(s, TransferDirection::kToHost, std::move(copies));
+  start_transfer(&s, TransferDirection::kToHost, std::move(copies));
   ++counters_.swap_outs;
 }
 
@@ -53,7 +57,7 @@ bool Scheduler::bring_back(Sequence& s, int64_t now_us) {
       if (copies.empty())
         cache_.discard(std::move(s.swapped));
       else
-        start_transfer(s, TransferDirection::kToDevice, std::move(copies));
+        start_transfer(&s, TransferDirection::kToDevice, std::move(copies));
       return true;
     }
     s.num_planned = s.num_computed = 0;
@@ -72,9 +76,15 @@ void Scheduler::transferred(const TransferEnd& end, int64_t now_us, Outcome& out
   const auto it =
       std::find_if(transfers_.begin(), transfers_.end(), [&](const UnderWay& t) { return t.id == end.id; });
   check(it != transfers_.end(), "a transfer that ends was under way");
-  const UnderWay transfer = std::move(*it);
+  UnderWay transfer = std::move(*it);
   transfers_.erase(it);
   give_back(transfer.deferred);
+  if (transfer.host_read) cache_.end_read(std::move(*transfer.host_read), now_us);
+  if (transfer.host_write) {
+    counters_.host_write_failures += end.status ? 0 : 1;
+    cache_.end_write(std::move(*transfer.host_write), end.status.has_value(), transfer.retention, now_us);
+  }
+  if (transfer.sequence == nullptr) return sweep();
   Sequence& s = *transfer.sequence;
   s.copying = false;
   if (--s.num_in_flight == 0 && s.finished()) {
@@ -92,7 +102,10 @@ void Scheduler::transferred(const TransferEnd& end, int64_t now_us, Outcome& out
 // What was copied is lost. It is computed again where that gives the same; else the request cannot go on.
 void Scheduler::lose_swapped(Sequence& s, const Error& error, int64_t now_us, Outcome& out) {
   ++counters_.swap_failures;
-  if (!s.group->traits.recompute_safe) return end_group(*s.group, FinishReason::kFailed, error, now_us, out);
+  const bool nothing_ran = s.running() && s.swapped.empty();  // it was to start behind the host tier's prefix
+  s.skips_host = s.skips_host || nothing_ran;
+  if (!s.group->traits.recompute_safe && !nothing_ran)
+    return end_group(*s.group, FinishReason::kFailed, error, now_us, out);
   if (s.running()) {
     cache_.release(std::move(s.table), now_us);
     unpark_waiters(s, true);

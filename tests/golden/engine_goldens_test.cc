@@ -137,6 +137,29 @@ TEST_P(EngineGoldens, ComeOutWhenSequencesAreSwapped) {
   }
 }
 
+// Every prompt, twice over, through a cache that holds few of them and a host tier that holds all.
+TEST_P(EngineGoldens, ComeOutOfTheHostTier) {
+  const Result<ModelSpec> spec = read_model_config(config_.model_dir);
+  ASSERT_TRUE(spec.has_value()) << spec.error().message;
+  config_.max_context_tokens = 192;
+  config_.block_tokens = 8;
+  config_.kv_cache_bytes = spec->kv_bytes_per_token(DType::kF32) * 192;
+  config_.host_kv_bytes = 16 * config_.kv_cache_bytes;
+  Result<EngineParts> parts = open_parts(config_);
+  ASSERT_TRUE(parts.has_value()) << parts.error().message;
+  parts->core.preemption_costs.link_bytes_per_s = 1e15;  // such short prompts are cheaper to compute
+  parts->core.preemption_costs.transfer_us = 0;
+  engine_ = std::move(ThreadedEngine::start(std::move(*parts))).value();
+  for (Case& c : cases_) {  // so that there is something to find: what was generated is asked again
+    c.prompt.insert(c.prompt.end(), c.greedy.begin(), c.greedy.begin() + 32);
+    c.greedy.erase(c.greedy.begin(), c.greedy.begin() + 32);
+  }
+  expect_goldens_alone();
+  expect_goldens_alone();
+  EXPECT_GT(engine_->stats().host_hit_tokens_total, 0);
+  EXPECT_GT(engine_->stats().host_blocks_cached, 0);
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, EngineGoldens,
                          testing::Values("babyllama-tok105", "babyllama-tok105-hd64-bf16", "recall-9M",
                                          "stories260K", "stories260K-hd128-bf16", "tinystories-3.5M-qwen3"),

@@ -36,6 +36,7 @@ POOL, CACHE, TREE, PUBLISH = "src/cache/block_pool.cc", "src/cache/kv_cache.cc",
 STEP, INDEX = "src/cache/step_transaction.cc", "src/cache/eviction_index.cc"
 QUEUE, GROUP, DOOR = "src/request/waiting_queue.cc", "src/request/sequence_group.cc", "src/request/admission.cc"
 PLAN, FILL, ADMIT, COMMIT = "src/schedule/plan.cc", "src/schedule/fill_plan.cc", "src/schedule/admit.cc", "src/schedule/commit.cc"
+TIER = "src/cache/host_tier.cc"
 SWAP, LISTS, HOST = "src/schedule/swap.cc", "src/cache/swap.cc", "src/cache/host_pool.cc"
 LIFE, PREEMPT, CORE, EPISODE = "src/schedule/lifecycle.cc", "src/schedule/preempt.cc", "src/engine/engine_core.cc", "benchmarks/sim/episode.cc"
 
@@ -126,6 +127,12 @@ BUGS = [
     (False, "a swapped sequence forgets how far it was", SWAP, "    s.num_planned = s.num_computed = s.swapped_computed;", "    s.num_planned = s.num_computed = s.swapped_computed - 1;"),
     (False, "a swapped list comes back in another order", LISTS, "    copies.push_back({table.blocks_[i], list.blocks_[i].host});",
      "    copies.push_back({table.blocks_[i], list.blocks_[list.num_blocks() - 1 - i + kept].host});"),
+    (True, "a salt is forgotten in the host tier", CACHE, "host_names_[value(ns)] = host_->open_namespace(key);",
+     "{ NamespaceKey bare = key; bare.salt.clear(); host_names_[value(ns)] = host_->open_namespace(bare); }"),
+    (False, "a copy to the host tier does not hold its blocks", TIER, "    retain(block);\n    pool_.holder_to_reader(block);\n", ""),
+    (False, "a failed copy to the host tier is found there", TIER, "  if (arrived)\n", "  (void)arrived;\n"),
+    (False, "a prompt goes on before its prefix is there", PLAN, "  if (s.copying) return;  // its prefix is on the way\n", ""),
+    (False, "a read from the host tier holds nothing there", SWAP, "  if (transfer.host_read) cache_.end_read(std::move(*transfer.host_read), now_us);\n", ""),
     (False, "an end is counted twice", CORE, "  counted_ends_ = outcome_.request_ends.size();\n", ""),
 ]
 

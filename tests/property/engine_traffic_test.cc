@@ -56,7 +56,7 @@ SamplingParams random_sampling(Random& random, const Traffic& t) {
 // What happened over all seeds of a test: a test in which nothing was preempted has not tested preemption.
 struct Coverage {
   int64_t preemptions = 0, copies = 0, cached = 0, evictions = 0, finished = 0, cancelled = 0, failed = 0,
-          steps = 0, swap_outs = 0, swap_ins = 0, swap_failures = 0;
+          steps = 0, swap_outs = 0, swap_ins = 0, swap_failures = 0, host_hits = 0;
 };
 
 void run_traffic(const Traffic& t, uint64_t seed, Coverage& covered) {
@@ -120,6 +120,7 @@ void run_traffic(const Traffic& t, uint64_t seed, Coverage& covered) {
   covered.steps += s.steps_total;
   covered.swap_outs += s.swap_outs_total;
   covered.swap_ins += s.swap_ins_total;
+  covered.host_hits += s.host_hit_tokens_total;
   covered.swap_failures += s.swap_failures_total;
   for (const RequestId id : live)
     if (h.record(id).sampling->temperature == 0 && h.record(id).sampling->beam_width == 0)
@@ -180,6 +181,18 @@ TEST(EngineTraffic, EveryInvariantHoldsUnderPreemptionBySwap) {
     const Coverage covered = run_seeds(with_swap(mode), 40);
     EXPECT_GT(covered.swap_outs, 50);
     EXPECT_GT(covered.swap_ins, 50);
+  }
+}
+
+TEST(EngineTraffic, EveryInvariantHoldsWithAHostTier) {
+  for (const int32_t host_blocks : {3, 30, 400}) {
+    Traffic t = with_swap("auto");
+    t.options.num_host_blocks = host_blocks;
+    t.policies = true;
+    const Coverage covered = run_seeds(t, 40);
+    EXPECT_GT(covered.host_hits, host_blocks > 3 ? 50 : -1);
+    t.copy_faults = t.faults = true;
+    run_seeds(t, 20);
   }
 }
 

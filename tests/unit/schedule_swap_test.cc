@@ -201,6 +201,107 @@ TEST(Swap, APolicyThatChoosesByScoresGivesWayBySwapOnly) {
   }
 }
 
+// 24 blocks on the device, 100 on the host; a prompt of 160 tokens takes 20.
+HarnessOptions two_tiers() {
+  HarnessOptions o;
+  o.num_blocks = 24;
+  o.num_host_blocks = 100;
+  return o;
+}
+
+RequestId ask(Harness& h, int32_t first, const std::string& salt = "", const std::string& tenant = "") {
+  CoreRequest more;
+  more.cache_salt = salt;
+  more.tenant = tenant;
+  return h.submit(ids(160, first), Harness::greedy(2), more);
+}
+
+TEST(HostTier, WhatTheDeviceHasLostComesBackToTheToken) {
+  Harness h(two_tiers());
+  for (const int32_t first : {0, 300}) {
+    ask(h, first);
+    h.run();
+  }
+  EXPECT_EQ(h.core().cache().host_tier()->num_cached(), 40);
+  const RequestId again = ask(h, 0);
+  h.step();
+  EXPECT_TRUE(first_of(h, again).running() && first_of(h, again).copying) << "waits for its blocks";
+  h.run();
+  h.expect_greedy(again);
+  EXPECT_EQ(h.record(again).end.cached_tokens, 159);
+  EXPECT_GT(counters(h).host_hit_tokens, 100) << "all but what the device kept";
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+TEST(HostTier, AnotherSaltFindsNothing) {
+  Harness h(two_tiers());
+  ask(h, 0, "a");
+  h.run();
+  ask(h, 300, "a");
+  h.run();
+  const RequestId other = ask(h, 0, "b"), same = ask(h, 0, "a");
+  h.run();
+  EXPECT_EQ(h.record(other).end.cached_tokens, 0);
+  EXPECT_EQ(h.record(same).end.cached_tokens, 159);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+TEST(HostTier, OthersRunWhileAPrefixIsOnItsWay) {
+  HarnessOptions o = two_tiers();
+  o.num_blocks = 32;
+  Harness h(o);
+  for (const int32_t first : {0, 300}) {
+    ask(h, first);
+    h.run();
+  }
+  h.mover().set_fault([] { return FakeMover::Fault{.delay_us = 60'000}; });
+  const RequestId other = h.submit(ids(8, 900), Harness::greedy(30)), again = ask(h, 0);
+  h.step();
+  h.step();
+  ASSERT_TRUE(first_of(h, again).copying);
+  while (first_of(h, again).copying) ASSERT_TRUE(h.step());
+  EXPECT_GT(h.record(other).sequences[0].tokens.size(), 4u);
+  h.run();
+  h.expect_greedy(again);
+  h.expect_sound();
+}
+
+TEST(HostTier, ACancelOrAFailureOnTheWayLeaksNothingAndPublishesNothing) {
+  for (const bool cancels : {false, true}) {
+    Harness h(two_tiers());
+    for (const int32_t first : {0, 300}) {
+      ask(h, first);
+      h.run();
+    }
+    h.mover().set_fault([] { return FakeMover::Fault{.fails = true, .delay_us = 20'000}; });
+    const RequestId again = ask(h, 0);
+    h.step();
+    ASSERT_TRUE(first_of(h, again).copying);
+    if (cancels) h.abort(again);
+    h.run();
+    const RequestId then = ask(h, 0);
+    h.run();
+    if (!cancels) h.expect_greedy(again);
+    h.expect_greedy(then);
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+}
+
+TEST(HostTier, ALinkThatIsSlowerThanComputingIsNotUsed) {
+  HarnessOptions o = two_tiers();
+  o.costs.link_bytes_per_s = 1;
+  Harness h(o);
+  for (const int32_t first : {0, 300, 0}) {
+    ask(h, first);
+    h.run();
+  }
+  EXPECT_EQ(counters(h).host_hit_tokens, 0);
+  h.expect_sound();
+}
+
 TEST(Swap, NegativeSpaceAndUnknownModesAreRefusedByName) {
   ManualClock clock;
   FakeExecutor executor({.num_blocks = 8, .block_tokens = 8});
