@@ -127,6 +127,8 @@ std::string format_address(const std::string& host, int32_t port) {
 }
 
 Result<std::unique_ptr<Listener>> Listener::open(const ListenOptions& options, grpc::Service& service) {
+  if (options.port < 0 || options.port > 65535)
+    return invalid(fmt::format("port is {}; it must be from 0 to 65535", options.port), "port");
   adopt_grpc_log();
   const auto credentials = make_credentials(options);
   if (!credentials) return credentials.error();

@@ -1,7 +1,9 @@
 // quire's binary: finds the command, runs it.
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <span>
 #include <string_view>
@@ -68,7 +70,11 @@ int run(std::span<char*> words) {
   }
   show_progress();
   const size_t num_words = command->words.find(' ') == std::string::npos ? 1 : 2;
-  return command->run(Arguments(words.begin() + static_cast<std::ptrdiff_t>(num_words), words.end()));
+  const int code =
+      command->run(Arguments(words.begin() + static_cast<std::ptrdiff_t>(num_words), words.end()));
+  // A full disk shows only when what was printed is written.
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
+  return fail(error(Code::kInternal, fmt::format("standard output: {}", std::strerror(errno))));
 }
 
 }  // namespace

@@ -130,6 +130,11 @@ v1::GetLoadResponse to_wire(const EngineStats& stats) {
   wire.set_evictions_total(stats.evictions_total);
   wire.set_steps_total(stats.steps_total);
   wire.set_shared_read_tokens_total(stats.shared_read_tokens_total);
+  wire.set_swap_outs_total(stats.swap_outs_total);
+  wire.set_swap_ins_total(stats.swap_ins_total);
+  wire.set_swap_failures_total(stats.swap_failures_total);
+  wire.set_swap_blocks_total(stats.swap_blocks_total);
+  wire.set_swap_blocks_held(stats.swap_blocks_held);
   wire.set_host_us_per_step_p50(stats.host_us_per_step_p50);
   wire.set_step_ms_p50(stats.step_ms_p50);
   wire.set_last_step_age_ms(stats.last_step_age_ms);

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Replays production traces through `quire bench sim` and draws what came out: hit rate against memory, latency and goodput against load.
 
-  benchmarks/sim/study.py --quire build/release/quire --traces DIR --output benchmarks/results/sim_study.json [--part eviction|load]
+  benchmarks/sim/study.py --quire build/release/quire --traces DIR --output benchmarks/results/sim_study.json [--part eviction|load|plots]
 
 DIR holds the traces under their names in TRACES. Beside the JSON come sim_hit_rate.svg and sim_load_*.svg. A simulated second is the
 roofline's of the named card and model, not a measured one; hit rates are the real cache's.
@@ -16,17 +16,20 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import matplotlib
+try:
+    import matplotlib
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+except ImportError:
+    plt = None
 
 TRACES = {
     "mooncake": "mooncake_conversation.jsonl.gz",
     "azure": "azure_llm_2023_conv.csv",
     "servegen": "servegen_deepseek-r1.tar.gz",
 }
-KV_BYTES = [100e9, 200e9, 400e9, 800e9, 1.6e12, 3.2e12]
+KV_BYTES = [200e9, 400e9, 800e9, 1.6e12, 3.2e12]
 ORDERS = [("lru", "block"), ("lru", "token"), ("pgdsf", "token"), ("oracle", "token")]  # eviction, prefix rule
 LABELS = {
     ("lru", "block"): "LRU, whole-block hits (vLLM's rule)",
@@ -34,7 +37,7 @@ LABELS = {
     ("pgdsf", "token"): "PGDSF",
     ("oracle", "token"): "Belady on leaves (knows the future)",
 }
-SPEEDS = {"azure": [1, 2, 4, 6, 8, 10, 12], "servegen": [0.25, 0.5, 1, 1.5, 2, 3]}
+SPEEDS = {"azure": [1, 2, 3, 4, 5, 6, 8], "servegen": [0.05, 0.1, 0.2, 0.3, 0.5, 1]}
 
 
 class Study:
@@ -114,16 +117,20 @@ def main() -> None:
     parser.add_argument("--quire", type=Path, required=True)
     parser.add_argument("--traces", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--part", choices=["eviction", "load"], help="default: both")
+    parser.add_argument("--part", choices=["eviction", "load", "plots"], help="plots: of what the output has; default: all")
     parser.add_argument("--jobs", type=int, default=1, help="simulations at once")
     options = parser.parse_args()
     study = Study(options)
     report = json.loads(options.output.read_text()) if options.output.exists() else {}
-    report["commit"] = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    if options.part != "plots":
+        report["commit"] = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     for part in ("eviction", "load"):
         if options.part in (None, part):
             report[part] = getattr(study, part)()
     options.output.write_text(json.dumps(report, indent=1) + "\n")
+    if plt is None:
+        print("no plots: matplotlib is not installed")
+        return
     if "eviction" in report:
         draw_eviction(report["eviction"], options.output.parent)
     if "load" in report:

@@ -28,8 +28,9 @@ struct EngineConfig {
   bool prefix_cache = true;
   int64_t host_kv_bytes = 0;     // pinned host memory for prefixes that the device evicts; 0 = they are lost
   int64_t swap_space_bytes = 0;  // pinned host memory for preempted sequences; 0 = they are computed again
-  std::string preemption_mode =
-      "auto";  // auto (the cheaper) | swap | recompute; what cannot be done falls to the other
+  // auto (the cheaper) | swap | recompute. Where the host has no room swap falls to recompute; what a KV policy
+  // could not compute again never gives way by recompute.
+  std::string preemption_mode = "auto";
   // Decode attention on CUDA reads blocks that several sequences share once for all of them, in steps where that saves so many
   // bytes of K and V in each layer; -1 = never.
   int64_t cascade_min_saved_bytes = 16 << 20;

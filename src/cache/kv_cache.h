@@ -96,13 +96,17 @@ class KvCache {
   void release_deferred(std::span<const BlockId> blocks);
 
   // ---- swap ----
-  // Moves a list to host memory (CacheSpec::swap_bytes): the table is empty afterwards, `list` names where it
-  // will lie, and `copies` gets what is to be copied there. Each copy's device block counts as deferred until
-  // it is made [6]. False, and nothing changed, where the host has no room.
-  bool swap_out(BlockTable& table, int64_t now_us, SwappedList& list, std::vector<TierCopy>& copies);
-  // The list on the device again, except for the bytes of `copies`: no step may read or write it before they
-  // are there. What is still where it lay is taken as it is. Nothing where the device has no room.
-  std::optional<BlockTable> swap_in(const SwappedList& list, int64_t now_us, std::vector<TierCopy>& copies);
+  // Finds room for a list in host memory (CacheSpec::swap_bytes): `list` names where it will lie, and `copies`
+  // gets what is to be copied there. The table stays a holder until the copies are made: they run in no order
+  // with steps, so that whoever shares a block must not write it meanwhile. False, and nothing changed, where
+  // the host has no room.
+  bool swap_out(const BlockTable& table, SwappedList& list, std::vector<TierCopy>& copies);
+  // The list on the device again: first what is still where it lay, as it is; then room for the rest, whose
+  // bytes are those of `copies`: no step may read or write it before they are there. False where the device
+  // has no room: the table is as it was.
+  BlockTable swap_in_what_stayed(const SwappedList& list, int64_t now_us);
+  bool swap_in_the_rest(const SwappedList& list, BlockTable& table, int64_t now_us,
+                        std::vector<TierCopy>& copies);
   void discard(SwappedList&& list);  // its host blocks are free; no copy may be under way from or to them
   const HostPool& swap_pool() const { return swap_pool_; }
 

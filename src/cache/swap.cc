@@ -7,7 +7,7 @@
 
 namespace quire {
 
-bool KvCache::swap_out(BlockTable& table, int64_t now_us, SwappedList& list, std::vector<TierCopy>& copies) {
+bool KvCache::swap_out(const BlockTable& table, SwappedList& list, std::vector<TierCopy>& copies) {
   check(!is_extended_in_open_step(table), "a table that the open step extended is not swapped out");
   check(list.empty() && !table.empty(), "a list that is swapped out has blocks, and is swapped once");
   std::vector<HostBlockId> host;
@@ -15,15 +15,12 @@ bool KvCache::swap_out(BlockTable& table, int64_t now_us, SwappedList& list, std
   for (size_t i = 0; i < host.size(); ++i) {
     const BlockId block = table.blocks_[i];
     const bool published = pool_.is_published(block);
-    if (published && pool_.num_holders(block) == 1) index_.left(block, now_us);
     list.blocks_.push_back(
         {.host = host[i], .device = published ? block : kNoBlock, .publication = pool_.publication(block)});
     copies.push_back({block, host[i]});
-    pool_.holder_to_reader(block);
   }
   list.length_ = table.length_;
   list.next_position_ = table.next_position_;
-  table = BlockTable();
   return true;
 }
 
@@ -32,8 +29,7 @@ bool KvCache::still_holds(const SwappedBlock& block) const {
          pool_.publication(block.device) == block.publication;
 }
 
-std::optional<BlockTable> KvCache::swap_in(const SwappedList& list, int64_t now_us,
-                                           std::vector<TierCopy>& copies) {
+BlockTable KvCache::swap_in_what_stayed(const SwappedList& list, int64_t now_us) {
   BlockTable table;
   for (const SwappedBlock& block : list.blocks_) {
     if (!still_holds(block)) break;  // a leaf goes before its parent, so none after it is there either
@@ -41,12 +37,15 @@ std::optional<BlockTable> KvCache::swap_in(const SwappedList& list, int64_t now_
     index_.used(block.device, now_us);
     table.blocks_.push_back(block.device);
   }
+  table.length_ = table.next_position_ = std::min(list.length_, table.num_blocks() * block_tokens_);
+  return table;
+}
+
+bool KvCache::swap_in_the_rest(const SwappedList& list, BlockTable& table, int64_t now_us,
+                               std::vector<TierCopy>& copies) {
   const int32_t kept = table.num_blocks();
   const int64_t missing = list.num_blocks() - kept;
-  if (missing > 0 && !make_room(missing, now_us)) {
-    release(std::move(table), now_us);
-    return std::nullopt;
-  }
+  if (missing > 0 && !make_room(missing, now_us)) return false;
   check(pool_.allocate(missing, table.blocks_), "room that was made is there");
   for (int32_t i = kept; i < list.num_blocks(); ++i) {
     pool_.set_filled(table.blocks_[i], std::min(block_tokens_, list.length_ - i * block_tokens_));
@@ -54,7 +53,7 @@ std::optional<BlockTable> KvCache::swap_in(const SwappedList& list, int64_t now_
   }
   table.length_ = list.length_;
   table.next_position_ = list.next_position_;
-  return table;
+  return true;
 }
 
 void KvCache::discard(SwappedList&& list) {

@@ -89,6 +89,7 @@ class EngineCore {
   // Waits until a copy between device and host has ended; the next step takes it in. False: none is under
   // way.
   bool wait_for_copy();
+  bool waits_for_copy() const { return scheduler_.num_transfers() > 0; }
   Outcome take_outcome();
   void take_outcome(Outcome& into);  // the same, and `into` gives its memory for the next
   bool idle() const {

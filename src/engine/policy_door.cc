@@ -23,7 +23,8 @@ Result<PolicyDoor> PolicyDoor::create(const EngineConfig& config, const PolicySe
   const std::vector<std::string> known = policy_names();
   for (const std::string& name : door.allowed_)
     if (std::find(known.begin(), known.end(), name) == known.end())
-      return invalid(fmt::format("kv_policies_allowed names '{}'; known: {}", name, fmt::join(known, ", ")), "kv_policies_allowed");
+      return invalid(fmt::format("kv_policies_allowed names '{}'; known: {}", name, fmt::join(known, ", ")),
+                     "kv_policies_allowed");
   const Result<PolicySpec> spec = parse_policy(door.default_policy_);
   const Status usable = !spec ? Status(spec.error()) : door.check(*spec, model);
   if (!usable) return invalid("default_kv_policy: " + usable.error().message, "default_kv_policy");
@@ -31,7 +32,8 @@ Result<PolicyDoor> PolicyDoor::create(const EngineConfig& config, const PolicySe
 }
 
 Result<PolicySpec> PolicyDoor::choose(const Request& request) const {
-  const Result<PolicySpec> spec = parse_policy(request.kv_policy.empty() ? default_policy_ : request.kv_policy);
+  const Result<PolicySpec> spec =
+      parse_policy(request.kv_policy.empty() ? default_policy_ : request.kv_policy);
   if (!spec) return spec;
   PolicySetting setting = model_;
   setting.prompt_logprobs = request.sampling.prompt_logprobs >= 0;
@@ -43,7 +45,8 @@ Result<PolicySpec> PolicyDoor::choose(const Request& request) const {
 Status PolicyDoor::check(const PolicySpec& spec, const PolicySetting& setting) const {
   if (spec.kind == RetentionKind::kKeepAll) return ok();
   if (!allowed_.empty() && std::find(allowed_.begin(), allowed_.end(), name_of(spec)) == allowed_.end())
-    return invalid(fmt::format("kv_policy '{}' is not allowed by this server (kv_policies_allowed: {})", name_of(spec), fmt::join(allowed_, ", ")),
+    return invalid(fmt::format("kv_policy '{}' is not allowed by this server (kv_policies_allowed: {})",
+                               name_of(spec), fmt::join(allowed_, ", ")),
                    "kv_policy");
   return check_policy(spec, setting);
 }

@@ -272,16 +272,17 @@ void ThreadedEngine::publish_stats(bool is_idle) {
 }
 
 void ThreadedEngine::serve() {
-  bool stopping = false;
+  bool stopping = false, worked = false;
   for (;;) {
     stopping = apply_commands() || stopping;
-    busy_since_us_ = parts_.clock->now_us();
-    const bool worked = core_->step();
+    // Not anew while nothing but a copy is waited for: one that hangs shows as a step that does not end.
+    if (worked || busy_since_us_ < 0) busy_since_us_ = parts_.clock->now_us();
+    worked = core_->step();
     Outcome outcome = core_->take_outcome();
     publish_stats(!worked);  // before delivery: who has seen a request's end finds it counted
     if (!outcome.empty()) delivery_->deliver(std::move(outcome));
     if (worked) continue;
-    busy_since_us_ = -1;
+    if (!core_->waits_for_copy()) busy_since_us_ = -1;
     if (stopping && core_->idle()) return;
     const int64_t until_us = core_->next_deadline_us();
     const int64_t wait_us = until_us == kNoDeadline

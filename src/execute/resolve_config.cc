@@ -19,6 +19,7 @@ Status check_ranges(const EngineConfig& c) {
                           {"max_prefill_chunk_tokens", c.max_prefill_chunk_tokens, 0, c.max_step_tokens},
                           {"kv_cache_bytes", c.kv_cache_bytes, 0, INT64_MAX},
                           {"cascade_min_saved_bytes", c.cascade_min_saved_bytes, -1, INT64_MAX},
+                          {"max_kv_retention_class", c.max_kv_retention_class, 0, INT32_MAX},
                           {"threads", c.threads, 0, 4096}};
   for (const Range& r : ranges) {
     if (r.value < r.low || r.value > r.high) {
@@ -26,6 +27,9 @@ Status check_ranges(const EngineConfig& c) {
                      r.field);
     }
   }
+  if (c.preemption_mode == "swap" && c.swap_space_bytes == 0)
+    return invalid("preemption_mode is `swap` and swap_space_bytes 0; a swap needs room in host memory",
+                   "swap_space_bytes");
   const bool power =
       c.block_tokens == 8 || c.block_tokens == 16 || c.block_tokens == 32 || c.block_tokens == 64;
   if (!power)

@@ -49,7 +49,7 @@ const Sequence* sibling_with_prompt(const Sequence& sequence) {
 
 Sequence* Scheduler::first_preempted() const {
   for (Sequence* s : preempted_)
-    if (!s->group->paused && !waits_for_sibling(*s)) return s;
+    if (!s->group->paused && !s->copying && !waits_for_sibling(*s)) return s;
   return nullptr;
 }
 

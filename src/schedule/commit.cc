@@ -85,6 +85,7 @@ void Scheduler::commit_prompts(SubmittedStep& step, StepView& result, int64_t no
         work.first < group.num_prompt_tokens() && work.first + work.count >= group.num_prompt_tokens();
     if (!prompt_done || group.state == GroupState::kEnded) continue;
     if (group.wants_prompt_logprobs()) {
+      group.prompt_logprobs.resize(group.num_prompt_tokens());  // one token has none of its own
       group.prompt_logprobs.front() = {
           work.sequence->tokens.front(), std::numeric_limits<float>::quiet_NaN(), {}};
       out.prompts.push_back({group.request, std::move(group.prompt_logprobs)});

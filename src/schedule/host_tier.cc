@@ -18,13 +18,17 @@ void Scheduler::write_behind(Sequence& s, int64_t now_us) {
       !s.group->share_prefix)
     return;
   int64_t under_way = 0;
-  for (const UnderWay& t : transfers_) under_way += static_cast<int64_t>(t.deferred.size());
+  for (const UnderWay& t : transfers_)
+    under_way += static_cast<int64_t>(t.deferred.size()) + t.source.num_blocks();
   if (4 * under_way > cache_.num_blocks()) return;
   std::vector<TierCopy> copies;
   std::optional<HostWrite> write = cache_.write_to_host(s.group->ns, s.tokens, s.table, now_us, copies);
   if (!write) return;
   counters_.host_writes += static_cast<int64_t>(copies.size());
+  std::vector<BlockId> deferred;
+  for (const TierCopy& copy : copies) deferred.push_back(copy.device);
   UnderWay& transfer = start_transfer(nullptr, TransferDirection::kToHost, std::move(copies));
+  transfer.deferred = std::move(deferred);
   transfer.host_write = std::move(write);
   transfer.retention = retention_of(s, now_us);
 }

@@ -139,6 +139,15 @@ void Scheduler::drop(Sequence& sequence, int64_t now_us) {
   if (sequence.num_in_flight == 0) retire(sequence, now_us);
 }
 
+namespace {
+
+// What lies on the host counts: it need not be computed again.
+int32_t computed(const Sequence& s) {
+  return std::max(s.num_computed, s.swapped_computed);
+}
+
+}  // namespace
+
 void Scheduler::finish(Sequence& sequence, FinishReason reason, int64_t now_us, Outcome& out,
                        std::optional<TokenId> stop_token) {
   SequenceGroup& group = *sequence.group;
@@ -149,7 +158,7 @@ void Scheduler::finish(Sequence& sequence, FinishReason reason, int64_t now_us, 
   end.index = sequence.index;
   end.finish = reason;
   end.stop_token = stop_token;
-  end.num_computed = sequence.num_computed;
+  end.num_computed = computed(sequence);
   end.kv_dump = std::move(sequence.kv_dump);
   drop(sequence, now_us);
   const bool done = std::all_of(group.sequences.begin(), group.sequences.end(),
@@ -171,10 +180,10 @@ void Scheduler::end_group(SequenceGroup& group, FinishReason reason, const std::
   };
   const bool by_sequence = group.forked && !group.is_beam();
   if (!by_sequence)
-    for (int32_t i = 0; i < group.num_reported(); ++i) report(i, group.sequences.front()->num_computed);
+    for (int32_t i = 0; i < group.num_reported(); ++i) report(i, computed(*group.sequences.front()));
   for (const auto& s : group.sequences) {
     if (s->finished()) continue;
-    if (by_sequence) report(s->index, s->num_computed);
+    if (by_sequence) report(s->index, computed(*s));
     s->finish = reason;
     drop(*s, now_us);
   }
@@ -250,6 +259,8 @@ std::vector<const BlockTable*> Scheduler::tables() const {
   for (const auto& [id, group] : groups_)
     for (const auto& s : group->sequences)
       if (!s->table.empty()) all.push_back(&s->table);
+  for (const UnderWay& transfer : transfers_)
+    if (!transfer.source.empty()) all.push_back(&transfer.source);
   return all;
 }
 

@@ -73,7 +73,8 @@ bool Scheduler::wants_decode(const Sequence& s) const {
          !waits_for_prompt(s);
 }
 
-// A copy to the host brings room when it ends: what finds none meanwhile waits, and holds nobody else up.
+// While a copy is under way nobody can be made to give way, and one to the host brings room when it ends: who
+// finds none meanwhile waits, and those that have room run on.
 bool Scheduler::plan_decodes(StepTransaction& step) {
   decodes_wait_ = false;
   for (Sequence* s : running_) {

@@ -52,7 +52,7 @@ bool Scheduler::is_first(const Sequence& s) const {
 // Paused ones first (their reader does not keep up), then of the lowest priority whoever gave way least
 // often, of these the cheapest for what it frees, of equals the latest arrived, last sample. The first in
 // order only if there is no other: so it always comes to its end, and nobody gives way twice before all
-// others once.
+// others of its priority once.
 Sequence* Scheduler::victim() const {
   for (auto s = running_.rbegin(); s != running_.rend(); ++s)
     if ((*s)->group->paused && cheapest_means(**s)) return *s;
@@ -113,7 +113,7 @@ void Scheduler::preempt(Sequence& s, int64_t now_us) {
   if (means == Means::kSwap) {
     // The tail stays its own: published, it would take a copy to go on.
     publish(s, computed / block_tokens_ * block_tokens_, now_us);
-    return swap_out(s, now_us);
+    return swap_out(s);
   }
   publish(s, computed, now_us);
   write_behind(s, now_us);

@@ -241,7 +241,7 @@ class Scheduler {
   bool can_swap(const Sequence& sequence) const;
   struct UnderWay;
   UnderWay& start_transfer(Sequence* sequence, TransferDirection direction, std::vector<TierCopy> copies);
-  void swap_out(Sequence& sequence, int64_t now_us);
+  void swap_out(Sequence& sequence);
   bool bring_back(Sequence& sequence, int64_t now_us);
   void lose_swapped(Sequence& sequence, const Error& error, int64_t now_us, Outcome& out);
   void forget_computed(Sequence& sequence);
@@ -290,7 +290,8 @@ class Scheduler {
     Retention retention;
     std::optional<BlockTable> host_read;  // of the host tier, for a sequence that starts behind it
     TransferDirection direction = TransferDirection::kToHost;
-    std::vector<BlockId> deferred;  // to give back once it has ended
+    BlockTable source;              // swapped out: holds what is read until it has ended
+    std::vector<BlockId> deferred;  // for the host tier: published, so that nobody writes them meanwhile
   };
   std::vector<UnderWay> transfers_;
   std::vector<BlockTransfer> new_transfers_;  // of transfers_, not taken yet

@@ -22,8 +22,6 @@ Scheduler::UnderWay& Scheduler::start_transfer(Sequence* s, TransferDirection di
   transfer.id = next_transfer_++;
   transfer.sequence = s;
   transfer.direction = direction;
-  if (direction == TransferDirection::kToHost)
-    for (const TierCopy& copy : copies) transfer.deferred.push_back(copy.device);
   new_transfers_.push_back({transfer.id, direction, std::move(copies)});
   if (s != nullptr) {
     ++s->num_in_flight;
@@ -32,40 +30,37 @@ Scheduler::UnderWay& Scheduler::start_transfer(Sequence* s, TransferDirection di
   return transfer;
 }
 
-void Scheduler::swap_out(Sequence& s, int64_t now_us) {
+void Scheduler::swap_out(Sequence& s) {
   std::vector<TierCopy> copies;
-  check(cache_.swap_out(s.table, now_us, s.swapped, copies), "the host has the room that it was asked for");
+  check(cache_.swap_out(s.table, s.swapped, copies), "the host has the room that it was asked for");
   s.swapped_computed = s.num_computed;
   s.num_planned = s.num_computed = s.num_published = 0;
-  start_transfer(&s, TransferDirection::kToHost, std::move(copies));
+  start_transfer(&s, TransferDirection::kToHost, std::move(copies)).source = std::move(s.table);
   ++counters_.swap_outs;
 }
 
 // A place among the running ones, from now on if all its blocks are still on the device, else once they are
 // there.
 bool Scheduler::bring_back(Sequence& s, int64_t now_us) {
-  if (s.copying) return false;  // on its way out
+  BlockTable table = cache_.swap_in_what_stayed(s.swapped, now_us);
+  const int32_t stayed = table.length() / block_tokens_ * block_tokens_;
   std::vector<TierCopy> copies;
-  std::optional<BlockTable> table = cache_.swap_in(s.swapped, now_us, copies);
-  if (table) {
-    s.num_planned = s.num_computed = s.swapped_computed;
-    if (has_room(s, *table)) {
-      const auto kept = static_cast<int32_t>(s.swapped.num_blocks() - copies.size());
-      s.num_published = s.group->share_prefix ? kept * block_tokens_ : 0;
-      s.table = std::move(*table);
-      ++counters_.swap_ins;
-      if (copies.empty())
-        cache_.discard(std::move(s.swapped));
-      else
-        start_transfer(&s, TransferDirection::kToDevice, std::move(copies));
-      return true;
-    }
+  s.num_planned = s.num_computed = s.swapped_computed;
+  if (!has_room(s, table) || !cache_.swap_in_the_rest(s.swapped, table, now_us, copies)) {
     s.num_planned = s.num_computed = 0;
-    cache_.release(std::move(*table), now_us);
+    cache_.release(std::move(table), now_us);
+    blocked_ = s.id;
+    blocked_epoch_ = room_epoch_;
+    return false;
   }
-  blocked_ = s.id;
-  blocked_epoch_ = room_epoch_;
-  return false;
+  s.num_published = s.group->share_prefix ? stayed : 0;
+  s.table = std::move(table);
+  ++counters_.swap_ins;
+  if (copies.empty())
+    cache_.discard(std::move(s.swapped));
+  else
+    start_transfer(&s, TransferDirection::kToDevice, std::move(copies));
+  return true;
 }
 
 std::vector<BlockTransfer> Scheduler::take_transfers() {
@@ -79,6 +74,8 @@ void Scheduler::transferred(const TransferEnd& end, int64_t now_us, Outcome& out
   UnderWay transfer = std::move(*it);
   transfers_.erase(it);
   give_back(transfer.deferred);
+  cache_.release(std::move(transfer.source), now_us);
+  ++room_epoch_;
   if (transfer.host_read) cache_.end_read(std::move(*transfer.host_read), now_us);
   if (transfer.host_write) {
     counters_.host_write_failures += end.status ? 0 : 1;
@@ -94,7 +91,6 @@ void Scheduler::transferred(const TransferEnd& end, int64_t now_us, Outcome& out
     lose_swapped(s, end.status.error(), now_us, out);
   } else if (transfer.direction == TransferDirection::kToDevice) {
     cache_.discard(std::move(s.swapped));
-    ++room_epoch_;
   }
   sweep();
 }

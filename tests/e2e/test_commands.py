@@ -4,9 +4,10 @@ import json
 import os
 import re
 import socket
+import subprocess
 
 import pytest
-from conftest import MODEL, generate, quire
+from conftest import BINARY, MODEL, generate, quire
 
 
 def test_generate_prints_the_documented_object():
@@ -120,6 +121,9 @@ def test_a_refused_line_does_not_stop_the_others(tmp_path):
         (("generate", "--model", MODEL, "--prompt", "a", "--kv-cache-bytes", "1"), "kv_cache_bytes"),
         (("serve", "--model", MODEL, "--port", "0", "--host", "0.0.0.0"), "--behind-proxy"),
         (("serve", "--model", "/nonexistent", "--port", "0"), "/nonexistent"),
+        (("serve", "--model", MODEL, "--port", "70000"), "port is 70000; it must be from 0 to 65535"),
+        (("generate", "--model", MODEL, "--prompt", "a", "--preemption-mode", "swap"), "swap_space_bytes"),
+        (("serve", "--model", MODEL, "--max-kv-retention-class", "-1"), "max_kv_retention_class is -1"),
         (("tokenize", "--model", "/nonexistent", "--input", "-"), "/nonexistent"),
         (("inspect", "kv", "--config", "/nonexistent.json"), "/nonexistent.json"),
         (("inspect", "model", "/nonexistent"), "/nonexistent"),
@@ -133,6 +137,18 @@ def test_a_mistake_gets_one_clear_line(arguments, complaint):
     complaints = [line for line in done.stderr.splitlines() if line.startswith("quire: ")]
     assert len(complaints) == 1 and complaint in complaints[0], done.stderr
     assert done.stdout == ""
+
+
+def test_a_full_disk_is_no_success(tmp_path):
+    (tmp_path / "texts.json").write_text('["a"]')
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([BINARY, "tokenize", "--model", MODEL, "--input", tmp_path / "texts.json"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "standard output: No space left on device" in done.stderr
+
+
+def test_a_prompt_of_one_token_has_prompt_logprobs():
+    (answer,) = generate("--prompt-ids", "5", "--max-tokens", 1, "--prompt-logprobs", 0)
+    assert len(answer["prompt_logprobs"]) == 1 and answer["prompt_logprobs"][0].get("logprob") is None
 
 
 def test_a_busy_port_is_named():

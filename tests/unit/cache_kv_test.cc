@@ -463,5 +463,26 @@ TEST_F(KvCacheDeathTest, TokensThatAreNotTheTablesAreNotPublishedBelowIt) {
   release(table);
 }
 
+// Copies to the host run in no order with steps: a sharer's overwrite would change what is being copied.
+TEST_F(KvCacheTest, NobodyWritesABlockThatIsOnItsWayToTheHost) {
+  const GroupSpec group{.num_layers = 2, .num_kv_heads = 2, .head_dim = 64, .block_tokens = kB};
+  CacheSpec spec = uniform_spec(group, 20);
+  spec.swap_bytes = 4 * group.block_bytes();
+  cache = *KvCache::create(spec);
+  ns = cache->open_namespace({.model = "m"});
+  BlockTable stays;
+  ASSERT_TRUE(extend(stays, 2 * kB));
+  BlockTable goes = cache->fork(stays);
+  SwappedList list;
+  std::vector<TierCopy> to_host;
+  ASSERT_TRUE(cache->swap_out(goes, list, to_host));
+  ASSERT_EQ(to_host.size(), 2u);
+  for (const BlockId block : stays.blocks()) EXPECT_FALSE(cache->may_write(block));
+  release(goes);
+  for (const BlockId block : stays.blocks()) EXPECT_TRUE(cache->may_write(block));
+  cache->discard(std::move(list));
+  release(stays);
+}
+
 }  // namespace
 }  // namespace quire

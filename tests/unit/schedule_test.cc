@@ -340,6 +340,18 @@ TEST(Scheduler, NobodyIsOvertakenForEver) {
   h.expect_all_ended();
 }
 
+TEST(Scheduler, APromptOfOneTokenHasOneEntryOfPromptLogprobs) {
+  Harness h(small());
+  SamplingParams p = Harness::greedy(2);
+  p.prompt_logprobs = 0;
+  const RequestId id = h.submit(ids(1, 5), p);
+  h.run();
+  ASSERT_EQ(h.record(id).prompt_logprobs.size(), 1u);
+  EXPECT_EQ(h.record(id).prompt_logprobs[0].token_id, 5);
+  EXPECT_TRUE(std::isnan(h.record(id).prompt_logprobs[0].logprob));
+  h.expect_all_ended();
+}
+
 TEST(Scheduler, APausedSequenceGivesWayFirst) {
   HarnessOptions o = small();
   o.num_blocks = 12;
