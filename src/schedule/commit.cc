@@ -46,11 +46,11 @@ void Scheduler::commit_work(const PlannedWork& work, int64_t now_us) {
 }
 
 // Whether a failed step's copies were made nobody knows: a block that was to be one holds nothing to publish.
+// Samples that a later step has forked meanwhile hold it too; the whole request ends with this step.
 void Scheduler::distrust_copy(const PlannedWork& work) {
   if (!work.copied) return;
   const int32_t before = work.first / block_tokens_ * block_tokens_;
-  for (const auto& s : work.sequence->group->sequences)
-    if (s.get() == work.sequence || work.forks) s->num_computed = std::min(s->num_computed, before);
+  for (const auto& s : work.sequence->group->sequences) s->num_computed = std::min(s->num_computed, before);
 }
 
 void Scheduler::let_go(SubmittedStep& step, int64_t now_us) {
