@@ -77,9 +77,11 @@ std::string to_json(const Completion& c) {
                   {"blocks_shared_peak", c.kv.blocks_shared_peak},
                   {"copies_on_write", c.kv.copies_on_write},
                   {"waste_percent", number(c.kv.waste_percent)}};
-  object["timings"] = {{"queued_ms", number(c.timings.queued_ms)},
-                       {"first_token_ms", number(c.timings.first_token_ms)},
-                       {"total_ms", number(c.timings.total_ms)}};
+  object["timings"] = Json::object();
+  for (const auto& [name, ms] :
+       {std::pair{"queued_ms", c.timings.queued_ms}, std::pair{"first_token_ms", c.timings.first_token_ms},
+        std::pair{"total_ms", c.timings.total_ms}})
+    if (ms >= 0) object["timings"][name] = number(ms);  // absent = did not happen
   if (c.error) object["error"] = to_object(*c.error);
   return dump(object);
 }

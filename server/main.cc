@@ -1,6 +1,7 @@
 // quire's binary: finds the command, runs it.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -32,12 +33,14 @@ const Command kCommands[] = {
     {"healthcheck", "ask a server whether it is ready", run_healthcheck},
 };
 
-void print_usage(std::FILE* out) {
+// With a first word ("inspect"), only the commands that begin with it.
+void print_usage(std::FILE* out, std::string_view first = {}) {
   fmt::print(out,
              "quire {}: serves large language models; the KV cache is the product.\n\nusage: quire COMMAND "
              "[FLAGS]\n\n",
              kVersion);
-  for (const Command& command : kCommands) fmt::print(out, "  {:16} {}\n", command.words, command.summary);
+  for (const Command& command : kCommands)
+    if (command.words.starts_with(first)) fmt::print(out, "  {:16} {}\n", command.words, command.summary);
   fmt::print(out,
              "\nquire COMMAND --help lists a command's flags with units, defaults and environment names.\n");
 }
@@ -48,6 +51,11 @@ bool begins_with(std::span<char*> words, const Command& command) {
   const size_t blank = wanted.find(' ');
   if (words.empty() || words[0] != wanted.substr(0, blank)) return false;
   return blank == std::string_view::npos || (words.size() > 1 && words[1] == wanted.substr(blank + 1));
+}
+
+bool is_group(std::string_view first) {
+  const auto begins = [&](const Command& c) { return c.words.starts_with(std::string(first) + " "); };
+  return std::any_of(std::begin(kCommands), std::end(kCommands), begins);
 }
 
 const Command* find_command(std::span<char*> words) {
@@ -61,6 +69,9 @@ int run(std::span<char*> words) {
   if (first == "--help" || first == "-h" || first == "help") return print_usage(stdout), 0;
   if (first == "--version") return fmt::print("quire {}\n", kVersion), 0;
   const Command* command = find_command(words);
+  if (command == nullptr && words.size() > 1 &&
+      (std::string_view(words[1]) == "--help" || std::string_view(words[1]) == "-h") && is_group(first))
+    return print_usage(stdout, first), 0;
   if (command == nullptr) {
     if (!first.empty())
       fmt::print(stderr, "quire: no command '{}{}{}'\n\n", first, words.size() > 1 ? " " : "",

@@ -74,7 +74,7 @@ class Study:
 def finish(figure, axes, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
@@ -96,16 +96,18 @@ def draw_eviction(rows: list[dict], folder: Path) -> None:
 def draw_load(rows: list[dict], trace: str, folder: Path) -> None:
     rows = [r for r in rows if r["trace"] == trace]
     figure, (latency, rate) = plt.subplots(1, 2, figsize=(10, 4))
-    for quantile, style in (("p50", "o-"), ("p99", "o:")):
-        latency.plot([r["speed"] for r in rows], [r["ttft_ms"][quantile] for r in rows], style, label=f"first token {quantile}")
-        latency.plot([r["speed"] for r in rows], [r["tpot_ms"][quantile] for r in rows], style, label=f"later tokens {quantile}")
+    speeds = [r["speed"] for r in rows]
+    for name, field, color in (("first token", "ttft_ms", "C0"), ("later tokens", "tpot_ms", "C1")):
+        for quantile, style in (("p50", "o-"), ("p99", "o:")):
+            latency.plot(speeds, [r[field][quantile] for r in rows], style, color=color, markersize=4, label=f"{name} {quantile}")
     latency.set_yscale("log")
     latency.set_ylabel("ms")
     latency.set_xlabel("speed of the trace")
     latency.grid(alpha=0.3)
     latency.legend(frameon=False)
-    rate.plot([r["speed"] for r in rows], [r["requests_per_s"] for r in rows], "o-", label="finished")
-    rate.plot([r["speed"] for r in rows], [r["goodput_per_s"] for r in rows], "s-", label="within 1 s to first token, 50 ms a token")
+    rate.plot(speeds, [r["requests_per_s"] for r in rows], "o-", color="C2", label="finished")
+    rate.plot(speeds, [r["goodput_per_s"] for r in rows], "s-", color="C3", label="of these within 1 s to first token and 50 ms a token")
+    rate.set_ylim(0, 1.25 * max(r["requests_per_s"] for r in rows))
     rate.set_xlabel("speed of the trace")
     rate.set_ylabel("requests a second")
     figure.suptitle(f"{trace} trace, Llama 3.1 8B on one simulated H100")

@@ -110,7 +110,12 @@ const std::set<std::string, std::less<>>& harmless_fields() {
                                                            "unsloth_template",
                                                            "gradient_checkpointing",
                                                            "model_max_length",
-                                                           "neftune_noise_alpha"};
+                                                           "neftune_noise_alpha",
+                                                           "is_llama_config",
+                                                           "transformers.js_config",
+                                                           "cache_implementation",
+                                                           "license",
+                                                           "debug"};
   return names;
 }
 
@@ -192,9 +197,10 @@ void read_switches(FieldReader& config, const Family& family, ModelSpec& spec) {
 // Fields of transformers' base class, or of a family that has no such bias, with the one value that changes
 // nothing.
 void read_neutral_fields(FieldReader& config) {
-  for (const char* name : {"attention_bias", "mlp_bias", "is_encoder_decoder", "add_cross_attention",
-                           "use_mrope", "cross_attention_hidden_size", "tie_encoder_decoder",
-                           "quantization_config", "pruned_heads", "layer_norm_in_fp32", "auto_map"}) {
+  for (const char* name :
+       {"attention_bias", "mlp_bias", "is_encoder_decoder", "add_cross_attention", "use_mrope",
+        "cross_attention_hidden_size", "tie_encoder_decoder", "quantization_config", "pruned_heads",
+        "layer_norm_in_fp32", "auto_map", "rope_interleaved", "output_router_logits"}) {
     if (config.was_read(name)) continue;
     const json* value = config.take(name);
     if (value != nullptr && *value != json(false) && !(value->is_object() && value->empty())) {

@@ -139,6 +139,16 @@ def test_a_mistake_gets_one_clear_line(arguments, complaint):
     assert done.stdout == ""
 
 
+def test_help_of_a_group_lists_its_commands():
+    done = quire("inspect", "--help")
+    assert done.returncode == 0 and "inspect kv" in done.stdout and "inspect model" in done.stdout and "serve" not in done.stdout.split("usage")[1].split("quire COMMAND --help")[0]
+
+
+def test_what_did_not_happen_has_no_time():
+    (answer,) = generate("--prompt-ids", "5", "--max-tokens", 0)
+    assert "first_token_ms" not in answer["timings"] and answer["timings"]["total_ms"] >= 0
+
+
 def test_a_full_disk_is_no_success(tmp_path):
     (tmp_path / "texts.json").write_text('["a"]')
     with open("/dev/full", "w") as full:

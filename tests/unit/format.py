@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(os.environ["QUIRE_ROOT"])
 FOLDERS = ("include", "src", "kernels", "server", "benchmarks", "tests")
-# Being changed by several branches at once; to be formatted, and this list emptied, when they have landed.
+# Folders with files that have not been formatted yet; this list is to become empty.
 PENDING = (
     "kernels/cuda/attention/",
     "kernels/cuda/sampling.cu",

@@ -132,6 +132,7 @@ TEST(ModelConfig, NamesFieldsThatChangeTheComputation) {
                                                  {"partial_rotary_factor", 0.5},
                                                  {"attention_multiplier", 0.1},
                                                  {"is_encoder_decoder", true},
+                                                 {"rope_interleaved", true},
                                                  {"some_new_field", 1},
                                                  {"final_logit_softcapping", 30.0},
                                                  {"auto_map", json{{"AutoModel", "x.py"}}}};
@@ -153,6 +154,9 @@ TEST(ModelConfig, AcceptsFieldsThatAreHarmlessNeutralOrNull) {
                  {"pruned_heads", json::object()},
                  {"sliding_window", nullptr},
                  {"rope_scaling", nullptr},
+                 {"is_llama_config", true},
+                 {"rope_interleaved", false},
+                 {"transformers.js_config", json{{"dtype", "q4"}}},
                  {"pretraining_tp", 1}});
   EXPECT_EQ(refusal(config), "accepted");
 }
