@@ -71,10 +71,10 @@ class Study:
         return self.replay_all([(trace, {"speed": speed}) for trace, speeds in SPEEDS.items() for speed in speeds])
 
 
-def finish(figure, axes, path: Path) -> None:
+def finish(figure, axes, path: Path, legend: str) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, loc=legend)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
@@ -90,7 +90,7 @@ def draw_eviction(rows: list[dict], folder: Path) -> None:
     axes.set_xlabel("KV cache, GB (Llama 3.1 8B, bf16)")
     axes.set_ylabel("prompt tokens found cached, %")
     axes.set_title("Mooncake conversation trace: 12,031 requests of one hour")
-    finish(figure, axes, folder / "sim_hit_rate.svg")
+    finish(figure, axes, folder / "sim_hit_rate.svg", "lower right")
 
 
 def draw_load(rows: list[dict], trace: str, folder: Path) -> None:
@@ -111,7 +111,7 @@ def draw_load(rows: list[dict], trace: str, folder: Path) -> None:
     rate.set_xlabel("speed of the trace")
     rate.set_ylabel("requests a second")
     figure.suptitle(f"{trace} trace, Llama 3.1 8B on one simulated H100")
-    finish(figure, rate, folder / f"sim_load_{trace}.svg")
+    finish(figure, rate, folder / f"sim_load_{trace}.svg", "upper left")
 
 
 def main() -> None:

@@ -6,7 +6,8 @@
 // 2024): a tenant pays for each prompt token computed and, twice as much, for each token generated; the
 // tenant who has paid least is next. A tenant who comes back after being idle is lifted to the least counter
 // of those who are there: idleness saves nothing. So between two tenants of one priority who both wait all
-// the time, counters differ by at most one request's cost.
+// the time, counters differ by no more than what one of them can have running at once: output is paid for as
+// it comes.
 #pragma once
 
 #include <cstdint>
