@@ -88,7 +88,8 @@ bool StepTransaction::overwrite(BlockTable& table) {
 }
 
 bool StepTransaction::cut(BlockTable& table, int32_t kept, int32_t new_length, std::vector<BlockId>& source) {
-  check(cache_ != nullptr && kept <= table.length_ && kept <= new_length, "a cut keeps slots that the list has");
+  check(cache_ != nullptr && kept <= table.length_ && kept <= new_length,
+        "a cut keeps slots that the list has");
   KvCache& cache = *cache_;
   if (!take(cache.blocks_for(new_length))) return false;
   remember(table);

@@ -14,9 +14,11 @@ namespace {
 class CpuRunner final : public StepRunner {
  public:
   explicit CpuRunner(CpuRunnerParts parts)
-      : parts_(std::move(parts)), step_(parts_.limits),
+      : parts_(std::move(parts)),
+        step_(parts_.limits),
         copies_(parts_.limits.num_blocks),
-        retention_(*parts_.kernels, parts_.layout, parts_.arena.as<char>(), parts_.forward->spec().num_q_heads) {}
+        retention_(*parts_.kernels, parts_.layout, parts_.arena.as<char>(),
+                   parts_.forward->spec().num_q_heads) {}
 
   StepResult run(const BatchPlan& plan) override {
     const int64_t start_us = clock_.now_us();
@@ -77,8 +79,9 @@ class CpuRunner final : public StepRunner {
       while (next < step_.wanted_logits().size()) {
         const WantedLogits& wanted = step_.wanted_logits()[next];
         if (wanted.first >= end) break;
-        append_prompt_logprobs(wanted, {.first = first, .end = end, .logits = parts_.logits.as<const float>(), .vocab = vocab()},
-                               result.prompt_logprobs);
+        append_prompt_logprobs(
+            wanted, {.first = first, .end = end, .logits = parts_.logits.as<const float>(), .vocab = vocab()},
+            result.prompt_logprobs);
         if (wanted.first + wanted.count > end) break;  // goes on in the next piece
         for (const PlannedSample& sample : wanted.sequence->samples) {
           samples_.push_back({.sample = &sample, .logits_row = wanted.first + wanted.count - 1 - first});

@@ -12,7 +12,8 @@ namespace quire {
 namespace {
 
 // Decode steps are padded to these row counts, so that few graphs serve all batches. Above the last: multiples of it.
-constexpr int64_t kBuckets[] = {1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256};
+constexpr int64_t kBuckets[] = {1,  2,  4,  8,  12,  16,  24,  32,  40,  48,
+                                56, 64, 80, 96, 112, 128, 160, 192, 224, 256};
 constexpr int64_t kLeastTableStride = 16;
 constexpr int64_t kMostBytesByKernel = 256 << 10;
 
@@ -30,8 +31,9 @@ int64_t power_of_two_from(int64_t n) {
 
 // May tokens of these parameters be chosen from the logits row alone?
 bool samples_on_device(const SamplingParams& p) {
-  return p.repetition_penalty == 1.0 && p.presence_penalty == 0.0 && p.frequency_penalty == 0.0 && p.no_repeat_ngram == 0 &&
-         p.logit_bias.empty() && p.allowed_token_ids.empty() && p.bad_words.empty() && p.forced_token_ids.empty() && p.typical_p >= 1.0 && p.min_tokens == 0 &&
+  return p.repetition_penalty == 1.0 && p.presence_penalty == 0.0 && p.frequency_penalty == 0.0 &&
+         p.no_repeat_ngram == 0 && p.logit_bias.empty() && p.allowed_token_ids.empty() &&
+         p.bad_words.empty() && p.forced_token_ids.empty() && p.typical_p >= 1.0 && p.min_tokens == 0 &&
          p.logprobs < 0 && p.beam_width == 0;
 }
 
@@ -53,9 +55,9 @@ class CudaQueuedStep final : public QueuedStep {
   bool reached() override { return done == nullptr || done->reached(); }
 
   std::shared_ptr<const BatchPlan> plan;
-  StepResult result;                      // complete where sampling was done on the host
+  StepResult result;                       // complete where sampling was done on the host
   std::vector<SequenceId> device_samples;  // whose tokens come back, in order
-  StreamEvent* begun = nullptr;           // null: nothing was queued
+  StreamEvent* begun = nullptr;            // null: nothing was queued
   StreamEvent* done = nullptr;
   int turn = 0;
   std::vector<QueuedDump> dumps;
@@ -70,8 +72,12 @@ struct Graph {
 class CudaRunner final : public QueueingRunner {
  public:
   explicit CudaRunner(CudaRunnerParts parts)
-      : parts_(std::move(parts)), step_(parts_.limits), copies_(parts_.limits.num_blocks), groups_(parts_.cascade),
-        retention_(*parts_.device, *parts_.kernels, parts_.layout, parts_.arena.as<char>(), parts_.forward->spec().num_q_heads),
+      : parts_(std::move(parts)),
+        step_(parts_.limits),
+        copies_(parts_.limits.num_blocks),
+        groups_(parts_.cascade),
+        retention_(*parts_.device, *parts_.kernels, parts_.layout, parts_.arena.as<char>(),
+                   parts_.forward->spec().num_q_heads),
         sampler_(make_cpu_sampler()) {}
 
   Status allocate() {
@@ -80,8 +86,8 @@ class CudaRunner final : public QueueingRunner {
     Result<DeviceStep> arrays = DeviceStep::create(device, largest_shape());
     if (!arrays) return arrays.error();
     arrays_ = std::move(*arrays);
-    const std::pair<DeviceBuffer*, int64_t> buffers[] = {{&sampled_, samples * 8},
-                                                         {&sample_space_, samples * parts_.kernels->sample_space_bytes()}};
+    const std::pair<DeviceBuffer*, int64_t> buffers[] = {
+        {&sampled_, samples * 8}, {&sample_space_, samples * parts_.kernels->sample_space_bytes()}};
     for (const auto& [buffer, bytes] : buffers) {
       Result<DeviceBuffer> memory = device.allocate(bytes, "sampling");
       if (!memory) return memory.error();
@@ -121,7 +127,8 @@ class CudaRunner final : public QueueingRunner {
     const auto* logprobs = reinterpret_cast<const float*>(tokens + max_samples());
     for (const QueuedDump& dump : step.dumps) retention_.report(dump, step.result.kv_dumps);
     for (size_t i = 0; i < step.device_samples.size(); ++i)
-      step.result.samples.push_back({.sequence = step.device_samples[i], .token = tokens[i], .logprob = logprobs[i], .top = {}});
+      step.result.samples.push_back(
+          {.sequence = step.device_samples[i], .token = tokens[i], .logprob = logprobs[i], .top = {}});
     return std::move(step.result);
   }
 
@@ -138,11 +145,19 @@ class CudaRunner final : public QueueingRunner {
     const StepLimits& l = parts_.limits;
     const int64_t blocks = (l.max_context_tokens + l.block_tokens - 1) / l.block_tokens;
     const int64_t sequences = bucket_of(l.max_sequences);
-    return {.rows = std::max(l.max_rows, sequences), .sequences = static_cast<int32_t>(sequences), .table_stride = power_of_two_from(blocks),
-            .logits_rows = std::max(l.max_rows, sequences), .samples = max_samples(), .copies = l.num_blocks, .windows = true, .sinks = true,
+    return {.rows = std::max(l.max_rows, sequences),
+            .sequences = static_cast<int32_t>(sequences),
+            .table_stride = power_of_two_from(blocks),
+            .logits_rows = std::max(l.max_rows, sequences),
+            .samples = max_samples(),
+            .copies = l.num_blocks,
+            .windows = true,
+            .sinks = true,
             .prefix_nodes = prefix_node_room(static_cast<int32_t>(sequences)),
-            .prefix_members = prefix_member_room(static_cast<int32_t>(sequences)), .prefix_splits = 1,
-            .retained = static_cast<int32_t>(sequences), .cut_blocks = static_cast<int32_t>(sequences * power_of_two_from(blocks))};
+            .prefix_members = prefix_member_room(static_cast<int32_t>(sequences)),
+            .prefix_splits = 1,
+            .retained = static_cast<int32_t>(sequences),
+            .cut_blocks = static_cast<int32_t>(sequences * power_of_two_from(blocks))};
   }
 
   Status queue_checked(CudaQueuedStep& queued) {
@@ -171,14 +186,18 @@ class CudaRunner final : public QueueingRunner {
   Status begin_retention(const BatchPlan& plan) {
     const int32_t before = retention_.generation();
     const Status begun = retention_.begin(plan, bucket_of(step_.arrays().rows));
-    if (retention_.generation() != before) std::erase_if(graphs_, [](const auto& graph) { return graph.first.retained > 0; });
+    if (retention_.generation() != before)
+      std::erase_if(graphs_, [](const auto& graph) { return graph.first.retained > 0; });
     return begun;
   }
 
   void note_joins(const BatchPlan& plan) {
     for (const SequenceId sequence : plan.leaves) sequences_.erase(sequence);
     for (const PlannedJoin& join : plan.joins)
-      sequences_[join.sequence] = {.sampling = join.sampling, .seed = join.seed, .on_device = samples_on_device(*join.sampling), .last = {}};
+      sequences_[join.sequence] = {.sampling = join.sampling,
+                                   .seed = join.seed,
+                                   .on_device = samples_on_device(*join.sampling),
+                                   .last = {}};
   }
 
   // Ids sampled one step before: from the host's history, or by index from the device's tokens.
@@ -195,11 +214,13 @@ class CudaRunner final : public QueueingRunner {
   }
 
   bool all_on_device(const BatchPlan& plan) const {
-    if (step_.num_samples() > max_samples() || step_.arrays().num_logits_rows > parts_.logits_rows) return false;
+    if (step_.num_samples() > max_samples() || step_.arrays().num_logits_rows > parts_.logits_rows)
+      return false;
     for (const PlannedSequence& s : plan.sequences) {
       if (s.prompt_logprobs >= 0) return false;
       for (const PlannedSample& sample : s.samples)
-        if (sample.top_candidates > 0 || sample.beam || !sequences_.at(sample.sequence).on_device) return false;
+        if (sample.top_candidates > 0 || sample.beam || !sequences_.at(sample.sequence).on_device)
+          return false;
     }
     return true;
   }
@@ -212,20 +233,30 @@ class CudaRunner final : public QueueingRunner {
         const SamplingParams& p = *state.sampling;
         state.last = {.on_host = false, .index = static_cast<int32_t>(settings_.size())};
         queued.device_samples.push_back(sample.sequence);
-        settings_.push_back({.inverse_temperature = p.temperature == 0 ? 0.0f : static_cast<float>(1.0 / p.temperature),
-                             .top_k = p.top_k, .top_p = static_cast<float>(p.top_p), .min_p = static_cast<float>(p.min_p),
-                             .seed = state.seed, .position = sample.position,
-                             .logits_row = static_cast<int32_t>(wanted.first + wanted.count - 1)});
+        settings_.push_back(
+            {.inverse_temperature = p.temperature == 0 ? 0.0f : static_cast<float>(1.0 / p.temperature),
+             .top_k = p.top_k,
+             .top_p = static_cast<float>(p.top_p),
+             .min_p = static_cast<float>(p.min_p),
+             .seed = state.seed,
+             .position = sample.position,
+             .logits_row = static_cast<int32_t>(wanted.first + wanted.count - 1)});
       }
     (void)plan;
   }
 
   void run(const BatchPlan& plan, CudaQueuedStep& queued, bool on_host) {
     const StepArrays own = step_.arrays();
-    const bool decode = !on_host && retention_.may_be_captured() && own.max_rows == 1 && own.num_logits_rows == own.rows && step_.num_samples() == own.rows;
-    StepShape shape{.rows = own.rows, .sequences = own.num_sequences, .table_stride = own.table_stride, .logits_rows = own.num_logits_rows,
-                    .samples = on_host ? 0 : static_cast<int32_t>(settings_.size()), .copies = static_cast<int32_t>(plan.copies.size()),
-                    .windows = own.windows != nullptr, .sinks = own.sink_slots != nullptr};
+    const bool decode = !on_host && retention_.may_be_captured() && own.max_rows == 1 &&
+                        own.num_logits_rows == own.rows && step_.num_samples() == own.rows;
+    StepShape shape{.rows = own.rows,
+                    .sequences = own.num_sequences,
+                    .table_stride = own.table_stride,
+                    .logits_rows = own.num_logits_rows,
+                    .samples = on_host ? 0 : static_cast<int32_t>(settings_.size()),
+                    .copies = static_cast<int32_t>(plan.copies.size()),
+                    .windows = own.windows != nullptr,
+                    .sinks = own.sink_slots != nullptr};
     if (decode) {
       shape.rows = shape.logits_rows = bucket_of(own.rows);
       shape.sequences = shape.samples = static_cast<int32_t>(shape.rows);
@@ -233,18 +264,27 @@ class CudaRunner final : public QueueingRunner {
     }
     const RetentionArrays retained = retention_.arrays();
     const auto num_retained = static_cast<int32_t>(retained.items.size());
-    shape.retained = decode && num_retained > 0 ? static_cast<int32_t>(bucket_of(num_retained)) : num_retained;
+    shape.retained =
+        decode && num_retained > 0 ? static_cast<int32_t>(bucket_of(num_retained)) : num_retained;
     shape.cut_blocks = static_cast<int32_t>(retained.cut_blocks.size());
     if (make_room_for_prefixes(shape)) queued.result.shared_read_tokens = groups_.saved_tokens();
-    const PlacedStep placed = arrays_.pack(
-        step_, {.id_source = id_source_, .settings = on_host ? std::span<const SampleSettings>() : settings_, .copy_pairs = copies_.pairs(),
-                .retention = retained, .prefixes = groups_.arrays()}, shape,
-        queued.turn);
-    if (!decode || !plan.copies.empty() || !by_kernel(shape)) parts_.device->copy_to_device(placed.there, placed.packed, placed.bytes);
+    const PlacedStep placed =
+        arrays_.pack(step_,
+                     {.id_source = id_source_,
+                      .settings = on_host ? std::span<const SampleSettings>() : settings_,
+                      .copy_pairs = copies_.pairs(),
+                      .retention = retained,
+                      .prefixes = groups_.arrays()},
+                     shape, queued.turn);
+    if (!decode || !plan.copies.empty() || !by_kernel(shape))
+      parts_.device->copy_to_device(placed.there, placed.packed, placed.bytes);
     run_copies(placed);
     if (plan.sequences.empty()) return;
     if (on_host) {
-      parts_.kernels->take_sampled({.ids = placed.ids, .source = placed.id_source, .tokens = sampled_.as<int32_t>(), .rows = shape.rows});
+      parts_.kernels->take_sampled({.ids = placed.ids,
+                                    .source = placed.id_source,
+                                    .tokens = sampled_.as<int32_t>(),
+                                    .rows = shape.rows});
       run_forward(placed, shape);
       return read_logits(queued.result);
     }
@@ -267,7 +307,8 @@ class CudaRunner final : public QueueingRunner {
     const ModelSpec& spec = parts_.forward->spec();
     PrefixCounts counts = groups_.counts();
     counts.member_room = prefix_member_room(shape.sequences);
-    const int32_t splits = parts_.kernels->prefix_splits(counts, spec.num_q_heads, spec.num_kv_heads, spec.head_dim);
+    const int32_t splits =
+        parts_.kernels->prefix_splits(counts, spec.num_q_heads, spec.num_kv_heads, spec.head_dim);
     if (splits == 0) return false;
     shape.prefix_nodes = prefix_node_room(shape.sequences);
     shape.prefix_members = counts.member_room;
@@ -278,25 +319,37 @@ class CudaRunner final : public QueueingRunner {
   void run_copies(const PlacedStep& placed) {
     int64_t begin = 0;
     for (const int64_t end : copies_.ends()) {
-      parts_.kernels->copy_blocks({.arena = parts_.arena.as<char>(), .block_bytes = parts_.layout.block_bytes(), .pairs = placed.copy_pairs + 2 * begin,
+      parts_.kernels->copy_blocks({.arena = parts_.arena.as<char>(),
+                                   .block_bytes = parts_.layout.block_bytes(),
+                                   .pairs = placed.copy_pairs + 2 * begin,
                                    .count = end - begin});
       begin = end;
     }
   }
 
   void run_kernels(const PlacedStep& placed, const StepShape& shape) {
-    parts_.kernels->take_sampled({.ids = placed.ids, .source = placed.id_source, .tokens = sampled_.as<int32_t>(), .rows = shape.rows});
+    parts_.kernels->take_sampled({.ids = placed.ids,
+                                  .source = placed.id_source,
+                                  .tokens = sampled_.as<int32_t>(),
+                                  .rows = shape.rows});
     run_forward(placed, shape);
     parts_.forward->logits(0, placed.arrays.num_logits_rows, parts_.logits.as<float>());
-    parts_.kernels->sample({.logits = parts_.logits.as<const float>(), .settings = placed.settings, .workspace = sample_space_.data(),
-                            .tokens = sampled_.as<int32_t>(), .logprobs = sampled_.as<float>() + max_samples(), .num_samples = shape.samples,
+    parts_.kernels->sample({.logits = parts_.logits.as<const float>(),
+                            .settings = placed.settings,
+                            .workspace = sample_space_.data(),
+                            .tokens = sampled_.as<int32_t>(),
+                            .logprobs = sampled_.as<float>() + max_samples(),
+                            .num_samples = shape.samples,
                             .vocab = static_cast<int32_t>(vocab())});
   }
 
   void run_decode_kernels(const PlacedStep& placed, const StepShape& shape, int turn) {
-    if (by_kernel(shape)) parts_.kernels->copy_bytes({.source = placed.packed, .target = placed.there, .bytes = DeviceStep::bytes_of(shape)});
+    if (by_kernel(shape))
+      parts_.kernels->copy_bytes(
+          {.source = placed.packed, .target = placed.there, .bytes = DeviceStep::bytes_of(shape)});
     run_kernels(placed, shape);
-    parts_.kernels->copy_bytes({.source = sampled_.data(), .target = turns_[turn].back.data(), .bytes = sampled_bytes(shape)});
+    parts_.kernels->copy_bytes(
+        {.source = sampled_.data(), .target = turns_[turn].back.data(), .bytes = sampled_bytes(shape)});
   }
 
   void run_forward(const PlacedStep& placed, const StepShape& shape) {
@@ -339,7 +392,9 @@ class CudaRunner final : public QueueingRunner {
       while (next < step_.wanted_logits().size()) {
         const WantedLogits& wanted = step_.wanted_logits()[next];
         if (wanted.first >= end) break;
-        append_prompt_logprobs(wanted, {.first = first, .end = end, .logits = host_logits_.data(), .vocab = vocab()}, result.prompt_logprobs);
+        append_prompt_logprobs(wanted,
+                               {.first = first, .end = end, .logits = host_logits_.data(), .vocab = vocab()},
+                               result.prompt_logprobs);
         if (wanted.first + wanted.count > end) break;  // goes on in the next piece
         for (const PlannedSample& sample : wanted.sequence->samples) {
           samples_.push_back({.sample = &sample, .logits_row = wanted.first + wanted.count - 1 - first});

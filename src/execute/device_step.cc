@@ -10,8 +10,10 @@ namespace {
 
 // Byte offsets of a shape's arrays, each aligned for 16-byte reads.
 struct Layout {
-  int64_t ids, positions, id_source, slots, query_start, lengths, block_table, logits_rows, settings, windows, sink_slots, sink_positions;
-  int64_t node_slots, node_sequence_start, node_sequences, sequence_member_start, sequence_members, private_start, copy_pairs;
+  int64_t ids, positions, id_source, slots, query_start, lengths, block_table, logits_rows, settings, windows,
+      sink_slots, sink_positions;
+  int64_t node_slots, node_sequence_start, node_sequences, sequence_member_start, sequence_members,
+      private_start, copy_pairs;
   int64_t items, item_of_row, row_logits_start, column_sums_start, cut_blocks, end;
 
   explicit Layout(const StepShape& s) {
@@ -60,11 +62,14 @@ void put(char* base, int64_t offset, const T* source, int64_t there, int64_t cou
 }
 
 // Nodes past the last have no members, sequences past the last share nothing.
-void put_prefixes(char* host, const Layout& at, const SharedPrefixes& p, int32_t num_sequences, const StepShape& shape) {
+void put_prefixes(char* host, const Layout& at, const SharedPrefixes& p, int32_t num_sequences,
+                  const StepShape& shape) {
   put(host, at.node_slots, p.node_slots, 2 * p.num_nodes, 2 * shape.prefix_nodes, 0);
-  put(host, at.node_sequence_start, p.node_sequence_start, p.num_nodes + 1, shape.prefix_nodes + 1, p.num_members);
+  put(host, at.node_sequence_start, p.node_sequence_start, p.num_nodes + 1, shape.prefix_nodes + 1,
+      p.num_members);
   put(host, at.node_sequences, p.node_sequences, p.num_members, shape.prefix_members, 0);
-  put(host, at.sequence_member_start, p.sequence_member_start, num_sequences + 1, shape.sequences + 1, p.num_members);
+  put(host, at.sequence_member_start, p.sequence_member_start, num_sequences + 1, shape.sequences + 1,
+      p.num_members);
   put(host, at.sequence_members, p.sequence_members, p.num_members, shape.prefix_members, 0);
   put(host, at.private_start, p.private_start, num_sequences, shape.sequences, 0);
 }
@@ -83,7 +88,9 @@ void put_retention(char* host, const Layout& at, const RetentionArrays& r, const
 
 }  // namespace
 
-int64_t DeviceStep::bytes_of(const StepShape& shape) { return Layout(shape).end; }
+int64_t DeviceStep::bytes_of(const StepShape& shape) {
+  return Layout(shape).end;
+}
 
 Result<DeviceStep> DeviceStep::create(StreamDevice& device, const StepShape& largest) {
   DeviceStep step;
@@ -99,7 +106,8 @@ Result<DeviceStep> DeviceStep::create(StreamDevice& device, const StepShape& lar
   return step;
 }
 
-PlacedStep DeviceStep::pack(const HostStep& step, const DeviceStepExtras& extras, const StepShape& shape, int turn) {
+PlacedStep DeviceStep::pack(const HostStep& step, const DeviceStepExtras& extras, const StepShape& shape,
+                            int turn) {
   const Layout at(shape);
   check(at.end <= staging_.bytes(), "DeviceStep: the step is larger than the largest it was made for");
   const StepArrays from = step.arrays();
@@ -117,24 +125,32 @@ PlacedStep DeviceStep::pack(const HostStep& step, const DeviceStepExtras& extras
   for (int32_t s = 0; s < shape.sequences; ++s) {
     int32_t* row = table + s * shape.table_stride;
     const bool real = s < from.num_sequences;
-    if (real) std::memcpy(row, from.block_table + s * from.table_stride, static_cast<size_t>(from.table_stride) * 4);
+    if (real)
+      std::memcpy(row, from.block_table + s * from.table_stride, static_cast<size_t>(from.table_stride) * 4);
     std::fill(row + (real ? from.table_stride : 0), row + shape.table_stride, 0);
   }
-  put(host, at.logits_rows, from.logits_rows, std::min(from.num_logits_rows, shape.logits_rows), shape.logits_rows, 0);
+  put(host, at.logits_rows, from.logits_rows, std::min(from.num_logits_rows, shape.logits_rows),
+      shape.logits_rows, 0);
   put(host, at.settings, extras.settings.data(), static_cast<int64_t>(extras.settings.size()), shape.samples,
       SampleSettings{.inverse_temperature = 0});
   if (shape.windows) put(host, at.windows, from.windows, from.num_sequences, shape.sequences, 0);
   if (shape.sinks) put(host, at.sink_slots, from.sink_slots, from.num_sequences, shape.sequences, 0);
   if (shape.sinks) put(host, at.sink_positions, from.sink_positions, from.rows, shape.rows, 0);
   if (shape.prefix_nodes > 0) put_prefixes(host, at, extras.prefixes, from.num_sequences, shape);
-  put(host, at.copy_pairs, extras.copy_pairs.data(), static_cast<int64_t>(extras.copy_pairs.size()), int64_t{shape.copies} * 2, 0);
+  put(host, at.copy_pairs, extras.copy_pairs.data(), static_cast<int64_t>(extras.copy_pairs.size()),
+      int64_t{shape.copies} * 2, 0);
   if (shape.retained > 0) put_retention(host, at, extras.retention, shape);
 
   char* base = staging_.as<char>();
   const auto ints = [base](int64_t offset) { return reinterpret_cast<int32_t*>(base + offset); };
-  PlacedStep placed{.arrays = from, .ids = ints(at.ids), .id_source = ints(at.id_source),
-                    .settings = reinterpret_cast<const SampleSettings*>(base + at.settings), .copy_pairs = ints(at.copy_pairs),
-                    .packed = host, .there = base, .bytes = at.end};
+  PlacedStep placed{.arrays = from,
+                    .ids = ints(at.ids),
+                    .id_source = ints(at.id_source),
+                    .settings = reinterpret_cast<const SampleSettings*>(base + at.settings),
+                    .copy_pairs = ints(at.copy_pairs),
+                    .packed = host,
+                    .there = base,
+                    .bytes = at.end};
   placed.arrays.ids = placed.ids;
   placed.arrays.positions = ints(at.positions);
   placed.arrays.slots = reinterpret_cast<const int64_t*>(base + at.slots);

@@ -32,11 +32,11 @@ struct StepShape {
 
 // What the arrays of HostStep lack: where sampled ids come from, and how to sample.
 struct DeviceStepExtras {
-  std::span<const int32_t> id_source;          // [rows]: a sample of the step before, or -1
-  std::span<const SampleSettings> settings;    // [samples]
-  std::span<const int32_t> copy_pairs;         // [copies][2]
+  std::span<const int32_t> id_source;        // [rows]: a sample of the step before, or -1
+  std::span<const SampleSettings> settings;  // [samples]
+  std::span<const int32_t> copy_pairs;       // [copies][2]
   RetentionArrays retention;
-  SharedPrefixes prefixes;                     // host arrays and what there is; read where the shape has room for some
+  SharedPrefixes prefixes;  // host arrays and what there is; read where the shape has room for some
 };
 
 // Device pointers of a placed step.

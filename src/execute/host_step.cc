@@ -18,7 +18,9 @@ int64_t length_of(const PlannedSequence& s) {
 
 // The window and the sinks of a policy that goes by position alone.
 int32_t window_of(const PolicySpec& policy) {
-  return policy.kind == RetentionKind::kWindow ? policy.window : policy.kind == RetentionKind::kStream ? policy.recent : 0;
+  return policy.kind == RetentionKind::kWindow   ? policy.window
+         : policy.kind == RetentionKind::kStream ? policy.recent
+                                                 : 0;
 }
 int32_t sinks_of(const PolicySpec& policy) {
   return policy.kind == RetentionKind::kStream ? policy.sinks : 0;
@@ -40,9 +42,8 @@ HostStep::HostStep(const StepLimits& limits) : limits_(limits) {
 }
 
 void HostStep::clear(const BatchPlan& plan) {
-  for (std::vector<int32_t>* array :
-       {&ids_, &positions_, &query_start_, &lengths_, &block_table_, &logits_rows_, &windows_, &sink_slots_,
-        &sink_positions_})
+  for (std::vector<int32_t>* array : {&ids_, &positions_, &query_start_, &lengths_, &block_table_,
+                                      &logits_rows_, &windows_, &sink_slots_, &sink_positions_})
     array->clear();
   slots_.clear();
   wanted_.clear();
@@ -164,7 +165,8 @@ void HostStep::spread_slots(int32_t num_layers, int32_t num_kv_heads) {
   slot_layer_stride_ = static_cast<int64_t>(rows.size()) * num_kv_heads;
 }
 
-void HostStep::set_slot(const PlannedSequence& s, int64_t row, int32_t layer, int32_t head, int32_t list_slot) {
+void HostStep::set_slot(const PlannedSequence& s, int64_t row, int32_t layer, int32_t head,
+                        int32_t list_slot) {
   slots_[static_cast<size_t>(layer * slot_layer_stride_ + row * slot_stride_ + head)] = slot_in(s, list_slot);
 }
 

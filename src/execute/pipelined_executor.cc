@@ -12,11 +12,13 @@ namespace quire {
 namespace {
 
 constexpr size_t kMaxUnderWay = 2;
-constexpr auto kPoll = std::chrono::microseconds(20);  // how late a finished step may be noticed while no plan comes
+constexpr auto kPoll =
+    std::chrono::microseconds(20);  // how late a finished step may be noticed while no plan comes
 
 class PipelinedExecutor final : public Executor {
  public:
-  explicit PipelinedExecutor(std::unique_ptr<QueueingRunner> runner) : runner_(std::move(runner)), thread_([this] { serve(); }) {}
+  explicit PipelinedExecutor(std::unique_ptr<QueueingRunner> runner)
+      : runner_(std::move(runner)), thread_([this] { serve(); }) {}
 
   ~PipelinedExecutor() override {
     {

@@ -7,10 +7,13 @@
 namespace quire {
 namespace {
 
-bool goes_by_scores(const PlannedSequence& s) { return traits(s.policy).row_logits; }
+bool goes_by_scores(const PlannedSequence& s) {
+  return traits(s.policy).row_logits;
+}
 
 Error misfit(const PlannedSequence& s, const std::string& what) {
-  return error(Code::kInternal, fmt::format("plan, sequence {} under {}: {}", value(s.sequence), to_string(s.policy), what));
+  return error(Code::kInternal,
+               fmt::format("plan, sequence {} under {}: {}", value(s.sequence), to_string(s.policy), what));
 }
 
 void copy_ids(std::span<const BlockId> blocks, std::vector<int32_t>& out) {
@@ -44,7 +47,8 @@ Status RetentionRunner::begin(const BatchPlan& plan, HostStep& step) {
   wants_logits_ = wants_sums_ = false;
   num_sequences_ = static_cast<int64_t>(plan.sequences.size());
   side_stride_ = rows_ = 0;
-  const bool spread = std::any_of(plan.sequences.begin(), plan.sequences.end(), [](const auto& s) { return s.overwrites; });
+  const bool spread =
+      std::any_of(plan.sequences.begin(), plan.sequences.end(), [](const auto& s) { return s.overwrites; });
   if (spread) step.spread_slots(layout_.num_layers, layout_.num_kv_heads);
   for (const PlannedSequence& s : plan.sequences) {
     side_stride_ = std::max<int64_t>(side_stride_, s.list_length_after());
@@ -68,7 +72,8 @@ Status RetentionRunner::begin_sequence(const PlannedSequence& s, Work& work, Hos
     if (Status moved = move_kept(s, state); !moved) return moved;
   append(s, work, step);
   if (state.lists.front().num_slots() != s.list_length_after())
-    return misfit(s, fmt::format("the list has {} slots, the plan {}", state.lists.front().num_slots(), s.list_length_after()));
+    return misfit(s, fmt::format("the list has {} slots, the plan {}", state.lists.front().num_slots(),
+                                 s.list_length_after()));
   const bool sums = traits(s.policy).column_sums;
   wants_sums_ = wants_sums_ || (work.in_prompt && sums);
   wants_logits_ = wants_logits_ || !work.in_prompt || (work.ends_prompt && !sums);
@@ -82,19 +87,23 @@ void RetentionRunner::append(const PlannedSequence& s, const Work& work, HostSte
     for (size_t t = 0; t < s.tokens.size(); ++t)
       slot = work.state->lists[i].append(s.first_position + static_cast<int32_t>(t));
     if (!s.overwrites) continue;
-    const auto layer = static_cast<int32_t>(i) / work.state->lists_per_layer, list = static_cast<int32_t>(i) % work.state->lists_per_layer;
-    for (int32_t head = list * heads_of_list; head < (list + 1) * heads_of_list; ++head) step.set_slot(s, work.first_row, layer, head, slot);
+    const auto layer = static_cast<int32_t>(i) / work.state->lists_per_layer,
+               list = static_cast<int32_t>(i) % work.state->lists_per_layer;
+    for (int32_t head = list * heads_of_list; head < (list + 1) * heads_of_list; ++head)
+      step.set_slot(s, work.first_row, layer, head, slot);
   }
 }
 
 // The plan has fresh blocks for what was kept; every layer and head takes its own.
 Status RetentionRunner::move_kept(const PlannedSequence& s, State& state) {
   if (state.kept.empty() || static_cast<int32_t>(state.kept.front().size()) != s.list_length_before)
-    return misfit(s, fmt::format("a cut to {} slots; {} were kept", s.list_length_before, state.kept.empty() ? 0 : state.kept.front().size()));
+    return misfit(s, fmt::format("a cut to {} slots; {} were kept", s.list_length_before,
+                                 state.kept.empty() ? 0 : state.kept.front().size()));
   move_slots_.clear();
   const int32_t heads_of_list = layout_.num_kv_heads / state.lists_per_layer;
   for (const std::vector<int32_t>& kept : state.kept)
-    for (int32_t head = 0; head < heads_of_list; ++head) move_slots_.insert(move_slots_.end(), kept.begin(), kept.end());
+    for (int32_t head = 0; head < heads_of_list; ++head)
+      move_slots_.insert(move_slots_.end(), kept.begin(), kept.end());
   copy_ids(s.cut_source, move_source_);
   copy_ids(s.block_table, move_target_);
   kernels_.move_slots({.arena = arena_,
@@ -143,11 +152,15 @@ void RetentionRunner::take_prompt(const Work& work, int32_t layer) {
     const int64_t first = work.index * num_q_heads_ + first_head(state, list);
     if (traits(work.sequence->policy).column_sums) {
       for (int64_t h = 0; h < heads; ++h)
-        for (int64_t j = 0; j < length; ++j) scores[static_cast<size_t>(j)] += column_sums_[static_cast<size_t>((first + h) * side_stride_ + j)];
+        for (int64_t j = 0; j < length; ++j)
+          scores[static_cast<size_t>(j)] += column_sums_[static_cast<size_t>((first + h) * side_stride_ + j)];
     } else {
       const int64_t last_row = work.first_row + static_cast<int64_t>(work.sequence->tokens.size()) - 1;
-      const std::span<const float> lse(lse_.data() + last_row * num_q_heads_ + first_head(state, list), static_cast<size_t>(heads));
-      mean_probabilities({row_logits_.data() + first * side_stride_, static_cast<size_t>(heads * side_stride_)}, side_stride_, lse, scores);
+      const std::span<const float> lse(lse_.data() + last_row * num_q_heads_ + first_head(state, list),
+                                       static_cast<size_t>(heads));
+      mean_probabilities(
+          {row_logits_.data() + first * side_stride_, static_cast<size_t>(heads * side_stride_)},
+          side_stride_, lse, scores);
     }
   }
 }
@@ -159,24 +172,29 @@ void RetentionRunner::take_decode(const Work& work, int32_t layer) {
   probabilities_.resize(static_cast<size_t>(work.sequence->list_length_after()));
   for (int64_t list = 0; list < state.lists_per_layer; ++list) {
     const int64_t first = work.index * num_q_heads_ + first_head(state, list);
-    const std::span<const float> logits(row_logits_.data() + first * side_stride_, static_cast<size_t>(heads * side_stride_));
-    const std::span<const float> lse(lse_.data() + work.first_row * num_q_heads_ + first_head(state, list), static_cast<size_t>(heads));
+    const std::span<const float> logits(row_logits_.data() + first * side_stride_,
+                                        static_cast<size_t>(heads * side_stride_));
+    const std::span<const float> lse(lse_.data() + work.first_row * num_q_heads_ + first_head(state, list),
+                                     static_cast<size_t>(heads));
     if (policy.kind == RetentionKind::kTova) {
       mean_probabilities(logits, side_stride_, lse, probabilities_);
     } else {
       std::fill(probabilities_.begin(), probabilities_.end(), 0.0f);
       add_probabilities(logits, side_stride_, lse, probabilities_);
     }
-    state.lists[static_cast<size_t>(layer * state.lists_per_layer + list)].on_decode_row(policy, probabilities_);
+    state.lists[static_cast<size_t>(layer * state.lists_per_layer + list)].on_decode_row(policy,
+                                                                                         probabilities_);
   }
 }
 
 void RetentionRunner::cut(const Work& work) {
   State& state = *work.state;
   state.kept.clear();
-  for (size_t i = 0; i < state.lists.size(); ++i) state.kept.push_back(state.lists[i].cut(work.sequence->policy, state.scores[i]));
+  for (size_t i = 0; i < state.lists.size(); ++i)
+    state.kept.push_back(state.lists[i].cut(work.sequence->policy, state.scores[i]));
   state.scores.clear();
-  if (state.lists.front().num_slots() == work.sequence->list_length_after()) state.kept.clear();  // nothing was dropped: no move follows
+  if (state.lists.front().num_slots() == work.sequence->list_length_after())
+    state.kept.clear();  // nothing was dropped: no move follows
 }
 
 void RetentionRunner::end(StepResult& result) {

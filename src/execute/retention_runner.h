@@ -36,8 +36,8 @@ class RetentionRunner {
   // One sequence: its lists, [layer][list of the layer], all of one length.
   struct State {
     std::vector<RetentionList> lists;
-    std::vector<std::vector<float>> scores;     // by list, while the prompt runs
-    std::vector<std::vector<int32_t>> kept;     // by list: slots before the cut, until the step that moves them
+    std::vector<std::vector<float>> scores;  // by list, while the prompt runs
+    std::vector<std::vector<int32_t>> kept;  // by list: slots before the cut, until the step that moves them
     int32_t lists_per_layer = 1;
   };
   struct Work {  // of this step

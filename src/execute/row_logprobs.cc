@@ -39,16 +39,19 @@ PromptLogprob row_logprob(std::span<const float> logits, TokenId token, int32_t 
   return out;
 }
 
-void append_prompt_logprobs(const WantedLogits& wanted, const LogitsPiece& piece, std::vector<SequencePromptLogprobs>& out) {
+void append_prompt_logprobs(const WantedLogits& wanted, const LogitsPiece& piece,
+                            std::vector<SequencePromptLogprobs>& out) {
   const PlannedSequence& s = *wanted.sequence;
   if (s.prompt_logprobs < 0) return;
-  for (int64_t i = std::max(piece.first - wanted.first, int64_t{0}); i < std::min(wanted.count, piece.end - wanted.first); ++i) {
+  for (int64_t i = std::max(piece.first - wanted.first, int64_t{0});
+       i < std::min(wanted.count, piece.end - wanted.first); ++i) {
     const auto next = static_cast<size_t>(i + 1);
     const TokenId token = next < s.tokens.size() ? s.tokens[next] : s.next_prompt_token;
     if (token < 0) continue;
     if (i == 0) out.push_back({.sequence = s.sequence, .first_position = s.first_position + 1, .tokens = {}});
     const float* row = piece.logits + (wanted.first + i - piece.first) * piece.vocab;
-    out.back().tokens.push_back(row_logprob({row, static_cast<size_t>(piece.vocab)}, token, s.prompt_logprobs));
+    out.back().tokens.push_back(
+        row_logprob({row, static_cast<size_t>(piece.vocab)}, token, s.prompt_logprobs));
   }
 }
 

@@ -21,6 +21,7 @@ struct LogitsPiece {
 
 // Appends what the piece says of a sequence's prompt tokens, if it asked. Row i of a chunk predicts its token i + 1; the last row, the
 // prompt token after it. Pieces of one step come in order.
-void append_prompt_logprobs(const WantedLogits& wanted, const LogitsPiece& piece, std::vector<SequencePromptLogprobs>& out);
+void append_prompt_logprobs(const WantedLogits& wanted, const LogitsPiece& piece,
+                            std::vector<SequencePromptLogprobs>& out);
 
 }  // namespace quire

@@ -12,7 +12,7 @@ namespace {
 
 struct Key {
   const char* name;
-  int32_t PolicySpec::*field;
+  int32_t PolicySpec::* field;
   int32_t least;
 };
 
@@ -28,7 +28,9 @@ const std::vector<PolicyForm>& forms() {
   static const std::vector<PolicyForm> table = {
       {"none", RetentionKind::kKeepAll, {}},
       {"window", RetentionKind::kWindow, {{"size", &PolicySpec::window, 1}}},
-      {"stream", RetentionKind::kStream, {{"sinks", &PolicySpec::sinks, 0}, {"recent", &PolicySpec::recent, 1}}},
+      {"stream",
+       RetentionKind::kStream,
+       {{"sinks", &PolicySpec::sinks, 0}, {"recent", &PolicySpec::recent, 1}}},
       {"tova", RetentionKind::kTova, {{"budget", &PolicySpec::budget, 1}}},
       {"h2o", RetentionKind::kH2o, {{"heavy", &PolicySpec::heavy, 0}, {"recent", &PolicySpec::recent, 1}}},
   };
@@ -41,23 +43,29 @@ std::string known_keys(const PolicyForm& form) {
   return names.empty() ? "none" : fmt::format("{}", fmt::join(names, ", "));
 }
 
-Error policy_error(std::string message) { return invalid(std::move(message), "kv_policy"); }
+Error policy_error(std::string message) {
+  return invalid(std::move(message), "kv_policy");
+}
 
 Result<int32_t> parse_value(const PolicyForm& form, const Key& key, std::string_view text) {
   int32_t number = 0;
   const auto [end, problem] = std::from_chars(text.data(), text.data() + text.size(), number);
   if (problem != std::errc() || end != text.data() + text.size() || number < key.least || number > kMostSlots)
-    return policy_error(fmt::format("kv_policy '{}': {} is '{}'; it must be a whole number of tokens from {} to {}", form.name, key.name, text,
-                                    key.least, kMostSlots));
+    return policy_error(
+        fmt::format("kv_policy '{}': {} is '{}'; it must be a whole number of tokens from {} to {}",
+                    form.name, key.name, text, key.least, kMostSlots));
   return number;
 }
 
-Status set_key(const PolicyForm& form, std::string_view assignment, PolicySpec& spec, std::vector<std::string_view>& seen) {
+Status set_key(const PolicyForm& form, std::string_view assignment, PolicySpec& spec,
+               std::vector<std::string_view>& seen) {
   const size_t equals = assignment.find('=');
   const std::string_view name = assignment.substr(0, equals);
-  const auto key = std::find_if(form.keys.begin(), form.keys.end(), [&](const Key& k) { return name == k.name; });
+  const auto key =
+      std::find_if(form.keys.begin(), form.keys.end(), [&](const Key& k) { return name == k.name; });
   if (key == form.keys.end() || equals == std::string_view::npos)
-    return policy_error(fmt::format("kv_policy '{}' has no setting '{}'; its settings (name=tokens) are: {}", form.name, assignment, known_keys(form)));
+    return policy_error(fmt::format("kv_policy '{}' has no setting '{}'; its settings (name=tokens) are: {}",
+                                    form.name, assignment, known_keys(form)));
   if (std::find(seen.begin(), seen.end(), name) != seen.end())
     return policy_error(fmt::format("kv_policy '{}' sets {} twice", form.name, name));
   seen.push_back(name);
@@ -79,9 +87,11 @@ Result<PolicySpec> parse_policy(std::string_view text) {
   if (text.empty()) return PolicySpec{};
   const size_t colon = text.find(':');
   const std::string_view name = text.substr(0, colon);
-  const auto form = std::find_if(forms().begin(), forms().end(), [&](const PolicyForm& f) { return name == f.name; });
+  const auto form =
+      std::find_if(forms().begin(), forms().end(), [&](const PolicyForm& f) { return name == f.name; });
   if (form == forms().end())
-    return policy_error(fmt::format("unknown kv_policy '{}'; known: {}", name, fmt::join(policy_names(), ", ")));
+    return policy_error(
+        fmt::format("unknown kv_policy '{}'; known: {}", name, fmt::join(policy_names(), ", ")));
   PolicySpec spec{.kind = form->kind};
   std::vector<std::string_view> seen;
   std::string_view rest = colon == std::string_view::npos ? std::string_view{} : text.substr(colon + 1);
@@ -92,7 +102,8 @@ Result<PolicySpec> parse_policy(std::string_view text) {
   }
   for (const Key& key : form->keys)
     if (std::find(seen.begin(), seen.end(), key.name) == seen.end())
-      return policy_error(fmt::format("kv_policy '{}' needs {}=TOKENS; its settings are: {}", form->name, key.name, known_keys(*form)));
+      return policy_error(fmt::format("kv_policy '{}' needs {}=TOKENS; its settings are: {}", form->name,
+                                      key.name, known_keys(*form)));
   return spec;
 }
 
@@ -108,79 +119,112 @@ std::string to_string(const PolicySpec& spec) {
 
 PolicyTraits traits(const PolicySpec& spec) {
   switch (spec.kind) {
-    case RetentionKind::kKeepAll: return {};
+    case RetentionKind::kKeepAll:
+      return {};
     // Position-only: a row sees a function of its position, so every chunking and every recomputation gives the same numbers.
     // On a model trained with full attention the K and V above layer 0 depend on the policy, so they are published under its key.
-    case RetentionKind::kWindow: return {.output_is_pristine = false, .prefix = PrefixRule::kOwnPolicy};
-    case RetentionKind::kStream: return {.sink_rotation = true, .output_is_pristine = false, .prefix = PrefixRule::kOwnPolicy};
+    case RetentionKind::kWindow:
+      return {.output_is_pristine = false, .prefix = PrefixRule::kOwnPolicy};
+    case RetentionKind::kStream:
+      return {.sink_rotation = true, .output_is_pristine = false, .prefix = PrefixRule::kOwnPolicy};
     case RetentionKind::kTova:
-      return {.shard = ListShard::kLayer, .row_logits = true, .cuts_after_prompt = true, .overwrites_slots = true, .recompute_safe = false,
-              .output_is_pristine = false, .prefix = PrefixRule::kBlocks};
+      return {.shard = ListShard::kLayer,
+              .row_logits = true,
+              .cuts_after_prompt = true,
+              .overwrites_slots = true,
+              .recompute_safe = false,
+              .output_is_pristine = false,
+              .prefix = PrefixRule::kBlocks};
     case RetentionKind::kH2o:
-      return {.shard = ListShard::kLayerHead, .row_logits = true, .column_sums = true, .cuts_after_prompt = true, .overwrites_slots = true,
-              .recompute_safe = false, .output_is_pristine = false, .prefix = PrefixRule::kNone};
+      return {.shard = ListShard::kLayerHead,
+              .row_logits = true,
+              .column_sums = true,
+              .cuts_after_prompt = true,
+              .overwrites_slots = true,
+              .recompute_safe = false,
+              .output_is_pristine = false,
+              .prefix = PrefixRule::kNone};
   }
   return {};
 }
 
 int32_t capacity(const PolicySpec& spec) {
   switch (spec.kind) {
-    case RetentionKind::kKeepAll: return 0;
-    case RetentionKind::kWindow: return spec.window;
-    case RetentionKind::kStream: return spec.sinks + spec.recent;
-    case RetentionKind::kTova: return spec.budget;
-    case RetentionKind::kH2o: return spec.heavy + spec.recent;
+    case RetentionKind::kKeepAll:
+      return 0;
+    case RetentionKind::kWindow:
+      return spec.window;
+    case RetentionKind::kStream:
+      return spec.sinks + spec.recent;
+    case RetentionKind::kTova:
+      return spec.budget;
+    case RetentionKind::kH2o:
+      return spec.heavy + spec.recent;
   }
   return 0;
 }
 
-PolicyBound bound(const PolicySpec& spec, int64_t prompt_tokens, int64_t max_new_tokens, int64_t chunk_tokens) {
+PolicyBound bound(const PolicySpec& spec, int64_t prompt_tokens, int64_t max_new_tokens,
+                  int64_t chunk_tokens) {
   const int64_t all = prompt_tokens + max_new_tokens;
   const int64_t kept = capacity(spec);
   switch (spec.kind) {
-    case RetentionKind::kKeepAll: return {.peak_slots = all, .steady_slots = all};
+    case RetentionKind::kKeepAll:
+      return {.peak_slots = all, .steady_slots = all};
     case RetentionKind::kWindow:
     case RetentionKind::kStream:  // a chunk's first row still sees the window before it: window - 1 + chunk
-      return {.peak_slots = std::min(all, kept - 1 + std::max<int64_t>(1, std::min(chunk_tokens, prompt_tokens))),
-              .steady_slots = std::min(all, kept)};
+      return {
+          .peak_slots = std::min(all, kept - 1 + std::max<int64_t>(1, std::min(chunk_tokens, prompt_tokens))),
+          .steady_slots = std::min(all, kept)};
     case RetentionKind::kTova:
-    case RetentionKind::kH2o:  // the whole prompt until the cut, then one slot more than is kept: attended before the victim is known
-      return {.peak_slots = std::max(prompt_tokens, std::min(all, kept + 1)), .steady_slots = std::min(all, kept + 1)};
+    case RetentionKind::
+        kH2o:  // the whole prompt until the cut, then one slot more than is kept: attended before the victim is known
+      return {.peak_slots = std::max(prompt_tokens, std::min(all, kept + 1)),
+              .steady_slots = std::min(all, kept + 1)};
   }
   return {};
 }
 
 namespace {
 
-int64_t blocks_for(int64_t tokens, int32_t block_tokens) { return (tokens + block_tokens - 1) / block_tokens; }
+int64_t blocks_for(int64_t tokens, int32_t block_tokens) {
+  return (tokens + block_tokens - 1) / block_tokens;
+}
 
 }  // namespace
 
 int64_t list_blocks(const PolicySpec& spec, int64_t tokens, int64_t chunk_tokens, int32_t block_tokens) {
   const int64_t all = blocks_for(tokens, block_tokens);
   switch (spec.kind) {
-    case RetentionKind::kKeepAll: return all;
+    case RetentionKind::kKeepAll:
+      return all;
     case RetentionKind::kWindow:
     case RetentionKind::kStream: {  // the window before a chunk's first row may begin inside a block
       const int64_t window = spec.kind == RetentionKind::kWindow ? spec.window : spec.recent;
-      return std::min(all, blocks_for(spec.sinks, block_tokens) + blocks_for(window - 1 + std::max<int64_t>(1, chunk_tokens), block_tokens) + 1);
+      return std::min(all, blocks_for(spec.sinks, block_tokens) +
+                               blocks_for(window - 1 + std::max<int64_t>(1, chunk_tokens), block_tokens) + 1);
     }
     case RetentionKind::kTova:
-    case RetentionKind::kH2o: return std::min(all, blocks_for(capacity(spec) + 1, block_tokens));
+    case RetentionKind::kH2o:
+      return std::min(all, blocks_for(capacity(spec) + 1, block_tokens));
   }
   return all;
 }
 
-int64_t peak_blocks(const PolicySpec& spec, int64_t prompt_tokens, int64_t max_new_tokens, int64_t sequences, int64_t chunk_tokens,
-                    int32_t block_tokens) {
-  const int64_t lists = sequences * list_blocks(spec, prompt_tokens + max_new_tokens, chunk_tokens, block_tokens);
-  if (traits(spec).cuts_after_prompt) return blocks_for(prompt_tokens, block_tokens) + lists;  // each cuts the prompt that all share
+int64_t peak_blocks(const PolicySpec& spec, int64_t prompt_tokens, int64_t max_new_tokens, int64_t sequences,
+                    int64_t chunk_tokens, int32_t block_tokens) {
+  const int64_t lists =
+      sequences * list_blocks(spec, prompt_tokens + max_new_tokens, chunk_tokens, block_tokens);
+  if (traits(spec).cuts_after_prompt)
+    return blocks_for(prompt_tokens, block_tokens) + lists;  // each cuts the prompt that all share
   return sequences == 1 ? lists : lists + list_blocks(spec, prompt_tokens, chunk_tokens, block_tokens);
 }
 
 std::vector<int32_t> visible_positions(const PolicySpec& spec, int32_t last, int32_t layer_window) {
   int32_t window = layer_window;
-  const int32_t own = spec.kind == RetentionKind::kWindow ? spec.window : spec.kind == RetentionKind::kStream ? spec.recent : 0;
+  const int32_t own = spec.kind == RetentionKind::kWindow   ? spec.window
+                      : spec.kind == RetentionKind::kStream ? spec.recent
+                                                            : 0;
   if (own > 0) window = window > 0 ? std::min(window, own) : own;
   const int32_t first = window > 0 ? std::max(0, last - window + 1) : 0;
   std::vector<int32_t> positions;

@@ -17,7 +17,7 @@ enum class RetentionKind {
   kWindow,  // the last `window` tokens (Beltagy et al. 2020, Longformer; Jiang et al. 2023, Mistral)
   kStream,  // the first `sinks` and the last `recent` tokens, distances counted inside the cache (Xiao et al. 2023, StreamingLLM)
   kTova,    // the `budget` tokens the last query looked at most, per layer (Oren et al. 2024, TOVA)
-  kH2o,     // the `heavy` tokens of most attention so far and the last `recent`, per KV head (Zhang et al. 2023, H2O)
+  kH2o,  // the `heavy` tokens of most attention so far and the last `recent`, per KV head (Zhang et al. 2023, H2O)
 };
 
 struct PolicySpec {
@@ -34,20 +34,21 @@ enum class ListShard { kSequence, kLayer, kLayerHead };
 
 // What of a cached prefix a request under this policy may use (kv-methods 7.5).
 enum class PrefixRule {
-  kBlocks,        // any pristine block: every row the decisions need is run again
-  kOwnPolicy,     // blocks under a key that names the policy: they were computed under its lossy attention
-  kNone,          // the decisions need sums over the prefix's own rows, which a hit would skip
+  kBlocks,     // any pristine block: every row the decisions need is run again
+  kOwnPolicy,  // blocks under a key that names the policy: they were computed under its lossy attention
+  kNone,       // the decisions need sums over the prefix's own rows, which a hit would skip
 };
 
 struct PolicyTraits {
   ListShard shard = ListShard::kSequence;
-  bool row_logits = false;      // K3, and K4 for the last prompt row
-  bool column_sums = false;     // K5 over the prompt
-  bool sink_rotation = false;   // K8
-  bool cuts_after_prompt = false;   // P1: full attention over the prompt, one cut at its end
-  bool overwrites_slots = false;    // a new token takes the victim's slot: blocks cannot be shared or published afterwards
-  bool recompute_safe = true;       // re-running prompt + output gives the same cache
-  bool output_is_pristine = true;   // K and V of generated tokens are what full attention would give
+  bool row_logits = false;         // K3, and K4 for the last prompt row
+  bool column_sums = false;        // K5 over the prompt
+  bool sink_rotation = false;      // K8
+  bool cuts_after_prompt = false;  // P1: full attention over the prompt, one cut at its end
+  bool overwrites_slots =
+      false;  // a new token takes the victim's slot: blocks cannot be shared or published afterwards
+  bool recompute_safe = true;      // re-running prompt + output gives the same cache
+  bool output_is_pristine = true;  // K and V of generated tokens are what full attention would give
   PrefixRule prefix = PrefixRule::kBlocks;
 };
 
@@ -63,14 +64,15 @@ std::vector<std::string> policy_names();
 
 PolicyTraits traits(const PolicySpec& spec);
 // For a prompt of `prompt_tokens`, at most `max_new_tokens` more, prefilled in chunks of at most `chunk_tokens`.
-PolicyBound bound(const PolicySpec& spec, int64_t prompt_tokens, int64_t max_new_tokens, int64_t chunk_tokens);
+PolicyBound bound(const PolicySpec& spec, int64_t prompt_tokens, int64_t max_new_tokens,
+                  int64_t chunk_tokens);
 
 // Blocks that a list of `tokens` tokens holds at most, from its prompt's end on. Windows let go of whole blocks only, after the chunk
 // that saw them.
 int64_t list_blocks(const PolicySpec& spec, int64_t tokens, int64_t chunk_tokens, int32_t block_tokens);
 // Most blocks that `sequences` continuations of one prompt hold together, prompt and lists: what admission must have.
-int64_t peak_blocks(const PolicySpec& spec, int64_t prompt_tokens, int64_t max_new_tokens, int64_t sequences, int64_t chunk_tokens,
-                    int32_t block_tokens);
+int64_t peak_blocks(const PolicySpec& spec, int64_t prompt_tokens, int64_t max_new_tokens, int64_t sequences,
+                    int64_t chunk_tokens, int32_t block_tokens);
 
 // The positions that a row at position `last` sees under a position-only policy (kKeepAll, kWindow, kStream), ascending. layer_window: the
 // model's own window, 0 = none.

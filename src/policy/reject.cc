@@ -8,16 +8,25 @@ const std::vector<PolicyRejection>& policy_rejections() {
   using Kind = RetentionKind;
   using Setting = PolicySetting;
   static const std::vector<PolicyRejection> table = {
-      {Kind::kStream, &Setting::dynamic_ntk_rope, "it moves positions, and with dynamic rope scaling stored rotations depend on the length"},
-      {Kind::kStream, &Setting::model_has_sliding_window, "the model was trained with a sliding window that already decides what stays; sinks are not part of it"},
-      {Kind::kTova, &Setting::model_has_sliding_window, "the model's sliding window already decides what stays"},
-      {Kind::kH2o, &Setting::model_has_sliding_window, "the model's sliding window already decides what stays"},
-      {Kind::kTova, &Setting::shares_kv_across_layers, "a list that several layers read belongs to its producer; scores per layer are not defined"},
-      {Kind::kH2o, &Setting::shares_kv_across_layers, "a list that several layers read belongs to its producer; scores per layer are not defined"},
+      {Kind::kStream, &Setting::dynamic_ntk_rope,
+       "it moves positions, and with dynamic rope scaling stored rotations depend on the length"},
+      {Kind::kStream, &Setting::model_has_sliding_window,
+       "the model was trained with a sliding window that already decides what stays; sinks are not part of "
+       "it"},
+      {Kind::kTova, &Setting::model_has_sliding_window,
+       "the model's sliding window already decides what stays"},
+      {Kind::kH2o, &Setting::model_has_sliding_window,
+       "the model's sliding window already decides what stays"},
+      {Kind::kTova, &Setting::shares_kv_across_layers,
+       "a list that several layers read belongs to its producer; scores per layer are not defined"},
+      {Kind::kH2o, &Setting::shares_kv_across_layers,
+       "a list that several layers read belongs to its producer; scores per layer are not defined"},
       {Kind::kH2o, &Setting::beam_search, "beams would need a copy of every list's scores at each fork"},
       {Kind::kTova, &Setting::beam_search, "beams would need a private copy of every list at each fork"},
-      {Kind::kWindow, &Setting::prompt_logprobs, "prompt logprobs are those of full attention; ask for them without a policy"},
-      {Kind::kStream, &Setting::prompt_logprobs, "prompt logprobs are those of full attention; ask for them without a policy"},
+      {Kind::kWindow, &Setting::prompt_logprobs,
+       "prompt logprobs are those of full attention; ask for them without a policy"},
+      {Kind::kStream, &Setting::prompt_logprobs,
+       "prompt logprobs are those of full attention; ask for them without a policy"},
   };
   return table;
 }
@@ -25,7 +34,8 @@ const std::vector<PolicyRejection>& policy_rejections() {
 Status check_policy(const PolicySpec& spec, const PolicySetting& setting) {
   for (const PolicyRejection& row : policy_rejections())
     if (row.kind == spec.kind && setting.*(row.setting))
-      return invalid(fmt::format("kv_policy '{}' cannot be used here: {}", to_string(spec), row.why), "kv_policy");
+      return invalid(fmt::format("kv_policy '{}' cannot be used here: {}", to_string(spec), row.why),
+                     "kv_policy");
   return ok();
 }
 

@@ -19,7 +19,7 @@ struct PolicySetting {
 
 struct PolicyRejection {
   RetentionKind kind;
-  bool PolicySetting::*setting;
+  bool PolicySetting::* setting;
   std::string_view why;
 };
 

@@ -13,12 +13,15 @@
 namespace quire {
 
 // Indices of the `keep` highest scores, ascending. positions break ties (the newer wins). scores and positions: one per slot.
-std::vector<int32_t> keep_highest(std::span<const float> scores, std::span<const int32_t> positions, int32_t keep);
+std::vector<int32_t> keep_highest(std::span<const float> scores, std::span<const int32_t> positions,
+                                  int32_t keep);
 
 // out[j] = mean over heads of exp(logits[h][j] - lse[h]). logits: [heads] rows of `stride` floats, the first n used.
-void mean_probabilities(std::span<const float> logits, int64_t stride, std::span<const float> lse, std::span<float> out);
+void mean_probabilities(std::span<const float> logits, int64_t stride, std::span<const float> lse,
+                        std::span<float> out);
 // out[j] += sum over heads of exp(logits[h][j] - lse[h]).
-void add_probabilities(std::span<const float> logits, int64_t stride, std::span<const float> lse, std::span<float> out);
+void add_probabilities(std::span<const float> logits, int64_t stride, std::span<const float> lse,
+                       std::span<float> out);
 
 // One list of a sequence under TOVA or H2O.
 class RetentionList {

@@ -13,22 +13,27 @@ namespace quire {
 
 struct PlannedSequence {
   SequenceId sequence{};
-  int32_t first_position = 0;         // position of the first token run in this step
-  std::vector<TokenId> tokens;        // ids to run; a single kSampledLastStep takes the id sampled one step before
-  int32_t list_length_before = 0;     // live slots before this step (== first_position unless a policy dropped tokens)
-  std::vector<BlockId> block_table;   // blocks of the list, long enough for this step's tokens
-  int32_t num_unchanged_blocks = 0;   // first blocks of the table that are as in the sequence's plan before this one
-  std::vector<PlannedSample> samples; // from the logits of the last row; more than one at the end of a group's shared prefill
-  int32_t prompt_logprobs = -1;       // >= 0: logprobs of tokens[1..] and of next_prompt_token, with this many alternatives
-  TokenId next_prompt_token = -1;     // the prompt token after this chunk, if the prompt goes on
+  int32_t first_position = 0;   // position of the first token run in this step
+  std::vector<TokenId> tokens;  // ids to run; a single kSampledLastStep takes the id sampled one step before
+  int32_t list_length_before =
+      0;  // live slots before this step (== first_position unless a policy dropped tokens)
+  std::vector<BlockId> block_table;  // blocks of the list, long enough for this step's tokens
+  int32_t num_unchanged_blocks =
+      0;  // first blocks of the table that are as in the sequence's plan before this one
+  std::vector<PlannedSample>
+      samples;  // from the logits of the last row; more than one at the end of a group's shared prefill
+  int32_t prompt_logprobs =
+      -1;  // >= 0: logprobs of tokens[1..] and of next_prompt_token, with this many alternatives
+  TokenId next_prompt_token = -1;  // the prompt token after this chunk, if the prompt goes on
 
   // What the sequence's KV policy wants of the step (kv-methods 7.4). All layers and heads share the block table; under a policy that
   // chooses its victims by scores, layers and heads differ in which token lies in which slot, and the executor keeps that.
   PolicySpec policy;
   int32_t num_prompt_tokens = 0;
-  bool overwrites = false;            // the one token takes a victim's slot: the list stays as long as it is
-  std::vector<BlockId> cut_source;    // not empty: the list was cut since the last step; these are the blocks it had, to be moved from
-  bool dump_kv = false;               // report the positions that are visible after the step
+  bool overwrites = false;  // the one token takes a victim's slot: the list stays as long as it is
+  std::vector<BlockId>
+      cut_source;  // not empty: the list was cut since the last step; these are the blocks it had, to be moved from
+  bool dump_kv = false;  // report the positions that are visible after the step
   int32_t list_length_after() const {
     return list_length_before + (overwrites ? 0 : static_cast<int32_t>(tokens.size()));
   }
@@ -36,9 +41,10 @@ struct PlannedSequence {
 
 struct BatchPlan {
   uint64_t step = 0;
-  std::vector<BlockCopy> copies;      // before anything else of the step (copy-on-write)
+  std::vector<BlockCopy> copies;  // before anything else of the step (copy-on-write)
   std::vector<PlannedJoin> joins;
-  std::vector<SequenceId> leaves;     // sampler and policy states to forget, if there are any; not in `sequences`
+  std::vector<SequenceId>
+      leaves;  // sampler and policy states to forget, if there are any; not in `sequences`
   std::vector<PlannedSequence> sequences;
   int64_t num_tokens() const {
     int64_t n = 0;

@@ -54,7 +54,8 @@ class Mirror {
 
 void translate_all(const Mirror& m, AttentionParams& p) {
   m.translate(p.q), m.translate(p.q_sink), m.translate(p.out), m.translate(p.arena), m.translate(p.sinks);
-  m.translate(p.query_start), m.translate(p.lengths), m.translate(p.block_table), m.translate(p.sink_slots), m.translate(p.windows);
+  m.translate(p.query_start), m.translate(p.lengths), m.translate(p.block_table), m.translate(p.sink_slots),
+      m.translate(p.windows);
   m.translate(p.lse), m.translate(p.row_logits), m.translate(p.column_sums);
   SharedPrefixes& s = p.prefixes;
   m.translate(s.node_slots), m.translate(s.node_sequence_start), m.translate(s.node_sequences);

@@ -245,8 +245,8 @@ AttentionParams Case::problem() {
 std::vector<Region*> Case::regions() {
   std::vector<Region*> all;
   for (const auto* r :
-       {&arena_, &q_, &q_sink_, &sinks_, &starts_, &lengths_, &table_, &sink_slots_, &windows_, &node_sequence_start_,
-        &node_sequences_, &node_slots_, &private_start_, &member_start_, &members_})
+       {&arena_, &q_, &q_sink_, &sinks_, &starts_, &lengths_, &table_, &sink_slots_, &windows_,
+        &node_sequence_start_, &node_sequences_, &node_slots_, &private_start_, &member_start_, &members_})
     if (*r != nullptr) all.push_back(r->get());
   return all;
 }

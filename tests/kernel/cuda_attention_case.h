@@ -29,7 +29,7 @@ struct Shape {
   int window = 0;
   float soft_cap = 0;
   bool sinks = false, lists_per_head = false, early_fetch = true;
-  int sink_slots = 0;  // > 0: a second rotation of q for so many slots
+  int sink_slots = 0;        // > 0: a second rotation of q for so many slots
   std::vector<int> windows;  // of each sequence's own, 0 = none; empty: not given
   int multiprocessors = 5, warps = 8, stages = 3, min_tiles = 2;
   bool aligned = true;  // decode's ranges, where lists are equally long

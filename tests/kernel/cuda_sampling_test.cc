@@ -43,19 +43,28 @@ struct Drawn {
 Drawn run_kernels(Case& c, uint64_t order_seed = 0) {
   shim::set_shim_options({.checking = true, .order_seed = order_seed});
   Drawn out{std::vector<int32_t>(c.settings.size(), -7), std::vector<float>(c.settings.size(), NAN)};
-  std::vector<double> workspace(static_cast<size_t>(cuda_host::sample_space_bytes()) * c.settings.size() / sizeof(double) + 2, NAN);
-  const Registered memory[] = {Registered(c.logits), Registered(c.settings), Registered(workspace), Registered(out.tokens), Registered(out.logprobs)};
+  std::vector<double> workspace(
+      static_cast<size_t>(cuda_host::sample_space_bytes()) * c.settings.size() / sizeof(double) + 2, NAN);
+  const Registered memory[] = {Registered(c.logits), Registered(c.settings), Registered(workspace),
+                               Registered(out.tokens), Registered(out.logprobs)};
   cuda_host::sample({.stream = nullptr, .multiprocessors = 4, .activations = DType::kF32},
-                    {.logits = c.logits.data(), .settings = c.settings.data(), .workspace = workspace.data(), .tokens = out.tokens.data(),
-                     .logprobs = out.logprobs.data(), .num_samples = static_cast<int32_t>(c.settings.size()), .vocab = c.vocab});
+                    {.logits = c.logits.data(),
+                     .settings = c.settings.data(),
+                     .workspace = workspace.data(),
+                     .tokens = out.tokens.data(),
+                     .logprobs = out.logprobs.data(),
+                     .num_samples = static_cast<int32_t>(c.settings.size()),
+                     .vocab = c.vocab});
   return out;
 }
 
 int32_t expected_token(const Case& c, const SampleSettings& s) {
-  const std::span<const float> row(c.logits.data() + int64_t{s.logits_row} * c.vocab, static_cast<size_t>(c.vocab));
+  const std::span<const float> row(c.logits.data() + int64_t{s.logits_row} * c.vocab,
+                                   static_cast<size_t>(c.vocab));
   if (s.inverse_temperature == 0) return greedy(row);
   SamplingParams params;
-  params.temperature = 1.0 / s.inverse_temperature, params.top_k = s.top_k, params.top_p = s.top_p, params.min_p = s.min_p;
+  params.temperature = 1.0 / s.inverse_temperature, params.top_k = s.top_k, params.top_p = s.top_p,
+  params.min_p = s.min_p;
   std::vector<Candidate> candidates = filtered(row, params);
   return draw(candidates, draw_uniform(s.seed, s.position));
 }
@@ -64,7 +73,8 @@ int32_t expected_token(const Case& c, const SampleSettings& s) {
 std::vector<float> random_logits(int64_t count, double scale, uint64_t seed) {
   Random random(seed);
   std::vector<float> logits(static_cast<size_t>(count));
-  for (float& x : logits) x = static_cast<float>(scale * (random.uniform() + random.uniform() + random.uniform() - 1.5));
+  for (float& x : logits)
+    x = static_cast<float>(scale * (random.uniform() + random.uniform() + random.uniform() - 1.5));
   return logits;
 }
 
@@ -80,7 +90,8 @@ class CudaSampling : public testing::TestWithParam<Setting> {};
 TEST_P(CudaSampling, ChoosesWhatTheCpuSamplerChooses) {
   constexpr int kSamples = 20;
   const Setting& setting = GetParam();
-  Case c{.vocab = setting.vocab, .logits = random_logits(3ll * setting.vocab, setting.scale, 5), .settings = {}};
+  Case c{
+      .vocab = setting.vocab, .logits = random_logits(3ll * setting.vocab, setting.scale, 5), .settings = {}};
   for (int i = 0; i < kSamples; ++i) {
     SampleSettings s = setting.settings;
     s.seed = 100 + static_cast<uint64_t>(i), s.position = i * 3, s.logits_row = i % 3;
@@ -91,38 +102,49 @@ TEST_P(CudaSampling, ChoosesWhatTheCpuSamplerChooses) {
   for (int i = 0; i < kSamples; ++i) {
     const SampleSettings& s = c.settings[static_cast<size_t>(i)];
     different += drawn.tokens[static_cast<size_t>(i)] != expected_token(c, s) ? 1 : 0;
-    const std::span<const float> row(c.logits.data() + int64_t{s.logits_row} * c.vocab, static_cast<size_t>(c.vocab));
-    EXPECT_NEAR(drawn.logprobs[static_cast<size_t>(i)], row[static_cast<size_t>(drawn.tokens[static_cast<size_t>(i)])] - log_sum_exp(row), 1e-4);
+    const std::span<const float> row(c.logits.data() + int64_t{s.logits_row} * c.vocab,
+                                     static_cast<size_t>(c.vocab));
+    EXPECT_NEAR(drawn.logprobs[static_cast<size_t>(i)],
+                row[static_cast<size_t>(drawn.tokens[static_cast<size_t>(i)])] - log_sum_exp(row), 1e-4);
   }
-  EXPECT_LE(different, setting.settings.inverse_temperature == 0 ? 0 : 1) << setting.name << ": of " << kSamples;
+  EXPECT_LE(different, setting.settings.inverse_temperature == 0 ? 0 : 1)
+      << setting.name << ": of " << kSamples;
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Settings, CudaSampling,
-    testing::Values(Setting{"greedy", 1000, 10, {.inverse_temperature = 0}}, Setting{"plain", 1000, 10, {}}, Setting{"plain_odd", 1003, 10, {}},
-                    Setting{"tiny", 7, 4, {}}, Setting{"hot", 4096, 10, {.inverse_temperature = 0.4f}},
-                    Setting{"top_k", 4096, 10, {.inverse_temperature = 0.7f, .top_k = 50}}, Setting{"top_1", 999, 3, {.top_k = 1}},
-                    Setting{"top_k_above_vocab", 40, 3, {.top_k = 50}}, Setting{"top_k_settled", 4096, 6, {.top_k = 700}},
-                    Setting{"top_p", 4096, 12, {.top_p = 0.8f}}, Setting{"top_p_flat", 3001, 0.5, {.top_p = 0.9f}},
-                    Setting{"min_p", 4096, 12, {.min_p = 0.1f}}, Setting{"min_p_flat", 2000, 0.5, {.min_p = 0.5f}},
-                    Setting{"top_k_top_p", 6001, 10, {.inverse_temperature = 1.25f, .top_k = 40, .top_p = 0.9f}},
-                    Setting{"all", 2048, 8, {.inverse_temperature = 0.8f, .top_k = 100, .top_p = 0.95f, .min_p = 0.02f}},
-                    Setting{"top_p_min_p", 2048, 8, {.top_p = 0.7f, .min_p = 0.01f}}, Setting{"equal_logits", 600, 0, {.top_k = 9}}),
+    testing::Values(
+        Setting{"greedy", 1000, 10, {.inverse_temperature = 0}}, Setting{"plain", 1000, 10, {}},
+        Setting{"plain_odd", 1003, 10, {}}, Setting{"tiny", 7, 4, {}},
+        Setting{"hot", 4096, 10, {.inverse_temperature = 0.4f}},
+        Setting{"top_k", 4096, 10, {.inverse_temperature = 0.7f, .top_k = 50}},
+        Setting{"top_1", 999, 3, {.top_k = 1}}, Setting{"top_k_above_vocab", 40, 3, {.top_k = 50}},
+        Setting{"top_k_settled", 4096, 6, {.top_k = 700}}, Setting{"top_p", 4096, 12, {.top_p = 0.8f}},
+        Setting{"top_p_flat", 3001, 0.5, {.top_p = 0.9f}}, Setting{"min_p", 4096, 12, {.min_p = 0.1f}},
+        Setting{"min_p_flat", 2000, 0.5, {.min_p = 0.5f}},
+        Setting{"top_k_top_p", 6001, 10, {.inverse_temperature = 1.25f, .top_k = 40, .top_p = 0.9f}},
+        Setting{"all", 2048, 8, {.inverse_temperature = 0.8f, .top_k = 100, .top_p = 0.95f, .min_p = 0.02f}},
+        Setting{"top_p_min_p", 2048, 8, {.top_p = 0.7f, .min_p = 0.01f}},
+        Setting{"equal_logits", 600, 0, {.top_k = 9}}),
     [](const auto& info) { return info.param.name; });
 
 TEST(CudaSamplingRows, MaskedTokensAreNeverChosenAndTheLowestIdWinsATie) {
   const float inf = std::numeric_limits<float>::infinity();
   Case c{.vocab = 8, .logits = {-inf, 2, -inf, 5, 5, -inf, -inf, 1}, .settings = {}};
   c.settings.push_back({.inverse_temperature = 0});
-  for (int i = 0; i < 40; ++i) c.settings.push_back({.inverse_temperature = 0.1f, .top_p = i % 2 == 0 ? 1.0f : 0.999f, .seed = 3, .position = i});
+  for (int i = 0; i < 40; ++i)
+    c.settings.push_back(
+        {.inverse_temperature = 0.1f, .top_p = i % 2 == 0 ? 1.0f : 0.999f, .seed = 3, .position = i});
   const Drawn drawn = run_kernels(c);
   EXPECT_EQ(drawn.tokens[0], 3);
-  for (const int32_t token : drawn.tokens) EXPECT_TRUE(token == 1 || token == 3 || token == 4 || token == 7) << token;
+  for (const int32_t token : drawn.tokens)
+    EXPECT_TRUE(token == 1 || token == 3 || token == 4 || token == 7) << token;
 }
 
 TEST(CudaSamplingRows, ASampleDoesNotDependOnTheOthersNorOnTheOrderOfBlocks) {
   Case many{.vocab = 1024, .logits = random_logits(70 * 1024, 9, 2), .settings = {}};
-  for (int i = 0; i < 70; ++i) many.settings.push_back({.top_k = 20, .top_p = 0.9f, .seed = 9, .position = i, .logits_row = i});
+  for (int i = 0; i < 70; ++i)
+    many.settings.push_back({.top_k = 20, .top_p = 0.9f, .seed = 9, .position = i, .logits_row = i});
   const Drawn together = run_kernels(many), shuffled = run_kernels(many, 77);
   EXPECT_EQ(together.tokens, shuffled.tokens);
   EXPECT_EQ(together.logprobs, shuffled.logprobs);

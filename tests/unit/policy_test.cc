@@ -32,7 +32,8 @@ std::vector<Row> generate(uint64_t seed, double scale) {
 Row rotate(const Row& v, int position) {
   Row out = v;
   for (int i = 0; i < kDim / 2; ++i) {
-    const double angle = position * std::pow(10000.0, -2.0 * i / kDim), c = std::cos(angle), s = std::sin(angle);
+    const double angle = position * std::pow(10000.0, -2.0 * i / kDim), c = std::cos(angle),
+                 s = std::sin(angle);
     out[i] = v[i] * c - v[i + kDim / 2] * s;
     out[i + kDim / 2] = v[i + kDim / 2] * c + v[i] * s;
   }
@@ -58,7 +59,8 @@ struct Toy {
     std::vector<float> out;
     double highest = -1e300, sum = 0;
     for (const int32_t j : positions) {
-      const double dot = std::inner_product(q[h][t].begin(), q[h][t].end(), k[h / kGroup][j].begin(), 0.0) / std::sqrt(double{kDim});
+      const double dot = std::inner_product(q[h][t].begin(), q[h][t].end(), k[h / kGroup][j].begin(), 0.0) /
+                         std::sqrt(double{kDim});
       out.push_back(static_cast<float>(dot));
       highest = std::max(highest, dot);
     }
@@ -74,7 +76,8 @@ std::vector<int32_t> all_positions(const RetentionList& list) {
 }
 
 // Logits of several heads as one [heads][n] array, and the lse of each.
-std::pair<std::vector<float>, std::vector<float>> stacked(const Toy& toy, int first_head, int num_heads, int t, const std::vector<int32_t>& positions) {
+std::pair<std::vector<float>, std::vector<float>> stacked(const Toy& toy, int first_head, int num_heads,
+                                                          int t, const std::vector<int32_t>& positions) {
   std::vector<float> logits, lse;
   for (int h = first_head; h < first_head + num_heads; ++h) {
     const auto [row, z] = toy.logits(h, t, positions);
@@ -210,22 +213,29 @@ TEST_P(RandomDecisions, EqualAPlainRestatement) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Policies, RandomDecisions,
-                         testing::Values("tova:budget=1", "tova:budget=10", "tova:budget=100", "h2o:heavy=5,recent=5", "h2o:heavy=0,recent=3",
+                         testing::Values("tova:budget=1", "tova:budget=10", "tova:budget=100",
+                                         "h2o:heavy=5,recent=5", "h2o:heavy=0,recent=3",
                                          "h2o:heavy=50,recent=50"));
 
 TEST(PolicySpec, ParsesWhatItPrints) {
-  for (const char* text : {"window:size=128", "stream:sinks=4,recent=124", "tova:budget=128", "h2o:heavy=64,recent=64"})
+  for (const char* text :
+       {"window:size=128", "stream:sinks=4,recent=124", "tova:budget=128", "h2o:heavy=64,recent=64"})
     EXPECT_EQ(to_string(*parse_policy(text)), text);
   EXPECT_EQ(parse_policy("")->kind, RetentionKind::kKeepAll);
   EXPECT_EQ(parse_policy("none")->kind, RetentionKind::kKeepAll);
 }
 
 TEST(PolicySpec, AMistakeIsNamed) {
-  const std::pair<const char*, const char*> cases[] = {
-      {"lru:size=3", "unknown kv_policy 'lru'"}, {"window", "needs size"},        {"window:size=0", "size is '0'"},
-      {"window:width=3", "no setting 'width=3'"}, {"window:size=3,size=4", "twice"}, {"tova:budget=x", "budget is 'x'"},
-      {"tova:budget=99999999999", "budget is"},    {"h2o:heavy=3", "needs recent"},  {"stream:sinks=-1,recent=4", "sinks is '-1'"},
-      {"window:size", "no setting 'size'"}};
+  const std::pair<const char*, const char*> cases[] = {{"lru:size=3", "unknown kv_policy 'lru'"},
+                                                       {"window", "needs size"},
+                                                       {"window:size=0", "size is '0'"},
+                                                       {"window:width=3", "no setting 'width=3'"},
+                                                       {"window:size=3,size=4", "twice"},
+                                                       {"tova:budget=x", "budget is 'x'"},
+                                                       {"tova:budget=99999999999", "budget is"},
+                                                       {"h2o:heavy=3", "needs recent"},
+                                                       {"stream:sinks=-1,recent=4", "sinks is '-1'"},
+                                                       {"window:size", "no setting 'size'"}};
   for (const auto& [text, expected] : cases) {
     const auto parsed = parse_policy(text);
     ASSERT_FALSE(parsed) << text;

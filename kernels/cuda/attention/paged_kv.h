@@ -79,7 +79,9 @@ __device__ inline int window_of(const AttentionView& v, int sequence) {
   const int own = v.windows == nullptr ? 0 : load(v.windows + sequence);
   return v.window == 0 || own == 0 ? max(v.window, own) : min(v.window, own);
 }
-__device__ inline bool has_windows(const AttentionView& v) { return v.window > 0 || v.windows != nullptr; }
+__device__ inline bool has_windows(const AttentionView& v) {
+  return v.window > 0 || v.windows != nullptr;
+}
 // Slots below are seen whatever the window, through q_sink.
 __device__ inline int sinks_of(const AttentionView& v, int sequence) {
   return v.q_sink == nullptr ? 0 : load(v.sink_slots + sequence);
