@@ -1,94 +1,41 @@
 #include "src/execute/executor_thread.h"
 
-#include <condition_variable>
-#include <deque>
-#include <mutex>
-#include <thread>
+#include <utility>
 
-#include "src/base/check.h"
+#include "src/execute/pipelined_executor.h"
 
 namespace quire {
 namespace {
 
-constexpr size_t kMaxUnderWay = 2;
-
-class ThreadedExecutor final : public Executor {
+// A step that had ended when it was queued.
+class EndedStep final : public QueuedStep {
  public:
-  explicit ThreadedExecutor(std::unique_ptr<StepRunner> runner)
-      : runner_(std::move(runner)), thread_([this] { serve(); }) {}
-
-  ~ThreadedExecutor() override {
-    {
-      const std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    submitted_.notify_one();
-    thread_.join();
-  }
-
-  void submit(std::shared_ptr<const BatchPlan> plan) override {
-    {
-      const std::lock_guard lock(mutex_);
-      check(plan != nullptr, "executor: no plan");
-      check(num_under_way_ < kMaxUnderWay, "executor: at most two steps are under way");
-      ++num_under_way_;
-      plans_.push_back(std::move(plan));
-    }
-    submitted_.notify_one();
-  }
-
-  StepResult wait() override {
-    std::unique_lock lock(mutex_);
-    check(num_under_way_ > 0, "executor: nothing was submitted");
-    done_.wait(lock, [this] { return !results_.empty(); });
-    StepResult result = std::move(results_.front());
-    results_.pop_front();
-    --num_under_way_;
-    return result;
-  }
-
-  bool ready() override {
-    const std::lock_guard lock(mutex_);
-    return !results_.empty();
-  }
+  explicit EndedStep(StepResult result) : result_(std::move(result)) {}
+  bool reached() override { return true; }
+  StepResult take() { return std::move(result_); }
 
  private:
-  std::shared_ptr<const BatchPlan> next_plan() {
-    std::unique_lock lock(mutex_);
-    submitted_.wait(lock, [this] { return stopping_ || !plans_.empty(); });
-    if (plans_.empty()) return nullptr;
-    std::shared_ptr<const BatchPlan> plan = std::move(plans_.front());
-    plans_.pop_front();
-    return plan;
-  }
+  StepResult result_;
+};
 
-  void serve() {
-    while (std::shared_ptr<const BatchPlan> plan = next_plan()) {
-      StepResult result = runner_->run(*plan);
-      plan.reset();
-      {
-        const std::lock_guard lock(mutex_);
-        results_.push_back(std::move(result));
-      }
-      done_.notify_one();
-    }
-    runner_.reset();  // the device is let go by the thread that used it
-  }
+// Queues a step by running it to its end: the device is the thread itself.
+class RunsToTheEnd final : public QueueingRunner {
+ public:
+  explicit RunsToTheEnd(std::unique_ptr<StepRunner> runner) : runner_(std::move(runner)) {}
 
+  std::unique_ptr<QueuedStep> queue(std::shared_ptr<const BatchPlan> plan) override {
+    return std::make_unique<EndedStep>(runner_->run(*plan));
+  }
+  StepResult finish(QueuedStep& step) override { return static_cast<EndedStep&>(step).take(); }
+
+ private:
   std::unique_ptr<StepRunner> runner_;
-  std::mutex mutex_;
-  std::condition_variable submitted_, done_;
-  std::deque<std::shared_ptr<const BatchPlan>> plans_;
-  std::deque<StepResult> results_;
-  size_t num_under_way_ = 0;  // submitted and not yet waited for
-  bool stopping_ = false;
-  std::thread thread_;
 };
 
 }  // namespace
 
 std::unique_ptr<Executor> make_threaded_executor(std::unique_ptr<StepRunner> runner) {
-  return std::make_unique<ThreadedExecutor>(std::move(runner));
+  return make_pipelined_executor(std::make_unique<RunsToTheEnd>(std::move(runner)));
 }
 
 }  // namespace quire

@@ -1,5 +1,5 @@
-// The thread that owns a device: takes plans in order, runs each through a StepRunner, hands out the results
-// in order. One per back end is enough: CPU and CUDA differ in their StepRunner.
+// The executor thread of a device that has no queue of its own: the thread runs each plan to its end (a pipelined executor whose
+// steps have ended by the time they are queued).
 #pragma once
 
 #include <memory>
