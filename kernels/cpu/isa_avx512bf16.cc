@@ -40,21 +40,6 @@ struct Avx512Bf16Vec : Avx512Vec<Avx512Bf16Unit> {
     return _mm512_set1_epi32(pair);
   }
   static void store_pairs(void* p, Pairs x) { _mm512_storeu_si512(p, x); }
-  // Words of both taken in turn, in each 128-bit part; unzip brings what was summed up in that order back.
-  static void zip(Pairs even, Pairs odd, Pairs& low, Pairs& high) {
-    low = _mm512_unpacklo_epi16(even, odd);
-    high = _mm512_unpackhi_epi16(even, odd);
-  }
-  static void unzip(F low, F high, F& first, F& second) {
-    const __m512i of_first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-    const __m512i of_second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-    first = _mm512_permutex2var_ps(low, of_first, high);
-    second = _mm512_permutex2var_ps(low, of_second, high);
-  }
-  // In one instruction, which takes subnormals as zero: for probabilities.
-  static void store_rounded(Bf16* p, F x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
-  }
   static F dot(F sum, Pairs a, Pairs b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);  // std::bit_cast would not be of this level
   }

@@ -52,7 +52,7 @@ class AttentionBlock {
         last_row_(last_row),
         group_(p_.num_q_heads / p_.num_kv_heads),
         dim_(p_.head_dim),
-        padded_(uses_dots() ? turned_dim(dim_) : padded_dim(dim_)),
+        padded_(padded_dim(dim_)),
         head_queries_((last_row - first_row) * group_),
         queries_(head_queries_ * piece.num_kv_heads),
         scratch_(piece.scratch, std::max(block_queries(group_), queries_), dim_),
@@ -105,6 +105,7 @@ class AttentionBlock {
   void add_column_sums() {
     for_tiles(piece_.first_split * kSplitSlots, piece_.last_split * kSplitSlots, [&](int64_t tile) {
       const auto [first, last] = rows_that_see(tile);
+      ask_from(tile);
       turn_keys();
       score(tile, first, last);
       for (int64_t row = first; row < last; ++row) {
@@ -160,7 +161,6 @@ class AttentionBlock {
       // between the sinks and the window
       if (tile >= sink_slots_ && tile + kTileSlots <= window_begin) continue;
       tile_.enter(tile, std::max(tile, seen), std::min(tile + kTileSlots, last));
-      asker_ = tile_.next_lines(end_slot(last_row_ - 1), piece_.num_kv_heads);
       f(tile);
     }
   }
@@ -181,10 +181,11 @@ class AttentionBlock {
       const auto [first, last] = rows_that_see(tile);
       for (head_ = 0; head_ < piece_.num_kv_heads; ++head_) {
         if (head_ > 0) tile_.next_head();
+        ask_from(tile);
         turn_keys();
         score(tile, first, last);
         store_row_logits(tile, first, last);
-        ask_during(kSoftmax, query(last, 0) - query(first, 0));
+        ask_during(kSoftmax, query(last, 0) - query(first, 0), kReadsNothing);
         for (int64_t i = query(first, 0); i < query(last, 0); ++i) {
           weigh(i);
           ask_some();
@@ -199,7 +200,7 @@ class AttentionBlock {
 
   // scratch_.scores[query][slot] of rows [first, last), -inf where the row does not see the slot.
   void score(int64_t tile, int64_t first, int64_t last) {
-    ask_during(kLogits, uses_dots() ? (dim_ + 1) / 2 : dim_);
+    ask_during(kLogits, uses_dots() ? (dim_ + 1) / 2 : dim_, kReadsNothing);
     multiply_keys(scratch_.q, scratch_.scores, query(first, 0), query(last, 0));
     if (tile < sink_slots_) {
       multiply_keys(scratch_.q_sink, scratch_.sink_scores, query(first, 0), query(last, 0));
@@ -222,7 +223,7 @@ class AttentionBlock {
 
   void turn_keys() {
     const bool pairs = p_.layout.dtype == DType::kBF16;
-    ask_during(kTurn, kTileSlots / 16 * (pairs ? (dim_ + 31) / 32 : (dim_ + 15) / 16));
+    ask_during(kTurn, kTileSlots / 16 * (pairs ? (dim_ + 31) / 32 : (dim_ + 15) / 16), kReads);
     const auto between = [&]() __attribute__((always_inline)) { ask_some(); };
     if (uses_dots()) {
       if constexpr (V::kHasDot) tile_.pair_keys(between);
@@ -240,16 +241,25 @@ class AttentionBlock {
     multiply<FloatProduct<V, float>>(q, scores, first, last);
   }
 
-  // What part of the next tile's lines each part of a tile's work asks for, in 32nds: about its part of the time.
+  // What part of the next head's lines each part of a tile's work asks for, in 32nds: about its part of the time.
   // Asked for in the products alone they came faster than memory gives them, and nothing was on its way while
-  // K was turned.
-  static constexpr int64_t kTurn = 7, kLogits = 8, kSoftmax = 5, kPair = 4, kValues = 8;
-  void ask_during(int64_t part, int64_t steps) {
-    const int64_t lines = 2 * kTileSlots * ((tile_.token_bytes() + 63) / 64) * part;
-    const int64_t shares = 32 * std::max<int64_t>(1, steps);  // no step where no row sees the tile
-    asked_lines_ = (lines + shares - 1) / shares;
+  // K was turned. Lines that are about to be read are asked for where K or V is read, as fast as it is.
+  static constexpr int64_t kTurn = 7, kLogits = 8, kSoftmax = 5, kValues = 12;
+  static constexpr bool kReads = true, kReadsNothing = false;
+  void ask_from(int64_t tile) {
+    const int64_t last = end_slot(last_row_ - 1);
+    const bool is_last = head_ + 1 == piece_.num_kv_heads;
+    tile_.find_pieces(tile, head_, last, pieces_now_);
+    tile_.find_pieces(is_last ? tile + kTileSlots : tile, is_last ? 0 : head_ + 1, last, pieces_next_);
+    asker_.begin(pieces_now_, pieces_next_);
   }
-  [[gnu::always_inline]] void ask_some() { asker_.ask(asked_lines_); }
+  void ask_during(int64_t part, int64_t steps, bool reads) {
+    const int64_t lines = 2 * kTileSlots * ((tile_.token_bytes() + 63) / 64);
+    const int64_t shares = std::max<int64_t>(1, steps);  // no step where no row sees the tile
+    far_lines_ = (lines * part + 32 * shares - 1) / (32 * shares);
+    near_lines_ = reads ? (lines / 2 + shares - 1) / shares : 0;
+  }
+  [[gnu::always_inline]] void ask_some() { asker_.ask(near_lines_, far_lines_); }
 
   template <class Product>
   void multiply(const typename Product::X* q, float* scores, int64_t first, int64_t last) {
@@ -318,7 +328,7 @@ class AttentionBlock {
     F sum = V::zero();
     for (int n = 0; n < 4; ++n) {
       const F w = exp<V>(V::sub(s[n], shift));
-      store_weights(scores, n, w);
+      V::store(scores + 16 * n, w);
       sum = V::add(sum, w);
     }
     // Mostly the highest is one of an earlier tile; exp(0) is exactly 1.
@@ -328,26 +338,15 @@ class AttentionBlock {
     if (kept != 1) scale_values(scratch_.values + i * padded_, kept);
   }
 
-  // The weights of query i lie where its logits lay, in bf16 for dots.
-  [[gnu::always_inline]] void store_weights(float* scores, int n, F weights) {
-    if constexpr (V::kHasDot) {
-      if (uses_dots()) return V::store_rounded(reinterpret_cast<Bf16*>(scores) + 16 * n, weights);
-    }
-    V::store(scores + 16 * n, weights);
-  }
-
   void scale_values(float* values, float factor) {
     for (int64_t i = 0; i < padded_; i += 16)
       V::store(values + i, V::mul(V::load(values + i), V::set(factor)));
   }
 
-  // values[query] += weights of the tile times its V. An output meets the same products in the same order
-  // however many queries there are. In f32 a few queries read V where it lies; for many it is widened once.
+  // values[query] += weights of the tile times its V, in f32. An output meets the same products in the same
+  // order however many queries there are. A few queries read V where it lies; for many it is widened once.
   void add_values(int64_t first, int64_t last) {
-    if constexpr (V::kHasDot) {
-      if (uses_dots()) return add_paired_values(first, last);
-    }
-    ask_during(kPair + kValues, kTileSlots * std::max<int64_t>(1, padded_ / 64));
+    ask_during(kValues, kTileSlots * std::max<int64_t>(1, padded_ / 64), kReads);
     with_element(p_.layout.dtype, [&](auto element) {
       using Kv = decltype(element);
       if (last - first <= kFewQueries && dim_ % 16 == 0) {
@@ -359,58 +358,6 @@ class AttentionBlock {
       add_values_from<FloatProduct<V, float>>(first, last, padded_ * static_cast<int64_t>(sizeof(float)),
                                               whole);
     });
-  }
-
-  // The same with weights and V in bf16, two slots an instruction: twice the rate. A few queries take V from
-  // where it lies; for many it is laid out once.
-  void add_paired_values(int64_t first, int64_t last) {
-    const int64_t steps = kTileSlots / 2 * std::max<int64_t>(1, padded_ / 64);
-    if (last - first <= kFewQueries && dim_ % 64 == 0) {
-      ask_during(kPair + kValues, steps);
-      return for_row_tiles<V>(last - first, [&](int64_t i, auto tile_rows) {
-        for (int64_t column = 0; column < padded_; column += 64)
-          add_value_columns_in_place<tile_rows>(first + i, column);
-      });
-    }
-    ask_during(kPair, kTileSlots / 2);
-    tile_.pair_values([&]() __attribute__((always_inline)) { ask_some(); });
-    ask_during(kValues, steps);
-    const auto whole = [&](auto&& f) { f(int64_t{0}, kTileSlots, tile_.bytes()); };
-    add_values_from<DotProduct<V>>(first, last, padded_ * static_cast<int64_t>(sizeof(float)), whole);
-  }
-
-  // As add_value_columns of what pair_values() would lay out.
-  template <int R>
-  void add_value_columns_in_place(int64_t i, int64_t column) {
-    constexpr int64_t kRow = 2 * kTileSlots;
-    F sum[R][4];
-    float* values = scratch_.values + i * padded_ + column;
-    const Bf16* weights = reinterpret_cast<const Bf16*>(scratch_.scores) + i * kRow;
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-      for (int n = 0; n < 4; ++n) sum[r][n] = V::load(values + r * padded_ + 16 * n);
-    }
-    const char* const* rows = tile_.value_rows();
-    for (int64_t slot = 0; slot < kTileSlots; slot += 2) {
-      ask_some();
-      const char* const even = rows[slot] + 2 * column;
-      const char* const odd = rows[slot + 1] + 2 * column;
-      typename V::Pairs v[4];
-      V::zip(V::load_pairs(even), V::load_pairs(odd), v[0], v[1]);
-      V::zip(V::load_pairs(even + 64), V::load_pairs(odd + 64), v[2], v[3]);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const typename V::Pairs weight = V::set_pair(weights + r * kRow + slot);
-#pragma GCC unroll 4
-        for (int n = 0; n < 4; ++n) sum[r][n] = V::dot(sum[r][n], weight, v[n]);
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-      for (int n = 0; n < 4; ++n) V::store(values + r * padded_ + 16 * n, sum[r][n]);
-    }
   }
 
   // `runs` calls its argument with (slot, count, V of the slot) for runs of slots in order, row_bytes apart.
@@ -511,23 +458,10 @@ class AttentionBlock {
   void write_values(int64_t head, const float* values, float factor) {
     with_element(piece_.activations, [&](auto element) {
       auto* out = static_cast<decltype(element)*>(p_.out) + head * dim_;
-      if constexpr (V::kHasDot) {
-        if (uses_dots()) return write_zipped(out, values, factor);
-      }
       for (int64_t c = 0; c < dim_; c += 16) {
         store_some<V>(out + c, V::mul(V::load(values + c), V::set(factor)), dim_ - c);
       }
     });
-  }
-
-  template <class Act>
-  void write_zipped(Act* out, const float* values, float factor) {
-    for (int64_t c = 0; c < dim_; c += 32) {
-      F first, second;
-      V::unzip(V::load(values + c), V::load(values + c + 16), first, second);
-      store_some<V>(out + c, V::mul(first, V::set(factor)), dim_ - c);
-      if (dim_ - c > 16) store_some<V>(out + c + 16, V::mul(second, V::set(factor)), dim_ - c - 16);
-    }
   }
 
   // Tiles between the sinks and the last row's window were never scored.
@@ -561,8 +495,9 @@ class AttentionBlock {
   int64_t head_ = 0;  // of the piece's kv heads, the one at work
   AttentionScratch<V> scratch_;
   KvTile<V> tile_;
-  TileAsker asker_;
-  int64_t asked_lines_ = 0;
+  LineAsker asker_;
+  HeadPieces pieces_now_, pieces_next_;
+  int64_t near_lines_ = 0, far_lines_ = 0;
   int64_t length_, sequence_row_, num_rows_, sink_slots_, window_;
 };
 
