@@ -6,19 +6,30 @@
 
 namespace quire::server {
 
-DumpCall* DumpCall::start(Engine& engine, grpc::ByteBuffer& answer, Request request) {
+DumpCall* DumpCall::start(Engine& engine, WorkPool& pool, grpc::ByteBuffer& answer, Request request,
+                          int64_t text_bytes) {
   auto call = std::make_shared<DumpCall>(engine, answer);
   call->self_ = call;
   request.dump_kv = true;
   request.stream = false;
-  const Result<RequestId> id = engine.submit(std::move(request), call);
+  const Status queued = pool.submit(
+      text_bytes, [call, request = std::move(request)]() mutable { call->submit(std::move(request)); });
+  if (queued) return call.get();
   const std::lock_guard lock(call->mutex_);
-  if (!id) {
-    call->finish(to_grpc_status(id.error()));
-  } else {
-    call->id_ = *id;
-  }
+  call->finish(to_grpc_status(queued.error()));
   return call.get();
+}
+
+void DumpCall::submit(Request request) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (finished_) return;  // cancelled while it waited
+  }
+  const Result<RequestId> id = engine_.submit(std::move(request), shared_from_this());
+  const std::lock_guard lock(mutex_);
+  if (id) id_ = *id;
+  if (id && finished_) engine_.abort(*id);
+  if (!id && !finished_) finish(to_grpc_status(id.error()));
 }
 
 void DumpCall::on_event(const TokenEvent& event) {

@@ -10,6 +10,7 @@
 
 #include "quire/engine.h"
 #include "quire/v1/service.pb.h"
+#include "server/work_pool.h"
 
 namespace quire::server {
 
@@ -17,7 +18,8 @@ class DumpCall final : public grpc::ServerUnaryReactor,
                        public TokenSink,
                        public std::enable_shared_from_this<DumpCall> {
  public:
-  static DumpCall* start(Engine& engine, grpc::ByteBuffer& answer, Request request);
+  static DumpCall* start(Engine& engine, WorkPool& pool, grpc::ByteBuffer& answer, Request request,
+                         int64_t text_bytes);
 
   DumpCall(Engine& engine, grpc::ByteBuffer& answer) : engine_(engine), answer_(answer) {}
 
@@ -26,6 +28,7 @@ class DumpCall final : public grpc::ServerUnaryReactor,
   void OnDone() override { self_.reset(); }
 
  private:
+  void submit(Request request);
   void finish(const grpc::Status& status);  // with mutex_ held
 
   Engine& engine_;

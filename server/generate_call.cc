@@ -38,12 +38,21 @@ std::string traceparent(const grpc::CallbackServerContext& context) {
 
 }  // namespace
 
-GenerateCall* GenerateCall::start(Engine& engine, CallRegistry& registry, const StreamLimits& limits,
-                                  grpc::CallbackServerContext& context, Request request) {
+GenerateCall* GenerateCall::start(Engine& engine, CallRegistry& registry, WorkPool& pool,
+                                  const StreamLimits& limits, grpc::CallbackServerContext& context,
+                                  Request request, int64_t text_bytes) {
   if (request.client_request_id.empty()) request.client_request_id = registry.make_name();
   auto call = std::make_shared<GenerateCall>(engine, registry, limits, context, request.client_request_id);
   call->self_ = call;
-  call->submit(std::move(request));
+  if (!call->enter()) return call.get();
+  if (std::holds_alternative<std::vector<int32_t>>(request.prompt)) {
+    call->submit(std::move(request));
+    return call.get();
+  }
+  call->queued_ = true;  // nobody else knows the engine's part of the call yet
+  const Status queued = pool.submit(
+      text_bytes, [call, request = std::move(request)]() mutable { call->submit(std::move(request)); });
+  if (!queued) call->refuse(queued.error());
   return call.get();
 }
 
@@ -56,28 +65,46 @@ GenerateCall::GenerateCall(Engine& engine, CallRegistry& registry, const StreamL
       name_(std::move(name)),
       started_us_(now_us()) {}
 
-void GenerateCall::submit(Request request) {
-  if (!registry_.add(name_, shared_from_this())) {
-    const std::lock_guard lock(mutex_);
-    ended_ = finish_called_ = true;
-    outcome_ = to_grpc_status({.code = Code::kAlreadyExists,
-                               .message = fmt::format("request_id '{}' is running already", name_),
-                               .field = "request_id",
-                               .retry_delay_ms = {}});
-    Finish(outcome_);
-    return;
-  }
-  registered_ = true;
-  Result<RequestId> id = engine_.submit(std::move(request), shared_from_this());
+bool GenerateCall::enter() {
+  if (registry_.add(name_, shared_from_this())) return registered_ = true;
+  refuse({.code = Code::kAlreadyExists,
+          .message = fmt::format("request_id '{}' is running already", name_),
+          .field = "request_id",
+          .retry_delay_ms = {}});
+  return false;
+}
+
+void GenerateCall::refuse(const Error& error) {
   {
     const std::lock_guard lock(mutex_);
-    if (!id) {
-      ended_ = true;
-      outcome_ = to_grpc_status(id.error());
-    } else {
-      id_ = *id;
-      if (abort_wanted_) engine_.abort(id_);
-    }
+    if (!ended_) outcome_ = to_grpc_status(error);
+    ended_ = true;
+  }
+  pump();
+}
+
+std::optional<Error> GenerateCall::begin(Request& request) {
+  const std::lock_guard lock(mutex_);
+  queued_ = false;
+  if (ended_) return error(Code::kCancelled, "it ended while its text waited to be read");
+  if (!request.deadline_ms) return {};
+  const int64_t waited_ms = (now_us() - started_us_) / 1000;
+  if (waited_ms >= *request.deadline_ms)
+    return error(Code::kDeadlineExceeded,
+                 fmt::format("deadline_ms of {} passed while the prompt's text waited to be read, for {} ms",
+                             *request.deadline_ms, waited_ms));
+  *request.deadline_ms -= waited_ms;
+  return {};
+}
+
+void GenerateCall::submit(Request request) {
+  if (const std::optional<Error> ended = begin(request)) return refuse(*ended);
+  const Result<RequestId> id = engine_.submit(std::move(request), shared_from_this());
+  if (!id) return refuse(id.error());
+  {
+    const std::lock_guard lock(mutex_);
+    id_ = *id;
+    if (abort_wanted_ || ended_) engine_.abort(id_);  // said meanwhile
   }
   pump();
 }
@@ -167,9 +194,13 @@ void GenerateCall::end_early(grpc::Status outcome) {
 }
 
 void GenerateCall::abort() {
-  const std::lock_guard lock(mutex_);
-  abort_wanted_ = true;
-  if (id_ != 0 && !ended_) engine_.abort(id_);
+  {
+    const std::lock_guard lock(mutex_);
+    abort_wanted_ = true;
+    if (queued_) end_early({grpc::StatusCode::CANCELLED, "the request was cancelled"});
+    if (id_ != 0 && !ended_) engine_.abort(id_);
+  }
+  pump();
 }
 
 void GenerateCall::end_if_stalled(int64_t now) {

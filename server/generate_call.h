@@ -3,7 +3,8 @@
 // Threads: on_event() comes from the engine's delivery thread, OnXxx() from gRPC's threads, abort() and
 // end_if_stalled() from anywhere; one mutex orders them. What always holds: at most one write is in flight;
 // Finish is called exactly once, after the last write; the call keeps itself alive until OnDone, and lives on
-// as a mute sink while the engine still holds it.
+// as a mute sink while the engine still holds it. A prompt that is text is read by the work pool's threads: until
+// one takes it up, the engine knows nothing of the call, and its end costs nothing.
 //
 // Backlog: bytes written by the engine and not yet taken by the client. Past the bound the engine is asked to
 // pause the request, so a slow reader costs no step and no memory; a reader that takes nothing for
@@ -16,10 +17,12 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include "quire/engine.h"
 #include "server/call_registry.h"
+#include "server/work_pool.h"
 
 namespace quire::server {
 
@@ -33,9 +36,11 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                            public RunningCall,
                            public std::enable_shared_from_this<GenerateCall> {
  public:
-  // Submits the request; a refusal finishes the call with its status. Returns the reactor to hand to gRPC.
-  static GenerateCall* start(Engine& engine, CallRegistry& registry, const StreamLimits& limits,
-                             grpc::CallbackServerContext& context, Request request);
+  // Submits the request, by way of the pool where its prompt is text; a refusal finishes the call with its
+  // status. text_bytes: of the message it came in. Returns the reactor to hand to gRPC.
+  static GenerateCall* start(Engine& engine, CallRegistry& registry, WorkPool& pool,
+                             const StreamLimits& limits, grpc::CallbackServerContext& context,
+                             Request request, int64_t text_bytes);
 
   GenerateCall(Engine& engine, CallRegistry& registry, const StreamLimits& limits,
                grpc::CallbackServerContext& context, std::string name);
@@ -49,7 +54,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnDone() override;
 
  private:
-  void submit(Request request);
+  bool enter();                  // false: the name is taken, and the call is finished
+  void submit(Request request);  // to the engine
+  void refuse(const Error& error);
+  std::optional<Error> begin(Request& request);  // what ended it while it waited, if something did
   void end_early(grpc::Status outcome);  // with mutex_ held: nothing more is written, the engine's work ends
   void enqueue(grpc::ByteBuffer message);  // with mutex_ held
   void log_end();
@@ -64,7 +72,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   std::shared_ptr<GenerateCall> self_;  // until OnDone
 
   std::mutex mutex_;
-  RequestId id_ = 0;  // 0 until the engine gave one
+  RequestId id_ = 0;     // 0 until the engine gave one
+  bool queued_ = false;  // waits for a thread of the pool
   bool abort_wanted_ = false;
   bool first_message_ = true;
   bool registered_ = false;

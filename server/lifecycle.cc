@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 #include <thread>
 
 #include "src/base/clock.h"
@@ -100,6 +101,33 @@ void drain(Engine& engine, const GenerationServer& service, Listener& listener, 
   log_line(LogLevel::kInfo, "stopped", {});
 }
 
+// gRPC takes its limits as int.
+Status check_limits(const ServeOptions& options) {
+  struct Limit {
+    const char* flag;
+    int64_t value, least, most;
+  };
+  constexpr int64_t kInt = std::numeric_limits<int32_t>::max();
+  const ListenOptions& listen = options.listen;
+  const ServiceOptions& service = options.service;
+  for (const Limit& limit :
+       {Limit{"--max-message-bytes", listen.max_message_bytes, 1024, kInt},
+        Limit{"--max-metadata-bytes", listen.max_metadata_bytes, 1024, 1 << 20},
+        Limit{"--max-streams-per-connection", listen.max_streams_per_connection, 1, kInt},
+        Limit{"--idle-connection-ms", listen.idle_connection_ms, 1, kInt},
+        Limit{"--max-connection-age-ms", listen.max_connection_age_ms, 1, kInt},
+        Limit{"--max-backlog-bytes", service.stream.max_backlog_bytes, 1, kInt},
+        Limit{"--max-stall-ms", service.stream.max_stall_ms, 1, kInt},
+        Limit{"--text-threads", service.texts.threads, 0, 1024},
+        Limit{"--max-queued-texts", service.texts.max_queued, 1, kInt},
+        Limit{"--max-queued-text-bytes", service.texts.max_queued_bytes, 1, int64_t{1} << 40},
+        Limit{"--wedged-after-ms", options.wedged_after_ms, 1, kInt}})
+    if (limit.value < limit.least || limit.value > limit.most)
+      return invalid(fmt::format("{} is {}; it must be from {} to {}", limit.flag, limit.value, limit.least,
+                                 limit.most));
+  return ok();
+}
+
 }  // namespace
 
 void block_stop_signals() {
@@ -110,6 +138,7 @@ void block_stop_signals() {
 
 Status serve(const ServeOptions& options,
              const std::function<Result<std::unique_ptr<Engine>>()>& open_engine) {
+  if (Status limits = check_limits(options); !limits) return limits;
   std::unique_ptr<Engine> engine;  // outlives the calls: the listener below ends first
   GenerationServer service(options.service);
   Result<std::unique_ptr<Listener>> listener = Listener::open(options.listen, service);

@@ -28,19 +28,37 @@ class RefusedStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   void OnDone() override { delete this; }
 };
 
-// Parses, calls `handler(request) -> Result<Response>`, answers.
+// Parses, calls `handler(request) -> Result<Response>`, gives the response and the status.
+template <class RequestMessage, class Handler>
+grpc::Status respond(const grpc::ByteBuffer& bytes, grpc::ByteBuffer& response, const Handler& handler) {
+  RequestMessage request;
+  if (const Status parsed = parse(bytes, request); !parsed) return to_grpc_status(parsed.error());
+  const auto result = handler(request);
+  if (!result) return to_grpc_status(result.error());
+  response = serialize(*result);
+  return grpc::Status::OK;
+}
+
+// On gRPC's thread: for what is quick.
 template <class RequestMessage, class Handler>
 grpc::ServerUnaryReactor* answer(grpc::CallbackServerContext& context, const grpc::ByteBuffer& bytes,
-                                 grpc::ByteBuffer& response, Handler handler) {
+                                 grpc::ByteBuffer& response, const Handler& handler) {
   grpc::ServerUnaryReactor* reactor = context.DefaultReactor();
-  RequestMessage request;
-  if (const Status parsed = parse(bytes, request); !parsed) {
-    reactor->Finish(to_grpc_status(parsed.error()));
-    return reactor;
-  }
-  const auto result = handler(request);
-  if (result) response = serialize(*result);
-  reactor->Finish(result ? grpc::Status::OK : to_grpc_status(result.error()));
+  reactor->Finish(respond<RequestMessage>(bytes, response, handler));
+  return reactor;
+}
+
+// On a thread of the pool: for texts. Context, request and response are gRPC's and live until Finish.
+template <class RequestMessage, class Handler>
+grpc::ServerUnaryReactor* answer_from(WorkPool& pool, grpc::CallbackServerContext& context,
+                                      const grpc::ByteBuffer& bytes, grpc::ByteBuffer& response,
+                                      const Handler& handler) {
+  grpc::ServerUnaryReactor* reactor = context.DefaultReactor();
+  const Status queued = pool.submit(static_cast<int64_t>(bytes.Length()), [&, reactor, handler] {
+    if (context.IsCancelled()) return reactor->Finish(grpc::Status::CANCELLED);
+    reactor->Finish(respond<RequestMessage>(bytes, response, handler));
+  });
+  if (!queued) reactor->Finish(to_grpc_status(queued.error()));
   return reactor;
 }
 
@@ -59,7 +77,9 @@ void apply_call_deadline(const grpc::CallbackServerContext& context, Request& re
 
 // A stall is noticed at most an eighth of the limit late.
 GenerationServer::GenerationServer(const ServiceOptions& options)
-    : options_(options), registry_(std::clamp<int64_t>(options.stream.max_stall_ms / 8, 10, 1000)) {}
+    : options_(options),
+      registry_(std::clamp<int64_t>(options.stream.max_stall_ms / 8, 10, 1000)),
+      texts_(options.texts) {}
 
 Result<Engine*> GenerationServer::engine() const {
   if (Engine* engine = engine_) return engine;
@@ -78,12 +98,14 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServer::Generate(Context* 
   if (!request) return new RefusedStream(request.error());
   if (request->dump_kv && !options_.allow_debug) return new RefusedStream(debugging_is_off());
   apply_call_deadline(*context, *request);
-  return GenerateCall::start(**engine, registry_, options_.stream, *context, std::move(request).value());
+  return GenerateCall::start(**engine, registry_, texts_, options_.stream, *context,
+                             std::move(request).value(), static_cast<int64_t>(bytes->Length()));
 }
 
 grpc::ServerUnaryReactor* GenerationServer::Tokenize(Context* context, const Bytes* bytes, Bytes* response) {
-  return answer<v1::TokenizeRequest>(
-      *context, *bytes, *response, [&](const v1::TokenizeRequest& wire) -> Result<v1::TokenizeResponse> {
+  return answer_from<v1::TokenizeRequest>(
+      texts_, *context, *bytes, *response,
+      [this](const v1::TokenizeRequest& wire) -> Result<v1::TokenizeResponse> {
         const Result<Engine*> engine = this->engine();
         if (!engine) return engine.error();
         const bool add_special = wire.has_add_special_tokens() ? wire.add_special_tokens() : true;
@@ -98,8 +120,9 @@ grpc::ServerUnaryReactor* GenerationServer::Tokenize(Context* context, const Byt
 
 grpc::ServerUnaryReactor* GenerationServer::Detokenize(Context* context, const Bytes* bytes,
                                                        Bytes* response) {
-  return answer<v1::DetokenizeRequest>(
-      *context, *bytes, *response, [&](const v1::DetokenizeRequest& wire) -> Result<v1::DetokenizeResponse> {
+  return answer_from<v1::DetokenizeRequest>(
+      texts_, *context, *bytes, *response,
+      [this](const v1::DetokenizeRequest& wire) -> Result<v1::DetokenizeResponse> {
         const Result<Engine*> engine = this->engine();
         if (!engine) return engine.error();
         if (const Status s = check_token_ids(wire.token_ids(), (*engine)->model().vocab_size, "token_ids");
@@ -157,7 +180,8 @@ grpc::ServerUnaryReactor* GenerationServer::DumpKv(Context* context, const Bytes
   Result<Request> request = to_request(wire.request(), (*engine)->model().vocab_size);
   if (!request) return refuse(request.error());
   apply_call_deadline(*context, *request);
-  return DumpCall::start(**engine, *response, std::move(request).value());
+  return DumpCall::start(**engine, texts_, *response, std::move(request).value(),
+                         static_cast<int64_t>(bytes->Length()));
 }
 
 }  // namespace quire::server

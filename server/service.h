@@ -1,5 +1,5 @@
-// quire.v1.GenerationService over an Engine. Handlers run on gRPC's threads and never wait for the engine's
-// steps.
+// quire.v1.GenerationService over an Engine. Handlers run on gRPC's threads, never wait for the engine's steps and
+// hand texts to the work pool.
 #pragma once
 
 #include <atomic>
@@ -8,11 +8,13 @@
 #include "quire/v1/service.grpc.pb.h"
 #include "server/call_registry.h"
 #include "server/generate_call.h"
+#include "server/work_pool.h"
 
 namespace quire::server {
 
 struct ServiceOptions {
   StreamLimits stream;
+  WorkPoolOptions texts;
   bool allow_debug = true;  // DumpKv, and dump_kv of Generate
 };
 
@@ -33,6 +35,7 @@ class GenerationServer final : public detail::RawService {
   // Until an engine is set every call gets UNAVAILABLE. It must outlive the gRPC server.
   void set_engine(Engine* engine) { engine_ = engine; }
   size_t num_calls() const { return registry_.size(); }
+  size_t num_queued_texts() const { return texts_.num_queued(); }
 
   using Context = grpc::CallbackServerContext;
   using Bytes = grpc::ByteBuffer;
@@ -50,6 +53,7 @@ class GenerationServer final : public detail::RawService {
   const ServiceOptions options_;
   std::atomic<Engine*> engine_{nullptr};
   CallRegistry registry_;
+  WorkPool texts_;  // ends first: its work names the others
 };
 
 // Full name, as health checks and reflection know it.

@@ -35,6 +35,12 @@ void bind(Flags& flags, Options& o) {
             "Unsent bytes of a stream before it is paused");
   flags.add("max-stall-ms", o.serve.service.stream.max_stall_ms,
             "A stream whose client reads nothing ends after this time, ms");
+  WorkPoolOptions& texts = o.serve.service.texts;
+  flags.add(
+      "text-threads", texts.threads,
+      "Threads that tokenise and detokenise texts of requests; 0 = a quarter of the cores, from 2 to 8");
+  flags.add("max-queued-texts", texts.max_queued, "Texts waiting for them at once");
+  flags.add("max-queued-text-bytes", texts.max_queued_bytes, "The same, bytes");
   flags.add("wedged-after-ms", o.serve.wedged_after_ms,
             "Not ready when work is there and no step ends for this time, ms");
   flags.add("reflection", o.reflection, "gRPC reflection on a public address too");

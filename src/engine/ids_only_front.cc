@@ -8,8 +8,10 @@ class IdsOnlyFront final : public TextFront {
   explicit IdsOnlyFront(std::string reason) : reason_(std::move(reason)) {}
   bool has_tokenizer() const override { return false; }
   bool has_chat_template() const override { return false; }
-  Result<std::vector<int32_t>> encode(std::string_view, bool, bool) const override { return refusal(); }
-  Result<std::vector<int32_t>> encode_chat(std::span<const ChatMessage>, bool) const override {
+  Result<std::vector<int32_t>> encode(std::string_view, bool, bool, size_t) const override {
+    return refusal();
+  }
+  Result<std::vector<int32_t>> encode_chat(std::span<const ChatMessage>, bool, size_t) const override {
     return refusal();
   }
   Result<std::string> render_chat(std::span<const ChatMessage>) const override { return refusal(); }

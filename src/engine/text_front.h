@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -33,11 +34,13 @@ class TextFront {
   virtual ~TextFront() = default;
   virtual bool has_tokenizer() const = 0;
   virtual bool has_chat_template() const = 0;
-  // Errors: no tokenizer (kFailedPrecondition, says why), text that is not UTF-8, what a template raises.
+  static constexpr size_t kAnyNumber = std::numeric_limits<size_t>::max();
+  // Errors: no tokenizer (kFailedPrecondition, says why), text that is not UTF-8, what a template raises;
+  // kOutOfRange for more than max_ids ids, as early as that is certain.
   virtual Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens,
-                                              bool special_as_text) const = 0;
+                                              bool special_as_text, size_t max_ids) const = 0;
   virtual Result<std::vector<int32_t>> encode_chat(std::span<const ChatMessage> messages,
-                                                   bool special_as_text) const = 0;
+                                                   bool special_as_text, size_t max_ids) const = 0;
   virtual Result<std::string> render_chat(std::span<const ChatMessage> messages) const = 0;
   virtual Result<std::string> decode(std::span<const int32_t> ids, bool skip_special_tokens) const = 0;
   // nullptr without a tokenizer.

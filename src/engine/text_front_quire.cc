@@ -36,14 +36,14 @@ class QuireTextFront final : public TextFront {
   bool has_tokenizer() const override { return true; }
   bool has_chat_template() const override { return chat_ != nullptr; }
 
-  Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens,
-                                      bool special_as_text) const override {
-    return tokenizer_->encode(text, add_special_tokens, special_as_text);
+  Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens, bool special_as_text,
+                                      size_t max_ids) const override {
+    return tokenizer_->encode(text, add_special_tokens, special_as_text, max_ids);
   }
-  Result<std::vector<int32_t>> encode_chat(std::span<const ChatMessage> messages,
-                                           bool special_as_text) const override {
+  Result<std::vector<int32_t>> encode_chat(std::span<const ChatMessage> messages, bool special_as_text,
+                                           size_t max_ids) const override {
     if (chat_ == nullptr) return no_template();
-    return chat_->encode(*tokenizer_, messages, true, special_as_text);
+    return chat_->encode(*tokenizer_, messages, true, special_as_text, {}, max_ids);
   }
   Result<std::string> render_chat(std::span<const ChatMessage> messages) const override {
     if (chat_ == nullptr) return no_template();

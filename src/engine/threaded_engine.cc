@@ -21,6 +21,14 @@ Error draining() {
   return e;
 }
 
+int64_t text_bytes(const Request& request) {
+  if (const auto* text = std::get_if<std::string>(&request.prompt)) return static_cast<int64_t>(text->size());
+  int64_t bytes = 0;
+  if (const auto* messages = std::get_if<std::vector<ChatMessage>>(&request.prompt))
+    for (const ChatMessage& message : *messages) bytes += static_cast<int64_t>(message.content.size());
+  return bytes;
+}
+
 uint64_t entropy() {
   std::random_device device;
   return (static_cast<uint64_t>(device()) << 32) | device();
@@ -70,10 +78,19 @@ ThreadedEngine::~ThreadedEngine() {
 
 Result<std::vector<int32_t>> ThreadedEngine::encode(const Request& request) const {
   if (const auto* ids = std::get_if<std::vector<int32_t>>(&request.prompt)) return *ids;
-  if (const auto* text = std::get_if<std::string>(&request.prompt))
-    return parts_.text->encode(*text, request.add_special_tokens, request.special_as_text);
-  return parts_.text->encode_chat(std::get<std::vector<ChatMessage>>(request.prompt),
-                                  request.special_as_text);
+  const int32_t max_context_tokens = core_->limits().max_context_tokens;
+  const auto max_ids = static_cast<size_t>(max_prompt_tokens(request.sampling, max_context_tokens));
+  const auto* text = std::get_if<std::string>(&request.prompt);
+  Result<std::vector<int32_t>> ids =
+      text != nullptr
+          ? parts_.text->encode(*text, request.add_special_tokens, request.special_as_text, max_ids)
+          : parts_.text->encode_chat(std::get<std::vector<ChatMessage>>(request.prompt),
+                                     request.special_as_text, max_ids);
+  if (!ids && ids.error().code == Code::kOutOfRange)
+    return prompt_too_long(
+        fmt::format("more than {} tokens ({} bytes of text)", max_ids, text_bytes(request)), request.sampling,
+        max_context_tokens);
+  return ids;
 }
 
 Status ThreadedEngine::check_door(const Request& request, const std::vector<int32_t>& prompt,
@@ -204,7 +221,7 @@ void ThreadedEngine::abort_all() {
 
 Result<std::vector<int32_t>> ThreadedEngine::tokenize(const std::string& text, bool add_special_tokens,
                                                       bool special_as_text) {
-  return parts_.text->encode(text, add_special_tokens, special_as_text);
+  return parts_.text->encode(text, add_special_tokens, special_as_text, TextFront::kAnyNumber);
 }
 
 Result<std::string> ThreadedEngine::detokenize(const std::vector<int32_t>& token_ids,

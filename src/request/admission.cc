@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace quire {
@@ -25,12 +26,8 @@ Status check_prompt(std::span<const TokenId> prompt, int32_t vocab_size) {
 }
 
 Status check_length(int64_t prompt_tokens, const SamplingParams& sampling, int32_t max_context_tokens) {
-  const int64_t max_prompt = max_context_tokens - (sampling.max_tokens > 0 ? 1 : 0);
-  if (prompt_tokens > max_prompt)
-    return invalid(fmt::format("prompt has {} tokens; this model takes at most {} (max_context_tokens {}{})",
-                               prompt_tokens, max_prompt, max_context_tokens,
-                               sampling.max_tokens > 0 ? ", one of them generated" : ""),
-                   "prompt");
+  if (prompt_tokens > max_prompt_tokens(sampling, max_context_tokens))
+    return prompt_too_long(fmt::format("{} tokens", prompt_tokens), sampling, max_context_tokens);
   if (prompt_tokens + sampling.max_tokens > max_context_tokens)
     return invalid(fmt::format("prompt has {} tokens and max_tokens is {}, together {}; this model holds {} "
                                "(max_context_tokens), so "
@@ -51,6 +48,17 @@ Status check_beams(const SamplingParams& sampling) {
 }
 
 }  // namespace
+
+int64_t max_prompt_tokens(const SamplingParams& sampling, int32_t max_context_tokens) {
+  return std::max(max_context_tokens - (sampling.max_tokens > 0 ? 1 : 0), 0);
+}
+
+Error prompt_too_long(const std::string& has, const SamplingParams& sampling, int32_t max_context_tokens) {
+  return invalid(fmt::format("prompt has {}; this model takes at most {} (max_context_tokens {}{})", has,
+                             max_prompt_tokens(sampling, max_context_tokens), max_context_tokens,
+                             sampling.max_tokens > 0 ? ", one of them generated" : ""),
+                 "prompt");
+}
 
 int64_t peak_blocks(int64_t prompt_tokens, const SamplingParams& sampling, int32_t block_tokens) {
   const int64_t n = sampling.num_sequences();

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 
 #include "quire/request.h"
 #include "src/base/ids.h"
@@ -26,6 +27,12 @@ struct AdmissionLimits {
 // each sequence, and the tails that are being copied (one for samples; for beams as many as there are, at
 // every step).
 int64_t peak_blocks(int64_t prompt_tokens, const SamplingParams& sampling, int32_t block_tokens);
+
+// Most tokens a prompt may have: one is generated unless none is asked for.
+int64_t max_prompt_tokens(const SamplingParams& sampling, int32_t max_context_tokens);
+
+// The refusal of a longer one; `has` is what it has ("9000 tokens").
+Error prompt_too_long(const std::string& has, const SamplingParams& sampling, int32_t max_context_tokens);
 
 // Everything but the queue: parameters, ids, lengths, and whether it can ever fit under its KV policy.
 Status check_request(const SamplingParams& sampling, std::span<const TokenId> prompt,

@@ -198,11 +198,11 @@ Result<std::string> ChatTemplate::render(std::span<const ChatMessage> messages, 
 Result<std::vector<int32_t>> ChatTemplate::encode(const Tokenizer& tokenizer,
                                                   std::span<const ChatMessage> messages,
                                                   bool add_generation_prompt, bool special_as_text,
-                                                  std::string_view tools_json) const {
+                                                  std::string_view tools_json, size_t max_ids) const {
   if (!special_as_text) {
     Result<std::string> rendered = render(messages, add_generation_prompt, tools_json);
     if (!rendered) return rendered.error();
-    return tokenizer.encode(*rendered, /*add_special_tokens=*/false, /*special_as_text=*/false);
+    return tokenizer.encode(*rendered, /*add_special_tokens=*/false, /*special_as_text=*/false, max_ids);
   }
   Result<Json> variables = variables_of(messages, add_generation_prompt, tools_json);
   if (!variables) return variables.error();
@@ -212,7 +212,7 @@ Result<std::vector<int32_t>> ChatTemplate::encode(const Tokenizer& tokenizer,
   if (!text) return text.error();
   Result<std::string> rendered = render_with(template_for(has_tools), *text, unix_now_s());
   if (!rendered) return rendered.error();
-  return tokenizer.encode_guarded(*rendered);
+  return tokenizer.encode_guarded(*rendered, max_ids);
 }
 
 Result<std::string> ChatTemplate::render_json(std::string_view variables_json, int64_t now_unix_s) const {

@@ -46,10 +46,11 @@ class ChatTemplate {
   Result<std::string> render(std::span<const ChatMessage> messages, bool add_generation_prompt,
                              std::string_view tools_json = {}) const;
   // Ids of the rendered chat. special_as_text: special tokens inside messages and tools are plain text
-  // (Tokenizer::guard).
+  // (Tokenizer::guard). max_ids: as in Tokenizer::encode.
   Result<std::vector<int32_t>> encode(const Tokenizer& tokenizer, std::span<const ChatMessage> messages,
                                       bool add_generation_prompt, bool special_as_text,
-                                      std::string_view tools_json = {}) const;
+                                      std::string_view tools_json = {},
+                                      size_t max_ids = Tokenizer::kAnyNumber) const;
   // Any variables, as a JSON object; they take precedence over the special tokens. now_unix_s: what
   // strftime_now reads, UTC.
   Result<std::string> render_json(std::string_view variables_json, int64_t now_unix_s) const;

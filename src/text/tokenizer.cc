@@ -83,10 +83,11 @@ Tokenizer::~Tokenizer() {
   quire_tokenizer_close(handle_);
 }
 
-Result<std::vector<int32_t>> Tokenizer::run_encode(std::string_view text, uint32_t flags) const {
+Result<std::vector<int32_t>> Tokenizer::run_encode(std::string_view text, uint32_t flags,
+                                                   size_t max_ids) const {
   quire_ids ids{};
   quire_text error{};
-  const int code = quire_tokenizer_encode(handle_, text.data(), text.size(), flags, &ids, &error);
+  const int code = quire_tokenizer_encode(handle_, text.data(), text.size(), flags, max_ids, &ids, &error);
   if (code != 0) return ffi_error(code, error);
   std::vector<int32_t> result(ids.data, ids.data + ids.count);
   quire_ids_free(ids);
@@ -94,13 +95,15 @@ Result<std::vector<int32_t>> Tokenizer::run_encode(std::string_view text, uint32
 }
 
 Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_special_tokens,
-                                               bool special_as_text) const {
-  return run_encode(text, (add_special_tokens ? unsigned{QUIRE_ADD_SPECIAL} : 0u) |
-                              (special_as_text ? unsigned{QUIRE_SPECIAL_AS_TEXT} : 0u));
+                                               bool special_as_text, size_t max_ids) const {
+  return run_encode(text,
+                    (add_special_tokens ? unsigned{QUIRE_ADD_SPECIAL} : 0u) |
+                        (special_as_text ? unsigned{QUIRE_SPECIAL_AS_TEXT} : 0u),
+                    max_ids);
 }
 
-Result<std::vector<int32_t>> Tokenizer::encode_guarded(std::string_view rendered) const {
-  return run_encode(rendered, QUIRE_GUARDED);
+Result<std::vector<int32_t>> Tokenizer::encode_guarded(std::string_view rendered, size_t max_ids) const {
+  return run_encode(rendered, QUIRE_GUARDED, max_ids);
 }
 
 Result<std::string> Tokenizer::guard(std::string_view part) const {

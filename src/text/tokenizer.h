@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -33,6 +34,8 @@ struct DecodeRules {
 
 class Tokenizer {
  public:
+  static constexpr size_t kAnyNumber = std::numeric_limits<size_t>::max();
+
   // Errors name the file and what is wrong with it. With model_vocab_size (> 0), a tokenizer that has ids the
   // model lacks is refused, and vocab_size() is the model's.
   static Result<std::unique_ptr<Tokenizer>> open(const std::string& dir, int32_t model_vocab_size = 0);
@@ -43,13 +46,14 @@ class Tokenizer {
   Tokenizer& operator=(const Tokenizer&) = delete;
 
   // add_special_tokens: what the tokenizer's own template puts around a text (BOS, EOS). special_as_text:
-  // special tokens that stand in the text are read as plain text. Errors: text that is not UTF-8.
-  Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens,
-                                      bool special_as_text) const;
+  // special tokens that stand in the text are read as plain text. Errors: text that is not UTF-8; kOutOfRange
+  // for a text of more than max_ids ids, as early as that is certain: often from its bytes alone.
+  Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens, bool special_as_text,
+                                      size_t max_ids = kAnyNumber) const;
   // A rendered chat: special tokens are recognised, but not those inside a part that went through guard()
   // before rendering. So the template's own role marks count and a message cannot forge one. Adds no BOS: the
   // template does.
-  Result<std::vector<int32_t>> encode_guarded(std::string_view rendered) const;
+  Result<std::vector<int32_t>> encode_guarded(std::string_view rendered, size_t max_ids = kAnyNumber) const;
   Result<std::string> guard(std::string_view part) const;
 
   // Equal to a Detokenizer's pushes and flush over the same ids. Errors: an id outside [0, vocab_size()).
@@ -65,7 +69,7 @@ class Tokenizer {
   DecodeRules decode_rules() const { return rules_; }
 
  private:
-  Result<std::vector<int32_t>> run_encode(std::string_view text, uint32_t flags) const;
+  Result<std::vector<int32_t>> run_encode(std::string_view text, uint32_t flags, size_t max_ids) const;
   Tokenizer(quire_tokenizer* handle, int32_t vocab_size, DecodeRules rules)
       : handle_(handle), vocab_size_(vocab_size), rules_(rules) {}
 

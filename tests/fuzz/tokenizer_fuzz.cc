@@ -17,7 +17,7 @@ void use(quire_tokenizer* tokenizer) {
     for (const uint32_t flags : {0u, 3u, 4u}) {
       quire_ids ids{};
       quire_text error{};
-      if (quire_tokenizer_encode(tokenizer, text.data(), text.size(), flags, &ids, &error) != 0) {
+      if (quire_tokenizer_encode(tokenizer, text.data(), text.size(), flags, 4, &ids, &error) != 0) {
         quire_text_free(error);
         continue;
       }

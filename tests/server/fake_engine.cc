@@ -37,6 +37,7 @@ FakeEngine::~FakeEngine() {
 
 Result<RequestId> FakeEngine::submit(Request request, std::shared_ptr<TokenSink> sink) {
   if (Status s = validate(request.sampling, config_.sampling_limits); !s) return s.error();
+  if (std::holds_alternative<std::string>(request.prompt)) read_text();
   const std::lock_guard lock(mutex_);
   if (draining_) return error(Code::kUnavailable, "the server is draining");
   if (running_.size() >= static_cast<size_t>(options_.max_requests))
@@ -72,6 +73,7 @@ void FakeEngine::set_paused(RequestId id, bool paused) {
 }
 
 Result<std::vector<int32_t>> FakeEngine::tokenize(const std::string& text, bool, bool) {
+  read_text();
   return ids_of(text);
 }
 
@@ -113,6 +115,13 @@ void FakeEngine::drain(int64_t timeout_ms) {
   for (auto& [id, running] : running_) running.ending = FinishReason::kCancelled;
   changed_.notify_all();
   changed_.wait(lock, [this] { return running_.empty(); });
+}
+
+void FakeEngine::read_text() {
+  std::unique_lock lock(mutex_);
+  ++num_reading_;
+  changed_.wait(lock, [this] { return !texts_held_ || stopping_; });
+  --num_reading_;
 }
 
 void FakeEngine::run() {
@@ -199,6 +208,15 @@ int64_t FakeEngine::tokens_made(RequestId id) const {
 Request FakeEngine::last_request() const {
   const std::lock_guard lock(mutex_);
   return last_request_;
+}
+void FakeEngine::hold_texts(bool held) {
+  const std::lock_guard lock(mutex_);
+  texts_held_ = held;
+  changed_.notify_all();
+}
+int FakeEngine::num_reading() const {
+  const std::lock_guard lock(mutex_);
+  return num_reading_;
 }
 void FakeEngine::set_last_step_age_ms(double age) {
   const std::lock_guard lock(mutex_);

@@ -49,6 +49,9 @@ class FakeEngine final : public Engine {
   int64_t tokens_made(RequestId id) const;
   Request last_request() const;
   void set_last_step_age_ms(double age);
+  // While held, reading a text (tokenize, or submit of one) does not end.
+  void hold_texts(bool held);
+  int num_reading() const;
   // False if it did not hold within 5 s.
   bool eventually(const std::function<bool()>& holds) const;
 
@@ -62,6 +65,7 @@ class FakeEngine final : public Engine {
     std::optional<FinishReason> ending;
   };
 
+  void read_text();
   void run();
   void step(std::unique_lock<std::mutex>& lock);
   std::vector<TokenEvent> advance(RequestId id, Running& running);
@@ -77,7 +81,8 @@ class FakeEngine final : public Engine {
   RequestId next_id_ = 1;
   int num_aborted_ = 0, num_pauses_ = 0;
   double last_step_age_ms_ = 0;
-  bool draining_ = false, stopping_ = false;
+  bool draining_ = false, stopping_ = false, texts_held_ = false;
+  int num_reading_ = 0;
   std::thread thread_;
 };
 

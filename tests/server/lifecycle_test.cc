@@ -30,7 +30,7 @@ int serve_fake(const std::map<std::string, int64_t>& options) {
   configure_log(LogFormat::kKeyValue, LogLevel::kError);
   ServeOptions serve_options;
   serve_options.listen.port = static_cast<int32_t>(option("port", 0));
-  serve_options.wedged_after_ms = 1000;
+  serve_options.wedged_after_ms = option("wedged-after-ms", 1000);
   const Status served = serve(serve_options, [&]() -> Result<std::unique_ptr<Engine>> {
     std::this_thread::sleep_for(std::chrono::milliseconds(option("load-ms", 0)));
     if (option("broken", 0) != 0) return invalid("model: no such directory");
@@ -220,6 +220,26 @@ TEST(Lifecycle, FailsWithoutAReadyLineWhenTheModelDoesNotOpen) {
   ServerProcess server({"broken=1"});
   EXPECT_EQ(server.read_line(), "");
   EXPECT_EQ(server.wait(), 1);
+}
+
+TEST(Lifecycle, NamesTheLimitThatIsOutOfRange) {
+  for (const auto& [change, message] :
+       std::vector<std::pair<std::function<void(ServeOptions&)>, std::string>>{
+           {[](ServeOptions& o) { o.service.texts.threads = -1; },
+            "--text-threads is -1; it must be from 0 to 1024"},
+           {[](ServeOptions& o) { o.service.texts.max_queued = 0; },
+            "--max-queued-texts is 0; it must be from 1 to 2147483647"},
+           {[](ServeOptions& o) { o.listen.max_message_bytes = int64_t{1} << 31; },
+            "--max-message-bytes is 2147483648; it must be from 1024 to 2147483647"}}) {
+    ServeOptions options;
+    options.listen.port = 0;
+    change(options);
+    const Status served = serve(options, []() -> Result<std::unique_ptr<Engine>> {
+      return error(Code::kInternal, "it must not come to this");
+    });
+    ASSERT_FALSE(served.has_value());
+    EXPECT_EQ(served.error().message, message);
+  }
 }
 
 }  // namespace

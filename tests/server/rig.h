@@ -13,6 +13,7 @@
 
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
+#include "grpc/health/v1/health.grpc.pb.h"
 #include "server/listener.h"
 #include "server/service.h"
 #include "src/base/log.h"
@@ -76,6 +77,20 @@ inline StreamResult run_stream(v1::GenerationService::Stub& stub, const v1::Gene
 inline StreamResult run_stream(v1::GenerationService::Stub& stub, const v1::GenerateRequest& request) {
   grpc::ClientContext context;
   return run_stream(stub, request, context);
+}
+
+// "SERVING", "NOT_SERVING", or the code of a call that failed or took over 10 s.
+inline std::string health_of(const Rig& rig, const std::string& service) {
+  using namespace ::grpc::health::v1;
+  const auto stub = Health::NewStub(rig.channel());
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
+  HealthCheckRequest request;
+  request.set_service(service);
+  HealthCheckResponse response;
+  const grpc::Status status = stub->Check(&context, request, &response);
+  return status.ok() ? HealthCheckResponse::ServingStatus_Name(response.status())
+                     : std::to_string(status.error_code());
 }
 
 // The detail of type T in a status, if it has one.

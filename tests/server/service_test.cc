@@ -3,14 +3,11 @@
 
 #include <fstream>
 
-#include "grpc/health/v1/health.grpc.pb.h"
 #include "server/wire_codec.h"
 #include "tests/server/rig.h"
 
 namespace quire::server {
 namespace {
-
-namespace health = ::grpc::health::v1;
 
 template <class Request, class Response>
 using Method = grpc::Status (v1::GenerationService::Stub::*)(grpc::ClientContext*, const Request&, Response*);
@@ -37,17 +34,6 @@ grpc::Status call_with_bytes(Rig& rig, const std::string& method, const std::str
   bool fine = false;
   queue.Next(&tag, &fine);
   return status;
-}
-
-std::string health_of(Rig& rig, const std::string& service) {
-  const auto stub = health::Health::NewStub(rig.channel());
-  grpc::ClientContext context;
-  health::HealthCheckRequest request;
-  request.set_service(service);
-  health::HealthCheckResponse response;
-  const grpc::Status status = stub->Check(&context, request, &response);
-  return status.ok() ? health::HealthCheckResponse::ServingStatus_Name(response.status())
-                     : std::to_string(status.error_code());
 }
 
 TEST(Service, TokenizesAndDetokenizes) {

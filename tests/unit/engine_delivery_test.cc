@@ -37,10 +37,10 @@ class LetterFront final : public TextFront {
  public:
   bool has_tokenizer() const override { return true; }
   bool has_chat_template() const override { return false; }
-  Result<std::vector<int32_t>> encode(std::string_view, bool, bool) const override {
+  Result<std::vector<int32_t>> encode(std::string_view, bool, bool, size_t) const override {
     return std::vector<int32_t>{};
   }
-  Result<std::vector<int32_t>> encode_chat(std::span<const ChatMessage>, bool) const override {
+  Result<std::vector<int32_t>> encode_chat(std::span<const ChatMessage>, bool, size_t) const override {
     return std::vector<int32_t>{};
   }
   Result<std::string> render_chat(std::span<const ChatMessage>) const override { return std::string(); }

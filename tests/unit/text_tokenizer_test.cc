@@ -22,6 +22,37 @@ void expect_all_pairs(const std::string& name, bool use_model) {
   }
 }
 
+bool is_too_long(const Result<std::vector<int32_t>>& ids) {
+  return !ids && ids.error().code == Code::kOutOfRange;
+}
+
+// The limit is exact, and what is within it is not changed by it.
+void expect_exact_limits(const std::string& name, bool use_model) {
+  const std::unique_ptr<Tokenizer> tokenizer = open_shared(name, use_model);
+  ASSERT_NE(tokenizer, nullptr);
+  for (const Json& pair : Json::parse(read_file(shared_dir() + "/tokenizers/" + name + "/tests.json"))) {
+    const auto text = pair["text"].get<std::string>();
+    const auto ids = pair["ids"].get<std::vector<int32_t>>();
+    const auto within = tokenizer->encode(text, false, true, ids.size());
+    ASSERT_TRUE(within.has_value()) << name << ": " << within.error().message << ": " << text;
+    EXPECT_EQ(*within, ids) << name << ": " << text;
+    if (ids.empty()) continue;
+    EXPECT_TRUE(is_too_long(tokenizer->encode(text, false, true, ids.size() - 1))) << name << ": " << text;
+    EXPECT_TRUE(is_too_long(tokenizer->encode(text, false, true, ids.size() / 2))) << name << ": " << text;
+  }
+}
+
+// Told from the bytes alone: the message says so. Not phi-3's: its "</s>" takes along any number of spaces.
+void expect_told_by_bytes(const Tokenizer& tokenizer, const std::string& name) {
+  const auto refused = tokenizer.encode(std::string(1 << 20, 'a') + "\u00e9", true, true, 100);
+  ASSERT_TRUE(is_too_long(refused)) << name;
+  if (name == "phi-3") return;
+  EXPECT_NE(refused.error().message.find("none stands for more than"), std::string::npos)
+      << name << ": " << refused.error().message;
+  EXPECT_NE(refused.error().message.find("1048578 bytes has more than 100 tokens"), std::string::npos)
+      << name << ": " << refused.error().message;
+}
+
 class SharedTokenizer : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
@@ -31,6 +62,16 @@ class SharedTokenizer : public testing::TestWithParam<std::string> {
 
 TEST_P(SharedTokenizer, GivesTheIdsOfEveryStoredText) {
   expect_all_pairs(GetParam(), false);
+}
+
+TEST_P(SharedTokenizer, RefusesWhatIsOneIdTooLong) {
+  expect_exact_limits(GetParam(), false);
+}
+
+TEST_P(SharedTokenizer, TellsAFarTooLongTextByItsBytes) {
+  const std::unique_ptr<Tokenizer> tokenizer = open_shared(GetParam());
+  ASSERT_NE(tokenizer, nullptr);
+  expect_told_by_bytes(*tokenizer, GetParam());
 }
 
 // Normalisers change some texts (NFC, and a leading space where the encoding strips one), so equal ids are
@@ -73,6 +114,14 @@ TEST(SentencePiece, GivesTheIdsOfEveryStoredText) {
   if (!has_shared()) GTEST_SKIP() << "no " << shared_dir() << "/tokenizers (set QUIRE_SHARED)";
   expect_all_pairs("llama2", /*use_model=*/true);
   expect_all_pairs("mistral-v3", /*use_model=*/true);
+}
+
+TEST(SentencePiece, RefusesWhatIsTooLong) {
+  if (!has_shared()) GTEST_SKIP() << "no " << shared_dir() << "/tokenizers (set QUIRE_SHARED)";
+  for (const std::string name : {"llama2", "mistral-v3"}) {
+    expect_exact_limits(name, /*use_model=*/true);
+    expect_told_by_bytes(*open_shared(name, true), name);
+  }
 }
 
 // The samples were encoded part by part between control tokens, each with its own space mark.
@@ -162,6 +211,38 @@ TEST(Tokenizer, RefusesMoreIdsThanTheModelHas) {
   ASSERT_TRUE(padded.has_value());
   EXPECT_EQ((*padded)->vocab_size(), 5000);
   EXPECT_EQ(*(*padded)->decode(std::vector<int32_t>{4999}, false), "");
+}
+
+// A million spaces and a letter are one token, or few, where steps drop or join what stands in a text: no bytes tell.
+TEST(Tokenizer, DoesNotGoByBytesWhereTextMayVanish) {
+  const Json good = Json::parse(read_file(root_dir() + "/models/demo/tokenizer.json"));
+  const std::string text = std::string(1 << 20, ' ') + "a";
+  const auto encoded = [&](const Json& json) {
+    TempDir dir;
+    write_file(dir.path() + "/tokenizer.json", json.dump());
+    const auto opened = Tokenizer::open(dir.path());
+    EXPECT_TRUE(opened.has_value()) << (opened ? "" : opened.error().message);
+    return opened ? (*opened)->encode(text, false, true, 4) : Result<std::vector<int32_t>>(opened.error());
+  };
+  EXPECT_TRUE(is_too_long(encoded(good)));
+  Json strips = good;
+  strips["normalizer"] = {{"type", "Strip"}, {"strip_left", true}, {"strip_right", false}};
+  EXPECT_TRUE(encoded(strips).has_value());
+  Json splits = good;
+  const Json drop = {
+      {"type", "Split"}, {"pattern", {{"String", " "}}}, {"behavior", "Removed"}, {"invert", false}};
+  Json& steps = splits["pre_tokenizer"]["pretokenizers"];
+  steps.insert(steps.begin(), drop);
+  EXPECT_TRUE(encoded(splits).has_value());
+  Json added = good;
+  added["added_tokens"].push_back({{"id", 4096},
+                                   {"content", "a"},
+                                   {"single_word", false},
+                                   {"lstrip", true},
+                                   {"rstrip", false},
+                                   {"normalized", false},
+                                   {"special", false}});
+  EXPECT_TRUE(encoded(added).has_value());
 }
 
 TEST(Tokenizer, IsSharedByThreads) {

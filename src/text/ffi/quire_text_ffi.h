@@ -43,8 +43,9 @@ enum {
   QUIRE_SPECIAL_AS_TEXT = 2, /* special tokens in the text are plain text */
   QUIRE_GUARDED = 4          /* the text has parts that went through quire_tokenizer_guard */
 };
+/* A text of more than max_ids ids is code 11 (out of range), given as soon as that is certain: often from its bytes alone. */
 int quire_tokenizer_encode(const quire_tokenizer* tokenizer, const char* text, size_t text_bytes,
-                           uint32_t flags, quire_ids* ids, quire_text* error);
+                           uint32_t flags, size_t max_ids, quire_ids* ids, quire_text* error);
 /* The text with its special tokens broken by a mark that encode with QUIRE_GUARDED takes out again. */
 int quire_tokenizer_guard(const quire_tokenizer* tokenizer, const char* text, size_t text_bytes,
                           quire_text* guarded, quire_text* error);

@@ -133,7 +133,7 @@ pub fn fallback_byte(spelling: &str) -> Option<u8> {
 }
 
 /// GPT-2's alphabet: printable Latin-1 stands for itself, the other 68 bytes for the characters from U+0100 on.
-fn byte_level_alphabet() -> HashMap<char, u8> {
+pub fn byte_level_alphabet() -> HashMap<char, u8> {
     let itself = |b: &u8| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let visible = (0..=255u8).filter(itself).map(|b| (char::from(b), b));
     let moved = (0..=255u8).filter(|b| !itself(b)).zip(0x100u32..);

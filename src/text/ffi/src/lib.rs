@@ -3,6 +3,7 @@
 
 mod charsmap;
 mod decode_table;
+mod length_bound;
 mod python;
 mod sentencepiece;
 mod sentencepiece_bpe;
@@ -24,6 +25,7 @@ pub struct Failure {
 
 pub const INVALID_ARGUMENT: i32 = 3;
 pub const RESOURCE_EXHAUSTED: i32 = 8;
+pub const OUT_OF_RANGE: i32 = 11;
 pub const INTERNAL: i32 = 13;
 
 pub fn invalid(message: impl Into<String>) -> Failure {
@@ -157,6 +159,7 @@ pub unsafe extern "C" fn quire_tokenizer_encode(
     text: *const u8,
     text_bytes: usize,
     flags: u32,
+    max_ids: usize,
     ids: *mut Ids,
     error: *mut Text,
 ) -> i32 {
@@ -164,6 +167,7 @@ pub unsafe extern "C" fn quire_tokenizer_encode(
         add_special: flags & ADD_SPECIAL != 0,
         special_as_text: flags & SPECIAL_AS_TEXT != 0,
         guarded: flags & GUARDED != 0,
+        max_ids,
     };
     let work = || (*tokenizer).encode(take_str(text, text_bytes, "text")?, how);
     run(error, work, |made| {

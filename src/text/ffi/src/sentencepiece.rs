@@ -11,6 +11,7 @@ use tokenizers::{AddedToken, AddedVocabulary, NormalizerWrapper, PostProcessorWr
 
 use crate::charsmap;
 use crate::decode_table::{fallback_byte, Rules};
+use crate::length_bound;
 use crate::sentencepiece_bpe::{Piece, SentencePieceBpe};
 use crate::tokenizer::{Model, Parts, Tokenizer};
 use crate::{invalid, Outcome};
@@ -361,5 +362,9 @@ pub fn open(model: &[u8], config: &[u8]) -> Outcome<Tokenizer> {
         mark_start: file.add_dummy_prefix && !legacy,
         model,
     };
-    Tokenizer::new(parts, ids, rules)
+    let keeps_every_byte =
+        file.charsmap.is_empty() && !file.remove_extra_whitespaces && file.byte_fallback && file.model_type == 2;
+    let spellings = file.pieces.iter().map(|piece| piece.text.as_str());
+    let bound = if keeps_every_byte { length_bound::of_pieces(spellings, &parts) } else { None };
+    Tokenizer::new(parts, ids, rules, bound)
 }

@@ -2,18 +2,20 @@
 //! The steps are those of `tokenizers::Tokenizer::encode`, taken apart because its choice of reading special tokens as text is a
 //! setting of the whole tokenizer, and here it is one of each call.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use tokenizers::tokenizer::Model as _;
 use tokenizers::{
-    AddedVocabulary, NormalizerWrapper, OffsetType, PostProcessor as _, PostProcessorWrapper, PreTokenizer as _,
-    PreTokenizerWrapper,
+    AddedVocabulary, NormalizerWrapper, OffsetType, PostProcessor as _, PostProcessorWrapper, PreTokenizedString,
+    PreTokenizer as _, PreTokenizerWrapper,
 };
 
 use crate::charsmap;
 use crate::decode_table::{DecodeTable, Rules, TokenSpelling};
+use crate::length_bound::{self, LengthBound};
 use crate::sentencepiece_bpe::SentencePieceBpe;
-use crate::{invalid, Failure, Outcome, INTERNAL};
+use crate::{invalid, Failure, Outcome, INTERNAL, OUT_OF_RANGE};
 
 /// Breaks a special token inside text that must stay text. A noncharacter: no interchange of text may contain it (Unicode 23.7).
 const GUARD: char = '\u{fdd0}';
@@ -51,6 +53,8 @@ pub struct Encode {
     pub add_special: bool,
     pub special_as_text: bool,
     pub guarded: bool,
+    /// A text of more ids is refused, as early as that is certain.
+    pub max_ids: usize,
 }
 
 pub struct Tokenizer {
@@ -58,7 +62,12 @@ pub struct Tokenizer {
     added_as_text: AddedVocabulary,
     ids: HashMap<String, u32>,
     table: DecodeTable,
+    bound: Option<LengthBound>,
     specials: HashMap<char, Vec<String>>, // by first character; those of one character cannot be broken and are left out
+}
+
+fn too_long(text: &str, max_ids: usize, why: String) -> Failure {
+    Failure { code: OUT_OF_RANGE, message: format!("a text of {} bytes has more than {max_ids} tokens{why}", text.len()) }
 }
 
 fn failed(e: tokenizers::Error) -> Failure {
@@ -70,7 +79,6 @@ impl Tokenizer {
         let value: serde_json::Value = serde_json::from_slice(json).map_err(|e| invalid(format!("it is not JSON: {e}")))?;
         let rules = Rules::from_decoder(value.get("decoder").unwrap_or(&serde_json::Value::Null))?;
         charsmap::check_all(&value)?;
-        drop(value);
         let tokenizer: tokenizers::Tokenizer =
             serde_json::from_slice(json).map_err(|e| invalid(format!("it is not a tokenizer: {e}")))?;
         let ids = tokenizer.get_vocab(true);
@@ -82,10 +90,11 @@ impl Tokenizer {
             mark_start: false,
             model: Model::Json(Box::new(tokenizer)),
         };
-        Tokenizer::new(parts, ids, rules)
+        let bound = length_bound::of_json(&value, &parts);
+        Tokenizer::new(parts, ids, rules, bound)
     }
 
-    pub fn new(parts: Parts, ids: HashMap<String, u32>, rules: Rules) -> Outcome<Tokenizer> {
+    pub fn new(parts: Parts, ids: HashMap<String, u32>, rules: Rules, bound: Option<LengthBound>) -> Outcome<Tokenizer> {
         let mut added_as_text = parts.added.clone();
         added_as_text.set_encode_special_tokens(true);
         // Added tokens last: where one took over an id of the model, decoding spells it as the added token.
@@ -108,7 +117,7 @@ impl Tokenizer {
                 specials.entry(first).or_default().push(token.content.clone());
             }
         }
-        Ok(Tokenizer { parts, added_as_text, ids, table, specials })
+        Ok(Tokenizer { parts, added_as_text, ids, table, bound, specials })
     }
 
     pub fn table(&self) -> &DecodeTable {
@@ -120,6 +129,10 @@ impl Tokenizer {
     }
 
     pub fn encode(&self, text: &str, how: Encode) -> Outcome<Vec<i32>> {
+        let marks = if how.guarded { GUARD.len_utf8() * text.matches(GUARD).count() } else { 0 };
+        if let Some(bound) = self.bound.filter(|bound| bound.least_tokens(text, marks, how.special_as_text) > how.max_ids) {
+            return Err(too_long(text, how.max_ids, format!(": none stands for more than {} bytes", bound.max_token_bytes)));
+        }
         let added = if how.special_as_text { &self.added_as_text } else { &self.parts.added };
         let mut pieces = added.extract_and_normalize(self.parts.normalizer.as_ref(), text);
         if how.guarded {
@@ -143,13 +156,34 @@ impl Tokenizer {
         if let Some(pre_tokenizer) = &self.parts.pre_tokenizer {
             pre_tokenizer.pre_tokenize(&mut pieces).map_err(failed)?;
         }
-        pieces.tokenize(|piece| self.parts.model.tokenize(piece.get())).map_err(failed)?;
+        self.tokenize(&mut pieces, text, how.max_ids)?;
         let mut encoding = pieces.into_encoding(None, 0, OffsetType::None).map_err(failed)?;
         if let (true, Some(post_processor)) = (how.add_special, &self.parts.post_processor) {
             encoding = post_processor.process(encoding, None, true).map_err(failed)?;
         }
+        if encoding.len() > how.max_ids {
+            return Err(too_long(text, how.max_ids, String::new()));
+        }
         // The table was built over every id, so each is below its limit and fits.
         Ok(encoding.get_ids().iter().map(|id| *id as i32).collect())
+    }
+
+    /// Every piece by itself, until there are more than max_ids tokens: what comes after adds to them.
+    fn tokenize(&self, pieces: &mut PreTokenizedString, text: &str, max_ids: usize) -> Outcome<()> {
+        let count = Cell::new(0);
+        let tokenized = pieces.tokenize(|piece| {
+            let tokens = self.parts.model.tokenize(piece.get())?;
+            count.set(count.get() + tokens.len());
+            if count.get() > max_ids {
+                Err("over max_ids".into())
+            } else {
+                Ok(tokens)
+            }
+        });
+        match tokenized {
+            Err(_) if count.get() > max_ids => Err(too_long(text, max_ids, String::new())),
+            other => other.map_err(failed),
+        }
     }
 
     /// A mark after the first character of every special token in the text; `encode` with `guarded` takes the marks out once

@@ -1,0 +1,100 @@
+#include "server/work_pool.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "src/base/clock.h"
+
+namespace quire::server {
+namespace {
+
+constexpr int64_t kLongBytes = 64 << 10;  // some 30 ms
+constexpr double kSmooth = 1.0 / 8;
+
+int32_t num_threads_of(int32_t asked) {
+  if (asked > 0) return asked;
+  return std::clamp(static_cast<int32_t>(std::thread::hardware_concurrency()) / 4, 2, 8);
+}
+
+int64_t time_of(const std::function<void()>& work) {
+  const SteadyClock clock;
+  const int64_t started_us = clock.now_us();
+  work();
+  return clock.now_us() - started_us;
+}
+
+}  // namespace
+
+WorkPool::WorkPool(const WorkPoolOptions& options) : options_(options) {
+  const int32_t count = num_threads_of(options.threads);
+  for (int32_t i = 0; i < count; ++i)
+    threads_.emplace_back([this, takes_long = i > 0 || count == 1] { run(takes_long); });
+}
+
+WorkPool::~WorkPool() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+Status WorkPool::submit(int64_t text_bytes, std::function<void()> work) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (queue_.size() >= static_cast<size_t>(options_.max_queued))
+      return full(fmt::format("{} texts wait to be read; at most {} may (max_queued_texts)", queue_.size(),
+                              options_.max_queued));
+    if (!queue_.empty() && queued_bytes_ + text_bytes > options_.max_queued_bytes)
+      return full(
+          fmt::format("{} bytes of text would wait to be read; at most {} may (max_queued_text_bytes)",
+                      queued_bytes_ + text_bytes, options_.max_queued_bytes));
+    queued_bytes_ += text_bytes;
+    queue_.push_back({.text_bytes = text_bytes, .work = std::move(work)});
+  }
+  changed_.notify_all();  // one thread alone may be the one that takes no long text
+  return ok();
+}
+
+size_t WorkPool::num_queued() const {
+  const std::lock_guard lock(mutex_);
+  return queue_.size();
+}
+
+Error WorkPool::full(std::string message) const {
+  const double wait_ms =
+      static_cast<double>(queued_bytes_) * us_per_byte_ / 1000 / static_cast<double>(num_threads());
+  return {.code = Code::kResourceExhausted,
+          .message = std::move(message),
+          .field = {},
+          .retry_delay_ms = std::clamp<int64_t>(static_cast<int64_t>(wait_ms), 50, 60'000)};
+}
+
+std::deque<WorkPool::Item>::iterator WorkPool::next_for(bool takes_long) {
+  if (takes_long) return queue_.begin();
+  return std::find_if(queue_.begin(), queue_.end(),
+                      [](const Item& item) { return item.text_bytes < kLongBytes; });
+}
+
+void WorkPool::run(bool takes_long) {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    auto next = queue_.end();
+    changed_.wait(lock, [&] { return (next = next_for(takes_long)) != queue_.end() || stopping_; });
+    if (next == queue_.end()) return;
+    Item item = std::move(*next);
+    queue_.erase(next);
+    queued_bytes_ -= item.text_bytes;
+    lock.unlock();
+    const int64_t took_us = time_of(item.work);
+    item.work = {};  // what it holds goes without the lock
+    lock.lock();
+    if (item.text_bytes >= kLongBytes)
+      us_per_byte_ +=
+          kSmooth * (static_cast<double>(took_us) / static_cast<double>(item.text_bytes) - us_per_byte_);
+  }
+}
+
+}  // namespace quire::server
