@@ -221,6 +221,24 @@ struct CopyBytesParams {
   int64_t bytes = 0;  // a multiple of 4
 };
 
+// ---- what a step brings to the device: arrays as they are, and its block tables from those of the step before ------------------
+// Row r of the tables `after` becomes the first `kept` entries of row `from` of the tables `before`, then `added` of the step's own.
+// The rest of the row stays what it was.
+struct TableRow {
+  int32_t from = 0, kept = 0, added = 0;
+  // Where the added ones begin in BringStepParams::entries; where one is added, as a list does that grows, the entry itself.
+  int32_t entries = 0;
+};
+// Sources may be mapped host memory, as of CopyBytesParams: rows are read once, entries by those rows that add more than one.
+struct BringStepParams {
+  CopyBytesParams arrays;
+  const TableRow* rows = nullptr;    // [num_rows], aligned to 16
+  const int32_t* entries = nullptr;  // of all rows
+  const int32_t* before = nullptr;   // [rows, stride]
+  int32_t* after = nullptr;          // [rows, stride]; not `before`
+  int64_t stride = 0, num_rows = 0;
+};
+
 // The seam. One instance belongs to one executor thread.
 class Kernels {
  public:
@@ -279,6 +297,9 @@ class Kernels {
   }
   // For the same back ends.
   virtual void copy_bytes(const CopyBytesParams&) {
+    check_failed("this back end has no device memory", __FILE__, __LINE__);
+  }
+  virtual void bring_step(const BringStepParams&) {
     check_failed("this back end has no device memory", __FILE__, __LINE__);
   }
 };

@@ -55,6 +55,9 @@ int main(int argc, char** argv) {
   app.add_option("--cascade-min-saved-bytes", options.engine.cascade_min_saved_bytes,
                  "read shared blocks once for all where that saves so many bytes a layer; -1 = never")
       ->capture_default_str();
+  app.add_option("--max-graph-tokens", options.engine.max_graph_tokens,
+                 "capture steps in which prompts run as graphs up to so many tokens; 0 = decode steps alone")
+      ->capture_default_str();
   app.add_option("--shared-prefix-tokens", options.shared_prefix_tokens,
                  "tokens that all prompts begin with, cached before the timed rounds")
       ->capture_default_str();

@@ -41,6 +41,8 @@ struct EngineConfig {
   int32_t max_step_tokens = 2048;        // tokens of one step, prefill chunks and decodes together
   int32_t max_sequences = 256;           // running at once
   int32_t max_prefill_chunk_tokens = 0;  // 0 = max_step_tokens
+  // CUDA: steps in which prompts run are captured as graphs too, up to so many tokens; 0 = decode steps alone are.
+  int32_t max_graph_tokens = 512;
 
   // Queue
   int32_t max_queued_requests = 1024;

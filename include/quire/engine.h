@@ -30,6 +30,7 @@ struct EngineStats {
   int64_t prefix_queries_tokens_total = 0;
   int64_t shared_read_tokens_total =
       0;  // K and V not read again in decode steps, for other sequences of the step had read them
+  int64_t uploaded_bytes_total = 0;  // arrays and block tables of steps, to a device with memory of its own
   int64_t preemptions_total = 0, copies_on_write_total = 0, evictions_total = 0, steps_total = 0;
   int64_t host_hit_tokens_total = 0, host_blocks_written_total = 0;  // of the prefix cache's host tier
   int32_t host_blocks_total = 0, host_blocks_cached = 0;

@@ -89,15 +89,6 @@ unsigned threads_for(int64_t chunks) {
   return static_cast<unsigned>(std::min<int64_t>(kThreads, ceil_div<int64_t>(chunks, kWarp) * kWarp));
 }
 
-// A word a thread: over the bus as many reads are under way as there are warps.
-__global__ void __launch_bounds__(kThreads) copy_words(CopyBytesParams p) {
-  wait_for_previous_kernel();
-  let_next_kernel_start();
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i < p.bytes / 4)
-    store(static_cast<uint32_t*>(p.target) + i, load(static_cast<const uint32_t*>(p.source) + i));
-}
-
 }  // namespace
 
 void embed(const Target& target, const EmbedParams& p) {
@@ -132,18 +123,6 @@ void silu_mul(const Target& target, const SiluMulParams& p) {
     with_bool(p.width % kChunk == 0,
               [&](auto vector) { launch<silu_mul_rows<decltype(act), vector>>(config, p); });
   });
-}
-
-void copy_bytes(const Target& target, const CopyBytesParams& p) {
-  if (p.bytes == 0) return;
-  check_given("copy_bytes source", p.source);
-  check_given("copy_bytes target", p.target);
-  check_equal("copy_bytes, bytes modulo 4", p.bytes % 4, 0);
-  launch<copy_words>({.grid = as_grid(ceil_div<int64_t>(p.bytes / 4, kThreads)),
-                      .block = kThreads,
-                      .stream = target.stream,
-                      .dependent = true},
-                     p);
 }
 
 void copy_blocks(const Target& target, const BlockCopyParams& p) {

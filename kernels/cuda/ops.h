@@ -12,6 +12,7 @@ void add_rms_norm(const Target& target, const AddRmsNormParams& p);
 void rope_kv_write(const Target& target, const RopeKvWriteParams& p);
 void silu_mul(const Target& target, const SiluMulParams& p);
 void copy_bytes(const Target& target, const CopyBytesParams& p);
+void bring_step(const Target& target, const BringStepParams& p);
 void copy_blocks(const Target& target, const BlockCopyParams& p);
 void move_slots(const Target& target, const MoveSlotsParams& p);
 

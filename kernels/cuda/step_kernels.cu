@@ -60,6 +60,7 @@ class StepKernels final : public Kernels {
   void rope_kv_write(const RopeKvWriteParams& p) override { QUIRE_SIDE::rope_kv_write(target_, p); }
   void silu_mul(const SiluMulParams& p) override { QUIRE_SIDE::silu_mul(target_, p); }
   void copy_bytes(const CopyBytesParams& p) override { QUIRE_SIDE::copy_bytes(target_, p); }
+  void bring_step(const BringStepParams& p) override { QUIRE_SIDE::bring_step(target_, p); }
   void copy_blocks(const BlockCopyParams& p) override { QUIRE_SIDE::copy_blocks(target_, p); }
   void move_slots(const MoveSlotsParams& p) override { QUIRE_SIDE::move_slots(target_, p); }
   void attention(const AttentionParams& p) override {

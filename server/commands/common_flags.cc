@@ -56,6 +56,9 @@ void bind_step_flags(Flags& flags, EngineConfig& c) {
   flags.add("max-sequences", c.max_sequences, "Sequences running at once");
   flags.add("max-prefill-chunk-tokens", c.max_prefill_chunk_tokens,
             "Tokens of one prefill chunk; 0 = max-step-tokens");
+  flags.add(
+      "max-graph-tokens", c.max_graph_tokens,
+      "On CUDA, capture steps in which prompts run as graphs up to so many tokens; 0 = decode steps alone");
   flags.add("max-queued-requests", c.max_queued_requests, "Requests waiting at once");
   flags.add("max-queued-kv-factor", c.max_queued_kv_factor,
             "Waiting tokens, at most this many times the cache's");

@@ -86,6 +86,7 @@ void log_start(const EngineParts& parts, const OpenedExecutor& opened) {
             {"weights_bytes", opened.memory.weights_bytes},
             {"workspace_bytes", opened.memory.workspace_bytes},
             {"logits_bytes", opened.memory.logits_bytes},
+            {"steps_bytes", opened.memory.steps_bytes},
             {"cache_bytes", opened.memory.cache_bytes},
             {"left_bytes", opened.memory.left_bytes}});
 }

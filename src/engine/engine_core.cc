@@ -211,6 +211,7 @@ void EngineCore::commit_step() {
   const int64_t tokens = plan.num_tokens();
   StepResult result = executor_.wait();
   shared_read_tokens_ += result.shared_read_tokens;
+  uploaded_bytes_ += result.uploaded_bytes;
   const int64_t start = clock_.now_us();
   std::vector<StepView::Prompt> prompts;
   for (SequencePromptLogprobs& p : result.prompt_logprobs) {
@@ -265,6 +266,7 @@ void EngineCore::fill_stats(EngineStats& stats) const {
   stats.requests_failed_total = counts_.failed;
   stats.prompt_tokens_total = stats.prefix_queries_tokens_total = c.prompt_tokens;
   stats.shared_read_tokens_total = shared_read_tokens_;
+  stats.uploaded_bytes_total = uploaded_bytes_;
   stats.generation_tokens_total = c.output_tokens;
   stats.cached_tokens_total = c.cached_tokens;
   stats.preemptions_total = c.preemptions;

@@ -1,32 +1,42 @@
 #include "src/execute/cuda_runner.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
-#include <map>
 #include <new>
 #include <unordered_map>
 
 #include "src/execute/row_logprobs.h"
 #include "src/execute/sampler_steps.h"
+#include "src/execute/step_graphs.h"
+#include "src/execute/table_check.h"
 
 namespace quire {
 namespace {
 
-// Decode steps are padded to these row counts, so that few graphs serve all batches. Above the last: multiples of it.
-constexpr int64_t kBuckets[] = {1,  2,  4,  8,  12,  16,  24,  32,  40,  48,
-                                56, 64, 80, 96, 112, 128, 160, 192, 224, 256};
-constexpr int64_t kLeastTableStride = 16;
 constexpr int64_t kMostBytesByKernel = 256 << 10;
 
-int64_t bucket_of(int64_t rows) {
-  for (const int64_t bucket : kBuckets)
-    if (rows <= bucket) return bucket;
-  return (rows + 255) / 256 * 256;
+// Entries of a block table on the device, the same in every step.
+int64_t table_stride(const StepLimits& l) {
+  const int64_t blocks = (l.max_context_tokens + l.block_tokens - 1) / l.block_tokens;
+  return (blocks + 15) / 16 * 16;
 }
 
-int64_t power_of_two_from(int64_t n) {
-  int64_t power = kLeastTableStride;
-  while (power < n) power *= 2;
-  return power;
+StepShape largest_step(const StepLimits& l) {
+  const int64_t sequences = decode_bucket(l.max_sequences), rows = std::max(l.max_rows, sequences);
+  return {.rows = rows,
+          .sequences = static_cast<int32_t>(sequences),
+          .logits_rows = rows,
+          .samples = static_cast<int32_t>(sequences),
+          .table_entries = sequences * table_stride(l),
+          .copies = l.num_blocks,
+          .windows = true,
+          .sinks = true,
+          .prefix_nodes = prefix_node_room(static_cast<int32_t>(sequences)),
+          .prefix_members = prefix_member_room(static_cast<int32_t>(sequences)),
+          .prefix_splits = 1,
+          .retained = static_cast<int32_t>(sequences),
+          .cut_blocks = static_cast<int32_t>(sequences * table_stride(l))};
 }
 
 // May tokens of these parameters be chosen from the logits row alone?
@@ -60,20 +70,18 @@ class CudaQueuedStep final : public QueuedStep {
   StreamEvent* begun = nullptr;            // null: nothing was queued
   StreamEvent* done = nullptr;
   int turn = 0;
+  bool tables_queued = false;  // on their way back, to be checked
   std::vector<QueuedDump> dumps;
-};
-
-struct Graph {
-  bool warmed = false;  // run once without capture: libraries choose their kernels then
-  // One a turn: a graph cannot be set up again while it runs, so two steps in a row take two.
-  std::unique_ptr<CapturedGraph> captured[2];
 };
 
 class CudaRunner final : public QueueingRunner {
  public:
   explicit CudaRunner(CudaRunnerParts parts)
       : parts_(std::move(parts)),
-        step_(parts_.limits),
+        step_(parts_.limits, StepTables::kKeptElsewhere),
+        tables_(parts_.limits.block_tokens, parts_.limits.num_blocks),
+        table_check_(*parts_.device, parts_.limits.block_tokens),
+        graphs_(*parts_.device, {}),
         copies_(parts_.limits.num_blocks),
         groups_(parts_.cascade),
         retention_(*parts_.device, *parts_.kernels, parts_.layout, parts_.arena.as<char>(),
@@ -83,7 +91,8 @@ class CudaRunner final : public QueueingRunner {
   Status allocate() {
     StreamDevice& device = *parts_.device;
     const auto samples = int64_t{max_samples()};
-    Result<DeviceStep> arrays = DeviceStep::create(device, largest_shape());
+    const int64_t stride = table_stride(parts_.limits);
+    Result<DeviceStep> arrays = DeviceStep::create(device, largest_step(parts_.limits), stride);
     if (!arrays) return arrays.error();
     arrays_ = std::move(*arrays);
     const std::pair<DeviceBuffer*, int64_t> buffers[] = {
@@ -101,7 +110,7 @@ class CudaRunner final : public QueueingRunner {
       turn.done = device.make_event();
     }
     device.synchronize();
-    return ok();
+    return parts_.check_tables ? table_check_.allocate(max_samples(), stride) : ok();
   }
 
   std::unique_ptr<QueuedStep> queue(std::shared_ptr<const BatchPlan> plan) override {
@@ -115,6 +124,7 @@ class CudaRunner final : public QueueingRunner {
     } catch (const std::bad_alloc&) {
       queued->result.status = error(Code::kResourceExhausted, "no host memory for the step's results");
     }
+    if (!queued->result.status) tables_.forget();  // its tables may not be on the device, or not whole
     return queued;
   }
 
@@ -125,6 +135,8 @@ class CudaRunner final : public QueueingRunner {
     step.result.execute_ms = step.done->ms_since(*step.begun);
     const auto* tokens = turns_[step.turn].back.as<const int32_t>();
     const auto* logprobs = reinterpret_cast<const float*>(tokens + max_samples());
+    if (step.tables_queued && step.result.status)
+      step.result.status = table_check_.compare(*step.plan, step.turn);
     for (const QueuedDump& dump : step.dumps) retention_.report(dump, step.result.kv_dumps);
     for (size_t i = 0; i < step.device_samples.size(); ++i)
       step.result.samples.push_back(
@@ -138,27 +150,8 @@ class CudaRunner final : public QueueingRunner {
     std::unique_ptr<StreamEvent> begun, done;
   };
 
-  int32_t max_samples() const { return static_cast<int32_t>(bucket_of(parts_.limits.max_sequences)); }
+  int32_t max_samples() const { return static_cast<int32_t>(decode_bucket(parts_.limits.max_sequences)); }
   int64_t vocab() const { return parts_.limits.vocab_size; }
-
-  StepShape largest_shape() const {
-    const StepLimits& l = parts_.limits;
-    const int64_t blocks = (l.max_context_tokens + l.block_tokens - 1) / l.block_tokens;
-    const int64_t sequences = bucket_of(l.max_sequences);
-    return {.rows = std::max(l.max_rows, sequences),
-            .sequences = static_cast<int32_t>(sequences),
-            .table_stride = power_of_two_from(blocks),
-            .logits_rows = std::max(l.max_rows, sequences),
-            .samples = max_samples(),
-            .copies = l.num_blocks,
-            .windows = true,
-            .sinks = true,
-            .prefix_nodes = prefix_node_room(static_cast<int32_t>(sequences)),
-            .prefix_members = prefix_member_room(static_cast<int32_t>(sequences)),
-            .prefix_splits = 1,
-            .retained = static_cast<int32_t>(sequences),
-            .cut_blocks = static_cast<int32_t>(sequences * power_of_two_from(blocks))};
-  }
 
   Status queue_checked(CudaQueuedStep& queued) {
     const BatchPlan& plan = *queued.plan;
@@ -168,6 +161,7 @@ class CudaRunner final : public QueueingRunner {
     retention_.forget(plan.leaves);
     if (Status copies = copies_.build(plan.copies); !copies) return copies;
     if (Status built = step_.build(plan); !built) return built;
+    if (Status built = tables_.build(plan); !built) return built;
     if (Status begun = begin_retention(plan); !begun) return begun;
     Turn& turn = turns_[queued.turn];
     queued.begun = turn.begun.get();
@@ -185,9 +179,9 @@ class CudaRunner final : public QueueingRunner {
   // Graphs captured around buffers that have grown since are of no use; nothing runs any more when buffers grow.
   Status begin_retention(const BatchPlan& plan) {
     const int32_t before = retention_.generation();
-    const Status begun = retention_.begin(plan, bucket_of(step_.arrays().rows));
+    const Status begun = retention_.begin(plan, decode_bucket(step_.arrays().rows));
     if (retention_.generation() != before)
-      std::erase_if(graphs_, [](const auto& graph) { return graph.first.retained > 0; });
+      graphs_.drop([](const StepShape& shape) { return shape.retained > 0; });
     return begun;
   }
 
@@ -245,60 +239,90 @@ class CudaRunner final : public QueueingRunner {
     (void)plan;
   }
 
-  void run(const BatchPlan& plan, CudaQueuedStep& queued, bool on_host) {
+  // A step of the sizes that one graph serves, or one whose kernels are launched as they come.
+  enum class Form : uint8_t { kLaunched, kDecode, kWithPrompts };
+
+  // The step's own sizes; what is sampled on the host has no samples on the device.
+  StepShape own_shape(const BatchPlan& plan, bool on_host) const {
     const StepArrays own = step_.arrays();
-    const bool decode = !on_host && retention_.may_be_captured() && own.max_rows == 1 &&
-                        own.num_logits_rows == own.rows && step_.num_samples() == own.rows;
-    StepShape shape{.rows = own.rows,
-                    .sequences = own.num_sequences,
-                    .table_stride = own.table_stride,
-                    .logits_rows = own.num_logits_rows,
-                    .samples = on_host ? 0 : static_cast<int32_t>(settings_.size()),
-                    .copies = static_cast<int32_t>(plan.copies.size()),
-                    .windows = own.windows != nullptr,
-                    .sinks = own.sink_slots != nullptr};
-    if (decode) {
-      shape.rows = shape.logits_rows = bucket_of(own.rows);
-      shape.sequences = shape.samples = static_cast<int32_t>(shape.rows);
-      shape.table_stride = power_of_two_from(own.table_stride);
+    return {.rows = own.rows,
+            .sequences = own.num_sequences,
+            .logits_rows = own.num_logits_rows,
+            .samples = on_host ? 0 : static_cast<int32_t>(settings_.size()),
+            .table_entries = static_cast<int64_t>(tables_.entries().size()),
+            .copies = static_cast<int64_t>(plan.copies.size()),
+            .windows = own.windows != nullptr,
+            .sinks = own.sink_slots != nullptr,
+            .retained = static_cast<int32_t>(retention_.arrays().items.size()),
+            .cut_blocks = static_cast<int32_t>(retention_.arrays().cut_blocks.size())};
+  }
+
+  // Padded to what a graph may be captured for, if there is such a size.
+  Form pad(StepShape& shape) const {
+    if (shape.rows == 0) return Form::kLaunched;
+    const StepArrays own = step_.arrays();
+    const bool decodes = own.max_rows == 1 && shape.logits_rows == shape.rows && shape.samples == shape.rows;
+    StepShape padded = shape;
+    if (decodes) {
+      padded.rows = padded.logits_rows = decode_bucket(shape.rows);
+      padded.sequences = padded.samples = static_cast<int32_t>(padded.rows);
+      if (shape.retained > 0) padded.retained = static_cast<int32_t>(decode_bucket(shape.retained));
+    } else {
+      const int64_t most = std::max<int64_t>({shape.sequences, shape.logits_rows, shape.samples});
+      const auto sequences = std::min(static_cast<int32_t>(sequence_bucket(most)), max_samples());
+      padded.with_prompts = true;
+      padded.rows = token_bucket(shape.rows);
+      padded.sequences = sequences;
+      padded.logits_rows =
+          shape.logits_rows == 0 ? 0 : sequences;  // else nobody asks for the last layer's work
+      padded.samples = shape.samples == 0 ? 0 : sequences;
+      if (padded.rows > std::min<int64_t>(parts_.max_graph_tokens, largest_step(parts_.limits).rows) ||
+          shape.retained > 0)
+        return Form::kLaunched;
     }
-    const RetentionArrays retained = retention_.arrays();
-    const auto num_retained = static_cast<int32_t>(retained.items.size());
-    shape.retained =
-        decode && num_retained > 0 ? static_cast<int32_t>(bucket_of(num_retained)) : num_retained;
-    shape.cut_blocks = static_cast<int32_t>(retained.cut_blocks.size());
+    if (padded.logits_rows > parts_.logits_rows || !retention_.may_be_captured()) return Form::kLaunched;
+    shape = padded;
+    return decodes ? Form::kDecode : Form::kWithPrompts;
+  }
+
+  void run(const BatchPlan& plan, CudaQueuedStep& queued, bool on_host) {
+    StepShape shape = own_shape(plan, on_host);
+    const Form form = on_host ? Form::kLaunched : pad(shape);
     if (make_room_for_prefixes(shape)) queued.result.shared_read_tokens = groups_.saved_tokens();
     const PlacedStep placed =
-        arrays_.pack(step_,
+        arrays_.pack(step_, tables_,
                      {.id_source = id_source_,
                       .settings = on_host ? std::span<const SampleSettings>() : settings_,
                       .copy_pairs = copies_.pairs(),
-                      .retention = retained,
+                      .retention = retention_.arrays(),
                       .prefixes = groups_.arrays()},
                      shape, queued.turn);
-    if (!decode || !plan.copies.empty() || !by_kernel(shape))
-      parts_.device->copy_to_device(placed.there, placed.packed, placed.bytes);
+    queued.result.uploaded_bytes = placed.bytes;
     run_copies(placed);
     if (plan.sequences.empty()) return;
-    if (on_host) {
-      parts_.kernels->take_sampled({.ids = placed.ids,
-                                    .source = placed.id_source,
-                                    .tokens = sampled_.as<int32_t>(),
-                                    .rows = shape.rows});
-      run_forward(placed, shape);
-      return read_logits(queued.result);
-    }
-    if (decode) return run_decode(placed, shape, queued.turn);
-    run_kernels(placed, shape);
-    parts_.device->copy_to_host(turns_[queued.turn].back.data(), sampled_.data(), sampled_bytes(shape));
+    if (!by_kernel(shape)) bring_by_engine(placed.bring.arrays);
+    if (on_host)
+      run_and_sample_here(placed, shape, queued.result);
+    else if (form == Form::kLaunched)
+      run_kernels(placed, shape, queued.turn);
+    else
+      run_captured(placed, shape, queued.turn);
+    queued.tables_queued = table_check_.enabled();
+    if (queued.tables_queued) table_check_.fetch(placed.arrays, step_.arrays().num_sequences, queued.turn);
   }
 
-  int64_t sampled_bytes(const StepShape& shape) const { return (int64_t{max_samples()} + shape.samples) * 4; }
+  void run_and_sample_here(const PlacedStep& placed, const StepShape& shape, StepResult& result) {
+    run_model(placed, shape);
+    read_logits(result);
+  }
 
-  // Whether a decode step's graph brings the arrays itself. The copy engine is faster over the bus, but between two graphs it costs 20 us.
-  static bool by_kernel(StepShape shape) {
-    shape.copies = 0;
-    return DeviceStep::bytes_of(shape) <= kMostBytesByKernel;
+  // Whether a kernel brings the arrays. The copy engine is faster over the bus, but between two graphs it costs 20 us.
+  static bool by_kernel(const StepShape& shape) {
+    return DeviceStep::array_bytes(shape) <= kMostBytesByKernel;
+  }
+
+  void bring_by_engine(const CopyBytesParams& p) {
+    parts_.device->copy_to_device(p.target, p.source, p.bytes);
   }
 
   // False: the step reads every list by itself.
@@ -317,6 +341,10 @@ class CudaRunner final : public QueueingRunner {
   }
 
   void run_copies(const PlacedStep& placed) {
+    if (placed.bring_pairs.bytes <= kMostBytesByKernel)
+      parts_.kernels->copy_bytes(placed.bring_pairs);
+    else
+      bring_by_engine(placed.bring_pairs);
     int64_t begin = 0;
     for (const int64_t end : copies_.ends()) {
       parts_.kernels->copy_blocks({.arena = parts_.arena.as<char>(),
@@ -327,12 +355,21 @@ class CudaRunner final : public QueueingRunner {
     }
   }
 
-  void run_kernels(const PlacedStep& placed, const StepShape& shape) {
+  // The arrays' way in, the ids sampled one step before, and the forward pass.
+  void run_model(const PlacedStep& placed, const StepShape& shape) {
+    BringStepParams p = placed.bring;
+    if (!by_kernel(shape)) p.arrays.bytes = 0;  // the copy engine has done it
+    parts_.kernels->bring_step(p);
     parts_.kernels->take_sampled({.ids = placed.ids,
                                   .source = placed.id_source,
                                   .tokens = sampled_.as<int32_t>(),
                                   .rows = shape.rows});
     run_forward(placed, shape);
+  }
+
+  void run_kernels(const PlacedStep& placed, const StepShape& shape, int turn) {
+    run_model(placed, shape);
+    if (shape.samples == 0) return;
     parts_.forward->logits(0, placed.arrays.num_logits_rows, parts_.logits.as<float>());
     parts_.kernels->sample({.logits = parts_.logits.as<const float>(),
                             .settings = placed.settings,
@@ -341,15 +378,9 @@ class CudaRunner final : public QueueingRunner {
                             .logprobs = sampled_.as<float>() + max_samples(),
                             .num_samples = shape.samples,
                             .vocab = static_cast<int32_t>(vocab())});
-  }
-
-  void run_decode_kernels(const PlacedStep& placed, const StepShape& shape, int turn) {
-    if (by_kernel(shape))
-      parts_.kernels->copy_bytes(
-          {.source = placed.packed, .target = placed.there, .bytes = DeviceStep::bytes_of(shape)});
-    run_kernels(placed, shape);
-    parts_.kernels->copy_bytes(
-        {.source = sampled_.data(), .target = turns_[turn].back.data(), .bytes = sampled_bytes(shape)});
+    parts_.kernels->copy_bytes({.source = sampled_.data(),
+                                .target = turns_[turn].back.data(),
+                                .bytes = (int64_t{max_samples()} + shape.samples) * 4});
   }
 
   void run_forward(const PlacedStep& placed, const StepShape& shape) {
@@ -359,23 +390,15 @@ class CudaRunner final : public QueueingRunner {
     parts_.forward->run(arrays, [this](int32_t layer) { retention_.after_layer(layer); });
   }
 
-  // Two graphs per shape, captured when the shape comes for the second and third time.
-  void run_decode(PlacedStep placed, const StepShape& shape, int turn) {
+  // What steers host code in a graph must hold for every step that it serves: upper bounds, and what its shape says.
+  void run_captured(PlacedStep placed, const StepShape& shape, int turn) {
     StepShape key = shape;
-    key.copies = 0;  // copies lie behind all that the graph reads
+    key.copies = key.table_entries = 0;  // behind all that lies at fixed places
+    placed.arrays.max_rows = shape.with_prompts ? static_cast<int32_t>(shape.rows) : 1;
     placed.arrays.max_length = parts_.limits.max_context_tokens;
-    placed.arrays.all_rows_have_logits = true;
+    placed.arrays.all_rows_have_logits = !shape.with_prompts;
     placed.arrays.overwrites = shape.retained > 0;  // whether or not a list is full by now
-    Graph& graph = graphs_[key];
-    std::unique_ptr<CapturedGraph>& captured = graph.captured[turn];
-    if (captured == nullptr && graph.warmed) {
-      parts_.device->begin_capture();
-      run_decode_kernels(placed, key, turn);
-      captured = parts_.device->end_capture();
-    }
-    if (captured != nullptr) return parts_.device->run(*captured);
-    run_decode_kernels(placed, key, turn);
-    graph.warmed = true;
+    graphs_.run(key, turn, [&] { run_kernels(placed, key, turn); });
   }
 
   // Logits come to the host in pieces of as many rows as the buffer holds; a piece may begin or end inside a sequence's rows.
@@ -408,6 +431,9 @@ class CudaRunner final : public QueueingRunner {
 
   CudaRunnerParts parts_;
   HostStep step_;
+  TableDeltas tables_;
+  TableCheck table_check_;
+  StepGraphs graphs_;
   CopyGroups copies_;
   PrefixGroups groups_;
   DeviceRetention retention_;
@@ -418,7 +444,6 @@ class CudaRunner final : public QueueingRunner {
   DeviceBuffer sample_space_;
   Turn turns_[2];
   int next_turn_ = 0;
-  std::map<StepShape, Graph> graphs_;
   std::vector<int32_t> id_source_;
   std::vector<SampleSettings> settings_;
   std::vector<float> host_logits_;
@@ -426,6 +451,12 @@ class CudaRunner final : public QueueingRunner {
 };
 
 }  // namespace
+
+int64_t cuda_runner_bytes(const StepLimits& limits, int64_t sample_space_bytes) {
+  const StepShape largest = largest_step(limits);
+  return DeviceStep::device_bytes(largest, table_stride(limits)) +
+         largest.samples * (8 + sample_space_bytes) + GraphLimits{}.bytes;
+}
 
 Result<std::unique_ptr<QueueingRunner>> make_cuda_runner(CudaRunnerParts parts) {
   auto runner = std::make_unique<CudaRunner>(std::move(parts));

@@ -13,6 +13,7 @@
 #include "src/execute/pipelined_executor.h"
 #include "src/execute/prefix_groups.h"
 #include "src/execute/swap_space.h"
+#include "src/execute/table_deltas.h"
 #include "src/model/forward.h"
 #include "src/sample/sampler.h"
 
@@ -29,8 +30,14 @@ struct CudaRunnerParts {
   StepLimits limits;
   KvLayout layout;
   CascadeRule cascade;
+  // Steps with prompts are captured up to so many tokens (EngineConfig).
+  int32_t max_graph_tokens = 0;
+  // After each step its block tables and lengths come back and are compared with the plan's: tests.
+  bool check_tables = false;
 };
 
+// Device memory that the runner takes: arrays and tables of steps, sampling, and what its graphs may grow to.
+int64_t cuda_runner_bytes(const StepLimits& limits, int64_t sample_space_bytes);
 Result<std::unique_ptr<QueueingRunner>> make_cuda_runner(CudaRunnerParts parts);
 
 }  // namespace quire

@@ -10,11 +10,12 @@ namespace {
 
 // Byte offsets of a shape's arrays, each aligned for 16-byte reads.
 struct Layout {
-  int64_t ids, positions, id_source, slots, query_start, lengths, block_table, logits_rows, settings, windows,
+  int64_t table_rows, ids, positions, id_source, slots, query_start, lengths, logits_rows, settings, windows,
       sink_slots, sink_positions;
   int64_t node_slots, node_sequence_start, node_sequences, sequence_member_start, sequence_members,
-      private_start, copy_pairs;
-  int64_t items, item_of_row, row_logits_start, column_sums_start, cut_blocks, end;
+      private_start;
+  int64_t items, item_of_row, row_logits_start, column_sums_start, cut_blocks;
+  int64_t arrays_end, table_entries, copy_pairs, end;
 
   explicit Layout(const StepShape& s) {
     int64_t at = 0;
@@ -23,13 +24,13 @@ struct Layout {
       at += (count * bytes + 15) / 16 * 16;
       return begin;
     };
+    table_rows = take(s.sequences, sizeof(TableRow));  // read where it is packed
     ids = take(s.rows, 4);
     positions = take(s.rows, 4);
     id_source = take(s.rows, 4);
     slots = take(s.rows, 8);
     query_start = take(s.sequences + 1, 4);
     lengths = take(s.sequences, 4);
-    block_table = take(s.sequences * s.table_stride, 4);
     logits_rows = take(s.logits_rows, 4);
     settings = take(s.samples, sizeof(SampleSettings));
     windows = take(s.windows ? s.sequences : 0, 4);
@@ -48,7 +49,9 @@ struct Layout {
     row_logits_start = take(retains ? s.sequences : 0, 8);
     column_sums_start = take(retains ? s.sequences : 0, 8);
     cut_blocks = take(s.cut_blocks, 4);
-    copy_pairs = take(int64_t{s.copies} * 2, 4);  // last: a graph brings what lies before
+    arrays_end = at;
+    table_entries = take(s.table_entries, 4);
+    copy_pairs = take(s.copies * 2, 4);
     end = at;
   }
 };
@@ -88,75 +91,98 @@ void put_retention(char* host, const Layout& at, const RetentionArrays& r, const
 
 }  // namespace
 
-int64_t DeviceStep::bytes_of(const StepShape& shape) {
-  return Layout(shape).end;
+int64_t DeviceStep::array_bytes(const StepShape& shape) {
+  return Layout(shape).arrays_end;
 }
 
-Result<DeviceStep> DeviceStep::create(StreamDevice& device, const StepShape& largest) {
+int64_t DeviceStep::device_bytes(const StepShape& largest, int64_t table_stride) {
+  const Layout at(largest);
+  return at.arrays_end + (at.end - at.copy_pairs) + 2 * largest.sequences * table_stride * 4;
+}
+
+Result<DeviceStep> DeviceStep::create(StreamDevice& device, const StepShape& largest, int64_t table_stride) {
   DeviceStep step;
-  const int64_t bytes = bytes_of(largest);
-  Result<DeviceBuffer> staging = device.allocate(bytes, "arrays of a step");
+  step.table_stride_ = table_stride;
+  const Layout at(largest);
+  Result<DeviceBuffer> staging =
+      device.allocate(at.arrays_end + (at.end - at.copy_pairs), "arrays of a step");
   if (!staging) return staging.error();
   step.staging_ = std::move(*staging);
+  for (DeviceBuffer& tables : step.tables_) {
+    Result<DeviceBuffer> buffer = device.allocate(largest.sequences * table_stride * 4, "block tables");
+    if (!buffer) return buffer.error();
+    tables = std::move(*buffer);
+    device.set_zero(tables.data(), tables.bytes());  // what is read past a list's end must name a block
+  }
   for (DeviceBuffer& pinned : step.pinned_) {
-    Result<DeviceBuffer> buffer = device.allocate_pinned(bytes, "arrays of a step");
+    Result<DeviceBuffer> buffer = device.allocate_pinned(at.end, "arrays of a step");
     if (!buffer) return buffer.error();
     pinned = std::move(*buffer);
   }
   return step;
 }
 
-PlacedStep DeviceStep::pack(const HostStep& step, const DeviceStepExtras& extras, const StepShape& shape,
-                            int turn) {
+void DeviceStep::pack_arrays(const HostStep& step, const TableDeltas& tables, const DeviceStepExtras& extras,
+                             const StepShape& shape, char* host) const {
   const Layout at(shape);
-  check(at.end <= staging_.bytes(), "DeviceStep: the step is larger than the largest it was made for");
   const StepArrays from = step.arrays();
-  char* host = pinned_[turn].as<char>();
+  const auto put_all = [host](int64_t offset, const auto& source, int64_t count, auto padding) {
+    put(host, offset, source.data(), static_cast<int64_t>(source.size()), count, padding);
+  };
+  put_all(at.table_rows, tables.rows(), shape.sequences, TableRow{});
   put(host, at.ids, from.ids, from.rows, shape.rows, 0);
   put(host, at.positions, from.positions, from.rows, shape.rows, 0);
   put(host, at.id_source, extras.id_source.data(), from.rows, shape.rows, -1);
   put(host, at.slots, from.slots, from.rows, shape.rows, int64_t{-1});
   put(host, at.query_start, from.query_start, from.num_sequences + 1, from.num_sequences + 1, 0);
   auto* query_start = reinterpret_cast<int32_t*>(host + at.query_start);
-  for (int32_t s = from.num_sequences; s < shape.sequences; ++s) query_start[s + 1] = query_start[s] + 1;
+  // Rows that pad a step with prompts belong to no sequence.
+  for (int32_t s = from.num_sequences; s < shape.sequences; ++s)
+    query_start[s + 1] = query_start[s] + (shape.with_prompts ? 0 : 1);
   // Lists that pad the batch are empty: no attention is computed for them.
   put(host, at.lengths, from.lengths, from.num_sequences, shape.sequences, 0);
-  auto* table = reinterpret_cast<int32_t*>(host + at.block_table);
-  for (int32_t s = 0; s < shape.sequences; ++s) {
-    int32_t* row = table + s * shape.table_stride;
-    const bool real = s < from.num_sequences;
-    if (real)
-      std::memcpy(row, from.block_table + s * from.table_stride, static_cast<size_t>(from.table_stride) * 4);
-    std::fill(row + (real ? from.table_stride : 0), row + shape.table_stride, 0);
-  }
   put(host, at.logits_rows, from.logits_rows, std::min(from.num_logits_rows, shape.logits_rows),
       shape.logits_rows, 0);
-  put(host, at.settings, extras.settings.data(), static_cast<int64_t>(extras.settings.size()), shape.samples,
-      SampleSettings{.inverse_temperature = 0});
+  put_all(at.settings, extras.settings, shape.samples, SampleSettings{.inverse_temperature = 0});
   if (shape.windows) put(host, at.windows, from.windows, from.num_sequences, shape.sequences, 0);
   if (shape.sinks) put(host, at.sink_slots, from.sink_slots, from.num_sequences, shape.sequences, 0);
   if (shape.sinks) put(host, at.sink_positions, from.sink_positions, from.rows, shape.rows, 0);
   if (shape.prefix_nodes > 0) put_prefixes(host, at, extras.prefixes, from.num_sequences, shape);
-  put(host, at.copy_pairs, extras.copy_pairs.data(), static_cast<int64_t>(extras.copy_pairs.size()),
-      int64_t{shape.copies} * 2, 0);
   if (shape.retained > 0) put_retention(host, at, extras.retention, shape);
+  put_all(at.table_entries, tables.entries(), shape.table_entries, 0);
+  put_all(at.copy_pairs, extras.copy_pairs, shape.copies * 2, 0);
+}
 
+PlacedStep DeviceStep::pack(const HostStep& step, const TableDeltas& tables, const DeviceStepExtras& extras,
+                            const StepShape& shape, int turn) {
+  const Layout at(shape);
+  check(at.end <= pinned_[turn].bytes(), "DeviceStep: the step is larger than the largest it was made for");
+  char* host = pinned_[turn].as<char>();
+  pack_arrays(step, tables, extras, shape, host);
   char* base = staging_.as<char>();
   const auto ints = [base](int64_t offset) { return reinterpret_cast<int32_t*>(base + offset); };
-  PlacedStep placed{.arrays = from,
-                    .ids = ints(at.ids),
-                    .id_source = ints(at.id_source),
-                    .settings = reinterpret_cast<const SampleSettings*>(base + at.settings),
-                    .copy_pairs = ints(at.copy_pairs),
-                    .packed = host,
-                    .there = base,
-                    .bytes = at.end};
+  char* pairs = base + at.arrays_end;
+  PlacedStep placed{
+      .arrays = step.arrays(),
+      .ids = ints(at.ids),
+      .id_source = ints(at.id_source),
+      .settings = reinterpret_cast<const SampleSettings*>(base + at.settings),
+      .copy_pairs = reinterpret_cast<const int32_t*>(pairs),
+      .bring = {.arrays = {.source = host + at.ids, .target = base + at.ids, .bytes = at.arrays_end - at.ids},
+                .rows = reinterpret_cast<const TableRow*>(host + at.table_rows),
+                .entries = reinterpret_cast<const int32_t*>(host + at.table_entries),
+                .before = tables_[1 - turn].as<const int32_t>(),
+                .after = tables_[turn].as<int32_t>(),
+                .stride = table_stride_,
+                .num_rows = shape.sequences},
+      .bring_pairs = {.source = host + at.copy_pairs, .target = pairs, .bytes = at.end - at.copy_pairs},
+      .bytes = at.end};
   placed.arrays.ids = placed.ids;
   placed.arrays.positions = ints(at.positions);
   placed.arrays.slots = reinterpret_cast<const int64_t*>(base + at.slots);
   placed.arrays.query_start = ints(at.query_start);
   placed.arrays.lengths = ints(at.lengths);
-  placed.arrays.block_table = ints(at.block_table);
+  placed.arrays.block_table = placed.bring.after;
   placed.arrays.logits_rows = ints(at.logits_rows);
   placed.arrays.windows = shape.windows ? ints(at.windows) : nullptr;
   placed.arrays.sink_slots = shape.sinks ? ints(at.sink_slots) : nullptr;
@@ -180,7 +206,7 @@ PlacedStep DeviceStep::pack(const HostStep& step, const DeviceStepExtras& extras
                               .private_start = ints(at.private_start)};
   }
   placed.arrays.rows = shape.rows;
-  placed.arrays.table_stride = shape.table_stride;
+  placed.arrays.table_stride = table_stride_;
   placed.arrays.num_logits_rows = shape.logits_rows;
   placed.arrays.num_sequences = shape.sequences;
   return placed;

@@ -1,5 +1,8 @@
 // One step's arrays on their way to a device: packed into one pinned buffer, brought by one copy, read by kernels at the same offsets.
-// Two pinned buffers take turns, so that a step is packed while the one before it still runs. Executor thread.
+// Two pinned buffers take turns, so that a step is packed while the one before it still runs.
+//
+// Block tables stay on the device: a step's are made there from those of the step before and the entries that are new (TableDeltas),
+// so two sets of tables take turns as well, and a step that runs never sees its own change. Executor thread.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +13,7 @@
 #include "src/device/stream_device.h"
 #include "src/execute/device_retention.h"
 #include "src/execute/host_step.h"
+#include "src/execute/table_deltas.h"
 #include "src/model/step_arrays.h"
 
 namespace quire {
@@ -18,10 +22,11 @@ namespace quire {
 struct StepShape {
   int64_t rows = 0;
   int32_t sequences = 0;
-  int64_t table_stride = 0;
   int64_t logits_rows = 0;
   int32_t samples = 0;
-  int32_t copies = 0;
+  // Behind all that a graph reads at fixed places: new entries of block tables, and pairs of blocks to be copied.
+  int64_t table_entries = 0, copies = 0;
+  bool with_prompts = false;            // else every sequence has one row, padding too
   bool windows = false, sinks = false;  // some sequence has one: kernels get other arguments
   // Room for shared prefixes, and the parts that each is cut in (SharedPrefixes); all 0 where nothing is shared.
   int32_t prefix_nodes = 0, prefix_members = 0, prefix_splits = 0;
@@ -47,23 +52,36 @@ struct PlacedStep {
   const SampleSettings* settings = nullptr;
   const int32_t* copy_pairs = nullptr;
   PlacedRetention retention;
-  // The copy that brings all this: from host memory that kernels may read to device memory.
-  const void* packed = nullptr;
-  void* there = nullptr;
-  int64_t bytes = 0;
+  // What brings all this: the arrays and the tables, from host memory that kernels may read; and the pairs of blocks.
+  BringStepParams bring;
+  CopyBytesParams bring_pairs;
+  int64_t bytes = 0;  // of both
 };
 
 class DeviceStep {
  public:
-  static Result<DeviceStep> create(StreamDevice& device, const StepShape& largest);
-  static int64_t bytes_of(const StepShape& shape);
+  // table_stride: entries of a list at most.
+  static Result<DeviceStep> create(StreamDevice& device, const StepShape& largest, int64_t table_stride);
+  // Device memory that create() allocates.
+  static int64_t device_bytes(const StepShape& largest, int64_t table_stride);
+  // Bytes of the arrays that a graph brings: without new entries and copies.
+  static int64_t array_bytes(const StepShape& shape);
 
-  // Packs the step into the pinned buffer `turn` (0 or 1); the caller copies it. `shape` may be larger than the step: rows beyond it
-  // write no slot and read block 0, samples beyond it are greedy and nobody's.
-  PlacedStep pack(const HostStep& step, const DeviceStepExtras& extras, const StepShape& shape, int turn);
+  // Packs the step into the pinned buffer `turn`; the caller copies it. Turns 0 and 1 alternate, or `tables` keeps nothing. `shape` may
+  // be larger than the step: rows beyond it write no slot and belong to empty lists, samples beyond it are greedy and nobody's.
+  PlacedStep pack(const HostStep& step, const TableDeltas& tables, const DeviceStepExtras& extras,
+                  const StepShape& shape, int turn);
+
+  const int32_t* tables(int turn) const { return tables_[turn].as<const int32_t>(); }
+  int64_t table_stride() const { return table_stride_; }
 
  private:
-  DeviceBuffer staging_;
+  void pack_arrays(const HostStep& step, const TableDeltas& tables, const DeviceStepExtras& extras,
+                   const StepShape& shape, char* host) const;
+
+  int64_t table_stride_ = 0;
+  DeviceBuffer staging_;  // arrays, then pairs of blocks
+  DeviceBuffer tables_[2];
   DeviceBuffer pinned_[2];
 };
 

@@ -28,7 +28,7 @@ int32_t sinks_of(const PolicySpec& policy) {
 
 }  // namespace
 
-HostStep::HostStep(const StepLimits& limits) : limits_(limits) {
+HostStep::HostStep(const StepLimits& limits, StepTables tables) : limits_(limits), tables_(tables) {
   const auto rows = static_cast<size_t>(limits.max_rows),
              sequences = static_cast<size_t>(limits.max_sequences);
   for (std::vector<int32_t>* per_row : {&ids_, &positions_, &logits_rows_, &sink_positions_})
@@ -119,7 +119,8 @@ Status HostStep::check_blocks(const PlannedSequence& s, int64_t length) const {
     return plan_fault(
         s, fmt::format("{} slots need {} blocks; its table has {}", length, blocks, s.block_table.size()));
   }
-  for (int64_t i = 0; i < blocks; ++i) {
+  const int64_t first = tables_ == StepTables::kCopied ? 0 : s.list_length_before / limits_.block_tokens;
+  for (int64_t i = first; i < blocks; ++i) {
     const int32_t block = value(s.block_table[static_cast<size_t>(i)]);
     if (block < 0 || block >= limits_.num_blocks)
       return plan_fault(s, fmt::format("block {}; the cache has {}", block, limits_.num_blocks));
@@ -172,12 +173,16 @@ void HostStep::set_slot(const PlannedSequence& s, int64_t row, int32_t layer, in
 
 // A whole copy of the table each step: 256 lists of 256 blocks are 262 kB, under 20 us of this thread's time
 // and none of the engine's.
-void HostStep::add_list(const PlannedSequence& s, int64_t length) {
+void HostStep::copy_table(const PlannedSequence& s, int64_t length) {
   const int64_t blocks = (length + limits_.block_tokens - 1) / limits_.block_tokens;
   const size_t row = lengths_.size() * static_cast<size_t>(table_stride_);
   block_table_.resize(row + static_cast<size_t>(table_stride_), 0);
   for (int64_t i = 0; i < blocks; ++i)
     block_table_[row + static_cast<size_t>(i)] = value(s.block_table[static_cast<size_t>(i)]);
+}
+
+void HostStep::add_list(const PlannedSequence& s, int64_t length) {
+  if (tables_ == StepTables::kCopied) copy_table(s, length);
   lengths_.push_back(static_cast<int32_t>(length));
   query_start_.push_back(static_cast<int32_t>(ids_.size()));
   max_rows_ = std::max(max_rows_, static_cast<int32_t>(s.tokens.size()));
@@ -200,7 +205,7 @@ StepArrays HostStep::arrays() const {
           .slots = slots_.data(),
           .query_start = query_start_.data(),
           .lengths = lengths_.data(),
-          .block_table = block_table_.data(),
+          .block_table = tables_ == StepTables::kCopied ? block_table_.data() : nullptr,
           .logits_rows = logits_rows_.data(),
           .windows = has_windows_ ? windows_.data() : nullptr,
           .sink_slots = has_sinks_ ? sink_slots_.data() : nullptr,

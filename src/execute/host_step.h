@@ -36,11 +36,15 @@ struct SampledRow {
   SequenceId sequence{};
 };
 
+// Whether a step's block tables are copied into its arrays, or the executor keeps them on its device (table_deltas.h).
+enum class StepTables : uint8_t { kCopied, kKeptElsewhere };
+
 class HostStep {
  public:
-  explicit HostStep(const StepLimits& limits);
+  explicit HostStep(const StepLimits& limits, StepTables tables = StepTables::kCopied);
 
-  // Arrays and counts of `plan`, which must outlive their use. Ids of sampled_rows() are 0 until set_id().
+  // Arrays and counts of `plan`, which must outlive their use. Ids of sampled_rows() are 0 until set_id(). Where tables are kept
+  // elsewhere there is no block_table, and of a table only those entries are checked that the step's rows are written to.
   Status build(const BatchPlan& plan);
   void set_id(int64_t row, TokenId id) { ids_[static_cast<size_t>(row)] = id; }
   // Gives every layer and head a slot of its own for each row, at first the list's next one; for lists whose layers and heads lie
@@ -61,12 +65,14 @@ class HostStep {
   Status check_ids(const PlannedSequence& s) const;
   void add_rows(const PlannedSequence& s);
   void add_list(const PlannedSequence& s, int64_t length);
+  void copy_table(const PlannedSequence& s, int64_t length);
   void add_logits(const PlannedSequence& s, int64_t first_row);
   void add_window(const PlannedSequence& s);
   int64_t slot_in(const PlannedSequence& s, int64_t list_slot) const;
   void clear(const BatchPlan& plan);
 
   StepLimits limits_;
+  StepTables tables_;
   std::vector<int32_t> ids_, positions_, query_start_, lengths_, block_table_, logits_rows_;
   std::vector<int32_t> windows_, sink_slots_, sink_positions_;
   std::vector<int64_t> slots_;

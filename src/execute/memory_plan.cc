@@ -16,16 +16,18 @@ int64_t blocks_of_context(const MemoryRequest& r) {
 }
 
 int64_t fixed_bytes(const MemoryRequest& r) {
-  return r.weights_bytes + r.workspace_bytes + r.logits_bytes;
+  return r.weights_bytes + r.workspace_bytes + r.logits_bytes + r.steps_bytes;
 }
 
 Error no_room(const MemoryRequest& r, int64_t cache_bytes, const char* advice) {
-  return error(Code::kResourceExhausted,
-               fmt::format("{} has {:.2f} GiB free; weights {:.2f} + workspace {:.2f} + logits {:.2f} + "
-                           "cache {:.2f} = {:.2f} GiB are "
-                           "needed ({})",
-                           r.device, gib(r.free_bytes), gib(r.weights_bytes), gib(r.workspace_bytes),
-                           gib(r.logits_bytes), gib(cache_bytes), gib(fixed_bytes(r) + cache_bytes), advice));
+  return error(
+      Code::kResourceExhausted,
+      fmt::format(
+          "{} has {:.2f} GiB free; weights {:.2f} + workspace {:.2f} + logits {:.2f} + steps {:.2f} + "
+          "cache {:.2f} = {:.2f} GiB are "
+          "needed ({})",
+          r.device, gib(r.free_bytes), gib(r.weights_bytes), gib(r.workspace_bytes), gib(r.logits_bytes),
+          gib(r.steps_bytes), gib(cache_bytes), gib(fixed_bytes(r) + cache_bytes), advice));
 }
 
 Result<int64_t> choose_blocks(const MemoryRequest& r) {
@@ -60,6 +62,7 @@ Result<MemoryPlan> plan_memory(const MemoryRequest& request) {
                     .weights_bytes = request.weights_bytes,
                     .workspace_bytes = request.workspace_bytes,
                     .logits_bytes = request.logits_bytes,
+                    .steps_bytes = request.steps_bytes,
                     .left_bytes = request.free_bytes - fixed_bytes(request) - blocks * request.block_bytes};
 }
 

@@ -1,4 +1,4 @@
-// How a device's memory is divided: weights, workspace, logits, cache. A pure function of sizes; the start
+// How a device's memory is divided: weights, workspace, logits, steps, cache. A pure function of sizes; the start
 // log names every part.
 #pragma once
 
@@ -13,6 +13,7 @@ struct MemoryRequest {
   std::string device;      // for messages
   int64_t free_bytes = 0;  // before anything is allocated
   int64_t weights_bytes = 0, workspace_bytes = 0, logits_bytes = 0;
+  int64_t steps_bytes = 0;  // arrays of steps, block tables, captured graphs; 0 where the device is the host
   int64_t block_bytes = 0;
   int32_t block_tokens = 0;
   int32_t max_context_tokens = 0;
@@ -23,9 +24,9 @@ struct MemoryRequest {
 
 struct MemoryPlan {
   int32_t num_blocks = 0;
-  int64_t cache_bytes = 0;                                           // num_blocks * block_bytes
-  int64_t weights_bytes = 0, workspace_bytes = 0, logits_bytes = 0;  // as requested
-  int64_t left_bytes = 0;                                            // of what was free at the start
+  int64_t cache_bytes = 0;  // num_blocks * block_bytes
+  int64_t weights_bytes = 0, workspace_bytes = 0, logits_bytes = 0, steps_bytes = 0;  // as requested
+  int64_t left_bytes = 0;  // of what was free at the start
 };
 
 // kResourceExhausted with the sum when it does not fit; kInvalidArgument when kv_cache_bytes holds no block.

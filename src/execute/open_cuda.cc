@@ -14,8 +14,8 @@
 namespace quire {
 namespace {
 
-// What a card needs beside the items of the memory plan: the library's workspace, captured graphs, arrays of a step, scratch of attention.
-constexpr int64_t kReservedBytes = 768ll << 20;
+// What a card needs beside the items of the memory plan: the library's workspace, scratch of attention, what the driver keeps.
+constexpr int64_t kReservedBytes = 512ll << 20;
 constexpr int64_t kHostShimCacheBytes = 256ll << 20;
 constexpr int64_t kHostShimMemory = 4ll << 30;
 constexpr int64_t kMostLogitsBytes = 512ll << 20;
@@ -72,6 +72,22 @@ ForwardLimits forward_limits(const EngineConfig& c) {
           .max_context_tokens = c.max_context_tokens};
 }
 
+StepLimits step_limits(const Opening& o, int32_t num_blocks) {
+  return {.max_rows = o.config.max_step_tokens,
+          .max_sequences = o.config.max_sequences,
+          .max_context_tokens = o.config.max_context_tokens,
+          .block_tokens = o.config.block_tokens,
+          .num_blocks = num_blocks,
+          .vocab_size = o.spec.vocab_size};
+}
+
+// For as many blocks as there might be at most: each costs a pair's eight bytes.
+int64_t steps_bytes(const Opening& o, int64_t free_bytes) {
+  const int64_t blocks = std::clamp<int64_t>(free_bytes / o.layout.block_bytes(), 1, INT32_MAX);
+  return cuda_runner_bytes(step_limits(o, static_cast<int32_t>(blocks)),
+                           o.parts.kernels->sample_space_bytes());
+}
+
 Result<MemoryPlan> plan_device_memory(const Opening& o, const WeightSource& source) {
   const DeviceFacts& facts = o.parts.device->facts();
   const bool shim = o.kind == DeviceKind::kCudaHost;
@@ -86,6 +102,7 @@ Result<MemoryPlan> plan_device_memory(const Opening& o, const WeightSource& sour
                       .workspace_bytes = ForwardPass::workspace_bytes(o.spec, forward_limits(o.config),
                                                                       o.dtypes.activations),
                       .logits_bytes = o.parts.logits_rows * o.spec.vocab_size * bytes_of(DType::kF32),
+                      .steps_bytes = steps_bytes(o, free_bytes),
                       .block_bytes = o.layout.block_bytes(),
                       .block_tokens = o.config.block_tokens,
                       .max_context_tokens = o.config.max_context_tokens,
@@ -125,12 +142,9 @@ Result<OpenedExecutor> finish(Opening& o) {
   o.parts.cascade = {.block_tokens = o.config.block_tokens,
                      .token_bytes = o.layout.layer_stride() / o.config.block_tokens,
                      .least_saved_bytes = sees_all ? o.config.cascade_min_saved_bytes : -1};
-  o.parts.limits = {.max_rows = o.config.max_step_tokens,
-                    .max_sequences = o.config.max_sequences,
-                    .max_context_tokens = o.config.max_context_tokens,
-                    .block_tokens = o.config.block_tokens,
-                    .num_blocks = o.plan.num_blocks,
-                    .vocab_size = o.spec.vocab_size};
+  o.parts.limits = step_limits(o, o.plan.num_blocks);
+  o.parts.max_graph_tokens = o.config.max_graph_tokens;
+  o.parts.check_tables = o.config.check_invariants;
   OpenedExecutor out;
   out.spec = o.spec;
   out.num_blocks = o.plan.num_blocks;

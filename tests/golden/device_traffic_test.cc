@@ -1,6 +1,6 @@
 // Method: random traffic on one device with every invariant of the engine checked at every step: prompts of stored
 // cases, whole or cut, greedy and sampled, one to three samples, cancelled, paused, in a
-// cache too small for all of them. Greedy requests of whole prompts must give the stored tokens, up to the first step
+// cache too small for all of them; once where what gives way is computed again, once where it is swapped. Greedy requests of whole prompts must give the stored tokens, up to the first step
 // that rounding may turn; nothing fails, and at the end nothing is held. QUIRE_TEST_DEVICE: cuda or cuda-host.
 // QUIRE_TRAFFIC_S: how long, 2 s if not given. The seed is printed; QUIRE_TRAFFIC_SEED sets it. Requests are short on
 // the shim and where QUIRE_TRAFFIC_SHORT is 1, for tools that slow kernels down.
@@ -136,24 +136,43 @@ std::vector<Case> cases_of(const std::string& device) {
   return cases;
 }
 
-TEST(DeviceTraffic, LeavesNothingHeldAndEveryTokenRight) {
-  const std::string device = env_or("QUIRE_TEST_DEVICE", "cuda-host");
-  const std::unique_ptr<Engine> engine = open_engine(config_of(device));
-  ASSERT_NE(engine, nullptr);
+EngineStats run_traffic(const EngineConfig& config) {
+  const std::unique_ptr<Engine> engine = open_engine(config);
+  if (engine == nullptr) return {};
   const uint64_t seed = std::stoull(env_or("QUIRE_TRAFFIC_SEED", "1"));
-  Traffic traffic(*engine, cases_of(device), seed);
+  Traffic traffic(*engine, cases_of(config.device), seed);
   traffic.run_for(std::chrono::seconds(std::stoll(env_or("QUIRE_TRAFFIC_S", "2"))));
   expect_nothing_held(*engine);
   const EngineStats s = engine->stats();
   std::cout << "seed " << seed << ": " << traffic.finished() << " requests ended, " << s.steps_total
             << " steps, " << s.preemptions_total << " preemptions, " << s.cached_tokens_total
-            << " tokens from the cache, " << s.copies_on_write_total << " copies on write\n";
+            << " tokens from the cache, " << s.copies_on_write_total << " copies on write, "
+            << s.swap_ins_total << " swapped in, "
+            << s.uploaded_bytes_total / std::max<int64_t>(s.steps_total, 1) << " bytes a step\n";
   EXPECT_GT(traffic.finished(), 0);
   EXPECT_EQ(s.requests_failed_total, 0);
-  if (traffic.finished() < 500) return;  // too few to count on all of these
+  EXPECT_EQ(s.swap_blocks_held, 0);
+  if (traffic.finished() < 500) return s;  // too few to count on all of these
   EXPECT_GT(s.preemptions_total, 0);
   EXPECT_GT(s.cached_tokens_total, 0);
   EXPECT_GT(s.copies_on_write_total, 0);
+  return s;
+}
+
+TEST(DeviceTraffic, LeavesNothingHeldAndEveryTokenRight) {
+  const EngineStats s = run_traffic(config_of(env_or("QUIRE_TEST_DEVICE", "cuda-host")));
+  EXPECT_EQ(s.swap_outs_total, 0);
+}
+
+TEST(DeviceTraffic, WhereWhatGivesWayIsSwapped) {
+  EngineConfig config = config_of(env_or("QUIRE_TEST_DEVICE", "cuda-host"));
+  config.swap_space_bytes = 4 * config.kv_cache_bytes;
+  config.preemption_mode = "swap";
+  const EngineStats s = run_traffic(config);
+  EXPECT_EQ(s.swap_failures_total, 0);
+  if (s.preemptions_total > 10) {
+    EXPECT_GT(s.swap_ins_total, 0);
+  }
 }
 
 }  // namespace

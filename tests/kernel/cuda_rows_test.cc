@@ -152,6 +152,52 @@ TEST_P(CudaRows, MovesEachListsOwnSlots) {
   }
 }
 
+// Rows that stay, grow by one, are new whole, move, and are nobody's; entries that no row names stay as they were.
+TEST_P(CudaRows, BringsAStepsArraysAndItsTablesFromThoseBefore) {
+  constexpr int64_t kStride = 300, kTableRows = 6;
+  constexpr int32_t kPoison = -7;
+  std::vector<int32_t> before(kStride * kTableRows), entries(310), words(1000);
+  for (std::vector<int32_t>* values : {&before, &entries, &words})
+    for (size_t i = 0; i < values->size(); ++i) (*values)[i] = static_cast<int32_t>(i * 3 + values->size());
+  const std::vector<TableRow> rows = {{.from = 4, .kept = 290},
+                                      {.from = 1, .kept = 7, .added = 1, .entries = 41},
+                                      {.added = 300, .entries = 10},
+                                      {.from = 0, .kept = 257, .added = 2, .entries = 5},
+                                      {},
+                                      {.added = 1, .entries = 3}};
+  std::vector<int32_t> wanted(before.size(), kPoison);
+  for (size_t r = 0; r < rows.size(); ++r)
+    for (int32_t i = 0; i < rows[r].kept + rows[r].added; ++i) {
+      const int32_t added = i - rows[r].kept;
+      wanted[r * kStride + static_cast<size_t>(i)] =
+          added < 0            ? before[static_cast<size_t>(rows[r].from * kStride + i)]
+          : rows[r].added == 1 ? rows[r].entries
+                               : entries[static_cast<size_t>(rows[r].entries + added)];
+    }
+  const DeviceBuffer tables = upload(before), after = upload(std::vector<int32_t>(before.size(), kPoison)),
+                     records = upload(rows), more = upload(entries), source = upload(words),
+                     target = upload(std::vector<int32_t>(words.size(), kPoison));
+  BringStepParams p{.arrays = {.source = source.data(), .target = target.data(), .bytes = 999 * 4},
+                    .rows = records.as<TableRow>(),
+                    .entries = more.as<int32_t>(),
+                    .before = tables.as<int32_t>(),
+                    .after = after.as<int32_t>(),
+                    .stride = kStride,
+                    .num_rows = kTableRows};
+  kernels_->bring_step(p);
+  std::vector<int32_t> got(before.size()), copied(words.size());
+  download(after, got.data()), download(target, copied.data());
+  EXPECT_EQ(got, wanted);
+  words.back() = kPoison;
+  EXPECT_EQ(copied, words);
+  p.arrays.bytes = 0;
+  kernels_->bring_step(p);  // the tables alone
+  p.num_rows = 0;
+  kernels_->bring_step(p);  // nothing
+  download(after, got.data());
+  EXPECT_EQ(got, wanted);
+}
+
 INSTANTIATE_TEST_SUITE_P(Activations, CudaRows, testing::Values(DType::kF32, DType::kBF16, DType::kF16),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 

@@ -136,7 +136,8 @@ MemoryRequest request() {
           .free_bytes = 10'000,
           .weights_bytes = 1'000,
           .workspace_bytes = 500,
-          .logits_bytes = 500,
+          .logits_bytes = 300,
+          .steps_bytes = 200,
           .block_bytes = 100,
           .block_tokens = 16,
           .max_context_tokens = 320,
@@ -162,6 +163,7 @@ TEST(MemoryPlan, RefusesWithTheSum) {
   const Result<MemoryPlan> plan = plan_memory(r);
   ASSERT_FALSE(plan);
   EXPECT_EQ(plan.error().code, Code::kResourceExhausted);
+  EXPECT_TRUE(contains(plan.error().message, "steps 0.00 + cache"));
   EXPECT_TRUE(contains(plan.error().message,
                        "are needed (the cache must hold one sequence of max_context_tokens: lower it)"));
   r.free_bytes = 4'000;

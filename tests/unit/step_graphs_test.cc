@@ -1,0 +1,116 @@
+// To what sizes steps are padded, and which of them are captured: a device that only counts stands in.
+#include <gtest/gtest.h>
+
+#include "src/execute/step_graphs.h"
+
+namespace quire {
+namespace {
+
+TEST(StepSizes, PadBounded) {
+  for (int64_t n = 1; n <= 20000; ++n) {
+    const int64_t tokens = token_bucket(n), sequences = sequence_bucket(n), rows = decode_bucket(n);
+    ASSERT_GE(tokens, n);
+    ASSERT_LT(tokens - n, n <= 256 ? 32 : (tokens + 4) / 5) << n;
+    ASSERT_EQ(token_bucket(tokens), tokens);
+    ASSERT_GE(sequences, n);
+    ASSERT_TRUE(sequences == 8 || sequences < 4 * n) << n;
+    ASSERT_GE(rows, n);
+    ASSERT_EQ(decode_bucket(rows), rows);
+    if (n > 32) {
+      ASSERT_LE(5 * (rows - n), n <= 256 ? rows : 5 * 255) << n;
+    }
+  }
+  EXPECT_EQ(token_bucket(257), 320);
+  EXPECT_EQ(token_bucket(512), 512);
+  EXPECT_EQ(token_bucket(513), 640);
+}
+
+// Captures nothing; each captured graph takes `graph_bytes` of its memory.
+class CountingDevice final : public StreamDevice {
+ public:
+  class Captured final : public CapturedGraph {
+   public:
+    explicit Captured(CountingDevice& d) : device(d) { device.taken += device.graph_bytes; }
+    ~Captured() override { device.taken -= device.graph_bytes; }
+    CountingDevice& device;
+  };
+  int64_t graph_bytes = 0, taken = 0;
+  int captures = 0, runs = 0;
+
+  void begin_capture() override {}
+  std::unique_ptr<CapturedGraph> end_capture() override {
+    ++captures;
+    return std::make_unique<Captured>(*this);
+  }
+  void run(const CapturedGraph&) override { ++runs; }
+  int64_t free_bytes() const override { return 1000 - taken; }
+
+  const DeviceFacts& facts() const override { return facts_; }
+  Result<DeviceBuffer> allocate(int64_t, const char*) override { return DeviceBuffer(); }
+  Result<DeviceBuffer> allocate_pinned(int64_t, const char*) override { return DeviceBuffer(); }
+  void free(void*) override {}
+  void copy_to_device(void*, const void*, int64_t) override {}
+  void copy_to_host(void*, const void*, int64_t) override {}
+  void synchronize() override {}
+  void* stream() const override { return nullptr; }
+  std::unique_ptr<StreamEvent> make_event() override { return nullptr; }
+  std::unique_ptr<CopyStream> make_copy_stream() override { return nullptr; }
+  void set_zero(void*, int64_t) override {}
+  void copy_on_device(void*, const void*, int64_t) override {}
+
+ private:
+  DeviceFacts facts_;
+};
+
+class StepGraphsTest : public testing::Test {
+ protected:
+  void step(StepGraphs& graphs, int64_t rows) {
+    graphs.run({.rows = rows}, turn_, [this] { ++worked_; });
+    turn_ = 1 - turn_;
+  }
+  CountingDevice device_;
+  int turn_ = 0, worked_ = 0;
+};
+
+TEST_F(StepGraphsTest, ShapesAreCapturedWhenTheyComeAgainOnceATurn) {
+  StepGraphs graphs(device_, {});
+  step(graphs, 4);
+  EXPECT_EQ(device_.captures, 0);
+  for (int i = 0; i < 6; ++i) step(graphs, 4);
+  EXPECT_EQ(device_.captures, 2);
+  EXPECT_EQ(device_.runs, 6);
+  EXPECT_EQ(worked_, 3);  // as it is, and into two captures
+  EXPECT_EQ(graphs.num_runs(), 6);
+  step(graphs, 5);  // another shape
+  EXPECT_EQ(device_.runs, 6);
+}
+
+TEST_F(StepGraphsTest, MoreShapesThanThereMayBeRunUncapturedUntilOneIsLongUnused) {
+  StepGraphs graphs(device_, {.num_shapes = 2});
+  for (int i = 0; i < 4; ++i) step(graphs, 1), step(graphs, 1), step(graphs, 2), step(graphs, 2);
+  EXPECT_EQ(device_.captures, 4);
+  for (int i = 0; i < 6; ++i) step(graphs, 3);
+  EXPECT_EQ(device_.captures, 4);
+  for (int i = 0; i < 1000; ++i) step(graphs, 2);
+  for (int i = 0; i < 6; ++i) step(graphs, 3);  // in the place of 1
+  EXPECT_EQ(device_.captures, 6);
+  for (int i = 0; i < 6; ++i) step(graphs, 1);
+  EXPECT_EQ(device_.captures, 6);
+}
+
+TEST_F(StepGraphsTest, MemoryBoundsThemAndComesBack) {
+  device_.graph_bytes = 40;
+  StepGraphs graphs(device_, {.num_shapes = 100, .bytes = 100});
+  for (int64_t rows = 1; rows < 6; ++rows)
+    for (int i = 0; i < 6; ++i) step(graphs, rows);
+  EXPECT_EQ(device_.captures, 3);  // the third passed the limit
+  EXPECT_EQ(graphs.bytes(), 120);
+  graphs.drop([](const StepShape& shape) { return shape.rows == 1; });
+  EXPECT_EQ(graphs.bytes(), 40);
+  EXPECT_EQ(device_.taken, 40);
+  for (int i = 0; i < 6; ++i) step(graphs, 1);
+  EXPECT_EQ(device_.captures, 5);
+}
+
+}  // namespace
+}  // namespace quire
