@@ -25,8 +25,8 @@ template <class Act, bool kVector>
 __global__ void silu_mul_rows(SiluMulParams p) {
   wait_for_previous_kernel();
   let_next_kernel_start();
-  const int64_t row = blockIdx.y;
-  const int64_t i = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kChunk;
+  const int64_t row = blockIdx.x;
+  const int64_t i = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * kChunk;
   if (i >= p.width) return;
   // A group of alternating rows is a thread's eight columns.
   const auto* gate = static_cast<const Act*>(p.gate_up) + row * 2 * p.width + (p.gate_group == 0 ? i : 2 * i);
@@ -44,11 +44,11 @@ constexpr int kUnrolled = 4;  // 16-byte loads of a thread in flight
 __global__ void copy_pairs(BlockCopyParams p) {
   wait_for_previous_kernel();
   let_next_kernel_start();
-  const int32_t* pair = p.pairs + 2 * int64_t{blockIdx.y};
+  const int32_t* pair = p.pairs + 2 * int64_t{blockIdx.x};
   const auto* source = reinterpret_cast<const uint4*>(p.arena + load(pair) * p.block_bytes);
   auto* target = reinterpret_cast<uint4*>(p.arena + load(pair + 1) * p.block_bytes);
-  const int64_t end = p.block_bytes / 16, step = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < end; i += kUnrolled * step) {
+  const int64_t end = p.block_bytes / 16, step = int64_t{gridDim.y} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.y} * blockDim.x + threadIdx.x; i < end; i += kUnrolled * step) {
     uint4 v[kUnrolled] = {};
 #pragma unroll
     for (int u = 0; u < kUnrolled; ++u)
@@ -114,7 +114,7 @@ void silu_mul(const Target& target, const SiluMulParams& p) {
         "silu_mul: rows alternate in groups of eight or not at all");
   const unsigned threads = threads_for(ceil_div<int64_t>(p.width, kChunk));
   const LaunchConfig config{
-      .grid = {as_grid(ceil_div<int64_t>(p.width, int64_t{threads} * kChunk)), as_grid(p.rows)},
+      .grid = {as_grid(p.rows), as_grid(ceil_div<int64_t>(p.width, int64_t{threads} * kChunk))},
       .block = threads,
       .stream = target.stream,
       .dependent = true,
@@ -133,7 +133,7 @@ void copy_blocks(const Target& target, const BlockCopyParams& p) {
   const int64_t pieces = ceil_div<int64_t>(p.block_bytes / 16, int64_t{kThreads} * kUnrolled);
   const int64_t wanted = ceil_div<int64_t>(int64_t{target.multiprocessors} * 16, p.count);
   const LaunchConfig config{
-      .grid = {as_grid(std::min(pieces, std::max<int64_t>(wanted, 1))), as_grid(p.count)},
+      .grid = {as_grid(p.count), as_grid(std::min(pieces, std::max<int64_t>(wanted, 1)))},
       .block = kThreads,
       .stream = target.stream,
       .dependent = true};

@@ -204,9 +204,9 @@ constexpr int kScratchBytes = kWarps * 12;
 __global__ void __launch_bounds__(kThreads) score_lists(RetentionScoresParams p) {
   wait_for_previous_kernel();
   let_next_kernel_start();
-  const RetentionItem item = load(p.items + blockIdx.y);
-  if (static_cast<int>(blockIdx.x) >= item.lists) return;
-  List(p, item, blockIdx.x).run();
+  const RetentionItem item = load(p.items + blockIdx.x);
+  if (static_cast<int>(blockIdx.y) >= item.lists) return;
+  List(p, item, blockIdx.y).run();
 }
 
 __global__ void __launch_bounds__(kThreads) spread_slots(RetentionSlotsParams p) {
@@ -237,7 +237,7 @@ void retention_scores(const Target& target, const RetentionScoresParams& p) {
   check_given("retention lse", p.lse);
   check_given("retention row_logits_start", p.row_logits_start);
   check_given("retention column_sums_start", p.column_sums_start);
-  launch<score_lists>({.grid = {as_grid(p.num_kv_heads), as_grid(p.num_items)},
+  launch<score_lists>({.grid = {as_grid(p.num_items), as_grid(p.num_kv_heads)},
                        .block = kThreads,
                        .shared_bytes = kScratchBytes,
                        .stream = target.stream,

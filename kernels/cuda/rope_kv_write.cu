@@ -87,10 +87,10 @@ __device__ inline void rotate(const Turn& turn, Chunk& a, Chunk& b) {
 // two trips to L2, are read before the dependency wait: the kernel before makes q, k and v alone.
 template <class Act, class Kv>
 __global__ void __launch_bounds__(kThreads) rope_kv_write_chunks(RopeKvWriteParams p, int lanes) {
-  const int64_t row = blockIdx.y;
+  const int64_t row = blockIdx.x;
   const int lane = static_cast<int>(threadIdx.x) % lanes, half = p.head_dim / 2, i = lane * kChunk;
   const Head<Act, Kv> head =
-      head_of<Act, Kv>(p, row, static_cast<int>(blockIdx.x * (kThreads / lanes) + threadIdx.x / lanes));
+      head_of<Act, Kv>(p, row, static_cast<int>(blockIdx.y * (kThreads / lanes) + threadIdx.x / lanes));
   const bool active = !head.skipped && i < half;
   Turn turn{};
   if (active && head.rotated) turn = turn_of(p, p.positions + row, i);
@@ -133,10 +133,10 @@ template <class Act, class Kv>
 __global__ void __launch_bounds__(kThreads) rope_kv_write_elements(RopeKvWriteParams p) {
   wait_for_previous_kernel();
   let_next_kernel_start();
-  const int64_t row = blockIdx.y;
+  const int64_t row = blockIdx.x;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const Head<Act, Kv> head =
-      head_of<Act, Kv>(p, row, static_cast<int>(blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp));
+      head_of<Act, Kv>(p, row, static_cast<int>(blockIdx.y * (kThreads / kWarp) + threadIdx.x / kWarp));
   float scale = 1;
   if (!head.skipped && head.norm != nullptr) {  // the same for all lanes: they share the head
     float squares = 0;
@@ -186,7 +186,7 @@ void rope_kv_write(const Target& target, const RopeKvWriteParams& p) {
   int lanes = chunks ? 1 : kWarp;
   while (chunks && lanes * 2 * kChunk < p.head_dim) lanes *= 2;
   const int64_t heads = p.num_q_heads + 2 * p.num_kv_heads;
-  const LaunchConfig config{.grid = {as_grid(ceil_div<int64_t>(heads, kThreads / lanes)), as_grid(p.rows)},
+  const LaunchConfig config{.grid = {as_grid(p.rows), as_grid(ceil_div<int64_t>(heads, kThreads / lanes))},
                             .block = kThreads,
                             .stream = target.stream,
                             .dependent = true,

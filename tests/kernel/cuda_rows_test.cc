@@ -1,47 +1,11 @@
 // What KV policies ask of the CUDA row kernels: the second rotation of q, a slot of its own for each head in
-// common blocks, and the move of kept slots, against kernels/reference (float64 sums). Method: the back end's
-// own seam on the host shim with all its checks on. Activations are rounded to their type before either side
-// sees them; outputs are poisoned first, and what must not be written is compared after.
-#include "kernels/cuda/host_device.h"
-#include "kernels/cuda/host_shim/runner.h"
-#include "tests/kernel/cpu_test_rig.h"
+// common blocks, and the move of kept slots, against kernels/reference. Method: cuda_test_rig.h.
+#include "tests/kernel/cuda_test_rig.h"
 
 namespace quire {
 namespace {
 
-StreamDevice& device() {
-  static StreamDevice* const opened = open_cuda_host_device().release();  // lives until the process ends
-  return *opened;
-}
-
-class CudaRows : public testing::TestWithParam<DType> {
- protected:
-  void SetUp() override {
-    shim::set_shim_options({.checking = true, .order_seed = 3});
-    kernels_ = std::move(make_cuda_kernels(device(), {.activations = GetParam()})).value();
-  }
-  void TearDown() override { shim::set_shim_options({}); }
-
-  DeviceBuffer upload(const void* data, int64_t bytes) {
-    DeviceBuffer buffer = std::move(device().allocate(bytes, "test")).value();
-    device().copy_to_device(buffer.data(), data, bytes);
-    device().synchronize();
-    return buffer;
-  }
-  DeviceBuffer upload(const Tensor& t) {
-    return upload(t.data(), static_cast<int64_t>(t.all_bytes().size()));
-  }
-  template <class T>
-  DeviceBuffer upload(const std::vector<T>& v) {
-    return upload(v.data(), static_cast<int64_t>(v.size() * sizeof(T)));
-  }
-  void download(const DeviceBuffer& buffer, void* to) {
-    device().copy_to_host(to, buffer.data(), buffer.bytes());
-    device().synchronize();
-  }
-
-  std::unique_ptr<Kernels> kernels_;
-};
+using CudaRows = CudaOps;
 
 constexpr int64_t kRows = 4, kPositions = 40;
 constexpr int32_t kQHeads = 4, kKvHeads = 2, kBlocks = 5;
@@ -199,7 +163,7 @@ TEST_P(CudaRows, BringsAStepsArraysAndItsTablesFromThoseBefore) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Activations, CudaRows, testing::Values(DType::kF32, DType::kBF16, DType::kF16),
-                         [](const auto& info) { return std::string(name_of(info.param)); });
+                         name_of_activations);
 
 }  // namespace
 }  // namespace quire

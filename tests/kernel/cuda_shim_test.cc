@@ -178,9 +178,17 @@ TEST_F(Shim, RunsBlocksOfWarpsInAnyOrder) {
 }
 TEST_F(Shim, RunsAgainAfterAFault) {
   EXPECT_FAULT("divergent barrier", launch<divergent_barrier>({.block = {64}}));
+  std::iota(x.v.begin(), x.v.end(), 0);
   out.v[0] = 0;
   launch<block_sums>({.grid = {1}, .block = {256}, .shared_bytes = 32}, x.data(), out.data());
-  EXPECT_EQ(out.v[0], 0);
+  EXPECT_EQ(out.v[0], 255 * 256 / 2);
+}
+TEST_F(Shim, RefusesGridsThatNoCardTakes) {
+  EXPECT_FAULT("a card takes", launch<never_waits>({.grid = {1, 65536}, .block = {1}}));
+  EXPECT_FAULT("a card takes", launch<never_waits>({.grid = {1, 1, 65536}, .block = {1}}));
+  EXPECT_FAULT("a card takes", launch<never_waits>({.grid = {0x80000000u}, .block = {1}}));
+  EXPECT_EQ(fault_of([&] { launch<never_waits>({.grid = {65536, 1, 1}, .block = {1}}); }), "none");
+  EXPECT_EQ(fault_of([&] { launch<never_waits>({.grid = {1, 65535, 1}, .block = {1}}); }), "none");
 }
 TEST_F(Shim, FindsRacesWhateverTheOrder) {
   for (const uint64_t seed : {0, 1, 2, 3}) {

@@ -51,11 +51,11 @@ struct Flash {
   __device__ void run() {
     const int split = kCascade ? blockIdx.z : 0;
     int entry = 0, tile = 0;
-    const bool has_work = TaskFinder<kRows, kCascade>(a).find(blockIdx.y, entry, tile);
+    const bool has_work = TaskFinder<kRows, kCascade>(a).find(blockIdx.x / v.num_kv_heads, entry, tile);
     wait_for_previous_kernel();
     let_next_kernel_start();
     if (!has_work) return;
-    task = make_task<kRows, kCascade>(a, entry, tile, blockIdx.x, split);
+    task = make_task<kRows, kCascade>(a, entry, tile, blockIdx.x % v.num_kv_heads, split);
     first_row = task.first_row + warp * kTiles * 16;
     rows.reset();
 #pragma unroll
@@ -223,7 +223,7 @@ void launch_flash(void* stream, const FlashParams& params, int64_t rows, int64_t
   using F = Flash<T, kDim, kCascade>;
   const unsigned tiles = most_tiles<F::kRows>(rows, entries, params.view.group);
   launch<flash_attention<T, kDim, kCascade>>(
-      {.grid = dim3(params.view.num_kv_heads, tiles, kCascade ? params.splits : 1),
+      {.grid = dim3(tiles * params.view.num_kv_heads, 1, kCascade ? params.splits : 1),
        .block = dim3(kFlashThreads),
        .shared_bytes = F::kSharedBytes,
        .stream = stream,

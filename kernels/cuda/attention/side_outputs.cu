@@ -13,7 +13,7 @@
 // of the list reads, or less.
 #include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/attention/paged_kv.h"
-#include "src/base/check.h"
+#include "kernels/cuda/dispatch.h"
 
 namespace quire::QUIRE_SIDE {
 namespace {
@@ -29,14 +29,14 @@ struct ColumnSumParams {
   const int64_t* start;  // of each sequence, in the stride's place; < 0: not wanted
 };
 
-// Block (kv head and head of its group, tile of slots, sequence), and what both kernels derive from it.
+// Block (sequence and query head, tile of slots), and what both kernels derive from it.
 struct SumTask {
   int sequence, head, q_head, first_slot, length, rows, query_row, window;
 
   __device__ explicit SumTask(const AttentionView& v)
-      : sequence(blockIdx.z),
-        head(blockIdx.x / v.group),
-        q_head(blockIdx.x),
+      : sequence(blockIdx.x / v.num_q_heads),
+        head(blockIdx.x % v.num_q_heads / v.group),
+        q_head(blockIdx.x % v.num_q_heads),
         first_slot(blockIdx.y * kSumSlots),
         length(length_of(v, sequence, head)),
         query_row(load(v.query_start + sequence)),
@@ -66,7 +66,7 @@ struct SumTask {
 
 // Whether somebody asked for the sums of this block's sequence.
 __device__ inline bool is_wanted(const ColumnSumParams& a) {
-  return a.start == nullptr || load(a.start + blockIdx.z) >= 0;
+  return a.start == nullptr || load(a.start + blockIdx.x / a.view.num_q_heads) >= 0;
 }
 
 template <class T, int kDim>
@@ -220,7 +220,8 @@ template <class T>
 __global__ void __launch_bounds__(kLogitSlots, 8) last_row_logits(const __grid_constant__ AttentionView v) {
   wait_for_previous_kernel();
   let_next_kernel_start();
-  const int q_head = blockIdx.x, head = q_head / v.group, sequence = blockIdx.z;
+  const int q_head = blockIdx.x % v.num_q_heads, head = q_head / v.group,
+            sequence = blockIdx.x / v.num_q_heads;
   const int slot = blockIdx.y * kLogitSlots + threadIdx.x, length = length_of(v, sequence, head);
   const int end_row = load(v.query_start + sequence + 1), rows = end_row - load(v.query_start + sequence);
   if (rows <= 1 || static_cast<int>(blockIdx.y) * kLogitSlots >= length) return;
@@ -286,7 +287,7 @@ void launch_column_sums(const AttentionContext& context, DType activations, cons
                          .start = p.column_sums_start};
   if (params.view.lse == nullptr) params.view.lse = context.scratch.lse;
   const LaunchConfig config{
-      .grid = dim3(p.num_q_heads, (p.max_length + kSumSlots - 1) / kSumSlots, p.num_sequences),
+      .grid = {as_grid(int64_t{p.num_sequences} * p.num_q_heads), as_grid(ceil_div(p.max_length, kSumSlots))},
       .block = dim3(kSumSlots),
       .stream = context.stream,
       .dependent = true};
@@ -299,12 +300,12 @@ void launch_column_sums(const AttentionContext& context, DType activations, cons
 }
 
 void launch_last_row_logits(const AttentionContext& context, const AttentionParams& p) {
-  const LaunchConfig config{
-      .grid = dim3(p.num_q_heads, (p.max_length + kLogitSlots - 1) / kLogitSlots, p.num_sequences),
-      .block = dim3(kLogitSlots),
-      .shared_bytes = 2 * p.head_dim * 4,
-      .stream = context.stream,
-      .dependent = true};
+  const LaunchConfig config{.grid = {as_grid(int64_t{p.num_sequences} * p.num_q_heads),
+                                     as_grid(ceil_div(p.max_length, kLogitSlots))},
+                            .block = dim3(kLogitSlots),
+                            .shared_bytes = 2 * p.head_dim * 4,
+                            .stream = context.stream,
+                            .dependent = true};
   if (p.layout.dtype == DType::kBF16) return launch<last_row_logits<bf16>>(config, view_of(p));
   launch<last_row_logits<f16>>(config, view_of(p));
 }

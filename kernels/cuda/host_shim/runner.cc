@@ -24,6 +24,8 @@ namespace {
 
 constexpr uint32_t kLanes = 32;
 constexpr int kMaxThreads = 1024;
+constexpr unsigned kMostBlocksX = 0x7fffffff,
+                   kMostBlocksYZ = 65535;  // of a grid, compute capability 3.0 and later
 constexpr size_t kStackBytes = 128 * 1024, kGuardBytes = 4096;
 constexpr int kMaxSharedBytes = 227 * 1024;
 
@@ -220,6 +222,9 @@ void Runner::run_grid(const LaunchShape& shape, const std::function<void()>& bod
     fault(fmt::format("{} bytes of shared memory; a block has at most {}", shape.shared_bytes,
                       kMaxSharedBytes));
   if (shape.grid.count() == 0) fault("empty grid");
+  if (shape.grid.x > kMostBlocksX || std::max(shape.grid.y, shape.grid.z) > kMostBlocksYZ)
+    fault(fmt::format("grid of ({}, {}, {}) blocks; a card takes ({}, {}, {})", shape.grid.x, shape.grid.y,
+                      shape.grid.z, kMostBlocksX, kMostBlocksYZ, kMostBlocksYZ));
   body_ = &body;
   dependent = shape.dependent;
   blockDim = shape.block;

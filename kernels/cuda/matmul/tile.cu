@@ -130,9 +130,9 @@ template <class T>
 __global__ void add_bias_rows(Product p) {
   wait_for_previous_kernel();
   let_next_kernel_start();
-  const int n = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  const int n = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
   if (n >= p.n) return;
-  const int64_t at = int64_t{blockIdx.y} * p.n + n;
+  const int64_t at = int64_t{blockIdx.x} * p.n + n;
   const float bias = load(p.bias + n);
   if (p.out_f32) {
     auto* out = static_cast<float*>(p.out) + at;
@@ -157,7 +157,7 @@ void tile_gemm(const Target& target, const Product& p) {
 }
 
 void add_bias(const Target& target, const Product& p) {
-  const LaunchConfig config{.grid = {as_grid(ceil_div(p.n, 256)), as_grid(p.m)},
+  const LaunchConfig config{.grid = {as_grid(p.m), as_grid(ceil_div(p.n, 256))},
                             .block = 256,
                             .stream = target.stream,
                             .dependent = true};
