@@ -41,7 +41,7 @@ WIDTH = re.compile(r"\.(64|128|U8|S8|U16|S16)\b")
 WIDTH_BYTES = {"64": 8, "128": 16, "U8": 1, "S8": 1, "U16": 2, "S16": 2}
 
 # Kernels that must stay in registers, by source.
-NO_LOCAL_MEMORY = ("attention/", "matmul/", "sampling.cu")
+NO_LOCAL_MEMORY = ("attention/", "matmul/", "sampling.cu", "logit_edits.cu", "logprobs.cu")
 WGMMA_SOURCE, WGMMA_ARCH = "attention/prefill_sm90.cu", "sm_90a"
 
 

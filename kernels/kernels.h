@@ -295,6 +295,12 @@ class Kernels {
   virtual void take_sampled(const TakeSampledParams&) {
     check_failed("this back end samples on the host", __FILE__, __LINE__);
   }
+  virtual void edit_logits(const EditLogitsParams&) {
+    check_failed("this back end samples on the host", __FILE__, __LINE__);
+  }
+  virtual void report_logprobs(const ReportLogprobsParams&) {
+    check_failed("this back end samples on the host", __FILE__, __LINE__);
+  }
   // For the same back ends.
   virtual void copy_bytes(const CopyBytesParams&) {
     check_failed("this back end has no device memory", __FILE__, __LINE__);

@@ -23,23 +23,6 @@ namespace {
 // ---- 1 scan: grid (parts, samples) ----
 constexpr int kScanFloats = kSampleWarps + kSampleThreads + 2;
 
-// A lower bound of the highest logits: at least `rank` of the block's threads have one at or above it, and minus
-// infinity is below it. By one warp; exact in the upper 20 bits.
-__device__ inline float bound_of(Shared<float> maxima, int rank) {
-  constexpr int kKeys = kSampleThreads / kWarp, kLowestBit = 12;
-  uint32_t keys[kKeys], bound = 0;
-#pragma unroll
-  for (int i = 0; i < kKeys; ++i) keys[i] = key_of(maxima[i * kWarp + static_cast<int>(threadIdx.x % kWarp)]);
-  for (int bit = 31; bit >= kLowestBit; --bit) {
-    const uint32_t tried = bound | 1u << bit;
-    int reach = 0;
-#pragma unroll
-    for (int i = 0; i < kKeys; ++i) reach += count_bits(ballot(keys[i] >= tried));
-    if (reach >= rank) bound = tried;
-  }
-  return value_of(bound > kMaskedKey ? bound : kMaskedKey + 1);
-}
-
 __device__ inline int rank_of(const SampleSettings& s, int vocab) {
   return has_top_k(s, vocab) ? min(s.top_k, kPartRank) : kPartRank;
 }
@@ -85,7 +68,7 @@ __global__ void __launch_bounds__(kSampleThreads, 2) scan(SampleParams p) {
   const int thread = static_cast<int>(threadIdx.x);
   SampleSpace* space = static_cast<SampleSpace*>(p.workspace) + blockIdx.y;
   const SampleSettings s = load(p.settings + blockIdx.y);
-  const PartView part{p.logits + int64_t{s.logits_row} * p.vocab,
+  const PartView part{row_of(p, s),
                       part_of(static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), p.vocab),
                       p.vocab % 4 == 0};
   const PartLogits logits(part);
@@ -205,6 +188,22 @@ __device__ inline bool settles(const Row& row, const Found& f, Shared<uint64_t> 
   return block_sum(mass, scratch) >= s.top_p * row.sums.tempered;
 }
 
+// The edits left nothing: the sequence goes on with the model's own likeliest token instead of holding up its batch.
+__device__ inline int32_t likeliest_of(const Row& row, const SampleParams& p, Shared<float> scratch) {
+  Row own = row;
+  own.logits = p.logits + int64_t{row.settings.logits_row} * p.vocab;
+  float highest = kMasked;
+  for (int i = 0; i < own.parts; ++i)
+    own.part(i).for_each([&](int, float x) { highest = fmaxf(highest, x); });
+  highest = block_highest(highest, scratch);
+  int32_t lowest_id = kNoId;
+  for (int i = 0; i < own.parts; ++i)
+    own.part(i).for_each([&](int32_t id, float x) {
+      if (x == highest) lowest_id = min(lowest_id, id);
+    });
+  return block_min(lowest_id, scratch.as<int32_t>());
+}
+
 constexpr int kScratchFloats = kSampleWarps + kQuads * kSampleWarps;
 constexpr int kChooseBytes = kScratchFloats * 4 + std::max(kSettleBytes, kMaxCandidates * 8);
 
@@ -222,7 +221,7 @@ __global__ void __launch_bounds__(kSampleThreads, 2) choose(SampleParams p, int 
           .sums = {},
           .least = kMasked};
   const SampleSettings& s = row.settings;
-  row.logits = p.logits + int64_t{s.logits_row} * p.vocab;
+  row.logits = row_of(p, s);
   row.sums = row_sums(space, parts, s.inverse_temperature);
   int32_t token = row.sums.highest_id;
   if (s.inverse_temperature > 0.0f && row.sums.sum > 0.0f) {
@@ -237,7 +236,9 @@ __global__ void __launch_bounds__(kSampleThreads, 2) choose(SampleParams p, int 
                                               : Settle(row, memory, scratch).draw();
     }
   }
+  if (s.edited_row >= 0 && row.sums.highest == kMasked) token = likeliest_of(row, p, scratch);
   if (token < 0 || token >= p.vocab) token = 0;  // a row of nothing but NaN and minus infinity
+  if (s.forced >= 0) token = s.forced;
   if (threadIdx.x == 0) {
     const float x = load(row.logits + token);
     store(p.tokens + sample, token);
@@ -253,7 +254,14 @@ __global__ void __launch_bounds__(kSampleThreads) take_sampled_rows(TakeSampledP
   const int64_t row = int64_t{blockIdx.x} * kSampleThreads + threadIdx.x;
   if (row >= p.rows) return;
   const int32_t source = load(p.source + row);
-  if (source >= 0) store(p.ids + row, load(p.tokens + source));
+  int32_t id = kNoId;
+  if (source >= 0) {
+    id = load(p.tokens + source);
+    store(p.ids + row, id);
+  }
+  if (p.histories == nullptr) return;
+  const int64_t at = load(p.history_at + row);
+  if (at >= 0) store(p.histories + at, source >= 0 ? id : load(p.ids + row));
 }
 
 }  // namespace

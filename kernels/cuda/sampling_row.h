@@ -75,6 +75,17 @@ __device__ inline float block_sum(float x, Shared<float> scratch) {
   return sum;
 }
 
+__device__ inline float block_highest(float x, Shared<float> scratch) {
+  x = warp_max(x);
+  sync_threads();
+  if (threadIdx.x % kWarp == 0) scratch[static_cast<int>(threadIdx.x / kWarp)] = x;
+  sync_threads();
+  float highest = scratch[0];
+#pragma unroll
+  for (int w = 1; w < kSampleWarps; ++w) highest = fmaxf(highest, scratch[w]);
+  return highest;
+}
+
 __device__ inline int32_t block_min(int32_t x, Shared<int32_t> scratch) {
 #pragma unroll
   for (int mask = kWarp / 2; mask > 0; mask /= 2) x = min(x, shfl_xor(x, mask));
@@ -214,12 +225,35 @@ struct PartLogits {
   }
 };
 
+// ---- bounds ----
+// A lower bound of the highest logits: at least `rank` of the block's threads have one at or above it, and minus
+// infinity is below it. By one warp; exact in the upper 20 bits.
+__device__ inline float bound_of(Shared<float> maxima, int rank) {
+  constexpr int kKeys = kSampleThreads / kWarp, kLowestBit = 12;
+  uint32_t keys[kKeys], bound = 0;
+#pragma unroll
+  for (int i = 0; i < kKeys; ++i) keys[i] = key_of(maxima[i * kWarp + static_cast<int>(threadIdx.x % kWarp)]);
+  for (int bit = 31; bit >= kLowestBit; --bit) {
+    const uint32_t tried = bound | 1u << bit;
+    int reach = 0;
+#pragma unroll
+    for (int i = 0; i < kKeys; ++i) reach += count_bits(ballot(keys[i] >= tried));
+    if (reach >= rank) bound = tried;
+  }
+  return value_of(bound > kMaskedKey ? bound : kMaskedKey + 1);
+}
+
 // ---- rows ----
 struct RowSums {
   float highest;
   int32_t highest_id;
   float sum, tempered;  // relative to highest
 };
+
+__device__ inline const float* row_of(const SampleParams& p, const SampleSettings& s) {
+  return s.edited_row >= 0 ? p.edited + int64_t{s.edited_row} * p.vocab
+                           : p.logits + int64_t{s.logits_row} * p.vocab;
+}
 
 // What one sample is chosen from.
 struct Row {

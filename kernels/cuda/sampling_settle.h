@@ -140,6 +140,11 @@ class Settle {
     return id >= 0 ? id : row_.sums.highest_id;
   }
 
+  // The first `count` in the order of (logit, lower id).
+  __device__ Cut likeliest(int32_t count) {
+    return smallest_set(Cut{}, Measure::kCount, static_cast<float>(count));
+  }
+
  private:
   enum class Measure { kCount, kMass };
 
