@@ -1,12 +1,18 @@
-// What a hit in the prefix cache's host tier is worth: time to the first token of a long prompt that is
-// computed, that lies in host memory (another of its size has pushed it off the device), and that is still on
-// the device. Prints one JSON line: medians in ms, and how many times sooner the host's hit answers.
-//   host_tier_bench [--model models/demo] [--device auto] [--prompt-tokens 4000] [--rounds 5]
+// What a hit in the prefix cache's tiers is worth: time to the first token of a long prompt that is computed, that
+// is still on the device, that lies in host memory (another of its size has pushed it off the device), and that
+// lies on the disk: in the kernel's page cache still, and not. Prints one JSON line: medians in ms, and how many
+// times sooner than computing each answers.
+//   host_tier_bench [--model models/demo] [--device auto] [--prompt-tokens 4000] [--rounds 5] [--dir DIR]
+// DIR: where the disk tier's files are made and removed; without it there is no figure for the disk.
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <condition_variable>
 #include <cstdlib>
+#include <filesystem>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -66,30 +72,68 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-void measure(Engine& engine, int32_t tokens, int32_t rounds) {
-  Random random(1);
+std::vector<int32_t> random_prompt(Engine& engine, int32_t tokens, Random& random) {
   const auto vocab = static_cast<uint64_t>(engine.model().vocab_size);
-  const auto prompt_of = [&] {
-    std::vector<int32_t> prompt;
-    for (int32_t i = 0; i < tokens; ++i) prompt.push_back(static_cast<int32_t>(random.below(vocab)));
-    return prompt;
-  };
-  std::vector<double> computed, from_host, from_device;
-  first_token_ms(engine, prompt_of());  // warm
+  std::vector<int32_t> prompt(tokens);
+  for (int32_t& token : prompt) token = static_cast<int32_t>(random.below(vocab));
+  return prompt;
+}
+
+struct Medians {
+  double computed_ms = 0, below_ms = 0, device_ms = 0;  // below: from the one tier below the device
+};
+
+// `before_hit`: called when the prompt is below the device and another has taken its place there.
+Medians measure(const EngineConfig& config, int32_t tokens, int32_t rounds,
+                const std::function<void()>& before_hit) {
+  const std::unique_ptr<Engine> engine = open(config);
+  Random random(1);
+  std::vector<double> computed, below, device;
+  first_token_ms(*engine, random_prompt(*engine, tokens, random));  // warm
   for (int32_t round = 0; round < rounds; ++round) {
-    const std::vector<int32_t> prompt = prompt_of();
-    computed.push_back(first_token_ms(engine, prompt));
-    first_token_ms(engine, prompt_of());
-    from_host.push_back(first_token_ms(engine, prompt));
-    from_device.push_back(first_token_ms(engine, prompt));
+    const std::vector<int32_t> prompt = random_prompt(*engine, tokens, random);
+    computed.push_back(first_token_ms(*engine, prompt));
+    first_token_ms(*engine, random_prompt(*engine, tokens, random));
+    before_hit();
+    below.push_back(first_token_ms(*engine, prompt));
+    device.push_back(first_token_ms(*engine, prompt));
   }
-  const EngineStats stats = engine.stats();
-  fmt::print(R"({{"device":"{}","prompt_tokens":{},"rounds":{},"computed_ms":{:.2f},"host_ms":{:.2f},)"
-             R"("device_ms":{:.2f},"sooner":{:.1f},"host_hit_tokens":{},"host_blocks_written":{}}})"
-             "\n",
-             engine.model().device, tokens, rounds, median(computed), median(from_host), median(from_device),
-             median(computed) / median(from_host), stats.host_hit_tokens_total,
-             stats.host_blocks_written_total);
+  const EngineStats stats = engine->stats();
+  check(stats.host.hit_tokens_total + stats.disk.hit_tokens_total >= int64_t{rounds} * tokens / 2,
+        "the prompts were found below the device");
+  return {median(computed), median(below), median(device)};
+}
+
+// What was written goes to the device, and the kernel keeps nothing of it.
+void drop_from_page_cache(const std::string& file) {
+  const int fd = ::open(file.c_str(), O_RDWR | O_CLOEXEC);
+  check(fd >= 0 && fdatasync(fd) == 0, "the disk tier's file can be flushed");
+  check(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) == 0, "and dropped from the page cache");
+  close(fd);
+}
+
+void print_all(EngineConfig config, int32_t tokens, int32_t rounds, const std::string& dir) {
+  const int64_t bytes = 4 * tokens * open(config)->model().kv_bytes_per_token;
+  config.kv_cache_bytes = (bytes + bytes / 4) / 4;  // one prompt, and no second beside it
+  config.host_kv_bytes = bytes;
+  const Medians host = measure(config, tokens, rounds, [] {});
+  std::string line = fmt::format(
+      R"({{"prompt_tokens":{},"rounds":{},"computed_ms":{:.2f},"device_ms":{:.2f},"host_ms":{:.2f},"host_sooner":{:.1f})",
+      tokens, rounds, host.computed_ms, host.device_ms, host.below_ms, host.computed_ms / host.below_ms);
+  config.host_kv_bytes = 0;
+  config.disk_kv_bytes = bytes + (16 << 20);
+  for (const bool cached : {true, false}) {
+    if (dir.empty()) break;
+    config.disk_kv_dir = dir + "/quire_disk_bench";
+    std::filesystem::create_directory(config.disk_kv_dir);
+    const Medians disk = measure(config, tokens, rounds, [&] {
+      if (!cached) drop_from_page_cache(config.disk_kv_dir + "/quire-kv.blocks");
+    });
+    std::filesystem::remove_all(config.disk_kv_dir);
+    line += fmt::format(R"(,"{0}_ms":{1:.2f},"{0}_sooner":{2:.1f})", cached ? "page_cache" : "disk",
+                        disk.below_ms, disk.computed_ms / disk.below_ms);
+  }
+  fmt::print("{}}}\n", line);
 }
 
 }  // namespace
@@ -99,16 +143,15 @@ int main(int argc, char** argv) {
   quire::EngineConfig config;
   config.model_dir = "models/demo";
   int32_t tokens = 4000, rounds = 5;
+  std::string dir;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string name = argv[i];
     if (name == "--model") config.model_dir = argv[i + 1];
     if (name == "--device") config.device = argv[i + 1];
     if (name == "--prompt-tokens") tokens = std::atoi(argv[i + 1]);
     if (name == "--rounds") rounds = std::atoi(argv[i + 1]);
+    if (name == "--dir") dir = argv[i + 1];
   }
   config.max_context_tokens = tokens + 16;
-  const int64_t token_bytes = quire::open(config)->model().kv_bytes_per_token;
-  config.kv_cache_bytes = (tokens + tokens / 4) * token_bytes;  // one prompt, and no second beside it
-  config.host_kv_bytes = 4 * tokens * token_bytes;
-  quire::measure(*quire::open(config), tokens, rounds);
+  quire::print_all(config, tokens, rounds, dir);
 }

@@ -103,6 +103,23 @@ v1::GetModelResponse to_wire(const ModelCard& card, const EngineConfig& config) 
   return wire;
 }
 
+namespace {
+
+void set_tier(const TierStats& tier, int64_t prompt_tokens, v1::TierLoad& wire) {
+  wire.set_blocks_total(tier.blocks_total);
+  wire.set_blocks_cached(tier.blocks_cached);
+  wire.set_hit_tokens_total(tier.hit_tokens_total);
+  wire.set_hit_rate(prompt_tokens > 0
+                        ? static_cast<double>(tier.hit_tokens_total) / static_cast<double>(prompt_tokens)
+                        : 0.0);
+  wire.set_blocks_written_total(tier.blocks_written_total);
+  wire.set_evictions_total(tier.evictions_total);
+  wire.set_write_failures_total(tier.write_failures_total);
+  wire.set_read_failures_total(tier.read_failures_total);
+}
+
+}  // namespace
+
 v1::GetLoadResponse to_wire(const EngineStats& stats) {
   v1::GetLoadResponse wire;
   wire.set_requests_waiting(stats.requests_waiting);
@@ -138,6 +155,10 @@ v1::GetLoadResponse to_wire(const EngineStats& stats) {
   wire.set_host_us_per_step_p50(stats.host_us_per_step_p50);
   wire.set_step_ms_p50(stats.step_ms_p50);
   wire.set_last_step_age_ms(stats.last_step_age_ms);
+  if (stats.host.blocks_total > 0) set_tier(stats.host, stats.prompt_tokens_total, *wire.mutable_host_tier());
+  if (stats.disk.blocks_total > 0) set_tier(stats.disk, stats.prompt_tokens_total, *wire.mutable_disk_tier());
+  wire.set_disk_kv_state(stats.disk_kv_state);
+  wire.set_disk_corrupt_blocks_total(stats.disk_corrupt_blocks_total);
   return wire;
 }
 

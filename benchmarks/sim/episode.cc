@@ -21,10 +21,7 @@ bool is_predictable(const SamplingParams& s) {
 
 Episode::Episode(const SimSetup& setup, uint64_t seed)
     : executor_(setup.model, &clock_, setup.roofline),
-      mover_(executor_,
-             (setup.core.cache.swap_bytes + setup.core.cache.host_bytes) /
-                 setup.core.cache.groups.front().block_bytes(),
-             &clock_, setup.link),
+      mover_(executor_, &clock_, setup.tiers),
       random_(seed) {
   Result<std::unique_ptr<EngineCore>> core = EngineCore::create(setup.core, executor_, clock_, &mover_);
   check(core.has_value(), core ? "" : core.error().message);
@@ -44,6 +41,11 @@ Episode::Episode(const SimSetup& setup, uint64_t seed)
     if (transfer_fault_.fails) count(SimFault::kTransferError);
     if (transfer_fault_.delay_us > 0) count(SimFault::kTransferDelay);
     return std::exchange(transfer_fault_, {});
+  });
+  mover_.set_corruption([this] {
+    if (!std::exchange(disk_corrupt_, false)) return false;
+    count(SimFault::kDiskCorrupt);
+    return true;
   });
   core_->set_allocation_fault([this] {
     if (!std::exchange(no_room_, false)) return false;
@@ -145,6 +147,9 @@ void Episode::apply(const SimEvent& e) {
     case SimEventKind::kTransferDelay:
       transfer_fault_.delay_us = e.value;
       return;
+    case SimEventKind::kDiskCorrupt:
+      disk_corrupt_ = true;
+      return;
     case SimEventKind::kNoRoom:
       no_room_ = true;
       return;
@@ -211,6 +216,7 @@ void Episode::inject() {
   if (random_.chance(rates_.transfer_error)) happen({.kind = SimEventKind::kTransferError});
   if (random_.chance(rates_.transfer_delay))
     happen({.kind = SimEventKind::kTransferDelay, .value = random_.between(1, 500'000)});
+  if (random_.chance(rates_.disk_corrupt)) happen({.kind = SimEventKind::kDiskCorrupt});
   if (random_.chance(rates_.no_room)) happen({.kind = SimEventKind::kNoRoom});
   if (random_.chance(rates_.clock_jump)) {
     count(SimFault::kClockJump);
@@ -257,7 +263,7 @@ void Episode::sample_state() {
 
 void Episode::drain() {
   rates_ = kNoFaults;
-  executor_error_ = no_room_ = false;
+  executor_error_ = no_room_ = disk_corrupt_ = false;
   copy_fault_ = {};
   transfer_fault_ = {};
   for (RequestId id = 1; id < live_.size(); ++id)
@@ -267,7 +273,8 @@ void Episode::drain() {
   if (!core_->idle()) violate(fmt::format("stuck: {} requests cannot end", core_->num_unfinished()));
   if (num_live_ > 0) violate(fmt::format("invariant 9: {} requests have no end", num_live_));
   leaked_ = core_->cache().num_held() + core_->cache().swap_pool().num_held();
-  if (core_->cache().host_tier() != nullptr) leaked_ += core_->cache().host_tier()->num_held();
+  for (const KvCache* tier = core_->cache().below(); tier != nullptr; tier = tier->below())
+    leaked_ += tier->num_held();
   if (leaked_ > 0) violate(fmt::format("{} blocks are held by nobody", leaked_));
   if (core_->queue_budget().num_requests() != 0 || core_->queue_budget().num_tokens() != 0)
     violate(fmt::format("the queue's budget keeps {} requests, {} tokens",
@@ -355,7 +362,9 @@ void Episode::add_to(SimReport& report, Samples& samples) const {
   report.preemptions += stats.preemptions_total;
   report.swap_outs += stats.swap_outs_total;
   report.swap_ins += stats.swap_ins_total;
-  report.host_hit_tokens += stats.host_hit_tokens_total;
+  report.host_hit_tokens += stats.host.hit_tokens_total;
+  report.disk_hit_tokens += stats.disk.hit_tokens_total;
+  report.disk_corrupt_blocks += stats.disk_corrupt_blocks_total;
   report.copies_on_write += stats.copies_on_write_total;
   report.evictions += stats.evictions_total;
   report.blocks_leaked += leaked_;

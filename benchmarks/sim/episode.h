@@ -16,7 +16,7 @@ namespace quire {
 // Chances per step.
 struct FaultRates {
   double cancel = 0, pause = 0, stop = 0, executor_error = 0, copy_error = 0, copy_delay = 0, no_room = 0,
-         clock_jump = 0, transfer_error = 0, transfer_delay = 0;
+         clock_jump = 0, transfer_error = 0, transfer_delay = 0, disk_corrupt = 0;
 };
 inline constexpr FaultRates kNoFaults{};
 inline constexpr FaultRates kAllFaults{.cancel = 0.02,
@@ -28,7 +28,8 @@ inline constexpr FaultRates kAllFaults{.cancel = 0.02,
                                        .no_room = 0.002,
                                        .clock_jump = 0.001,
                                        .transfer_error = 0.001,
-                                       .transfer_delay = 0.002};
+                                       .transfer_delay = 0.002,
+                                       .disk_corrupt = 0.002};
 
 struct Samples {
   std::vector<float> ttft_ms, tpot_ms;
@@ -121,6 +122,7 @@ class Episode {
   bool executor_error_ = false, no_room_ = false;  // armed
   FakeExecutor::CopyFault copy_fault_;
   FakeMover::Fault transfer_fault_;
+  bool disk_corrupt_ = false;
   std::vector<std::unique_ptr<Live>> live_;  // by id
   int64_t num_live_ = 0;
   Outcome outcome_;

@@ -13,8 +13,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr std::array<std::string_view, kNumSimEventKinds> kNames = {
-    "submit",     "cancel",     "pause",   "resume",     "stop",           "executor_error",
-    "copy_error", "copy_delay", "no_room", "clock_jump", "transfer_error", "transfer_delay"};
+    "submit",     "cancel",  "pause",      "resume",         "stop",           "executor_error", "copy_error",
+    "copy_delay", "no_room", "clock_jump", "transfer_error", "transfer_delay", "disk_corrupt"};
 
 Json json_of(const SimSetup& setup) {
   const EngineConfig& c = setup.core.config;
@@ -26,8 +26,11 @@ Json json_of(const SimSetup& setup) {
           {"blocks", setup.model.num_blocks},
           {"swap_blocks", setup.core.cache.swap_bytes / g.block_bytes()},
           {"host_blocks", setup.core.cache.host_bytes / g.block_bytes()},
+          {"disk_blocks", setup.core.cache.disk_bytes / g.block_bytes()},
           {"preemption_mode", c.preemption_mode},
-          {"link", {setup.link.transfer_us, setup.link.us_per_block}},
+          {"link", {setup.tiers.host.transfer_us, setup.tiers.host.us_per_block}},
+          {"disk_bytes_per_s", setup.core.preemption_costs.disk_bytes_per_s},
+          {"disk_link", {setup.tiers.disk.transfer_us, setup.tiers.disk.us_per_block}},
           {"vocab", setup.model.vocab_size},
           {"eos", setup.core.eos_token_ids},
           {"max_sequences", c.max_sequences},
@@ -53,8 +56,10 @@ SimSetup setup_of(const Json& j) {
   group.num_kv_heads = j.at("kv_heads");
   group.head_dim = j.at("head_dim");
   group.block_tokens = j.at("block_tokens");
-  set_cache(setup, group, j.at("blocks"), j.value("swap_blocks", int64_t{0}),
-            j.value("host_blocks", int64_t{0}));
+  set_cache(setup, group, j.at("blocks"),
+            {.swap = j.value("swap_blocks", int64_t{0}),
+             .host = j.value("host_blocks", int64_t{0}),
+             .disk = j.value("disk_blocks", int64_t{0})});
   setup.model.vocab_size = setup.core.vocab_size = j.at("vocab");
   setup.core.eos_token_ids = j.at("eos").get<std::vector<TokenId>>();
   EngineConfig& c = setup.core.config;
@@ -66,7 +71,10 @@ SimSetup setup_of(const Json& j) {
   c.max_queued_kv_factor = j.at("max_queued_kv_factor");
   c.prefix_cache = j.at("prefix_cache");
   c.preemption_mode = j.value("preemption_mode", c.preemption_mode);
-  if (j.contains("link")) setup.link = {j["link"].at(0), j["link"].at(1)};
+  if (j.contains("link")) setup.tiers.host = {j["link"].at(0), j["link"].at(1)};
+  setup.core.preemption_costs.disk_bytes_per_s =
+      j.value("disk_bytes_per_s", setup.core.preemption_costs.disk_bytes_per_s);
+  if (j.contains("disk_link")) setup.tiers.disk = {j["disk_link"].at(0), j["disk_link"].at(1)};
   c.check_invariants = true;
   setup.core.reserve = {j.at("reserve").at(0), j.at("reserve").at(1), j.at("reserve").at(2)};
   setup.core.eviction = j.at("eviction") == "pgdsf" ? EvictionOrder::kPgdsf : EvictionOrder::kLru;

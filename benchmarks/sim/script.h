@@ -23,10 +23,11 @@ enum class SimEventKind : uint8_t {
   kCopyDelay,      // ... takes `value` us longer
   kNoRoom,         // the next time blocks are taken there are none
   kClock,          // the clock jumps by `value` us
-  kTransferError,  // the next copy to or from the host fails half way
+  kTransferError,  // the next copy between tiers fails half way
   kTransferDelay,  // ... takes `value` us longer
+  kDiskCorrupt,    // the next read from the disk meets a block that is not what was written
 };
-inline constexpr int32_t kNumSimEventKinds = 12;
+inline constexpr int32_t kNumSimEventKinds = 13;
 std::string_view name_of(SimEventKind kind);
 
 struct SimEvent {

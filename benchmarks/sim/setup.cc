@@ -95,15 +95,42 @@ Status check_options(const SimOptions& o) {
 
 }  // namespace
 
-void set_cache(SimSetup& setup, const GroupSpec& group, int64_t blocks, int64_t swap_blocks,
-               int64_t host_blocks) {
+void set_cache(SimSetup& setup, const GroupSpec& group, int64_t blocks, const BlocksBelow& below) {
   setup.core.cache = uniform_spec(group, static_cast<int32_t>(blocks));
-  setup.core.cache.swap_bytes = swap_blocks * group.block_bytes();
-  setup.core.cache.host_bytes = host_blocks * group.block_bytes();
+  setup.core.cache.swap_bytes = below.swap * group.block_bytes();
+  setup.core.cache.host_bytes = below.host * group.block_bytes();
+  setup.core.cache.disk_bytes = below.disk * group.block_bytes();
+  setup.tiers.host_blocks = below.swap + below.host;
+  setup.tiers.disk_blocks = below.disk;
   setup.model.num_blocks = static_cast<int32_t>(blocks);
   setup.model.block_tokens = group.block_tokens;
   setup.model.check_content = blocks * group.block_tokens <= kMaxShadowSlots;
 }
+
+namespace {
+
+// Their links as the scheduler's costs have them.
+Status set_tiers(SimSetup& setup, const SimOptions& options, const GroupSpec& group, int64_t blocks) {
+  for (const auto& [field, bytes] :
+       {std::pair("host_kv_bytes", options.host_kv_bytes), std::pair("disk_kv_bytes", options.disk_kv_bytes)})
+    if (bytes < 0 || (bytes > 0 && bytes < group.block_bytes()))
+      return invalid(fmt::format("{} is {}; it must be 0 or at least a block's {} bytes", field, bytes,
+                                 group.block_bytes()),
+                     field);
+  set_cache(setup, group, blocks,
+            {.host = options.host_kv_bytes / group.block_bytes(),
+             .disk = options.disk_kv_bytes / group.block_bytes()});
+  const auto us_per_block = [&](double rate) {
+    return 1e6 * static_cast<double>(group.block_bytes()) / rate;
+  };
+  PreemptionCosts& costs = setup.core.preemption_costs;
+  costs.disk_bytes_per_s = 3e9;  // an NVMe drive's
+  setup.tiers.host = {costs.transfer_us, us_per_block(costs.link_bytes_per_s)};
+  setup.tiers.disk = {costs.transfer_us, us_per_block(costs.disk_bytes_per_s)};
+  return ok();
+}
+
+}  // namespace
 
 Result<SimSetup> make_setup(const SimOptions& options) {
   if (Status s = check_options(options); !s) return s.error();
@@ -125,7 +152,7 @@ Result<SimSetup> make_setup(const SimOptions& options) {
     return invalid(fmt::format("kv_bytes gives {} blocks of {} bytes; from 2 to {}", blocks,
                                group.block_bytes(), 1 << 26),
                    "kv_bytes");
-  set_cache(setup, group, blocks);
+  if (Status s = set_tiers(setup, options, group, blocks); !s) return s.error();
   setup.model.vocab_size = setup.core.vocab_size = spec->vocab_size;
   setup.roofline.overhead_us = card->overhead_us;
   setup.roofline.weights_us = 1e6 * 2 * parameters / card->read_bytes_per_s;
@@ -147,19 +174,23 @@ Result<SimSetup> make_setup(const SimOptions& options) {
 
 namespace {
 
-// Half of the episodes have host memory, some of them little, and a cache that is small for their load; links
-// from much faster to slower than a step.
+// Half of the episodes have host memory, some of them little, some a disk, and a cache that is small for their
+// load; links from much faster to slower than a step.
 void draw_swap(SimSetup& setup, Random& random, bool draws_cache) {
   if (random.chance(0.5)) return;
   const GroupSpec group = setup.core.cache.groups.front();
   const int64_t least = 512 / group.block_tokens;  // one sequence of the longest
   const int64_t blocks =
       draws_cache ? std::max(least, setup.model.num_blocks / random.between(2, 8)) : setup.model.num_blocks;
-  set_cache(setup, group, blocks, random.between(1, 2 * blocks),
-            random.chance(0.6) ? random.between(1, 4 * blocks) : 0);
+  BlocksBelow below{.swap = random.between(1, 2 * blocks)};
+  if (random.chance(0.6)) below.host = random.between(1, 4 * blocks);
+  if (random.chance(0.5)) below.disk = random.between(1, 8 * blocks);
+  set_cache(setup, group, blocks, below);
   setup.core.reserve = {.least = 0, .rise = 0, .decay = 0};  // over-commit
   setup.core.config.preemption_mode = random.chance(0.5) ? "swap" : "auto";
-  setup.link.us_per_block = std::pow(10.0, static_cast<double>(random.between(0, 4)));
+  setup.tiers.host.us_per_block = std::pow(10.0, static_cast<double>(random.between(0, 4)));
+  setup.core.preemption_costs.disk_bytes_per_s = 1e12;  // until it has been measured
+  setup.tiers.disk.us_per_block = std::pow(10.0, static_cast<double>(random.between(0, 5)));
 }
 
 }  // namespace

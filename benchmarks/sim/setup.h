@@ -13,11 +13,13 @@ struct SimSetup {
   CoreOptions core;
   FakeModel model;
   Roofline roofline;
-  FakeLink link;  // between device and host memory
+  FakeTiers tiers;  // below the device
 };
 
-void set_cache(SimSetup& setup, const GroupSpec& group, int64_t blocks, int64_t swap_blocks = 0,
-               int64_t host_blocks = 0);
+struct BlocksBelow {
+  int64_t swap = 0, host = 0, disk = 0;
+};
+void set_cache(SimSetup& setup, const GroupSpec& group, int64_t blocks, const BlocksBelow& below = {});
 
 // The model and the card that the options name.
 Result<SimSetup> make_setup(const SimOptions& options);

@@ -20,7 +20,7 @@ constexpr std::array<const char*, kNumSimFaults> kFaultNames = {
     "cancel_waiting", "cancel_parked",  "cancel_prefill", "cancel_decode", "cancel_preempted",
     "cancel_copying", "cancel_paused",  "cancel_ended",   "deadline",      "slow_reader",
     "stop",           "executor_error", "copy_error",     "copy_delay",    "no_room",
-    "clock_jump",     "transfer_error", "transfer_delay"};
+    "clock_jump",     "transfer_error", "transfer_delay", "disk_corrupt"};
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -74,9 +74,10 @@ class Run {
 
   SimReport finish() {
     report_.steps_per_s = static_cast<double>(report_.steps) / std::max(1e-9, seconds_since(start_));
-    report_.hit_rate = samples_.prompt_tokens > 0 ? static_cast<double>(samples_.cached_tokens) /
-                                                        static_cast<double>(samples_.prompt_tokens)
-                                                  : 0;
+    const double asked = std::max<double>(1, static_cast<double>(samples_.prompt_tokens));
+    report_.hit_rate = static_cast<double>(samples_.cached_tokens) / asked;
+    report_.host_hit_rate = static_cast<double>(report_.host_hit_tokens) / asked;
+    report_.disk_hit_rate = static_cast<double>(report_.disk_hit_tokens) / asked;
     report_.running_mean =
         report_.steps > 0 ? static_cast<double>(samples_.running_sum) / static_cast<double>(report_.steps)
                           : 0;
@@ -181,6 +182,10 @@ std::string to_json(const SimReport& r) {
         {"cancelled", r.cancelled},
         {"failed", r.failed}}},
       {"hit_rate", r.hit_rate},
+      {"hit_rate_by_tier",
+       {{"device", r.hit_rate - r.host_hit_rate - r.disk_hit_rate},
+        {"host", r.host_hit_rate},
+        {"disk", r.disk_hit_rate}}},
       {"ttft_ms", json_of(r.ttft_ms)},
       {"tpot_ms", json_of(r.tpot_ms)},
       {"requests_per_s", r.requests_per_s},
@@ -192,6 +197,8 @@ std::string to_json(const SimReport& r) {
       {"swap_outs", r.swap_outs},
       {"swap_ins", r.swap_ins},
       {"host_hit_tokens", r.host_hit_tokens},
+      {"disk_hit_tokens", r.disk_hit_tokens},
+      {"disk_corrupt_blocks", r.disk_corrupt_blocks},
       {"copies_on_write", r.copies_on_write},
       {"evictions", r.evictions},
       {"blocks_leaked", r.blocks_leaked},

@@ -33,6 +33,7 @@ struct SimOptions {
   double speed = 1;          // of the trace's arrivals
   int64_t max_requests = 0;  // of the trace; 0 = all
 
+  int64_t host_kv_bytes = 0, disk_kv_bytes = 0;  // tiers below the device, of traces; 0 = none
   int64_t kv_bytes = 0;     // 0 = drawn (random load), or what an 80 GB card has left (trace)
   std::string model_shape;  // a config.json; "" = Llama-3.1-8B's shape
   std::string card =
@@ -62,10 +63,11 @@ enum class SimFault : uint8_t {
   kCopyDelay,
   kNoRoom,
   kClockJump,
-  kTransferError,  // of a copy to or from the host
+  kTransferError,  // of a copy between tiers
   kTransferDelay,
+  kDiskCorrupt,  // a block that was read from the disk was not what had been written
 };
-inline constexpr size_t kNumSimFaults = 18;
+inline constexpr size_t kNumSimFaults = 19;
 using FaultCounts = std::array<int64_t, kNumSimFaults>;
 
 struct SimPercentiles {
@@ -81,7 +83,8 @@ struct SimReport {
   double simulated_s = 0;
   double running_mean = 0;  // sequences in a step
   int64_t submitted = 0, finished = 0, refused = 0, cancelled = 0, failed = 0;
-  double hit_rate = 0;  // prompt tokens found cached / prompt tokens admitted
+  double hit_rate = 0;                          // prompt tokens found cached / prompt tokens admitted
+  double host_hit_rate = 0, disk_hit_rate = 0;  // of these, found in that tier; the rest on the device
   SimPercentiles ttft_ms,
       tpot_ms;  // of finished requests: first token - arrival; (last - first token) / (tokens - 1)
   double requests_per_s = 0, goodput_per_s = 0;  // finished, simulated; goodput: those within both limits
@@ -91,7 +94,7 @@ struct SimReport {
   double fairness_max_gap = 0, dearest_request = 0;
   double waste_percent = 0;  // of held blocks' slots, mean over time
   int64_t preemptions = 0, copies_on_write = 0, evictions = 0, swap_outs = 0, swap_ins = 0,
-          host_hit_tokens = 0;
+          host_hit_tokens = 0, disk_hit_tokens = 0, disk_corrupt_blocks = 0;
   int64_t blocks_leaked = 0;  // held with nothing left to do
   std::string script;         // the file that the failing episode was shrunk to
   int64_t script_events = 0;

@@ -26,7 +26,12 @@ struct EngineConfig {
   int64_t kv_cache_bytes = 0;  // 0 = sized from memory that is left
   double gpu_memory_utilization = 0.92;
   bool prefix_cache = true;
-  int64_t host_kv_bytes = 0;     // pinned host memory for prefixes that the device evicts; 0 = they are lost
+  int64_t host_kv_bytes = 0;  // pinned host memory for prefixes that the device evicts; 0 = they are lost
+  // Files in this directory for prefixes that the tiers above evict; they outlive the engine. "" = none. Each engine needs
+  // a directory of its own, and one model's blocks are never read by another.
+  std::string disk_kv_dir;
+  int64_t disk_kv_bytes = 0;
+  std::string disk_kv_on_error = "fail";  // where the files cannot be used: fail | ignore (run without them)
   int64_t swap_space_bytes = 0;  // pinned host memory for preempted sequences; 0 = they are computed again
   // auto (the cheaper) | swap | recompute. Where the host has no room swap falls to recompute; what a KV policy
   // could not compute again never gives way by recompute.

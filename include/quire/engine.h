@@ -22,6 +22,13 @@ struct ModelCard {
   bool has_tokenizer = false, has_chat_template = false;
 };
 
+// Of a tier of the prefix cache below the device. Failures are copies; a block is cached while it is copied too.
+struct TierStats {
+  int64_t hit_tokens_total = 0;  // prompt tokens found there and not above it
+  int64_t blocks_written_total = 0, write_failures_total = 0, read_failures_total = 0, evictions_total = 0;
+  int64_t blocks_total = 0, blocks_cached = 0;
+};
+
 // Counters since start and gauges of now. Monotonic names end in _total.
 struct EngineStats {
   int64_t requests_submitted_total = 0, requests_finished_total = 0, requests_refused_total = 0,
@@ -32,8 +39,10 @@ struct EngineStats {
       0;  // K and V not read again in decode steps, for other sequences of the step had read them
   int64_t uploaded_bytes_total = 0;  // arrays and block tables of steps, to a device with memory of its own
   int64_t preemptions_total = 0, copies_on_write_total = 0, evictions_total = 0, steps_total = 0;
-  int64_t host_hit_tokens_total = 0, host_blocks_written_total = 0;  // of the prefix cache's host tier
-  int32_t host_blocks_total = 0, host_blocks_cached = 0;
+  TierStats host, disk;
+  int64_t disk_corrupt_blocks_total = 0;  // not what had been written there: lost, and computed again
+  // "" = no disk tier was asked for | "on" | "off: REASON" (it could not be opened) | "not written: REASON"
+  std::string disk_kv_state;
   int64_t swap_outs_total = 0, swap_ins_total = 0,
           swap_failures_total = 0;  // of preempted sequences; failed copies
   int32_t requests_waiting = 0, sequences_running = 0;

@@ -17,10 +17,10 @@ void add_flags(Flags& flags, SimOptions& sim, Choices& choices) {
   flags.add("steps", sim.steps, "engine steps, 0 = no limit (without any limit: 100000)");
   flags.add("seconds", sim.seconds, "of real time, 0 = no limit");
   flags.add("sequences", sim.sequences, "sequences running at once");
-  flags.add_choice(
-      "faults", choices.faults, {"on", "off"},
-      "cancels at every stage, deadlines, slow readers, stops, failed steps, failed and slow copies, "
-      "failed allocations, clock jumps");
+  flags.add_choice("faults", choices.faults, {"on", "off"},
+                   "cancels at every stage, deadlines, slow readers, stops, failed steps, failed and slow "
+                   "copies, corrupt blocks on disk, "
+                   "failed allocations, clock jumps");
   flags.add("audit-every", sim.audit_every, "steps between full audits of cache and lists");
   flags.add("script", sim.script, "play this script of events instead: what a failing seed was shrunk to");
   flags.add("script-out", sim.script_out,
@@ -31,6 +31,8 @@ void add_flags(Flags& flags, SimOptions& sim, Choices& choices) {
   flags.add("max-requests", sim.max_requests, "of the trace, 0 = all");
   flags.add("kv-bytes", sim.kv_bytes,
             "bytes of the cache, 0 = drawn, or with a trace what the card has left");
+  flags.add("host-kv-bytes", sim.host_kv_bytes, "bytes of host memory below it, with a trace; 0 = none");
+  flags.add("disk-kv-bytes", sim.disk_kv_bytes, "bytes of disk below that, with a trace; 0 = none");
   flags.add("model-shape", sim.model_shape, "a config.json (default: the shape of Llama 3.1 8B)");
   flags.add("card", sim.card,
             "h100, h200, or a JSON file with read_bytes_per_s, flops_per_s, overhead_us, memory_bytes");

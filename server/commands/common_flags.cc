@@ -33,6 +33,14 @@ void bind_cache_flags(Flags& flags, EngineConfig& c) {
             "Keep finished prefixes and reuse them; --prefix-cache=false turns it off");
   flags.add("host-kv-bytes", c.host_kv_bytes,
             "Pinned host memory for cached prefixes that the device evicts, bytes; 0 = they are lost");
+  flags.add(
+      "disk-kv-dir", c.disk_kv_dir,
+      "Directory for cached prefixes that device and host memory evict; they outlive the server; none = they "
+      "are lost");
+  flags.add("disk-kv-bytes", c.disk_kv_bytes, "Size of the files there, bytes; with disk-kv-dir");
+  flags.add_choice(
+      "disk-kv-on-error", c.disk_kv_on_error, {"fail", "ignore"},
+      "Where they cannot be used (missing, full, another model's): do not start, or run without them");
   flags.add("swap-space-bytes", c.swap_space_bytes,
             "Pinned host memory for the KV cache of preempted sequences, bytes; 0 = they are computed again");
   flags.add_choice("preemption-mode", c.preemption_mode, {"auto", "swap", "recompute"},

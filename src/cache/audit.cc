@@ -173,17 +173,40 @@ std::optional<std::string> KvCache::audit_pins() const {
   return std::nullopt;
 }
 
+// The tier below against what is under way: it is held by nothing else.
+std::optional<std::string> KvCache::audit_below(const TierTraffic& traffic) const {
+  if (below_ == nullptr) return std::nullopt;
+  std::vector<const BlockTable*> tables;
+  std::vector<BlockId> read;
+  int64_t read_here = 0;
+  for (const TierWrite* write : traffic.writes) {
+    if (write->to == below_->kind_) {
+      tables.push_back(&write->table);
+      read_here += static_cast<int64_t>(write->read.size());
+    } else if (below_->below_ != nullptr && write->to == below_->below_->kind_) {
+      read.insert(read.end(), write->read.begin(), write->read.end());
+    }
+  }
+  for (const TierRead* under_way : traffic.reads)
+    for (const TierRead::Part& part : under_way->parts)
+      if (part.tier == below_->kind_) tables.push_back(&part.table);
+  if (read_here != num_read_down_)
+    return fmt::format("blocks read for the tier below: counted {}, kept {}", read_here, num_read_down_);
+  if (auto wrong = below_->audit(tables, read, {}, traffic))
+    return fmt::format("{} tier: {}", name_of(below_->kind_), *wrong);
+  return std::nullopt;
+}
+
 std::optional<std::string> KvCache::audit(std::span<const BlockTable* const> tables,
                                           std::span<const BlockId> deferred,
                                           std::span<const SwappedList* const> swapped,
-                                          std::span<const BlockTable* const> host_tables) const {
+                                          const TierTraffic& traffic) const {
   check(!step_open_, "the cache is audited between steps");
   if (auto wrong = pool_.audit()) return "pool: " + *wrong;
   if (auto wrong = audit_holders(tables, deferred)) return "holders: " + *wrong;
   if (auto wrong = tree_.audit()) return "tree: " + *wrong;
   if (auto wrong = audit_pins()) return "eviction: " + *wrong;
-  if (host_ != nullptr)
-    if (auto wrong = host_->audit(host_tables, {})) return "host tier: " + *wrong;
+  if (auto wrong = audit_below(traffic)) return wrong;
   std::vector<HostBlockId> on_host;
   for (const SwappedList* list : swapped)
     for (const SwappedBlock& block : list->blocks()) on_host.push_back(block.host);

@@ -1,22 +1,14 @@
-// 64-bit mixing for finding, never for deciding: whatever a hash finds is confirmed by tokens or by a whole
-// key. Multiply to 128 bits and fold, the step that wyhash is made of.
+// Hashes of tokens: they find, and tokens confirm.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #include <span>
 
+#include "src/base/hash.h"
 #include "src/base/ids.h"
 
 namespace quire {
-
-inline constexpr uint64_t kHashSeed = 0x9E3779B97F4A7C15ull;
-
-inline uint64_t mix(uint64_t a, uint64_t b) {
-  const auto product =
-      static_cast<unsigned __int128>(a ^ 0xA0761D6478BD642Full) * (b ^ 0xE7037ED1A0B428DBull);
-  return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
-}
 
 // Of the tokens alone; an even number of them. Four chains, so that the multiplications overlap.
 inline uint64_t hash_tokens(std::span<const TokenId> tokens) {

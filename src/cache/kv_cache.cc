@@ -10,19 +10,27 @@ namespace quire {
 
 Result<std::unique_ptr<KvCache>> KvCache::create(const CacheSpec& spec, EvictionOrder order) {
   if (const Status status = validate(spec); !status) return status.error();
-  return std::unique_ptr<KvCache>(new KvCache(spec, order));
+  return std::unique_ptr<KvCache>(new KvCache(spec, order, CacheTier::kDevice, 0));
 }
 
-KvCache::KvCache(const CacheSpec& spec, EvictionOrder order)
+KvCache::KvCache(const CacheSpec& spec, EvictionOrder order, CacheTier kind, int64_t first_host_block)
     : spec_(spec),
       block_tokens_(spec.groups[0].block_tokens),
       arena_(spec.arena_bytes, superblock_bytes(spec)),
       pool_(arena_, spec.groups[0].block_bytes()),
       swap_pool_(spec.swap_bytes / spec.groups[0].block_bytes()),
       tree_(pool_.max_blocks(), block_tokens_),
-      index_(pool_.max_blocks(), order) {
-  if (spec.host_bytes > 0)
-    host_.reset(new KvCache({.groups = spec.groups, .arena_bytes = spec.host_bytes}, order));
+      index_(pool_.max_blocks(), order),
+      kind_(kind),
+      first_host_block_(first_host_block),
+      places_(kind == CacheTier::kDisk ? pool_.max_blocks() : 0) {
+  CacheSpec below{.groups = spec.groups, .arena_bytes = spec.host_bytes, .disk_bytes = spec.disk_bytes};
+  CacheTier next = CacheTier::kHost;
+  if (spec.host_bytes == 0) {
+    below.arena_bytes = std::exchange(below.disk_bytes, 0);
+    next = CacheTier::kDisk;
+  }
+  if (below.arena_bytes > 0) below_.reset(new KvCache(below, order, next, swap_pool_.num_blocks()));
 }
 
 // ---- namespaces ----
@@ -30,15 +38,21 @@ KvCache::KvCache(const CacheSpec& spec, EvictionOrder order)
 NamespaceId KvCache::open_namespace(const NamespaceKey& key) {
   const NamespaceId ns = namespaces_.open(key);
   if (!tree_.root(ns)) tree_.add_root(ns);
-  if (host_ != nullptr) host_names_[value(ns)] = host_->open_namespace(key);
+  if (below_ != nullptr) names_below_[value(ns)] = below_->open_namespace(key);
   return ns;
 }
 
 void KvCache::close_namespace(NamespaceId ns) {
   const bool was_last = namespaces_.close(ns);
-  if (host_ != nullptr) host_->close_namespace(host_names_.at(value(ns)));
-  if (host_ != nullptr && was_last) host_names_.erase(value(ns));
+  if (below_ != nullptr) below_->close_namespace(names_below_.at(value(ns)));
+  if (below_ != nullptr && was_last) names_below_.erase(value(ns));
   drop_if_unused(ns);
+}
+
+// For a copy that may outlive the request: each opening has its close_namespace.
+void KvCache::open_again(NamespaceId ns) {
+  namespaces_.open_again(ns);
+  if (below_ != nullptr) below_->open_again(names_below_.at(value(ns)));
 }
 
 void KvCache::drop_if_unused(NamespaceId ns) {
@@ -48,6 +62,7 @@ void KvCache::drop_if_unused(NamespaceId ns) {
 }
 
 void KvCache::set_next_use(std::function<double(uint64_t)> next_use) {
+  if (below_ != nullptr) below_->set_next_use(next_use);
   index_.set_next_use([this, next_use = std::move(next_use)](BlockId block) {
     const bool is_full = tree_.num_tokens(block) == block_tokens_;
     return is_full ? next_use(tree_.prefix_hash(block)) : std::numeric_limits<double>::infinity();

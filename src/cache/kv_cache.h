@@ -33,11 +33,13 @@
 #include "src/cache/arena.h"
 #include "src/cache/block_pool.h"
 #include "src/cache/block_table.h"
+#include "src/cache/disk_places.h"
 #include "src/cache/eviction_index.h"
 #include "src/cache/namespaces.h"
 #include "src/cache/prefix_tree.h"
 #include "src/cache/spec.h"
 #include "src/cache/swapped_list.h"
+#include "src/cache/tier.h"
 
 namespace quire {
 
@@ -46,13 +48,6 @@ class StepTransaction;
 struct CacheCounters {  // since start
   int64_t copies_on_write = 0, evictions = 0, duplicates_merged = 0;
   int64_t prefix_queries_tokens = 0, prefix_hit_tokens = 0;  // of acquire_prefix
-};
-
-// Blocks on their way to the host tier: what it will find there, once the copies are made.
-struct HostWrite {
-  NamespaceId ns{};  // of the tier
-  BlockTable table;  // of the tier
-  std::vector<TokenId> tokens;
 };
 
 class KvCache {
@@ -110,24 +105,36 @@ class KvCache {
   void discard(SwappedList&& list);  // its host blocks are free; no copy may be under way from or to them
   const HostPool& swap_pool() const { return swap_pool_; }
 
-  // ---- host tier (CacheSpec::host_bytes) ----
-  // A cache of its own over host memory, with the same keys, order and rules; its blocks lie behind those for
-  // swap. Null where there is none.
-  const KvCache* host_tier() const { return host_.get(); }
-  int32_t lookup_host(NamespaceId ns, std::span<const TokenId> tokens) const;  // tokens found there
-  // Begins to copy what the table has published of `tokens`, whole blocks, and the tier lacks. Each copy's
-  // device block counts as deferred until it is made [6]; then end_write. Nothing to copy, or no room: nothing.
-  std::optional<HostWrite> write_to_host(NamespaceId ns, std::span<const TokenId> tokens,
-                                         const BlockTable& table, int64_t now_us,
-                                         std::vector<TierCopy>& copies);
-  void end_write(HostWrite&& write, bool arrived, const Retention& retention, int64_t now_us);
-  // Lengthens a table that acquire_prefix gave by what the tier has of `tokens` beyond it, except for the bytes
-  // of `copies`: no step may read or write them before they are there. Gives the tier's table, for end_read
-  // when the copies have ended. Nothing, and the table as it was, where there is no more or no room.
-  std::optional<BlockTable> read_from_host(NamespaceId ns, std::span<const TokenId> tokens, BlockTable& table,
-                                           int64_t now_us, std::vector<TierCopy>& copies,
-                                           std::vector<BlockId>& deferred);
-  void end_read(BlockTable&& host, int64_t now_us);
+  // ---- tiers below (CacheSpec::host_bytes, disk_bytes) ----
+  // Each is a cache of its own with the same keys, order and rules: host memory, whose blocks lie behind those
+  // for swap, then the disk. Null where there is none.
+  CacheTier kind() const { return kind_; }
+  const KvCache* below() const { return below_.get(); }
+  const KvCache* tier(CacheTier kind) const;
+  // Tokens that one of the tiers below finds, of those down to `last`.
+  int32_t lookup_below(NamespaceId ns, std::span<const TokenId> tokens, CacheTier last) const;
+  // Begins to copy what the table has published of `tokens`, whole blocks, to the first tier below that lacks
+  // some. Each block that is read counts as deferred until its copy is made [6]; then end_write. Nothing to
+  // copy, no room, or a quarter of this tier's blocks being read already: nothing.
+  std::optional<TierWrite> write_below(NamespaceId ns, std::span<const TokenId> tokens,
+                                       const BlockTable& table, const Retention& retention, int64_t now_us,
+                                       std::vector<TierCopy>& copies);
+  // What has arrived is found there from now on, and goes further down: that is the next write.
+  std::optional<TierWrite> end_write(TierWrite&& write, bool arrived, int64_t now_us,
+                                     std::vector<TierCopy>& copies);
+  // Lengthens a table that acquire_prefix gave by what the tiers down to `last` have of `tokens` beyond it, each
+  // what those above it lack; except for the bytes of `copies`: no step may read or write them before they are
+  // there. Gives what holds the blocks there, for end_read when the copies have ended. Nothing, and the table
+  // as it was, where there is no more or no room.
+  std::optional<TierRead> read_from_below(NamespaceId ns, std::span<const TokenId> tokens, BlockTable& table,
+                                          CacheTier last, int64_t now_us, std::vector<TierCopy>& copies,
+                                          std::vector<BlockId>& deferred);
+  // The disk's blocks at `corrupt` are found no more, nor those behind them unless another read holds them;
+  // their places are free. The number of blocks lost.
+  int64_t end_read(TierRead&& read, std::span<const DiskBlockId> corrupt, int64_t now_us);
+  // Of the device's cache, before its first use: the disk tier finds again what was stored by another process.
+  // The number of blocks found; a block whose parent is not among them is not.
+  int64_t restore(std::vector<StoredBlock> stored, int64_t now_us);
 
   // ---- steps ----
   StepTransaction begin(int64_t now_us);  // one at a time
@@ -166,7 +173,7 @@ class KvCache {
   std::optional<std::string> audit(std::span<const BlockTable* const> tables,
                                    std::span<const BlockId> deferred,
                                    std::span<const SwappedList* const> swapped = {},
-                                   std::span<const BlockTable* const> host_tables = {}) const;
+                                   const TierTraffic& traffic = {}) const;
 
  private:
   friend class StepTransaction;
@@ -181,15 +188,25 @@ class KvCache {
     bool cut = false;
   };
 
-  KvCache(const CacheSpec& spec, EvictionOrder order);
+  KvCache(const CacheSpec& spec, EvictionOrder order, CacheTier kind, int64_t first_host_block);
   int32_t blocks_for(int32_t tokens) const { return (tokens + block_tokens_ - 1) / block_tokens_; }
   bool appends_to_shared_tail(const BlockTable& table) const;
   bool is_extended_in_open_step(const BlockTable& table) const;
 
   bool make_room(int64_t blocks, int64_t now_us);
   bool still_holds(const SwappedBlock& block) const;
-  HostBlockId in_host_memory(BlockId tier_block) const;
+  void open_again(NamespaceId ns);
+  void name_place(BlockId block, TierCopy& copy) const;
   int32_t published_path(std::span<const TokenId> tokens, const BlockTable& table) const;
+  void record(const TierWrite& write, int32_t index, int64_t now_us, TierCopy& copy);
+  void read_for(TierWrite& write, int32_t first, const BlockTable& table, int64_t now_us,
+                std::vector<TierCopy>& copies);
+  struct Found;
+  Found find_below(NamespaceId ns, std::span<const TokenId> tokens, CacheTier last, int32_t here,
+                   int64_t now_us);
+  int64_t forget(BlockId block);
+  struct Restored;
+  bool restore_block(const StoredBlock& stored, int64_t now_us, Restored& restored);
   void evict(BlockId leaf);
   void detach(BlockId leaf);  // from the tree; it is in the index no more
   void drop_if_unused(NamespaceId ns);
@@ -210,6 +227,7 @@ class KvCache {
   std::optional<std::string> audit_holders(std::span<const BlockTable* const> tables,
                                            std::span<const BlockId> deferred) const;
   std::optional<std::string> audit_pins() const;
+  std::optional<std::string> audit_below(const TierTraffic& traffic) const;
 
   CacheSpec spec_;
   int32_t block_tokens_;
@@ -219,8 +237,12 @@ class KvCache {
   Namespaces namespaces_;
   PrefixTree tree_;
   EvictionIndex index_;
-  std::unique_ptr<KvCache> host_;                         // the host tier
-  std::unordered_map<uint64_t, NamespaceId> host_names_;  // of open namespaces: the same there
+  CacheTier kind_;
+  int64_t first_host_block_;  // of the host tier: its first block's HostBlockId
+  DiskPlaces places_;         // of the disk tier
+  std::unique_ptr<KvCache> below_;
+  std::unordered_map<uint64_t, NamespaceId> names_below_;  // of open namespaces: the same in the tier below
+  int64_t num_read_down_ = 0;                              // readers of writes to the tier below
   CacheCounters counters_;
   mutable std::vector<BlockId> path_;  // scratch of lookups
   std::vector<BlockId> fresh_;         // scratch of extend

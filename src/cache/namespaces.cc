@@ -21,8 +21,7 @@ uint64_t identity_of(std::string_view encoded_key) {
   return hash;
 }
 
-NamespaceId Namespaces::open(const NamespaceKey& key) {
-  std::string text = encode(key);
+NamespaceId Namespaces::open_encoded(std::string text) {
   if (const auto known = by_key_.find(text); known != by_key_.end()) {
     ++entries_.at(value(known->second)).users;
     return known->second;

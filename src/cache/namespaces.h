@@ -33,11 +33,13 @@ class Namespaces {
   explicit Namespaces(Identity identity = identity_of) : identity_(identity) {}
 
   // Each open is matched by a close. Two keys with one identity get two ids.
-  NamespaceId open(const NamespaceKey& key);
+  NamespaceId open(const NamespaceKey& key) { return open_encoded(encode(key)); }
+  NamespaceId open_encoded(std::string key);
   void open_again(NamespaceId id) { ++entries_.at(value(id)).users; }  // of one in use
   // True when that was the last user.
   bool close(NamespaceId id);
   bool in_use(NamespaceId id) const;
+  const std::string& key_of(NamespaceId id) const { return entries_.at(value(id)).key; }  // encoded
   void forget(NamespaceId id);  // no user, and nothing of it cached
   int64_t size() const { return static_cast<int64_t>(entries_.size()); }
 

@@ -77,6 +77,14 @@ PrefixTree::Nearest PrefixTree::nearest(TreeNode parent, std::span<const TokenId
   return best;
 }
 
+void PrefixTree::append_children(TreeNode node, std::vector<BlockId>& out) const {
+  const size_t first = out.size();
+  if (node_at(node).children >= 0) out.push_back(BlockId{node_at(node).children});
+  for (size_t i = first; i < out.size(); ++i)
+    for (const int32_t next : {nodes_[value(out[i])].left, nodes_[value(out[i])].right})
+      if (next >= 0) out.push_back(BlockId{next});
+}
+
 // ---- changes ----
 
 void PrefixTree::insert(TreeNode parent, BlockId block, std::span<const TokenId> tokens) {

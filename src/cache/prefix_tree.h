@@ -65,6 +65,7 @@ class PrefixTree {
   TreeNode parent(BlockId block) const { return nodes_[value(block)].parent; }
   NamespaceId namespace_of(TreeNode root) const { return root_names_[value(root) - max_blocks_]; }
   int32_t num_children(TreeNode node) const { return node_at(node).num_children; }
+  void append_children(TreeNode node, std::vector<BlockId>& out) const;      // in no order
   int32_t depth(BlockId block) const { return nodes_[value(block)].depth; }  // blocks before it
   int32_t num_tokens(BlockId block) const { return nodes_[value(block)].num_tokens; }
   std::span<const TokenId> tokens(BlockId block) const {

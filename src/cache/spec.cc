@@ -4,6 +4,7 @@
 
 #include <limits>
 #include <numeric>
+#include <tuple>
 
 namespace quire {
 namespace {
@@ -43,11 +44,13 @@ Status validate(const CacheSpec& spec) {
   if (spec.groups.empty()) return invalid("kv cache: no layer group");
   if (spec.arena_bytes < 1)
     return invalid(fmt::format("kv cache: arena_bytes is {}; at least 1", spec.arena_bytes));
-  if (spec.host_bytes < 0 || (spec.host_bytes > 0 && spec.host_bytes < spec.groups[0].block_bytes()))
-    return invalid(
-        fmt::format("host_kv_bytes is {}; it must be 0 (no host tier) or at least one block's {} bytes",
-                    spec.host_bytes, spec.groups[0].block_bytes()),
-        "host_kv_bytes");
+  const int64_t block_bytes = spec.groups[0].block_bytes();
+  for (const auto& [field, tier, bytes] : {std::tuple("host_kv_bytes", "host", spec.host_bytes),
+                                           std::tuple("disk_kv_bytes", "disk", spec.disk_bytes)})
+    if (bytes < 0 || (bytes > 0 && bytes < block_bytes))
+      return invalid(fmt::format("{} is {}; it must be 0 (no {} tier) or at least one block's {} bytes",
+                                 field, bytes, tier, block_bytes),
+                     field);
   if (spec.swap_bytes < 0)
     return invalid(fmt::format("swap_space_bytes is {}; it must be 0 (no swap) or more", spec.swap_bytes),
                    "swap_space_bytes");

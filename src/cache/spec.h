@@ -29,6 +29,7 @@ struct CacheSpec {
   std::vector<GroupSpec> groups;  // group 0 is KvCache's; a group of another shape has a BlockPool of its own
   int64_t arena_bytes = 0;        // one range for all groups, fixed at start
   int64_t host_bytes = 0;         // host memory for prefixes that the device evicts; 0 = none
+  int64_t disk_bytes = 0;         // of files for what the tier above keeps for a while only; 0 = none
   int64_t swap_bytes = 0;         // host memory for lists of preempted sequences; 0 = none
 };
 

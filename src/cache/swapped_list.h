@@ -19,12 +19,6 @@ struct SwappedBlock {
   uint32_t publication = 0;   // BlockPool::publication at that time
 };
 
-// One block's copy between the two.
-struct TierCopy {
-  BlockId device = kNoBlock;
-  HostBlockId host{};
-};
-
 class SwappedList {
  public:
   SwappedList() = default;

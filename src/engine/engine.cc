@@ -31,8 +31,10 @@ CoreOptions core_of(const OpenedExecutor& opened) {
   core.cache = uniform_spec(group, opened.num_blocks);
   core.cache.swap_bytes = opened.swap_bytes;
   core.cache.host_bytes = opened.host_bytes;
+  core.cache.disk_bytes = opened.tiers.disk_bytes;
   core.preemption_costs = opened.preemption_costs;
-  core.identity.model = opened.config.served_model_name;
+  // What the disk keeps must bear another name than the one that a server is given today.
+  core.identity.model = opened.tiers.model.empty() ? opened.config.served_model_name : opened.tiers.model;
   core.identity.spec = describe(core.cache);
   core.identity.codec = name_of(opened.kv_dtype);
   core.vocab_size = opened.spec.vocab_size;
@@ -83,6 +85,8 @@ void log_start(const EngineParts& parts, const OpenedExecutor& opened) {
             {"block_bytes", opened.block_bytes},
             {"swap_bytes", opened.swap_bytes},
             {"host_kv_bytes", opened.host_bytes},
+            {"disk_kv_bytes", opened.tiers.disk_bytes},
+            {"disk_kv_stored_blocks", static_cast<int64_t>(opened.tiers.stored.size())},
             {"weights_bytes", opened.memory.weights_bytes},
             {"workspace_bytes", opened.memory.workspace_bytes},
             {"logits_bytes", opened.memory.logits_bytes},
@@ -107,16 +111,18 @@ Result<EngineParts> open_parts(const EngineConfig& config) {
   if (!text) return text.error();
   EngineParts parts;
   parts.core = core_of(*opened);
-  parts.core.eviction = *eviction;
   parts.card = card_of(*opened, **text);
+  log_start(parts, *opened);
+  parts.core.stored_blocks = std::move(opened->tiers.stored);
+  parts.core.disk_kv_state = opened->tiers.disk_state;
+  parts.core.eviction = *eviction;
   parts.layer_windows = opened->spec.window;
   parts.layer_windows.resize(opened->spec.num_layers, 0);
   parts.policies = std::move(*policies);
   parts.text = std::move(*text);
   parts.clock = std::make_unique<SteadyClock>();
-  log_start(parts, *opened);
   parts.executor = std::move(opened->executor);
-  parts.mover = std::move(opened->mover);
+  parts.mover = std::move(opened->tiers.mover);
   return parts;
 }
 

@@ -92,8 +92,8 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(const CoreOptions& option
   if (Status s = check_config(options.config); !s) return s.error();
   Result<std::unique_ptr<KvCache>> cache = KvCache::create(options.cache, options.eviction);
   if (!cache) return cache.error();
-  check(((*cache)->swap_pool().num_blocks() == 0 && (*cache)->host_tier() == nullptr) || mover != nullptr,
-        "host memory comes with who copies there");
+  check(((*cache)->swap_pool().num_blocks() == 0 && (*cache)->below() == nullptr) || mover != nullptr,
+        "tiers below the device come with who copies there");
   return std::unique_ptr<EngineCore>(new EngineCore(options, std::move(*cache), executor, clock, mover));
 }
 
@@ -107,7 +107,9 @@ EngineCore::EngineCore(const CoreOptions& options, std::unique_ptr<KvCache> cach
       limits_(admission_limits(options, *cache_)),
       queue_budget_(options.config.max_queued_requests, max_queued_tokens(options.config, *cache_)),
       scheduler_(schedule_limits(options), *cache_, queue_budget_),
-      on_violation_([](const std::string& what) { check_failed(what, __FILE__, __LINE__); }) {}
+      on_violation_([](const std::string& what) { check_failed(what, __FILE__, __LINE__); }) {
+  cache_->restore(std::exchange(options_.stored_blocks, {}), clock.now_us());
+}
 
 // What was submitted must have run before the executor may go.
 EngineCore::~EngineCore() {
@@ -259,6 +261,22 @@ void EngineCore::take_outcome(Outcome& into) {
   std::swap(into, outcome_);
 }
 
+namespace {
+
+TierStats tier_stats(const KvCache* tier, const SchedulerCounters::Tier& counted) {
+  TierStats stats{.hit_tokens_total = counted.hit_tokens,
+                  .blocks_written_total = counted.writes,
+                  .write_failures_total = counted.write_failures,
+                  .read_failures_total = counted.read_failures};
+  if (tier == nullptr) return stats;
+  stats.evictions_total = tier->counters().evictions;
+  stats.blocks_total = tier->num_blocks();
+  stats.blocks_cached = tier->num_cached() + tier->num_held();
+  return stats;
+}
+
+}  // namespace
+
 void EngineCore::fill_stats(EngineStats& stats) const {
   const SchedulerCounters& c = scheduler_.counters();
   stats.requests_finished_total = counts_.finished;
@@ -270,12 +288,12 @@ void EngineCore::fill_stats(EngineStats& stats) const {
   stats.generation_tokens_total = c.output_tokens;
   stats.cached_tokens_total = c.cached_tokens;
   stats.preemptions_total = c.preemptions;
-  stats.host_hit_tokens_total = c.host_hit_tokens;
-  stats.host_blocks_written_total = c.host_writes;
-  if (const KvCache* host = cache_->host_tier()) {
-    stats.host_blocks_total = static_cast<int32_t>(host->num_blocks());
-    stats.host_blocks_cached = static_cast<int32_t>(host->num_cached() + host->num_held());
-  }
+  stats.host = tier_stats(cache_->tier(CacheTier::kHost), c.host);
+  stats.disk = tier_stats(cache_->tier(CacheTier::kDisk), c.disk);
+  stats.disk_corrupt_blocks_total = c.corrupt_blocks;
+  stats.disk_kv_state = scheduler_.disk_write_error().empty()
+                            ? options_.disk_kv_state
+                            : "not written: " + scheduler_.disk_write_error();
   stats.swap_outs_total = c.swap_outs;
   stats.swap_ins_total = c.swap_ins;
   stats.swap_failures_total = c.swap_failures;

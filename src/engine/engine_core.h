@@ -31,6 +31,8 @@ struct CoreOptions {
   EvictionOrder eviction = EvictionOrder::kLru;
   ReserveRule reserve;
   PreemptionCosts preemption_costs;
+  std::vector<StoredBlock> stored_blocks;  // of the disk tier, from a process before this one
+  std::string disk_kv_state;               // for the figures; "" = there is no disk tier
   bool whole_block_hits =
       false;  // hits are cut to whole blocks, as engines that hash blocks do; for comparison
   int32_t look_ahead = ScheduleLimits().look_ahead;
@@ -89,7 +91,7 @@ class EngineCore {
   // Waits until a copy between device and host has ended; the next step takes it in. False: none is under
   // way.
   bool wait_for_copy();
-  bool waits_for_copy() const { return scheduler_.num_transfers() > 0; }
+  bool waits_for_copy() const { return scheduler_.num_device_transfers() > 0; }  // that holds device blocks
   Outcome take_outcome();
   void take_outcome(Outcome& into);  // the same, and `into` gives its memory for the next
   bool idle() const {

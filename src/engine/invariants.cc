@@ -147,7 +147,7 @@ Broken swapped_lists_are_at_rest(const EngineCore& core) {
   for (const SequenceGroup* group : core.scheduler().groups())
     for (const auto& s : group->sequences) {
       const bool rests = s->state == SequenceState::kPreempted && s->table.empty();
-      const bool fetches = s->copying && s->swapped.empty();  // from the host tier
+      const bool fetches = s->copying && s->swapped.empty();  // from the tiers below
       if (fetches              ? s->num_in_flight == 1
           : s->swapped.empty() ? !s->copying
                                : (rests || s->copying) && (!s->copying || s->num_in_flight == 1))
@@ -171,8 +171,9 @@ Broken slots_of_running(const EngineCore& core) {
 Broken check_cheap(const EngineCore& core) {
   if (Broken b = requests_add_up(core)) return b;
   if (Broken b = blocks_add_up(core.cache(), core.limits().num_blocks)) return b;
-  if (const KvCache* host = core.cache().host_tier())
-    if (Broken b = blocks_add_up(*host, host->num_blocks())) return "host tier: " + *b;
+  for (const KvCache* tier = core.cache().below(); tier != nullptr; tier = tier->below())
+    if (Broken b = blocks_add_up(*tier, tier->num_blocks()))
+      return fmt::format("{} tier: {}", name_of(tier->kind()), *b);
   return host_blocks_add_up(core.cache().swap_pool());
 }
 
@@ -184,7 +185,7 @@ Broken check_all(const EngineCore& core) {
   if (Broken b = slots_of_running(core)) return b;
   if (Broken b = swapped_lists_are_at_rest(core)) return b;
   if (Broken b = core.cache().audit(core.scheduler().tables(), core.scheduler().deferred(),
-                                    core.scheduler().swapped(), core.scheduler().host_tables()))
+                                    core.scheduler().swapped(), core.scheduler().tier_traffic()))
     return "cache: " + *b;
   return {};
 }

@@ -144,20 +144,27 @@ void FakeExecutor::copy(const BlockCopy& c) {
   ++version_[value(c.target)];
 }
 
-void FakeExecutor::make_host_blocks(int64_t count) {
-  if (model_.check_content) host_slots_.resize(static_cast<size_t>(count) * model_.block_tokens);
+void FakeExecutor::make_blocks_below(int64_t host, int64_t disk) {
+  if (!model_.check_content) return;
+  host_slots_.resize(static_cast<size_t>(host) * model_.block_tokens);
+  disk_slots_.resize(static_cast<size_t>(disk) * model_.block_tokens);
 }
 
 void FakeExecutor::copy(const TierCopy& c, TransferDirection direction) {
   if (!model_.check_content) return;
-  Slot* device = &slot(c.device, 0);
-  Slot* host = &host_slots_[static_cast<size_t>(value(c.host)) * model_.block_tokens];
-  if (direction == TransferDirection::kToHost) {
-    std::copy_n(device, model_.block_tokens, host);
-  } else {
-    std::copy_n(host, model_.block_tokens, device);
-    ++version_[value(c.device)];
-  }
+  const auto at = [&](std::vector<Slot>& slots, int32_t block) {
+    return &slots[static_cast<size_t>(block) * model_.block_tokens];
+  };
+  Slot* device = c.device == kNoBlock ? nullptr : &slot(c.device, 0);
+  Slot* host = c.host == kNotOnHost ? nullptr : at(host_slots_, value(c.host));
+  Slot* disk = c.disk == kNotOnDisk ? nullptr : at(disk_slots_, value(c.disk));
+  const bool up = direction == TransferDirection::kToDevice;
+  Slot* target = up ? device : direction == TransferDirection::kToHost ? host : disk;
+  const Slot* source =
+      target == device ? (host != nullptr ? host : disk) : (device != nullptr ? device : host);
+  if (target == nullptr || source == nullptr) return violation("a copy between tiers names one place");
+  std::copy_n(source, model_.block_tokens, target);
+  if (up) ++version_[value(c.device)];
 }
 
 void FakeExecutor::push(Known& known, TokenId token) {

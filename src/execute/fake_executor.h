@@ -69,8 +69,8 @@ class FakeExecutor final : public Executor {
   void set_fault(Fault fault) { fault_ = std::move(fault); }
   // Asked when a step with copies is submitted.
   void set_copy_fault(std::function<CopyFault()> fault) { copy_fault_ = std::move(fault); }
-  // For FakeMover: host memory of so many blocks, and one block's copy to or from it.
-  void make_host_blocks(int64_t count);
+  // For FakeMover: host memory and disk of so many blocks, and one block's copy between two tiers.
+  void make_blocks_below(int64_t host, int64_t disk);
   void copy(const TierCopy& copy, TransferDirection direction);
   const std::vector<std::string>& violations() const { return violations_; }
   double run_us() const { return run_us_; }  // real time spent inside wait(), for benchmarks of the host
@@ -126,7 +126,7 @@ class FakeExecutor final : public Executor {
   Roofline roofline_;
   Fault fault_;
   std::function<CopyFault()> copy_fault_;
-  std::vector<Slot> slots_, host_slots_;
+  std::vector<Slot> slots_, host_slots_, disk_slots_;
   std::vector<uint32_t> version_;  // by block: writes and copies into it
   FakeSequences known_;
   std::vector<Known*> met_;  // of the plan that runs, in its order

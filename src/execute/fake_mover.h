@@ -1,7 +1,8 @@
-// A BlockMover over the slots of a FakeExecutor, for tests and simulation. A transfer takes what the link
-// says on the moved clock, one after the other; its copies are made as late as they may, when its end is
-// polled, so that a block which is used or given back too early shows as a wrong slot. A hook may fail or
-// delay one. Engine thread.
+// A BlockMover over the slots of a FakeExecutor, for tests and simulation. Host memory and disk have a link
+// each; a transfer takes what its link says on the moved clock, one after the other on each, so that ends come
+// in another order than they were asked for. Its copies are made as late as they may, when its end is polled,
+// so that a block which is used or given back too early shows as a wrong slot. A hook may fail or delay one, or
+// have the disk give back what was not written. Engine thread.
 #pragma once
 
 #include <deque>
@@ -20,6 +21,11 @@ struct FakeLink {
   double us_per_block = 100;
 };
 
+struct FakeTiers {
+  int64_t host_blocks = 0, disk_blocks = 0;
+  FakeLink host, disk = {.transfer_us = 100, .us_per_block = 1000};
+};
+
 class FakeMover final : public BlockMover {
  public:
   struct Fault {
@@ -28,9 +34,9 @@ class FakeMover final : public BlockMover {
   };
 
   // Without a clock transfers end when they are polled first.
-  FakeMover(FakeExecutor& executor, int64_t num_host_blocks, ManualClock* clock, const FakeLink& link = {})
-      : executor_(executor), clock_(clock), link_(link) {
-    executor.make_host_blocks(num_host_blocks);
+  FakeMover(FakeExecutor& executor, ManualClock* clock, const FakeTiers& tiers)
+      : executor_(executor), clock_(clock), links_{{tiers.host}, {tiers.disk}} {
+    executor.make_blocks_below(tiers.host_blocks, tiers.disk_blocks);
   }
 
   void submit(BlockTransfer transfer) override;
@@ -39,21 +45,28 @@ class FakeMover final : public BlockMover {
   void set_on_end(std::function<void()>) override {}
 
   void set_fault(std::function<Fault()> fault) { fault_ = std::move(fault); }
+  // Asked when a transfer reads from the disk: true = one block of it is not what was written there.
+  void set_corruption(std::function<bool()> corrupts) { corrupts_ = std::move(corrupts); }
 
  private:
   struct UnderWay {
     BlockTransfer transfer;
     int64_t done_us = 0;
-    bool fails = false;
+    Fault fault;
+  };
+  struct Link {
+    FakeLink costs;
+    std::deque<UnderWay> under_way;
+    int64_t busy_until_us = 0;
   };
   int64_t now_us() const { return clock_ == nullptr ? 0 : clock_->now_us(); }
+  TransferEnd carry_out(const UnderWay& under_way);
 
   FakeExecutor& executor_;
   ManualClock* clock_;
-  FakeLink link_;
+  Link links_[2];  // host, disk
   std::function<Fault()> fault_;
-  std::deque<UnderWay> under_way_;
-  int64_t busy_until_us_ = 0;
+  std::function<bool()> corrupts_;
 };
 
 }  // namespace quire

@@ -9,9 +9,9 @@
 #include "quire/config.h"
 #include "quire/result.h"
 #include "src/base/dtype.h"
-#include "src/execute/block_mover.h"
 #include "src/execute/executor.h"
 #include "src/execute/memory_plan.h"
+#include "src/execute/tier_setup.h"
 #include "src/model/model_spec.h"
 #include "src/schedule/preemption_cost.h"
 
@@ -19,8 +19,7 @@ namespace quire {
 
 struct OpenedExecutor {
   std::unique_ptr<Executor> executor;
-  std::unique_ptr<BlockMover>
-      mover;               // where there is swap space; goes before the executor, whose memory it uses
+  OpenedTiers tiers;       // its mover goes before the executor, whose memory it uses
   int64_t host_bytes = 0;  // for the prefix cache's host tier, whole blocks
   int64_t swap_bytes = 0;  // of whole blocks
   PreemptionCosts preemption_costs;

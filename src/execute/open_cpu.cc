@@ -8,7 +8,7 @@
 #include "src/execute/open_device.h"
 #include "src/execute/resolve_config.h"
 #include "src/execute/swap_space.h"
-#include "src/execute/threaded_mover.h"
+#include "src/execute/tier_setup.h"
 #include "src/model/weight_source.h"
 
 namespace quire {
@@ -110,7 +110,7 @@ Status fill_memory(Opening& o, WeightSource& source) {
   return ok();
 }
 
-OpenedExecutor finish(Opening& o) {
+Result<OpenedExecutor> finish(Opening& o) {
   o.parts.sampler = make_cpu_sampler();
   o.parts.block_bytes = o.layout.block_bytes();
   o.parts.layout = o.layout;
@@ -131,10 +131,16 @@ OpenedExecutor finish(Opening& o) {
   out.swap_bytes = o.parts.host_memory.swap_bytes;
   out.host_bytes = o.parts.host_memory.host_bytes;
   out.preemption_costs = preemption_costs(o.parts.device->facts(), o.spec);
-  if (out.swap_bytes + out.host_bytes > 0)
-    out.mover = make_threaded_mover(make_host_copy_stream(), {.arena = o.parts.arena.as<char>(),
-                                                              .host = o.parts.host_memory.buffer.as<char>(),
-                                                              .block_bytes = o.parts.block_bytes});
+  Result<OpenedTiers> tiers = open_tiers({.config = o.config,
+                                          .spec = o.spec,
+                                          .kv_dtype = o.dtypes.kv,
+                                          .device = DeviceKind::kCpu,
+                                          .arena = o.parts.arena.as<char>(),
+                                          .host = o.parts.host_memory,
+                                          .block_bytes = o.parts.block_bytes,
+                                          .make_stream = make_host_copy_stream});
+  if (!tiers) return tiers.error();
+  out.tiers = std::move(*tiers);
   out.config = o.config;
   out.config.device = "cpu";
   out.config.kv_cache_bytes = o.plan.cache_bytes;

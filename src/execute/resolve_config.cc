@@ -28,6 +28,13 @@ Status check_ranges(const EngineConfig& c) {
                      r.field);
     }
   }
+  if (c.disk_kv_dir.empty() != (c.disk_kv_bytes == 0))
+    return invalid(fmt::format("disk_kv_dir is `{}` and disk_kv_bytes {}; a disk tier needs both",
+                               c.disk_kv_dir, c.disk_kv_bytes),
+                   c.disk_kv_dir.empty() ? "disk_kv_dir" : "disk_kv_bytes");
+  if (c.disk_kv_on_error != "fail" && c.disk_kv_on_error != "ignore")
+    return invalid(fmt::format("disk_kv_on_error is `{}`; it must be fail or ignore", c.disk_kv_on_error),
+                   "disk_kv_on_error");
   if (c.preemption_mode == "swap" && c.swap_space_bytes == 0)
     return invalid("preemption_mode is `swap` and swap_space_bytes 0; a swap needs room in host memory",
                    "swap_space_bytes");

@@ -8,6 +8,8 @@ namespace quire {
 
 namespace {
 
+constexpr int64_t kStagingBytes = 8 << 20;  // in flight between device and disk, each way
+
 Result<int64_t> whole_blocks(int64_t bytes, int64_t block_bytes, const char* name) {
   if (bytes < 0 || (bytes > 0 && bytes < block_bytes))
     return invalid(fmt::format("{} is {}; one KV block takes {} bytes (0 = none)", name, bytes, block_bytes),
@@ -23,8 +25,11 @@ Result<HostMemory> allocate_host_memory(Device& device, const EngineConfig& conf
   const Result<int64_t> host = whole_blocks(config.host_kv_bytes, block_bytes, "host_kv_bytes");
   if (!host) return host.error();
   HostMemory memory{.swap_bytes = *swap, .host_bytes = *host};
+  if (!config.disk_kv_dir.empty() && device.facts().kind != DeviceKind::kCpu)
+    memory.staging_blocks = std::max<int64_t>(1, kStagingBytes / block_bytes);
   Result<DeviceBuffer> buffer =
-      device.allocate_pinned(*swap + *host, "host memory (swap_space_bytes + host_kv_bytes)");
+      device.allocate_pinned(*swap + *host + 2 * memory.staging_blocks * block_bytes,
+                             "host memory (swap_space_bytes + host_kv_bytes + staging for disk_kv_dir)");
   if (!buffer) return buffer.error();
   memory.buffer = std::move(*buffer);
   return memory;
@@ -46,6 +51,8 @@ double prefill_flops_per_s(const DeviceFacts& device) {
 PreemptionCosts preemption_costs(const DeviceFacts& device, const ModelSpec& spec) {
   PreemptionCosts costs;
   costs.link_bytes_per_s = device.kind == DeviceKind::kCuda ? 20e9 : 5e9;  // PCIe 4 x16; one core's memcpy
+  // An NVMe drive's: high rather than low, since what is never read is never measured.
+  costs.disk_bytes_per_s = 3e9;
   costs.flops_per_s = prefill_flops_per_s(device);
   costs.flops_per_token = 2.0 * static_cast<double>(spec.num_parameters());
   costs.flops_per_token_pair = 4.0 * spec.num_layers * spec.num_q_heads * spec.head_dim;

@@ -1,4 +1,5 @@
-// Host memory for the blocks of preempted sequences, and what moving them is worth on a device.
+// Host memory for the blocks of preempted sequences and of the prefix cache's host tier, and what moving them is
+// worth on a device.
 #pragma once
 
 #include "quire/config.h"
@@ -9,10 +10,14 @@
 
 namespace quire {
 
-// Whole blocks of each, side by side in one pinned buffer: for swap, then for the prefix cache's host tier.
+// Whole blocks of each, side by side in one pinned buffer: for swap, for the host tier, and twice as many as
+// staging_blocks for what goes between a device with memory of its own and the disk.
 struct HostMemory {
   DeviceBuffer buffer;
-  int64_t swap_bytes = 0, host_bytes = 0;
+  int64_t swap_bytes = 0, host_bytes = 0, staging_blocks = 0;
+  char* staging() const {
+    return staging_blocks == 0 ? nullptr : buffer.as<char>() + swap_bytes + host_bytes;
+  }
 };
 // Errors: less than one block and not 0 (both sizes), or no room.
 Result<HostMemory> allocate_host_memory(Device& device, const EngineConfig& config, int64_t block_bytes);

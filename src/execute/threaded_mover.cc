@@ -1,17 +1,15 @@
 #include "src/execute/threaded_mover.h"
 
-#include <condition_variable>
-#include <deque>
-#include <mutex>
-#include <thread>
+#include <algorithm>
+#include <span>
 
-#include "src/base/check.h"
+#include "src/execute/copy_worker.h"
 
 namespace quire {
 namespace {
 
 // The first copies of `copies` that continue each other on both sides.
-size_t run_length(const std::vector<TierCopy>& copies, size_t first) {
+size_t run_length(std::span<const TierCopy> copies, size_t first) {
   size_t end = first + 1;
   const auto next = [](const TierCopy& a, const TierCopy& b) {
     return value(b.device) == value(a.device) + 1 && value(b.host) == value(a.host) + 1;
@@ -20,107 +18,134 @@ size_t run_length(const std::vector<TierCopy>& copies, size_t first) {
   return end - first;
 }
 
-class ThreadedMover final : public BlockMover {
+// What one thread works with.
+class BlockCopier {
  public:
-  ThreadedMover(std::unique_ptr<CopyStream> stream, const MoverMemory& memory)
-      : stream_(std::move(stream)), memory_(memory), thread_([this] { serve(); }) {}
+  BlockCopier(std::unique_ptr<CopyStream> stream, const MoverMemory& memory, DiskStore* disk)
+      : stream_(std::move(stream)), memory_(memory), disk_(disk) {}
 
-  ~ThreadedMover() override {
-    {
-      const std::lock_guard lock(mutex_);
-      stopping_ = true;
+  TransferEnd in_memory(const BlockTransfer& transfer) {
+    copy_in_memory(transfer.copies, transfer.direction);
+    stream_->wait();
+    return {.id = transfer.id};
+  }
+
+  // Those from host memory among them too.
+  TransferEnd from_disk(const BlockTransfer& transfer) {
+    TransferEnd end{.id = transfer.id};
+    const auto split =
+        std::ranges::find_if(transfer.copies, [](const TierCopy& c) { return c.disk != kNotOnDisk; });
+    copy_in_memory({transfer.copies.begin(), split}, transfer.direction);
+    const std::span<const TierCopy> copies(split, transfer.copies.end());
+    for (size_t i = 0; i < copies.size(); i += batch()) {
+      const std::span<const TierCopy> some = copies.subspan(i, std::min(batch(), copies.size() - i));
+      for (size_t k = 0; k < some.size(); ++k) read(some[k], staged(some[k], k), end);
+      if (memory_.staging == nullptr) continue;
+      for (size_t k = 0; k < some.size(); ++k)
+        stream_->copy_to_device(arena_at(some[k]), staged(some[k], k), memory_.block_bytes);
+      stream_->wait();
     }
-    submitted_.notify_one();
-    thread_.join();
+    stream_->wait();
+    return end;
   }
 
-  void submit(BlockTransfer transfer) override {
-    {
-      const std::lock_guard lock(mutex_);
-      transfers_.push_back(std::move(transfer));
-      ++num_under_way_;
+  TransferEnd to_disk(const BlockTransfer& transfer) {
+    TransferEnd end{.id = transfer.id};
+    const std::span<const TierCopy> copies(transfer.copies);
+    for (size_t i = 0; end.status && i < copies.size(); i += batch()) {
+      const std::span<const TierCopy> some = copies.subspan(i, std::min(batch(), copies.size() - i));
+      for (size_t k = 0; memory_.staging != nullptr && k < some.size(); ++k)
+        if (some[k].host == kNotOnHost)
+          stream_->copy_to_host(staged(some[k], k), arena_at(some[k]), memory_.block_bytes);
+      stream_->wait();
+      for (size_t k = 0; end.status && k < some.size(); ++k) {
+        const char* from = some[k].host == kNotOnHost ? staged(some[k], k) : host_at(some[k]);
+        end.status = disk_->write(*some[k].record, from);
+      }
     }
-    submitted_.notify_one();
-  }
-
-  void poll(std::vector<TransferEnd>& ends) override {
-    const std::lock_guard lock(mutex_);
-    num_under_way_ -= ends_.size();
-    for (TransferEnd& end : ends_) ends.push_back(std::move(end));
-    ends_.clear();
-  }
-
-  void wait() override {
-    std::unique_lock lock(mutex_);
-    check(num_under_way_ > 0, "mover: nothing was submitted");
-    ended_.wait(lock, [this] { return !ends_.empty(); });
-  }
-
-  void set_on_end(std::function<void()> on_end) override {
-    const std::lock_guard lock(mutex_);
-    on_end_ = std::move(on_end);
+    return end;
   }
 
  private:
-  void serve() {
-    for (;;) {
-      BlockTransfer transfer;
-      {
-        std::unique_lock lock(mutex_);
-        submitted_.wait(lock, [this] { return stopping_ || !transfers_.empty(); });
-        if (transfers_.empty()) return;
-        transfer = std::move(transfers_.front());
-        transfers_.pop_front();
-      }
-      carry_out(transfer);
-      end(transfer.id);
-    }
+  size_t batch() const {
+    return memory_.staging == nullptr ? 1 : static_cast<size_t>(memory_.staging_blocks);
+  }
+  char* arena_at(const TierCopy& c) const { return memory_.arena + value(c.device) * memory_.block_bytes; }
+  char* host_at(const TierCopy& c) const { return memory_.host + value(c.host) * memory_.block_bytes; }
+  // Where the k-th of a batch lies in host memory on its way: in the device's own if that is the host's.
+  char* staged(const TierCopy& c, size_t k) const {
+    return memory_.staging == nullptr ? arena_at(c)
+                                      : memory_.staging + static_cast<int64_t>(k) * memory_.block_bytes;
   }
 
-  void carry_out(const BlockTransfer& transfer) {
-    const std::vector<TierCopy>& copies = transfer.copies;
+  void copy_in_memory(std::span<const TierCopy> copies, TransferDirection direction) {
     for (size_t i = 0; i < copies.size();) {
       const size_t count = run_length(copies, i);
       const auto bytes = static_cast<int64_t>(count) * memory_.block_bytes;
-      char* device = memory_.arena + value(copies[i].device) * memory_.block_bytes;
-      char* host = memory_.host + value(copies[i].host) * memory_.block_bytes;
-      if (transfer.direction == TransferDirection::kToHost)
-        stream_->copy_to_host(host, device, bytes);
+      if (direction == TransferDirection::kToHost)
+        stream_->copy_to_host(host_at(copies[i]), arena_at(copies[i]), bytes);
       else
-        stream_->copy_to_device(device, host, bytes);
+        stream_->copy_to_device(arena_at(copies[i]), host_at(copies[i]), bytes);
       i += count;
     }
-    stream_->wait();
   }
 
-  void end(uint64_t id) {
-    std::function<void()> on_end;
-    {
-      const std::lock_guard lock(mutex_);
-      ends_.push_back({.id = id});
-      on_end = on_end_;
-    }
-    ended_.notify_one();
-    if (on_end) on_end();
+  void read(const TierCopy& copy, char* to, TransferEnd& end) {
+    std::string what;
+    const DiskStore::Read result = disk_->read(copy.disk, copy.serial, to, what);
+    if (result == DiskStore::Read::kOk) return;
+    if (result == DiskStore::Read::kCorrupt) end.corrupt.push_back(copy.disk);
+    if (end.status) end.status = error(Code::kUnavailable, std::move(what));
   }
 
   std::unique_ptr<CopyStream> stream_;
-  const MoverMemory memory_;
-  std::mutex mutex_;
-  std::condition_variable submitted_, ended_;
-  std::deque<BlockTransfer> transfers_;
-  std::vector<TransferEnd> ends_;
-  size_t num_under_way_ = 0;  // submitted and not polled yet
-  std::function<void()> on_end_;
-  bool stopping_ = false;
-  std::thread thread_;
+  MoverMemory memory_;
+  DiskStore* disk_;
+};
+
+// Reads have a thread of their own: a request waits for them, and nobody for a write.
+class ThreadedMover final : public BlockMover {
+ public:
+  ThreadedMover(const MakeCopyStream& make_stream, const MoverMemory& memory, std::unique_ptr<DiskStore> disk)
+      : disk_(std::move(disk)), memory_worker_(make_worker(make_stream, memory, &BlockCopier::in_memory)) {
+    if (disk_ == nullptr) return;
+    reader_ = make_worker(make_stream, memory, &BlockCopier::from_disk);
+    MoverMemory of_writer = memory;
+    if (memory.staging != nullptr) of_writer.staging += memory.staging_blocks * memory.block_bytes;
+    writer_ = make_worker(make_stream, of_writer, &BlockCopier::to_disk);
+  }
+
+  void submit(BlockTransfer transfer) override {
+    const auto on_disk = [](const TierCopy& c) { return c.disk != kNotOnDisk; };
+    const bool uses_disk = std::ranges::any_of(transfer.copies, on_disk);
+    CopyWorker& worker = !uses_disk                                           ? *memory_worker_
+                         : transfer.direction == TransferDirection::kToDevice ? *reader_
+                                                                              : *writer_;
+    worker.submit(std::move(transfer));
+  }
+  void poll(std::vector<TransferEnd>& ends) override { ends_.poll(ends); }
+  void wait() override { ends_.wait(); }
+  void set_on_end(std::function<void()> on_end) override { ends_.set_on_end(std::move(on_end)); }
+
+ private:
+  using Step = TransferEnd (BlockCopier::*)(const BlockTransfer&);
+  std::unique_ptr<CopyWorker> make_worker(const MakeCopyStream& make_stream, const MoverMemory& memory,
+                                          Step step) {
+    auto copier = std::make_shared<BlockCopier>(make_stream(), memory, disk_.get());
+    return std::make_unique<CopyWorker>(
+        [copier, step](const BlockTransfer& transfer) { return (*copier.*step)(transfer); }, ends_);
+  }
+
+  TransferEnds ends_;  // outlives the workers
+  std::unique_ptr<DiskStore> disk_;
+  std::unique_ptr<CopyWorker> memory_worker_, reader_, writer_;
 };
 
 }  // namespace
 
-std::unique_ptr<BlockMover> make_threaded_mover(std::unique_ptr<CopyStream> stream,
-                                                const MoverMemory& memory) {
-  return std::make_unique<ThreadedMover>(std::move(stream), memory);
+std::unique_ptr<BlockMover> make_threaded_mover(const MakeCopyStream& make_stream, const MoverMemory& memory,
+                                                std::unique_ptr<DiskStore> disk) {
+  return std::make_unique<ThreadedMover>(make_stream, memory, std::move(disk));
 }
 
 }  // namespace quire

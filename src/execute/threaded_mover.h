@@ -1,22 +1,32 @@
-// Copies blocks between a device's arena and host memory in a thread of its own, in the order submitted. What
-// lies side by side on both sides is one copy.
+// Copies blocks between the tiers in threads of its own: one for device and host memory, one that reads from the
+// disk and one that writes to it, each in the order submitted. What lies side by side on both sides of memory is
+// one copy.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "src/device/copy_stream.h"
 #include "src/execute/block_mover.h"
+#include "src/execute/disk_store.h"
 
 namespace quire {
 
-// Both outlive the mover: they are the executor's.
+// All outlive the mover: they are the executor's.
 struct MoverMemory {
   char* arena = nullptr;
   char* host = nullptr;
   int64_t block_bytes = 0;
+  // Pinned, for blocks between device and disk: so many for each of the two disk threads. Null where device
+  // memory is the host's.
+  char* staging = nullptr;
+  int64_t staging_blocks = 0;
 };
 
-std::unique_ptr<BlockMover> make_threaded_mover(std::unique_ptr<CopyStream> stream,
-                                                const MoverMemory& memory);
+using MakeCopyStream = std::function<std::unique_ptr<CopyStream>()>;
+
+// `disk` may be null.
+std::unique_ptr<BlockMover> make_threaded_mover(const MakeCopyStream& make_stream, const MoverMemory& memory,
+                                                std::unique_ptr<DiskStore> disk);
 
 }  // namespace quire

@@ -55,8 +55,8 @@ struct Sequence {
   // but waits for its blocks (copying).
   SwappedList swapped;
   int32_t swapped_computed = 0;
-  bool copying = false;       // to or from the host; no step names it meanwhile
-  bool skips_host = false;    // what it was to get from the host tier did not come
+  bool copying = false;       // to or from a tier below; no step names it meanwhile
+  bool skips_tiers = false;   // what it was to get from the tiers below did not come
   int32_t num_preempted = 0;  // times it had to give way
   KvDump kv_dump;             // after the last committed step, where asked for and only the executor knows
 

@@ -145,7 +145,8 @@ bool Scheduler::admit_waiting(StepTransaction& step, SequenceGroup& group, int64
   if (is_blocked(s) || static_cast<int32_t>(running_.size()) >= limits_.max_sequences) return false;
   if (slots_used(group) + group.num_slots() > limits_.max_sequences) return false;
   if (park_on_prefix(group)) return true;
-  if (!start(s, now_us)) return false;
+  const std::optional<int32_t> cached = start(s, now_us);
+  if (!cached) return false;
   for (SequenceGroup* overtaken : queue_.line_of(group)) {
     if (overtaken == &group) break;
     ++overtaken->times_overtaken;
@@ -153,9 +154,9 @@ bool Scheduler::admit_waiting(StepTransaction& step, SequenceGroup& group, int64
   leave_waiting(group);
   group.state = GroupState::kAdmitted;
   group.times.first_step_us = now_us;
-  group.cached_tokens = s.num_planned;
+  group.cached_tokens = *cached;  // what is on its way counts when it is there
   counters_.prompt_tokens += s.num_prompt_tokens;
-  counters_.cached_tokens += s.num_planned;
+  counters_.cached_tokens += *cached;
   WaitingQueue::charge_prompt(group, s.num_prompt_tokens - s.num_planned);
   insert_running(s);
   plan_chunk(step, s);
@@ -163,27 +164,24 @@ bool Scheduler::admit_waiting(StepTransaction& step, SequenceGroup& group, int64
 }
 
 // Gives a sequence its cached prefix if there is room for what it needs besides; if not, leaves it as it was.
-bool Scheduler::start(Sequence& s, int64_t now_us) {
+std::optional<int32_t> Scheduler::start(Sequence& s, int64_t now_us) {
   BlockTable table = take_prefix(s, now_us);
   const int32_t here = table.length();
   std::vector<TierCopy> copies;
-  std::optional<BlockTable> host = fetch_prefix(s, table, now_us, copies);
+  std::optional<TierRead> below = fetch_prefix(s, table, now_us, copies);
   if (!has_room(s, table)) {
-    if (host) cache_.end_read(std::move(*host), now_us);
+    if (below) cache_.end_read(std::move(*below), {}, now_us);
     cache_.release(std::move(table), now_us);
     blocked_ = s.id;
     blocked_epoch_ = room_epoch_;
-    return false;
+    return std::nullopt;
   }
   s.num_planned = s.num_computed = table.length();
-  const int32_t published = host ? here : table.length();
+  const int32_t published = below ? here : table.length();
   s.num_published = s.group->share_prefix ? published / block_tokens_ * block_tokens_ : 0;
   s.table = std::move(table);
-  if (host) {
-    counters_.host_hit_tokens += s.num_planned - here;
-    start_transfer(&s, TransferDirection::kToDevice, std::move(copies)).host_read = std::move(host);
-  }
-  return true;
+  if (below) start_read(s, here, std::move(*below), std::move(copies), now_us);
+  return here;
 }
 
 // Without the prefix cache a preempted sample can still share its prompt with a sibling that has it: its full

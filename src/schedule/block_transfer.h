@@ -1,17 +1,19 @@
-// Copies of whole blocks between device and host memory that run beside the steps, as values: asked for by
-// the scheduler, carried out by a BlockMover. The device blocks of one are held until its end is reported, so
-// no step has to wait for it and no order with steps matters.
+// Copies of whole blocks between device, host memory and disk that run beside the steps, as values: asked for
+// by the scheduler, carried out by a BlockMover. All blocks of one are held until its end is reported, so no
+// step has to wait for it and no order with steps matters.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "quire/result.h"
-#include "src/cache/swapped_list.h"
+#include "src/cache/tier.h"
 
 namespace quire {
 
-enum class TransferDirection : uint8_t { kToHost, kToDevice };
+// Where the bytes go; where they come from is the other place that a copy names. What goes to the device may
+// come from both of the others in one transfer.
+enum class TransferDirection : uint8_t { kToHost, kToDevice, kToDisk };
 
 struct BlockTransfer {
   uint64_t id = 0;
@@ -21,7 +23,8 @@ struct BlockTransfer {
 
 struct TransferEnd {
   uint64_t id = 0;
-  Status status = ok();  // failed: what it was to write holds nothing that can be used
+  Status status = ok();              // failed: what it was to write holds nothing that can be used
+  std::vector<DiskBlockId> corrupt;  // of what was to be read: not what was written there
 };
 
 }  // namespace quire

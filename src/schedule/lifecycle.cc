@@ -13,7 +13,8 @@ Scheduler::Scheduler(const ScheduleLimits& limits, KvCache& cache, QueueBudget& 
       cache_(cache),
       queue_budget_(queue_budget),
       block_tokens_(cache.block_tokens()),
-      reserve_ratio_(limits.reserve.least) {
+      reserve_ratio_(limits.reserve.least),
+      disk_rate_(limits.costs) {
   check(limits.max_step_tokens >= limits.max_sequences, "a step has a token for every running sequence");
   check(limits.max_sequences > 0 && limits.max_prefill_chunk_tokens > 0, "limits are positive");
 }
@@ -269,7 +270,8 @@ std::vector<BlockId> Scheduler::deferred() const {
   for (const SubmittedStep& step : in_flight_)
     all.insert(all.end(), step.deferred.begin(), step.deferred.end());
   for (const UnderWay& transfer : transfers_)
-    all.insert(all.end(), transfer.deferred.begin(), transfer.deferred.end());
+    if (transfer.write && transfer.write->to == cache_.below()->kind())
+      all.insert(all.end(), transfer.write->read.begin(), transfer.write->read.end());
   return all;
 }
 

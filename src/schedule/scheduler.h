@@ -15,6 +15,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -73,7 +74,13 @@ struct StepView {
 
 struct SchedulerCounters {  // since start
   int64_t preemptions = 0, steps = 0;
-  int64_t host_hit_tokens = 0, host_writes = 0, host_write_failures = 0;  // of the host tier; blocks written
+  // Of the tiers below the device: prompt tokens found there, blocks written, copies that failed; blocks of the
+  // disk that were not what had been written.
+  struct Tier {
+    int64_t hit_tokens = 0, writes = 0, write_failures = 0, read_failures = 0;
+  };
+  Tier host, disk;
+  int64_t corrupt_blocks = 0;
   int64_t swap_outs = 0, swap_ins = 0, swap_failures = 0;  // of preempted sequences; failed copies
   int64_t prompt_tokens = 0, output_tokens = 0,
           cached_tokens = 0;  // prompt tokens admitted, committed output, hits
@@ -137,6 +144,7 @@ class Scheduler {
   // ------------------------------------------------------------------------------------------------------------
   int32_t num_in_flight() const { return static_cast<int32_t>(in_flight_.size()); }
   int32_t num_transfers() const { return static_cast<int32_t>(transfers_.size()); }  // under way
+  int32_t num_device_transfers() const;  // of these, those that hold blocks of the device
   int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
   int32_t num_waiting_groups() const { return num_waiting_; }
   double widest_fairness_gap() const { return queue_.widest_gap(); }
@@ -152,7 +160,9 @@ class Scheduler {
   std::vector<const BlockTable*> tables() const;
   std::vector<BlockId> deferred() const;
   std::vector<const SwappedList*> swapped() const;
-  std::vector<const BlockTable*> host_tables() const;
+  TierTraffic tier_traffic() const;
+  // Why the disk tier is written no more; empty while it is.
+  const std::string& disk_write_error() const { return disk_write_error_; }
   const std::deque<SubmittedStep>& in_flight() const { return in_flight_; }
   std::span<Sequence* const> running() const { return running_; }
   std::vector<const SequenceGroup*> groups() const;
@@ -213,7 +223,8 @@ class Scheduler {
   void admit(StepTransaction& step, int64_t now_us);
   bool admit_preempted(StepTransaction& step, Sequence& sequence, int64_t now_us);
   bool admit_waiting(StepTransaction& step, SequenceGroup& group, int64_t now_us);
-  bool start(Sequence& sequence, int64_t now_us);
+  // Tokens of its prefix that it has now; nothing where there is no room for it.
+  std::optional<int32_t> start(Sequence& sequence, int64_t now_us);
   bool is_blocked(const Sequence& sequence) const {
     return !running_.empty() && blocked_ == sequence.id && blocked_epoch_ == room_epoch_;
   }
@@ -246,10 +257,18 @@ class Scheduler {
   void lose_swapped(Sequence& sequence, const Error& error, int64_t now_us, Outcome& out);
   void forget_computed(Sequence& sequence);
 
-  // host_tier.cc
+  // tiers.cc
   void write_behind(Sequence& sequence, int64_t now_us);
-  std::optional<BlockTable> fetch_prefix(const Sequence& sequence, BlockTable& table, int64_t now_us,
-                                         std::vector<TierCopy>& copies);
+  void start_write(std::optional<TierWrite> write, std::vector<TierCopy> copies, int64_t now_us);
+  void end_write(TierWrite&& write, const Status& status, int64_t now_us);
+  void start_read(Sequence& sequence, int32_t here, TierRead read, std::vector<TierCopy> copies,
+                  int64_t now_us);
+  void count_hits(const UnderWay& transfer);
+  int64_t end_read(UnderWay& transfer, const TransferEnd& end, int64_t now_us);
+  SchedulerCounters::Tier& counters_of(CacheTier tier);
+  std::optional<CacheTier> worth_fetching_from(std::span<const TokenId> wanted, NamespaceId ns, int32_t here);
+  std::optional<TierRead> fetch_prefix(const Sequence& sequence, BlockTable& table, int64_t now_us,
+                                       std::vector<TierCopy>& copies);
   Retention retention_of(const Sequence& sequence, int64_t now_us) const;
 
   // commit.cc
@@ -285,13 +304,14 @@ class Scheduler {
   std::deque<SubmittedStep> in_flight_;
   struct UnderWay {  // a transfer whose end has not been told
     uint64_t id = 0;
-    Sequence* sequence = nullptr;  // none: blocks of one that may be gone, on their way to the host tier
-    std::optional<HostWrite> host_write;  // then this; and what it is worth there
-    Retention retention;
-    std::optional<BlockTable> host_read;  // of the host tier, for a sequence that starts behind it
+    Sequence* sequence = nullptr;    // none: blocks of one that may be gone, on their way down
+    std::optional<TierWrite> write;  // then this
+    std::optional<TierRead> read;    // for a sequence that starts behind what tiers below have
     TransferDirection direction = TransferDirection::kToHost;
-    BlockTable source;              // swapped out: holds what is read until it has ended
-    std::vector<BlockId> deferred;  // for the host tier: published, so that nobody writes them meanwhile
+    BlockTable source;  // swapped out: holds what is read until it has ended
+    int64_t started_us = 0;
+    int64_t disk_blocks = 0;  // read
+    int32_t had_tokens = 0;   // of the prefix, before the read
   };
   std::vector<UnderWay> transfers_;
   std::vector<BlockTransfer> new_transfers_;  // of transfers_, not taken yet
@@ -319,6 +339,9 @@ class Scheduler {
   double reserve_ratio_;            // see ReserveRule
   uint64_t next_step_ = 1, next_sequence_ = 1, next_transfer_ = 1;
   SchedulerCounters counters_;
+  DiskRate disk_rate_;
+  int32_t disk_writes_failed_ = 0;  // in a row
+  std::string disk_write_error_;
 };
 
 }  // namespace quire

@@ -73,14 +73,10 @@ void Scheduler::transferred(const TransferEnd& end, int64_t now_us, Outcome& out
   check(it != transfers_.end(), "a transfer that ends was under way");
   UnderWay transfer = std::move(*it);
   transfers_.erase(it);
-  give_back(transfer.deferred);
   cache_.release(std::move(transfer.source), now_us);
   ++room_epoch_;
-  if (transfer.host_read) cache_.end_read(std::move(*transfer.host_read), now_us);
-  if (transfer.host_write) {
-    counters_.host_write_failures += end.status ? 0 : 1;
-    cache_.end_write(std::move(*transfer.host_write), end.status.has_value(), transfer.retention, now_us);
-  }
+  const int64_t lost = transfer.read ? end_read(transfer, end, now_us) : 0;
+  if (transfer.write) end_write(std::move(*transfer.write), end.status, now_us);
   if (transfer.sequence == nullptr) return sweep();
   Sequence& s = *transfer.sequence;
   s.copying = false;
@@ -88,6 +84,8 @@ void Scheduler::transferred(const TransferEnd& end, int64_t now_us, Outcome& out
     if (!end.status) s.num_computed = 0;  // of what did not arrive nothing is published
     retire(s, now_us);
   } else if (!end.status) {
+    // Without what was lost the rest of its prefix can be had: it asks again. What failed otherwise would again.
+    s.skips_tiers = s.skips_tiers || (transfer.read && lost == 0);
     lose_swapped(s, end.status.error(), now_us, out);
   } else if (transfer.direction == TransferDirection::kToDevice) {
     cache_.discard(std::move(s.swapped));
@@ -98,8 +96,7 @@ void Scheduler::transferred(const TransferEnd& end, int64_t now_us, Outcome& out
 // What was copied is lost. It is computed again where that gives the same; else the request cannot go on.
 void Scheduler::lose_swapped(Sequence& s, const Error& error, int64_t now_us, Outcome& out) {
   ++counters_.swap_failures;
-  const bool nothing_ran = s.running() && s.swapped.empty();  // it was to start behind the host tier's prefix
-  s.skips_host = s.skips_host || nothing_ran;
+  const bool nothing_ran = s.running() && s.swapped.empty();  // it was to start behind a tier's prefix
   if (!s.group->traits.recompute_safe && !nothing_ran)
     return end_group(*s.group, FinishReason::kFailed, error, now_us, out);
   if (s.running()) {

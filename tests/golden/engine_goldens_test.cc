@@ -137,38 +137,75 @@ TEST_P(EngineGoldens, ComeOutWhenSequencesAreSwapped) {
   }
 }
 
-// Every prompt, twice over, through a cache that holds few of them and a host tier that holds all.
-TEST_P(EngineGoldens, ComeOutOfTheHostTier) {
-  const Result<ModelSpec> spec = read_model_config(config_.model_dir);
-  ASSERT_TRUE(spec.has_value()) << spec.error().message;
-  config_.max_context_tokens = 192;
-  config_.block_tokens = 8;
-  config_.kv_cache_bytes = spec->kv_bytes_per_token(DType::kF32) * 192;
-  config_.host_kv_bytes = 16 * config_.kv_cache_bytes;
-  Result<EngineParts> parts = open_parts(config_);
-  ASSERT_TRUE(parts.has_value()) << parts.error().message;
-  parts->core.preemption_costs.link_bytes_per_s = 1e15;  // such short prompts are cheaper to compute
-  parts->core.preemption_costs.transfer_us = 0;
-  engine_ = std::move(ThreadedEngine::start(std::move(*parts))).value();
-  for (Case& c : cases_) {  // so that there is something to find: what was generated is asked again
-    c.prompt.insert(c.prompt.end(), c.greedy.begin(), c.greedy.begin() + 32);
-    c.greedy.erase(c.greedy.begin(), c.greedy.begin() + 32);
+// Every prompt, twice over, through a cache that holds few of them and a tier below it that holds all.
+class GoldensOfTiers : public EngineGoldens {
+ protected:
+  void SetUp() override {
+    EngineGoldens::SetUp();
+    if (IsSkipped()) return;
+    const Result<ModelSpec> spec = read_model_config(config_.model_dir);
+    ASSERT_TRUE(spec.has_value()) << spec.error().message;
+    config_.max_context_tokens = 192;
+    config_.block_tokens = 8;
+    config_.kv_cache_bytes = spec->kv_bytes_per_token(DType::kF32) * 192;
+    for (Case& c : cases_) {  // so that there is something to find: what was generated is asked again
+      c.prompt.insert(c.prompt.end(), c.greedy.begin(), c.greedy.begin() + 32);
+      c.greedy.erase(c.greedy.begin(), c.greedy.begin() + 32);
+    }
   }
+  void open_with_free_copies() {  // such short prompts are cheaper to compute
+    engine_.reset();
+    Result<EngineParts> parts = open_parts(config_);
+    ASSERT_TRUE(parts.has_value()) << parts.error().message;
+    parts->core.preemption_costs.link_bytes_per_s = parts->core.preemption_costs.disk_bytes_per_s = 1e15;
+    parts->core.preemption_costs.transfer_us = 0;
+    engine_ = std::move(ThreadedEngine::start(std::move(*parts))).value();
+  }
+};
+
+TEST_P(GoldensOfTiers, ComeOutOfTheHost) {
+  config_.host_kv_bytes = 16 * config_.kv_cache_bytes;
+  open_with_free_copies();
   expect_goldens_alone();
   expect_goldens_alone();
-  EXPECT_GT(engine_->stats().host_hit_tokens_total, 0);
-  EXPECT_GT(engine_->stats().host_blocks_cached, 0);
+  EXPECT_GT(engine_->stats().host.hit_tokens_total, 0);
+  EXPECT_GT(engine_->stats().host.blocks_cached, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, EngineGoldens,
-                         testing::Values("babyllama-tok105", "babyllama-tok105-hd64-bf16", "recall-9M",
-                                         "stories260K", "stories260K-hd128-bf16", "tinystories-3.5M-qwen3"),
-                         [](const auto& info) {
-                           std::string name = info.param;
-                           for (char& c : name)
-                             if (std::isalnum(static_cast<unsigned char>(c)) == 0) c = '_';
-                           return name;
-                         });
+// A host tier that holds no more than the device, or none; then the same after a restart, from the disk alone.
+TEST_P(GoldensOfTiers, ComeOffTheDiskBeforeAndAfterARestart) {
+  for (const bool has_host : {false, true}) {
+    std::string dir = testing::TempDir() + "quire_goldens_XXXXXX";
+    ASSERT_NE(mkdtemp(dir.data()), nullptr);
+    config_.host_kv_bytes = has_host ? config_.kv_cache_bytes : 0;
+    config_.disk_kv_dir = dir;
+    config_.disk_kv_bytes = 64 << 20;
+    open_with_free_copies();
+    expect_goldens_alone();
+    expect_goldens_alone();
+    EXPECT_GT(engine_->stats().disk.hit_tokens_total, 0);
+    open_with_free_copies();
+    EXPECT_GT(engine_->stats().disk.blocks_cached, 0);
+    expect_goldens_alone();
+    EXPECT_GT(engine_->stats().disk.hit_tokens_total, 0);
+    EXPECT_EQ(engine_->stats().disk.read_failures_total, 0);
+    engine_.reset();
+    std::filesystem::remove_all(dir);
+  }
+}
+
+std::string name_of_model(const testing::TestParamInfo<const char*>& info) {
+  std::string name = info.param;
+  for (char& c : name)
+    if (std::isalnum(static_cast<unsigned char>(c)) == 0) c = '_';
+  return name;
+}
+
+constexpr const char* kModels[] = {
+    "babyllama-tok105", "babyllama-tok105-hd64-bf16", "recall-9M",
+    "stories260K",      "stories260K-hd128-bf16",     "tinystories-3.5M-qwen3"};
+INSTANTIATE_TEST_SUITE_P(Models, EngineGoldens, testing::ValuesIn(kModels), name_of_model);
+INSTANTIATE_TEST_SUITE_P(Models, GoldensOfTiers, testing::ValuesIn(kModels), name_of_model);
 
 }  // namespace
 }  // namespace quire::golden

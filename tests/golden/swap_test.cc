@@ -60,10 +60,10 @@ class Driver {
     BlockTransfer transfer{.id = 7, .direction = direction};
     for (size_t i = 0; i < device.size(); ++i)  // in another order on the host, so that not all is one run
       transfer.copies.push_back({device[i], HostBlockId{static_cast<int32_t>(i ^ 1)}});
-    opened_.mover->submit(std::move(transfer));
-    opened_.mover->wait();
+    opened_.tiers.mover->submit(std::move(transfer));
+    opened_.tiers.mover->wait();
     std::vector<TransferEnd> ends;
-    opened_.mover->poll(ends);
+    opened_.tiers.mover->poll(ends);
     ASSERT_EQ(ends.size(), 1u);
     EXPECT_TRUE(ends[0].status);
   }

@@ -17,7 +17,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-LIBRARIES = ["sim", "engine_core", "fake_executor", "traces", "model", "schedule", "request", "policy", "cache", "sample", "base"]
+LIBRARIES = ["sim", "engine_core", "fake_executor", "traces", "model", "schedule", "request", "policy", "cache", "sample", "movers", "device", "base"]
 SECONDS = 60  # for one bug, all programs together, compiling apart
 
 # Name in the table, test program, which of its cases. The cache's tests are only for the cache's files: their model of it has names that
@@ -28,6 +28,7 @@ PROGRAMS = [
     ("cache model", "cache_property_test", "*"),
     ("cache units", "cache_unit_test", "*"),
     ("scheduler units", "schedule_test", "*"),
+    ("disk units", "disk_test", "*"),
     ("queue units", "request_test", "*"),
     ("scripts", "sim_test", "SimScript.*:Simulation.Replays*"),
 ]
@@ -36,7 +37,8 @@ POOL, CACHE, TREE, PUBLISH = "src/cache/block_pool.cc", "src/cache/kv_cache.cc",
 STEP, INDEX = "src/cache/step_transaction.cc", "src/cache/eviction_index.cc"
 QUEUE, GROUP, DOOR = "src/request/waiting_queue.cc", "src/request/sequence_group.cc", "src/request/admission.cc"
 PLAN, FILL, ADMIT, COMMIT = "src/schedule/plan.cc", "src/schedule/fill_plan.cc", "src/schedule/admit.cc", "src/schedule/commit.cc"
-TIER = "src/cache/host_tier.cc"
+TIER, RESTORE, BEHIND = "src/cache/tier.cc", "src/cache/restore.cc", "src/schedule/tiers.cc"
+STORE = "src/execute/disk_store.cc"
 SWAP, LISTS, HOST = "src/schedule/swap.cc", "src/cache/swap.cc", "src/cache/host_pool.cc"
 LIFE, PREEMPT, CORE, EPISODE = "src/schedule/lifecycle.cc", "src/schedule/preempt.cc", "src/engine/engine_core.cc", "benchmarks/sim/episode.cc"
 
@@ -95,8 +97,8 @@ BUGS = [
      "    std::erase_if(group.parked_on->waiters, [&](const PrefixWaiter& w) { return w.group == &group; });", "    group.parked_on = nullptr;"),
     (False, "nobody in the queue is ever overdue", ADMIT, "  queue_.promote(arrived_by_us);\n", ""),
     (False, "a preempted sequence is never overdue", ADMIT, "    group.overdue = changed = true;\n", ""),
-    (False, "a retention class is forgotten", LIFE, "{.retention_class = asked.retention_class,", "{.retention_class = 0,"),
-    (False, "a time to live never ends", LIFE, "now_us + *asked.ttl_ms * 1000", "kNoExpiry"),
+    (False, "a retention class is forgotten", BEHIND, "{.retention_class = asked.retention_class,", "{.retention_class = 0,"),
+    (False, "a time to live never ends", BEHIND, "now_us + *asked.ttl_ms * 1000", "kNoExpiry"),
     (True, "the queue's budget is not given back", LIFE, "  queue_budget_.give_back(group.num_prompt_tokens());\n", ""),
     (False, "a retired sequence keeps its blocks", LIFE, "  cache_.release(std::move(sequence.table), now_us);\n", ""),
     (False, "blocks go while a submitted step names them", LIFE, "  if (sequence.num_in_flight == 0) retire(sequence, now_us);", "  retire(sequence, now_us);"),
@@ -109,7 +111,7 @@ BUGS = [
     (False, "a cut list is called unchanged", STEP, "  table.changed_from(0);\n", ""),
     (False, "a list without its dropped blocks is called unchanged", CACHE, "  table.changed_from(first);\n", ""),
     (False, "a shortened list is called unchanged", CACHE, "  table.changed_from(table.num_blocks());\n", ""),
-    (False, "a copy under way does not hold its sequence", SWAP, "  ++s.num_in_flight;\n", ""),
+    (False, "a copy under way does not hold its sequence", SWAP, "    ++s->num_in_flight;\n", ""),
     (False, "a sequence runs before its blocks are back", PLAN, " && !s.copying &&\n", " &&\n"),
     (False, "a prompt goes on before its blocks are back", PLAN, "    if (!s->group->paused && !s->copying && !s->planned_now",
      "    if (!s->group->paused && !s->planned_now"),
@@ -124,15 +126,34 @@ BUGS = [
     (False, "a block on its way to the host may be written", SWAP,
      "start_transfer(&s, TransferDirection::kToHost, std::move(copies)).source = std::move(s.table);",
      "start_transfer(&s, TransferDirection::kToHost, std::move(copies));\n  cache_.release(std::move(s.table), 0);"),
-    (False, "a swapped sequence forgets how far it was", SWAP, "    s.num_planned = s.num_computed = s.swapped_computed;", "    s.num_planned = s.num_computed = s.swapped_computed - 1;"),
+    (False, "a swapped sequence forgets how far it was", SWAP, "  s.num_planned = s.num_computed = s.swapped_computed;",
+     "  s.num_planned = s.num_computed = s.swapped_computed - 1;"),
     (False, "a swapped list comes back in another order", LISTS, "    copies.push_back({table.blocks_[i], list.blocks_[i].host});",
      "    copies.push_back({table.blocks_[i], list.blocks_[list.num_blocks() - 1 - i + kept].host});"),
-    (True, "a salt is forgotten in the host tier", CACHE, "host_names_[value(ns)] = host_->open_namespace(key);",
-     "{ NamespaceKey bare = key; bare.salt.clear(); host_names_[value(ns)] = host_->open_namespace(bare); }"),
-    (False, "a copy to the host tier does not hold its blocks", TIER, "    retain(block);\n    pool_.holder_to_reader(block);\n", ""),
-    (False, "a failed copy to the host tier is found there", TIER, "  if (arrived)\n", "  (void)arrived;\n"),
+    (True, "a salt is forgotten in a tier below", CACHE, "names_below_[value(ns)] = below_->open_namespace(key);",
+     "{ NamespaceKey bare = key; bare.salt.clear(); names_below_[value(ns)] = below_->open_namespace(bare); }"),
+    (False, "a copy to a tier below does not hold its blocks", TIER, "    retain(block);\n    pool_.holder_to_reader(block);\n", ""),
+    (False, "a failed copy to a tier below is found there", TIER, "  if (arrived) {\n", "  (void)arrived;\n  {\n"),
     (False, "a prompt goes on before its prefix is there", PLAN, "  if (s.copying) return;  // its prefix is on the way\n", ""),
-    (False, "a read from the host tier holds nothing there", SWAP, "  if (transfer.host_read) cache_.end_read(std::move(*transfer.host_read), now_us);\n", ""),
+    (False, "a read from a tier below holds nothing there", SWAP, "  const int64_t lost = transfer.read ? end_read(transfer, end, now_us) : 0;\n",
+     "  const int64_t lost = 0;\n"),
+    (False, "a block that is read from the disk is not held there", TIER, "    found.read.parts.push_back({at->kind_, std::move(table)});\n",
+     "    if (at->kind_ == CacheTier::kDisk)\n      at->release(std::move(table), now_us);\n    else\n"
+     "      found.read.parts.push_back({at->kind_, std::move(table)});\n"),
+    (False, "a block is given back while it is written to the disk", TIER, "  num_read_down_ += static_cast<int64_t>(write.read.size());",
+     "  if (below_->kind_ == CacheTier::kDisk) {\n    release_deferred(write.read);\n    write.read.clear();\n  }\n"
+     "  num_read_down_ += static_cast<int64_t>(write.read.size());"),
+    (False, "the disk's prefix is taken where the host's ends a block late", TIER, "    found.blocks.resize(found.length / block_tokens_);  // a tail",
+     "    found.blocks.resize((found.length + block_tokens_ - 1) / block_tokens_);  // a tail"),
+    (False, "a corrupt block is found again", TIER, "    for (const BlockId block : bad) lost += at->forget(block);\n", "    lost += static_cast<int64_t>(bad.size());\n"),
+    (False, "what a copy's failure left is trusted", SWAP, "  } else if (!end.status) {\n", "  } else if (!end.status && !transfer.read) {\n"),
+    (False, "a restored block lies in another place", RESTORE, "  places_.restore(block, stored.block, stored.serial);\n", ""),
+    (False, "a restored child is put under another tenant's parent", RESTORE, " || found->second.ns != ns) return false;", ") return false;"),
+    (False, "serials begin anew after a restart", RESTORE, "    places_.seen(stored[i].serial);\n", ""),
+    (False, "a disk's checksum is not looked at", STORE, "  if (record->data_checksum != checksum_of(data, setup_.block_bytes))\n", "  if (record->data_checksum == 0)\n"),
+    (False, "a model's identity is not compared", STORE, "  if (*identity != setup_.identity)\n", "  if (identity->empty())\n"),
+    (False, "another block's serial is taken for the one asked for", STORE, "  if (record->block.serial != serial)", "  if (record->block.serial == 0)"),
+    (False, "a directory is used by two at a time", STORE, "flock(index_, LOCK_EX | LOCK_NB) != 0", "flock(index_, LOCK_SH | LOCK_NB) != 0"),
     (False, "an end is counted twice", CORE, "  counted_ends_ = outcome_.request_ends.size();\n", ""),
 ]
 
@@ -190,6 +211,8 @@ def try_bug(build: pathlib.Path, file: str, old: str, new: str) -> tuple[str, st
         spent = 0.0
         for name, program, cases in PROGRAMS:
             if name.startswith("cache") and not file.startswith("src/cache"):
+                continue
+            if name.startswith("disk") != file.startswith("src/execute"):  # the others do not link it
                 continue
             path = tree / program
             if not path.exists():

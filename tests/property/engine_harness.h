@@ -22,7 +22,8 @@ struct HarnessOptions {
   int32_t max_step_tokens = 64, max_sequences = 16, max_prefill_chunk_tokens = 0, max_queued_requests = 1024;
   bool prefix_cache = true;
   int64_t max_priority_wait_ms = 60000;
-  int32_t num_swap_blocks = 0, num_host_blocks = 0;
+  int32_t num_swap_blocks = 0, num_host_blocks = 0, num_disk_blocks = 0;
+  std::vector<StoredBlock> stored_blocks;
   std::string preemption_mode = "auto";
   PreemptionCosts costs;
   ReserveRule reserve;
@@ -49,7 +50,9 @@ class Harness {
   explicit Harness(const HarnessOptions& options = {})
       : options_(options),
         executor_(fake(options), &clock_),
-        mover_(executor_, options.num_swap_blocks + options.num_host_blocks, &clock_) {
+        mover_(executor_, &clock_,
+               {.host_blocks = options.num_swap_blocks + options.num_host_blocks,
+                .disk_blocks = options.num_disk_blocks}) {
     CoreOptions core;
     core.config.max_step_tokens = options.max_step_tokens;
     core.config.max_sequences = options.max_sequences;
@@ -67,6 +70,8 @@ class Harness {
                               options.num_blocks);
     core.cache.swap_bytes = options.num_swap_blocks * core.cache.groups.front().block_bytes();
     core.cache.host_bytes = options.num_host_blocks * core.cache.groups.front().block_bytes();
+    core.cache.disk_bytes = options.num_disk_blocks * core.cache.groups.front().block_bytes();
+    core.stored_blocks = options.stored_blocks;
     core.config.preemption_mode = options.preemption_mode;
     core.preemption_costs = options.costs;
     core.reserve = options.reserve;
@@ -130,9 +135,8 @@ class Harness {
     }
     EXPECT_EQ(core_->cache().num_held(), 0);
     EXPECT_EQ(core_->cache().swap_pool().num_held(), 0);
-    if (core_->cache().host_tier() != nullptr) {
-      EXPECT_EQ(core_->cache().host_tier()->num_held(), 0);
-    }
+    for (const KvCache* tier = core_->cache().below(); tier != nullptr; tier = tier->below())
+      EXPECT_EQ(tier->num_held(), 0) << name_of(tier->kind());
     EXPECT_EQ(core_->queue_budget().num_requests(), 0);
     EXPECT_EQ(core_->queue_budget().num_tokens(), 0);
   }

@@ -56,7 +56,7 @@ SamplingParams random_sampling(Random& random, const Traffic& t) {
 // What happened over all seeds of a test: a test in which nothing was preempted has not tested preemption.
 struct Coverage {
   int64_t preemptions = 0, copies = 0, cached = 0, evictions = 0, finished = 0, cancelled = 0, failed = 0,
-          steps = 0, swap_outs = 0, swap_ins = 0, swap_failures = 0, host_hits = 0;
+          steps = 0, swap_outs = 0, swap_ins = 0, swap_failures = 0, host_hits = 0, disk_hits = 0;
 };
 
 void run_traffic(const Traffic& t, uint64_t seed, Coverage& covered) {
@@ -69,6 +69,7 @@ void run_traffic(const Traffic& t, uint64_t seed, Coverage& covered) {
     h.executor().set_fault([&random](const BatchPlan&) {
       return random.chance(0.02) ? Status(error(Code::kInternal, "injected")) : ok();
     });
+  if (t.copy_faults) h.mover().set_corruption([&random] { return random.chance(0.1); });
   if (t.copy_faults)
     h.mover().set_fault([&random] {
       return FakeMover::Fault{.fails = random.chance(0.1), .delay_us = random.chance(0.3) ? 50'000 : 0};
@@ -120,7 +121,8 @@ void run_traffic(const Traffic& t, uint64_t seed, Coverage& covered) {
   covered.steps += s.steps_total;
   covered.swap_outs += s.swap_outs_total;
   covered.swap_ins += s.swap_ins_total;
-  covered.host_hits += s.host_hit_tokens_total;
+  covered.host_hits += s.host.hit_tokens_total;
+  covered.disk_hits += s.disk.hit_tokens_total;
   covered.swap_failures += s.swap_failures_total;
   for (const RequestId id : live)
     if (h.record(id).sampling->temperature == 0 && h.record(id).sampling->beam_width == 0)
@@ -193,6 +195,21 @@ TEST(EngineTraffic, EveryInvariantHoldsWithAHostTier) {
     EXPECT_GT(covered.host_hits, host_blocks > 3 ? 50 : -1);
     t.copy_faults = t.faults = true;
     run_seeds(t, 20);
+  }
+}
+
+TEST(EngineTraffic, EveryInvariantHoldsWithADiskTier) {
+  for (const int32_t host_blocks : {0, 30}) {
+    for (const int32_t disk_blocks : {3, 60, 400}) {
+      Traffic t = with_swap("auto");
+      t.options.num_host_blocks = host_blocks;
+      t.options.num_disk_blocks = disk_blocks;
+      t.policies = true;
+      const Coverage covered = run_seeds(t, 20);
+      EXPECT_GT(covered.disk_hits, disk_blocks > 3 ? 50 : -1);
+      t.copy_faults = t.faults = true;
+      run_seeds(t, 10);
+    }
   }
 }
 

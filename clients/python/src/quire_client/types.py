@@ -135,6 +135,20 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class TierLoad:
+    """A tier of the prefix cache below the device. hit_rate is of all prompt tokens."""
+
+    blocks_total: int
+    blocks_cached: int
+    hit_tokens_total: int
+    hit_rate: float
+    blocks_written_total: int
+    evictions_total: int
+    write_failures_total: int
+    read_failures_total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """Gauges of now; the wire's counters stand in `totals` by name."""
 
@@ -151,6 +165,9 @@ class Load:
     host_us_per_step_p50: float
     step_ms_p50: float
     last_step_age_ms: float
+    host_tier: TierLoad | None  # where there is one
+    disk_tier: TierLoad | None
+    disk_kv_state: str  # "" = no disk tier was asked for, "on", "off: REASON", "not written: REASON"
     totals: dict[str, int]
 
 
@@ -191,7 +208,13 @@ def model_from_wire(m: service_pb2.GetModelResponse) -> Model:
     return Model(**{**values, "eos_token_ids": tuple(m.eos_token_ids), "bos_token_id": _optional(m, "bos_token_id")})
 
 
+def _tier_from_wire(m: service_pb2.GetLoadResponse, name: str) -> TierLoad | None:
+    tier = _optional(m, name)
+    return tier and TierLoad(**{field: getattr(tier, field) for field in TierLoad.__slots__})
+
+
 def load_from_wire(m: service_pb2.GetLoadResponse) -> Load:
     names = [f.name for f in m.DESCRIPTOR.fields]
     totals = {name: getattr(m, name) for name in names if name.endswith("_total") and name not in Load.__slots__}
-    return Load(**{name: getattr(m, name) for name in names if name in Load.__slots__}, totals=totals)
+    plain = {name: getattr(m, name) for name in names if name in Load.__slots__ and not name.endswith("_tier")}
+    return Load(**plain, host_tier=_tier_from_wire(m, "host_tier"), disk_tier=_tier_from_wire(m, "disk_tier"), totals=totals)

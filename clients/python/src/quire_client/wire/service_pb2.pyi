@@ -81,7 +81,7 @@ class GetLoadRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetLoadResponse(_message.Message):
-    __slots__ = ("requests_waiting", "sequences_running", "blocks_total", "blocks_free", "blocks_held", "blocks_cached", "block_tokens", "kv_bytes_total", "kv_usage", "waste_percent", "requests_submitted_total", "requests_finished_total", "requests_refused_total", "requests_cancelled_total", "requests_failed_total", "prompt_tokens_total", "generation_tokens_total", "cached_tokens_total", "prefix_queries_tokens_total", "preemptions_total", "copies_on_write_total", "evictions_total", "steps_total", "shared_read_tokens_total", "swap_outs_total", "swap_ins_total", "swap_failures_total", "swap_blocks_total", "swap_blocks_held", "host_us_per_step_p50", "step_ms_p50", "last_step_age_ms")
+    __slots__ = ("requests_waiting", "sequences_running", "blocks_total", "blocks_free", "blocks_held", "blocks_cached", "block_tokens", "kv_bytes_total", "kv_usage", "waste_percent", "requests_submitted_total", "requests_finished_total", "requests_refused_total", "requests_cancelled_total", "requests_failed_total", "prompt_tokens_total", "generation_tokens_total", "cached_tokens_total", "prefix_queries_tokens_total", "preemptions_total", "copies_on_write_total", "evictions_total", "steps_total", "shared_read_tokens_total", "swap_outs_total", "swap_ins_total", "swap_failures_total", "swap_blocks_total", "swap_blocks_held", "host_us_per_step_p50", "step_ms_p50", "last_step_age_ms", "host_tier", "disk_tier", "disk_kv_state", "disk_corrupt_blocks_total")
     REQUESTS_WAITING_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_RUNNING_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +114,10 @@ class GetLoadResponse(_message.Message):
     HOST_US_PER_STEP_P50_FIELD_NUMBER: _ClassVar[int]
     STEP_MS_P50_FIELD_NUMBER: _ClassVar[int]
     LAST_STEP_AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    HOST_TIER_FIELD_NUMBER: _ClassVar[int]
+    DISK_TIER_FIELD_NUMBER: _ClassVar[int]
+    DISK_KV_STATE_FIELD_NUMBER: _ClassVar[int]
+    DISK_CORRUPT_BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     requests_waiting: int
     sequences_running: int
     blocks_total: int
@@ -146,7 +150,31 @@ class GetLoadResponse(_message.Message):
     host_us_per_step_p50: float
     step_ms_p50: float
     last_step_age_ms: float
-    def __init__(self, requests_waiting: _Optional[int] = ..., sequences_running: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_held: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., block_tokens: _Optional[int] = ..., kv_bytes_total: _Optional[int] = ..., kv_usage: _Optional[float] = ..., waste_percent: _Optional[float] = ..., requests_submitted_total: _Optional[int] = ..., requests_finished_total: _Optional[int] = ..., requests_refused_total: _Optional[int] = ..., requests_cancelled_total: _Optional[int] = ..., requests_failed_total: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., generation_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., prefix_queries_tokens_total: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., copies_on_write_total: _Optional[int] = ..., evictions_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., shared_read_tokens_total: _Optional[int] = ..., swap_outs_total: _Optional[int] = ..., swap_ins_total: _Optional[int] = ..., swap_failures_total: _Optional[int] = ..., swap_blocks_total: _Optional[int] = ..., swap_blocks_held: _Optional[int] = ..., host_us_per_step_p50: _Optional[float] = ..., step_ms_p50: _Optional[float] = ..., last_step_age_ms: _Optional[float] = ...) -> None: ...
+    host_tier: TierLoad
+    disk_tier: TierLoad
+    disk_kv_state: str
+    disk_corrupt_blocks_total: int
+    def __init__(self, requests_waiting: _Optional[int] = ..., sequences_running: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_held: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., block_tokens: _Optional[int] = ..., kv_bytes_total: _Optional[int] = ..., kv_usage: _Optional[float] = ..., waste_percent: _Optional[float] = ..., requests_submitted_total: _Optional[int] = ..., requests_finished_total: _Optional[int] = ..., requests_refused_total: _Optional[int] = ..., requests_cancelled_total: _Optional[int] = ..., requests_failed_total: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., generation_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., prefix_queries_tokens_total: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., copies_on_write_total: _Optional[int] = ..., evictions_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., shared_read_tokens_total: _Optional[int] = ..., swap_outs_total: _Optional[int] = ..., swap_ins_total: _Optional[int] = ..., swap_failures_total: _Optional[int] = ..., swap_blocks_total: _Optional[int] = ..., swap_blocks_held: _Optional[int] = ..., host_us_per_step_p50: _Optional[float] = ..., step_ms_p50: _Optional[float] = ..., last_step_age_ms: _Optional[float] = ..., host_tier: _Optional[_Union[TierLoad, _Mapping]] = ..., disk_tier: _Optional[_Union[TierLoad, _Mapping]] = ..., disk_kv_state: _Optional[str] = ..., disk_corrupt_blocks_total: _Optional[int] = ...) -> None: ...
+
+class TierLoad(_message.Message):
+    __slots__ = ("blocks_total", "blocks_cached", "hit_tokens_total", "hit_rate", "blocks_written_total", "evictions_total", "write_failures_total", "read_failures_total")
+    BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_CACHED_FIELD_NUMBER: _ClassVar[int]
+    HIT_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    HIT_RATE_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_WRITTEN_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    WRITE_FAILURES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    READ_FAILURES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    blocks_total: int
+    blocks_cached: int
+    hit_tokens_total: int
+    hit_rate: float
+    blocks_written_total: int
+    evictions_total: int
+    write_failures_total: int
+    read_failures_total: int
+    def __init__(self, blocks_total: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., hit_tokens_total: _Optional[int] = ..., hit_rate: _Optional[float] = ..., blocks_written_total: _Optional[int] = ..., evictions_total: _Optional[int] = ..., write_failures_total: _Optional[int] = ..., read_failures_total: _Optional[int] = ...) -> None: ...
 
 class AbortRequest(_message.Message):
     __slots__ = ("request_ids",)

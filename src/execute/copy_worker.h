@@ -1,0 +1,65 @@
+// A thread that carries out transfers one after the other, in the order submitted. What was submitted is done
+// before it goes.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "src/execute/transfer_ends.h"
+
+namespace quire {
+
+class CopyWorker {
+ public:
+  using Work = std::function<TransferEnd(const BlockTransfer&)>;
+  CopyWorker(Work work, TransferEnds& ends)
+      : work_(std::move(work)), ends_(ends), thread_([this] { serve(); }) {}
+  ~CopyWorker() {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    submitted_.notify_one();
+    thread_.join();
+  }
+  CopyWorker(const CopyWorker&) = delete;
+  CopyWorker& operator=(const CopyWorker&) = delete;
+
+  void submit(BlockTransfer transfer) {
+    ends_.begin();
+    {
+      const std::lock_guard lock(mutex_);
+      transfers_.push_back(std::move(transfer));
+    }
+    submitted_.notify_one();
+  }
+
+ private:
+  void serve() {
+    for (;;) {
+      BlockTransfer transfer;
+      {
+        std::unique_lock lock(mutex_);
+        submitted_.wait(lock, [this] { return stopping_ || !transfers_.empty(); });
+        if (transfers_.empty()) return;
+        transfer = std::move(transfers_.front());
+        transfers_.pop_front();
+      }
+      ends_.push(work_(transfer));
+    }
+  }
+
+  Work work_;
+  TransferEnds& ends_;
+  std::mutex mutex_;
+  std::condition_variable submitted_;
+  std::deque<BlockTransfer> transfers_;
+  bool stopping_ = false;
+  std::thread thread_;
+};
+
+}  // namespace quire

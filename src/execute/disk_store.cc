@@ -1,0 +1,228 @@
+#include "src/execute/disk_store.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+
+#include "src/base/hash.h"
+#include "src/base/log.h"
+#include "src/execute/disk_record.h"
+
+namespace quire {
+namespace {
+
+constexpr int64_t kDiskPage = 4096;
+
+int64_t wall_ms() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+// All of it, or false with errno (0: the file ends before).
+bool read_all(int fd, void* data, int64_t bytes, int64_t at) {
+  for (auto* to = static_cast<char*>(data); bytes > 0;) {
+    const ssize_t n = pread(fd, to, static_cast<size_t>(bytes), at);
+    if (n < 0 && errno == EINTR) continue;
+    if (n == 0) errno = 0;
+    if (n <= 0) return false;
+    to += n, at += n, bytes -= n;
+  }
+  return true;
+}
+
+bool write_all(int fd, const void* data, int64_t bytes, int64_t at) {
+  for (const auto* from = static_cast<const char*>(data); bytes > 0;) {
+    const ssize_t n = pwrite(fd, from, static_cast<size_t>(bytes), at);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return false;
+    from += n, at += n, bytes -= n;
+  }
+  return true;
+}
+
+uint64_t checksum_of(const char* data, int64_t bytes) {
+  return hash_bytes(std::as_bytes(std::span(data, static_cast<size_t>(bytes))));
+}
+
+}  // namespace
+
+int64_t DiskStore::record_at(DiskBlockId place) {
+  return static_cast<int64_t>(kDiskHeaderBytes) + value(place) * static_cast<int64_t>(kDiskRecordBytes);
+}
+
+DiskStore::DiskStore(const DiskSetup& setup)
+    : setup_(setup),
+      stride_((setup.block_bytes + kDiskPage - 1) / kDiskPage * kDiskPage),
+      num_blocks_(setup.bytes / stride_) {}
+
+DiskStore::~DiskStore() {
+  if (blocks_ >= 0) {
+    fdatasync(blocks_);
+    close(blocks_);
+  }
+  if (index_ >= 0) {
+    fdatasync(index_);
+    close(index_);  // and whoever waits for the directory may have it
+  }
+}
+
+Error DiskStore::failed(const char* what, const char* field) const {
+  const int number = errno;
+  Error e = error(number == ENOENT   ? Code::kNotFound
+                  : number == EACCES ? Code::kPermissionDenied
+                  : number == ENOSPC ? Code::kResourceExhausted
+                                     : Code::kUnavailable,
+                  fmt::format("disk_kv_dir `{}`: {}: {}", setup_.dir, what, std::strerror(number)));
+  e.field = field;
+  return e;
+}
+
+Result<std::unique_ptr<DiskStore>> DiskStore::open(const DiskSetup& setup) {
+  std::unique_ptr<DiskStore> store(new DiskStore(setup));
+  if (store->num_blocks_ < 1)
+    return invalid(fmt::format("disk_kv_bytes is {}; one KV block takes {} bytes on disk (0 = no disk tier)",
+                               setup.bytes, store->stride_),
+                   "disk_kv_bytes");
+  for (const auto step :
+       {&DiskStore::open_files, &DiskStore::take_over, &DiskStore::make_room, &DiskStore::scan})
+    if (Status s = (store.get()->*step)(); !s) return s.error();
+  return store;
+}
+
+Status DiskStore::open_files() {
+  struct stat facts{};
+  if (stat(setup_.dir.c_str(), &facts) != 0) return failed("cannot be opened");
+  if (!S_ISDIR(facts.st_mode))
+    return invalid(fmt::format("disk_kv_dir `{}` is no directory", setup_.dir), "disk_kv_dir");
+  const auto open_file = [&](const char* name) {  // prompts can be told from what lies here
+    return ::open((setup_.dir + "/" + name).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  };
+  index_ = open_file("quire-kv.index");
+  if (index_ < 0) return failed("quire-kv.index cannot be opened for writing");
+  if (flock(index_, LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) return failed("quire-kv.index cannot be locked");
+    Error e =
+        error(Code::kUnavailable,
+              fmt::format("disk_kv_dir `{}` is in use by another process; each server needs one of its own",
+                          setup_.dir));
+    e.field = "disk_kv_dir";
+    return e;
+  }
+  blocks_ = open_file("quire-kv.blocks");
+  if (blocks_ < 0) return failed("quire-kv.blocks cannot be opened for writing");
+  return ok();
+}
+
+// An empty index becomes this model's; any other must be.
+Status DiskStore::take_over() {
+  struct stat facts{};
+  if (fstat(index_, &facts) != 0) return failed("quire-kv.index cannot be read");
+  if (facts.st_size == 0) {
+    const Result<DiskHeader> header = encode_disk_header(setup_.identity);
+    if (!header) return header.error();
+    if (!write_all(index_, header->data(), kDiskHeaderBytes, 0))
+      return failed("quire-kv.index cannot be written");
+    return ok();
+  }
+  DiskHeader header{};
+  if (!read_all(index_, header.data(), std::min<int64_t>(facts.st_size, kDiskHeaderBytes), 0))
+    return failed("quire-kv.index cannot be read");
+  const Result<std::string> identity = decode_disk_header(header);
+  if (!identity)
+    return invalid(fmt::format("disk_kv_dir `{}`: quire-kv.index {}", setup_.dir, identity.error().message),
+                   "disk_kv_dir");
+  if (*identity != setup_.identity)
+    return invalid(fmt::format("disk_kv_dir `{}` holds KV blocks of another model: {}; this server runs: {}",
+                               setup_.dir, *identity, setup_.identity),
+                   "disk_kv_dir");
+  return ok();
+}
+
+// The files get their whole size now, so that a full disk shows here and not in the middle of the night.
+Status DiskStore::make_room() {
+  struct stat before{};
+  if (fstat(blocks_, &before) != 0) return failed("quire-kv.blocks cannot be read");
+  const int64_t bytes = num_blocks_ * stride_;
+  const int64_t index_bytes = record_at(DiskBlockId{static_cast<int32_t>(num_blocks_)});
+  const int status = posix_fallocate(blocks_, 0, bytes);
+  const int index_status = status != 0 ? status : posix_fallocate(index_, 0, index_bytes);
+  if (index_status == 0) {
+    if (ftruncate(blocks_, bytes) != 0 || ftruncate(index_, index_bytes) != 0)
+      return failed("the files cannot be cut to their size");
+    return ok();
+  }
+  if (ftruncate(blocks_, before.st_size) != 0) return failed("quire-kv.blocks cannot be cut again");
+  struct statvfs system{};
+  const bool is_known = statvfs(setup_.dir.c_str(), &system) == 0;
+  errno = index_status;
+  Error e = failed("the files cannot be made", "disk_kv_bytes");
+  if (is_known)
+    e.message += fmt::format("; disk_kv_bytes is {}, and {} bytes are free there", setup_.bytes,
+                             static_cast<int64_t>(system.f_bavail) * static_cast<int64_t>(system.f_frsize));
+  return e;
+}
+
+Status DiskStore::scan() {
+  constexpr int64_t kBatch = 1024;
+  std::vector<DiskRecord> records(std::min(kBatch, num_blocks_));
+  const int64_t now_ms = wall_ms();
+  for (int64_t first = 0; first < num_blocks_; first += kBatch) {
+    const int64_t count = std::min(kBatch, num_blocks_ - first);
+    if (!read_all(index_, records.data(), count * static_cast<int64_t>(kDiskRecordBytes),
+                  record_at(DiskBlockId{static_cast<int32_t>(first)})))
+      return failed("quire-kv.index cannot be read");
+    for (int64_t i = 0; i < count; ++i) {
+      std::optional<StoredRecord> record = decode_disk_record(records[i], now_ms);
+      if (record && value(record->block.block) == first + i) stored_.push_back(std::move(record->block));
+    }
+  }
+  return ok();
+}
+
+Status DiskStore::write(const StoredBlock& block, const char* data) {
+  const Result<DiskRecord> record =
+      encode_disk_record(block, checksum_of(data, setup_.block_bytes), wall_ms());
+  if (!record) return record.error();
+  if (!write_all(blocks_, data, setup_.block_bytes, data_at(block.block)))
+    return failed("a block cannot be written");
+  if (!write_all(index_, record->data(), kDiskRecordBytes, record_at(block.block)))
+    return failed("a record cannot be written");
+  return ok();
+}
+
+DiskStore::Read DiskStore::read(DiskBlockId place, uint64_t serial, char* data, std::string& error) {
+  DiskRecord bytes;
+  if (!read_all(index_, bytes.data(), kDiskRecordBytes, record_at(place)) ||
+      !read_all(blocks_, data, setup_.block_bytes, data_at(place))) {
+    if (errno == 0) return corrupt(place, "the file ends before it", error);
+    error = failed("a block cannot be read").message;
+    return Read::kFailed;
+  }
+  const std::optional<StoredRecord> record = decode_disk_record(bytes, wall_ms());
+  if (!record) return corrupt(place, "its record is damaged", error);
+  if (record->block.serial != serial) return corrupt(place, "another block was written there", error);
+  if (record->data_checksum != checksum_of(data, setup_.block_bytes))
+    return corrupt(place, "its checksum is wrong", error);
+  return Read::kOk;
+}
+
+DiskStore::Read DiskStore::corrupt(DiskBlockId place, const char* what, std::string& error) {
+  error = fmt::format("disk_kv_dir `{}`: block {} is corrupt: {}", setup_.dir, value(place), what);
+  const DiskRecord nothing{};
+  write_all(index_, nothing.data(), kDiskRecordBytes, record_at(place));
+  if (!corruption_logged_.exchange(true))
+    log_line(LogLevel::kWarn, "disk_kv_corrupt",
+             {{"dir", setup_.dir}, {"block", value(place)}, {"what", what}, {"further", "only counted"}});
+  return Read::kCorrupt;
+}
+
+}  // namespace quire

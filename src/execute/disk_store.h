@@ -1,0 +1,66 @@
+// The disk tier's bytes: two files in a directory that one process has at a time. `quire-kv.blocks` holds whole
+// blocks, all layers in one write, each at its place; `quire-kv.index` says whose they are and what each place
+// holds (disk_record.h). A block is written before its record, and what is read is checked against the record,
+// the serial that the reader expects and the checksum: a crash between the two, or a disk that lies, is a miss.
+// Nothing is flushed for that reason but at the end.
+//
+// Reads and writes from any thread, of different places at a time: whoever names a place holds it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "quire/result.h"
+#include "src/cache/tier.h"
+
+namespace quire {
+
+struct DiskSetup {
+  std::string dir;
+  int64_t bytes = 0;        // of blocks; the index takes 2 KiB a block beside them
+  int64_t block_bytes = 0;  // of one block
+  std::string identity;     // of all that the bytes depend on but tokens and namespace
+};
+
+// Of the field disk_kv_dir or disk_kv_bytes, with the directory in every message: it is not there or cannot be
+// written, another process has it, it holds blocks of another identity (both in the message) or format version,
+// it has less room than asked for.
+class DiskStore {
+ public:
+  static Result<std::unique_ptr<DiskStore>> open(const DiskSetup& setup);
+  ~DiskStore();
+  DiskStore(const DiskStore&) = delete;
+  DiskStore& operator=(const DiskStore&) = delete;
+
+  int64_t num_blocks() const { return num_blocks_; }
+  std::vector<StoredBlock> take_stored() { return std::move(stored_); }  // what was there when it was opened
+
+  Status write(const StoredBlock& block, const char* data);
+  enum class Read { kOk, kCorrupt, kFailed };
+  // kCorrupt: what lies there is not what was written with that serial; its record is gone from now on, and the
+  // first time is logged. `error` says what happened where it is not kOk.
+  Read read(DiskBlockId place, uint64_t serial, char* data, std::string& error);
+
+ private:
+  explicit DiskStore(const DiskSetup& setup);
+  Status open_files();
+  Status take_over();
+  Status make_room();
+  Status scan();
+  Error failed(const char* what, const char* field = "disk_kv_dir") const;
+  int64_t data_at(DiskBlockId place) const { return value(place) * stride_; }
+  static int64_t record_at(DiskBlockId place);
+  Read corrupt(DiskBlockId place, const char* what, std::string& error);
+
+  DiskSetup setup_;
+  int64_t stride_;  // from one block to the next: whole pages of the disk
+  int64_t num_blocks_;
+  int index_ = -1, blocks_ = -1;  // file descriptors
+  std::vector<StoredBlock> stored_;
+  std::atomic<bool> corruption_logged_{false};
+};
+
+}  // namespace quire

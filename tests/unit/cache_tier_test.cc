@@ -1,0 +1,209 @@
+// The tiers below the device as a chain of caches, without an executor: what is copied where, what the disk's
+// records say, and what a restart finds again of them.
+#include <gtest/gtest.h>
+
+#include <memory>
+
+#include "src/cache/kv_cache.h"
+
+namespace quire {
+namespace {
+
+constexpr int32_t kTokens = 8;
+
+std::unique_ptr<KvCache> make(int32_t host_blocks, int32_t disk_blocks, int32_t blocks = 64) {
+  const GroupSpec group{.num_layers = 1, .num_kv_heads = 1, .head_dim = 8, .block_tokens = kTokens};
+  CacheSpec spec = uniform_spec(group, blocks);
+  spec.host_bytes = host_blocks * group.block_bytes();
+  spec.disk_bytes = disk_blocks * group.block_bytes();
+  return std::move(KvCache::create(spec)).value();
+}
+
+std::vector<TokenId> ids(int32_t count, int32_t first = 0) {
+  std::vector<TokenId> v;
+  for (int32_t i = 0; i < count; ++i) v.push_back(first + i);
+  return v;
+}
+
+void sound(const KvCache& cache) {
+  const auto wrong = cache.audit({}, {});
+  EXPECT_FALSE(wrong) << *wrong;
+}
+
+// A sequence of these tokens runs and ends: all copies that follow are made at once. Gives the disk's records.
+std::vector<StoredBlock> run(KvCache& cache, NamespaceId ns, const std::vector<TokenId>& tokens,
+                             const Retention& retention = {}, int64_t now_us = 1000) {
+  BlockTable table = cache.acquire_prefix(ns, tokens, static_cast<int32_t>(tokens.size()) - 1, now_us);
+  StepTransaction step = cache.begin(now_us);
+  EXPECT_TRUE(step.extend(table, static_cast<int32_t>(tokens.size())));
+  std::vector<BlockCopy> copies;
+  std::vector<BlockId> deferred;
+  step.commit(copies, deferred);
+  cache.publish(ns, tokens, table, table.length(), retention, now_us, deferred);
+  std::vector<StoredBlock> stored;
+  std::vector<TierCopy> moves;
+  auto write = cache.write_below(ns, tokens, table, retention, now_us, moves);
+  while (write) {
+    for (const TierCopy& move : moves)
+      if (move.record != nullptr) stored.push_back(*move.record);
+    moves.clear();
+    write = cache.end_write(std::move(*write), true, now_us, moves);
+  }
+  cache.release_deferred(deferred);
+  cache.release(std::move(table), now_us);
+  return stored;
+}
+
+TEST(Tiers, AreAChainOfThoseThatAreThere) {
+  EXPECT_EQ(make(0, 0)->below(), nullptr);
+  const auto both = make(4, 9);
+  EXPECT_EQ(both->below()->kind(), CacheTier::kHost);
+  EXPECT_EQ(both->below()->below()->kind(), CacheTier::kDisk);
+  EXPECT_EQ(both->tier(CacheTier::kDisk)->num_blocks(), 9);
+  const auto disk = make(0, 9);
+  EXPECT_EQ(disk->below()->kind(), CacheTier::kDisk);
+  EXPECT_EQ(disk->tier(CacheTier::kHost), nullptr);
+}
+
+TEST(Tiers, LessThanABlockIsRefusedByName) {
+  const GroupSpec group{.num_layers = 1, .num_kv_heads = 1, .head_dim = 8, .block_tokens = kTokens};
+  CacheSpec spec = uniform_spec(group, 4);
+  spec.disk_bytes = 100;
+  EXPECT_EQ(KvCache::create(spec).error().field, "disk_kv_bytes");
+}
+
+TEST(Tiers, ADisksRecordsNameKeyTokensAndParent) {
+  const auto cache = make(16, 32);
+  const NamespaceId ns = cache->open_namespace({.model = "m", .salt = "s"});
+  const std::vector<StoredBlock> stored = run(*cache, ns, ids(20), {.retention_class = 3, .expiry_us = 5000});
+  ASSERT_EQ(stored.size(), 2u) << "whole blocks only";
+  EXPECT_EQ(stored[0].parent_serial, 0u);
+  EXPECT_EQ(stored[1].parent_serial, stored[0].serial);
+  EXPECT_NE(stored[0].serial, stored[1].serial);
+  EXPECT_EQ(stored[1].tokens, ids(8, 8));
+  EXPECT_EQ(stored[0].key, encode({.model = "m", .salt = "s"}));
+  EXPECT_EQ(stored[0].retention.expiry_us, 4000) << "from now";
+  EXPECT_EQ(stored[0].retention.retention_class, 3);
+  cache->close_namespace(ns);
+  sound(*cache);
+}
+
+TEST(Tiers, WhatTheHostHasAndTheDiskLacksGoesOnToTheDisk) {
+  const auto cache = make(16, 32);
+  const NamespaceId ns = cache->open_namespace({});
+  EXPECT_EQ(run(*cache, ns, ids(16)).size(), 2u);
+  EXPECT_EQ(run(*cache, ns, ids(16)).size(), 0u) << "both have it";
+  EXPECT_EQ(run(*cache, ns, ids(32)).size(), 2u) << "what is new";
+  cache->close_namespace(ns);
+  sound(*cache);
+}
+
+std::vector<TierCopy> read(KvCache& cache, NamespaceId ns, const std::vector<TokenId>& tokens,
+                           std::vector<DiskBlockId> corrupt = {}) {
+  BlockTable table;
+  std::vector<TierCopy> copies;
+  std::vector<BlockId> deferred;
+  auto under_way = cache.read_from_below(ns, tokens, table, CacheTier::kDisk, 2000, copies, deferred);
+  if (under_way) cache.end_read(std::move(*under_way), corrupt, 2000);
+  cache.release_deferred(deferred);
+  cache.release(std::move(table), 2000);
+  return copies;
+}
+
+TEST(Restore, FindsWhatWasStoredWithItsPlacesAndSerials) {
+  const auto before = make(0, 32);
+  const NamespaceId a = before->open_namespace({.salt = "a"}), b = before->open_namespace({.salt = "b"});
+  std::vector<StoredBlock> stored = run(*before, a, ids(24));
+  for (const StoredBlock& s : run(*before, b, ids(16))) stored.push_back(s);
+  for (const StoredBlock& s : run(*before, a, ids(40))) stored.push_back(s);
+  ASSERT_EQ(stored.size(), 7u);
+  std::swap(stored[0], stored[6]);  // files are read in the order of places
+
+  const auto after = make(0, 32);
+  EXPECT_EQ(after->restore(stored, 1'000'000), 7);
+  sound(*after);
+  const NamespaceId name = after->open_namespace({.salt = "a"}), other = after->open_namespace({.salt = "c"});
+  EXPECT_EQ(after->lookup_below(name, ids(40), CacheTier::kDisk), 40);
+  EXPECT_EQ(after->lookup_below(name, ids(40), CacheTier::kHost), 0);
+  EXPECT_EQ(after->lookup_below(other, ids(40), CacheTier::kDisk), 0);
+  const std::vector<TierCopy> copies = read(*after, name, ids(40));
+  ASSERT_EQ(copies.size(), 5u);
+  for (const TierCopy& copy : copies) {
+    const auto same = [&](const StoredBlock& s) { return s.serial == copy.serial && s.block == copy.disk; };
+    EXPECT_EQ(std::ranges::count_if(stored, same), 1);
+  }
+  // What is written now takes other places and other serials.
+  for (const StoredBlock& s : run(*after, name, ids(16, 500))) {
+    const auto taken = [&](const StoredBlock& t) { return t.serial == s.serial || t.block == s.block; };
+    EXPECT_EQ(std::ranges::count_if(stored, taken), 0);
+  }
+  after->close_namespace(name);
+  after->close_namespace(other);
+  sound(*after);
+}
+
+TEST(Restore, LeavesOutWhatHasNoParentNoRoomNoTimeOrNoWholeBlock) {
+  const auto before = make(0, 32);
+  const NamespaceId ns = before->open_namespace({});
+  const std::vector<StoredBlock> stored = run(*before, ns, ids(32));
+  ASSERT_EQ(stored.size(), 4u);
+  const auto restored = [](std::vector<StoredBlock> s, int32_t blocks = 32) {
+    const auto cache = make(0, blocks);
+    const int64_t count = cache->restore(std::move(s), 0);
+    sound(*cache);
+    return count;
+  };
+  EXPECT_EQ(restored(stored), 4);
+  auto lost = stored;
+  lost.erase(lost.begin() + 1);
+  EXPECT_EQ(restored(lost), 1) << "what stood behind the lost one is not reached";
+  EXPECT_EQ(restored(stored, 2), 2) << "the other places are not there any more";
+  auto late = stored;
+  late[3].retention.expiry_us = 0;
+  EXPECT_EQ(restored(late), 3);
+  auto part = stored;
+  part[3].tokens.pop_back();
+  EXPECT_EQ(restored(part), 3);
+  auto twice = stored;
+  twice.push_back(stored[3]);
+  twice.back().block = DiskBlockId{31};
+  twice.back().serial = 99;
+  EXPECT_EQ(restored(twice), 4);
+  auto strange = stored;  // a child whose parent is another tenant's
+  strange[1].key = encode({.salt = "other"});
+  EXPECT_EQ(restored(strange), 1);
+}
+
+TEST(Restore, KeepsTheOrderOfEviction) {
+  const auto before = make(0, 32);
+  const NamespaceId ns = before->open_namespace({});
+  std::vector<StoredBlock> stored = run(*before, ns, ids(8, 100));
+  for (const StoredBlock& s : run(*before, ns, ids(8, 200))) stored.push_back(s);
+  const auto after = make(0, 2);
+  stored[0].block = DiskBlockId{0};
+  stored[1].block = DiskBlockId{1};
+  ASSERT_EQ(after->restore(stored, 1'000'000), 2);
+  const NamespaceId name = after->open_namespace({});
+  run(*after, name, ids(8, 300), {}, 2'000'000);
+  EXPECT_EQ(after->lookup_below(name, ids(8, 100), CacheTier::kDisk), 0) << "written first, goes first";
+  EXPECT_EQ(after->lookup_below(name, ids(8, 200), CacheTier::kDisk), 8);
+  after->close_namespace(name);
+}
+
+TEST(Tiers, ACorruptBlockAndWhatIsBehindItAreFoundNoMore) {
+  const auto cache = make(0, 32);
+  const NamespaceId ns = cache->open_namespace({});
+  const std::vector<StoredBlock> stored = run(*cache, ns, ids(32));
+  run(*cache, ns, ids(16, 500));
+  const KvCache& disk = *cache->tier(CacheTier::kDisk);
+  EXPECT_EQ(disk.num_cached(), 6);
+  read(*cache, ns, ids(32), {stored[1].block});
+  EXPECT_EQ(disk.num_cached(), 3);
+  EXPECT_EQ(cache->lookup_below(ns, ids(32), CacheTier::kDisk), 8);
+  EXPECT_EQ(cache->lookup_below(ns, ids(16, 500), CacheTier::kDisk), 16);
+  cache->close_namespace(ns);
+  sound(*cache);
+}
+
+}  // namespace
+}  // namespace quire
