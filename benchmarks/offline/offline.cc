@@ -243,6 +243,8 @@ Result<int64_t> run_rounds(Run& run, OfflineReport& report) {
   report.shared_read_tokens =
       static_cast<double>(after.shared_read_tokens_total - stats.shared_read_tokens_total) /
       static_cast<double>(std::max<int64_t>(1, after.steps_total - stats.steps_total));
+  report.uploaded_bytes = static_cast<double>(after.uploaded_bytes_total - stats.uploaded_bytes_total) /
+                          static_cast<double>(std::max<int64_t>(1, after.steps_total - stats.steps_total));
   report.host_us_per_step = after.host_us_per_step_p50;
   report.median = medians(report.rounds);
   return first_token_us;

@@ -54,6 +54,7 @@ struct OfflineReport {
   int64_t kv_bytes_peak = 0;  // blocks that the batch held at its largest
   int64_t weight_bytes = 0;   // read by one decode step: every matrix once, in the checkpoint's dtype
   int64_t kv_bytes_per_token = 0;
+  double uploaded_bytes = 0;  // a step, to a device with memory of its own
   double shared_read_tokens =
       0;  // that a step's attention did not read again, since other sequences of it had; mean over all steps
   int64_t cached_tokens = 0;           // prompt tokens of the last round that came from the prefix cache

@@ -69,6 +69,7 @@ std::string to_json(const OfflineReport& r) {
   out["n"] = r.options.n;
   out["shared_prefix_tokens"] = r.options.shared_prefix_tokens;
   out["shared_read_tokens_per_step"] = r.shared_read_tokens;
+  out["uploaded_bytes_per_step"] = r.uploaded_bytes;
   out["cached_tokens"] = r.cached_tokens;
   out["open_ms"] = r.open_ms;
   out["start_to_first_token_ms"] = r.start_to_first_token_ms;

@@ -6,6 +6,7 @@
 #include <new>
 #include <unordered_map>
 
+#include "src/base/log.h"
 #include "src/execute/row_logprobs.h"
 #include "src/execute/sampler_steps.h"
 #include "src/execute/step_graphs.h"
@@ -88,6 +89,14 @@ class CudaRunner final : public QueueingRunner {
                    parts_.forward->spec().num_q_heads),
         sampler_(make_cpu_sampler()) {}
 
+  ~CudaRunner() override {
+    log_line(LogLevel::kInfo, "step_graphs",
+             {{"steps", num_steps_},
+              {"run_as_graphs", graphs_.num_runs()},
+              {"captured", graphs_.num_captured()},
+              {"bytes", graphs_.bytes()}});
+  }
+
   Status allocate() {
     StreamDevice& device = *parts_.device;
     const auto samples = int64_t{max_samples()};
@@ -119,6 +128,7 @@ class CudaRunner final : public QueueingRunner {
     queued->turn = next_turn_;
     queued->result.step = queued->plan->step;
     next_turn_ = 1 - next_turn_;
+    ++num_steps_;
     try {
       queued->result.status = queue_checked(*queued);
     } catch (const std::bad_alloc&) {
@@ -444,6 +454,7 @@ class CudaRunner final : public QueueingRunner {
   DeviceBuffer sample_space_;
   Turn turns_[2];
   int next_turn_ = 0;
+  int64_t num_steps_ = 0;
   std::vector<int32_t> id_source_;
   std::vector<SampleSettings> settings_;
   std::vector<float> host_logits_;
