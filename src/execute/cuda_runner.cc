@@ -118,6 +118,7 @@ class CudaRunner final : public QueueingRunner {
       turn.begun = device.make_event();
       turn.done = device.make_event();
     }
+    if (Status reserved = retention_.reserve(parts_.retention); !reserved) return reserved;
     device.synchronize();
     return parts_.check_tables ? table_check_.allocate(max_samples(), stride) : ok();
   }

@@ -30,6 +30,7 @@ struct CudaRunnerParts {
   StepLimits limits;
   KvLayout layout;
   CascadeRule cascade;
+  RetentionRoom retention;
   // Steps with prompts are captured up to so many tokens (EngineConfig).
   int32_t max_graph_tokens = 0;
   // After each step its block tables and lengths come back and are compared with the plan's: tests.

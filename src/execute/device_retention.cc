@@ -104,6 +104,28 @@ Result<DeviceRetention::State> DeviceRetention::new_state(const PlannedSequence&
   return state;
 }
 
+Status DeviceRetention::reserve(const RetentionRoom& room) {
+  const int64_t floats = room.slots * num_q_heads_ * 4;
+  const int64_t slot_bytes = int64_t{layout_.num_layers} * room.rows * layout_.num_kv_heads * 8;
+  const std::pair<DeviceBuffer*, int64_t> buffers[] = {{&lse_, room.rows * num_q_heads_ * 4},
+                                                       {&row_logits_, floats},
+                                                       {&column_sums_, floats},
+                                                       {&slots_, slot_bytes}};
+  for (const auto& [buffer, bytes] : buffers) {
+    Result<DeviceBuffer> memory = device_.allocate(bytes, "side outputs of attention");
+    if (!memory) return memory.error();
+    *buffer = std::move(*memory);
+  }
+  device_.set_zero(column_sums_.data(), column_sums_.bytes());
+  return ok();
+}
+
+int64_t DeviceRetention::reserved_bytes(const RetentionRoom& room, const KvLayout& layout,
+                                        int32_t num_q_heads) {
+  return room.slots * bytes_of_slot(num_q_heads) + room.rows * num_q_heads * 4 +
+         int64_t{layout.num_layers} * room.rows * layout.num_kv_heads * 8;
+}
+
 // What a larger step needs than any before it. Only the host waits here, and only then.
 Status DeviceRetention::grow(DeviceBuffer& buffer, int64_t bytes, bool zero) {
   if (buffer.bytes() >= bytes) return ok();

@@ -5,8 +5,8 @@
 // A step: begin() says what the step needs; its arrays go to the device with the others; before_forward() makes
 // the cuts planned after a prompt and finds each row's slots; after_layer() takes in a layer's side outputs;
 // end() hands states on to forked samples. Steps without such a sequence pay nothing; steps of rows behind
-// prompts alone are captured like any other decode step. State and side outputs are allocated when a sequence
-// comes whose like was not seen before, then used again. Executor thread.
+// prompts alone are captured like any other decode step. Side outputs are allocated at the start, for as many slots as the cache has;
+// a sequence's state when one comes whose like was not seen before, then used again. Executor thread.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +34,12 @@ class BufferStock {
  private:
   StreamDevice& device_;
   std::multimap<int64_t, DeviceBuffer> free_;
+};
+
+// What the side outputs of a step are sized for; all 0 where no policy that goes by scores may be asked for.
+struct RetentionRoom {
+  int64_t rows = 0;   // to which a step may be padded
+  int64_t slots = 0;  // live slots of all its lists
 };
 
 // Host arrays of a step for DeviceStep to send; empty where no sequence of the step goes by scores.
@@ -66,6 +72,12 @@ class DeviceRetention {
  public:
   DeviceRetention(StreamDevice& device, Kernels& kernels, const KvLayout& layout, char* arena,
                   int32_t num_q_heads);
+
+  // Allocates the side outputs. A step of lists that share blocks may have more slots than the cache: it makes them larger.
+  Status reserve(const RetentionRoom& room);
+  static int64_t reserved_bytes(const RetentionRoom& room, const KvLayout& layout, int32_t num_q_heads);
+  // Device memory that each slot of the cache asks for beside it.
+  static int64_t bytes_of_slot(int32_t num_q_heads) { return int64_t{num_q_heads} * 2 * 4; }
 
   void forget(std::span<const SequenceId> sequences);
   // max_rows: to which the step may be padded. kInternal: the plan does not fit what was kept. kResourceExhausted: no device memory for

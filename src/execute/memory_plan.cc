@@ -19,6 +19,10 @@ int64_t fixed_bytes(const MemoryRequest& r) {
   return r.weights_bytes + r.workspace_bytes + r.logits_bytes + r.steps_bytes;
 }
 
+int64_t whole_block_bytes(const MemoryRequest& r) {
+  return r.block_bytes + r.beside_block_bytes;
+}
+
 Error no_room(const MemoryRequest& r, int64_t cache_bytes, const char* advice) {
   return error(
       Code::kResourceExhausted,
@@ -38,14 +42,14 @@ Result<int64_t> choose_blocks(const MemoryRequest& r) {
                                  r.block_tokens, r.block_bytes),
                      "kv_cache_bytes");
     }
-    if (fixed_bytes(r) + blocks * r.block_bytes > r.free_bytes)
-      return no_room(r, blocks * r.block_bytes, "lower kv_cache_bytes");
+    if (fixed_bytes(r) + blocks * whole_block_bytes(r) > r.free_bytes)
+      return no_room(r, blocks * whole_block_bytes(r), "lower kv_cache_bytes");
     return blocks;
   }
-  const int64_t left = (r.free_bytes - fixed_bytes(r)) / r.block_bytes;
+  const int64_t left = (r.free_bytes - fixed_bytes(r)) / whole_block_bytes(r);
   const int64_t needed = blocks_of_context(r);
   if (fixed_bytes(r) > r.free_bytes || left < needed) {
-    return no_room(r, needed * r.block_bytes,
+    return no_room(r, needed * whole_block_bytes(r),
                    "the cache must hold one sequence of max_context_tokens: lower it");
   }
   return std::clamp(r.default_cache_bytes / r.block_bytes, needed, left);
@@ -57,13 +61,14 @@ Result<MemoryPlan> plan_memory(const MemoryRequest& request) {
   const Result<int64_t> wanted = choose_blocks(request);
   if (!wanted) return wanted.error();
   const int64_t blocks = std::min<int64_t>(*wanted, INT32_MAX);
-  return MemoryPlan{.num_blocks = static_cast<int32_t>(blocks),
-                    .cache_bytes = blocks * request.block_bytes,
-                    .weights_bytes = request.weights_bytes,
-                    .workspace_bytes = request.workspace_bytes,
-                    .logits_bytes = request.logits_bytes,
-                    .steps_bytes = request.steps_bytes,
-                    .left_bytes = request.free_bytes - fixed_bytes(request) - blocks * request.block_bytes};
+  return MemoryPlan{
+      .num_blocks = static_cast<int32_t>(blocks),
+      .cache_bytes = blocks * request.block_bytes,
+      .weights_bytes = request.weights_bytes,
+      .workspace_bytes = request.workspace_bytes,
+      .logits_bytes = request.logits_bytes,
+      .steps_bytes = request.steps_bytes,
+      .left_bytes = request.free_bytes - fixed_bytes(request) - blocks * whole_block_bytes(request)};
 }
 
 }  // namespace quire

@@ -15,6 +15,7 @@ struct MemoryRequest {
   int64_t weights_bytes = 0, workspace_bytes = 0, logits_bytes = 0;
   int64_t steps_bytes = 0;  // arrays of steps, block tables, captured graphs; 0 where the device is the host
   int64_t block_bytes = 0;
+  int64_t beside_block_bytes = 0;  // that each block asks for outside the cache
   int32_t block_tokens = 0;
   int32_t max_context_tokens = 0;
   int64_t kv_cache_bytes = 0;  // 0 = default_cache_bytes

@@ -81,11 +81,33 @@ StepLimits step_limits(const Opening& o, int32_t num_blocks) {
           .vocab_size = o.spec.vocab_size};
 }
 
+// May a request ask for a policy that goes by scores? Their names stand for themselves; where none is named, all are allowed.
+bool may_go_by_scores(const EngineConfig& c) {
+  const auto goes = [](const std::string& policy) {
+    return policy.starts_with("tova") || policy.starts_with("h2o");
+  };
+  const std::vector<std::string>& allowed = c.kv_policies_allowed;
+  return allowed.empty() || goes(c.default_kv_policy) || std::any_of(allowed.begin(), allowed.end(), goes);
+}
+
+RetentionRoom retention_room(const Opening& o, int64_t blocks) {
+  if (!may_go_by_scores(o.config)) return {};
+  const int64_t most = int64_t{o.config.max_sequences} * o.config.max_context_tokens;
+  return {.rows = forward_limits(o.config).max_rows, .slots = std::min(blocks * o.config.block_tokens, most)};
+}
+
+int64_t beside_block_bytes(const Opening& o) {
+  return may_go_by_scores(o.config)
+             ? o.config.block_tokens * DeviceRetention::bytes_of_slot(o.spec.num_q_heads)
+             : 0;
+}
+
 // For as many blocks as there might be at most: each costs a pair's eight bytes.
 int64_t steps_bytes(const Opening& o, int64_t free_bytes) {
   const int64_t blocks = std::clamp<int64_t>(free_bytes / o.layout.block_bytes(), 1, INT32_MAX);
   return cuda_runner_bytes(step_limits(o, static_cast<int32_t>(blocks)),
-                           o.parts.kernels->sample_space_bytes());
+                           o.parts.kernels->sample_space_bytes()) +
+         DeviceRetention::reserved_bytes(retention_room(o, 0), o.layout, o.spec.num_q_heads);
 }
 
 Result<MemoryPlan> plan_device_memory(const Opening& o, const WeightSource& source) {
@@ -104,6 +126,7 @@ Result<MemoryPlan> plan_device_memory(const Opening& o, const WeightSource& sour
                       .logits_bytes = o.parts.logits_rows * o.spec.vocab_size * bytes_of(DType::kF32),
                       .steps_bytes = steps_bytes(o, free_bytes),
                       .block_bytes = o.layout.block_bytes(),
+                      .beside_block_bytes = beside_block_bytes(o),
                       .block_tokens = o.config.block_tokens,
                       .max_context_tokens = o.config.max_context_tokens,
                       .kv_cache_bytes = o.config.kv_cache_bytes,
@@ -143,6 +166,7 @@ Result<OpenedExecutor> finish(Opening& o) {
                      .token_bytes = o.layout.layer_stride() / o.config.block_tokens,
                      .least_saved_bytes = sees_all ? o.config.cascade_min_saved_bytes : -1};
   o.parts.limits = step_limits(o, o.plan.num_blocks);
+  o.parts.retention = retention_room(o, o.plan.num_blocks);
   o.parts.max_graph_tokens = o.config.max_graph_tokens;
   o.parts.check_tables = o.config.check_invariants;
   OpenedExecutor out;

@@ -157,6 +157,17 @@ TEST(MemoryPlan, GivesTheDefaultButAtLeastOneContextAndAtMostWhatIsLeft) {
   EXPECT_EQ(plan_memory(r)->weights_bytes, 1'000);
 }
 
+TEST(MemoryPlan, WhatABlockAsksForBesideItIsReckonedWith) {
+  MemoryRequest r = request();
+  r.beside_block_bytes = 25;
+  r.default_cache_bytes = 1'000'000;
+  EXPECT_EQ(plan_memory(r)->num_blocks, 64);
+  EXPECT_EQ(plan_memory(r)->cache_bytes, 6'400);
+  EXPECT_EQ(plan_memory(r)->left_bytes, 0);
+  r.kv_cache_bytes = 6'500;
+  EXPECT_EQ(plan_memory(r).error().code, Code::kResourceExhausted);
+}
+
 TEST(MemoryPlan, RefusesWithTheSum) {
   MemoryRequest r = request();
   r.free_bytes = 3'999;
