@@ -47,7 +47,7 @@ struct EngineConfig {
   int32_t max_sequences = 256;           // running at once
   int32_t max_prefill_chunk_tokens = 0;  // 0 = max_step_tokens
   // CUDA: steps in which prompts run are captured as graphs too, up to so many tokens; 0 = decode steps alone are.
-  int32_t max_graph_tokens = 512;
+  int32_t max_graph_tokens = 1024;
 
   // Queue
   int32_t max_queued_requests = 1024;
