@@ -4,6 +4,7 @@
 // no timer per write.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <map>
@@ -37,6 +38,10 @@ class CallRegistry {
   bool abort(const std::string& name);
   size_t size() const;
 
+  // From here on a request that is cancelled without its client's word ends because the server does.
+  void set_draining() { draining_ = true; }
+  bool is_draining() const { return draining_; }
+
   // A name that no client chose: unique within this process, told apart between processes.
   std::string make_name();
 
@@ -46,6 +51,7 @@ class CallRegistry {
   mutable std::mutex mutex_;
   std::condition_variable stopping_changed_;
   bool stopping_ = false;
+  std::atomic<bool> draining_ = false;
   std::map<std::string, std::weak_ptr<RunningCall>> calls_;
   const std::string prefix_;
   uint64_t names_made_ = 0;

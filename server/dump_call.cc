@@ -1,8 +1,10 @@
 #include "server/dump_call.h"
 
+#include "server/call_log.h"
 #include "server/response_mapping.h"
 #include "server/status.h"
 #include "server/wire_codec.h"
+#include "src/base/clock.h"
 
 namespace quire::server {
 
@@ -10,6 +12,8 @@ DumpCall* DumpCall::start(Engine& engine, WorkPool& pool, grpc::ByteBuffer& answ
                           int64_t text_bytes) {
   auto call = std::make_shared<DumpCall>(engine, answer);
   call->self_ = call;
+  call->name_ = request.client_request_id;
+  call->started_us_ = SteadyClock().now_us();
   request.dump_kv = true;
   request.stream = false;
   const Status queued = pool.submit(
@@ -46,7 +50,11 @@ void DumpCall::on_event(const TokenEvent& event) {
   output->mutable_token_ids()->Add(event.token_ids.begin(), event.token_ids.end());
   output->set_finish_reason(to_wire(event.finish));
   if (!event.kv_dump.empty()) *output->mutable_kv_dump() = to_wire(event.kv_dump);
-  if (event.last) finish(grpc::Status::OK);
+  if (!event.last) return;
+  usage_ = event.usage;
+  timings_ = event.timings;
+  reason_ = event.finish;
+  finish(grpc::Status::OK);
 }
 
 void DumpCall::OnCancel() {
@@ -59,6 +67,14 @@ void DumpCall::OnCancel() {
 
 void DumpCall::finish(const grpc::Status& status) {
   finished_ = true;
+  log_call({.request = id_,
+            .name = name_,
+            .finish = reason_,
+            .usage = usage_,
+            .timings = timings_,
+            .total_ms = static_cast<double>(SteadyClock().now_us() - started_us_) / 1000.0,
+            .traceparent = {}},
+           status);
   if (status.ok()) answer_ = serialize(response_);
   Finish(status);
 }

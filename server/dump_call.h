@@ -38,6 +38,11 @@ class DumpCall final : public grpc::ServerUnaryReactor,
   std::mutex mutex_;
   RequestId id_ = 0;
   bool finished_ = false;
+  std::string name_;
+  int64_t started_us_ = 0;
+  Usage usage_;
+  Timings timings_;
+  FinishReason reason_ = FinishReason::kNone;
   v1::DumpKvResponse response_;
 };
 

@@ -2,14 +2,16 @@
 
 #include <fmt/format.h>
 
+#include "server/call_log.h"
 #include "server/response_mapping.h"
 #include "server/status.h"
 #include "server/wire_codec.h"
 #include "src/base/clock.h"
-#include "src/base/log.h"
 
 namespace quire::server {
 namespace {
+
+constexpr int64_t kRestartRetryMs = 1000;  // another server, or this one started again
 
 int64_t now_us() {
   return SteadyClock().now_us();
@@ -120,12 +122,28 @@ void GenerateCall::on_event(const TokenEvent& event) {
     if (std::exchange(first_message_, false)) message.set_request_id(name_);
     if (event.last) {
       ended_ = true;
-      outcome_ = outcome_of(event);
+      outcome_ = is_stopped_by_drain(event) ? outlasted_drain() : outcome_of(event);
+      finish_ = event.finish;
       usage_ = event.usage;
+      timings_ = event.timings;
     }
     enqueue(serialize(message));
   }
   pump();
+}
+
+bool GenerateCall::is_stopped_by_drain(const TokenEvent& event) const {
+  return event.finish == FinishReason::kCancelled && !abort_wanted_ && registry_.is_draining();
+}
+
+grpc::Status GenerateCall::outlasted_drain() const {
+  return to_grpc_status(
+      {.code = Code::kCancelled,
+       .message = fmt::format(
+           "the server stops, and the request outlasted the {} ms that it gives (drain_timeout_ms)",
+           engine_.config().drain_timeout_ms),
+       .field = {},
+       .retry_delay_ms = kRestartRetryMs});
 }
 
 void GenerateCall::enqueue(grpc::ByteBuffer message) {
@@ -216,19 +234,14 @@ void GenerateCall::end_if_stalled(int64_t now) {
 // With the lock, as all that was written was written with it, by whichever thread: gRPC orders it before OnDone, and this says so.
 void GenerateCall::log_end() {
   const std::lock_guard lock(mutex_);
-  const bool refused = id_ == 0 && !outcome_.ok();
-  const std::string code = code_name(static_cast<Code>(outcome_.error_code()));
-  const double total_ms = static_cast<double>(now_us() - started_us_) / 1000.0;
-  log_line(LogLevel::kInfo, refused ? "call_refused" : "call_end",
-           {{"request", static_cast<uint64_t>(id_)},
-            {"name", name_},
-            {"code", code},
-            {"message", outcome_.error_message()},
-            {"prompt_tokens", usage_.prompt_tokens},
-            {"completion_tokens", usage_.completion_tokens},
-            {"cached_tokens", usage_.cached_tokens},
-            {"total_ms", total_ms},
-            {"traceparent", traceparent(context_)}});
+  log_call({.request = id_,
+            .name = name_,
+            .finish = finish_,
+            .usage = usage_,
+            .timings = timings_,
+            .total_ms = static_cast<double>(now_us() - started_us_) / 1000.0,
+            .traceparent = traceparent(context_)},
+           outcome_);
 }
 
 void GenerateCall::OnDone() {

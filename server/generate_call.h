@@ -59,7 +59,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void refuse(const Error& error);
   std::optional<Error> begin(Request& request);  // what ended it while it waited, if something did
   void end_early(grpc::Status outcome);  // with mutex_ held: nothing more is written, the engine's work ends
-  void enqueue(grpc::ByteBuffer message);  // with mutex_ held
+  void enqueue(grpc::ByteBuffer message);                   // with mutex_ held
+  bool is_stopped_by_drain(const TokenEvent& event) const;  // with mutex_ held
+  grpc::Status outlasted_drain() const;
   void log_end();
   void pump();  // without mutex_: starts the next write, or Finish
 
@@ -88,7 +90,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   bool ended_ = false;  // outcome_ is known; events after it are ignored
   bool finish_called_ = false;
   grpc::Status outcome_;
-  Usage usage_;  // counted from events until the engine gives its own; for the log
+  // For the log. Usage is counted from events until the engine gives its own.
+  FinishReason finish_ = FinishReason::kNone;
+  Usage usage_;
+  Timings timings_;
 };
 
 }  // namespace quire::server

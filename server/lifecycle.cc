@@ -61,7 +61,7 @@ class StopAtOnce {
 };
 
 bool is_wedged(const EngineStats& stats, int64_t after_ms) {
-  return stats.sequences_running > 0 && stats.last_step_age_ms > static_cast<double>(after_ms);
+  return stats.last_step_age_ms > static_cast<double>(after_ms);
 }
 
 // Until a stop signal comes; keeps the health status true meanwhile.
@@ -85,7 +85,7 @@ void wait_for_calls(const GenerationServer& service, int64_t timeout_ms) {
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
 }
 
-void drain(Engine& engine, const GenerationServer& service, Listener& listener, int signal) {
+void drain(Engine& engine, GenerationServer& service, Listener& listener, int signal) {
   const StopAtOnce second_signal("draining");
   const int64_t timeout_ms = engine.config().drain_timeout_ms;
   const EngineStats stats = engine.stats();
@@ -95,6 +95,7 @@ void drain(Engine& engine, const GenerationServer& service, Listener& listener, 
             {"waiting", stats.requests_waiting},
             {"timeout_ms", timeout_ms}});
   listener.set_serving(kServiceName, false);
+  service.set_draining();
   engine.drain(timeout_ms);
   wait_for_calls(service, kFinishGraceMs);
   listener.shut_down(kCloseGraceMs);

@@ -1,9 +1,10 @@
 #include "server/listener.h"
 
 #include <fmt/format.h>
-#include <grpc/support/log.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/impl/server_builder_option.h>
+#include <grpcpp/impl/server_builder_plugin.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server_builder.h>
 #include <netdb.h>
@@ -12,11 +13,10 @@
 
 #include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <mutex>
-#include <sstream>
 
-#include "src/base/log.h"
+#include "server/library_log.h"
+#include "server/socket_path.h"
+#include "server/tls_files.h"
 
 namespace quire::server {
 namespace {
@@ -27,30 +27,22 @@ constexpr int kMinPingIntervalMs = 10'000;
 constexpr int kKeepaliveMs = 60'000;
 constexpr int kKeepaliveTimeoutMs = 20'000;
 
-// gRPC's own log lines become ours, at the level of details: what matters is reported by the code that met
-// it.
-void adopt_grpc_log() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    gpr_set_log_function(
-        [](gpr_log_func_args* args) { log_line(LogLevel::kDebug, "grpc", {{"message", args->message}}); });
-  });
-}
-
-Result<std::string> read_pem(const std::string& path, const char* flag) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (!file || text.str().find("-----BEGIN") == std::string::npos)
-    return invalid(fmt::format("{} {}: {}", flag, path, file ? "not a PEM file" : std::strerror(errno)));
-  return text.str();
-}
+// gRPC's reflection library adds itself to every builder of a process that links it: taken out again here.
+class WithoutReflection final : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments*) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    std::erase_if(*plugins, [](const auto& plugin) { return plugin->name() == "proto_server_reflection"; });
+  }
+};
 
 Result<std::shared_ptr<grpc::ServerCredentials>> make_credentials(const ListenOptions& options) {
   if (options.tls_cert.empty() != options.tls_key.empty())
-    return invalid("--tls-cert and --tls-key go together; only one is set");
+    return invalid(fmt::format("--tls-cert and --tls-key go together; {} is missing",
+                               options.tls_key.empty() ? "--tls-key" : "--tls-cert"));
   if (options.tls_cert.empty()) {
-    if (!options.tls_client_ca.empty()) return invalid("--tls-client-ca needs --tls-cert and --tls-key");
+    if (!options.tls_client_ca.empty())
+      return invalid("--tls-client-ca needs --tls-cert and --tls-key, the server's own");
     if (!is_loopback(options.host) && !options.behind_proxy)
       return invalid(fmt::format(
           "{} is a public address; serve it with --tls-cert and --tls-key, or with --behind-proxy if a proxy "
@@ -58,19 +50,14 @@ Result<std::shared_ptr<grpc::ServerCredentials>> make_credentials(const ListenOp
           options.host));
     return grpc::InsecureServerCredentials();
   }
-  const auto cert = read_pem(options.tls_cert, "--tls-cert");
-  if (!cert) return cert.error();
-  const auto key = read_pem(options.tls_key, "--tls-key");
-  if (!key) return key.error();
-  grpc::SslServerCredentialsOptions ssl(options.tls_client_ca.empty()
+  const Result<TlsTexts> texts =
+      read_tls_files({.cert = options.tls_cert, .key = options.tls_key, .client_ca = options.tls_client_ca});
+  if (!texts) return texts.error();
+  grpc::SslServerCredentialsOptions ssl(texts->client_ca.empty()
                                             ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
                                             : GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
-  ssl.pem_key_cert_pairs.push_back({*key, *cert});
-  if (!options.tls_client_ca.empty()) {
-    const auto ca = read_pem(options.tls_client_ca, "--tls-client-ca");
-    if (!ca) return ca.error();
-    ssl.pem_root_certs = *ca;
-  }
+  ssl.pem_key_cert_pairs.push_back({texts->key, texts->cert});
+  ssl.pem_root_certs = texts->client_ca;
   return grpc::SslServerCredentials(ssl);
 }
 
@@ -129,19 +116,21 @@ std::string format_address(const std::string& host, int32_t port) {
 Result<std::unique_ptr<Listener>> Listener::open(const ListenOptions& options, grpc::Service& service) {
   if (options.port < 0 || options.port > 65535)
     return invalid(fmt::format("port is {}; it must be from 0 to 65535", options.port), "port");
-  adopt_grpc_log();
+  adopt_library_logs();
+  const bool is_unix = options.host.starts_with("unix:");
+  if (is_unix)
+    if (Status path = check_socket_path(options.host.substr(5)); !path) return path.error();
   const auto credentials = make_credentials(options);
   if (!credentials) return credentials.error();
   grpc::EnableDefaultHealthCheckService(true);
-  // Plugins registered here apply to every builder of this process, so the first one decides on reflection.
-  if (options.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
+  if (!options.reflection) builder.SetOption(std::make_unique<WithoutReflection>());
   apply_limits(options, builder);
   int port = 0;
   builder.AddListeningPort(format_address(options.host, options.port), *credentials, &port);
   builder.RegisterService(&service);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  const bool is_unix = options.host.starts_with("unix:");
   if (!server || (port == 0 && !is_unix))
     return error(Code::kUnavailable,
                  fmt::format("cannot listen on {}: {}", format_address(options.host, options.port),

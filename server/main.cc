@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "server/commands/command.h"
+#include "server/library_log.h"
 #include "server/progress_bar.h"
 #include "server/version.h"
 
@@ -80,6 +81,7 @@ int run(std::span<char*> words) {
     return kExitUsage;
   }
   show_progress();
+  adopt_library_logs();
   const size_t num_words = command->words.find(' ') == std::string::npos ? 1 : 2;
   const int code =
       command->run(Arguments(words.begin() + static_cast<std::ptrdiff_t>(num_words), words.end()));

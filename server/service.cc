@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "server/call_log.h"
 #include "server/dump_call.h"
 #include "server/request_mapping.h"
 #include "server/response_mapping.h"
@@ -21,10 +22,17 @@ Error debugging_is_off() {
           .retry_delay_ms = {}};
 }
 
+// With its line in the log.
+grpc::Status refusal(const Error& error, const std::string& name = {}) {
+  grpc::Status status = to_grpc_status(error);
+  log_call({.name = name}, status);
+  return status;
+}
+
 // A stream that only says why it did not start.
 class RefusedStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
-  explicit RefusedStream(const Error& error) { Finish(to_grpc_status(error)); }
+  explicit RefusedStream(const Error& error, const std::string& name = {}) { Finish(refusal(error, name)); }
   void OnDone() override { delete this; }
 };
 
@@ -95,8 +103,9 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServer::Generate(Context* 
   v1::GenerateRequest wire;
   if (const Status parsed = parse(*bytes, wire); !parsed) return new RefusedStream(parsed.error());
   Result<Request> request = to_request(wire, (*engine)->model().vocab_size);
-  if (!request) return new RefusedStream(request.error());
-  if (request->dump_kv && !options_.allow_debug) return new RefusedStream(debugging_is_off());
+  if (!request) return new RefusedStream(request.error(), wire.request_id());
+  if (request->dump_kv && !options_.allow_debug)
+    return new RefusedStream(debugging_is_off(), wire.request_id());
   apply_call_deadline(*context, *request);
   return GenerateCall::start(**engine, registry_, texts_, options_.stream, *context,
                              std::move(request).value(), static_cast<int64_t>(bytes->Length()));
@@ -169,7 +178,7 @@ grpc::ServerUnaryReactor* GenerationServer::Abort(Context* context, const Bytes*
 grpc::ServerUnaryReactor* GenerationServer::DumpKv(Context* context, const Bytes* bytes, Bytes* response) {
   const auto refuse = [&](const Error& error) {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(to_grpc_status(error));
+    reactor->Finish(refusal(error));
     return reactor;
   };
   if (!options_.allow_debug) return refuse(debugging_is_off());

@@ -34,6 +34,7 @@ class GenerationServer final : public detail::RawService {
 
   // Until an engine is set every call gets UNAVAILABLE. It must outlive the gRPC server.
   void set_engine(Engine* engine) { engine_ = engine; }
+  void set_draining() { registry_.set_draining(); }
   size_t num_calls() const { return registry_.size(); }
   size_t num_queued_texts() const { return texts_.num_queued(); }
 

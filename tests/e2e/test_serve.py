@@ -185,6 +185,19 @@ def test_reflection_lists_and_describes_the_service(server):
     assert b"quire/v1/service.proto" in file
 
 
+@pytest.mark.parametrize(("flags", "code"), [((), grpc.StatusCode.UNIMPLEMENTED), (("--reflection",), grpc.StatusCode.OK)])
+def test_reflection_on_a_public_address_is_asked_for(flags, code):
+    server = Server("--host", "0.0.0.0", "--behind-proxy", *flags)
+    with grpc.insecure_channel(server.address.replace("0.0.0.0", "127.0.0.1")) as channel:
+        call = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")(iter([b"\x3a\x01*"]))
+        try:
+            list(call)
+        except grpc.RpcError:
+            pass
+        assert call.code() is code
+    assert server.stop() == 0
+
+
 def test_healthcheck_command_knows_ready_from_absent(server):
     assert quire("healthcheck", "--address", server.address).stdout == "SERVING\n"
     assert quire("healthcheck", "--address", server.address, "--service", "").returncode == 0
@@ -220,15 +233,24 @@ def test_a_drain_has_an_end():
     assert time.monotonic() - start < 5
 
 
-def test_log_lines_hold_ids_and_no_prompts():
+def test_a_request_leaves_one_line_with_ids_and_no_prompt():
     server = Server("--log-format", "json")
     with Client(server.address) as client:
-        client.generate("A very secret prompt", max_tokens=2, request_id="watched").result()
+        client.generate("A very secret prompt", max_tokens=2, ignore_eos=True, request_id="watched").result()
+        client.dump_kv("A very secret prompt", max_tokens=2, ignore_eos=True, request_id="dumped")
+        for bad in ({"top_p": 2.0}, {"max_tokens": 5000}):  # refused by the mapping, and by the engine
+            with pytest.raises(QuireError):
+                client.generate("A very secret prompt", request_id="refused", **bad).result()
     assert server.stop() == 0
-    log = "".join(server.log)
-    ends = [entry for entry in map(json.loads, filter(lambda line: line.startswith("{"), server.log)) if entry["event"] == "call_end"]
-    assert [entry["name"] for entry in ends] == ["watched"] and ends[0]["completion_tokens"] == 2
-    assert "secret" not in log
+    assert "secret" not in "".join(server.log)
+    lines = [json.loads(line) for line in server.log]
+    [watched] = [line for line in lines if "watched" in line.values()]
+    assert (watched["event"], watched["finish"], watched["completion_tokens"]) == ("call_end", "length", 2)
+    assert 0 <= watched["queued_ms"] <= watched["first_token_ms"] <= watched["total_ms"]
+    assert [line["event"] for line in lines if "dumped" in line.values()] == ["call_end"]
+    refused = [line for line in lines if "refused" in line.values()]
+    assert [(line["event"], line["code"]) for line in refused] == [("call_refused", "INVALID_ARGUMENT")] * 2
+    assert all("5000" in line["message"] or "top_p" in line["message"] for line in refused)
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command to make a certificate with")

@@ -104,7 +104,7 @@ EngineStats FakeEngine::stats() const {
   stats.blocks_total = 100;
   stats.blocks_held = 25;
   stats.requests_submitted_total = static_cast<int64_t>(next_id_) - 1;
-  stats.last_step_age_ms = last_step_age_ms_;
+  stats.last_step_age_ms = running_.empty() ? 0 : last_step_age_ms_;
   return stats;
 }
 

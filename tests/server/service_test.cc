@@ -1,7 +1,12 @@
 // The other calls, health, limits and addresses, over real loopback connections.
+#include <fmt/format.h>
 #include <grpcpp/generic/generic_stub.h>
+#include <openssl/pem.h>
+#include <openssl/x509.h>
 
+#include <filesystem>
 #include <fstream>
+#include <functional>
 
 #include "server/wire_codec.h"
 #include "tests/server/rig.h"
@@ -127,6 +132,7 @@ TEST(Service, DumpKvOfACancelledCallEndsItsRequest) {
 
 TEST(Service, NamesTheTextThatIsNotUtf8) {
   Rig rig;
+  testing::internal::CaptureStderr();
   // GenerateRequest{messages {messages {role: "\xff"}}}: fields 4, 1, 1.
   const auto status = call_with_bytes(rig, "Generate", "\x22\x05\x0a\x03\x0a\x01\xff");
   EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
@@ -137,6 +143,8 @@ TEST(Service, NamesTheTextThatIsNotUtf8) {
                                            "ab\xc3")),
             "text");
   EXPECT_EQ(health_of(rig, kServiceName), "SERVING") << "the server goes on";
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "")
+      << "the log is at errors only, and this is the client's";
 }
 
 TEST(Service, RefusesBytesThatAreNoMessage) {
@@ -219,15 +227,132 @@ TEST(Listener, KnowsLoopback) {
     EXPECT_FALSE(is_loopback(host)) << host;
 }
 
+// Whether a server answers ServerReflectionRequest{list_services: "*"}.
+grpc::StatusCode reflection_of(const Rig& rig) {
+  grpc::GenericStub stub(rig.channel());
+  grpc::ClientContext context;
+  grpc::CompletionQueue queue;
+  const grpc::Slice bytes("\x3a\x01*");
+  const grpc::ByteBuffer request(&bytes, 1);
+  const auto wait = [&queue] {
+    void* tag = nullptr;
+    bool fine = false;
+    return queue.Next(&tag, &fine) && fine;
+  };
+  const auto call =
+      stub.PrepareCall(&context, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", &queue);
+  call->StartCall(nullptr);
+  bool alive = wait();
+  if (alive) {
+    call->Write(request, nullptr);
+    alive = wait();
+  }
+  if (alive) {
+    call->WritesDone(nullptr);
+    alive = wait();
+  }
+  for (grpc::ByteBuffer answer; alive; alive = wait()) call->Read(&answer, nullptr);
+  grpc::Status status;
+  call->Finish(&status, nullptr);
+  wait();
+  return status.error_code();
+}
+
+// In one process, whichever comes first: each listener for itself.
+TEST(Listener, ReflectsOnlyWhereItIsAllowed) {
+  for (const bool first : {false, true})
+    for (const bool allowed : {first, !first}) {
+      const Rig rig({}, {}, {.port = 0, .reflection = allowed});
+      EXPECT_EQ(reflection_of(rig), allowed ? grpc::StatusCode::OK : grpc::StatusCode::UNIMPLEMENTED);
+    }
+}
+
+std::string write_pem(const std::string& name, const std::function<int(BIO*)>& write) {
+  const std::string path = testing::TempDir() + "/quire_" + name;
+  BIO* file = BIO_new_file(path.c_str(), "w");
+  EXPECT_EQ(write(file), 1) << path;
+  BIO_free_all(file);
+  return path;
+}
+
+// A key, a certificate signed by itself, and the key again under a passphrase.
+struct Identity {
+  explicit Identity(const std::string& name) {
+    EVP_PKEY* made = EVP_EC_gen("P-256");
+    X509* x509 = X509_new();
+    X509_gmtime_adj(X509_getm_notBefore(x509), 0);
+    X509_gmtime_adj(X509_getm_notAfter(x509), 3600);
+    X509_set_pubkey(x509, made);
+    X509_sign(x509, made, EVP_sha256());
+    key = write_pem(name + ".key", [&](BIO* file) {
+      return PEM_write_bio_PrivateKey(file, made, nullptr, nullptr, 0, nullptr, nullptr);
+    });
+    locked_key = write_pem(name + ".locked", [&](BIO* file) {
+      unsigned char word[] = "word";
+      return PEM_write_bio_PrivateKey(file, made, EVP_aes_128_cbc(), word, 4, nullptr, nullptr);
+    });
+    cert = write_pem(name + ".pem", [&](BIO* file) { return PEM_write_bio_X509(file, x509); });
+    X509_free(x509);
+    EVP_PKEY_free(made);
+  }
+  std::string cert, key, locked_key;
+};
+
 TEST(Listener, NamesTheTlsFileAtFault) {
-  EXPECT_EQ(why_not_opened({.port = 0, .tls_cert = "/nonexistent.pem"}),
-            "--tls-cert and --tls-key go together; only one is set");
-  EXPECT_EQ(why_not_opened({.port = 0, .tls_cert = "/nonexistent.pem", .tls_key = "/nonexistent.key"}),
-            "--tls-cert /nonexistent.pem: No such file or directory");
-  const std::string path = testing::TempDir() + "/quire_not_pem";
-  std::ofstream(path) << "hello";
-  EXPECT_EQ(why_not_opened({.port = 0, .tls_cert = path, .tls_key = path}),
-            "--tls-cert " + path + ": not a PEM file");
+  const Identity ours("ours"), other("other");
+  const std::string none = testing::TempDir() + "/quire_none.pem", dir = testing::TempDir();
+  EXPECT_EQ(why_not_opened({.port = 0, .tls_cert = ours.cert}),
+            "--tls-cert and --tls-key go together; --tls-key is missing");
+  EXPECT_EQ(why_not_opened({.port = 0, .tls_cert = none, .tls_key = ours.key}),
+            "--tls-cert " + none + ": no such file; a PEM file of the server's certificate chain is wanted");
+  EXPECT_EQ(why_not_opened({.port = 0, .tls_cert = dir, .tls_key = ours.key}),
+            "--tls-cert " + dir +
+                ": it is no regular file; a PEM file of the server's certificate chain is wanted");
+  EXPECT_EQ(why_not_opened({.port = 0, .tls_cert = ours.key, .tls_key = ours.key}),
+            "--tls-cert " + ours.key +
+                ": it does not begin with a PEM certificate (-----BEGIN CERTIFICATE-----); a PEM file of the "
+                "server's certificate chain is wanted");
+  EXPECT_EQ(
+      why_not_opened({.port = 0, .tls_cert = ours.cert, .tls_key = ours.cert}),
+      "--tls-key " + ours.cert +
+          ": it holds no PEM private key (-----BEGIN PRIVATE KEY-----); the PEM file of the certificate's "
+          "private key is wanted");
+  EXPECT_NE(why_not_opened({.port = 0, .tls_cert = ours.cert, .tls_key = ours.locked_key}).find("passphrase"),
+            std::string::npos);
+  EXPECT_EQ(why_not_opened({.port = 0, .tls_cert = ours.cert, .tls_key = other.key}),
+            "--tls-key " + other.key + ": it is not the key of the certificate in " + ours.cert);
+  EXPECT_EQ(why_not_opened({.port = 0, .tls_cert = ours.cert, .tls_key = ours.key, .tls_client_ca = ours.key})
+                .substr(0, 16),
+            "--tls-client-ca ");
+  EXPECT_EQ(
+      why_not_opened({.port = 0, .tls_cert = ours.cert, .tls_key = ours.key, .tls_client_ca = other.cert}),
+      "");
+}
+
+TEST(Listener, NamesWhatIsWrongWithASocketPath) {
+  const std::string dir = testing::TempDir(), file = dir + "/quire_no_socket",
+                    path = dir + "/quire_test.sock";
+  const auto why = [](const std::string& at) { return why_not_opened({.host = "unix:" + at}); };
+  std::ofstream(file) << "hello";
+  EXPECT_NE(why("").find("unix:PATH is wanted"), std::string::npos);
+  const std::string far(121, 'x');
+  EXPECT_EQ(why(far),
+            fmt::format("--host unix:{}: the path has 121 bytes; a Unix socket's has at most 107", far));
+  EXPECT_EQ(why("/no/such/dir/a.sock"),
+            "--host unix:/no/such/dir/a.sock: /no/such/dir is no directory; make it first");
+  EXPECT_EQ(why(file),
+            "--host unix:" + file +
+                ": something is there that is no socket; it is left alone, so remove it or choose another "
+                "path");
+  EXPECT_TRUE(std::filesystem::exists(file));
+  std::filesystem::remove(path);
+  {
+    const Rig rig({}, {}, {.host = "unix:" + path});
+    EXPECT_EQ(health_of(rig, kServiceName), "SERVING");
+    EXPECT_EQ(why(path), "--host unix:" + path + ": another server listens there");
+    EXPECT_EQ(health_of(rig, kServiceName), "SERVING") << "and goes on";
+  }
+  EXPECT_EQ(why(path), "");
 }
 
 }  // namespace
