@@ -156,7 +156,7 @@ void Delivery::take_request_end(Open& open, const RequestEnd& end) {
     }
     send(open, std::move(event));
   }
-  log_line(LogLevel::kInfo, "request_end",
+  log_line(LogLevel::kDebug, "request_end",  // who asked has a line of its own about what became of it
            {{"id", id},
             {"client_id", open.request.client_request_id},
             {"finish", to_string(end.finish)},

@@ -187,6 +187,7 @@ bool EngineCore::step() {
   const bool planned = plan_step();
   const int32_t under_way = scheduler_.num_in_flight();
   const bool commits = under_way == kMaxStepsInFlight || (!planned && under_way > 0);
+  if (commits && before_wait_ && !executor_.ready()) before_wait_();
   if (commits) commit_step();
   count_ends(counted_ends_);
   watch();

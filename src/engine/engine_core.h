@@ -109,6 +109,8 @@ class EngineCore {
   void set_next_use(std::function<double(uint64_t)> next_use) { cache_->set_next_use(std::move(next_use)); }
   void set_allocation_fault(std::function<bool()> fault) { cache_->set_allocation_fault(std::move(fault)); }
   const StepTimer& timer() const { return timer_; }
+  // Called when a step is about to wait for the device: what was planned is told before a wait that may be long.
+  void set_before_wait(std::function<void()> before_wait) { before_wait_ = std::move(before_wait); }
   // Where a broken invariant goes; by default it ends the process with its number and the values.
   using OnViolation = std::function<void(const std::string&)>;
   void set_on_violation(OnViolation on_violation) { on_violation_ = std::move(on_violation); }
@@ -140,6 +142,7 @@ class EngineCore {
   int64_t step_started_us_ = 0;
   StepTimer timer_;
   OnViolation on_violation_;
+  std::function<void()> before_wait_;
   std::vector<SlotsWritten> slots_written_;  // scratch of check_plan
   std::vector<TransferEnd> transfer_ends_;   // scratch
 };

@@ -49,6 +49,7 @@ Result<std::unique_ptr<Engine>> ThreadedEngine::start(EngineParts parts) {
   if (!core) return core.error();
   engine->core_ = std::move(*core);
   engine->core_->fill_stats(engine->stats_);
+  engine->core_->set_before_wait([e = engine.get()] { e->publish_stats(false); });
   if (engine->parts_.mover != nullptr)
     engine->parts_.mover->set_on_end([e = engine.get()] { e->commands_.wake(); });
   Delivery::Hooks hooks;
@@ -106,7 +107,7 @@ Status ThreadedEngine::check_door(const Request& request, const std::vector<int3
 Error ThreadedEngine::refuse(Error error, const std::string& client_request_id) {
   ++refused_;
   log_line(
-      LogLevel::kInfo, "refused",
+      LogLevel::kDebug, "refused",
       {{"client_id", client_request_id}, {"code", static_cast<int>(error.code)}, {"why", error.message}});
   return error;
 }
@@ -185,6 +186,7 @@ std::optional<RequestId> ThreadedEngine::enter(Request request, std::vector<int3
     const std::lock_guard lock(live_mutex_);
     if (draining_) return {};
     core.request = delivery.request = id = next_id_++;
+    ++arriving_;
     core.seed = core.sampling->seed.value_or(seeds_.next());
     live_.insert(id);
   }
@@ -252,6 +254,7 @@ EngineStats ThreadedEngine::stats() const {
   {
     const std::lock_guard lock(stats_mutex_);
     stats = stats_;
+    stats.requests_waiting += arriving_;  // since the last look at the core
   }
   stats.requests_submitted_total = submitted_;
   stats.requests_refused_total = refused_;
@@ -267,6 +270,7 @@ bool ThreadedEngine::apply_commands() {
   Commands commands;
   if (!commands_.take(commands)) return false;
   for (CoreRequest& r : commands.submits) core_->submit(std::move(r));
+  taken_ += static_cast<int32_t>(commands.submits.size());
   for (const auto& [id, index] : commands.stops) core_->stop(id, index);
   for (const auto& [id, control] : commands.controls) {
     if (control.abort)
@@ -286,6 +290,7 @@ void ThreadedEngine::publish_stats(bool is_idle) {
   else if (!lock.try_lock())
     return;
   core_->fill_stats(stats_);
+  arriving_ -= std::exchange(taken_, 0);
 }
 
 void ThreadedEngine::serve() {

@@ -83,6 +83,8 @@ class ThreadedEngine final : public Engine {
 
   mutable std::mutex stats_mutex_;  // the engine thread only tries it: a reader never holds up a step
   EngineStats stats_;
+  std::atomic<int32_t> arriving_{0};  // requests submitted that stats_ does not know
+  int32_t taken_ = 0;                 // of them, those the core has; engine thread
 
   std::unique_ptr<DeliveryThread> delivery_;
   std::thread thread_;

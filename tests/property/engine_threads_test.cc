@@ -56,6 +56,33 @@ class Counting final : public TokenSink {
   Usage usage_;
 };
 
+// A device that can be made to take its time.
+class HeldExecutor final : public Executor {
+ public:
+  explicit HeldExecutor(std::unique_ptr<Executor> inner) : inner_(std::move(inner)) {}
+  void submit(std::shared_ptr<const BatchPlan> plan) override { inner_->submit(std::move(plan)); }
+  StepResult wait() override {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return !held_; });
+    return inner_->wait();
+  }
+  bool ready() override {
+    const std::lock_guard lock(mutex_);
+    return !held_ && inner_->ready();
+  }
+  void hold(bool held) {
+    const std::lock_guard lock(mutex_);
+    held_ = held;
+    changed_.notify_all();
+  }
+
+ private:
+  std::unique_ptr<Executor> inner_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool held_ = false;
+};
+
 class EngineThreads : public ::testing::Test {
  protected:
   void start(int32_t max_queued = 1024, int32_t num_blocks = 200) {
@@ -72,7 +99,9 @@ class EngineThreads : public ::testing::Test {
     auto executor = std::make_unique<FakeExecutor>(
         FakeModel{.vocab_size = 500, .num_blocks = num_blocks, .block_tokens = 8});
     executor_ = executor.get();
-    parts.executor = std::move(executor);
+    auto held = std::make_unique<HeldExecutor>(std::move(executor));
+    device_ = held.get();
+    parts.executor = std::move(held);
     parts.text = make_ids_only_front("ids only");
     parts.clock = std::make_unique<SteadyClock>();
     engine_ = std::move(ThreadedEngine::start(std::move(parts))).value();
@@ -100,9 +129,41 @@ class EngineThreads : public ::testing::Test {
     EXPECT_TRUE(settled(engine_->stats()));
   }
 
+  bool eventually(const std::function<bool(const EngineStats&)>& holds) {
+    for (int i = 0; i < 5000 && !holds(engine_->stats()); ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return holds(engine_->stats());
+  }
+
   FakeExecutor* executor_ = nullptr;
+  HeldExecutor* device_ = nullptr;
   std::unique_ptr<Engine> engine_;
 };
+
+// The device does not end the first step: what it runs and what waits behind it is told all the same.
+TEST_F(EngineThreads, StatsAreOfNowWhileAStepIsUnderWay) {
+  start();
+  device_->hold(true);
+  Random random(1);
+  std::vector<std::shared_ptr<Counting>> sinks;
+  const auto submit = [&] {
+    sinks.push_back(std::make_shared<Counting>());
+    ASSERT_TRUE(engine_->submit(request(random, 4), sinks.back()).has_value());
+  };
+  submit();
+  EXPECT_TRUE(eventually([](const EngineStats& s) {
+    return s.sequences_running == 1 && s.requests_waiting == 0 && s.blocks_held > 0;
+  })) << "planned, and not yet told";
+  for (int i = 0; i < 3; ++i) submit();
+  EXPECT_EQ(engine_->stats().requests_waiting, 3);
+  EXPECT_GT(engine_->stats().last_step_age_ms, 0);
+  device_->hold(false);
+  for (const auto& sink : sinks) EXPECT_TRUE(sink->wait());
+  EXPECT_TRUE(eventually([](const EngineStats& s) {
+    return s.sequences_running == 0 && s.requests_waiting == 0 && s.blocks_held == 0 &&
+           s.last_step_age_ms == 0;
+  }));
+}
 
 TEST_F(EngineThreads, ManyClientsEachGetEveryEndOnce) {
   start();
