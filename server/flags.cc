@@ -16,6 +16,31 @@ namespace {
 
 using Json = nlohmann::json;
 
+// ---- what a value must be, in words ----
+std::string wanted(const bool&) {
+  return "true or false";
+}
+std::string wanted(const std::string&) {
+  return "a text in quotes";
+}
+std::string wanted(const double&) {
+  return "a number";
+}
+template <class Int>
+  requires std::is_integral_v<Int>
+std::string wanted(const Int&) {
+  return fmt::format("an integer from {} to {}", std::numeric_limits<Int>::min(),
+                     std::numeric_limits<Int>::max());
+}
+template <class T>
+std::string wanted(const std::optional<T>&) {
+  return wanted(T{});
+}
+template <class T>
+std::string wanted(const std::vector<T>&) {
+  return "a list, each entry " + wanted(T{});
+}
+
 // ---- JSON values of a configuration file, type by type; false = the wrong type ----
 bool read_json(const Json& json, bool& out) {
   return json.is_boolean() && (out = json.get<bool>(), true);
@@ -78,6 +103,12 @@ std::string show(const std::vector<T>& value) {
   return value.empty() ? "none" : fmt::format("{}", fmt::join(value, ","));
 }
 
+// At most 60 bytes of a value, for a message.
+std::string shown(const Json& value) {
+  const std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
+  return text.size() <= 60 ? text : text.substr(0, 60) + "...";
+}
+
 std::string environment_name(std::string name) {
   for (char& c : name) c = c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
   return "QUIRE_" + name;
@@ -97,10 +128,7 @@ std::string not_a(const std::string& text) {
   const char* const end = text.data() + text.size();
   const auto read = std::from_chars(text.data(), end, value);
   if (read.ec == std::errc() && read.ptr == end) return {};
-  if constexpr (std::is_integral_v<T>)
-    return fmt::format("'{}' is not an integer from {} to {}", text, std::numeric_limits<T>::min(),
-                       std::numeric_limits<T>::max());
-  return fmt::format("'{}' is not a number", text);
+  return fmt::format("'{}' is not {}", text, wanted(T{}));
 }
 
 template <class T>
@@ -130,6 +158,7 @@ struct Flags::State {
   struct Bound {
     CLI::Option* option = nullptr;
     std::function<bool(const Json&)> read;
+    std::string wanted;
     std::vector<std::string> choices;  // empty = free
   };
 
@@ -145,7 +174,8 @@ struct Flags::State {
         fmt::format("{} [default: {}] [env: {}]", help, show(target), environment_name(name)));
     option->multi_option_policy(CLI::MultiOptionPolicy::Throw);
     return bound[name] = Bound{.option = option,
-                               .read = [&target](const Json& json) { return read_json(json, target); }};
+                               .read = [&target](const Json& json) { return read_json(json, target); },
+                               .wanted = wanted(target)};
   }
   template <class T>
   Bound& bind_value(const std::string& name, T& target, const std::string& help, const char* type) {
@@ -217,6 +247,7 @@ void Flags::add_choice(const std::string& n, std::string& t, const std::vector<s
                        const std::string& h) {
   State::Bound& bound = state_->bind_value(n, t, h, "");
   bound.choices = choices;
+  bound.wanted = fmt::format("one of {}", fmt::join(choices, ", "));
   bound.option->type_name(fmt::format("{}", fmt::join(choices, "|")));
   bound.option->check([choices](const std::string& value) { return not_among(value, choices); }, "");
 }
@@ -265,8 +296,8 @@ Status Flags::State::apply(const std::string& path, const Json& json) {
     const auto found = bound.find(name);
     if (found == bound.end()) return invalid(fmt::format("--config {}: unknown key '{}'", path, key));
     if (!found->second.read(value))
-      return invalid(
-          fmt::format("--config {}: '{}' is {}, which is no value for it", path, key, value.dump()));
+      return invalid(fmt::format("--config {}: '{}' is {}; it must be {}", path, key, shown(value),
+                                 found->second.wanted));
     if (const auto& choices = found->second.choices; !choices.empty())
       if (const std::string problem = not_among(value.get<std::string>(), choices); !problem.empty())
         return invalid(fmt::format("--config {}: '{}': {}", path, key, problem));

@@ -6,11 +6,13 @@
 """
 
 import argparse
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +25,33 @@ BOLD, DIM, PLAIN = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else
 
 def heading(text: str) -> None:
     print(f"\n{BOLD}{text}{PLAIN}", flush=True)
+
+
+@contextlib.contextmanager
+def step(name: str):
+    """One line on standard error for what takes a moment, as the launcher's: on a terminal with the seconds so far."""
+    start, done = time.monotonic(), threading.Event()
+
+    def tick() -> None:
+        while not done.wait(0.5):
+            print(f"\r  {name + ' ...':44} {time.monotonic() - start:4.0f} s\033[K", end="", file=sys.stderr, flush=True)
+
+    ticking = threading.Thread(target=tick, daemon=True)
+    if sys.stderr.isatty():
+        ticking.start()
+    try:
+        yield
+    except BaseException:
+        outcome = "FAILED"
+        raise
+    else:
+        outcome = "done"
+    finally:
+        done.set()
+        if ticking.is_alive():
+            ticking.join()
+        wipe = "\r\033[K" if sys.stderr.isatty() else ""
+        print(f"{wipe}  {name:44} {outcome}, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
 
 def start_server(binary: Path, model: Path) -> tuple[subprocess.Popen, str]:
@@ -110,13 +139,15 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "demo")
     args = parser.parse_args()
     pages = (ROOT / "models" / "demo_text.txt").read_text().replace("\n", " ").strip()
-    server, address = start_server(args.binary, args.model)
+    with step(f"load {args.model.name} and start the server"):
+        server, address = start_server(args.binary, args.model)
     try:
         with Client(address) as client:
             found = show(client, pages)
     finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(timeout=60)
+        with step("drain the server"):
+            server.send_signal(signal.SIGTERM)
+            server.wait(timeout=60)
     heading(f"The server drained and ended with exit code {server.returncode}.")
     print("Next: ./quire serve --model models/demo --port 50051, and README.md for calling it.")
     return 0 if found and server.returncode == 0 else 1

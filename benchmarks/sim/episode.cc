@@ -262,6 +262,7 @@ void Episode::sample_state() {
 }
 
 void Episode::drain() {
+  steps_loaded_ = num_steps();
   rates_ = kNoFaults;
   executor_error_ = no_room_ = disk_corrupt_ = false;
   copy_fault_ = {};
@@ -349,6 +350,7 @@ void Episode::add_to(SimReport& report, Samples& samples) const {
   EngineStats stats;
   core_->fill_stats(stats);
   report.steps += stats.steps_total;
+  if (steps_loaded_) report.drain_steps += stats.steps_total - *steps_loaded_;
   for (size_t i = 0; i < kNumSimFaults; ++i) {
     report.faults_by_kind[i] += faults_[i];
     report.faults += faults_[i];

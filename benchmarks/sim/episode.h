@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -66,6 +67,8 @@ class Episode {
   bool broken() const { return !violations_.empty(); }
   const std::vector<std::string>& violations() const { return violations_; }
   int64_t num_ticks() const { return tick_; }
+  int64_t num_steps() const { return core_->scheduler().counters().steps; }
+  int64_t num_submitted() const { return submitted_; }
   void add_to(SimReport& report, Samples& samples) const;
 
   // Evicts what will be asked for last, for --eviction oracle. Requests must be those of the trace, in its
@@ -129,6 +132,7 @@ class Episode {
   std::vector<RequestId> ids_;  // of live_, for drawing
   RequestId next_id_ = 1;
   int64_t submitted_ = 0, refused_ = 0, leaked_ = 0;
+  std::optional<int64_t> steps_loaded_;  // once it drains
   FaultCounts faults_{};
   Samples samples_;
   double slo_ttft_ms_ = 0, slo_tpot_ms_ = 0;

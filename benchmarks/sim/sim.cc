@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 
 #include <nlohmann/json.hpp>
 
 #include "benchmarks/sim/play.h"
+#include "src/base/progress.h"
 
 namespace quire {
 namespace {
@@ -40,6 +42,10 @@ class Run {
   explicit Run(const SimOptions& options) : options_(options), start_(std::chrono::steady_clock::now()) {
     if (options_.trace.empty() && options_.steps == 0 && options_.seconds == 0)
       options_.steps = kDefaultSteps;
+    if (options_.steps > 0)
+      progress_.emplace("simulating", options_.steps, "steps");
+    else if (options_.seconds > 0)
+      progress_.emplace("simulating", static_cast<int64_t>(std::ceil(options_.seconds)), "seconds");
     report_.seed = options.seed;
   }
 
@@ -49,7 +55,8 @@ class Run {
     Episode& e = *episode;  // stays where it is even if a check has failed in it
     e.set_slo(options_.slo_ttft_ms, options_.slo_tpot_ms);
     const std::optional<std::string> broken = play(episode, [&](const Episode& now) {
-      return now.num_ticks() < max_steps && !spent(report_.steps + now.num_ticks());
+      if ((now.num_ticks() & 255) == 0) show(now);
+      return now.num_ticks() < max_steps && !spent(steps_loaded() + now.num_steps());
     });
     e.add_to(report_, samples_);
     if (broken && report_.violations.empty()) report_.violations.push_back(*broken);
@@ -68,11 +75,15 @@ class Run {
     return options_.seconds > 0 && (steps & 255) == 0 && seconds_since(start_) >= options_.seconds;
   }
   bool done() const {
-    return !report_.violations.empty() || spent(report_.steps) ||
+    return !report_.violations.empty() || spent(steps_loaded()) ||
            (options_.seconds > 0 && seconds_since(start_) >= options_.seconds);
   }
 
+  // Of a trace, whose end is that of its requests.
+  void expect_requests(int64_t count) { progress_.emplace("simulating", count, "requests"); }
+
   SimReport finish() {
+    progress_.reset();
     report_.steps_per_s = static_cast<double>(report_.steps) / std::max(1e-9, seconds_since(start_));
     const double asked = std::max<double>(1, static_cast<double>(samples_.prompt_tokens));
     report_.hit_rate = static_cast<double>(samples_.cached_tokens) / asked;
@@ -95,7 +106,19 @@ class Run {
   }
 
  private:
+  int64_t steps_loaded() const { return report_.steps - report_.drain_steps; }
+
+  void show(const Episode& now) {
+    if (!progress_) return;
+    const int64_t done = options_.steps > 0     ? steps_loaded() + now.num_steps()
+                         : options_.seconds > 0 ? static_cast<int64_t>(seconds_since(start_))
+                                                : now.num_submitted();
+    progress_->advance(done - std::exchange(shown_, done));
+  }
+
   SimOptions options_;
+  std::optional<Progress> progress_;
+  int64_t shown_ = 0;  // of progress_
   std::chrono::steady_clock::time_point start_;
   SimReport report_;
   Samples samples_;
@@ -139,6 +162,7 @@ Status run_trace(const SimOptions& options, const SimSetup& setup, Run& run) {
   if (setup.core.eviction == EvictionOrder::kOracle)
     uses = std::make_shared<const NextUses>(*trace, NamespaceId{identity_of(encode(setup.core.identity))},
                                             setup.core.vocab_size, setup.model.block_tokens);
+  run.expect_requests(static_cast<int64_t>(trace->requests.size()));
   auto episode = std::make_unique<Episode>(
       setup, make_trace_workload(std::move(*trace), options.speed, setup.core.vocab_size),
       options.faults ? kAllFaults : kNoFaults, options.seed);
@@ -170,6 +194,7 @@ std::string to_json(const SimReport& r) {
   nlohmann::ordered_json json = {
       {"seed", r.seed},
       {"steps", r.steps},
+      {"drain_steps", r.drain_steps},
       {"faults", r.faults},
       {"violations", r.violations},
       {"steps_per_s", r.steps_per_s},

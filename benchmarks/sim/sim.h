@@ -18,7 +18,7 @@ namespace quire {
 
 struct SimOptions {
   uint64_t seed = 1;
-  int64_t steps = 0;       // 0 = no limit; without any limit (nor a trace) 100,000
+  int64_t steps = 0;       // under load; 0 = no limit; without any limit (nor a trace) 100,000
   double seconds = 0;      // of real time; 0 = no limit
   int32_t sequences = 64;  // running at once
   bool faults = true;
@@ -77,6 +77,7 @@ struct SimPercentiles {
 struct SimReport {
   uint64_t seed = 0;
   int64_t steps = 0, faults = 0;
+  int64_t drain_steps = 0;       // of the steps: those after an episode's load, until nothing is left
   FaultCounts faults_by_kind{};  // their sum is faults
   std::vector<std::string> violations;
   double steps_per_s = 0;  // of real time

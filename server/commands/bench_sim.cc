@@ -14,7 +14,9 @@ struct Choices {
 
 void add_flags(Flags& flags, SimOptions& sim, Choices& choices) {
   flags.add("seed", sim.seed, "what everything is drawn from; a failing seed replays exactly");
-  flags.add("steps", sim.steps, "engine steps, 0 = no limit (without any limit: 100000)");
+  flags.add("steps", sim.steps,
+            "engine steps under load, 0 = no limit (without any limit: 100000); what is left is then "
+            "drained, in drain_steps more");
   flags.add("seconds", sim.seconds, "of real time, 0 = no limit");
   flags.add("sequences", sim.sequences, "sequences running at once");
   flags.add_choice("faults", choices.faults, {"on", "off"},
@@ -50,8 +52,9 @@ void add_flags(Flags& flags, SimOptions& sim, Choices& choices) {
 }
 
 void print_text(const SimReport& r) {
-  fmt::print("seed {}: {} steps ({:.0f} a second), {} faults, {:.1f} simulated seconds\n", r.seed, r.steps,
-             r.steps_per_s, r.faults, r.simulated_s);
+  fmt::print(
+      "seed {}: {} steps, {} of them draining ({:.0f} a second), {} faults, {:.1f} simulated seconds\n",
+      r.seed, r.steps, r.drain_steps, r.steps_per_s, r.faults, r.simulated_s);
   fmt::print("requests: {} submitted, {} finished, {} refused, {} cancelled, {} failed\n", r.submitted,
              r.finished, r.refused, r.cancelled, r.failed);
   fmt::print("first token ms:     p50 {:.1f}  p90 {:.1f}  p99 {:.1f}\n", r.ttft_ms.p50, r.ttft_ms.p90,

@@ -39,7 +39,9 @@ void bind(Flags& flags, Options& o) {
   flags.exclude("prompt", "input");
   flags.exclude("prompt-ids", "input");
   flags.add_choice("output", o.output, {"text", "json", "jsonl"},
-                   "text as it comes, or one JSON object a request");
+                   "text as it comes (with several requests or n > 1 each text at its end, after [R.I], "
+                   "request R from 1 and output I from 0), "
+                   "or one JSON object a request");
   bind_request_flags(flags, o.request);
   bind_engine_flags(flags, o.engine);
   bind_log_flags(flags, o.log);

@@ -10,6 +10,7 @@
 #include "server/flags.h"
 #include "src/model/checkpoint.h"
 #include "src/model/config.h"
+#include "src/model/weight_source.h"
 
 namespace quire::server {
 namespace {
@@ -99,6 +100,11 @@ std::string rope_name(RopeScaling scaling) {
   return names[static_cast<int>(scaling)];
 }
 
+Json kv_cost(const ModelSpec& spec, DType dtype) {
+  return {{"dtype", name_of(dtype)}, {"bytes", spec.kv_bytes_per_token(dtype)}};
+}
+
+// The KV cache of each back end by its own choice of type (--kv-cache-dtype auto).
 Json model_report(const ModelSpec& spec) {
   return {
       {"architecture", spec.architecture},
@@ -122,16 +128,19 @@ Json model_report(const ModelSpec& spec) {
       {"window_tokens_by_layer", spec.window},
       {"eos_token_ids", spec.eos_token_ids},
       {"bos_token_id", spec.bos_token_id},
-      {"kv_bytes_per_token", spec.kv_bytes_per_token(spec.checkpoint_dtype)}};
+      {"kv_bytes_per_token",
+       {{"cuda", kv_cost(spec, spec.checkpoint_dtype)}, {"cpu", kv_cost(spec, DType::kF32)}}}};
 }
 
-// Weights are told where they are there: a directory may hold only a configuration.
-Status add_weights(const std::string& dir, Json& report) {
+// Weights are told where they are there: a directory may hold only a configuration. They pass what the loader asks of
+// them, or the first faults are told.
+Status add_weights(const std::string& dir, const ModelSpec& spec, Json& report) {
   namespace fs = std::filesystem;
   if (!fs::exists(dir + "/model.safetensors") && !fs::exists(dir + "/model.safetensors.index.json")) {
     report["weights"] = nullptr;
     return ok();
   }
+  if (const auto source = open_checkpoint_source(dir, spec); !source) return source.error();
   const auto checkpoint = Checkpoint::open(dir);
   if (!checkpoint) return checkpoint.error();
   report["weights"] = {{"tensors", checkpoint->names().size()}, {"bytes", checkpoint->bytes()}};
@@ -172,7 +181,10 @@ int run_inspect_kv(const Arguments& arguments) {
 
 int run_inspect_model(const Arguments& arguments) {
   std::string dir, output = "text";
-  Flags flags("quire inspect model", "What quire understood of a checkpoint.");
+  Flags flags(
+      "quire inspect model",
+      "What quire understood of a checkpoint. Presence, shape and element type of each tensor are checked as "
+      "they are before it is loaded; its numbers are not read.");
   flags.add_positional("DIR", dir, "Model directory");
   flags.require("DIR");
   flags.add_choice("output", output, {"text", "json"}, "Form of the answer");
@@ -182,7 +194,7 @@ int run_inspect_model(const Arguments& arguments) {
   const auto spec = read_model_config(dir);
   if (!spec) return fail(spec.error());
   Json report = model_report(*spec);
-  if (const Status added = add_weights(dir, report); !added) return fail(added.error());
+  if (const Status added = add_weights(dir, *spec, report); !added) return fail(added.error());
   if (output == "json") {
     fmt::print("{}\n", report.dump());
   } else {

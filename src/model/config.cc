@@ -119,6 +119,39 @@ const std::set<std::string, std::less<>>& harmless_fields() {
   return names;
 }
 
+// Fields of other architectures that are known to change what a forward pass computes.
+const std::set<std::string, std::less<>>& computing_fields() {
+  static const std::set<std::string, std::less<>> names = {"attention_chunk_size",
+                                                           "attention_multiplier",
+                                                           "attn_logit_softcapping",
+                                                           "attn_temperature_tuning",
+                                                           "clip_qkv",
+                                                           "cross_attention_layers",
+                                                           "dim_model_base",
+                                                           "embedding_multiplier",
+                                                           "final_logit_softcapping",
+                                                           "kv_lora_rank",
+                                                           "layer_norm_eps",
+                                                           "logit_scale",
+                                                           "logits_scaling",
+                                                           "moe_intermediate_size",
+                                                           "no_rope_layers",
+                                                           "num_experts",
+                                                           "num_experts_per_tok",
+                                                           "num_local_experts",
+                                                           "partial_rotary_factor",
+                                                           "q_lora_rank",
+                                                           "qk_layernorm",
+                                                           "query_pre_attn_scalar",
+                                                           "residual_multiplier",
+                                                           "rotary_pct",
+                                                           "scale_depth",
+                                                           "scale_emb",
+                                                           "use_mla",
+                                                           "use_qk_norm"};
+  return names;
+}
+
 std::string refusal(std::string_view field, const json& value) {
   return fmt::format("field `{}` ({}) changes the computation and is not supported", field, shown(value));
 }
@@ -300,10 +333,25 @@ void read_token_ids(FieldReader& reader, ModelSpec& spec) {
   if (!bos.empty()) spec.bos_token_id = static_cast<int32_t>(bos[0]);
 }
 
+std::string unknown(const std::string& field, const json& value) {
+  return fmt::format(
+      "field `{}` ({}) is not known to quire and may change the computation; if it does not, take it out of "
+      "the "
+      "file or set it to null",
+      field, shown(value));
+}
+
+// A known field first: what is certain is said before what is not.
 void refuse_unread(FieldReader& config, const json& object) {
+  std::optional<std::string> first_unknown;
   for (const std::string& name : config.unread()) {
-    if (!harmless_fields().contains(name)) config.fail(Code::kUnimplemented, refusal(name, object[name]));
+    if (harmless_fields().contains(name)) continue;
+    if (computing_fields().contains(name))
+      config.fail(Code::kUnimplemented, refusal(name, object[name]));
+    else if (!first_unknown)
+      first_unknown = unknown(name, object[name]);
   }
+  if (first_unknown) config.fail(Code::kUnimplemented, *first_unknown);
 }
 
 Result<ModelSpec> read_config(const json& object) {

@@ -5,9 +5,11 @@ import os
 import re
 import socket
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from conftest import BINARY, MODEL, generate, quire
+from conftest import BINARY, MODEL, ROOT, generate, quire
 
 
 def test_generate_prints_the_documented_object():
@@ -149,6 +151,22 @@ def test_what_did_not_happen_has_no_time():
     assert "first_token_ms" not in answer["timings"] and answer["timings"]["total_ms"] >= 0
 
 
+def test_texts_of_several_outputs_say_whose_they_are(tmp_path):
+    lines = [json.dumps({"prompt": prompt, "max_tokens": 2, "n": n, "seed": 1}) for prompt, n in (("Once", 1), ("The cat", 2))]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    done = quire("generate", "--model", MODEL, "--input", tmp_path / "in.jsonl", "--output", "text")
+    assert re.findall(r"^\[\d+\.\d+\]", done.stdout, flags=re.M) == ["[1.0]", "[2.0]", "[2.1]"]
+    assert "[R.I]" in quire("generate", "--help").stdout
+
+
+def test_the_demo_shows_a_line_for_each_step():
+    done = subprocess.run([sys.executable, ROOT / "tools" / "demo.py", "--binary", BINARY, "--model", MODEL], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "PYTHONPATH": str(ROOT / "clients" / "python" / "src")})  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = re.findall(r"^  (.+?) +(?:done|FAILED), \d+ s$", done.stderr, flags=re.M)
+    assert steps == ["load demo and start the server", "drain the server"]
+
+
 def test_a_full_disk_is_no_success(tmp_path):
     (tmp_path / "texts.json").write_text('["a"]')
     with open("/dev/full", "w") as full:
@@ -225,8 +243,48 @@ def test_inspect_kv_stops_windowed_layers_at_their_window(tmp_path):
 
 def test_inspect_model_tells_shape_and_weights():
     report = json.loads(quire("inspect", "model", MODEL, "--output", "json").stdout)
-    assert report["layers"] == 6 and report["kv_bytes_per_token"] == 6144
+    assert report["layers"] == 6
+    assert report["kv_bytes_per_token"] == {"cuda": {"dtype": "bf16", "bytes": 6144}, "cpu": {"dtype": "f32", "bytes": 12288}}
     assert report["weights"]["bytes"] == 2 * report["parameters"]
+
+
+def rewritten_header(source: Path, target: Path, change) -> None:
+    """A copy of a safetensors file whose header went through `change`."""
+    data = source.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    target.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+@pytest.mark.parametrize("fault", ["missing", "shape", "dtype"])
+def test_inspect_model_checks_the_tensors_as_the_loader_does(tmp_path, fault):
+    for file in MODEL.iterdir():
+        if file.suffix in (".json", ".safetensors"):
+            (tmp_path / file.name).symlink_to(file)
+    index = json.loads((MODEL / "model.safetensors.index.json").read_text())
+    name = min(n for n in index["weight_map"] if n.endswith("q_proj.weight"))
+    shard = MODEL / index["weight_map"][name]
+
+    def change(header: dict) -> None:
+        if fault == "shape":
+            header[name]["shape"] = [*header[name]["shape"], 1]
+        elif fault == "dtype":
+            header[name]["dtype"] = "I16"
+        else:
+            header["model.layers.0.self_attn.other.weight"] = header.pop(name)
+
+    (tmp_path / shard.name).unlink()
+    rewritten_header(shard, tmp_path / shard.name, change)
+    if fault == "missing":
+        (tmp_path / "model.safetensors.index.json").unlink()
+        index["weight_map"]["model.layers.0.self_attn.other.weight"] = index["weight_map"].pop(name)
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    done = quire("inspect", "model", tmp_path, "--output", "json")
+    loaded = quire("generate", "--model", tmp_path, "--prompt", "a", "--max-tokens", 1)
+    assert done.returncode == 1 and f"tensor `{name}`" in done.stderr
+    assert done.stderr.splitlines()[-1] == loaded.stderr.splitlines()[-1]
 
 
 def test_a_config_file_and_the_environment_set_flags(tmp_path):

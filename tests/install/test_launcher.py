@@ -23,6 +23,17 @@ def test_the_binary_is_configured_without_the_packages_of_the_tests(tmp_path):
     assert tests.returncode != 0 and "GTest" in tests.stderr, "the tests do need GoogleTest: the first half of this test can fail"
 
 
+@pytest.mark.parametrize(("gpu", "said"), [("false", True), ("true", False)])
+def test_a_toolkit_without_a_card_is_announced(tmp_path, gpu, said):
+    """What, how large, why, and how to leave it out, before 490 MB come."""
+    stubs = f"logs={tmp_path}; have_gpu() {{ {gpu}; }}; have_toolkit() {{ false; }}; install_cuda() {{ true; }}"
+    done = launcher(f"{stubs}; QUIRE_CUDA=on ensure_cuda")
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert "CUDA 13.0 compiler (490 MB)" in lines[-1] and len(lines) == (2 if said else 1)
+    assert not said or all(part in lines[0] for part in ("no GPU", "490 MB", "compiled", "QUIRE_CUDA=off"))
+
+
 @pytest.mark.parametrize("label", ["unit", "property", "golden", "kernel", "sim", "server", "e2e", "fuzz", "install"])
 def test_every_label_has_tests(label):
     cmake = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.cmake"))

@@ -220,6 +220,18 @@ TEST(Flags, NameWhatIsWrong) {
             std::string::npos);
   EXPECT_NE(why({"--config", write_config(R"({"max_tokens": "1"})")}).find("'max_tokens' is \"1\""),
             std::string::npos);
+  for (const auto& [json, wanted] : std::vector<std::pair<std::string, std::string>>{
+           {R"({"max_tokens": "1"})",
+            "'max_tokens' is \"1\"; it must be an integer from -2147483648 to 2147483647"},
+           {R"({"max_tokens": 3e9})", "it must be an integer from -2147483648 to 2147483647"},
+           {R"({"prefix_cache": 1})", "'prefix_cache' is 1; it must be true or false"},
+           {R"({"device": 3})", "'device' is 3; it must be one of auto, cpu"},
+           {R"({"ids": 7})", "'ids' is 7; it must be a list, each entry an integer from"},
+           {R"({"ids": [7, "8"]})", "'ids' is [7,\"8\"]; it must be a list, each entry an integer from"},
+           {R"({"stop": "a"})", "'stop' is \"a\"; it must be a list, each entry a text in quotes"},
+           {R"({"seed": -1})", "'seed' is -1; it must be an integer from 0 to 18446744073709551615"}})
+    EXPECT_NE(why({"--config", write_config(json)}).find(wanted), std::string::npos)
+        << why({"--config", write_config(json)});
   EXPECT_NE(why({"--config", write_config(R"({"device": "tpu"})")}).find("'tpu' is not one of"),
             std::string::npos);
   EXPECT_NE(why({"--config", "/nonexistent.json"}).find("No such file"), std::string::npos);

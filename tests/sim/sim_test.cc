@@ -1,6 +1,7 @@
 // The simulator itself: it runs clean over seeds, gives the same on every run, and notices what it is there
 // to notice. Seeds are printed with a failure; replay one with quire bench sim --seed N.
 #include "benchmarks/sim/sim.h"
+#include "src/base/progress.h"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -66,6 +67,25 @@ TEST(Simulation, SeedsRunCleanWithoutFaultsAndNothingFails) {
     EXPECT_EQ(r.failed, 0);
     EXPECT_GT(r.hit_rate, 0);
   }
+}
+
+// As many steps as were asked for, and those of the drains beside them.
+TEST(Simulation, StepsAreCountedUnderLoadAndInDrains) {
+  SimOptions o;
+  o.steps = 6000;
+  o.seed = first_seed() + 3;
+  std::vector<int64_t> done;
+  set_progress_observer([&](const ProgressReport& r) {
+    if (r.what == "simulating" && r.unit == "steps" && r.total == 6000) done.push_back(r.done);
+  });
+  const SimReport r = run(o);
+  set_progress_observer({});
+  EXPECT_EQ(r.steps - r.drain_steps, 6000);
+  EXPECT_GT(r.drain_steps, 0);
+  EXPECT_NE(to_json(r).find(fmt::format("\"drain_steps\":{}", r.drain_steps)), std::string::npos);
+  ASSERT_GT(done.size(), 10u) << "progress is told";
+  EXPECT_TRUE(std::is_sorted(done.begin(), done.end()));
+  EXPECT_EQ(done.back(), 6000);
 }
 
 TEST(Simulation, ASeedReplaysExactly) {

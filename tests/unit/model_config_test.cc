@@ -133,7 +133,6 @@ TEST(ModelConfig, NamesFieldsThatChangeTheComputation) {
                                                  {"attention_multiplier", 0.1},
                                                  {"is_encoder_decoder", true},
                                                  {"rope_interleaved", true},
-                                                 {"some_new_field", 1},
                                                  {"final_logit_softcapping", 30.0},
                                                  {"auto_map", json{{"AutoModel", "x.py"}}}};
   for (const auto& [field, value] : fields) {
@@ -141,6 +140,16 @@ TEST(ModelConfig, NamesFieldsThatChangeTheComputation) {
     EXPECT_TRUE(contains(message, field)) << field << ": " << message;
     EXPECT_TRUE(contains(message, "changes the computation and is not supported")) << message;
   }
+}
+
+TEST(ModelConfig, SaysOfAFieldItDoesNotKnowThatItDoesNotKnowIt) {
+  EXPECT_TRUE(contains(refusal_with("some_new_field", 1),
+                       "config.json: field `some_new_field` (1) is not known to quire and may change the "
+                       "computation; if it does not, take it out of the file or set it to null"));
+  json config = good();
+  config.update({{"a_new_field", 1}, {"logit_scale", 0.5}});
+  EXPECT_TRUE(contains(parse_model_config(config.dump()).error().message, "`logit_scale` (0.5) changes"))
+      << "what is certain comes first";
 }
 
 TEST(ModelConfig, AcceptsFieldsThatAreHarmlessNeutralOrNull) {
