@@ -20,6 +20,23 @@ def test_reference_pages_list_every_flag_and_field_as_it_is():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_number_that_a_request_may_carry_has_its_range_and_default():
+    seen = set()
+    message = ""
+    for line in (ROOT / "docs/messages.md").read_text().splitlines():
+        message = line.strip("# `") if line.startswith("## ") else message
+        row = re.fullmatch(r"\| `(\w+)` \| \d+ \| `([^`]*)`[^|]* \| (.*) \|", line)
+        if not row or message not in ("GenerateRequest", "KvRetention", "SamplingParams", "DetokenizeRequest"):
+            continue
+        field, kind, what = row.groups()
+        if not re.search(r"int|double|float", kind):
+            continue
+        seen.add(field)
+        assert re.search(r"[\[(](-?\d|n, )|from 0 to|At most \d|At most max_tokens|Any 32-bit", what), f"{message}.{field} has no range: {what}"
+        assert "efault" in what or message == "DetokenizeRequest", f"{message}.{field} has no default: {what}"
+    assert {"temperature", "logit_bias", "max_tokens", "seed", "priority", "ttl_ms", "token_ids"} <= seen
+
+
 def test_pages_name_no_flag_that_does_not_exist():
     known = set(re.findall(r"`(--[a-z-]+)", (ROOT / "docs/flags.md").read_text())) | FOREIGN
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
