@@ -51,7 +51,10 @@ GenerateCall* GenerateCall::start(Engine& engine, CallRegistry& registry, WorkPo
     call->submit(std::move(request));
     return call.get();
   }
-  call->queued_ = true;  // nobody else knows the engine's part of the call yet
+  {
+    const std::lock_guard lock(call->mutex_);  // its name is known, so it may be aborted by now
+    call->queued_ = true;
+  }
   const Status queued = pool.submit(
       text_bytes, [call, request = std::move(request)]() mutable { call->submit(std::move(request)); });
   if (!queued) call->refuse(queued.error());
