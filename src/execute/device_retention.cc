@@ -32,9 +32,14 @@ constexpr int64_t kLeastBufferBytes = 4096;
 
 // ---- memory ----
 
+int64_t BufferStock::size_of(int64_t bytes) {
+  const auto unit = std::max<int64_t>(kLeastBufferBytes,
+                                      static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(bytes)) / 8));
+  return (std::max<int64_t>(bytes, 1) + unit - 1) / unit * unit;
+}
+
 Result<DeviceBuffer> BufferStock::take(int64_t bytes, const char* what) {
-  const auto size =
-      static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max(bytes, kLeastBufferBytes))));
+  const int64_t size = size_of(bytes);
   const auto found = free_.find(size);
   if (found == free_.end()) return device_.allocate(size, what);
   DeviceBuffer buffer = std::move(found->second);
@@ -77,6 +82,15 @@ Result<DeviceRetention::State*> DeviceRetention::state_of(const PlannedSequence&
   return &states_.emplace(value(s.sequence), std::move(*made)).first->second;
 }
 
+// Positions, free slots and, where sums decide, scores of all lists.
+int64_t DeviceRetention::state_bytes(const PolicySpec& policy, const KvLayout& layout) {
+  const PolicyTraits t = traits(policy);
+  const int64_t lists =
+      int64_t{layout.num_layers} * (t.shard == ListShard::kLayerHead ? layout.num_kv_heads : 1);
+  const int64_t slots = lists * (capacity(policy) + 1);
+  return (slots + lists + (t.column_sums ? slots : 0)) * 4;
+}
+
 Result<DeviceRetention::State> DeviceRetention::new_state(const PlannedSequence& s) {
   const PolicyTraits t = traits(s.policy);
   State state;
@@ -87,8 +101,7 @@ Result<DeviceRetention::State> DeviceRetention::new_state(const PlannedSequence&
   item.recent = s.policy.recent;
   item.prompt_room = s.num_prompt_tokens;
   const int64_t lists = num_lists(state), slots = lists * item.room;
-  Result<DeviceBuffer> memory =
-      stock_.take((slots + lists + (t.column_sums ? slots : 0)) * 4, "lists of a KV policy");
+  Result<DeviceBuffer> memory = stock_.take(state_bytes(s.policy, layout_), "lists of a KV policy");
   if (!memory) return memory.error();
   state.memory = std::move(*memory);
   item.positions = state.memory.as<int32_t>();
@@ -117,13 +130,25 @@ Status DeviceRetention::reserve(const RetentionRoom& room) {
     *buffer = std::move(*memory);
   }
   device_.set_zero(column_sums_.data(), column_sums_.bytes());
+  return stock_states(room);
+}
+
+Status DeviceRetention::stock_states(const RetentionRoom& room) {
+  std::vector<DeviceBuffer> states;
+  for (int32_t i = 0; i < room.sequences; ++i) {
+    Result<DeviceBuffer> memory = stock_.take(state_bytes(room.policy, layout_), "lists of a KV policy");
+    if (!memory) return memory.error();
+    states.push_back(std::move(*memory));
+  }
+  for (DeviceBuffer& state : states) stock_.give_back(std::move(state));
   return ok();
 }
 
 int64_t DeviceRetention::reserved_bytes(const RetentionRoom& room, const KvLayout& layout,
                                         int32_t num_q_heads) {
   return room.slots * bytes_of_slot(num_q_heads) + room.rows * num_q_heads * 4 +
-         int64_t{layout.num_layers} * room.rows * layout.num_kv_heads * 8;
+         int64_t{layout.num_layers} * room.rows * layout.num_kv_heads * 8 +
+         (room.sequences == 0 ? 0 : room.sequences * BufferStock::size_of(state_bytes(room.policy, layout)));
 }
 
 // What a larger step needs than any before it. Only the host waits here, and only then.

@@ -5,8 +5,9 @@
 // A step: begin() says what the step needs; its arrays go to the device with the others; before_forward() makes
 // the cuts planned after a prompt and finds each row's slots; after_layer() takes in a layer's side outputs;
 // end() hands states on to forked samples. Steps without such a sequence pay nothing; steps of rows behind
-// prompts alone are captured like any other decode step. Side outputs are allocated at the start, for as many slots as the cache has;
-// a sequence's state when one comes whose like was not seen before, then used again. Executor thread.
+// prompts alone are captured like any other decode step. Side outputs are allocated at the start, for as many slots as the cache has,
+// and the states of sequences under the default policy; another policy's, and sums over prompts, when a sequence comes whose like was
+// not seen before, then used again. Executor thread.
 #pragma once
 
 #include <cstdint>
@@ -20,14 +21,16 @@
 #include "src/device/stream_device.h"
 #include "src/execute/step_result.h"
 #include "src/model/step_arrays.h"
+#include "src/policy/policy_spec.h"
 #include "src/schedule/batch_plan.h"
 
 namespace quire {
 
-// Device memory that is given back and taken again; sizes are rounded up to powers of two.
+// Device memory that is given back and taken again; sizes are rounded up by an eighth at most, so that buffers of near sizes are one.
 class BufferStock {
  public:
   explicit BufferStock(StreamDevice& device) : device_(device) {}
+  static int64_t size_of(int64_t bytes);  // of the buffer that take(bytes) gives
   Result<DeviceBuffer> take(int64_t bytes, const char* what);
   void give_back(DeviceBuffer buffer);
 
@@ -40,6 +43,9 @@ class BufferStock {
 struct RetentionRoom {
   int64_t rows = 0;   // to which a step may be padded
   int64_t slots = 0;  // live slots of all its lists
+  // Sequences whose state is there from the start: all, where requests have such a policy by default.
+  PolicySpec policy;
+  int32_t sequences = 0;
 };
 
 // Host arrays of a step for DeviceStep to send; empty where no sequence of the step goes by scores.
@@ -73,7 +79,7 @@ class DeviceRetention {
   DeviceRetention(StreamDevice& device, Kernels& kernels, const KvLayout& layout, char* arena,
                   int32_t num_q_heads);
 
-  // Allocates the side outputs. A step of lists that share blocks may have more slots than the cache: it makes them larger.
+  // Allocates the side outputs and the states of room.sequences. A step of lists that share blocks may have more slots than the cache: it makes them larger.
   Status reserve(const RetentionRoom& room);
   static int64_t reserved_bytes(const RetentionRoom& room, const KvLayout& layout, int32_t num_q_heads);
   // Device memory that each slot of the cache asks for beside it.
@@ -111,6 +117,7 @@ class DeviceRetention {
     int64_t count = 0;
   };
 
+  Status stock_states(const RetentionRoom& room);
   Result<State*> state_of(const PlannedSequence& s);
   Result<State> new_state(const PlannedSequence& s);
   Status add_item(const PlannedSequence& s, int32_t index, int64_t first_row);
@@ -119,6 +126,7 @@ class DeviceRetention {
   Status grow(DeviceBuffer& buffer, int64_t bytes, bool zero);
   Status fork(const PlannedSequence& s);
   Status dump(const PlannedSequence& s, QueuedDump& dump);
+  static int64_t state_bytes(const PolicySpec& policy, const KvLayout& layout);
   int64_t num_lists(const State& state) const { return int64_t{layout_.num_layers} * state.item.lists; }
 
   StreamDevice& device_;

@@ -93,7 +93,13 @@ bool may_go_by_scores(const EngineConfig& c) {
 RetentionRoom retention_room(const Opening& o, int64_t blocks) {
   if (!may_go_by_scores(o.config)) return {};
   const int64_t most = int64_t{o.config.max_sequences} * o.config.max_context_tokens;
-  return {.rows = forward_limits(o.config).max_rows, .slots = std::min(blocks * o.config.block_tokens, most)};
+  RetentionRoom room{.rows = forward_limits(o.config).max_rows,
+                     .slots = std::min(blocks * o.config.block_tokens, most)};
+  const Result<PolicySpec> policy = parse_policy(o.config.default_kv_policy);
+  if (!policy || !traits(*policy).row_logits) return room;
+  room.policy = *policy;
+  room.sequences = o.config.max_sequences;
+  return room;
 }
 
 int64_t beside_block_bytes(const Opening& o) {

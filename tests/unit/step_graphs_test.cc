@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "src/execute/step_graphs.h"
+#include "tests/unit/counting_device.h"
 
 namespace quire {
 namespace {
@@ -24,43 +25,6 @@ TEST(StepSizes, PadBounded) {
   EXPECT_EQ(token_bucket(512), 512);
   EXPECT_EQ(token_bucket(513), 640);
 }
-
-// Captures nothing; each captured graph takes `graph_bytes` of its memory.
-class CountingDevice final : public StreamDevice {
- public:
-  class Captured final : public CapturedGraph {
-   public:
-    explicit Captured(CountingDevice& d) : device(d) { device.taken += device.graph_bytes; }
-    ~Captured() override { device.taken -= device.graph_bytes; }
-    CountingDevice& device;
-  };
-  int64_t graph_bytes = 0, taken = 0;
-  int captures = 0, runs = 0;
-
-  void begin_capture() override {}
-  std::unique_ptr<CapturedGraph> end_capture() override {
-    ++captures;
-    return std::make_unique<Captured>(*this);
-  }
-  void run(const CapturedGraph&) override { ++runs; }
-  int64_t free_bytes() const override { return 1000 - taken; }
-
-  const DeviceFacts& facts() const override { return facts_; }
-  Result<DeviceBuffer> allocate(int64_t, const char*) override { return DeviceBuffer(); }
-  Result<DeviceBuffer> allocate_pinned(int64_t, const char*) override { return DeviceBuffer(); }
-  void free(void*) override {}
-  void copy_to_device(void*, const void*, int64_t) override {}
-  void copy_to_host(void*, const void*, int64_t) override {}
-  void synchronize() override {}
-  void* stream() const override { return nullptr; }
-  std::unique_ptr<StreamEvent> make_event() override { return nullptr; }
-  std::unique_ptr<CopyStream> make_copy_stream() override { return nullptr; }
-  void set_zero(void*, int64_t) override {}
-  void copy_on_device(void*, const void*, int64_t) override {}
-
- private:
-  DeviceFacts facts_;
-};
 
 class StepGraphsTest : public testing::Test {
  protected:
