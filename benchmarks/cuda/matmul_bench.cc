@@ -53,10 +53,10 @@ class Products {
   }
 
   void run() {
-    for (const int rows : {1, 2, 4, 8, 16, 64, 256, 2048}) {
+    for (const int rows : {1, 2, 4, 8, 16, 24, 32, 64, 80, 96, 128, 256, 2048}) {
       if (tiny_ && rows > 64) continue;
       step(rows);
-      if (rows == 1 || rows == 8 || rows == 16) singly(rows);
+      if (rows == 1 || rows == 8 || rows == 16 || rows == 64) singly(rows);
     }
   }
 

@@ -22,12 +22,25 @@ class StepKernels final : public Kernels {
         target_{.stream = device.stream(),
                 .multiprocessors = device.facts().multiprocessors,
                 .shared_bytes_per_block = device.facts().shared_bytes_per_block,
+                .compute_capability = device.facts().compute_capability,
                 .activations = options.activations},
         attention_{.stream = device.stream(),
                    .machine = {.multiprocessors = device.facts().multiprocessors,
                                .shared_bytes_per_block = device.facts().shared_bytes_per_block,
                                .compute_capability = device.facts().compute_capability}},
         library_(std::move(library)) {}
+
+  // The memory of products that blocks share: they come before reserve(), in tests and benchmarks.
+  Status allocate() {
+    if (options_.activations == DType::kF32) return ok();
+    const int64_t bytes = WideScratch::bytes(target_);
+    Result<DeviceBuffer> memory = device_.allocate(bytes, "partial sums of products");
+    if (!memory) return memory.error();
+    wide_memory_ = std::move(*memory);
+    wide_ = WideScratch::in(target_, wide_memory_.data());
+    device_.set_zero(wide_memory_.data(), bytes);
+    return ok();
+  }
 
   const KernelOptions& options() const override { return options_; }
   Device& device() override { return device_; }
@@ -93,7 +106,7 @@ class StepKernels final : public Kernels {
   }
 
   // Of f32 rows only one at a time has kernels that fuse.
-  int64_t fused_rows() const override { return options_.activations == DType::kF32 ? 1 : kMaxSkinnyRows; }
+  int64_t fused_rows() const override { return options_.activations == DType::kF32 ? 1 : kMaxWideRows; }
 
   void fused_matmul(const FusedMatmulParams& p) override {
     if (p.m == 0) return;
@@ -137,6 +150,7 @@ class StepKernels final : public Kernels {
     if (p.m == 1) return gemv(target_, {}, p);
     if (options_.activations == DType::kF32) return tile_gemm_f32(target_, p);
     if (p.m <= kMaxSkinnyRows) return skinny_gemm(target_, {}, p);
+    if (p.m <= kMaxWideRows) return wide_gemm(target_, wide_, p);
     if (library_ == nullptr || !library_->takes(p)) return tile_gemm(target_, p);
     library_->run(p);
     if (p.bias != nullptr) add_bias(target_, p);
@@ -146,15 +160,18 @@ class StepKernels final : public Kernels {
   KernelOptions options_;
   Target target_;
   AttentionContext attention_;
-  DeviceBuffer scratch_;
+  DeviceBuffer scratch_, wide_memory_;
+  WideScratch wide_;
   std::unique_ptr<GemmLibrary> library_;
 };
 
 }  // namespace
 
-std::unique_ptr<Kernels> make_step_kernels(StreamDevice& device, const KernelOptions& options,
-                                           std::unique_ptr<GemmLibrary> library) {
-  return std::make_unique<StepKernels>(device, options, std::move(library));
+Result<std::unique_ptr<Kernels>> make_step_kernels(StreamDevice& device, const KernelOptions& options,
+                                                   std::unique_ptr<GemmLibrary> library) {
+  auto kernels = std::make_unique<StepKernels>(device, options, std::move(library));
+  if (Status allocated = kernels->allocate(); !allocated) return allocated.error();
+  return std::unique_ptr<Kernels>(std::move(kernels));
 }
 
 }  // namespace quire::QUIRE_SIDE

@@ -10,11 +10,11 @@
 
 namespace quire::cuda {
 // `library` multiplies many rows; without one our own tiles do.
-std::unique_ptr<Kernels> make_step_kernels(StreamDevice& device, const KernelOptions& options,
-                                           std::unique_ptr<GemmLibrary> library);
+Result<std::unique_ptr<Kernels>> make_step_kernels(StreamDevice& device, const KernelOptions& options,
+                                                   std::unique_ptr<GemmLibrary> library);
 }  // namespace quire::cuda
 
 namespace quire::cuda_host {
-std::unique_ptr<Kernels> make_step_kernels(StreamDevice& device, const KernelOptions& options,
-                                           std::unique_ptr<GemmLibrary> library);
+Result<std::unique_ptr<Kernels>> make_step_kernels(StreamDevice& device, const KernelOptions& options,
+                                                   std::unique_ptr<GemmLibrary> library);
 }  // namespace quire::cuda_host

@@ -15,7 +15,9 @@ namespace {
 // What a precision may flip, a step with a smaller margin between the two likeliest logits, ends the
 // comparison of a case.
 constexpr double kF32Margin = 1e-3;
-constexpr double kBf16Margin = 0.1;  // first differences on an H100 stood at margins up to 0.074
+// Less than bf16 itself may turn: device_noise_test.cc measures up to 0.41 on recall-9M, and which step turns depends on
+// what ran together. The first differences of most runs on an H100 stood at margins up to 0.074, some at 0.127.
+constexpr double kBf16Margin = 0.1;
 constexpr size_t kShimCases = 4, kShimTokens = 8;
 
 std::string device_name() {

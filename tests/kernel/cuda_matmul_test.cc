@@ -7,6 +7,7 @@
 // adds one rounding of what stands between its parts, which may fall to the other side: kernels::rounding_of
 // of the largest such value.
 #include <algorithm>
+#include <span>
 
 #include "kernels/cuda/host_device.h"
 #include "kernels/cuda/host_shim/runner.h"
@@ -29,6 +30,10 @@ StreamDevice* device() {
   return opened;
 }
 
+struct Shape {
+  int64_t n, k;
+};
+
 class CudaProducts : public testing::TestWithParam<DType> {
  protected:
   void SetUp() override {
@@ -50,6 +55,8 @@ class CudaProducts : public testing::TestWithParam<DType> {
     device()->synchronize();
   }
   DType act() const { return GetParam(); }
+  // With and without bias, as activations and as f32, twice.
+  void agree(std::span<const Shape> shapes, std::span<const int64_t> rows);
 
   std::unique_ptr<Kernels> kernels_;
 };
@@ -68,26 +75,23 @@ Tensor rounded_to(DType dtype, const Tensor& t) {
   return Tensor(dtype, std::move(values)).as_f32();
 }
 
-struct Shape {
-  int64_t n, k;
-};
 // Rows of w: none whole, one tile, an odd number; columns: below, at and above what a stage or a warp takes
 // at once. 24 rows of 2048 and 3072: two warps a row at one row of x. 6144: too long for x to stay in shared
 // memory.
 constexpr Shape kShapes[] = {{1, 8},     {16, 64},   {37, 257},  {129, 96},  {80, 520}, {48, 1024},
                              {24, 2048}, {24, 3072}, {67, 2560}, {40, 4096}, {33, 6144}};
-constexpr int64_t kRows[] = {1, 2, 7, 8, 9, 16, 17, 18};
+constexpr int64_t kRows[] = {1, 2, 7, 8, 9, 16, 17, 18, 33, 64, 65};
 
-TEST_P(CudaProducts, AgreeWithTheReferenceForAnyNumberOfRows) {
+void CudaProducts::agree(std::span<const Shape> shapes, std::span<const int64_t> rows) {
   Random random(1);
-  for (const Shape& s : kShapes) {
+  for (const Shape& s : shapes) {
     const Tensor w = Tensor::random(random, act(), s.n * s.k),
                  bias = Tensor::random(random, DType::kF32, s.n);
     const HostMatrix part{.data = w.data(), .dtype = act(), .rows = s.n, .cols = s.k};
     const auto packed = std::move(kernels_->pack({&part, 1})).value();
     const auto plain = std::move(reference().pack({&part, 1})).value();
     const DeviceBuffer on_device = upload(bias);
-    for (const int64_t m : kRows) {
+    for (const int64_t m : rows) {
       if (act() == DType::kF32 && m > 2 && s.n * s.k > 100000)
         continue;  // one kernel whatever the rows, and a slow one on the shim
       const Tensor x = Tensor::random(random, act(), m * s.k);
@@ -114,12 +118,23 @@ TEST_P(CudaProducts, AgreeWithTheReferenceForAnyNumberOfRows) {
       }
       // A library's product (rows of prompts) is rounded before its bias is added; so it is with its beta
       // = 1.
-      const double rounded_first = with_bias && m > 16 ? rounding_of(act()) * (largest(wanted) + 1) : 0;
+      const double rounded_first = with_bias && m > 64 ? rounding_of(act()) * (largest(wanted) + 1) : 0;
       expect_near(runs[0], wanted, tolerance(s.k) + rounded_first,
                   "m " + std::to_string(m) + " n " + std::to_string(s.n) + " k " + std::to_string(s.k));
       EXPECT_EQ(runs[0], runs[1]) << "a second run differs";
     }
   }
+}
+
+TEST_P(CudaProducts, AgreeWithTheReferenceForAnyNumberOfRows) {
+  agree(kShapes, kRows);
+}
+
+// More tiles than one and more blocks than tiles: most tiles are several blocks' (wide_plan.h).
+TEST_P(CudaProducts, TilesThatBlocksShareAreAdded) {
+  const Shape shapes[] = {{300, 520}, {129, 1032}};
+  const int64_t rows[] = {17, 64};
+  agree(shapes, rows);
 }
 
 // One fused op and what the single ops make of the same inputs.

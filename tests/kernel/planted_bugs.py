@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Plants bugs in the attention kernels, one at a time, and sees that their tests on the host shim catch each.
+"""Plants bugs in the attention kernels, or with --products in that of 17 to 64 rows, one at a time, and sees that their tests on the host shim catch each.
 
 A bug is a replacement in a copy of the sources; the copy is compiled for head size 64 alone (seconds instead of a minute) and
 linked before the library, so that the rest comes from the normal build. A bug that the tests survive fails this script.
@@ -13,7 +13,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FOLDER = "kernels/cuda/attention"
+FOLDER, PRODUCTS_FOLDER = "kernels/cuda/attention", "kernels/cuda/matmul"
 DECODE = "Decode/*decode64:Decode/*block8:Decode/*padding:Decode/*many_sequences:AttentionAfter*"
 PREFILL = "Prefill/*prefill64:Prefill/*mixed:Prefill/*sink*:Prefill/*prefill_window"
 
@@ -84,8 +84,27 @@ BUGS = [
 ]
 
 
-def plant(tree: pathlib.Path, file: str, old: str, new: str) -> None:
-    for source in (ROOT / FOLDER).iterdir():
+WIDE = "*TilesThatBlocksShareAreAdded/bf16"
+PRODUCT_BUGS = [
+    ("one copy too many is left in flight", "wide.cu", "cp_async_wait<kStages - 2>();", "cp_async_wait<kStages - 1>();", ["wide.cu"], WIDE, ["in flight"]),
+    ("no barrier before a stage is read and another filled", "wide.cu",
+     "        sync_threads();  // the stage is there for all, and no one reads the one that is filled next\n", "", ["wide.cu"], WIDE,
+     ["race", "in flight"]),
+    ("the head's sums are left out", "wide.cu", "for (int block = head; block <= last; ++block)", "for (int block = head + 1; block <= last; ++block)",
+     ["wide.cu"], WIDE, ["m 17"]),
+    ("a tile's count is not put back", "wide.cu", "if (last) store(a_.scratch.arrivals + head, 0);", "", ["wide.cu"], WIDE, ["m 17", "m 64", "differs"]),
+    ("the last block but one adds", "wide.cu", "== range_.last_of(f) - head;", "== range_.last_of(f) - head - 1;", ["wide.cu"], WIDE, ["m 17"]),
+    ("a block's two partial sums share a place", "wide_plan.h", "int64_t{2} * block + (head ? 1 : 0)", "int64_t{2} * block", ["wide.cu"], WIDE,
+     ["m 17", "m 64"]),
+    ("rows beyond w are written", "wide_plan.h", "if (m < p.m && n < p.n) put_sum<T>", "if (m < p.m) put_sum<T>", ["wide.cu"], WIDE,
+     ["outside every allocation", "m 17"]),
+    ("the next kernel is let go before the wait", "wide.cu", "    wait_for_previous_kernel();\n    let_next_kernel_start();",
+     "    let_next_kernel_start();\n    wait_for_previous_kernel();", ["wide.cu"], WIDE, ["let_next_kernel_start()"]),
+]
+
+
+def plant(folder: str, tree: pathlib.Path, file: str, old: str, new: str) -> None:
+    for source in (ROOT / folder).iterdir():
         text = source.read_text()
         if source.name == file:
             if text.count(old) != 1:
@@ -110,23 +129,25 @@ def build(tree: pathlib.Path, sources: list[str], link: list[str]) -> pathlib.Pa
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--link", nargs="+", required=True, help="objects of the test and the static libraries")
+    parser.add_argument("--products", action="store_true", help="the product's bugs; --link is of its test")
     parser.add_argument("--only", default="", help="plant only bugs whose name contains this")
     args = parser.parse_args()
     survivors = 0
-    for name, file, old, new, sources, tests, said in BUGS:
+    bugs, where = (PRODUCT_BUGS, PRODUCTS_FOLDER) if args.products else (BUGS, FOLDER)
+    for name, file, old, new, sources, tests, said in bugs:
         if args.only not in name:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            tree = pathlib.Path(folder) / FOLDER
+            tree = pathlib.Path(folder) / where
             tree.mkdir(parents=True)
-            plant(tree, file, old, new)
+            plant(where, tree, file, old, new)
             program = build(tree, sources, args.link)
             run = subprocess.run([str(program), f"--gtest_filter={tests}"], capture_output=True, text=True, timeout=120)
             caught = run.returncode != 0 and any(word in run.stdout for word in said)
             survivors += not caught
             evidence = next((line.strip()[:150] for line in run.stdout.splitlines() if any(word in line for word in said)), "no failure as expected")
             print(f"{'caught  ' if caught else 'SURVIVED'} {file:15} {name}: {evidence}", flush=True)
-    print(f"{survivors} of {len(BUGS)} planted bugs survived")
+    print(f"{survivors} of {len(bugs)} planted bugs survived")
     return 1 if survivors else 0
 
 

@@ -14,7 +14,8 @@
 #include "kernels/cuda/attention/flash_tile.h"
 #include "kernels/cuda/attention/prefill_sm90.h"
 #include "kernels/cuda/attention/task_finder.h"
-#include "kernels/cuda/attention/wgmma.h"
+#include "kernels/cuda/tensor_map.h"
+#include "kernels/cuda/wgmma.h"
 #include "src/base/check.h"
 
 namespace quire::QUIRE_SIDE {
@@ -373,41 +374,16 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 }
 
 // ---- host ----
-using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
-                                 const cuuint64_t*, const cuuint32_t*, const cuuint32_t*,
-                                 CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
-                                 CUtensorMapFloatOOBfill);
-
-// From the driver at run time: nothing links libcuda.
-EncodeTiled encode_tiled() {
-  static const EncodeTiled function = [] {
-    void* p = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    check_cuda(
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &p, 12000, cudaEnableDefault, &found));
-    check(found == cudaDriverEntryPointSuccess && p != nullptr, "the driver has no cuTensorMapEncodeTiled");
-    return reinterpret_cast<EncodeTiled>(p);
-  }();
-  return function;
-}
-
 // The arena as rows of head_dim: every tile of a block begins at a row. Boxes are one block (at most 128
 // tokens) of 64 columns. The map's end is not the arena's, which is not known here; block tables decide what
 // is read.
 CUtensorMap map_of(const AttentionView& v, DType dtype) {
-  constexpr cuuint64_t kRows = 0x7fffffff;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(v.head_dim), kRows},
-                   strides[1] = {static_cast<cuuint64_t>(v.head_dim) * 2};
-  const cuuint32_t box[2] = {kPanelColumns,
-                             static_cast<cuuint32_t>(std::min(1 << v.block_shift, kHopperSlots))},
-                   steps[2] = {1, 1};
-  CUtensorMap map;
-  const CUresult result = encode_tiled()(
-      &map, dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2,
-      const_cast<char*>(v.arena), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  check(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled refused the arena's map");
-  return map;
+  return MapOfRows{.data = v.arena,
+                   .rows = 0x7fffffff,
+                   .columns = v.head_dim,
+                   .stride = v.head_dim,
+                   .box_rows = std::min(1 << v.block_shift, kHopperSlots)}
+      .encode(dtype);
 }
 
 template <class T, int kDim, bool kCascade>

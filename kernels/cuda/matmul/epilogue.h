@@ -44,6 +44,49 @@ __device__ inline void put_gated(const Product& p, int64_t m, int64_t i, float g
   store(static_cast<T*>(p.out) + m * (p.n / 2) + i, from_f32<T>(silu(rounded<T>(gate)) * rounded<T>(up)));
 }
 
+// ---- two neighbouring columns at once: n is even; nothing where m or n lies outside ------------------------------
+template <class T>
+__device__ inline float2 before_pair(const Product& p, int64_t m, int64_t n) {
+  if (p.residual == nullptr || m >= p.m || n >= p.n) return make_float2(0, 0);
+  if (p.n % 2 == 0)
+    return unpack2<T>(
+        load(reinterpret_cast<const uint32_t*>(static_cast<const T*>(p.residual) + m * p.n + n)));
+  return make_float2(before_sum<T>(p, m, n), n + 1 < p.n ? before_sum<T>(p, m, n + 1) : 0.0f);
+}
+
+template <class T>
+__device__ inline void put_pair(const Product& p, int64_t m, int64_t n, float2 sum, float2 before) {
+  if (m >= p.m || n >= p.n) return;
+  if (p.n % 2 != 0) {
+    put_sum<T>(p, m, n, sum.x, before.x);
+    if (n + 1 < p.n) put_sum<T>(p, m, n + 1, sum.y, before.y);
+    return;
+  }
+  if (p.bias != nullptr) sum.x += load(p.bias + n), sum.y += load(p.bias + n + 1);
+  const int64_t at = m * p.n + n;
+  if (p.residual != nullptr) {
+    store(reinterpret_cast<uint32_t*>(static_cast<T*>(p.residual) + at),
+          pack2<T>(before.x + rounded<T>(sum.x), before.y + rounded<T>(sum.y)));
+  } else if (p.out_f32) {
+    store(reinterpret_cast<float2*>(static_cast<float*>(p.out) + at), sum);
+  } else {
+    store(reinterpret_cast<uint32_t*>(static_cast<T*>(p.out) + at), pack2<T>(sum.x, sum.y));
+  }
+}
+
+// n: the stored row of the first gate column; its up column is kGateGroup further.
+template <class T>
+__device__ inline void put_gated_pair(const Product& p, int64_t m, int64_t n, float2 gate, float2 up) {
+  if (m >= p.m || n >= p.n) return;
+  const int64_t i = n / (2 * kGateGroup) * kGateGroup + n % kGateGroup;
+  if (p.bias != nullptr) {
+    gate.x += load(p.bias + n), gate.y += load(p.bias + n + 1);
+    up.x += load(p.bias + n + kGateGroup), up.y += load(p.bias + n + kGateGroup + 1);
+  }
+  store(reinterpret_cast<uint32_t*>(static_cast<T*>(p.out) + m * (p.n / 2) + i),
+        pack2<T>(silu(rounded<T>(gate.x)) * rounded<T>(up.x), silu(rounded<T>(gate.y)) * rounded<T>(up.y)));
+}
+
 // Host: at most one of the three.
 inline void check_fusion(const Product& p) {
   check(!p.gated || (p.residual == nullptr && !p.out_f32 && p.n % (2 * kGateGroup) == 0),

@@ -1,6 +1,7 @@
 // out[m, n] = sum_k x[m, k] * w[n, k] (+ bias[n]): which kernel runs for how many rows.
 //   1 row                 gemv.cu      weights to registers, x in shared memory
 //   2 to 16, 16-bit       skinny.cu    tensor cores, weights and x through a ring in shared memory
+//   17 to 64, 16-bit      tensor cores, shared evenly among multiprocessors: wide_sm90.cu on Hopper, else wide.cu
 //   more, 16-bit          cuBLASLt where it can be opened (cublaslt.h), else tile.cu
 //   several, f32          tile_f32.cu
 // Weights of a step are read once and bound all but the last two; they do not depend on the kernel before, so
@@ -13,7 +14,7 @@
 
 namespace quire::QUIRE_SIDE {
 
-inline constexpr int kMaxSkinnyRows = 16;
+inline constexpr int kMaxSkinnyRows = 16, kMaxWideRows = 64;
 
 // Choices that a card's measurements make; kernels/cuda/README.md has the runs behind the defaults. 0 = by
 // the shape.
@@ -24,14 +25,37 @@ struct SkinnyTuning {
   int step = 0;  // columns of a stage: 256, 512 or 1024
 };
 
+// Memory for the sums of tiles that several blocks of threads make (wide_plan.h): one product at a time.
+inline constexpr int kMostWideTile = 128 * kMaxWideRows;  // sums of a tile
+struct WideScratch {
+  float* partials = nullptr;    // [2 * multiprocessors][kMostWideTile]
+  int32_t* arrivals = nullptr;  // [multiprocessors], zero between launches
+
+  static int64_t partial_bytes(const Target& target);
+  static int64_t bytes(const Target& target);
+  static WideScratch in(const Target& target, void* memory);
+};
+
 // Whether the kernel for one row norms so many columns itself. Those for several rows do not: bringing all of
 // x before the first product cost 4 us at 8 rows and 8 us at 16, a norm's own kernel less than 3.
 bool gemv_norms(const Product& p);
 
 void gemv(const Target& target, const GemvTuning& tuning, const Product& p);
 void skinny_gemm(const Target& target, const SkinnyTuning& tuning, const Product& p);
+void wide_gemm(const Target& target, const WideScratch& scratch, const Product& p);
 void tile_gemm(const Target& target, const Product& p);
 void tile_gemm_f32(const Target& target, const Product& p);
 void add_bias(const Target& target, const Product& p);  // out += bias, after a library's product
+
+// Hopper's kernel, which the host side does not have.
+#if defined(__CUDACC__)
+bool wide_sm90_takes(const Target& target, const Product& p);
+void wide_gemm_sm90(const Target& target, const Product& p);
+#else
+inline bool wide_sm90_takes(const Target&, const Product&) {
+  return false;
+}
+inline void wide_gemm_sm90(const Target&, const Product&) {}
+#endif
 
 }  // namespace quire::QUIRE_SIDE
