@@ -41,9 +41,10 @@ struct LogitEdit {
   int32_t logits_row = 0;   // read
   int32_t edited_row = -1;  // written; -1: nothing is done
   int64_t history = 0;      // prompt + output so far
-  int64_t lists =
-      0;  // num_bias ids, none twice; as many amounts (bits of f32); num_allowed ids; num_ending ids;
-          // num_bad_words + 1 ends and beginnings of words, counted from the first word; the words
+  // num_bias ids, none twice; as many amounts (bits of f32); num_allowed ids; num_bad_words + 1 ends and beginnings of words,
+  // counted from the first word; the words
+  int64_t lists = 0;
+  int64_t ending = 0;  // num_ending ids
   double presence = 0, frequency = 0;
   float repetition = 1;
   int32_t history_tokens = 0, prompt_tokens = 0;

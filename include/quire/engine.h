@@ -37,6 +37,8 @@ struct EngineStats {
   int64_t prefix_queries_tokens_total = 0;
   int64_t shared_read_tokens_total =
       0;  // K and V not read again in decode steps, for other sequences of the step had read them
+  int64_t host_sampled_steps_total =
+      0;  // on a device with memory of its own: steps whose logits came to the host
   int64_t uploaded_bytes_total = 0;  // arrays and block tables of steps, to a device with memory of its own
   int64_t preemptions_total = 0, copies_on_write_total = 0, evictions_total = 0, steps_total = 0;
   TierStats host, disk;

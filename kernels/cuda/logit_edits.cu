@@ -19,15 +19,15 @@ constexpr float kMasked = -__builtin_inff();
 
 // Where an edit's lists lie, as kernels/sampling.h puts them one behind the other.
 struct Lists {
-  const int32_t *bias_ids, *bias_amounts, *allowed, *ending, *word_ends, *words;
+  const int32_t *bias_ids, *bias_amounts, *allowed, *word_ends, *words, *ending;
 
   __device__ Lists(const int32_t* ints, const LogitEdit& e)
       : bias_ids(ints + e.lists),
         bias_amounts(bias_ids + e.num_bias),
         allowed(bias_amounts + e.num_bias),
-        ending(allowed + e.num_allowed),
-        word_ends(ending + e.num_ending),
-        words(word_ends + e.num_bad_words + 1) {}
+        word_ends(allowed + e.num_allowed),
+        words(word_ends + e.num_bad_words + 1),
+        ending(ints + e.ending) {}
 };
 
 // What is known of the ids [first, first + kRange).
@@ -119,7 +119,7 @@ __device__ inline float penalized(float logit, const LogitEdit& e, int32_t in_ou
 }
 
 // grid (ranges of ids, edits)
-__global__ void __launch_bounds__(kThreads) edit_ranges(EditLogitsParams p) {
+__global__ void __launch_bounds__(kThreads, 4) edit_ranges(EditLogitsParams p) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   const LogitEdit e = load(p.edits + blockIdx.y);

@@ -214,6 +214,7 @@ void EngineCore::commit_step() {
   const int64_t tokens = plan.num_tokens();
   StepResult result = executor_.wait();
   shared_read_tokens_ += result.shared_read_tokens;
+  host_sampled_steps_ += result.sampled_on_host ? 1 : 0;
   uploaded_bytes_ += result.uploaded_bytes;
   const int64_t start = clock_.now_us();
   std::vector<StepView::Prompt> prompts;
@@ -285,6 +286,7 @@ void EngineCore::fill_stats(EngineStats& stats) const {
   stats.requests_failed_total = counts_.failed;
   stats.prompt_tokens_total = stats.prefix_queries_tokens_total = c.prompt_tokens;
   stats.shared_read_tokens_total = shared_read_tokens_;
+  stats.host_sampled_steps_total = host_sampled_steps_;
   stats.uploaded_bytes_total = uploaded_bytes_;
   stats.generation_tokens_total = c.output_tokens;
   stats.cached_tokens_total = c.cached_tokens;

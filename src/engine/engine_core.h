@@ -136,7 +136,7 @@ class EngineCore {
   std::multimap<int64_t, RequestId> deadlines_;
   uint64_t next_order_ = 0;
   RequestCounts counts_;
-  int64_t shared_read_tokens_ = 0, uploaded_bytes_ = 0;
+  int64_t shared_read_tokens_ = 0, host_sampled_steps_ = 0, uploaded_bytes_ = 0;
   Outcome outcome_;
   size_t counted_ends_ = 0;  // of outcome_
   int64_t step_started_us_ = 0;

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <new>
-#include <unordered_map>
 
 #include "src/base/log.h"
 #include "src/execute/row_logprobs.h"
@@ -29,10 +28,13 @@ StepShape largest_step(const StepLimits& l) {
           .sequences = static_cast<int32_t>(sequences),
           .logits_rows = rows,
           .samples = static_cast<int32_t>(sequences),
+          .edits = static_cast<int32_t>(sequences),
+          .reports = static_cast<int32_t>(sequences),
           .table_entries = sequences * table_stride(l),
           .copies = l.num_blocks,
           .windows = true,
           .sinks = true,
+          .histories = true,
           .prefix_nodes = prefix_node_room(static_cast<int32_t>(sequences)),
           .prefix_members = prefix_member_room(static_cast<int32_t>(sequences)),
           .prefix_splits = 1,
@@ -40,35 +42,20 @@ StepShape largest_step(const StepLimits& l) {
           .cut_blocks = static_cast<int32_t>(sequences * table_stride(l))};
 }
 
-// May tokens of these parameters be chosen from the logits row alone?
-bool samples_on_device(const SamplingParams& p) {
-  return p.repetition_penalty == 1.0 && p.presence_penalty == 0.0 && p.frequency_penalty == 0.0 &&
-         p.no_repeat_ngram == 0 && p.logit_bias.empty() && p.allowed_token_ids.empty() &&
-         p.bad_words.empty() && p.forced_token_ids.empty() && p.typical_p >= 1.0 && p.min_tokens == 0 &&
-         p.logprobs < 0 && p.beam_width == 0;
+DeviceSamplingSizes sampling_sizes(const StepLimits& l) {
+  return {.max_samples = static_cast<int32_t>(decode_bucket(l.max_sequences)),
+          .vocab = l.vocab_size,
+          .max_context_tokens = l.max_context_tokens};
 }
-
-// Where a sequence's newest token is.
-struct LastSample {
-  bool on_host = true;  // in the host sampler's history
-  int32_t index = 0;    // else: among the device's tokens of the step before
-};
-
-struct SequenceState {
-  std::shared_ptr<const SamplingParams> sampling;
-  uint64_t seed = 0;
-  bool on_device = false;
-  LastSample last;
-};
 
 class CudaQueuedStep final : public QueuedStep {
  public:
   bool reached() override { return done == nullptr || done->reached(); }
 
   std::shared_ptr<const BatchPlan> plan;
-  StepResult result;                       // complete where sampling was done on the host
-  std::vector<SequenceId> device_samples;  // whose tokens come back, in order
-  StreamEvent* begun = nullptr;            // null: nothing was queued
+  StepResult result;                         // complete where sampling was done on the host
+  std::vector<DeviceSample> device_samples;  // whose tokens come back, in order
+  StreamEvent* begun = nullptr;              // null: nothing was queued
   StreamEvent* done = nullptr;
   int turn = 0;
   bool tables_queued = false;  // on their way back, to be checked
@@ -87,6 +74,7 @@ class CudaRunner final : public QueueingRunner {
         groups_(parts_.cascade),
         retention_(*parts_.device, *parts_.kernels, parts_.layout, parts_.arena.as<char>(),
                    parts_.forward->spec().num_q_heads),
+        sampling_(*parts_.device, *parts_.kernels, sampling_sizes(parts_.limits)),
         sampler_(make_cpu_sampler()) {}
 
   ~CudaRunner() override {
@@ -99,22 +87,12 @@ class CudaRunner final : public QueueingRunner {
 
   Status allocate() {
     StreamDevice& device = *parts_.device;
-    const auto samples = int64_t{max_samples()};
     const int64_t stride = table_stride(parts_.limits);
     Result<DeviceStep> arrays = DeviceStep::create(device, largest_step(parts_.limits), stride);
     if (!arrays) return arrays.error();
     arrays_ = std::move(*arrays);
-    const std::pair<DeviceBuffer*, int64_t> buffers[] = {
-        {&sampled_, samples * 8}, {&sample_space_, samples * parts_.kernels->sample_space_bytes()}};
-    for (const auto& [buffer, bytes] : buffers) {
-      Result<DeviceBuffer> memory = device.allocate(bytes, "sampling");
-      if (!memory) return memory.error();
-      *buffer = std::move(*memory);
-    }
+    if (Status allocated = sampling_.allocate(); !allocated) return allocated;
     for (Turn& turn : turns_) {
-      Result<DeviceBuffer> back = device.allocate_pinned(samples * 8, "sampled tokens");
-      if (!back) return back.error();
-      turn.back = std::move(*back);
       turn.begun = device.make_event();
       turn.done = device.make_event();
     }
@@ -136,28 +114,27 @@ class CudaRunner final : public QueueingRunner {
       queued->result.status = error(Code::kResourceExhausted, "no host memory for the step's results");
     }
     if (!queued->result.status) tables_.forget();  // its tables may not be on the device, or not whole
+    newest_ = queued.get();
     return queued;
   }
 
   StepResult finish(QueuedStep& queued) override {
     auto& step = static_cast<CudaQueuedStep&>(queued);
+    if (newest_ == &step) newest_ = nullptr;
     if (step.done == nullptr) return std::move(step.result);
     step.done->wait();
     step.result.execute_ms = step.done->ms_since(*step.begun);
-    const auto* tokens = turns_[step.turn].back.as<const int32_t>();
-    const auto* logprobs = reinterpret_cast<const float*>(tokens + max_samples());
     if (step.tables_queued && step.result.status)
       step.result.status = table_check_.compare(*step.plan, step.turn);
     for (const QueuedDump& dump : step.dumps) retention_.report(dump, step.result.kv_dumps);
     for (size_t i = 0; i < step.device_samples.size(); ++i)
-      step.result.samples.push_back(
-          {.sequence = step.device_samples[i], .token = tokens[i], .logprob = logprobs[i], .top = {}});
+      step.result.samples.push_back(sampling_.result(step.device_samples, i, step.turn));
+    sampling_.follow(step.device_samples, step.turn, *sampler_);
     return std::move(step.result);
   }
 
  private:
   struct Turn {
-    DeviceBuffer back;  // pinned: tokens, then logprobs
     std::unique_ptr<StreamEvent> begun, done;
   };
 
@@ -168,7 +145,9 @@ class CudaRunner final : public QueueingRunner {
     const BatchPlan& plan = *queued.plan;
     groups_.follow(plan);
     apply_to_sampler(plan, *sampler_);
-    note_joins(plan);
+    sampling_.begin_turn(queued.turn);
+    for (const SequenceId sequence : plan.leaves) sampling_.leave(sequence);
+    for (const PlannedJoin& join : plan.joins) sampling_.join(join);
     retention_.forget(plan.leaves);
     if (Status copies = copies_.build(plan.copies); !copies) return copies;
     if (Status built = step_.build(plan); !built) return built;
@@ -178,8 +157,10 @@ class CudaRunner final : public QueueingRunner {
     queued.begun = turn.begun.get();
     queued.begun->record();
     take_sampled_ids();
-    const bool on_host = !all_on_device(plan);
-    if (!on_host) collect_settings(plan, queued);
+    sampling_.note_rows(plan, step_.arrays());
+    const bool on_host = step_.arrays().num_logits_rows > parts_.logits_rows ||
+                         !sampling_.collect(plan, step_, queued.device_samples);
+    if (on_host) queued.device_samples.clear();
     run(plan, queued, on_host);
     if (Status ended = retention_.end(plan, queued.dumps); !ended) queued.result.status = ended;
     turn.done->record();
@@ -196,58 +177,17 @@ class CudaRunner final : public QueueingRunner {
     return begun;
   }
 
-  void note_joins(const BatchPlan& plan) {
-    for (const SequenceId sequence : plan.leaves) sequences_.erase(sequence);
-    for (const PlannedJoin& join : plan.joins)
-      sequences_[join.sequence] = {.sampling = join.sampling,
-                                   .seed = join.seed,
-                                   .on_device = samples_on_device(*join.sampling),
-                                   .last = {}};
-  }
-
   // Ids sampled one step before: from the host's history, or by index from the device's tokens.
   void take_sampled_ids() {
     id_source_.assign(static_cast<size_t>(step_.arrays().rows), -1);
     for (const SampledRow& row : step_.sampled_rows()) {
-      const LastSample& last = sequences_.at(row.sequence).last;
-      if (last.on_host) {
+      const int32_t last = sampling_.last_index(row.sequence);
+      if (last < 0) {
         step_.set_id(row.row, sampler_->last_token(row.sequence));
       } else {
-        id_source_[static_cast<size_t>(row.row)] = last.index;
+        id_source_[static_cast<size_t>(row.row)] = last;
       }
     }
-  }
-
-  bool all_on_device(const BatchPlan& plan) const {
-    if (step_.num_samples() > max_samples() || step_.arrays().num_logits_rows > parts_.logits_rows)
-      return false;
-    for (const PlannedSequence& s : plan.sequences) {
-      if (s.prompt_logprobs >= 0) return false;
-      for (const PlannedSample& sample : s.samples)
-        if (sample.top_candidates > 0 || sample.beam || !sequences_.at(sample.sequence).on_device)
-          return false;
-    }
-    return true;
-  }
-
-  void collect_settings(const BatchPlan& plan, CudaQueuedStep& queued) {
-    settings_.clear();
-    for (const WantedLogits& wanted : step_.wanted_logits())
-      for (const PlannedSample& sample : wanted.sequence->samples) {
-        SequenceState& state = sequences_.at(sample.sequence);
-        const SamplingParams& p = *state.sampling;
-        state.last = {.on_host = false, .index = static_cast<int32_t>(settings_.size())};
-        queued.device_samples.push_back(sample.sequence);
-        settings_.push_back(
-            {.inverse_temperature = p.temperature == 0 ? 0.0f : static_cast<float>(1.0 / p.temperature),
-             .top_k = p.top_k,
-             .top_p = static_cast<float>(p.top_p),
-             .min_p = static_cast<float>(p.min_p),
-             .seed = state.seed,
-             .position = sample.position,
-             .logits_row = static_cast<int32_t>(wanted.first + wanted.count - 1)});
-      }
-    (void)plan;
   }
 
   // A step of the sizes that one graph serves, or one whose kernels are launched as they come.
@@ -256,14 +196,18 @@ class CudaRunner final : public QueueingRunner {
   // The step's own sizes; what is sampled on the host has no samples on the device.
   StepShape own_shape(const BatchPlan& plan, bool on_host) const {
     const StepArrays own = step_.arrays();
+    const SamplingArrays sampling = sampling_.arrays();
     return {.rows = own.rows,
             .sequences = own.num_sequences,
             .logits_rows = own.num_logits_rows,
-            .samples = on_host ? 0 : static_cast<int32_t>(settings_.size()),
+            .samples = on_host ? 0 : static_cast<int32_t>(sampling.settings.size()),
+            .edits = on_host ? 0 : static_cast<int32_t>(sampling.edits.size()),
+            .reports = on_host ? 0 : static_cast<int32_t>(sampling.reports.size()),
             .table_entries = static_cast<int64_t>(tables_.entries().size()),
             .copies = static_cast<int64_t>(plan.copies.size()),
             .windows = own.windows != nullptr,
             .sinks = own.sink_slots != nullptr,
+            .histories = !sampling.history_at.empty(),
             .retained = static_cast<int32_t>(retention_.arrays().items.size()),
             .cut_blocks = static_cast<int32_t>(retention_.arrays().cut_blocks.size())};
   }
@@ -291,6 +235,9 @@ class CudaRunner final : public QueueingRunner {
           shape.retained > 0)
         return Form::kLaunched;
     }
+    // Edits and reports as many as samples, or none: more sizes would be more graphs.
+    if (shape.edits > 0) padded.edits = padded.samples;
+    if (shape.reports > 0) padded.reports = padded.samples;
     if (padded.logits_rows > parts_.logits_rows || !retention_.may_be_captured()) return Form::kLaunched;
     shape = padded;
     return decodes ? Form::kDecode : Form::kWithPrompts;
@@ -303,8 +250,9 @@ class CudaRunner final : public QueueingRunner {
     const PlacedStep placed =
         arrays_.pack(step_, tables_,
                      {.id_source = id_source_,
-                      .settings = on_host ? std::span<const SampleSettings>() : settings_,
                       .copy_pairs = copies_.pairs(),
+                      .sampling = on_host ? SamplingArrays{.history_at = sampling_.arrays().history_at}
+                                          : sampling_.arrays(),
                       .retention = retention_.arrays(),
                       .prefixes = groups_.arrays()},
                      shape, queued.turn);
@@ -323,6 +271,7 @@ class CudaRunner final : public QueueingRunner {
   }
 
   void run_and_sample_here(const PlacedStep& placed, const StepShape& shape, StepResult& result) {
+    result.sampled_on_host = step_.num_samples() > 0;
     run_model(placed, shape);
     read_logits(result);
   }
@@ -371,10 +320,7 @@ class CudaRunner final : public QueueingRunner {
     BringStepParams p = placed.bring;
     if (!by_kernel(shape)) p.arrays.bytes = 0;  // the copy engine has done it
     parts_.kernels->bring_step(p);
-    parts_.kernels->take_sampled({.ids = placed.ids,
-                                  .source = placed.id_source,
-                                  .tokens = sampled_.as<int32_t>(),
-                                  .rows = shape.rows});
+    sampling_.take_sampled(placed.ids, placed.id_source, placed.sampling.history_at, shape.rows);
     run_forward(placed, shape);
   }
 
@@ -382,16 +328,7 @@ class CudaRunner final : public QueueingRunner {
     run_model(placed, shape);
     if (shape.samples == 0) return;
     parts_.forward->logits(0, placed.arrays.num_logits_rows, parts_.logits.as<float>());
-    parts_.kernels->sample({.logits = parts_.logits.as<const float>(),
-                            .settings = placed.settings,
-                            .workspace = sample_space_.data(),
-                            .tokens = sampled_.as<int32_t>(),
-                            .logprobs = sampled_.as<float>() + max_samples(),
-                            .num_samples = shape.samples,
-                            .vocab = static_cast<int32_t>(vocab())});
-    parts_.kernels->copy_bytes({.source = sampled_.data(),
-                                .target = turns_[turn].back.data(),
-                                .bytes = (int64_t{max_samples()} + shape.samples) * 4});
+    sampling_.run(placed.sampling, parts_.logits.as<const float>(), turn);
   }
 
   void run_forward(const PlacedStep& placed, const StepShape& shape) {
@@ -422,6 +359,7 @@ class CudaRunner final : public QueueingRunner {
       host_logits_.resize(static_cast<size_t>((end - first) * vocab()));
       parts_.device->copy_to_host(host_logits_.data(), parts_.logits.data(), (end - first) * vocab() * 4);
       parts_.device->synchronize();
+      if (newest_ != nullptr) sampling_.follow(newest_->device_samples, newest_->turn, *sampler_);
       samples_.clear();
       while (next < step_.wanted_logits().size()) {
         const WantedLogits& wanted = step_.wanted_logits()[next];
@@ -432,7 +370,7 @@ class CudaRunner final : public QueueingRunner {
         if (wanted.first + wanted.count > end) break;  // goes on in the next piece
         for (const PlannedSample& sample : wanted.sequence->samples) {
           samples_.push_back({.sample = &sample, .logits_row = wanted.first + wanted.count - 1 - first});
-          sequences_.at(sample.sequence).last = {.on_host = true, .index = 0};
+          sampling_.sampled_on_host(sample.sequence);
         }
         ++next;
       }
@@ -448,16 +386,14 @@ class CudaRunner final : public QueueingRunner {
   CopyGroups copies_;
   PrefixGroups groups_;
   DeviceRetention retention_;
-  std::unique_ptr<Sampler> sampler_;  // host-sampled sequences, and their histories
-  std::unordered_map<SequenceId, SequenceState> sequences_;
+  DeviceSampling sampling_;
+  std::unique_ptr<Sampler> sampler_;  // what is sampled on the host
   DeviceStep arrays_;
-  DeviceBuffer sampled_;  // tokens, then logprobs, max_samples() of each
-  DeviceBuffer sample_space_;
   Turn turns_[2];
   int next_turn_ = 0;
   int64_t num_steps_ = 0;
+  CudaQueuedStep* newest_ = nullptr;  // unless it is finished
   std::vector<int32_t> id_source_;
-  std::vector<SampleSettings> settings_;
   std::vector<float> host_logits_;
   std::vector<SampleRow> samples_;
 };
@@ -467,7 +403,7 @@ class CudaRunner final : public QueueingRunner {
 int64_t cuda_runner_bytes(const StepLimits& limits, int64_t sample_space_bytes) {
   const StepShape largest = largest_step(limits);
   return DeviceStep::device_bytes(largest, table_stride(limits)) +
-         largest.samples * (8 + sample_space_bytes) + GraphLimits{}.bytes;
+         DeviceSampling::device_bytes(sampling_sizes(limits), sample_space_bytes) + GraphLimits{}.bytes;
 }
 
 Result<std::unique_ptr<QueueingRunner>> make_cuda_runner(CudaRunnerParts parts) {

@@ -1,8 +1,7 @@
 // Steps on a stream device: a card, or the host shim. A step is queued whole (copies, forward pass, sampling, the way back of the
 // tokens) and finished later, so that the next one is queued while it runs; ids sampled on the device feed the next step there.
 //
-// Sampled on the host instead, after a wait for the logits: steps with a sequence whose parameters need its history or report
-// candidates (penalties, bad words, n-grams, bias, allowed ids, typical_p, min_tokens, logprobs, beams), and prompt logprobs.
+// Sampled on the host instead, after a wait for the logits: steps with a sequence that device_sampling.h leaves to it.
 #pragma once
 
 #include <memory>

@@ -10,8 +10,8 @@ namespace {
 
 // Byte offsets of a shape's arrays, each aligned for 16-byte reads.
 struct Layout {
-  int64_t table_rows, ids, positions, id_source, slots, query_start, lengths, logits_rows, settings, windows,
-      sink_slots, sink_positions;
+  int64_t table_rows, ids, positions, id_source, slots, query_start, lengths, logits_rows, settings, edits,
+      reports, history_at, windows, sink_slots, sink_positions;
   int64_t node_slots, node_sequence_start, node_sequences, sequence_member_start, sequence_members,
       private_start;
   int64_t items, item_of_row, row_logits_start, column_sums_start, cut_blocks;
@@ -33,6 +33,9 @@ struct Layout {
     lengths = take(s.sequences, 4);
     logits_rows = take(s.logits_rows, 4);
     settings = take(s.samples, sizeof(SampleSettings));
+    edits = take(s.edits, sizeof(LogitEdit));
+    reports = take(s.reports, sizeof(LogprobReport));
+    history_at = take(s.histories ? s.rows : 0, 8);
     windows = take(s.windows ? s.sequences : 0, 4);
     sink_slots = take(s.sinks ? s.sequences : 0, 4);
     sink_positions = take(s.sinks ? s.rows : 0, 4);
@@ -143,7 +146,10 @@ void DeviceStep::pack_arrays(const HostStep& step, const TableDeltas& tables, co
   put(host, at.lengths, from.lengths, from.num_sequences, shape.sequences, 0);
   put(host, at.logits_rows, from.logits_rows, std::min(from.num_logits_rows, shape.logits_rows),
       shape.logits_rows, 0);
-  put_all(at.settings, extras.settings, shape.samples, SampleSettings{.inverse_temperature = 0});
+  put_all(at.settings, extras.sampling.settings, shape.samples, SampleSettings{.inverse_temperature = 0});
+  put_all(at.edits, extras.sampling.edits, shape.edits, LogitEdit{});
+  put_all(at.reports, extras.sampling.reports, shape.reports, LogprobReport{});
+  if (shape.histories) put_all(at.history_at, extras.sampling.history_at, shape.rows, int64_t{-1});
   if (shape.windows) put(host, at.windows, from.windows, from.num_sequences, shape.sequences, 0);
   if (shape.sinks) put(host, at.sink_slots, from.sink_slots, from.num_sequences, shape.sequences, 0);
   if (shape.sinks) put(host, at.sink_positions, from.sink_positions, from.rows, shape.rows, 0);
@@ -166,7 +172,6 @@ PlacedStep DeviceStep::pack(const HostStep& step, const TableDeltas& tables, con
       .arrays = step.arrays(),
       .ids = ints(at.ids),
       .id_source = ints(at.id_source),
-      .settings = reinterpret_cast<const SampleSettings*>(base + at.settings),
       .copy_pairs = reinterpret_cast<const int32_t*>(pairs),
       .bring = {.arrays = {.source = host + at.ids, .target = base + at.ids, .bytes = at.arrays_end - at.ids},
                 .rows = reinterpret_cast<const TableRow*>(host + at.table_rows),
@@ -193,6 +198,13 @@ PlacedStep DeviceStep::pack(const HostStep& step, const TableDeltas& tables, con
                       .row_logits_start = longs(at.row_logits_start),
                       .column_sums_start = longs(at.column_sums_start),
                       .cut_blocks = ints(at.cut_blocks)};
+  placed.sampling = {.settings = reinterpret_cast<const SampleSettings*>(base + at.settings),
+                     .edits = reinterpret_cast<const LogitEdit*>(base + at.edits),
+                     .reports = reinterpret_cast<const LogprobReport*>(base + at.reports),
+                     .history_at = shape.histories ? longs(at.history_at) : nullptr,
+                     .num_samples = shape.samples,
+                     .num_edits = shape.edits,
+                     .num_reports = shape.reports};
   placed.arrays.prefixes = {};
   if (shape.prefix_nodes > 0) {
     placed.arrays.prefixes = {.num_nodes = shape.prefix_nodes,

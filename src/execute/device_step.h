@@ -8,10 +8,10 @@
 #include <cstdint>
 #include <span>
 
-#include "kernels/sampling.h"
 #include "quire/result.h"
 #include "src/device/stream_device.h"
 #include "src/execute/device_retention.h"
+#include "src/execute/device_sampling.h"
 #include "src/execute/host_step.h"
 #include "src/execute/table_deltas.h"
 #include "src/model/step_arrays.h"
@@ -23,11 +23,12 @@ struct StepShape {
   int64_t rows = 0;
   int32_t sequences = 0;
   int64_t logits_rows = 0;
-  int32_t samples = 0;
+  int32_t samples = 0, edits = 0, reports = 0;
   // Behind all that a graph reads at fixed places: new entries of block tables, and pairs of blocks to be copied.
   int64_t table_entries = 0, copies = 0;
   bool with_prompts = false;            // else every sequence has one row, padding too
   bool windows = false, sinks = false;  // some sequence has one: kernels get other arguments
+  bool histories = false;               // some row's id is kept for its sequence's sampling
   // Room for shared prefixes, and the parts that each is cut in (SharedPrefixes); all 0 where nothing is shared.
   int32_t prefix_nodes = 0, prefix_members = 0, prefix_splits = 0;
   // Room for sequences whose policy goes by scores, and blocks of lists that are cut.
@@ -37,9 +38,9 @@ struct StepShape {
 
 // What the arrays of HostStep lack: where sampled ids come from, and how to sample.
 struct DeviceStepExtras {
-  std::span<const int32_t> id_source;        // [rows]: a sample of the step before, or -1
-  std::span<const SampleSettings> settings;  // [samples]
-  std::span<const int32_t> copy_pairs;       // [copies][2]
+  std::span<const int32_t> id_source;   // [rows]: a sample of the step before, or -1
+  std::span<const int32_t> copy_pairs;  // [copies][2]
+  SamplingArrays sampling;
   RetentionArrays retention;
   SharedPrefixes prefixes;  // host arrays and what there is; read where the shape has room for some
 };
@@ -49,8 +50,8 @@ struct PlacedStep {
   StepArrays arrays;
   int32_t* ids = nullptr;
   const int32_t* id_source = nullptr;
-  const SampleSettings* settings = nullptr;
   const int32_t* copy_pairs = nullptr;
+  PlacedSampling sampling;
   PlacedRetention retention;
   // What brings all this: the arrays and the tables, from host memory that kernels may read; and the pairs of blocks.
   BringStepParams bring;

@@ -36,6 +36,7 @@ struct StepResult {
   std::vector<SequencePromptLogprobs> prompt_logprobs;
   std::vector<SequenceKvDump> kv_dumps;
   int64_t shared_read_tokens = 0;  // that attention read once less, over the step's sequences
+  bool sampled_on_host = false;    // on a device with memory of its own
   int64_t uploaded_bytes = 0;  // arrays and block tables, from the host to a device with memory of its own
   Status status = ok();        // a failed step fails its sequences, not the engine
   double execute_ms = 0;

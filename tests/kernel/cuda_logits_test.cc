@@ -105,11 +105,12 @@ void pack(const Wishes& w, Packed& out) {
   for (const auto& [id, amount] : w.bias)
     out.ints.push_back(std::bit_cast<int32_t>(static_cast<float>(amount)));
   append(out.ints, w.allowed);
-  append(out.ints, w.ending);
   int32_t end = 0;
   out.ints.push_back(0);
   for (const auto& word : w.bad_words) out.ints.push_back(end += static_cast<int32_t>(word.size()));
   for (const auto& word : w.bad_words) append(out.ints, word);
+  e.ending = static_cast<int64_t>(out.ints.size());
+  append(out.ints, w.ending);
   out.edits.push_back(e);
 }
 
