@@ -5,7 +5,8 @@
 
 Perplexity: each window of the text is one request; its first --context tokens are the prompt, the rest are forced one at a time, so every
 policy drops tokens as it would while serving. Passkeys: lines {"prompt_ids": [..], "answer_ids": [..], "kind": ..}; a case is right when
-the greedy output begins with the answer. Prints a table; the JSON holds every figure and the command.
+the greedy output begins with the answer. Beside the engine's methods stands random eviction at the same budgets (random_eviction.py, float64),
+and the same code at a budget that drops nothing, which must agree with the engine's full attention. Prints a table; the JSON holds every figure and the command.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+
+from random_eviction import RandomEviction
 
 ROOT = Path(__file__).resolve().parents[2]
 FRACTIONS = (1.0, 0.5, 0.25, 0.125)
@@ -87,13 +90,40 @@ def passkeys(quire: Quire, cases: list[dict], policy_for) -> dict:
     return {"right": sum(map(sum, right.values())), "cases": len(cases), "by_kind": {k: [sum(v), len(v)] for k, v in sorted(right.items())}}
 
 
+def random_rows(model: Path, windows: list[list[int]], context: int, cases: list[dict], seed: int) -> list[dict]:
+    """Random eviction at every budget; each prompt is computed once. blocks_peak is the engine's figure and is not here."""
+    baseline = RandomEviction(model, seed)
+    losses: dict[float, list[float]] = {fraction: [] for fraction in FRACTIONS}
+    right: dict[float, dict[str, list[bool]]] = {fraction: {} for fraction in FRACTIONS}
+    for window in windows:
+        prompt = baseline.prefill(window[:context])
+        for fraction in FRACTIONS:
+            losses[fraction] += baseline.losses(prompt, window[context:], int(len(window) * fraction))
+    for case in cases:
+        prompt, answer = baseline.prefill(case["prompt_ids"]), case["answer_ids"]
+        for fraction in FRACTIONS:
+            # At the full budget nothing is dropped: the answer's own tokens need no room, as the engine's full attention has none to keep.
+            budget = int(prompt.tokens * fraction) if fraction < 1 else prompt.tokens + len(answer)
+            right[fraction].setdefault(case.get("kind", "all"), []).append(baseline.greedy(prompt, len(answer), budget) == answer)
+    rows = []
+    for fraction in FRACTIONS:
+        row: dict = {"method": "random" if fraction < 1 else "float64", "fraction": fraction, "seed": seed}
+        if windows:
+            row["perplexity"] = {"perplexity": math.exp(sum(losses[fraction]) / len(losses[fraction])), "tokens": len(losses[fraction])}
+        if cases:
+            by_kind = {k: [sum(v), len(v)] for k, v in sorted(right[fraction].items())}
+            row["passkeys"] = {"right": sum(v[0] for v in by_kind.values()), "cases": len(cases), "by_kind": by_kind}
+        rows.append(row)
+    return rows
+
+
 def table(rows: list[dict]) -> str:
     kinds = sorted({k for r in rows for k in r.get("passkeys", {}).get("by_kind", {})})
     lines = [f"{'method':8} {'budget':>7} {'perplexity':>11} {'blocks':>7} {'facts':>9}" + "".join(f" {k:>8}" for k in kinds)]
     for r in rows:
         p, f = r.get("perplexity"), r.get("passkeys")
         cells = [f"{r['method']:8}", f"{r['fraction']:7.3f}"]
-        cells += [f"{p['perplexity']:11.3f}", f"{p['blocks_peak']:7d}"] if p else [f"{'':11}", f"{'':7}"]
+        cells += [f"{p['perplexity']:11.3f}", f"{p.get('blocks_peak', '-'):>7}"] if p else [f"{'':11}", f"{'':7}"]
         cells += [f"{f['right']:5d}/{f['cases']:<3d}", *(f"{f['by_kind'][k][0]:5d}/{f['by_kind'][k][1]:<2d}" for k in kinds)] if f else []
         lines.append(" ".join(cells))
     return "\n".join(lines)
@@ -108,6 +138,7 @@ def main() -> int:
     parser.add_argument("--window", type=int, default=1024, help="tokens of one window of text")
     parser.add_argument("--context", type=int, default=256, help="of them, tokens of its prompt")
     parser.add_argument("--windows", type=int, default=8, help="windows measured, spread evenly over the text")
+    parser.add_argument("--seed", type=int, default=1, help="of random eviction")
     parser.add_argument("--output", type=Path, help="JSON file")
     parser.add_argument("arguments", nargs="*", help="more flags of quire generate, after --")
     args = parser.parse_args()
@@ -130,6 +161,9 @@ def main() -> int:
             row["passkeys"] = passkeys(quire, cases, lambda n: next(p for m, f, p in policies_of(n) if (m, f) == (method, fraction)))
         rows.append(row)
         print(table(rows).splitlines()[-1] if len(rows) > 1 else table(rows), flush=True)
+    for row in random_rows(args.model, windows, args.context, cases, args.seed):
+        rows.append(row)
+        print(table(rows).splitlines()[-1], flush=True)
     if args.output:
         args.output.write_text(json.dumps({"command": sys.argv, "rows": rows}, indent=1) + "\n")
     return 0
