@@ -113,7 +113,7 @@ class Run {
     const int64_t done = options_.steps > 0     ? steps_loaded() + now.num_steps()
                          : options_.seconds > 0 ? static_cast<int64_t>(seconds_since(start_))
                                                 : now.num_submitted();
-    progress_->advance(done - std::exchange(shown_, done));
+    if (done != shown_) progress_->advance(done - std::exchange(shown_, done));
   }
 
   SimOptions options_;

@@ -194,7 +194,9 @@ void Scheduler::end_group(SequenceGroup& group, FinishReason reason, const std::
 namespace {
 
 double ms_since(int64_t start_us, int64_t then_us) {
-  return then_us < 0 ? -1 : static_cast<double>(then_us - start_us) * 1e-3;
+  return then_us < 0
+             ? -1
+             : static_cast<double>(then_us - start_us) / 1e3;  // times 1e-3 would tell 87.58200000000001
 }
 
 }  // namespace
