@@ -63,16 +63,32 @@ class Traffic {
     request.sampling = greedy(l.whole != nullptr ? static_cast<int32_t>(c.greedy.size())
                                                  : 1 + static_cast<int32_t>(below(c.greedy.size())));
     request.sampling.n = l.samples;
-    if (l.whole == nullptr && below(2) == 0) {
-      request.sampling.temperature = 0.5 + 0.1 * static_cast<double>(below(10));
-      request.sampling.top_k = static_cast<int32_t>(below(3) * 20);
-      request.sampling.top_p = below(2) == 0 ? 1.0 : 0.9;
-      request.sampling.seed = below(1000);
-    }
+    if (l.whole == nullptr)
+      vary(request.sampling);
+    else
+      vary_without_a_trace(request.sampling);
     const Result<RequestId> id = engine_.submit(std::move(request), l.sink);
     if (!id) return;  // the queue is full
     l.id = *id;
     live_.push_back(std::move(l));
+  }
+  // Whatever a request may ask of sampling; now and then what the host must sample, so that steps go to and fro.
+  void vary(SamplingParams& p) {
+    if (below(2) == 0) {
+      p.temperature = 0.5 + 0.1 * static_cast<double>(below(10));
+      p.top_k = static_cast<int32_t>(below(3) * 20);
+      p.top_p = below(2) == 0 ? 1.0 : 0.9;
+      p.seed = below(1000);
+    }
+    if (below(4) == 0) p.repetition_penalty = 1.2, p.frequency_penalty = 0.3;
+    if (below(6) == 0) p.no_repeat_ngram = 1 + static_cast<int32_t>(below(3));
+    if (below(6) == 0) p.logprobs = static_cast<int32_t>(below(5));
+    if (below(40) == 0) p.temperature = 1, p.typical_p = 0.9;
+  }
+  // What goes through the same kernels and changes no token.
+  void vary_without_a_trace(SamplingParams& p) {
+    if (below(3) == 0) p.logit_bias = {{static_cast<int32_t>(below(100)), 0.0}};
+    if (below(3) == 0) p.logprobs = static_cast<int32_t>(below(5));
   }
   void cancel(Live& l) {
     l.cancelled = true;
@@ -111,7 +127,7 @@ EngineConfig config_of(const std::string& device) {
   c.max_sequences = 24;
   c.max_step_tokens = 128;
   c.max_context_tokens = 256;
-  c.kv_cache_bytes = 1 << 20;
+  c.kv_cache_bytes = device == "cuda-host" ? 400 << 10 : 1 << 20;  // the shim's cases are short
   c.max_queued_kv_factor = 1000;
   c.check_invariants = true;
   return c;
@@ -147,8 +163,9 @@ EngineStats run_traffic(const EngineConfig& config) {
   std::cout << "seed " << seed << ": " << traffic.finished() << " requests ended, " << s.steps_total
             << " steps, " << s.preemptions_total << " preemptions, " << s.cached_tokens_total
             << " tokens from the cache, " << s.copies_on_write_total << " copies on write, "
-            << s.swap_ins_total << " swapped in, "
-            << s.uploaded_bytes_total / std::max<int64_t>(s.steps_total, 1) << " bytes a step\n";
+            << s.swap_ins_total << " swapped in, " << s.host_sampled_steps_total
+            << " steps sampled on the host, " << s.uploaded_bytes_total / std::max<int64_t>(s.steps_total, 1)
+            << " bytes a step\n";
   EXPECT_GT(traffic.finished(), 0);
   EXPECT_EQ(s.requests_failed_total, 0);
   EXPECT_EQ(s.swap_blocks_held, 0);
