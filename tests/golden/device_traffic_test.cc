@@ -127,7 +127,9 @@ EngineConfig config_of(const std::string& device) {
   c.max_sequences = 24;
   c.max_step_tokens = 128;
   c.max_context_tokens = 256;
-  c.kv_cache_bytes = device == "cuda-host" ? 400 << 10 : 1 << 20;  // the shim's cases are short
+  c.kv_cache_bytes = 1 << 20;
+  if (device == "cuda-host")  // its cases are short
+    c.block_tokens = 8, c.max_context_tokens = 64, c.kv_cache_bytes = 240 << 10;
   c.max_queued_kv_factor = 1000;
   c.check_invariants = true;
   return c;
@@ -147,7 +149,7 @@ std::unique_ptr<Engine> open_engine(const EngineConfig& config) {
 std::vector<Case> cases_of(const std::string& device) {
   std::vector<Case> cases = read_cases(shared_data() + "/goldens/stories260K.json");
   if (device != "cuda-host" && env_or("QUIRE_TRAFFIC_SHORT", "0") != "1") return cases;
-  for (Case& c : cases) c.greedy.resize(std::min<size_t>(c.greedy.size(), 4));
+  for (Case& c : cases) c.greedy.resize(std::min<size_t>(c.greedy.size(), 12));
   std::erase_if(cases, [](const Case& c) { return c.prompt.size() > 16; });
   return cases;
 }
@@ -157,7 +159,7 @@ EngineStats run_traffic(const EngineConfig& config) {
   if (engine == nullptr) return {};
   const uint64_t seed = std::stoull(env_or("QUIRE_TRAFFIC_SEED", "1"));
   Traffic traffic(*engine, cases_of(config.device), seed);
-  traffic.run_for(std::chrono::seconds(std::stoll(env_or("QUIRE_TRAFFIC_S", "2"))));
+  traffic.run_for(std::chrono::seconds(std::stoll(env_or("QUIRE_TRAFFIC_S", "4"))));
   expect_nothing_held(*engine);
   const EngineStats s = engine->stats();
   std::cout << "seed " << seed << ": " << traffic.finished() << " requests ended, " << s.steps_total
