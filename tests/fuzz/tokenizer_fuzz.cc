@@ -10,21 +10,22 @@ const char* const kCorpus = "tokenizer";
 
 namespace {
 
+void encode(const quire_tokenizer* tokenizer, std::string_view text, uint32_t flags, size_t max_ids) {
+  quire_ids ids{};
+  quire_text error{};
+  if (quire_tokenizer_encode(tokenizer, text.data(), text.size(), flags, max_ids, &ids, &error) != 0)
+    return quire_text_free(error);
+  check(ids.count <= max_ids, "a text of more ids than asked for is refused");
+  for (size_t i = 0; i < ids.count; ++i) quire_tokenizer_token(tokenizer, ids.data[i]);
+  quire_ids_free(ids);
+}
+
 void use(quire_tokenizer* tokenizer) {
   const int32_t num_ids = quire_tokenizer_num_ids(tokenizer);
   check(num_ids > 0, "a tokenizer that opens has ids");
-  for (const std::string_view text : {"Hello <s> world\n", "", "\u00e9\u2581 12345"}) {
-    for (const uint32_t flags : {0u, 3u, 4u}) {
-      quire_ids ids{};
-      quire_text error{};
-      if (quire_tokenizer_encode(tokenizer, text.data(), text.size(), flags, 4, &ids, &error) != 0) {
-        quire_text_free(error);
-        continue;
-      }
-      for (size_t i = 0; i < ids.count; ++i) quire_tokenizer_token(tokenizer, ids.data[i]);
-      quire_ids_free(ids);
-    }
-  }
+  for (const std::string_view text : {"Hello <s> world\n", "", "\u00e9\u2581 12345"})
+    for (const uint32_t flags : {0u, 3u, 4u})
+      for (const size_t max_ids : {size_t{4}, SIZE_MAX}) encode(tokenizer, text, flags, max_ids);
   quire_tokenizer_token(tokenizer, num_ids);
   quire_tokenizer_token(tokenizer, -1);
 }

@@ -216,13 +216,14 @@ TEST(Tokenizer, RefusesMoreIdsThanTheModelHas) {
 // A million spaces and a letter are one token, or few, where steps drop or join what stands in a text: no bytes tell.
 TEST(Tokenizer, DoesNotGoByBytesWhereTextMayVanish) {
   const Json good = Json::parse(read_file(root_dir() + "/models/demo/tokenizer.json"));
-  const std::string text = std::string(1 << 20, ' ') + "a";
-  const auto encoded = [&](const Json& json) {
+  const std::string spaces(1 << 20, ' ');
+  const auto encoded = [&](const Json& json, const char* last = "a") {
     TempDir dir;
     write_file(dir.path() + "/tokenizer.json", json.dump());
     const auto opened = Tokenizer::open(dir.path());
     EXPECT_TRUE(opened.has_value()) << (opened ? "" : opened.error().message);
-    return opened ? (*opened)->encode(text, false, true, 4) : Result<std::vector<int32_t>>(opened.error());
+    return opened ? (*opened)->encode(spaces + last, false, true, 4)
+                  : Result<std::vector<int32_t>>(opened.error());
   };
   EXPECT_TRUE(is_too_long(encoded(good)));
   Json strips = good;
@@ -234,6 +235,10 @@ TEST(Tokenizer, DoesNotGoByBytesWhereTextMayVanish) {
   Json& steps = splits["pre_tokenizer"]["pretokenizers"];
   steps.insert(steps.begin(), drop);
   EXPECT_TRUE(encoded(splits).has_value());
+  Json composes = good;  // each NFC may take several bytes for one, and none is the less for the next
+  composes["normalizer"] = {{"type", "Sequence"}, {"normalizers", Json::array()}};
+  for (int i = 0; i < 22; ++i) composes["normalizer"]["normalizers"].push_back({{"type", "NFC"}});
+  EXPECT_TRUE(is_too_long(encoded(composes, "\u00e9")));
   Json added = good;
   added["added_tokens"].push_back({{"id", 4096},
                                    {"content", "a"},

@@ -53,7 +53,7 @@ fn shrink_of(normalizer: &Value) -> Option<usize> {
         let text = |pointer| step.pointer(pointer).and_then(Value::as_str);
         match kind_of(step) {
             "Prepend" => {}
-            "NFC" => shrink *= NFC_SHRINK,
+            "NFC" => shrink = usize::saturating_mul(shrink, NFC_SHRINK),
             "Replace" if text("/content")?.len() >= text("/pattern/String")?.len() => {}
             _ => return None,
         }
