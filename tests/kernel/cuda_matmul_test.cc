@@ -130,9 +130,9 @@ TEST_P(CudaProducts, AgreeWithTheReferenceForAnyNumberOfRows) {
   agree(kShapes, kRows);
 }
 
-// More tiles than one and more blocks than tiles: most tiles are several blocks' (wide_plan.h).
+// Two to four blocks a tile, a tile and parts of others a block (wide_plan.h).
 TEST_P(CudaProducts, TilesThatBlocksShareAreAdded) {
-  const Shape shapes[] = {{300, 520}, {129, 1032}};
+  const Shape shapes[] = {{300, 520}, {129, 1032}, {100, 1032}};
   const int64_t rows[] = {17, 64};
   agree(shapes, rows);
 }

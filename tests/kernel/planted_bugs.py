@@ -89,7 +89,7 @@ PRODUCT_BUGS = [
     ("one copy too many is left in flight", "wide.cu", "cp_async_wait<kStages - 2>();", "cp_async_wait<kStages - 1>();", ["wide.cu"], WIDE, ["in flight"]),
     ("no barrier before a stage is read and another filled", "wide.cu",
      "        sync_threads();  // the stage is there for all, and no one reads the one that is filled next\n", "", ["wide.cu"], WIDE,
-     ["race", "in flight"]),
+     ["race", "in flight", "nobody wrote"]),
     ("the head's sums are left out", "wide.cu", "for (int block = head; block <= last; ++block)", "for (int block = head + 1; block <= last; ++block)",
      ["wide.cu"], WIDE, ["m 17"]),
     ("a tile's count is not put back", "wide.cu", "if (last) store(a_.scratch.arrivals + head, 0);", "", ["wide.cu"], WIDE, ["m 17", "m 64", "differs"]),

@@ -268,6 +268,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
 // ---- host ----
 constexpr int kUnitChoices[] = {1, 2, 4, 6, 8, 12, 14, 16};
 constexpr double kL2OverMemory = 2.5;  // rates of reading, H100
+constexpr double kRowsATile = 6;       // what a tile costs besides its rows, in rows
 
 // How many units a tile has so that the busiest block is done first; of equals the largest tile.
 int units_of(const Product& p, int blocks) {
@@ -275,7 +276,8 @@ int units_of(const Product& p, int blocks) {
   double least = 0;
   for (const int units : kUnitChoices) {
     if (p.gated && units % 2 != 0) continue;
-    const double rows = 8 * units, tile = std::max(rows * kL2OverMemory, rows + p.m);
+    const double rows = 8 * units;
+    const double tile = std::max(rows, (rows + p.m) / kL2OverMemory) + kRowsATile;
     const double time = ceil_div(ceil_div(p.n, 8 * units), blocks) * tile;
     if (best == 0 || time <= least) best = units, least = time;
   }
