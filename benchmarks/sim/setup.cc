@@ -123,8 +123,7 @@ Status set_tiers(SimSetup& setup, const SimOptions& options, const GroupSpec& gr
   const auto us_per_block = [&](double rate) {
     return 1e6 * static_cast<double>(group.block_bytes()) / rate;
   };
-  PreemptionCosts& costs = setup.core.preemption_costs;
-  costs.disk_bytes_per_s = 3e9;  // an NVMe drive's
+  const PreemptionCosts& costs = setup.core.preemption_costs;
   setup.tiers.host = {costs.transfer_us, us_per_block(costs.link_bytes_per_s)};
   setup.tiers.disk = {costs.transfer_us, us_per_block(costs.disk_bytes_per_s)};
   return ok();

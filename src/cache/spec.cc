@@ -2,12 +2,13 @@
 
 #include <fmt/format.h>
 
-#include <limits>
 #include <numeric>
 #include <tuple>
 
 namespace quire {
 namespace {
+
+constexpr int64_t kMaxBlocks = (1ll << 30) - 1;  // of a tier: ids fit 30 bits
 
 Status validate_group(const GroupSpec& group, int64_t arena_bytes) {
   const auto wrong = [&group](std::string_view field, int64_t value, std::string_view limit) {
@@ -29,7 +30,7 @@ Status validate_group(const GroupSpec& group, int64_t arena_bytes) {
         Code::kResourceExhausted,
         fmt::format("kv group '{}': one block takes {:.0f} bytes; the KV arena has {} (kv_cache_bytes)",
                     group.name, block_bytes, arena_bytes));
-  if (arena_bytes / group.block_bytes() > std::numeric_limits<int32_t>::max() / 2)
+  if (arena_bytes / group.block_bytes() > kMaxBlocks)
     return wrong("blocks", arena_bytes / group.block_bytes(), "at most 1073741823; use larger blocks");
   return ok();
 }
@@ -51,6 +52,10 @@ Status validate(const CacheSpec& spec) {
       return invalid(fmt::format("{} is {}; it must be 0 (no {} tier) or at least one block's {} bytes",
                                  field, bytes, tier, block_bytes),
                      field);
+    else if (bytes / block_bytes > kMaxBlocks)
+      return invalid(
+          fmt::format("{} is {}; at most {} blocks of {} bytes", field, bytes, kMaxBlocks, block_bytes),
+          field);
   if (spec.swap_bytes < 0)
     return invalid(fmt::format("swap_space_bytes is {}; it must be 0 (no swap) or more", spec.swap_bytes),
                    "swap_space_bytes");

@@ -169,14 +169,14 @@ void EngineCore::expire(int64_t now_us) {
 }
 
 void EngineCore::take_transfer_ends() {
-  if (scheduler_.num_transfers() == 0) return;
+  if (scheduler_.transfers().size() == 0) return;
   transfer_ends_.clear();
   mover_->poll(transfer_ends_);
   for (const TransferEnd& end : transfer_ends_) scheduler_.transferred(end, clock_.now_us(), outcome_);
 }
 
 bool EngineCore::wait_for_copy() {
-  if (scheduler_.num_transfers() == 0) return false;
+  if (scheduler_.transfers().size() == 0) return false;
   mover_->wait();
   return true;
 }
@@ -265,7 +265,7 @@ void EngineCore::take_outcome(Outcome& into) {
 
 namespace {
 
-TierStats tier_stats(const KvCache* tier, const SchedulerCounters::Tier& counted) {
+TierStats tier_stats(const KvCache* tier, const TierCounters::Tier& counted) {
   TierStats stats{.hit_tokens_total = counted.hit_tokens,
                   .blocks_written_total = counted.writes,
                   .write_failures_total = counted.write_failures,
@@ -281,6 +281,7 @@ TierStats tier_stats(const KvCache* tier, const SchedulerCounters::Tier& counted
 
 void EngineCore::fill_stats(EngineStats& stats) const {
   const SchedulerCounters& c = scheduler_.counters();
+  const TierCounters& tiers = scheduler_.transfers().counters();
   stats.requests_finished_total = counts_.finished;
   stats.requests_cancelled_total = counts_.cancelled;
   stats.requests_failed_total = counts_.failed;
@@ -291,12 +292,12 @@ void EngineCore::fill_stats(EngineStats& stats) const {
   stats.generation_tokens_total = c.output_tokens;
   stats.cached_tokens_total = c.cached_tokens;
   stats.preemptions_total = c.preemptions;
-  stats.host = tier_stats(cache_->tier(CacheTier::kHost), c.host);
-  stats.disk = tier_stats(cache_->tier(CacheTier::kDisk), c.disk);
-  stats.disk_corrupt_blocks_total = c.corrupt_blocks;
-  stats.disk_kv_state = scheduler_.disk_write_error().empty()
+  stats.host = tier_stats(cache_->tier(CacheTier::kHost), tiers.host);
+  stats.disk = tier_stats(cache_->tier(CacheTier::kDisk), tiers.disk);
+  stats.disk_corrupt_blocks_total = tiers.corrupt_blocks;
+  stats.disk_kv_state = scheduler_.transfers().disk_write_error().empty()
                             ? options_.disk_kv_state
-                            : "not written: " + scheduler_.disk_write_error();
+                            : "not written: " + scheduler_.transfers().disk_write_error();
   stats.swap_outs_total = c.swap_outs;
   stats.swap_ins_total = c.swap_ins;
   stats.swap_failures_total = c.swap_failures;

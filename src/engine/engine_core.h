@@ -91,11 +91,13 @@ class EngineCore {
   // Waits until a copy between device and host has ended; the next step takes it in. False: none is under
   // way.
   bool wait_for_copy();
-  bool waits_for_copy() const { return scheduler_.num_device_transfers() > 0; }  // that holds device blocks
+  bool waits_for_copy() const {
+    return scheduler_.transfers().num_of_device() > 0;
+  }  // that holds device blocks
   Outcome take_outcome();
   void take_outcome(Outcome& into);  // the same, and `into` gives its memory for the next
   bool idle() const {
-    return num_unfinished() == 0 && scheduler_.num_in_flight() == 0 && scheduler_.num_transfers() == 0;
+    return num_unfinished() == 0 && scheduler_.num_in_flight() == 0 && scheduler_.transfers().size() == 0;
   }
   int64_t num_unfinished() const {
     return scheduler_.num_waiting_groups() + scheduler_.num_admitted_groups();

@@ -185,7 +185,7 @@ Broken check_all(const EngineCore& core) {
   if (Broken b = slots_of_running(core)) return b;
   if (Broken b = swapped_lists_are_at_rest(core)) return b;
   if (Broken b = core.cache().audit(core.scheduler().tables(), core.scheduler().deferred(),
-                                    core.scheduler().swapped(), core.scheduler().tier_traffic()))
+                                    core.scheduler().swapped(), core.scheduler().transfers().traffic()))
     return "cache: " + *b;
   return {};
 }

@@ -51,8 +51,6 @@ double prefill_flops_per_s(const DeviceFacts& device) {
 PreemptionCosts preemption_costs(const DeviceFacts& device, const ModelSpec& spec) {
   PreemptionCosts costs;
   costs.link_bytes_per_s = device.kind == DeviceKind::kCuda ? 20e9 : 5e9;  // PCIe 4 x16; one core's memcpy
-  // An NVMe drive's: high rather than low, since what is never read is never measured.
-  costs.disk_bytes_per_s = 3e9;
   costs.flops_per_s = prefill_flops_per_s(device);
   costs.flops_per_token = 2.0 * static_cast<double>(spec.num_parameters());
   costs.flops_per_token_pair = 4.0 * spec.num_layers * spec.num_q_heads * spec.head_dim;

@@ -167,10 +167,9 @@ bool Scheduler::admit_waiting(StepTransaction& step, SequenceGroup& group, int64
 std::optional<int32_t> Scheduler::start(Sequence& s, int64_t now_us) {
   BlockTable table = take_prefix(s, now_us);
   const int32_t here = table.length();
-  std::vector<TierCopy> copies;
-  std::optional<TierRead> below = fetch_prefix(s, table, now_us, copies);
+  std::optional<TierTransfers::Fetch> below = fetch_prefix(s, table, now_us);
   if (!has_room(s, table)) {
-    if (below) cache_.end_read(std::move(*below), {}, now_us);
+    if (below) transfers_.give_up(std::move(*below), now_us);
     cache_.release(std::move(table), now_us);
     blocked_ = s.id;
     blocked_epoch_ = room_epoch_;
@@ -180,7 +179,7 @@ std::optional<int32_t> Scheduler::start(Sequence& s, int64_t now_us) {
   const int32_t published = below ? here : table.length();
   s.num_published = s.group->share_prefix ? published / block_tokens_ * block_tokens_ : 0;
   s.table = std::move(table);
-  if (below) start_read(s, here, std::move(*below), std::move(copies), now_us);
+  if (below) transfers_.start(std::move(*below), s, now_us);
   return here;
 }
 

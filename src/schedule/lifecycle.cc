@@ -13,8 +13,8 @@ Scheduler::Scheduler(const ScheduleLimits& limits, KvCache& cache, QueueBudget& 
       cache_(cache),
       queue_budget_(queue_budget),
       block_tokens_(cache.block_tokens()),
-      reserve_ratio_(limits.reserve.least),
-      disk_rate_(limits.costs) {
+      transfers_(cache, limits.costs),
+      reserve_ratio_(limits.reserve.least) {
   check(limits.max_step_tokens >= limits.max_sequences, "a step has a token for every running sequence");
   check(limits.max_sequences > 0 && limits.max_prefill_chunk_tokens > 0, "limits are positive");
 }
@@ -262,8 +262,7 @@ std::vector<const BlockTable*> Scheduler::tables() const {
   for (const auto& [id, group] : groups_)
     for (const auto& s : group->sequences)
       if (!s->table.empty()) all.push_back(&s->table);
-  for (const UnderWay& transfer : transfers_)
-    if (!transfer.source.empty()) all.push_back(&transfer.source);
+  transfers_.append_tables(all);
   return all;
 }
 
@@ -271,9 +270,7 @@ std::vector<BlockId> Scheduler::deferred() const {
   std::vector<BlockId> all = idle_deferred_;
   for (const SubmittedStep& step : in_flight_)
     all.insert(all.end(), step.deferred.begin(), step.deferred.end());
-  for (const UnderWay& transfer : transfers_)
-    if (transfer.write && transfer.write->to == cache_.below()->kind())
-      all.insert(all.end(), transfer.write->read.begin(), transfer.write->read.end());
+  transfers_.append_deferred(all);
   return all;
 }
 

@@ -18,7 +18,7 @@ std::shared_ptr<const BatchPlan> Scheduler::plan(int64_t now_us, Outcome& out) {
     if (in_flight_.empty() && !idle_deferred_.empty() && !std::exchange(retried, true)) continue;
     // A victim must not be in a submitted step, and what that step or a copy under way frees may be enough:
     // wait for it.
-    if (!in_flight_.empty() || num_device_transfers() > 0 || !make_progress(now_us, out)) break;
+    if (!in_flight_.empty() || transfers_.num_of_device() > 0 || !make_progress(now_us, out)) break;
   }
   return nullptr;
 }
@@ -81,7 +81,7 @@ bool Scheduler::plan_decodes(StepTransaction& step) {
     if (!wants_decode(*s)) continue;
     const bool fits = s->group->is_beam() ? plan_beams(step, *s->group) : add_work(step, *s, 1, true);
     if (fits) continue;
-    if (num_device_transfers() == 0 || s->group->is_beam()) return false;
+    if (transfers_.num_of_device() == 0 || s->group->is_beam()) return false;
     decodes_wait_ = true;
   }
   return true;

@@ -11,8 +11,10 @@ enum class PreemptionMode : uint8_t { kAuto, kSwap, kRecompute };  // kAuto: the
 struct PreemptionCosts {
   double link_bytes_per_s = 20e9;  // between device and host memory, one direction at a time
   double transfer_us = 20;         // of one transfer beside its bytes
-  double disk_bytes_per_s = 1e9;   // read; what is measured takes its place
-  double flops_per_s = 3e14;       // that a prefill reaches
+  // Read, until it has been measured. An NVMe drive's: high rather than low, since what is never read is never
+  // measured.
+  double disk_bytes_per_s = 3e9;
+  double flops_per_s = 3e14;  // that a prefill reaches
   double flops_per_token = 1.6e10;
   double flops_per_token_pair = 5.2e5;  // attention: of a token with one before it; 4 x layers x query width
   double step_us = 50;                  // of one prefill beside its FLOPs

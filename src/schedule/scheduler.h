@@ -15,7 +15,6 @@
 #include <memory>
 #include <optional>
 #include <span>
-#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -26,9 +25,9 @@
 #include "src/request/waiting_queue.h"
 #include "src/schedule/batch_plan.h"
 #include "src/schedule/beam_search.h"
-#include "src/schedule/block_transfer.h"
 #include "src/schedule/outcome.h"
 #include "src/schedule/preemption_cost.h"
+#include "src/schedule/tier_transfers.h"
 
 namespace quire {
 
@@ -74,13 +73,6 @@ struct StepView {
 
 struct SchedulerCounters {  // since start
   int64_t preemptions = 0, steps = 0;
-  // Of the tiers below the device: prompt tokens found there, blocks written, copies that failed; blocks of the
-  // disk that were not what had been written.
-  struct Tier {
-    int64_t hit_tokens = 0, writes = 0, write_failures = 0, read_failures = 0;
-  };
-  Tier host, disk;
-  int64_t corrupt_blocks = 0;
   int64_t swap_outs = 0, swap_ins = 0, swap_failures = 0;  // of preempted sequences; failed copies
   int64_t prompt_tokens = 0, output_tokens = 0,
           cached_tokens = 0;  // prompt tokens admitted, committed output, hits
@@ -143,8 +135,7 @@ class Scheduler {
   // ---- figures
   // ------------------------------------------------------------------------------------------------------------
   int32_t num_in_flight() const { return static_cast<int32_t>(in_flight_.size()); }
-  int32_t num_transfers() const { return static_cast<int32_t>(transfers_.size()); }  // under way
-  int32_t num_device_transfers() const;  // of these, those that hold blocks of the device
+  const TierTransfers& transfers() const { return transfers_; }
   int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
   int32_t num_waiting_groups() const { return num_waiting_; }
   double widest_fairness_gap() const { return queue_.widest_gap(); }
@@ -160,9 +151,6 @@ class Scheduler {
   std::vector<const BlockTable*> tables() const;
   std::vector<BlockId> deferred() const;
   std::vector<const SwappedList*> swapped() const;
-  TierTraffic tier_traffic() const;
-  // Why the disk tier is written no more; empty while it is.
-  const std::string& disk_write_error() const { return disk_write_error_; }
   const std::deque<SubmittedStep>& in_flight() const { return in_flight_; }
   std::span<Sequence* const> running() const { return running_; }
   std::vector<const SequenceGroup*> groups() const;
@@ -250,8 +238,6 @@ class Scheduler {
 
   // swap.cc
   bool can_swap(const Sequence& sequence) const;
-  struct UnderWay;
-  UnderWay& start_transfer(Sequence* sequence, TransferDirection direction, std::vector<TierCopy> copies);
   void swap_out(Sequence& sequence);
   bool bring_back(Sequence& sequence, int64_t now_us);
   void lose_swapped(Sequence& sequence, const Error& error, int64_t now_us, Outcome& out);
@@ -259,16 +245,8 @@ class Scheduler {
 
   // tiers.cc
   void write_behind(Sequence& sequence, int64_t now_us);
-  void start_write(std::optional<TierWrite> write, std::vector<TierCopy> copies, int64_t now_us);
-  void end_write(TierWrite&& write, const Status& status, int64_t now_us);
-  void start_read(Sequence& sequence, int32_t here, TierRead read, std::vector<TierCopy> copies,
-                  int64_t now_us);
-  void count_hits(const UnderWay& transfer);
-  int64_t end_read(UnderWay& transfer, const TransferEnd& end, int64_t now_us);
-  SchedulerCounters::Tier& counters_of(CacheTier tier);
-  std::optional<CacheTier> worth_fetching_from(std::span<const TokenId> wanted, NamespaceId ns, int32_t here);
-  std::optional<TierRead> fetch_prefix(const Sequence& sequence, BlockTable& table, int64_t now_us,
-                                       std::vector<TierCopy>& copies);
+  std::optional<TierTransfers::Fetch> fetch_prefix(const Sequence& sequence, BlockTable& table,
+                                                   int64_t now_us);
   Retention retention_of(const Sequence& sequence, int64_t now_us) const;
 
   // commit.cc
@@ -302,22 +280,10 @@ class Scheduler {
   std::vector<Sequence*> preempted_;   // in the same order
   std::vector<SequenceGroup*> ended_;  // that a submitted step still names
   std::deque<SubmittedStep> in_flight_;
-  struct UnderWay {  // a transfer whose end has not been told
-    uint64_t id = 0;
-    Sequence* sequence = nullptr;    // none: blocks of one that may be gone, on their way down
-    std::optional<TierWrite> write;  // then this
-    std::optional<TierRead> read;    // for a sequence that starts behind what tiers below have
-    TransferDirection direction = TransferDirection::kToHost;
-    BlockTable source;  // swapped out: holds what is read until it has ended
-    int64_t started_us = 0;
-    int64_t disk_blocks = 0;  // read
-    int32_t had_tokens = 0;   // of the prefix, before the read
-  };
-  std::vector<UnderWay> transfers_;
-  std::vector<BlockTransfer> new_transfers_;  // of transfers_, not taken yet
-  std::vector<SubmittedStep> spare_;          // committed plans, kept for their capacity
-  std::vector<SequenceId> leaves_;            // sampler states to forget with the next plan
-  std::vector<BlockId> idle_deferred_;        // deferred while nothing was submitted; given back by sweep
+  TierTransfers transfers_;
+  std::vector<SubmittedStep> spare_;    // committed plans, kept for their capacity
+  std::vector<SequenceId> leaves_;      // sampler states to forget with the next plan
+  std::vector<BlockId> idle_deferred_;  // deferred while nothing was submitted; given back by sweep
   std::vector<PlannedWork> draft_;
   std::vector<std::vector<BlockId>> draft_cuts_;  // of the draft: what lists had before their cut
   BlockTable sibling_prefix_;                     // while planning: for the sequence below, should it come in
@@ -337,11 +303,8 @@ class Scheduler {
   bool admission_blocked_ = false;  // the draft left someone outside
   bool decodes_wait_ = false;       // the draft left a decode out, since a copy under way brings room
   double reserve_ratio_;            // see ReserveRule
-  uint64_t next_step_ = 1, next_sequence_ = 1, next_transfer_ = 1;
+  uint64_t next_step_ = 1, next_sequence_ = 1;
   SchedulerCounters counters_;
-  DiskRate disk_rate_;
-  int32_t disk_writes_failed_ = 0;  // in a row
-  std::string disk_write_error_;
 };
 
 }  // namespace quire

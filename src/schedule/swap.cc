@@ -16,26 +16,12 @@ bool Scheduler::can_swap(const Sequence& s) const {
          s.table.num_blocks() <= cache_.swap_pool().num_free();
 }
 
-Scheduler::UnderWay& Scheduler::start_transfer(Sequence* s, TransferDirection direction,
-                                               std::vector<TierCopy> copies) {
-  UnderWay& transfer = transfers_.emplace_back();
-  transfer.id = next_transfer_++;
-  transfer.sequence = s;
-  transfer.direction = direction;
-  new_transfers_.push_back({transfer.id, direction, std::move(copies)});
-  if (s != nullptr) {
-    ++s->num_in_flight;
-    s->copying = true;
-  }
-  return transfer;
-}
-
 void Scheduler::swap_out(Sequence& s) {
   std::vector<TierCopy> copies;
   check(cache_.swap_out(s.table, s.swapped, copies), "the host has the room that it was asked for");
   s.swapped_computed = s.num_computed;
   s.num_planned = s.num_computed = s.num_published = 0;
-  start_transfer(&s, TransferDirection::kToHost, std::move(copies)).source = std::move(s.table);
+  transfers_.swap_out(s, std::move(copies));
   ++counters_.swap_outs;
 }
 
@@ -59,35 +45,29 @@ bool Scheduler::bring_back(Sequence& s, int64_t now_us) {
   if (copies.empty())
     cache_.discard(std::move(s.swapped));
   else
-    start_transfer(&s, TransferDirection::kToDevice, std::move(copies));
+    transfers_.swap_in(s, std::move(copies));
   return true;
 }
 
 std::vector<BlockTransfer> Scheduler::take_transfers() {
-  return std::exchange(new_transfers_, {});
+  return transfers_.take_new();
 }
 
 void Scheduler::transferred(const TransferEnd& end, int64_t now_us, Outcome& out) {
-  const auto it =
-      std::find_if(transfers_.begin(), transfers_.end(), [&](const UnderWay& t) { return t.id == end.id; });
-  check(it != transfers_.end(), "a transfer that ends was under way");
-  UnderWay transfer = std::move(*it);
-  transfers_.erase(it);
-  cache_.release(std::move(transfer.source), now_us);
+  const TierTransfers::Ended ended = transfers_.end(end, now_us);
   ++room_epoch_;
-  const int64_t lost = transfer.read ? end_read(transfer, end, now_us) : 0;
-  if (transfer.write) end_write(std::move(*transfer.write), end.status, now_us);
-  if (transfer.sequence == nullptr) return sweep();
-  Sequence& s = *transfer.sequence;
-  s.copying = false;
-  if (--s.num_in_flight == 0 && s.finished()) {
+  if (ended.sequence == nullptr) return sweep();
+  Sequence& s = *ended.sequence;
+  s.group->cached_tokens += static_cast<int32_t>(ended.hit_tokens);
+  counters_.cached_tokens += ended.hit_tokens;
+  if (s.num_in_flight == 0 && s.finished()) {
     if (!end.status) s.num_computed = 0;  // of what did not arrive nothing is published
     retire(s, now_us);
   } else if (!end.status) {
     // Without what was lost the rest of its prefix can be had: it asks again. What failed otherwise would again.
-    s.skips_tiers = s.skips_tiers || (transfer.read && lost == 0);
+    s.skips_tiers = s.skips_tiers || (ended.is_fetch && ended.blocks_lost == 0);
     lose_swapped(s, end.status.error(), now_us, out);
-  } else if (transfer.direction == TransferDirection::kToDevice) {
+  } else if (ended.direction == TransferDirection::kToDevice) {
     cache_.discard(std::move(s.swapped));
   }
   sweep();

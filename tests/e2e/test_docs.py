@@ -10,7 +10,7 @@ import sys
 from conftest import BINARY, ROOT
 
 # Flags of other programs that the pages show.
-FOREIGN = {"--only", "--insecure", "--protoset", "--call", "--preset", "--build", "--label", "--help"}
+FOREIGN = {"--only", "--dir", "--insecure", "--protoset", "--call", "--preset", "--build", "--label", "--help"}
 
 
 def test_reference_pages_list_every_flag_and_field_as_it_is():

@@ -38,6 +38,7 @@ STEP, INDEX = "src/cache/step_transaction.cc", "src/cache/eviction_index.cc"
 QUEUE, GROUP, DOOR = "src/request/waiting_queue.cc", "src/request/sequence_group.cc", "src/request/admission.cc"
 PLAN, FILL, ADMIT, COMMIT = "src/schedule/plan.cc", "src/schedule/fill_plan.cc", "src/schedule/admit.cc", "src/schedule/commit.cc"
 TIER, RESTORE, BEHIND = "src/cache/tier.cc", "src/cache/restore.cc", "src/schedule/tiers.cc"
+TRANSFERS = "src/schedule/tier_transfers.cc"
 STORE = "src/execute/disk_store.cc"
 SWAP, LISTS, HOST = "src/schedule/swap.cc", "src/cache/swap.cc", "src/cache/host_pool.cc"
 LIFE, PREEMPT, CORE, EPISODE = "src/schedule/lifecycle.cc", "src/schedule/preempt.cc", "src/engine/engine_core.cc", "benchmarks/sim/episode.cc"
@@ -111,7 +112,7 @@ BUGS = [
     (False, "a cut list is called unchanged", STEP, "  table.changed_from(0);\n", ""),
     (False, "a list without its dropped blocks is called unchanged", CACHE, "  table.changed_from(first);\n", ""),
     (False, "a shortened list is called unchanged", CACHE, "  table.changed_from(table.num_blocks());\n", ""),
-    (False, "a copy under way does not hold its sequence", SWAP, "    ++s->num_in_flight;\n", ""),
+    (False, "a copy under way does not hold its sequence", TRANSFERS, "    ++sequence->num_in_flight;\n", ""),
     (False, "a sequence runs before its blocks are back", PLAN, " && !s.copying &&\n", " &&\n"),
     (False, "a prompt goes on before its blocks are back", PLAN, "    if (!s->group->paused && !s->copying && !s->planned_now",
      "    if (!s->group->paused && !s->planned_now"),
@@ -123,9 +124,9 @@ BUGS = [
     (False, "a failed copy back is trusted", SWAP, "  } else if (!end.status) {", "  } else if (!end.status && !s.running()) {"),
     (False, "a failed copy out is trusted", SWAP, "  } else if (!end.status) {", "  } else if (!end.status && s.running()) {"),
     (False, "what did not arrive is published", SWAP, "    if (!end.status) s.num_computed = 0;  // of what did not arrive nothing is published\n", ""),
-    (False, "a block on its way to the host may be written", SWAP,
-     "start_transfer(&s, TransferDirection::kToHost, std::move(copies)).source = std::move(s.table);",
-     "start_transfer(&s, TransferDirection::kToHost, std::move(copies));\n  cache_.release(std::move(s.table), 0);"),
+    (False, "a block on its way to the host may be written", TRANSFERS,
+     "begin(&s, TransferDirection::kToHost, std::move(copies)).source = std::move(s.table);",
+     "begin(&s, TransferDirection::kToHost, std::move(copies));\n  cache_.release(std::move(s.table), 0);"),
     (False, "a swapped sequence forgets how far it was", SWAP, "  s.num_planned = s.num_computed = s.swapped_computed;",
      "  s.num_planned = s.num_computed = s.swapped_computed - 1;"),
     (False, "a swapped list comes back in another order", LISTS, "    copies.push_back({table.blocks_[i], list.blocks_[i].host});",
@@ -135,8 +136,7 @@ BUGS = [
     (False, "a copy to a tier below does not hold its blocks", TIER, "    retain(block);\n    pool_.holder_to_reader(block);\n", ""),
     (False, "a failed copy to a tier below is found there", TIER, "  if (arrived) {\n", "  (void)arrived;\n  {\n"),
     (False, "a prompt goes on before its prefix is there", PLAN, "  if (s.copying) return;  // its prefix is on the way\n", ""),
-    (False, "a read from a tier below holds nothing there", SWAP, "  const int64_t lost = transfer.read ? end_read(transfer, end, now_us) : 0;\n",
-     "  const int64_t lost = 0;\n"),
+    (False, "a read from a tier below holds nothing there", TRANSFERS, "  if (transfer.read) end_read(transfer, end, now_us, ended);\n", ""),
     (False, "a block that is read from the disk is not held there", TIER, "    found.read.parts.push_back({at->kind_, std::move(table)});\n",
      "    if (at->kind_ == CacheTier::kDisk)\n      at->release(std::move(table), now_us);\n    else\n"
      "      found.read.parts.push_back({at->kind_, std::move(table)});\n"),
@@ -146,7 +146,10 @@ BUGS = [
     (False, "the disk's prefix is taken where the host's ends a block late", TIER, "    found.blocks.resize(found.length / block_tokens_);  // a tail",
      "    found.blocks.resize((found.length + block_tokens_ - 1) / block_tokens_);  // a tail"),
     (False, "a corrupt block is found again", TIER, "    for (const BlockId block : bad) lost += at->forget(block);\n", "    lost += static_cast<int64_t>(bad.size());\n"),
-    (False, "what a copy's failure left is trusted", SWAP, "  } else if (!end.status) {\n", "  } else if (!end.status && !transfer.read) {\n"),
+    (False, "what a copy's failure left is trusted", SWAP, "  } else if (!end.status) {\n", "  } else if (!end.status && !ended.is_fetch) {\n"),
+    (False, "a fetch that is given up is held for ever", TRANSFERS, "  cache_.end_read(std::move(fetch.read), {}, now_us);\n", ""),
+    (False, "what did not arrive counts as a hit", TRANSFERS, "  if (end.status) {\n    ended.hit_tokens = count_hits(transfer);\n",
+     "  ended.hit_tokens = count_hits(transfer);\n  if (end.status) {\n"),
     (False, "a restored block lies in another place", RESTORE, "  places_.restore(block, stored.block, stored.serial);\n", ""),
     (False, "a restored child is put under another tenant's parent", RESTORE, " || found->second.ns != ns) return false;", ") return false;"),
     (False, "serials begin anew after a restart", RESTORE, "    places_.seen(stored[i].serial);\n", ""),

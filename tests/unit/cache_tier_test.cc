@@ -11,12 +11,13 @@ namespace {
 
 constexpr int32_t kTokens = 8;
 
-std::unique_ptr<KvCache> make(int32_t host_blocks, int32_t disk_blocks, int32_t blocks = 64) {
+std::unique_ptr<KvCache> make(int32_t host_blocks, int32_t disk_blocks, int32_t blocks = 64,
+                              EvictionOrder order = EvictionOrder::kLru) {
   const GroupSpec group{.num_layers = 1, .num_kv_heads = 1, .head_dim = 8, .block_tokens = kTokens};
   CacheSpec spec = uniform_spec(group, blocks);
   spec.host_bytes = host_blocks * group.block_bytes();
   spec.disk_bytes = disk_blocks * group.block_bytes();
-  return std::move(KvCache::create(spec)).value();
+  return std::move(KvCache::create(spec, order)).value();
 }
 
 std::vector<TokenId> ids(int32_t count, int32_t first = 0) {
@@ -99,14 +100,14 @@ TEST(Tiers, WhatTheHostHasAndTheDiskLacksGoesOnToTheDisk) {
 }
 
 std::vector<TierCopy> read(KvCache& cache, NamespaceId ns, const std::vector<TokenId>& tokens,
-                           std::vector<DiskBlockId> corrupt = {}) {
+                           std::vector<DiskBlockId> corrupt = {}, int64_t now_us = 2000) {
   BlockTable table;
   std::vector<TierCopy> copies;
   std::vector<BlockId> deferred;
-  auto under_way = cache.read_from_below(ns, tokens, table, CacheTier::kDisk, 2000, copies, deferred);
-  if (under_way) cache.end_read(std::move(*under_way), corrupt, 2000);
+  auto under_way = cache.read_from_below(ns, tokens, table, CacheTier::kDisk, now_us, copies, deferred);
+  if (under_way) cache.end_read(std::move(*under_way), corrupt, now_us);
   cache.release_deferred(deferred);
-  cache.release(std::move(table), 2000);
+  cache.release(std::move(table), now_us);
   return copies;
 }
 
@@ -188,6 +189,26 @@ TEST(Restore, KeepsTheOrderOfEviction) {
   EXPECT_EQ(after->lookup_below(name, ids(8, 100), CacheTier::kDisk), 0) << "written first, goes first";
   EXPECT_EQ(after->lookup_below(name, ids(8, 200), CacheTier::kDisk), 8);
   after->close_namespace(name);
+}
+
+// The device has room for all and evicts nothing; the disk has room for two, and goes by what is asked of it.
+TEST(Tiers, EachEvictsInItsOwnOrderByItsOwnUse) {
+  for (const EvictionOrder order : {EvictionOrder::kLru, EvictionOrder::kPgdsf}) {
+    const auto cache = make(0, 2, 64, order);
+    const NamespaceId ns = cache->open_namespace({});
+    const std::vector<TokenId> a = ids(8, 100), b = ids(8, 200), c = ids(8, 300);
+    for (const auto* tokens : {&a, &b}) run(*cache, ns, *tokens, {.recompute_cost = 1});
+    int64_t now_us = 2000;
+    for (const auto* tokens : {&a, &a, &a, &b}) read(*cache, ns, *tokens, {}, ++now_us);
+    run(*cache, ns, c, {.recompute_cost = 1}, 3000);
+    const bool lru = order == EvictionOrder::kLru;
+    EXPECT_EQ(cache->lookup_below(ns, a, CacheTier::kDisk), lru ? 0 : 8) << "often, but not of late";
+    EXPECT_EQ(cache->lookup_below(ns, b, CacheTier::kDisk), lru ? 8 : 0);
+    EXPECT_EQ(cache->tier(CacheTier::kDisk)->counters().evictions, 1);
+    EXPECT_EQ(cache->counters().evictions, 0);
+    cache->close_namespace(ns);
+    sound(*cache);
+  }
 }
 
 TEST(Tiers, ACorruptBlockAndWhatIsBehindItAreFoundNoMore) {

@@ -15,8 +15,8 @@ std::vector<TokenId> ids(int32_t count, int32_t first = 0) {
 const Sequence& first_of(Harness& h, RequestId id) {
   return *h.core().scheduler().find(id)->sequences.front();
 }
-const SchedulerCounters& counters(Harness& h) {
-  return h.core().scheduler().counters();
+const TierCounters& counters(Harness& h) {
+  return h.core().scheduler().transfers().counters();
 }
 const KvCache& tier(Harness& h, CacheTier kind) {
   return *h.core().cache().tier(kind);
@@ -208,7 +208,7 @@ TEST(DiskTier, AWriteBehindTheHostTierHoldsNobodyUp) {
   ask(h, 0);
   while (h.core().num_unfinished() > 0) ASSERT_TRUE(h.core().step() || h.core().wait_for_copy());
   h.mover().set_fault([] { return FakeMover::Fault{.delay_us = 10'000'000}; });
-  while (h.core().scheduler().num_device_transfers() > 0 || h.core().scheduler().num_transfers() == 0)
+  while (h.core().scheduler().transfers().num_of_device() > 0 || h.core().scheduler().transfers().size() == 0)
     ASSERT_TRUE(h.core().step() || h.core().wait_for_copy());
   const int64_t start = h.clock().now_us();
   const RequestId other = ask(h, 300);

@@ -1,0 +1,214 @@
+#include "src/schedule/tier_transfers.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "src/base/check.h"
+
+namespace quire {
+namespace {
+
+constexpr int32_t kMostFailedDiskWrites = 8;  // in a row; then no more are begun
+
+}  // namespace
+
+TierTransfers::TierTransfers(KvCache& cache, const PreemptionCosts& costs)
+    : cache_(cache), costs_(costs), disk_rate_(costs) {}
+
+TierTransfers::UnderWay& TierTransfers::begin(Sequence* sequence, TransferDirection direction,
+                                              std::vector<TierCopy> copies) {
+  UnderWay& transfer = under_way_.emplace_back();
+  transfer.id = next_id_++;
+  transfer.sequence = sequence;
+  transfer.direction = direction;
+  new_.push_back({transfer.id, direction, std::move(copies)});
+  if (sequence != nullptr) {
+    ++sequence->num_in_flight;
+    sequence->copying = true;
+  }
+  return transfer;
+}
+
+std::vector<BlockTransfer> TierTransfers::take_new() {
+  return std::exchange(new_, {});
+}
+
+TierTransfers::UnderWay TierTransfers::take(uint64_t id) {
+  const auto it = std::ranges::find(under_way_, id, &UnderWay::id);
+  check(it != under_way_.end(), "a transfer that ends was under way");
+  UnderWay transfer = std::move(*it);
+  under_way_.erase(it);
+  return transfer;
+}
+
+TierTransfers::Ended TierTransfers::end(const TransferEnd& end, int64_t now_us) {
+  UnderWay transfer = take(end.id);
+  Ended ended{
+      .sequence = transfer.sequence, .direction = transfer.direction, .is_fetch = transfer.read.has_value()};
+  cache_.release(std::move(transfer.source), now_us);
+  if (transfer.read) end_read(transfer, end, now_us, ended);
+  if (transfer.write) end_write(std::move(*transfer.write), end.status, now_us);
+  if (transfer.sequence != nullptr) {
+    transfer.sequence->copying = false;
+    --transfer.sequence->num_in_flight;
+  }
+  return ended;
+}
+
+// ---- lists of preempted sequences ----
+
+void TierTransfers::swap_out(Sequence& s, std::vector<TierCopy> copies) {
+  begin(&s, TransferDirection::kToHost, std::move(copies)).source = std::move(s.table);
+}
+
+void TierTransfers::swap_in(Sequence& s, std::vector<TierCopy> copies) {
+  begin(&s, TransferDirection::kToDevice, std::move(copies));
+}
+
+// ---- prefixes down ----
+
+// When room is short the device need not wait for a copy. Not while swaps under way hold a quarter of the cache
+// (the cache itself sees to the other writes): those blocks are nobody's room.
+void TierTransfers::write_behind(NamespaceId ns, std::span<const TokenId> tokens, const BlockTable& table,
+                                 const Retention& retention, int64_t now_us) {
+  int64_t swapping = 0;
+  for (const UnderWay& t : under_way_) swapping += t.source.num_blocks();
+  if (4 * swapping > cache_.num_blocks()) return;
+  std::vector<TierCopy> copies;
+  std::optional<TierWrite> write = cache_.write_below(ns, tokens, table, retention, now_us, copies);
+  begin_write(std::move(write), std::move(copies), now_us);
+}
+
+void TierTransfers::begin_write(std::optional<TierWrite> write, std::vector<TierCopy> copies,
+                                int64_t now_us) {
+  if (!write) return;
+  const bool to_disk = write->to == CacheTier::kDisk;
+  if (to_disk && !disk_write_error_.empty()) {  // as if it had failed at once
+    cache_.end_write(std::move(*write), false, now_us, copies);
+    return;
+  }
+  counters_of(write->to).writes += static_cast<int64_t>(copies.size());
+  const TransferDirection direction = to_disk ? TransferDirection::kToDisk : TransferDirection::kToHost;
+  begin(nullptr, direction, std::move(copies)).write = std::move(write);
+}
+
+void TierTransfers::end_write(TierWrite&& write, const Status& status, int64_t now_us) {
+  const CacheTier to = write.to;
+  if (!status) ++counters_of(to).write_failures;
+  if (to == CacheTier::kDisk) {
+    disk_writes_failed_ = status ? 0 : disk_writes_failed_ + 1;
+    if (disk_writes_failed_ == kMostFailedDiskWrites) disk_write_error_ = status.error().message;
+  }
+  std::vector<TierCopy> copies;
+  std::optional<TierWrite> next = cache_.end_write(std::move(write), status.has_value(), now_us, copies);
+  begin_write(std::move(next), std::move(copies), now_us);
+}
+
+// ---- prefixes up ----
+
+// How far down it pays to go. The disk's time counts from where the host's prefix ends, if that is used.
+std::optional<CacheTier> TierTransfers::worth_fetching_from(NamespaceId ns, std::span<const TokenId> wanted,
+                                                            int32_t here) {
+  const auto computed_us = [&](int32_t from, int32_t to) {
+    return recompute_cost_us(costs_, to) - recompute_cost_us(costs_, from);
+  };
+  std::optional<CacheTier> deepest;
+  const int32_t on_host = cache_.lookup_below(ns, wanted, CacheTier::kHost);
+  if (on_host > here &&
+      swap_cost_us(costs_, (on_host - here) * token_bytes()) / 2 <= computed_us(here, on_host)) {
+    deepest = CacheTier::kHost;
+    here = on_host;
+  }
+  const int32_t anywhere = cache_.lookup_below(ns, wanted, CacheTier::kDisk);
+  if (anywhere <= here || anywhere == on_host) return deepest;
+  if (disk_rate_.read_us((anywhere - here) * token_bytes()) <= computed_us(here, anywhere))
+    return CacheTier::kDisk;
+  disk_rate_.passed_over();
+  return deepest;
+}
+
+std::optional<TierTransfers::Fetch> TierTransfers::fetch(NamespaceId ns, std::span<const TokenId> wanted,
+                                                         BlockTable& table, int64_t now_us,
+                                                         std::vector<BlockId>& deferred) {
+  const std::optional<CacheTier> deepest = worth_fetching_from(ns, wanted, table.length());
+  if (!deepest) return std::nullopt;
+  Fetch fetch{.had_tokens = table.length()};
+  auto read = cache_.read_from_below(ns, wanted, table, *deepest, now_us, fetch.copies, deferred);
+  if (!read) return std::nullopt;
+  fetch.read = std::move(*read);
+  return fetch;
+}
+
+void TierTransfers::start(Fetch fetch, Sequence& s, int64_t now_us) {
+  const auto disk_blocks =
+      std::ranges::count_if(fetch.copies, [](const TierCopy& c) { return c.disk != kNotOnDisk; });
+  UnderWay& transfer = begin(&s, TransferDirection::kToDevice, std::move(fetch.copies));
+  transfer.read = std::move(fetch.read);
+  transfer.had_tokens = fetch.had_tokens;
+  transfer.disk_blocks = disk_blocks;
+  transfer.started_us = now_us;
+}
+
+void TierTransfers::give_up(Fetch fetch, int64_t now_us) {
+  cache_.end_read(std::move(fetch.read), {}, now_us);
+}
+
+// Of requests that come for the first time: one that was preempted had its prompt counted.
+int64_t TierTransfers::count_hits(const UnderWay& transfer) {
+  if (transfer.sequence->num_preempted > 0) return 0;
+  int32_t before = transfer.had_tokens;
+  for (const TierRead::Part& part : transfer.read->parts) {
+    counters_of(part.tier).hit_tokens += part.table.length() - before;
+    before = part.table.length();
+  }
+  return before - transfer.had_tokens;
+}
+
+void TierTransfers::end_read(UnderWay& transfer, const TransferEnd& end, int64_t now_us, Ended& ended) {
+  if (end.status) {
+    ended.hit_tokens = count_hits(transfer);
+    disk_rate_.read_took(transfer.disk_blocks * token_bytes() * cache_.block_tokens(),
+                         now_us - transfer.started_us);
+  } else {
+    for (const TierRead::Part& part : transfer.read->parts) ++counters_of(part.tier).read_failures;
+  }
+  counters_.corrupt_blocks += static_cast<int64_t>(end.corrupt.size());
+  ended.blocks_lost = cache_.end_read(std::move(*transfer.read), end.corrupt, now_us);
+}
+
+// ---- figures ----
+
+TierCounters::Tier& TierTransfers::counters_of(CacheTier tier) {
+  return tier == CacheTier::kHost ? counters_.host : counters_.disk;
+}
+
+bool TierTransfers::holds_device_blocks(const UnderWay& t) const {
+  return !t.write || t.write->to == cache_.below()->kind();
+}
+
+int32_t TierTransfers::num_of_device() const {
+  return static_cast<int32_t>(
+      std::ranges::count_if(under_way_, [&](const UnderWay& t) { return holds_device_blocks(t); }));
+}
+
+TierTraffic TierTransfers::traffic() const {
+  TierTraffic traffic;
+  for (const UnderWay& t : under_way_) {
+    if (t.write) traffic.writes.push_back(&*t.write);
+    if (t.read) traffic.reads.push_back(&*t.read);
+  }
+  return traffic;
+}
+
+void TierTransfers::append_tables(std::vector<const BlockTable*>& tables) const {
+  for (const UnderWay& t : under_way_)
+    if (!t.source.empty()) tables.push_back(&t.source);
+}
+
+void TierTransfers::append_deferred(std::vector<BlockId>& blocks) const {
+  for (const UnderWay& t : under_way_)
+    if (t.write && holds_device_blocks(t))
+      blocks.insert(blocks.end(), t.write->read.begin(), t.write->read.end());
+}
+
+}  // namespace quire

@@ -1,0 +1,110 @@
+// Copies between the tiers that have begun and whose end has not been told: lists of preempted sequences on their
+// way to the host and back, and prefixes on their way down and up. Each holds what it reads and what it writes;
+// one that is a sequence's counts among its submitted steps (num_in_flight). Also what is learnt of the disk on
+// the way: how fast it reads, and whether it still takes writes. Engine thread; part of the Scheduler.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "src/cache/kv_cache.h"
+#include "src/request/sequence_group.h"
+#include "src/schedule/block_transfer.h"
+#include "src/schedule/preemption_cost.h"
+
+namespace quire {
+
+struct TierCounters {  // since start
+  // Prompt tokens found there, blocks written, copies that failed.
+  struct Tier {
+    int64_t hit_tokens = 0, writes = 0, write_failures = 0, read_failures = 0;
+  };
+  Tier host, disk;
+  int64_t corrupt_blocks = 0;  // of the disk: not what had been written
+};
+
+class TierTransfers {
+ public:
+  TierTransfers(KvCache& cache, const PreemptionCosts& costs);
+
+  // ---- lists of preempted sequences (KvCache::swap_out, swap_in_the_rest) ----
+  void swap_out(Sequence& sequence, std::vector<TierCopy> copies);  // takes its table, and holds it
+  void swap_in(Sequence& sequence, std::vector<TierCopy> copies);
+
+  // ---- prefixes ----
+  // Ahead of eviction: what the table has published of `tokens` goes down, if that may be now.
+  void write_behind(NamespaceId ns, std::span<const TokenId> tokens, const BlockTable& table,
+                    const Retention& retention, int64_t now_us);
+  // What the tiers below have beyond a table's prefix, where copying it is cheaper than computing it; the table
+  // has room for it then (KvCache::read_from_below). To be started or given up.
+  struct Fetch {
+    TierRead read;
+    std::vector<TierCopy> copies;
+    int32_t had_tokens = 0;  // of the prefix, before
+  };
+  std::optional<Fetch> fetch(NamespaceId ns, std::span<const TokenId> wanted, BlockTable& table,
+                             int64_t now_us, std::vector<BlockId>& deferred);
+  void start(Fetch fetch, Sequence& sequence, int64_t now_us);
+  void give_up(Fetch fetch, int64_t now_us);
+
+  // ---- ends ----
+  std::vector<BlockTransfer> take_new();  // begun since the last call
+  struct Ended {
+    Sequence* sequence = nullptr;  // whose it was, if anybody's
+    TransferDirection direction = TransferDirection::kToHost;
+    bool is_fetch = false;
+    int64_t hit_tokens = 0;   // of a fetch for a request that came for the first time
+    int64_t blocks_lost = 0;  // of a fetch: found no more, since the disk did not have what was written
+  };
+  // What it held is given back; what has arrived below may go further down.
+  Ended end(const TransferEnd& end, int64_t now_us);
+
+  // ---- figures ----
+  int32_t size() const { return static_cast<int32_t>(under_way_.size()); }
+  int32_t num_of_device() const;  // of these, those that hold blocks of the device
+  const TierCounters& counters() const { return counters_; }
+  // Why the disk tier is written no more; empty while it is.
+  const std::string& disk_write_error() const { return disk_write_error_; }
+  // For the invariants: all that they hold.
+  TierTraffic traffic() const;
+  void append_tables(std::vector<const BlockTable*>& tables) const;
+  void append_deferred(std::vector<BlockId>& blocks) const;
+
+ private:
+  struct UnderWay {
+    uint64_t id = 0;
+    Sequence* sequence = nullptr;  // none: a write, of one that may be gone
+    TransferDirection direction = TransferDirection::kToHost;
+    BlockTable source;  // swapped out
+    std::optional<TierWrite> write;
+    std::optional<TierRead> read;
+    int32_t had_tokens = 0;   // of the prefix that is read
+    int64_t disk_blocks = 0;  // read
+    int64_t started_us = 0;
+  };
+  UnderWay& begin(Sequence* sequence, TransferDirection direction, std::vector<TierCopy> copies);
+  UnderWay take(uint64_t id);
+  void begin_write(std::optional<TierWrite> write, std::vector<TierCopy> copies, int64_t now_us);
+  void end_write(TierWrite&& write, const Status& status, int64_t now_us);
+  void end_read(UnderWay& transfer, const TransferEnd& end, int64_t now_us, Ended& ended);
+  int64_t count_hits(const UnderWay& transfer);
+  std::optional<CacheTier> worth_fetching_from(NamespaceId ns, std::span<const TokenId> wanted, int32_t here);
+  bool holds_device_blocks(const UnderWay& transfer) const;
+  TierCounters::Tier& counters_of(CacheTier tier);
+  int64_t token_bytes() const { return cache_.spec().groups.front().token_bytes(); }
+
+  KvCache& cache_;
+  const PreemptionCosts costs_;
+  std::vector<UnderWay> under_way_;
+  std::vector<BlockTransfer> new_;  // of these, not taken yet
+  uint64_t next_id_ = 1;
+  TierCounters counters_;
+  DiskRate disk_rate_;
+  int32_t disk_writes_failed_ = 0;  // in a row
+  std::string disk_write_error_;
+};
+
+}  // namespace quire
