@@ -118,13 +118,13 @@ __device__ inline float penalized(float logit, const LogitEdit& e, int32_t in_ou
   return logit;
 }
 
-// grid (ranges of ids, edits)
+// grid (edits, ranges of ids)
 __global__ void __launch_bounds__(kThreads, 4) edit_ranges(EditLogitsParams p) {
   wait_for_previous_kernel();
   let_next_kernel_start();
-  const LogitEdit e = load(p.edits + blockIdx.y);
+  const LogitEdit e = load(p.edits + blockIdx.x);
   if (e.edited_row < 0) return;  // all of the block
-  const int first = static_cast<int>(blockIdx.x) * kRange, count = min(kRange, p.vocab - first);
+  const int first = static_cast<int>(blockIdx.y) * kRange, count = min(kRange, p.vocab - first);
   const float* row = p.logits + int64_t{e.logits_row} * p.vocab + first;
   const int32_t* history = p.ints + e.history;
   const Lists lists(p.ints, e);
@@ -158,7 +158,7 @@ void edit_logits(const Target& target, const EditLogitsParams& p) {
   check_given("edit_logits, edited", p.edited);
   check_given("edit_logits, ints", p.ints);
   check_given("edit_logits, edits", p.edits);
-  launch<edit_ranges>({.grid = {as_grid(ceil_div(p.vocab, kRange)), static_cast<unsigned>(p.num_edits)},
+  launch<edit_ranges>({.grid = {as_grid(p.num_edits), as_grid(ceil_div(p.vocab, kRange))},
                        .block = kThreads,
                        .shared_bytes = Marks::kBytes,
                        .stream = target.stream,

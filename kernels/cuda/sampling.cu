@@ -20,7 +20,7 @@
 namespace quire::QUIRE_SIDE {
 namespace {
 
-// ---- 1 scan: grid (parts, samples) ----
+// ---- 1 scan: grid (parts of samples), a sample's parts side by side ----
 constexpr int kScanFloats = kSampleWarps + kSampleThreads + 2;
 
 __device__ inline int rank_of(const SampleSettings& s, int vocab) {
@@ -50,8 +50,7 @@ __device__ inline int32_t lowest_id_of(const PartView& part, const PartLogits& l
 }
 
 __device__ inline void store_candidates(const PartView& part, const PartLogits& logits, float bound,
-                                        SampleSpace* space, Shared<int32_t> count) {
-  const int first = static_cast<int>(blockIdx.x) * kPartCandidates;
+                                        SampleSpace* space, int first, Shared<int32_t> count) {
   uint32_t there[2];
   logits.reaching(bound, there);
   for_each_reaching(part, there, [&](int id) {
@@ -62,15 +61,14 @@ __device__ inline void store_candidates(const PartView& part, const PartLogits& 
   });
 }
 
-__global__ void __launch_bounds__(kSampleThreads, 2) scan(SampleParams p) {
+__global__ void __launch_bounds__(kSampleThreads, 2) scan(SampleParams p, int parts) {
   wait_for_previous_kernel();
   let_next_kernel_start();
-  const int thread = static_cast<int>(threadIdx.x);
-  SampleSpace* space = static_cast<SampleSpace*>(p.workspace) + blockIdx.y;
-  const SampleSettings s = load(p.settings + blockIdx.y);
-  const PartView part{row_of(p, s),
-                      part_of(static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), p.vocab),
-                      p.vocab % 4 == 0};
+  const int thread = static_cast<int>(threadIdx.x), index = static_cast<int>(blockIdx.x) % parts,
+            sample = static_cast<int>(blockIdx.x) / parts;
+  SampleSpace* space = static_cast<SampleSpace*>(p.workspace) + sample;
+  const SampleSettings s = load(p.settings + sample);
+  const PartView part{row_of(p, s), part_of(index, parts, p.vocab), p.vocab % 4 == 0};
   const PartLogits logits(part);
 
   const Shared<float> scratch = dynamic_shared<float>(), maxima = scratch + kSampleWarps;
@@ -98,10 +96,10 @@ __global__ void __launch_bounds__(kSampleThreads, 2) scan(SampleParams p) {
     tempered = logits.sum_of([&](float x) { return exp_below((x - highest) * s.inverse_temperature); });
     tempered = block_sum(tempered, scratch);
   }
-  if (filtered) store_candidates(part, logits, bound[0], space, count);
+  if (filtered) store_candidates(part, logits, bound[0], space, index * kPartCandidates, count);
   const int32_t id = lowest_id_of(part, logits, highest, scratch.as<int32_t>());
   if (thread == 0)
-    store(space->parts + blockIdx.x,
+    store(space->parts + index,
           PartSums{highest, id, sum, tempered, filtered ? static_cast<float>(bound[0]) : 0.0f, count[0]});
 }
 
@@ -287,13 +285,13 @@ void sample(const Target& target, const SampleParams& p) {
                  kMaxParts - parts, 0);
   const auto samples = static_cast<unsigned>(p.num_samples);
   const int carveout = p.num_samples == 1 ? carveout_of(1) : -1;  // many samples' loads want the room of L1
-  launch<scan>({.grid = {static_cast<unsigned>(parts), samples},
+  launch<scan>({.grid = as_grid(int64_t{parts} * p.num_samples),
                 .block = kSampleThreads,
                 .shared_bytes = kScanFloats * 4,
                 .stream = target.stream,
                 .dependent = true,
                 .carveout = carveout},
-               p);
+               p, parts);
   launch<choose>({.grid = samples,
                   .block = kSampleThreads,
                   .shared_bytes = kChooseBytes,
