@@ -1,6 +1,7 @@
 // Protocol. The owner writes job_ and ranges_ only while open_ is false and active_ is zero. A worker raises
-// active_ first and looks at open_ after (both sequentially consistent), so either it sees the region closed
-// and reads nothing, or the owner sees it active and waits. A worker that the system did not schedule
+// active_ first and looks at open_ after; the owner closes open_ first and looks at active_ after. All four are
+// sequentially consistent, so either the worker sees the region closed and reads nothing, or the owner sees it
+// active and waits. A worker that the system did not schedule
 // therefore delays nobody: the others take its share, and when it comes it finds the door closed, or the next
 // region open, which it may as well join.
 #include "kernels/cpu/thread_pool.h"
@@ -36,10 +37,19 @@ bool spin_until(Done done) {
 
 ThreadPool::ThreadPool(int threads) : ranges_(static_cast<size_t>(threads)) {
   check(threads >= 1, "a thread pool needs at least one thread");
-  for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
+  try {
+    for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
+  } catch (...) {
+    end();  // those that were started wait for a region, and are about to be joined
+    throw;
+  }
 }
 
 ThreadPool::~ThreadPool() {
+  end();
+}
+
+void ThreadPool::end() {
   ending_ = true;
   ++region_;
   region_.notify_all();
@@ -91,7 +101,7 @@ void ThreadPool::wait_for_region(int seen) {
 }
 
 void ThreadPool::wait_for_workers() {
-  if (spin_until([&] { return active_.load(std::memory_order_acquire) == 0; })) return;
+  if (spin_until([&] { return active_ == 0; })) return;
   for (int active = active_; active != 0; active = active_) active_.wait(active);
 }
 

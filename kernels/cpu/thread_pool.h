@@ -14,7 +14,8 @@ namespace quire::cpu {
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads);  // the owner counts as one of them
+  // The owner counts as one of them. Throws std::system_error where the system starts no more.
+  explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -45,6 +46,7 @@ class ThreadPool {
   void run_job(int64_t count, Job job);
   void take_units(int thread);
   void work(int thread);
+  void end();
   void wait_for_region(int seen);
   void wait_for_workers();
 

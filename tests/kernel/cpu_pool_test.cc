@@ -2,8 +2,13 @@
 #include "kernels/cpu/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <chrono>
+#include <cstdio>
+
+#include "kernels/kernels.h"
 
 namespace quire::cpu {
 namespace {
@@ -33,6 +38,21 @@ TEST(ThreadPool, WakesWorkersThatHaveGoneToSleep) {
     pool.run(50, [&](int64_t, int) { ++done; });
     EXPECT_EQ(done, 50);
   }
+}
+
+// In a process of its own, whose address space has no room for so many stacks. One that waits for its threads for ever is ended.
+TEST(ThreadPoolDeathTest, ThreadsThatTheSystemDoesNotStartAreAnError) {
+  const auto open = [] {
+    alarm(20);
+    const rlimit little{.rlim_cur = 1 << 30, .rlim_max = 1 << 30};
+    if (setrlimit(RLIMIT_AS, &little) != 0) _exit(2);
+    const auto device = open_cpu_device(1);
+    const auto kernels = make_cpu_kernels(**device, {.activations = DType::kF32, .threads = 4000});
+    if (kernels) _exit(3);
+    std::fprintf(stderr, "%s\n", kernels.error().message.c_str());
+    _exit(kernels.error().code == Code::kResourceExhausted ? 0 : 4);
+  };
+  EXPECT_EXIT(open(), testing::ExitedWithCode(0), "threads is 4000; the system starts no more of them");
 }
 
 TEST(ThreadPool, LetsOthersTakeTheShareOfAThreadThatIsLate) {
