@@ -167,7 +167,8 @@ struct AttentionParams {
 
   // Side outputs, each null unless asked for (kv-methods 1.3).
   float* lse = nullptr;  // K1 [rows, num_q_heads] log-sum-exp of the scaled logits (sinks left out)
-  // K3 [num_sequences, num_q_heads, row_logits_stride] scaled logits of each sequence's LAST row by list slot
+  // K3 [num_sequences, num_q_heads, row_logits_stride] scaled logits of each sequence's LAST row by list slot. Of slots that the row
+  // does not see: minus infinity from the reference and the CPU; the CUDA side leaves them as they were.
   float* row_logits = nullptr;
   int64_t row_logits_stride = 0;
   // Or, in the place of the stride, [num_sequences] where each sequence's [num_q_heads, length] begins; < 0: not wanted. Only with
@@ -239,6 +240,12 @@ struct BringStepParams {
   int64_t stride = 0, num_rows = 0;
 };
 
+// The largest call of an op that needs scratch.
+struct ScratchLimits {
+  int64_t max_rows = 0, max_sequences = 0;
+  int32_t max_q_heads = 0, max_head_dim = 0, max_length = 0;
+};
+
 // The seam. One instance belongs to one executor thread.
 class Kernels {
  public:
@@ -253,9 +260,9 @@ class Kernels {
     const HostMatrix parts[] = {gate, up};
     return pack(parts);
   }
-  // Scratch the ops below may need for at most these sizes, allocated once: [bytes].
-  virtual Status reserve(int64_t max_rows, int64_t max_sequences, int32_t max_q_heads, int32_t max_head_dim,
-                         int32_t max_length) = 0;
+  // Allocates, once, the scratch of any op within these limits, and what that takes.
+  virtual Status reserve(const ScratchLimits& limits) = 0;
+  virtual int64_t scratch_bytes(const ScratchLimits& limits) const = 0;
 
   virtual void embed(const EmbedParams& p) = 0;
   virtual void add_rms_norm(const AddRmsNormParams& p) = 0;

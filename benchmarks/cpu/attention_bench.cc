@@ -44,7 +44,12 @@ class Bench {
     shuffle_blocks(blocks);
     for (int32_t i = 0; i <= s.sequences; ++i) query_start_.push_back(i * s.rows);
     lengths_.assign(static_cast<size_t>(s.sequences), s.length);
-    if (!kernels_->reserve(rows(), s.sequences, s.q_heads, s.dim, s.length)) std::abort();
+    if (!kernels_->reserve({.max_rows = rows(),
+                            .max_sequences = s.sequences,
+                            .max_q_heads = s.q_heads,
+                            .max_head_dim = s.dim,
+                            .max_length = s.length}))
+      std::abort();
   }
 
   void run(const Ceilings& c) {

@@ -14,8 +14,7 @@ namespace {
 std::unique_ptr<StreamDevice> open_device(const std::string& name) {
   if (name == "cuda-host") return open_cuda_host_device();
   if (name != "cuda") value_or_exit<int>(invalid("--device is `" + name + "`; it must be cuda or cuda-host"));
-  return std::unique_ptr<StreamDevice>(
-      static_cast<StreamDevice*>(value_or_exit(open_cuda_device()).release()));
+  return value_or_exit(open_cuda_device());
 }
 
 std::unique_ptr<BenchOps> make_ops(StreamDevice& device) {

@@ -39,7 +39,6 @@ class Rig {
   StreamDevice& device() { return *device_; }
   Kernels& kernels() { return *kernels_; }  // activations bf16
   BenchOps& ops() { return *ops_; }
-  bool on_card() const { return device_->facts().kind == DeviceKind::kCuda; }
 
   // work(i) for i in [0, repeats), captured in one graph and replayed.
   Timing time(int repeats, const std::function<void(int)>& work);

@@ -27,27 +27,38 @@ int64_t parts_of(int64_t count, int64_t part) {
 
 }  // namespace
 
-Status AttentionRunner::reserve(Device& device, int64_t max_rows, int64_t max_sequences, int32_t max_q_heads,
-                                int32_t max_head_dim, int32_t max_length) {
-  const int64_t splits = max_length / kSplitSlots + 1;
-  // Any group size up to all heads over one kv head may come.
-  thread_floats_ = std::max(attention_scratch_floats(1, max_head_dim),
-                            attention_scratch_floats(max_q_heads, max_head_dim));
-  const int64_t queries = std::max<int64_t>(kBlockQueries, max_q_heads);
+AttentionRunner::Floats AttentionRunner::floats_of(const ScratchLimits& l) const {
+  const int64_t splits = l.max_length / kSplitSlots + 1;
+  const int64_t queries = std::max<int64_t>(kBlockQueries, l.max_q_heads);
   const int64_t most_partials =
-      pool_.threads() * kPiecesPerThread * queries * splits * partial_floats(max_head_dim);
-  partial_floats_ = std::min<int64_t>(most_partials, kMaxPartialBytes / static_cast<int64_t>(sizeof(float)));
-  const auto allocate = [&](DeviceBuffer& buffer, int64_t floats, const char* what) -> Status {
-    Result<DeviceBuffer> made = device.allocate(floats * static_cast<int64_t>(sizeof(float)), what);
+      pool_.threads() * kPiecesPerThread * queries * splits * partial_floats(l.max_head_dim);
+  // Any group size up to all heads over one kv head may come.
+  return {.thread = std::max(attention_scratch_floats(1, l.max_head_dim),
+                             attention_scratch_floats(l.max_q_heads, l.max_head_dim)),
+          .partials = std::min(most_partials, kMaxPartialBytes / static_cast<int64_t>(sizeof(float))),
+          .log_totals = l.max_rows * l.max_q_heads};
+}
+
+int64_t AttentionRunner::scratch_bytes(const ScratchLimits& limits) const {
+  const Floats floats = floats_of(limits);
+  return (floats.thread * pool_.threads() + floats.partials + floats.log_totals) *
+         static_cast<int64_t>(sizeof(float));
+}
+
+Status AttentionRunner::reserve(Device& device, const ScratchLimits& limits) {
+  const Floats floats = floats_of(limits);
+  const auto allocate = [&](DeviceBuffer& buffer, int64_t count, const char* what) -> Status {
+    Result<DeviceBuffer> made = device.allocate(count * static_cast<int64_t>(sizeof(float)), what);
     if (!made) return made.error();
     buffer = std::move(*made);
     return ok();
   };
-  if (Status s = allocate(scratch_, thread_floats_ * pool_.threads(), "attention scratch"); !s) return s;
-  if (Status s = allocate(partials_, partial_floats_, "attention partials"); !s) return s;
-  if (Status s = allocate(log_totals_, max_rows * max_q_heads, "attention log totals"); !s) return s;
-  blocks_.reserve(static_cast<size_t>(max_rows));  // a block has at least one row
-  max_rows_ = max_rows, max_sequences_ = max_sequences, max_q_heads_ = max_q_heads, max_length_ = max_length;
+  if (Status s = allocate(scratch_, floats.thread * pool_.threads(), "attention scratch"); !s) return s;
+  if (Status s = allocate(partials_, floats.partials, "attention partials"); !s) return s;
+  if (Status s = allocate(log_totals_, floats.log_totals, "attention log totals"); !s) return s;
+  blocks_.reserve(static_cast<size_t>(limits.max_rows));  // a block has at least one row
+  thread_floats_ = floats.thread, partial_floats_ = floats.partials;
+  max_rows_ = limits.max_rows, max_q_heads_ = limits.max_q_heads;
   return ok();
 }
 

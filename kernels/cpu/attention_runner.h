@@ -15,8 +15,8 @@ class AttentionRunner {
   AttentionRunner(const OpTable& ops, ThreadPool& pool, DType activations)
       : ops_(ops), pool_(pool), activations_(activations) {}
 
-  Status reserve(Device& device, int64_t max_rows, int64_t max_sequences, int32_t max_q_heads,
-                 int32_t max_head_dim, int32_t max_length);
+  Status reserve(Device& device, const ScratchLimits& limits);
+  int64_t scratch_bytes(const ScratchLimits& limits) const;
   void run(const AttentionParams& p);
 
  private:
@@ -47,8 +47,13 @@ class AttentionRunner {
   const OpTable& ops_;
   ThreadPool& pool_;
   DType activations_;
-  int64_t max_rows_ = 0, max_sequences_ = 0, max_q_heads_ = 0, max_length_ = 0, thread_floats_ = 0,
-          partial_floats_ = 0;
+  // Of a thread, of all calls' partials, and of the totals of column sums.
+  struct Floats {
+    int64_t thread = 0, partials = 0, log_totals = 0;
+  };
+  Floats floats_of(const ScratchLimits& limits) const;
+
+  int64_t max_rows_ = 0, max_q_heads_ = 0, thread_floats_ = 0, partial_floats_ = 0;
   DeviceBuffer scratch_, partials_, log_totals_;
   std::vector<RowBlock> blocks_;
 };

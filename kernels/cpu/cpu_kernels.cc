@@ -61,9 +61,9 @@ class CpuKernels final : public Kernels {
     return pack_weight(device_, pool_, parts);
   }
 
-  Status reserve(int64_t max_rows, int64_t max_sequences, int32_t max_q_heads, int32_t max_head_dim,
-                 int32_t max_length) override {
-    return attention_.reserve(device_, max_rows, max_sequences, max_q_heads, max_head_dim, max_length);
+  Status reserve(const ScratchLimits& limits) override { return attention_.reserve(device_, limits); }
+  int64_t scratch_bytes(const ScratchLimits& limits) const override {
+    return attention_.scratch_bytes(limits);
   }
 
   void embed(const EmbedParams& p) override {
@@ -214,7 +214,14 @@ Result<std::unique_ptr<Kernels>> make_cpu_kernels(Device& device, const KernelOp
   }
   KernelOptions chosen = options;
   if (chosen.threads == 0) chosen.threads = usable_cores();
-  auto kernels = std::make_unique<cpu::CpuKernels>(device, chosen);
+  std::unique_ptr<cpu::CpuKernels> kernels;
+  try {
+    kernels = std::make_unique<cpu::CpuKernels>(device, chosen);
+  } catch (const std::system_error& e) {
+    return error(
+        Code::kResourceExhausted,
+        fmt::format("threads is {}; the system starts no more of them [{}]", chosen.threads, e.what()));
+  }
   if (Status s = kernels->allocate_scratch(); !s) return s.error();
   return std::unique_ptr<Kernels>(std::move(kernels));
 }

@@ -1,7 +1,6 @@
 #include "kernels/cuda/host_device.h"
 
-#include <unistd.h>
-
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -11,6 +10,7 @@
 #include "kernels/cuda/host_shim/runner.h"
 #include "src/base/check.h"
 #include "src/base/clock.h"
+#include "src/device/host_memory.h"
 
 namespace quire {
 namespace {
@@ -39,8 +39,8 @@ class HostDevice final : public StreamDevice {
   explicit HostDevice(const HostDeviceOptions& options) {
     facts_ = {.kind = DeviceKind::kCudaHost,
               .name = "CUDA kernels on the host shim",
-              .memory_bytes = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE),
-              .free_bytes = free_bytes(),
+              .memory_bytes = physical_host_bytes(),
+              .free_bytes = available_host_bytes(),
               .multiprocessors = options.multiprocessors,
               .compute_capability = 80,
               .shared_bytes_per_block = 227 * 1024};
@@ -52,11 +52,12 @@ class HostDevice final : public StreamDevice {
   Result<DeviceBuffer> allocate(int64_t bytes, const char* what) override {
     check(bytes >= 0, "allocate: negative size");
     if (bytes == 0) return DeviceBuffer();
-    void* p = bytes > free_bytes() ? nullptr
-                                   : std::aligned_alloc(256, static_cast<size_t>((bytes + 255) / 256 * 256));
+    const int64_t free = std::min(free_bytes(), available_host_bytes());
+    void* p =
+        bytes > free ? nullptr : std::aligned_alloc(256, static_cast<size_t>((bytes + 255) / 256 * 256));
     if (p == nullptr)
       return error(Code::kResourceExhausted, std::string(what) + " needs " + std::to_string(bytes) +
-                                                 " bytes of host memory; " + std::to_string(free_bytes()) +
+                                                 " bytes of host memory; " + std::to_string(free) +
                                                  " bytes are free");
     shim::register_memory(p, bytes);
     return DeviceBuffer(this, p, bytes);
@@ -94,7 +95,7 @@ class HostDevice final : public StreamDevice {
   }
   std::unique_ptr<StreamEvent> make_event() override { return std::make_unique<HostEvent>(); }
   std::unique_ptr<CopyStream> make_copy_stream() override { return make_host_copy_stream(); }
-  int64_t free_bytes() const override { return int64_t{sysconf(_SC_AVPHYS_PAGES)} * sysconf(_SC_PAGE_SIZE); }
+  int64_t free_bytes() const override { return facts_.free_bytes - allocated_bytes(); }
 
  private:
   void copy(void* target, const void* source, int64_t bytes) {

@@ -56,10 +56,9 @@ class StepKernels final : public Kernels {
     return upload_weight(device_, options_.activations, parts, gate.rows % kGateGroup == 0 ? kGateGroup : 0);
   }
 
-  Status reserve(int64_t max_rows, int64_t max_sequences, int32_t max_q_heads, int32_t max_head_dim,
-                 int32_t) override {
-    const AttentionScratchNeed need = attention_scratch_need(attention_.machine, attention_.decode, max_rows,
-                                                             max_sequences, max_q_heads, max_head_dim);
+  int64_t scratch_bytes(const ScratchLimits& limits) const override { return scratch_need(limits).bytes(); }
+  Status reserve(const ScratchLimits& limits) override {
+    const AttentionScratchNeed need = scratch_need(limits);
     Result<DeviceBuffer> scratch = device_.allocate(need.bytes(), "scratch of attention");
     if (!scratch) return scratch.error();
     scratch_ = std::move(*scratch);
@@ -132,6 +131,11 @@ class StepKernels final : public Kernels {
             .m = static_cast<int32_t>(m),
             .n = static_cast<int32_t>(weight.rows),
             .k = static_cast<int32_t>(weight.cols)};
+  }
+
+  AttentionScratchNeed scratch_need(const ScratchLimits& l) const {
+    return attention_scratch_need(attention_.machine, attention_.decode, l.max_rows, l.max_sequences,
+                                  l.max_q_heads, l.max_head_dim);
   }
 
   static bool norms(const Product& p) { return p.m == 1 && gemv_norms(p); }

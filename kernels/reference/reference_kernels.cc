@@ -6,22 +6,13 @@
 
 #include "kernels/op_checks.h"
 #include "kernels/reference/reference_ops.h"
+#include "src/base/f32_at.h"
 
 namespace quire {
 namespace reference {
 
 double load(const void* data, DType dtype, int64_t i) {
-  switch (dtype) {
-    case DType::kF32:
-      return static_cast<const float*>(data)[i];
-    case DType::kBF16:
-      return bf16_to_f32(static_cast<const uint16_t*>(data)[i]);
-    case DType::kF16:
-      return f16_to_f32(static_cast<const uint16_t*>(data)[i]);
-    default:
-      break;
-  }
-  check_failed(fmt::format("load: dtype {}, a float wanted", name_of(dtype)), __FILE__, __LINE__);
+  return f32_at(dtype, data, i);
 }
 
 void store(void* data, DType dtype, int64_t i, double value) {
@@ -136,7 +127,8 @@ class ReferenceKernels final : public Kernels {
     return std::unique_ptr<MatmulWeight>(std::move(weight));
   }
 
-  Status reserve(int64_t, int64_t, int32_t, int32_t, int32_t) override { return ok(); }
+  Status reserve(const ScratchLimits&) override { return ok(); }
+  int64_t scratch_bytes(const ScratchLimits&) const override { return 0; }
 
   void embed(const EmbedParams& p) override {
     if (p.rows == 0) return;

@@ -1,16 +1,16 @@
 // The CPU as a device: host memory, copies that are done when they return.
 #include <fmt/format.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 
 #include "src/base/check.h"
 #include "src/device/copy_stream.h"
 #include "src/device/cpu_features.h"
 #include "src/device/device.h"
+#include "src/device/host_memory.h"
 
 namespace quire {
 namespace {
@@ -22,51 +22,33 @@ int64_t round_up(int64_t n, int64_t unit) {
   return (n + unit - 1) / unit * unit;
 }
 
-int64_t physical_bytes() {
-  return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
-}
-
-// MemAvailable counts what the page cache would give back; _SC_AVPHYS_PAGES does not.
-int64_t available_bytes() {
-  std::ifstream file("/proc/meminfo");
-  for (std::string key, unit; file >> key;) {
-    int64_t kib = 0;
-    file >> kib;
-    std::getline(file, unit);
-    if (key == "MemAvailable:") return kib * 1024;
-  }
-  return static_cast<int64_t>(sysconf(_SC_AVPHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
-}
-
 class CpuDevice final : public Device {
  public:
   explicit CpuDevice(int threads) {
     facts_.kind = DeviceKind::kCpu;
     facts_.name = fmt::format("{} ({} thread{}, {})", cpu_name(), threads, threads == 1 ? "" : "s",
                               name_of(usable_isa()));
-    facts_.memory_bytes = physical_bytes();
-    facts_.free_bytes = available_bytes();
+    facts_.memory_bytes = physical_host_bytes();
+    facts_.free_bytes = available_host_bytes();
     facts_.multiprocessors = threads;
   }
 
   const DeviceFacts& facts() const override { return facts_; }
 
-  // Linux hands out memory that is not there and ends the process when it is touched, so the sum is compared
-  // first.
+  // Linux hands out memory that is not there and ends the process when it is touched, so what is asked for is compared first: with what
+  // is free now, and with what was free less all that was given out since, which may be untouched yet.
   Result<DeviceBuffer> allocate(int64_t bytes, const char* what) override {
     if (bytes < 0) check_failed(fmt::format("{}: {} bytes asked for", what, bytes), __FILE__, __LINE__);
     if (bytes == 0) return DeviceBuffer();
-    const int64_t free_bytes = available_bytes();
+    const int64_t free = std::min(free_bytes(), available_host_bytes());
     const bool huge = bytes >= kHugePage;
-    void* data =
-        bytes > free_bytes
-            ? nullptr
-            : std::aligned_alloc(static_cast<size_t>(huge ? kHugePage : kAlignment),
-                                 static_cast<size_t>(round_up(bytes, huge ? kHugePage : kAlignment)));
+    void* data = bytes > free ? nullptr
+                              : std::aligned_alloc(
+                                    static_cast<size_t>(huge ? kHugePage : kAlignment),
+                                    static_cast<size_t>(round_up(bytes, huge ? kHugePage : kAlignment)));
     if (data == nullptr) {
-      return error(
-          Code::kResourceExhausted,
-          fmt::format("{} needs {} bytes of host memory; {} bytes are free", what, bytes, free_bytes));
+      return error(Code::kResourceExhausted,
+                   fmt::format("{} needs {} bytes of host memory; {} bytes are free", what, bytes, free));
     }
     // 2 MiB pages: a stream over a large weight otherwise pays a page walk every 4 KiB. Only a hint.
     if (huge) madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);
@@ -76,6 +58,7 @@ class CpuDevice final : public Device {
     return allocate(bytes, what);
   }
   void free(void* data) override { std::free(data); }
+  int64_t free_bytes() const override { return facts_.free_bytes - allocated_bytes(); }
 
   void copy_to_device(void* target, const void* host, int64_t bytes) override { copy(target, host, bytes); }
   void copy_to_host(void* host, const void* source, int64_t bytes) override { copy(host, source, bytes); }

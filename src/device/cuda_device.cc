@@ -208,7 +208,7 @@ Result<DeviceFacts> facts_of(int index) {
 
 }  // namespace
 
-Result<std::unique_ptr<Device>> open_cuda_device() {
+Result<std::unique_ptr<StreamDevice>> open_cuda_device() {
   if (auto why = why_no_card()) return *std::move(why);
   Result<DeviceFacts> facts = facts_of(0);
   if (!facts) return facts.error();
@@ -220,7 +220,7 @@ Result<std::unique_ptr<Device>> open_cuda_device() {
   size_t free = 0, total = 0;
   if (const cudaError_t e = cudaMemGetInfo(&free, &total); e != cudaSuccess) return unavailable(text_of(e));
   facts->free_bytes = static_cast<int64_t>(free);
-  return std::unique_ptr<Device>(std::make_unique<CudaDevice>(*std::move(facts), std::move(stream)));
+  return std::unique_ptr<StreamDevice>(std::make_unique<CudaDevice>(*std::move(facts), std::move(stream)));
 }
 
 }  // namespace quire

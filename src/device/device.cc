@@ -4,6 +4,11 @@
 
 namespace quire {
 
+DeviceBuffer::DeviceBuffer(Device* device, void* data, int64_t bytes)
+    : device_(device), data_(data), bytes_(bytes) {
+  device_->allocated_bytes_ += bytes;
+}
+
 DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&& other) noexcept {
   std::swap(device_, other.device_);
   std::swap(data_, other.data_);
@@ -12,7 +17,9 @@ DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&& other) noexcept {
 }
 
 DeviceBuffer::~DeviceBuffer() {
-  if (data_ != nullptr) device_->free(data_);
+  if (data_ == nullptr) return;
+  device_->free(data_);
+  device_->allocated_bytes_ -= bytes_;
 }
 
 }  // namespace quire

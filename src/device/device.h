@@ -2,6 +2,7 @@
 // An executor thread owns a Device; nothing here is shared between threads.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -19,7 +20,7 @@ class Device;
 class DeviceBuffer {
  public:
   DeviceBuffer() = default;
-  DeviceBuffer(Device* device, void* data, int64_t bytes) : device_(device), data_(data), bytes_(bytes) {}
+  DeviceBuffer(Device* device, void* data, int64_t bytes);
   DeviceBuffer(DeviceBuffer&& other) noexcept { *this = std::move(other); }
   DeviceBuffer& operator=(DeviceBuffer&& other) noexcept;
   ~DeviceBuffer();
@@ -56,14 +57,21 @@ class Device {
   // host memory the device reads
   virtual Result<DeviceBuffer> allocate_pinned(int64_t bytes, const char* what) = 0;
   virtual void free(void* data) = 0;
-  // Ordered on the device's main stream. `host` must stay valid until synchronize() unless it is pinned.
+  // The bytes of all its buffers, pinned ones included.
+  int64_t allocated_bytes() const { return allocated_bytes_; }
+  // Free memory now, in bytes, all that was allocated taken off whether or not it was touched.
+  virtual int64_t free_bytes() const = 0;
+  // Ordered on the device's main stream. Pinned memory (allocate_pinned) is read or written when the stream comes to the copy: leave it
+  // alone until synchronize() or an event behind it. Other host memory is done with when the call returns, for which a card may wait.
   virtual void copy_to_device(void* target, const void* host, int64_t bytes) = 0;
   virtual void copy_to_host(void* host, const void* source, int64_t bytes) = 0;
   virtual void synchronize() = 0;
+
+ private:
+  friend class DeviceBuffer;
+  std::atomic<int64_t> allocated_bytes_{0};
 };
 
 Result<std::unique_ptr<Device>> open_cpu_device(int threads);
-// kUnavailable with one clear line when the build has no CUDA, or the machine no driver, no card, or too old a one.
-Result<std::unique_ptr<Device>> open_cuda_device();
 
 }  // namespace quire

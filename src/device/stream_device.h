@@ -1,7 +1,7 @@
 // A device whose work is queued on one stream: CUDA, or the host shim that runs the CUDA kernels
 // (kernels/cuda/host_device.h). One executor thread owns it. Between begin_capture() and end_capture()
 // everything that goes to the stream, copies included, is recorded instead of run; nothing may allocate or
-// synchronise then.
+// synchronise then. What a recorded copy names on the host, pinned or not, must stay as long as the graph.
 #pragma once
 
 #include <cstdint>
@@ -39,8 +39,9 @@ class StreamDevice : public Device {
   virtual std::unique_ptr<CopyStream> make_copy_stream() = 0;  // of its own, beside stream()
   virtual void set_zero(void* target, int64_t bytes) = 0;
   virtual void copy_on_device(void* target, const void* source, int64_t bytes) = 0;
-  // Free memory now, in bytes: after the weights are loaded it says what is left for the cache.
-  virtual int64_t free_bytes() const = 0;
 };
+
+// kUnavailable with one clear line when the build has no CUDA, or the machine no driver, no card, or too old a one.
+Result<std::unique_ptr<StreamDevice>> open_cuda_device();
 
 }  // namespace quire

@@ -7,8 +7,11 @@
 namespace quire {
 namespace {
 
+double gib(double bytes) {
+  return bytes / (1 << 30);
+}
 double gib(int64_t bytes) {
-  return static_cast<double>(bytes) / (1 << 30);
+  return gib(static_cast<double>(bytes));
 }
 
 int64_t blocks_of_context(const MemoryRequest& r) {
@@ -16,22 +19,23 @@ int64_t blocks_of_context(const MemoryRequest& r) {
 }
 
 int64_t fixed_bytes(const MemoryRequest& r) {
-  return r.weights_bytes + r.workspace_bytes + r.logits_bytes + r.steps_bytes;
+  return r.weights_bytes + r.workspace_bytes + r.logits_bytes + r.host_bytes + r.steps_bytes;
 }
 
 int64_t whole_block_bytes(const MemoryRequest& r) {
   return r.block_bytes + r.beside_block_bytes;
 }
 
-Error no_room(const MemoryRequest& r, int64_t cache_bytes, const char* advice) {
+Error no_room(const MemoryRequest& r, int64_t blocks, const char* advice) {
+  const double cache_bytes = static_cast<double>(blocks) * static_cast<double>(whole_block_bytes(r));
   return error(
       Code::kResourceExhausted,
       fmt::format(
-          "{} has {:.2f} GiB free; weights {:.2f} + workspace {:.2f} + logits {:.2f} + steps {:.2f} + "
-          "cache {:.2f} = {:.2f} GiB are "
-          "needed ({})",
+          "{} has {:.2f} GiB free; weights {:.2f} + workspace {:.2f} + logits {:.2f} + host memory {:.2f} + "
+          "steps {:.2f} + cache {:.2f} = {:.2f} GiB are needed ({})",
           r.device, gib(r.free_bytes), gib(r.weights_bytes), gib(r.workspace_bytes), gib(r.logits_bytes),
-          gib(r.steps_bytes), gib(cache_bytes), gib(fixed_bytes(r) + cache_bytes), advice));
+          gib(r.host_bytes), gib(r.steps_bytes), gib(cache_bytes),
+          gib(static_cast<double>(fixed_bytes(r)) + cache_bytes), advice));
 }
 
 Result<int64_t> choose_blocks(const MemoryRequest& r) {
@@ -42,15 +46,14 @@ Result<int64_t> choose_blocks(const MemoryRequest& r) {
                                  r.block_tokens, r.block_bytes),
                      "kv_cache_bytes");
     }
-    if (fixed_bytes(r) + blocks * whole_block_bytes(r) > r.free_bytes)
-      return no_room(r, blocks * whole_block_bytes(r), "lower kv_cache_bytes");
+    if (blocks > (r.free_bytes - fixed_bytes(r)) / whole_block_bytes(r))
+      return no_room(r, blocks, "lower kv_cache_bytes");
     return blocks;
   }
   const int64_t left = (r.free_bytes - fixed_bytes(r)) / whole_block_bytes(r);
   const int64_t needed = blocks_of_context(r);
   if (fixed_bytes(r) > r.free_bytes || left < needed) {
-    return no_room(r, needed * whole_block_bytes(r),
-                   "the cache must hold one sequence of max_context_tokens: lower it");
+    return no_room(r, needed, "the cache must hold one sequence of max_context_tokens: lower it");
   }
   return std::clamp(r.default_cache_bytes / r.block_bytes, needed, left);
 }

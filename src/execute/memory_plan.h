@@ -1,5 +1,5 @@
-// How a device's memory is divided: weights, workspace, logits, steps, cache. A pure function of sizes; the start
-// log names every part.
+// How a device's memory is divided: weights, workspace, logits, host memory, steps, cache. A pure function of sizes; the
+// start log names every part.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,7 @@ struct MemoryRequest {
   std::string device;      // for messages
   int64_t free_bytes = 0;  // before anything is allocated
   int64_t weights_bytes = 0, workspace_bytes = 0, logits_bytes = 0;
+  int64_t host_bytes = 0;   // for swap and the prefix cache's host tier, where the device is the host; else 0
   int64_t steps_bytes = 0;  // arrays of steps, block tables, captured graphs; 0 where the device is the host
   int64_t block_bytes = 0;
   int64_t beside_block_bytes = 0;  // that each block asks for outside the cache

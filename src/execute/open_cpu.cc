@@ -63,17 +63,18 @@ struct Opening {  // what the steps of opening hand on
 
 Result<MemoryPlan> plan_host_memory(const Opening& o, const WeightSource& source) {
   const DeviceFacts& facts = o.parts.device->facts();
-  return plan_memory({.device = facts.name,
-                      .free_bytes = facts.free_bytes,
-                      .weights_bytes = weight_bytes(source, o.spec, true),
-                      .workspace_bytes = ForwardPass::workspace_bytes(o.spec, forward_limits(o.config),
-                                                                      o.dtypes.activations),
-                      .logits_bytes = o.parts.logits_rows * o.spec.vocab_size * bytes_of(DType::kF32),
-                      .block_bytes = o.layout.block_bytes(),
-                      .block_tokens = o.config.block_tokens,
-                      .max_context_tokens = o.config.max_context_tokens,
-                      .kv_cache_bytes = o.config.kv_cache_bytes,
-                      .default_cache_bytes = std::min(facts.free_bytes / 4, kMostDefaultCacheBytes)});
+  return plan_memory(
+      {.device = facts.name,
+       .free_bytes = o.parts.device->free_bytes(),
+       .weights_bytes = weight_bytes(source, o.spec, true),
+       .workspace_bytes = ForwardPass::workspace_bytes(*o.parts.kernels, o.spec, forward_limits(o.config)),
+       .logits_bytes = o.parts.logits_rows * o.spec.vocab_size * bytes_of(DType::kF32),
+       .host_bytes = o.parts.host_memory.bytes(),
+       .block_bytes = o.layout.block_bytes(),
+       .block_tokens = o.config.block_tokens,
+       .max_context_tokens = o.config.max_context_tokens,
+       .kv_cache_bytes = o.config.kv_cache_bytes,
+       .default_cache_bytes = std::min(facts.free_bytes / 4, kMostDefaultCacheBytes)});
 }
 
 Status open_kernels(Opening& o) {
@@ -95,9 +96,7 @@ Status fill_memory(Opening& o, WeightSource& source) {
   Result<DeviceBuffer> arena = device.allocate(o.plan.cache_bytes, "cache");
   if (!arena) return arena.error();
   o.parts.arena = std::move(*arena);
-  Result<HostMemory> host = allocate_host_memory(device, o.config, o.layout.block_bytes());
-  if (!host) return host.error();
-  o.parts.host_memory = std::move(*host);
+  if (Status host = allocate_host_memory(device, o.parts.host_memory); !host) return host;
   Result<DeviceBuffer> logits =
       device.allocate(o.parts.logits_rows * o.spec.vocab_size * bytes_of(DType::kF32), "logits");
   if (!logits) return logits.error();
@@ -165,6 +164,10 @@ Result<OpenedExecutor> open_cpu_executor(const EngineConfig& config, const Model
   Result<std::unique_ptr<WeightSource>> source =
       open_weight_source(config.weights, config.model_dir, spec, o.config.threads);
   if (!source) return source.error();
+  Result<HostMemory> host_memory =
+      size_host_memory(o.config, DeviceKind::kCpu, o.layout.block_bytes(), o.parts.device->free_bytes());
+  if (!host_memory) return host_memory.error();
+  o.parts.host_memory = std::move(*host_memory);
   Result<MemoryPlan> plan = plan_host_memory(o, **source);
   if (!plan) return plan.error();
   o.plan = std::move(*plan);

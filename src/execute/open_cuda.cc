@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/host_device.h"
 #include "src/device/cpu_features.h"
+#include "src/device/host_memory.h"
 #include "src/execute/cuda_runner.h"
 #include "src/execute/memory_plan.h"
 #include "src/execute/open_device.h"
@@ -14,7 +15,7 @@
 namespace quire {
 namespace {
 
-// What a card needs beside the items of the memory plan: the library's workspace, scratch of attention, what the driver keeps.
+// What a card needs beside the items of the memory plan: the library's workspace, states of KV policies, what the driver keeps.
 constexpr int64_t kReservedBytes = 512ll << 20;
 constexpr int64_t kHostShimCacheBytes = 256ll << 20;
 constexpr int64_t kHostShimMemory = 4ll << 30;
@@ -44,9 +45,7 @@ Result<Choices> choose_dtypes(EngineConfig& config, const ModelSpec& spec) {
 
 Result<std::unique_ptr<StreamDevice>> open_stream_device(DeviceKind kind) {
   if (kind == DeviceKind::kCudaHost) return open_cuda_host_device();
-  Result<std::unique_ptr<Device>> device = open_cuda_device();
-  if (!device) return device.error();
-  return std::unique_ptr<StreamDevice>(static_cast<StreamDevice*>(std::move(*device).release()));
+  return open_cuda_device();
 }
 
 struct Opening {
@@ -123,20 +122,20 @@ Result<MemoryPlan> plan_device_memory(const Opening& o, const WeightSource& sour
       static_cast<int64_t>(static_cast<double>(facts.memory_bytes) * o.config.gpu_memory_utilization) -
       kReservedBytes;
   const int64_t free_bytes =
-      shim ? kHostShimMemory : std::min(o.parts.device->free_bytes() - kReservedBytes, usable);
-  return plan_memory({.device = facts.name,
-                      .free_bytes = free_bytes,
-                      .weights_bytes = weight_bytes(source, o.spec, false),
-                      .workspace_bytes = ForwardPass::workspace_bytes(o.spec, forward_limits(o.config),
-                                                                      o.dtypes.activations),
-                      .logits_bytes = o.parts.logits_rows * o.spec.vocab_size * bytes_of(DType::kF32),
-                      .steps_bytes = steps_bytes(o, free_bytes),
-                      .block_bytes = o.layout.block_bytes(),
-                      .beside_block_bytes = beside_block_bytes(o),
-                      .block_tokens = o.config.block_tokens,
-                      .max_context_tokens = o.config.max_context_tokens,
-                      .kv_cache_bytes = o.config.kv_cache_bytes,
-                      .default_cache_bytes = shim ? kHostShimCacheBytes : free_bytes});
+      std::min(o.parts.device->free_bytes() - (shim ? 0 : kReservedBytes), shim ? kHostShimMemory : usable);
+  return plan_memory(
+      {.device = facts.name,
+       .free_bytes = free_bytes,
+       .weights_bytes = weight_bytes(source, o.spec, false),
+       .workspace_bytes = ForwardPass::workspace_bytes(*o.parts.kernels, o.spec, forward_limits(o.config)),
+       .logits_bytes = o.parts.logits_rows * o.spec.vocab_size * bytes_of(DType::kF32),
+       .steps_bytes = steps_bytes(o, free_bytes),
+       .block_bytes = o.layout.block_bytes(),
+       .beside_block_bytes = beside_block_bytes(o),
+       .block_tokens = o.config.block_tokens,
+       .max_context_tokens = o.config.max_context_tokens,
+       .kv_cache_bytes = o.config.kv_cache_bytes,
+       .default_cache_bytes = shim ? kHostShimCacheBytes : free_bytes});
 }
 
 Status fill_memory(Opening& o, WeightSource& source) {
@@ -146,9 +145,7 @@ Status fill_memory(Opening& o, WeightSource& source) {
   Result<DeviceBuffer> arena = device.allocate(o.plan.cache_bytes, "cache");
   if (!arena) return arena.error();
   o.parts.arena = std::move(*arena);
-  Result<HostMemory> host = allocate_host_memory(device, o.config, o.layout.block_bytes());
-  if (!host) return host.error();
-  o.parts.host_memory = std::move(*host);
+  if (Status host = allocate_host_memory(device, o.parts.host_memory); !host) return host;
   device.set_zero(o.parts.arena.data(),
                   o.parts.arena.bytes());  // padding rows read block 0: it must hold numbers
   Result<DeviceBuffer> logits =
@@ -232,6 +229,10 @@ Result<OpenedExecutor> open_cuda_executor(const EngineConfig& config, const Mode
   Result<std::unique_ptr<WeightSource>> source =
       open_weight_source(config.weights, config.model_dir, spec, o.config.threads);
   if (!source) return source.error();
+  Result<HostMemory> host_memory =
+      size_host_memory(o.config, o.kind, o.layout.block_bytes(), available_host_bytes());
+  if (!host_memory) return host_memory.error();
+  o.parts.host_memory = std::move(*host_memory);
   Result<MemoryPlan> plan = plan_device_memory(o, **source);
   if (!plan) return plan.error();
   o.plan = std::move(*plan);

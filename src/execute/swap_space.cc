@@ -19,20 +19,29 @@ Result<int64_t> whole_blocks(int64_t bytes, int64_t block_bytes, const char* nam
 
 }  // namespace
 
-Result<HostMemory> allocate_host_memory(Device& device, const EngineConfig& config, int64_t block_bytes) {
+Result<HostMemory> size_host_memory(const EngineConfig& config, DeviceKind device, int64_t block_bytes,
+                                    int64_t free_host_bytes) {
   const Result<int64_t> swap = whole_blocks(config.swap_space_bytes, block_bytes, "swap_space_bytes");
   if (!swap) return swap.error();
   const Result<int64_t> host = whole_blocks(config.host_kv_bytes, block_bytes, "host_kv_bytes");
   if (!host) return host.error();
-  HostMemory memory{.swap_bytes = *swap, .host_bytes = *host};
-  if (!config.disk_kv_dir.empty() && device.facts().kind != DeviceKind::kCpu)
+  if (*swap > free_host_bytes || *host > free_host_bytes - *swap)
+    return error(
+        Code::kResourceExhausted,
+        fmt::format("swap_space_bytes {} and host_kv_bytes {} are asked for; the host has {} bytes free",
+                    *swap, *host, free_host_bytes));
+  HostMemory memory{.swap_bytes = *swap, .host_bytes = *host, .block_bytes = block_bytes};
+  if (!config.disk_kv_dir.empty() && device != DeviceKind::kCpu)
     memory.staging_blocks = std::max<int64_t>(1, kStagingBytes / block_bytes);
-  Result<DeviceBuffer> buffer =
-      device.allocate_pinned(*swap + *host + 2 * memory.staging_blocks * block_bytes,
-                             "host memory (swap_space_bytes + host_kv_bytes + staging for disk_kv_dir)");
+  return memory;
+}
+
+Status allocate_host_memory(Device& device, HostMemory& memory) {
+  Result<DeviceBuffer> buffer = device.allocate_pinned(
+      memory.bytes(), "host memory (swap_space_bytes + host_kv_bytes + staging for disk_kv_dir)");
   if (!buffer) return buffer.error();
   memory.buffer = std::move(*buffer);
-  return memory;
+  return ok();
 }
 
 namespace {

@@ -28,14 +28,24 @@ const float* floats(const DeviceBuffer& buffer) {
   return buffer.as<const float>();
 }
 
+ScratchLimits scratch_limits(const ModelSpec& spec, const ForwardLimits& limits) {
+  return {.max_rows = rows_of(limits),
+          .max_sequences = limits.max_sequences,
+          .max_q_heads = spec.num_q_heads,
+          .max_head_dim = spec.head_dim,
+          .max_length = limits.max_context_tokens};
+}
+
 }  // namespace
 
-int64_t ForwardPass::workspace_bytes(const ModelSpec& spec, const ForwardLimits& limits, DType activations) {
+int64_t ForwardPass::workspace_bytes(const Kernels& kernels, const ModelSpec& spec,
+                                     const ForwardLimits& limits) {
   const Widths w = widths_of(spec);
   const int64_t all = 3 * w.hidden + 2 * w.qkv + w.attention + w.gate_up + w.product,
                 kept = w.hidden + w.attention;
   const int64_t rope = int64_t{limits.max_context_tokens} * spec.head_dim * bytes_of(DType::kF32);
-  return (rows_of(limits) * all + limits.max_logits_rows * kept) * bytes_of(activations) + rope;
+  return (rows_of(limits) * all + limits.max_logits_rows * kept) * bytes_of(kernels.options().activations) +
+         rope + kernels.scratch_bytes(scratch_limits(spec, limits));
 }
 
 ForwardPass::ForwardPass(Kernels& kernels, const ModelSpec& spec, Weights weights,
@@ -90,8 +100,7 @@ Status ForwardPass::allocate() {
   fill_rope_table(spec_.rope, spec_.head_dim, limits_.max_context_tokens, table);
   kernels_.device().copy_to_device(rope_table_.data(), table.data(), rope_table_.bytes());
   kernels_.device().synchronize();
-  return kernels_.reserve(rows, limits_.max_sequences, spec_.num_q_heads, spec_.head_dim,
-                          limits_.max_context_tokens);
+  return kernels_.reserve(scratch_limits(spec_, limits_));
 }
 
 void ForwardPass::check_step(const StepArrays& step) const {

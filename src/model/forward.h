@@ -38,8 +38,8 @@ class ForwardPass {
   static Result<std::unique_ptr<ForwardPass>> create(Kernels& kernels, const ModelSpec& spec, Weights weights,
                                                      const ForwardLimits& limits, const KvLayout& layout,
                                                      char* arena);
-  // Device bytes that create() allocates beside the weights: activations and the rotary table.
-  static int64_t workspace_bytes(const ModelSpec& spec, const ForwardLimits& limits, DType activations);
+  // Device bytes that create() allocates beside the weights: activations, the rotary table, and the kernels' scratch.
+  static int64_t workspace_bytes(const Kernels& kernels, const ModelSpec& spec, const ForwardLimits& limits);
 
   // Called after each layer's attention, before its side outputs are written over.
   using AfterAttention = std::function<void(int32_t layer)>;

@@ -59,9 +59,15 @@ Result<std::unique_ptr<ModelRunner>> ModelRunner::open(const std::string& model_
   runner->arena_ = std::move(*arena);
   const ForwardLimits limits{
       .max_rows = context, .max_logits_rows = context, .max_sequences = 1, .max_context_tokens = context};
+  const int64_t before = runner->device_->allocated_bytes();
   Result<std::unique_ptr<ForwardPass>> pass = ForwardPass::create(
       *runner->kernels_, *spec, std::move(*weights), limits, runner->layout_, runner->arena_.as<char>());
   if (!pass) return pass.error();
+  const int64_t taken = runner->device_->allocated_bytes() - before,
+                planned = ForwardPass::workspace_bytes(*runner->kernels_, *spec, limits);
+  if (taken != planned)
+    return error(Code::kInternal, "the forward pass took " + std::to_string(taken) +
+                                      " bytes; its memory plan has " + std::to_string(planned));
   runner->pass_ = std::move(*pass);
   return runner;
 }

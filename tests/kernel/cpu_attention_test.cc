@@ -140,7 +140,13 @@ AttentionRun attend(Kernels& kernels, Problem& problem) {
     p.row_logits = static_cast<float*>(run.row_logits.data()), p.row_logits_stride = stride;
     p.column_sums = static_cast<float*>(run.column_sums.data()), p.column_sums_stride = stride;
   }
-  EXPECT_TRUE(kernels.reserve(p.rows, p.num_sequences, p.num_q_heads, p.head_dim, p.max_length).has_value());
+  EXPECT_TRUE(kernels
+                  .reserve({.max_rows = p.rows,
+                            .max_sequences = p.num_sequences,
+                            .max_q_heads = p.num_q_heads,
+                            .max_head_dim = p.head_dim,
+                            .max_length = p.max_length})
+                  .has_value());
   kernels.attention(p);
   return run;
 }
@@ -252,7 +258,13 @@ AttentionRun attend_in_chunks(Kernels& kernels, const AttentionCase& whole, DTyp
     p.column_sums = static_cast<float*>(run.column_sums.data()), p.column_sums_stride = length;
     p.rows = count, p.max_rows = count, p.max_length = seen, p.query_start = query_start.data(),
     p.lengths = lengths.data();
-    EXPECT_TRUE(kernels.reserve(count, 1, p.num_q_heads, p.head_dim, seen).has_value());
+    EXPECT_TRUE(kernels
+                    .reserve({.max_rows = count,
+                              .max_sequences = 1,
+                              .max_q_heads = p.num_q_heads,
+                              .max_head_dim = p.head_dim,
+                              .max_length = seen})
+                    .has_value());
     kernels.attention(p);
   }
   return run;
@@ -294,10 +306,24 @@ TEST(CpuAttention, LeavesZerosWhereARowSeesNothing) {
          lse = Tensor::poisoned(DType::kF32, problem.heads());
   p.lengths = nothing.data(), p.out = out.data(), p.lse = static_cast<float*>(lse.data());
   const auto kernels = open_kernels({.isa = machine_isa()});
-  ASSERT_TRUE(kernels->reserve(1, 1, p.num_q_heads, p.head_dim, 16).has_value());
+  const ScratchLimits limits{.max_rows = 1,
+                             .max_sequences = 1,
+                             .max_q_heads = p.num_q_heads,
+                             .max_head_dim = p.head_dim,
+                             .max_length = 16};
+  ASSERT_TRUE(kernels->reserve(limits).has_value());
   kernels->attention(p);
   for (size_t i = 0; i < out.size(); ++i) ASSERT_EQ(out.at(i), 0);
   EXPECT_EQ(lse.at(0), -std::numeric_limits<float>::infinity());
+}
+
+TEST(CpuAttention, ReserveTakesWhatScratchBytesSays) {
+  const auto kernels = open_kernels({.isa = machine_isa(), .threads = 3});
+  const ScratchLimits limits{
+      .max_rows = 37, .max_sequences = 9, .max_q_heads = 12, .max_head_dim = 80, .max_length = 999};
+  const int64_t before = test_device().allocated_bytes();
+  ASSERT_TRUE(kernels->reserve(limits));
+  EXPECT_EQ(test_device().allocated_bytes() - before, kernels->scratch_bytes(limits));
 }
 
 }  // namespace

@@ -172,6 +172,15 @@ TEST_P(CudaElementwise, EmptyWorkOfEveryOpTouchesNothing) {
   kernels_->retention_scores({});
 }
 
+TEST_P(CudaElementwise, ReserveTakesWhatScratchBytesSays) {
+  const ScratchLimits limits{
+      .max_rows = 37, .max_sequences = 9, .max_q_heads = 12, .max_head_dim = 80, .max_length = 999};
+  const int64_t before = shim_device().allocated_bytes();
+  ASSERT_TRUE(kernels_->reserve(limits));
+  EXPECT_EQ(shim_device().allocated_bytes() - before, kernels_->scratch_bytes(limits));
+  EXPECT_GT(kernels_->scratch_bytes(limits), 0);
+}
+
 // ---- steps of more rows than a grid has blocks along y ----
 // Small rows, and without the shim's checks of each access, which these shapes have under the other tests.
 constexpr int64_t kManyRows = 65537;

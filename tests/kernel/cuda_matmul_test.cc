@@ -20,7 +20,7 @@ namespace {
 StreamDevice* open_device() {
 #ifdef QUIRE_ON_CARD
   auto opened = open_cuda_device();
-  return opened ? static_cast<StreamDevice*>(std::move(*opened).release()) : nullptr;
+  return opened ? std::move(*opened).release() : nullptr;
 #else
   return open_cuda_host_device().release();
 #endif

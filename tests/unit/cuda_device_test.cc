@@ -40,7 +40,7 @@ TEST(CudaDevice, RefusesMoreMemoryThanThereIsWithBothSizes) {
 TEST(CudaDevice, RunsACapturedCopyAgain) {
   auto opened = open_cuda_device();
   if (!opened) GTEST_SKIP() << opened.error().message;
-  auto& device = static_cast<StreamDevice&>(**opened);
+  StreamDevice& device = **opened;
   auto host = device.allocate_pinned(8, "host"), memory = device.allocate(8, "memory");
   ASSERT_TRUE(host && memory);
   device.begin_capture();
