@@ -1,30 +1,12 @@
 #include "src/execute/device_retention.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <bit>
 
-#include "src/policy/policy_spec.h"
+#include "src/execute/retention_plan.h"
 
 namespace quire {
 namespace {
-
-bool goes_by_scores(const PlannedSequence& s) {
-  return traits(s.policy).row_logits;
-}
-
-Error misfit(const PlannedSequence& s, const std::string& what) {
-  return error(Code::kInternal,
-               fmt::format("plan, sequence {} under {}: {}", value(s.sequence), to_string(s.policy), what));
-}
-
-bool in_prompt(const PlannedSequence& s) {
-  return s.first_position < s.num_prompt_tokens;
-}
-bool ends_prompt(const PlannedSequence& s) {
-  return in_prompt(s) && s.first_position + static_cast<int32_t>(s.tokens.size()) >= s.num_prompt_tokens;
-}
 
 constexpr int64_t kLeastBufferBytes = 4096;
 
@@ -188,6 +170,17 @@ Status DeviceRetention::begin(const BatchPlan& plan, int64_t max_rows) {
   return make_room(max_rows);
 }
 
+// The device moves what its lists say: a plan that means other slots would read and write beyond the lists' blocks.
+Status DeviceRetention::check_cut(const PlannedSequence& s, const RetentionItem& item) const {
+  const int32_t kept = std::min(item.capacity, item.prompt_room);
+  if (s.list_length_before != kept)
+    return misfit(s, fmt::format("a cut to {} slots; {} are kept", s.list_length_before, kept));
+  if (static_cast<int64_t>(s.cut_source.size()) * layout_.block_tokens < item.prompt_room)
+    return misfit(s, fmt::format("a cut from {} blocks of {} slots; the prompt's list has {}",
+                                 s.cut_source.size(), layout_.block_tokens, item.prompt_room));
+  return ok();
+}
+
 Status DeviceRetention::add_item(const PlannedSequence& s, int32_t index, int64_t first_row) {
   const Result<State*> state = state_of(s);
   if (!state) return state.error();
@@ -207,6 +200,7 @@ Status DeviceRetention::add_item(const PlannedSequence& s, int32_t index, int64_
   if (item.phase != RetentionPhase::kDecode && item.length != end)
     return misfit(s, "a prompt's list is not whole");
   if (!s.cut_source.empty()) {
+    if (Status fits = check_cut(s, item); !fits) return fits;
     cuts_.push_back({.sequence = index,
                      .first_block = static_cast<int32_t>(cut_blocks_.size()),
                      .state = *state,

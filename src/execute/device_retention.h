@@ -120,6 +120,7 @@ class DeviceRetention {
   Status stock_states(const RetentionRoom& room);
   Result<State*> state_of(const PlannedSequence& s);
   Result<State> new_state(const PlannedSequence& s);
+  Status check_cut(const PlannedSequence& s, const RetentionItem& item) const;
   Status add_item(const PlannedSequence& s, int32_t index, int64_t first_row);
   void want_side_outputs(const PlannedSequence& s, const RetentionItem& item);
   Status make_room(int64_t rows);

@@ -97,7 +97,17 @@ Status HostStep::check_sequence(const PlannedSequence& s) const {
                                      s.first_position + count, limits_.max_context_tokens));
   }
   if (Status ids = check_ids(s); !ids) return ids;
+  if (Status cut = check_cut(s); !cut) return cut;
   return check_blocks(s, length_of(s));
+}
+
+// The blocks that a cut list had. Whether so many slots of it are kept, the policy's states know (retention_runner, device_retention).
+Status HostStep::check_cut(const PlannedSequence& s) const {
+  for (const BlockId id : s.cut_source)
+    if (value(id) < 0 || value(id) >= limits_.num_blocks)
+      return plan_fault(s,
+                        fmt::format("a cut from block {}; the cache has {}", value(id), limits_.num_blocks));
+  return ok();
 }
 
 Status HostStep::check_ids(const PlannedSequence& s) const {

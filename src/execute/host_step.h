@@ -62,6 +62,7 @@ class HostStep {
  private:
   Status check_sequence(const PlannedSequence& s) const;
   Status check_blocks(const PlannedSequence& s, int64_t length) const;
+  Status check_cut(const PlannedSequence& s) const;
   Status check_ids(const PlannedSequence& s) const;
   void add_rows(const PlannedSequence& s);
   void add_list(const PlannedSequence& s, int64_t length);

@@ -1,20 +1,11 @@
 #include "src/execute/retention_runner.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
+
+#include "src/execute/retention_plan.h"
 
 namespace quire {
 namespace {
-
-bool goes_by_scores(const PlannedSequence& s) {
-  return traits(s.policy).row_logits;
-}
-
-Error misfit(const PlannedSequence& s, const std::string& what) {
-  return error(Code::kInternal,
-               fmt::format("plan, sequence {} under {}: {}", value(s.sequence), to_string(s.policy), what));
-}
 
 void copy_ids(std::span<const BlockId> blocks, std::vector<int32_t>& out) {
   out.clear();
@@ -65,8 +56,8 @@ Status RetentionRunner::begin_sequence(const PlannedSequence& s, Work& work, Hos
   State& state = state_of(s);
   const auto end = s.first_position + static_cast<int32_t>(s.tokens.size());
   work.state = &state;
-  work.in_prompt = s.first_position < s.num_prompt_tokens;
-  work.ends_prompt = work.in_prompt && end >= s.num_prompt_tokens;
+  work.in_prompt = in_prompt(s);
+  work.ends_prompt = ends_prompt(s);
   if (work.in_prompt && end > s.num_prompt_tokens) return misfit(s, "a chunk runs past the prompt");
   if (!s.cut_source.empty())
     if (Status moved = move_kept(s, state); !moved) return moved;
@@ -99,6 +90,10 @@ Status RetentionRunner::move_kept(const PlannedSequence& s, State& state) {
   if (state.kept.empty() || static_cast<int32_t>(state.kept.front().size()) != s.list_length_before)
     return misfit(s, fmt::format("a cut to {} slots; {} were kept", s.list_length_before,
                                  state.kept.empty() ? 0 : state.kept.front().size()));
+  for (const std::vector<int32_t>& kept : state.kept)  // in position order, so the last is the farthest
+    if (kept.back() >= static_cast<int64_t>(s.cut_source.size()) * layout_.block_tokens)
+      return misfit(s, fmt::format("a cut from {} blocks of {} slots; slot {} is kept", s.cut_source.size(),
+                                   layout_.block_tokens, kept.back()));
   move_slots_.clear();
   const int32_t heads_of_list = layout_.num_kv_heads / state.lists_per_layer;
   for (const std::vector<int32_t>& kept : state.kept)

@@ -8,6 +8,7 @@
 #include "src/execute/resolve_config.h"
 #include "src/execute/row_logprobs.h"
 #include "src/execute/sampler_steps.h"
+#include "src/execute/swap_space.h"
 
 #include <cmath>
 
@@ -108,6 +109,13 @@ TEST(HostStep, RefusesPlansThatBreakALimit) {
   EXPECT_TRUE(contains(fault({sequence(1, 0, {-2}, {1}, true)}), "token id -2"));
   EXPECT_TRUE(contains(fault({sequence(1, 0, {kSampledLastStep, 1}, {1}, true)}), "token id -1"));
   EXPECT_TRUE(contains(fault({sequence(1, 8, {1}, {1}, true)}), "9 slots need 2 blocks; its table has 1"));
+  PlannedSequence cut = one;
+  cut.cut_source = {BlockId{3}, BlockId{9}};
+  EXPECT_TRUE(contains(fault({cut}), "a cut from block 9; the cache has 9"));
+  cut.cut_source = {BlockId{-1}};
+  EXPECT_TRUE(contains(fault({cut}), "a cut from block -1"));
+  cut.cut_source = {BlockId{8}};
+  EXPECT_EQ(fault({cut}), "accepted");
   EXPECT_TRUE(contains(fault({sequence(1, 0, {1}, {9}, true)}), "block 9; the cache has 9"));
   EXPECT_TRUE(contains(fault({sequence(1, 0, {1}, {-1}, true)}), "block -1"));
   EXPECT_TRUE(contains(fault({sequence(1, -1, {1}, {1}, true)}), "first position -1"));
@@ -181,6 +189,40 @@ TEST(MemoryPlan, RefusesWithTheSum) {
   EXPECT_TRUE(plan_memory(r));
   r.weights_bytes = 1'000'000;
   EXPECT_FALSE(plan_memory(r));
+}
+
+TEST(MemoryPlan, RefusesBytesWhoseSumWithTheRestIsNoNumber) {
+  MemoryRequest r = request();
+  r.kv_cache_bytes = INT64_MAX;
+  const Result<MemoryPlan> plan = plan_memory(r);
+  ASSERT_FALSE(plan);
+  EXPECT_EQ(plan.error().code, Code::kResourceExhausted);
+}
+
+TEST(MemoryPlan, CountsHostMemoryWhereTheDeviceIsTheHost) {
+  MemoryRequest r = request();
+  r.kv_cache_bytes = 7'500;
+  r.host_bytes = 500;
+  EXPECT_EQ(plan_memory(r)->left_bytes, 0);
+  r.host_bytes = 501;
+  EXPECT_TRUE(contains(plan_memory(r).error().message, "host memory 0.00"));
+}
+
+TEST(HostMemory, IsWholeBlocksAndNoMoreThanTheHostHasFree) {
+  const auto size = [](int64_t swap, int64_t host) {
+    EngineConfig c;
+    c.swap_space_bytes = swap, c.host_kv_bytes = host;
+    return size_host_memory(c, DeviceKind::kCpu, 100, 10'000);
+  };
+  EXPECT_EQ(size(0, 0)->bytes(), 0);
+  EXPECT_EQ(size(250, 399)->swap_bytes, 200);
+  EXPECT_EQ(size(250, 399)->bytes(), 500);
+  EXPECT_EQ(size(99, 0).error().field, "swap_space_bytes");
+  EXPECT_EQ(size(0, 99).error().field, "host_kv_bytes");
+  EXPECT_EQ(size(4'000, 6'000)->bytes(), 10'000);
+  EXPECT_TRUE(contains(size(4'100, 6'000).error().message,
+                       "swap_space_bytes 4100 and host_kv_bytes 6000 are asked for; the host has 10000"));
+  EXPECT_EQ(size(INT64_MAX, INT64_MAX).error().code, Code::kResourceExhausted);
 }
 
 TEST(MemoryPlan, TakesTheAskedBytesWhole) {
