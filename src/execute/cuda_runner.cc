@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <new>
 
+#include "src/base/check_note.h"
 #include "src/base/log.h"
 #include "src/execute/row_logprobs.h"
 #include "src/execute/sampler_steps.h"
@@ -46,6 +47,18 @@ DeviceSamplingSizes sampling_sizes(const StepLimits& l) {
   return {.max_samples = static_cast<int32_t>(decode_bucket(l.max_sequences)),
           .vocab = l.vocab_size,
           .max_context_tokens = l.max_context_tokens};
+}
+
+// Sizes, and of the first sequences id, tokens and first position.
+std::string summary_of(const BatchPlan& plan) {
+  constexpr size_t kNamed = 12;
+  std::string text = fmt::format("step={} sequences={} tokens={} copies={}", plan.step, plan.sequences.size(),
+                                 plan.num_tokens(), plan.copies.size());
+  for (size_t i = 0; i < std::min(kNamed, plan.sequences.size()); ++i) {
+    const PlannedSequence& s = plan.sequences[i];
+    text += fmt::format(" {}:{}@{}", value(s.sequence), s.tokens.size(), s.first_position);
+  }
+  return plan.sequences.size() > kNamed ? text + " ..." : text;
 }
 
 class CudaQueuedStep final : public QueuedStep {
@@ -109,8 +122,10 @@ class CudaRunner final : public QueueingRunner {
     next_turn_ = 1 - next_turn_;
     ++num_steps_;
     try {
-      queued->result.status = queue_checked(*queued);
+      note_plan(*queued);
+      if (Status done = queue_checked(*queued); !done) queued->result.status = done;
     } catch (const std::bad_alloc&) {
+      parts_.device->synchronize();  // what was queued names the plan, and the plan goes with its result
       queued->result.status = error(Code::kResourceExhausted, "no host memory for the step's results");
     }
     if (!queued->result.status) tables_.forget();  // its tables may not be on the device, or not whole
@@ -140,6 +155,13 @@ class CudaRunner final : public QueueingRunner {
 
   int32_t max_samples() const { return static_cast<int32_t>(decode_bucket(parts_.limits.max_sequences)); }
   int64_t vocab() const { return parts_.limits.vocab_size; }
+
+  // A fault of the device ends the process: with this plan and the one that may still run, so that the step can be found.
+  void note_plan(const CudaQueuedStep& queued) {
+    plan_notes_[queued.turn] = summary_of(*queued.plan);
+    note_for_check(fmt::format("plan queued last: {}; before it: {}", plan_notes_[queued.turn],
+                               plan_notes_[1 - queued.turn]));
+  }
 
   Status queue_checked(CudaQueuedStep& queued) {
     const BatchPlan& plan = *queued.plan;
@@ -389,6 +411,7 @@ class CudaRunner final : public QueueingRunner {
   DeviceSampling sampling_;
   std::unique_ptr<Sampler> sampler_;  // what is sampled on the host
   DeviceStep arrays_;
+  std::string plan_notes_[2];  // by turn
   Turn turns_[2];
   int next_turn_ = 0;
   int64_t num_steps_ = 0;

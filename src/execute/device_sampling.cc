@@ -1,5 +1,7 @@
 #include "src/execute/device_sampling.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -8,6 +10,11 @@
 
 namespace quire {
 namespace {
+
+[[noreturn]] void never_joined(SequenceId id) {
+  check_failed(fmt::format("a plan names sequence {}, which never joined or has left", value(id)), __FILE__,
+               __LINE__);
+}
 
 constexpr int64_t kListInts = 8192;  // of a slot
 constexpr int64_t kMostSlotBytes = int64_t{64} << 20, kMostEditedBytes = int64_t{256} << 20;
@@ -174,14 +181,18 @@ void DeviceSampling::leave(SequenceId id) {
 
 const DeviceSampling::Sequence& DeviceSampling::sequence(SequenceId id) const {
   const auto found = sequences_.find(id);
-  check(found != sequences_.end(), "DeviceSampling: the sequence has not joined");
+  if (found == sequences_.end()) [[unlikely]]
+    never_joined(id);
   return found->second;
 }
 int32_t DeviceSampling::last_index(SequenceId id) const {
   return sequence(id).last_index;
 }
 void DeviceSampling::sampled_on_host(SequenceId id) {
-  sequences_.at(id).last_index = -1;
+  const auto found = sequences_.find(id);
+  if (found == sequences_.end()) [[unlikely]]
+    never_joined(id);
+  found->second.last_index = -1;
 }
 
 // ---- a step ----

@@ -5,11 +5,24 @@
 #include <limits>
 
 #include "quire/sampling_params.h"
+#include "src/base/check.h"
+#include "src/base/check_note.h"
 #include "src/base/dtype.h"
 #include "src/base/random.h"
 
 namespace quire {
 namespace {
+
+TEST(CheckDeathTest, SaysWhatTheThreadWasAt) {
+  const auto fail = [](std::string_view note) {
+    note_for_check("an older note");
+    note_for_check(note);
+    check(false, "two is not three");
+  };
+  EXPECT_DEATH(fail("plan queued last: step=7"), "two is not three\nquire: plan queued last: step=7\n$");
+  EXPECT_DEATH(fail(""), "two is not three\n$");
+  EXPECT_DEATH(fail(std::string(5000, 'a')), "two is not three\nquire: a{1000}\n$");
+}
 
 TEST(Dtype, EveryF16ValueSurvivesARoundTrip) {
   for (uint32_t bits = 0; bits < 65536; ++bits) {
