@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/op_table.h"
 #include "kernels/op_checks.h"
+#include "src/base/f32_at.h"
 
 namespace quire::cpu {
 namespace {
@@ -16,14 +17,7 @@ struct SourceRow {
 };
 
 float value_at(const SourceRow& row, int64_t k) {
-  switch (row.dtype) {
-    case DType::kBF16:
-      return bf16_to_f32(reinterpret_cast<const uint16_t*>(row.data)[k]);
-    case DType::kF16:
-      return f16_to_f32(reinterpret_cast<const uint16_t*>(row.data)[k]);
-    default:
-      return reinterpret_cast<const float*>(row.data)[k];
-  }
+  return f32_at(row.dtype, row.data, k);
 }
 
 SourceRow find_row(std::span<const HostMatrix> parts, int64_t row) {

@@ -109,9 +109,6 @@ template <class T>
 __device__ inline void store(T* p, T v) {
   *p = v;
 }
-__device__ inline void prefetch_l2(const void* p) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-}
 
 // ---- asynchronous copies to shared memory ----
 struct EvictFirst {
@@ -265,7 +262,7 @@ __device__ inline float exp2_approx(float x) {
 __device__ inline float log2_approx(float x) {
   return __log2f(x);
 }
-__device__ inline float rcp_approx(float x) {
+__device__ inline float reciprocal(float x) {
   return __frcp_rn(x);
 }
 __device__ inline float rsqrt_approx(float x) {
@@ -341,10 +338,6 @@ inline void launch(const LaunchConfig& config, const Params&... params) {
     attributes[c.numAttrs++].val.sharedMemCarveout = static_cast<unsigned>(config.carveout);
   }
   check_cuda(cudaLaunchKernelEx(&c, kernel, params...));
-}
-
-inline void zero_memory(void* stream, void* p, int64_t bytes) {
-  check_cuda(cudaMemsetAsync(p, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)));
 }
 
 }  // namespace quire::cuda

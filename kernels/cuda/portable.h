@@ -21,7 +21,7 @@
 // Pointers   Shared<T> dynamic_shared<T>(); s[i], s + i, s.as<U>()
 // Global     load(const T*), through L1; load_streaming: read once, first to be evicted;
 //            load_shared_by_grid: from L2, what other blocks of this launch wrote;
-//            store(T*, T); prefetch_l2(const void*)
+//            store(T*, T)
 // Async      cp_async16(Shared<char> target, const void* source): 16 bytes to shared memory;
 //            cp_async16_or_zero(target, source, valid): zeros when !valid, source is not read then;
 //            cp_async16_evict_first(target, source, evict_first()), and with _or_zero: read once a step;
@@ -34,7 +34,7 @@
 // Atomics    atomic_add(int32_t* | uint32_t* | float*, v) gives the old value; atomic_max(uint32_t*, v);
 //            the same on Shared<T>
 // Types      bf16, f16 (bits); to_f32(x), from_f32<T>(f), pack2<T>(low, high), unpack2<T>(u) -> float2
-// Maths      exp2_approx, log2_approx, rcp_approx, rsqrt_approx, tanh_from_exp2
+// Maths      exp2_approx, log2_approx, reciprocal, rsqrt_approx, tanh_from_exp2
 #pragma once
 
 #include <cstdint>
@@ -65,7 +65,7 @@ __device__ inline float warp_max(float x) {
 }
 // tanh to about 1e-6: tanh.approx has 11 bits, too few for a soft cap of 50.
 __device__ inline float tanh_from_exp2(float x) {
-  return 1.0f - 2.0f * rcp_approx(exp2_approx(2.0f * kLog2e * x) + 1.0f);
+  return 1.0f - 2.0f * reciprocal(exp2_approx(2.0f * kLog2e * x) + 1.0f);
 }
 
 }  // namespace quire::QUIRE_SIDE

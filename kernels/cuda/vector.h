@@ -69,7 +69,7 @@ __device__ inline void store_chunk(T* p, const Chunk& c, int64_t count) {
 }
 
 __device__ inline float silu(float x) {
-  return x * rcp_approx(1.0f + exp2_approx(-kLog2e * x));
+  return x * reciprocal(1.0f + exp2_approx(-kLog2e * x));
 }
 
 // A value as the activation type holds it.

@@ -5,17 +5,12 @@
 #include <cstring>
 
 #include "src/base/check.h"
+#include "src/base/f32_at.h"
 
 namespace quire {
 namespace {
 
 constexpr int64_t kChunkBytes = 16 << 20;
-
-float load_f32(const void* data, DType dtype, int64_t i) {
-  if (dtype == DType::kF32) return static_cast<const float*>(data)[i];
-  const uint16_t bits = static_cast<const uint16_t*>(data)[i];
-  return dtype == DType::kBF16 ? bf16_to_f32(bits) : f16_to_f32(bits);
-}
 
 void convert(char* target, DType to, const char* source, DType from, int64_t count) {
   if (to == from) {
@@ -23,7 +18,7 @@ void convert(char* target, DType to, const char* source, DType from, int64_t cou
     return;
   }
   for (int64_t i = 0; i < count; ++i) {
-    const float f = load_f32(source, from, i);
+    const float f = f32_at(from, source, i);
     if (to == DType::kF32) {
       reinterpret_cast<float*>(target)[i] = f;
     } else {

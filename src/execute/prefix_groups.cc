@@ -41,12 +41,6 @@ void PrefixGroups::follow(const BatchPlan& plan) {
   find_nodes(static_cast<int32_t>(plan.sequences.size()));
 }
 
-void PrefixGroups::forget() {
-  order_.clear();
-  ids_.clear();
-  clear_nodes(0);
-}
-
 // The entry behind the shared ones decides a sequence's place, so it must stand too.
 bool PrefixGroups::same_as_before(const BatchPlan& plan) const {
   if (plan.sequences.size() != ids_.size()) return false;

@@ -48,8 +48,6 @@ class PrefixGroups {
   // Takes in every plan, in order, and finds its nodes. Sequences of several rows or under a KV policy have
   // none.
   void follow(const BatchPlan& plan);
-  // A plan was not followed: what is known of the tables holds no more.
-  void forget();
 
   // Of the plan followed last; host pointers into this object. num_splits is not decided here.
   bool empty() const { return counts_.num_nodes == 0; }

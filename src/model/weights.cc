@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "src/base/check.h"
+#include "src/base/f32_at.h"
 #include "src/base/progress.h"
 
 namespace quire {
@@ -90,13 +91,7 @@ class Loader {
   }
 
   static void append_floats(const HostMatrix& m, std::vector<float>& out) {
-    const auto* halves = static_cast<const uint16_t*>(m.data);
-    for (int64_t i = 0; i < m.rows * m.cols; ++i) {
-      if (m.dtype == DType::kF32)
-        out.push_back(static_cast<const float*>(m.data)[i]);
-      else
-        out.push_back(m.dtype == DType::kBF16 ? bf16_to_f32(halves[i]) : f16_to_f32(halves[i]));
-    }
+    for (int64_t i = 0; i < m.rows * m.cols; ++i) out.push_back(f32_at(m.dtype, m.data, i));
   }
 
   DeviceBuffer upload(const void* host, int64_t bytes, const char* what) {

@@ -179,20 +179,6 @@ TEST(PrefixGroups, AsksForEnoughToSave) {
   EXPECT_TRUE(nodes(most).empty());
 }
 
-TEST(PrefixGroups, ForgetsWhatItDidNotFollow) {
-  PrefixGroups groups(rule());
-  BatchPlan plan;
-  plan.sequences = {decode(1, {1, 2}), decode(2, {1, 3})};
-  groups.follow(plan);
-  ASSERT_FALSE(groups.empty());
-  groups.forget();
-  EXPECT_TRUE(groups.empty());
-  plan.sequences = {decode(1, {4, 2}), decode(2, {1, 3})};
-  for (PlannedSequence& s : plan.sequences) s.num_unchanged_blocks = 2;  // since a plan that was not followed
-  groups.follow(plan);
-  EXPECT_TRUE(groups.empty());
-}
-
 // The traffic of a scheduler, seen from its plans.
 class Traffic {
  public:

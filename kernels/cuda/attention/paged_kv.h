@@ -125,7 +125,7 @@ __device__ inline float rescale(float part_largest, float common_largest) {
 // 1 / (sum of probabilities), a sink's share included (K9).
 __device__ inline float normaliser(const AttentionView& v, SoftmaxState s, int q_head) {
   if (v.sinks != nullptr) s.sum += exp2_approx(load(v.sinks + q_head) * kLog2e - s.largest);
-  return rcp_approx(s.sum);
+  return reciprocal(s.sum);
 }
 __device__ inline float lse_of(SoftmaxState s) {
   return (s.largest + log2_approx(s.sum)) * kLn2;

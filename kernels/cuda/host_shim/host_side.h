@@ -38,12 +38,6 @@ struct alignas(8) uint2 {
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
-struct alignas(8) int2 {
-  int32_t x, y;
-};
-struct alignas(16) int4 {
-  int32_t x, y, z, w;
-};
 inline float2 make_float2(float x, float y) {
   return {x, y};
 }
@@ -54,12 +48,6 @@ inline uint2 make_uint2(uint32_t x, uint32_t y) {
   return {x, y};
 }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
-  return {x, y, z, w};
-}
-inline int2 make_int2(int32_t x, int32_t y) {
-  return {x, y};
-}
-inline int4 make_int4(int32_t x, int32_t y, int32_t z, int32_t w) {
   return {x, y, z, w};
 }
 inline int min(int a, int b) {
@@ -173,9 +161,6 @@ template <class T>
 inline void store(T* p, T v) {
   if (hot.checking) shim::check_global_write(p, sizeof(T));
   *p = v;
-}
-inline void prefetch_l2(const void* p) {
-  if (hot.checking) shim::check_global_read(p, 1);
 }
 
 // ---- asynchronous copies ----
@@ -357,7 +342,7 @@ inline float exp2_approx(float x) {
 inline float log2_approx(float x) {
   return std::log2(x);
 }
-inline float rcp_approx(float x) {
+inline float reciprocal(float x) {
   return 1.0f / x;
 }
 inline float rsqrt_approx(float x) {
@@ -399,10 +384,6 @@ inline void launch(const LaunchConfig& c, const Params&... params) {
     shim::run_grid({c.grid, c.block, c.shared_bytes, c.dependent, kernel_name<kernel>()},
                    [&] { kernel(params...); });
   });
-}
-
-inline void zero_memory(void* stream, void* p, int64_t bytes) {
-  shim::run_or_record(stream, [p, bytes] { std::memset(p, 0, static_cast<size_t>(bytes)); });
 }
 
 }  // namespace quire::cuda_host

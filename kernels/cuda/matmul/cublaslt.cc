@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <array>
 #include <tuple>
 #include <unordered_map>
 
@@ -16,7 +14,7 @@ namespace {
 using namespace cublaslt;
 
 constexpr int64_t kWorkspaceBytes = 32 << 20;  // what cuBLAS recommends on Hopper
-constexpr int kCandidates = 6, kTimedRuns = 3;
+constexpr size_t kMostPlans = 8192;  // a step's row counts times a model's products; about 1 KB each
 
 void check_call(StatusCode status, const char* what, const char* file = __builtin_FILE(),
                 int line = __builtin_LINE()) {
@@ -78,8 +76,6 @@ class Layouts {
 
 struct Plan {
   Layouts layouts;
-  std::array<Heuristic, kCandidates> candidates{};
-  int num_candidates = 0;
   Algo algo{};
 };
 
@@ -112,58 +108,35 @@ class CublasLt final : public GemmLibrary {
   CublasLt(const CublasLt&) = delete;
   CublasLt& operator=(const CublasLt&) = delete;
 
-  const char* name() const override { return "cuBLASLt"; }
   // Rows that do not begin at 16 bytes would drive it to slow kernels; ours take those.
   bool takes(const Product& p) const override { return p.k % 8 == 0 && p.n % 8 == 0; }
   void run(const Product& p) override {
-    Plan& plan = plan_for(p);
-    multiply(p, plan, plan.algo);
-  }
-
-  void tune(const Product& p) override {
-    Plan& plan = plan_for(p);
-    double best_ms = 1e30;
-    for (int i = 0; i < plan.num_candidates; ++i) {
-      const double ms = time_ms(p, plan, plan.candidates[i].algo);
-      if (ms < best_ms) {
-        best_ms = ms;
-        plan.algo = plan.candidates[i].algo;
-      }
-    }
+    const Plan& plan = plan_for(p);
+    const float one = 1, zero = 0;
+    check_call(api_.matmul(handle_, desc_, &one, p.w, plan.layouts.a, p.x, plan.layouts.b, &zero, p.out,
+                           plan.layouts.d, p.out, plan.layouts.d, &plan.algo, workspace_.data(),
+                           kWorkspaceBytes, static_cast<cudaStream_t>(device_.stream())),
+               "matmul");
   }
 
  private:
   Plan& plan_for(const Product& p) {
     const Shape shape = shape_of(p);
-    if (const auto found = plans_.find(shape); found != plans_.end()) return found->second;
+    if (const auto known = plans_.find(shape); known != plans_.end()) return known->second;
+    if (plans_.size() >= kMostPlans)
+      plans_.clear();  // made anew as they are asked for; nothing queued reads them
     Plan plan{.layouts = Layouts(api_, p, type_, p.out_f32 ? CUDA_R_32F : type_)};
+    Heuristic best{};
+    int found = 0;
     const StatusCode status =
         api_.get_heuristic(handle_, desc_, plan.layouts.a, plan.layouts.b, plan.layouts.d, plan.layouts.d,
-                           preference_, kCandidates, plan.candidates.data(), &plan.num_candidates);
-    if (status != 0 || plan.num_candidates == 0)
+                           preference_, 1, &best, &found);
+    if (status != 0 || found == 0)
       check_failed(
           fmt::format("cuBLASLt has no way to multiply m={} n={} k={} (status {})", p.m, p.n, p.k, status),
           __FILE__, __LINE__);
-    plan.algo = plan.candidates[0].algo;
+    plan.algo = best.algo;
     return plans_.emplace(shape, std::move(plan)).first->second;
-  }
-
-  void multiply(const Product& p, const Plan& plan, const Algo& algo) {
-    const float one = 1, zero = 0;
-    check_call(api_.matmul(handle_, desc_, &one, p.w, plan.layouts.a, p.x, plan.layouts.b, &zero, p.out,
-                           plan.layouts.d, p.out, plan.layouts.d, &algo, workspace_.data(), kWorkspaceBytes,
-                           static_cast<cudaStream_t>(device_.stream())),
-               "matmul");
-  }
-
-  double time_ms(const Product& p, const Plan& plan, const Algo& algo) {
-    const auto from = device_.make_event(), to = device_.make_event();
-    multiply(p, plan, algo);  // warm
-    from->record();
-    for (int i = 0; i < kTimedRuns; ++i) multiply(p, plan, algo);
-    to->record();
-    to->wait();
-    return to->ms_since(*from) / kTimedRuns;
   }
 
   Api api_;

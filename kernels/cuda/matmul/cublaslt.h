@@ -1,5 +1,4 @@
-// cuBLASLt as a GemmLibrary: a plan per shape, chosen by its heuristic or by measurement, and a workspace
-// allocated once.
+// cuBLASLt as a GemmLibrary: a plan per shape, chosen by its heuristic, and a workspace allocated once.
 #pragma once
 
 #include "kernels/cuda/matmul/product.h"

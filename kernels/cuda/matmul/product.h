@@ -40,19 +40,14 @@ struct Product {
   void* residual =
       nullptr;         // [m][n] activation type, or null: residual += the rounded product; out is not given
   bool gated = false;  // w alternates gate and up rows (kGateGroup): out[m][n / 2] = silu(gate) * up
-  bool fused() const { return norm_weight != nullptr || residual != nullptr || gated; }
 };
 
 // A library that multiplies, opened at run time. The bias is not its business.
 class GemmLibrary {
  public:
   virtual ~GemmLibrary() = default;
-  virtual const char* name() const = 0;
   virtual bool takes(const Product& p) const = 0;
   virtual void run(const Product& p) = 0;  // on its device's stream; never synchronises
-  // Tries the library's best candidates for this shape and keeps the fastest. Synchronises; not while
-  // capturing.
-  virtual void tune(const Product& p) = 0;
 };
 
 }  // namespace quire
