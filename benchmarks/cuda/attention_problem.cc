@@ -84,8 +84,7 @@ void AttentionProblem::upload_arrays() {
   const int sequences = static_cast<int>(shape_.lengths.size());
   const int64_t elements = int64_t{query_start_.back()} * model_.q_heads * model_.head_dim;
   q_ = rig_.random(elements, 7, "queries");
-  out_ = rig_.upload(std::vector<uint16_t>(static_cast<size_t>(elements), 0xffff),
-                     "results");  // NaN until written
+  out_ = rig_.buffer(elements * 2, "results");
   lengths_ = rig_.upload(shape_.lengths, "lengths");
   starts_ = rig_.upload(query_start_, "query starts");
   blocks_ = rig_.upload(table_, "block table");
@@ -99,6 +98,13 @@ void AttentionProblem::upload_arrays() {
   member_start_ = rig_.upload(starts, "members");
   private_start_ = rig_.upload(std::vector<int32_t>(static_cast<size_t>(sequences), shape_.shared_slots),
                                "private starts");
+}
+
+// NaN until written.
+void AttentionProblem::poison_results() const {
+  const std::vector<uint16_t> nan(static_cast<size_t>(out_.bytes() / 2), 0xffff);
+  rig_.device().copy_to_device(out_.data(), nan.data(), out_.bytes());
+  rig_.device().synchronize();
 }
 
 AttentionParams AttentionProblem::params(int layer) const {

@@ -37,12 +37,12 @@ class AttentionProblem {
       int layer) const;  // layers lie apart in the pool, so none finds its tiles in the cache
   void share(AttentionParams& p, const BenchOps& ops) const;  // one node over all sequences
   bool fits() const { return fits_; }  // false: the pool is too small, use nothing else
-  int layers() const { return model_.layers; }
-  double kv_bytes() const;      // a layer's K and V of all lists
-  double operations() const;    // a layer's products, causal
-  double bare_read_us() const;  // a layer's tiles by 16-byte loads: the best of several ways
-  // Largest relative error of a few rows of `layer` against float64.
+  double kv_bytes() const;             // a layer's K and V of all lists
+  double operations() const;           // a layer's products, causal
+  double bare_read_us() const;         // a layer's tiles by 16-byte loads: the best of several ways
+  // Largest relative error of a few rows of `layer` against float64; of what has run since the results were poisoned.
   double worst_error(int layer) const;
+  void poison_results() const;
 
  private:
   bool take_blocks();

@@ -110,8 +110,7 @@ class RowOps {
             .block_tokens = 16};
   }
 
-  // Angles of one pair at one position; the table repeats them for all positions, as only the cost is in
-  // question.
+  // Positions from the 97th on take the angles of those before: only the cost is in question.
   DeviceBuffer rope_table(int64_t rows) {
     std::vector<float> table;
     for (int64_t position = 0; position < rows; ++position)

@@ -40,8 +40,6 @@ class Sampling {
         logits_(normal_logits(int64_t{samples_} * vocab_)) {
     for (int i = 0; i < kSets; ++i) there_.push_back(rig.upload(logits_, "logits"));
     workspace_ = rig.buffer(samples_ * rig.kernels().sample_space_bytes(), "workspace of sampling");
-    tokens_ = rig.buffer(samples_ * 4, "tokens");
-    logprobs_ = rig.buffer(samples_ * 4, "logprobs");
   }
 
   void run(const char* name, SampleSettings settings) {
@@ -49,6 +47,9 @@ class Sampling {
     for (int32_t i = 0; i < samples_; ++i)
       all[static_cast<size_t>(i)].logits_row = i, all[static_cast<size_t>(i)].position = i;
     const DeviceBuffer settings_there = rig_.upload(all, "settings");
+    tokens_ = rig_.upload(std::vector<int32_t>(static_cast<size_t>(samples_), -1),
+                          "tokens");  // of no row before this line's
+    logprobs_ = rig_.upload(std::vector<float>(static_cast<size_t>(samples_), NAN), "logprobs");
     Line line{.part = "sampling", .name = fmt::format("{}x{} {}", samples_, vocab_, name)};
     line.time = rig_.time(kSets, [&](int i) {
       rig_.kernels().sample({.logits = there_[static_cast<size_t>(i)].as<float>(),

@@ -25,7 +25,7 @@ inline void store_some(T* p, typename V::F x, int64_t count) {
 inline constexpr float kExpLowest = -86.5f, kExpHighest = 88.7228f;
 
 // exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; Taylor to r^7 leaves 5e-9 of the value, so what
-// is left is rounding: below 1.5 units in the last place over the whole range (tests/kernel/cpu_ops_test.cc).
+// is left is rounding: below 1.5 units in the last place over the whole range (tests/kernel/cpu_math_test.cc).
 // NaN stays NaN.
 template <class V>
 inline typename V::F exp(typename V::F x) {

@@ -3,6 +3,7 @@
 // of a border; greedy and rows whose borders are wide must agree always.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -88,7 +89,7 @@ struct Setting {
 class CudaSampling : public testing::TestWithParam<Setting> {};
 
 TEST_P(CudaSampling, ChoosesWhatTheCpuSamplerChooses) {
-  constexpr int kSamples = 20;
+  constexpr int kSamples = 100;
   const Setting& setting = GetParam();
   Case c{
       .vocab = setting.vocab, .logits = random_logits(3ll * setting.vocab, setting.scale, 5), .settings = {}};
@@ -125,7 +126,18 @@ INSTANTIATE_TEST_SUITE_P(
         Setting{"top_k_top_p", 6001, 10, {.inverse_temperature = 1.25f, .top_k = 40, .top_p = 0.9f}},
         Setting{"all", 2048, 8, {.inverse_temperature = 0.8f, .top_k = 100, .top_p = 0.95f, .min_p = 0.02f}},
         Setting{"top_p_min_p", 2048, 8, {.top_p = 0.7f, .min_p = 0.01f}},
-        Setting{"equal_logits", 600, 0, {.top_k = 9}}),
+        Setting{"equal_logits", 600, 0, {.top_k = 9}},
+        // Three parts of a row, the last one short.
+        Setting{"parts_greedy", 40001, 10, {.inverse_temperature = 0}}, Setting{"parts_plain", 40001, 10, {}},
+        Setting{"parts_top_k", 40001, 10, {.inverse_temperature = 0.7f, .top_k = 50}},
+        Setting{"parts_top_p", 40001, 14, {.top_p = 0.8f}},
+        Setting{"parts_top_p_flat", 40001, 0.5, {.top_p = 0.9f}},
+        Setting{"parts_min_p", 40001, 12, {.min_p = 0.1f}},
+        Setting{"parts_all",
+                40001,
+                10,
+                {.inverse_temperature = 0.8f, .top_k = 100, .top_p = 0.95f, .min_p = 0.02f}},
+        Setting{"parts_equal_logits", 40001, 0, {.top_k = 9}}),
     [](const auto& info) { return info.param.name; });
 
 TEST(CudaSamplingRows, MaskedTokensAreNeverChosenAndTheLowestIdWinsATie) {
@@ -139,6 +151,20 @@ TEST(CudaSamplingRows, MaskedTokensAreNeverChosenAndTheLowestIdWinsATie) {
   EXPECT_EQ(drawn.tokens[0], 3);
   for (const int32_t token : drawn.tokens)
     EXPECT_TRUE(token == 1 || token == 3 || token == 4 || token == 7) << token;
+}
+
+TEST(CudaSamplingRows, TheLowestIdWinsATieBetweenPartsOfARow) {
+  constexpr int32_t kVocab = 40001;
+  for (const std::vector<int32_t>& highest :
+       {std::vector<int32_t>{40000, 16384, 33000}, {16383, 16384}, {40000}, {32768, 32767}, {0, 40000}}) {
+    Case c{.vocab = kVocab, .logits = random_logits(kVocab, 4, 8), .settings = {{.inverse_temperature = 0}}};
+    for (const int32_t id : highest) c.logits[static_cast<size_t>(id)] = 20;
+    c.settings.push_back({.top_k = 1, .seed = 4});
+    const Drawn drawn = run_kernels(c);
+    const int32_t lowest = *std::min_element(highest.begin(), highest.end());
+    EXPECT_EQ(drawn.tokens[0], lowest);
+    EXPECT_EQ(drawn.tokens[1], lowest);
+  }
 }
 
 TEST(CudaSamplingRows, ASampleDoesNotDependOnTheOthersNorOnTheOrderOfBlocks) {

@@ -1,4 +1,4 @@
-# The programs that the suite runs, all of them built where the CUDA kernels are, at least for the host shim.
+# Needs the programs that the suite runs: a build with CUDA and benchmarks. No card: they run on the host shim.
 find_package(Python3 COMPONENTS Interpreter)
 if(Python3_FOUND AND TARGET quire_kernels_cuda AND TARGET quire_engine AND QUIRE_HAVE_CUDA AND QUIRE_BENCHMARKS AND NOT QUIRE_SANITIZE)
   add_test(NAME gpu_suite_dry_run WORKING_DIRECTORY ${CMAKE_SOURCE_DIR}

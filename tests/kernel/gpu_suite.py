@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.dont_write_bytecode = True
@@ -88,6 +89,24 @@ def check_broken() -> list[str]:
     return [f"{name} did not fail the run" for name, (part, found) in faults.items() if not run.broken({"parts": {part: found}})]
 
 
+def check_counts() -> list[str]:
+    """A program of tests that ran none of them has failed, whatever its status; skipped ones will do only where there is no card."""
+    report = '<testsuites><testsuite>{}</testsuite></testsuites>'
+    ran, skipped, not_run = '<testcase status="run"/>', '<testcase status="run"><skipped/></testcase>', '<testcase status="notrun"/>'
+    found = []
+    for name, cases, dry, failed in (("passed", ran, False, 0), ("one skipped", ran + skipped, False, 0), ("all skipped without a card", skipped, True, 0),
+                                     ("all skipped on a card", skipped, False, 1), ("a filter that matches nothing", not_run, True, 1),
+                                     ("no test at all", "", False, 1)):
+        with tempfile.TemporaryDirectory() as folder:
+            program = Path(folder) / "some_test"
+            program.write_text(f"#!/bin/sh\nprintf '%s' '{report.format(cases)}' > \"${{GTEST_OUTPUT#xml:}}\"\n")
+            program.chmod(0o755)
+            tests = run.Suite(argparse.Namespace(out=Path(folder), binaries=Path(folder), shared=Path(folder), dry_run=dry, only=[]))
+            tests.deadline = time.monotonic() + 20
+            found += expect(f"failed of {name}", tests.gtest("some_test", [])["failed"], failed)
+    return found
+
+
 def check_offline_list() -> list[str]:
     rows = workloads.offline_list()
     return expect("the offline list", (len(rows), rows[0], sum(p for p, _ in rows), sum(o for _, o in rows)), (256, (964, 845), 142827, 133966))
@@ -134,7 +153,7 @@ def main() -> int:
     parser.add_argument("--build", type=Path, required=True)
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
     args = parser.parse_args()
-    problems = check_table() + check_broken() + check_offline_list() + check_refusals(args.build) + check_dry_run(args.build, args.shared)
+    problems = check_table() + check_broken() + check_counts() + check_offline_list() + check_refusals(args.build) + check_dry_run(args.build, args.shared)
     print("\n".join(problems) or "the suite's table, refusals and dry run hold")
     return 1 if problems else 0
 
