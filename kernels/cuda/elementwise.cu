@@ -1,4 +1,5 @@
-// embed, silu_mul, copy_blocks and move_slots. Each moves its bytes once, 16 at a time, and is bounded by memory alone.
+// embed, silu_mul, copy_blocks and move_slots. Each reads and writes its bytes once, 16 at a time where rows are whole chunks (move_slots:
+// 4), and is bounded by memory alone.
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/vector.h"
 #include "kernels/op_checks.h"

@@ -1,16 +1,12 @@
-// An executor without a model, for tests, simulation and host-time benchmarks. It does three things a real
-// one does, and one that none can:
-//   - tokens: the next token is a hash of what the cache's slots hold (so wrong sharing gives wrong tokens),
-//   of the position,
-//     and for temperature > 0 of the seed; logprobs and candidates likewise;
+// An executor without a model, for tests, simulation and host-time benchmarks:
+//   - tokens: the next token is a hash of what the cache's slots hold (so wrong sharing gives wrong tokens), of the position, and for
+//     temperature > 0 of the seed; logprobs and candidates likewise;
 //   - time: a step takes what a roofline says, on a moved clock;
 //   - faults: a hook may fail a step;
 //   - KV policies: one list stands for all layers and heads; victims are chosen by a hash instead of scores;
-//   - it keeps, for every slot of every block, which token at which position after which prefix was written
-//   there, applies
-//     the copies and writes of each plan, and checks at each step that every list's slots hold exactly its
-//     sequence's tokens. That finds wrong sharing, a missing copy-on-write, a block freed too early, two
-//     writers of one slot.
+//   - content, which no real one can check: for every slot of every block it keeps which token at which position after which prefix
+//     was written there, applies the copies and writes of each plan, and checks at each step that every list's slots hold exactly
+//     its sequence's tokens. That finds wrong sharing, a missing copy-on-write, a block freed too early, two writers of one slot.
 // Steps run when waited for, as late as they may. Engine thread.
 #pragma once
 

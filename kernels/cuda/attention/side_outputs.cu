@@ -9,8 +9,8 @@
 // their loads.
 //
 // K3: row_logits of the last row of each sequence of several rows (decode.cu and plain.cu write their own). A
-// block works on 64 slots and one query head; bound: reading K once a query head, half of what a decode step
-// of the list reads, or less.
+// block works on 128 slots and one query head; bound: reading K once a query head, half of what a decode step
+// of the list reads with as many KV heads.
 #include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/attention/paged_kv.h"
 #include "kernels/cuda/dispatch.h"
