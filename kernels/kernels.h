@@ -97,7 +97,7 @@ struct RopeKvWriteParams {
   // [rows, (num_q_heads + 2 * num_kv_heads) * head_dim] act: q | k | v; q is rotated in place
   void* qkv = nullptr;
   void* q_out = nullptr;  // [rows, num_q_heads, head_dim] act; may be null: then q stays in qkv
-  // q rotated at a second position for AttentionParams::q_sink (StreamingLLM; kv-methods K8), or both null. Row stride as qkv's.
+  // q rotated at a second position, for AttentionParams::q_sink, or both null. Row stride as qkv's.
   // [rows, (num_q_heads + 2 * num_kv_heads) * head_dim] act; only the q part is written
   void* q_sink_out = nullptr;
   const int32_t* sink_positions = nullptr;  // [rows], each in [0, max_positions)
@@ -158,14 +158,14 @@ struct AttentionParams {
   // before it still runs. False where a policy lets a new token overwrite an old slot.
   bool early_fetch = false;
 
-  // The first sink_slots[s] slots of a list are seen whatever the window, through a second rotation of q (StreamingLLM;
-  // kv-methods K8). Both or neither.
+  // The first sink_slots[s] slots of a list are seen whatever the window, through a second rotation of q (Xiao et al. 2023, Efficient
+  // Streaming Language Models with Attention Sinks, 3.2). Both or neither.
   const void* q_sink = nullptr;         // as q
   const int32_t* sink_slots = nullptr;  // [num_sequences]
 
   SharedPrefixes prefixes;
 
-  // Side outputs, each null unless asked for (kv-methods 1.3).
+  // Side outputs, each null unless asked for.
   float* lse = nullptr;  // K1 [rows, num_q_heads] log-sum-exp of the scaled logits (sinks left out)
   // K3 [num_sequences, num_q_heads, row_logits_stride] scaled logits of each sequence's LAST row by list slot. Of slots that the row
   // does not see: minus infinity from the reference and the CPU; the CUDA side leaves them as they were.

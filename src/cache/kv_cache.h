@@ -69,9 +69,9 @@ class KvCache {
   // block the last block is shared too: its slots up to length are right, and the first write copies it.
   BlockTable acquire_prefix(NamespaceId ns, std::span<const TokenId> tokens, int32_t max_tokens,
                             int64_t now_us);
-  // Makes the first num_tokens of a table findable. Only pristine blocks (kv-methods 7.5), only after the
-  // step that wrote them is committed. Publish full blocks as they fill (num_tokens rounded down to whole
-  // blocks) and the partial tail only at the end: a published tail is copied by the next append. Costs O(log
+  // Makes the first num_tokens of a table findable. Only blocks that are functions of their tokens
+  // (src/policy/README.md, Publishing), only after the step that wrote them is committed. Publish full blocks
+  // as they fill (num_tokens rounded down to whole blocks) and the partial tail only at the end: a published tail is copied by the next append. Costs O(log
   // n) per block not yet published, not per token. Where the same tokens are cached already the table adopts
   // that block; the duplicate it held goes to `deferred` [6].
   void publish(NamespaceId ns, std::span<const TokenId> tokens, BlockTable& table, int32_t num_tokens,

@@ -14,7 +14,7 @@ constexpr uint64_t value(NamespaceId id) {
   return static_cast<uint64_t>(id);
 }
 
-// All that K and V depend on besides the tokens (docs: kv-methods 7.5). Equal keys, equal bytes.
+// All that K and V depend on besides the tokens (src/policy/README.md, Publishing). Equal keys, equal bytes.
 struct NamespaceKey {
   std::string model;   // name and weights identity
   std::string lora;    // "" = none

@@ -162,7 +162,8 @@ void HostStep::add_window(const PlannedSequence& s) {
   sink_slots_.push_back(sinks);
   has_windows_ = has_windows_ || window > 0;
   has_sinks_ = has_sinks_ || sinks > 0;
-  // The sinks stand right before the window: the row's index in a full list of sinks + recent (kv-methods 4.2).
+  // The sinks stand right before the window: the row's index in a full list of sinks + recent
+  // (Xiao et al. 2023, Efficient Streaming Language Models with Attention Sinks, 3.2: positions in the cache).
   const int32_t farthest = sinks + window - 1;
   for (int32_t i = 0; i < static_cast<int32_t>(s.tokens.size()); ++i)
     sink_positions_.push_back(sinks > 0 ? std::min(s.first_position + i, farthest) : s.first_position + i);

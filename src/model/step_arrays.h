@@ -25,7 +25,7 @@ struct StepArrays {
       nullptr;  // [num_logits_rows] rows whose logits are wanted, in the order of the logits; a row
                 // may come more than once. Not read when all_rows_have_logits
 
-  // What windows need (kv-methods 4.1, 4.2); null where no sequence has one.
+  // What windows need (src/policy/README.md); null where no sequence has one.
   // [num_sequences] tokens that a row sees, itself included; 0 = all
   const int32_t* windows = nullptr;
   const int32_t* sink_slots = nullptr;      // [num_sequences] first slots that every row sees, 0 = none

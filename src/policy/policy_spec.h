@@ -1,6 +1,6 @@
 // A KV policy as a value: which tokens of a sequence stay in its cache, what that needs from attention, and how much room it takes.
 // Parsed from "name:key=value,key=value" (command line, jsonl, wire). The scheduler asks bound() and traits() and nothing else.
-// Specification: kv-methods 4.1 (window), 4.2 (StreamingLLM), 4.4 (TOVA), 4.5 (H2O), 7.3, 7.9.
+// The papers are named at each kind; README.md says how a policy meets the rest of the engine.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +14,16 @@ namespace quire {
 
 enum class RetentionKind {
   kKeepAll,
-  kWindow,  // the last `window` tokens (Beltagy et al. 2020, Longformer; Jiang et al. 2023, Mistral)
-  kStream,  // the first `sinks` and the last `recent` tokens, distances counted inside the cache (Xiao et al. 2023, StreamingLLM)
-  kTova,    // the `budget` tokens the last query looked at most, per layer (Oren et al. 2024, TOVA)
-  kH2o,  // the `heavy` tokens of most attention so far and the last `recent`, per KV head (Zhang et al. 2023, H2O)
+  // The last `window` tokens (Beltagy et al. 2020, Longformer: The Long-Document Transformer, 3.1; Jiang et al. 2023, Mistral 7B, 2).
+  kWindow,
+  // The first `sinks` and the last `recent` tokens, distances counted inside the cache (Xiao et al. 2023, Efficient Streaming Language
+  // Models with Attention Sinks, 3.2).
+  kStream,
+  // The `budget` tokens the last query looked at most, per layer (Oren et al. 2024, Transformers are Multi-State RNNs, 3.2).
+  kTova,
+  // The `heavy` tokens of most attention so far and the last `recent`, per KV head (Zhang et al. 2023, H2O: Heavy-Hitter Oracle for
+  // Efficient Generative Inference of Large Language Models, 4).
+  kH2o,
 };
 
 struct PolicySpec {
@@ -32,7 +38,7 @@ struct PolicySpec {
 // Which lists a policy keeps apart: their contents differ, their lengths do not.
 enum class ListShard { kSequence, kLayer, kLayerHead };
 
-// What of a cached prefix a request under this policy may use (kv-methods 7.5).
+// What of a cached prefix a request under this policy may use (README.md, Publishing).
 enum class PrefixRule {
   kBlocks,     // any pristine block: every row the decisions need is run again
   kOwnPolicy,  // blocks under a key that names the policy: they were computed under its lossy attention

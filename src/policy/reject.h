@@ -1,4 +1,4 @@
-// The combinations that make no sense, as data (kv-methods 7.7): checked at load for a server's default and at admission per request.
+// The combinations that make no sense, as data: checked at load for a server's default and at admission per request.
 #pragma once
 
 #include <string_view>

@@ -1,7 +1,7 @@
 // The decisions of the score-driven retention policies (TOVA, H2O), as plain functions over one list and a small state per list.
 // A list keeps its live slots at 0..n-1 until it is full; from then on the next token overwrites the slot of the last victim.
-// Scores belong to the list, not to the block: shared blocks are read under different scores (kv-methods 7.2).
-// Ties: the higher score wins; equal scores, the newer position (kv-methods 0). Used from one thread at a time.
+// Scores belong to the list, not to the block: shared blocks are read under different scores.
+// Ties: the higher score wins; equal scores, the newer position. Used from one thread at a time.
 #pragma once
 
 #include <cstdint>

@@ -26,7 +26,7 @@ struct PlannedSequence {
       -1;  // >= 0: logprobs of tokens[1..] and of next_prompt_token, with this many alternatives
   TokenId next_prompt_token = -1;  // the prompt token after this chunk, if the prompt goes on
 
-  // What the sequence's KV policy wants of the step (kv-methods 7.4). All layers and heads share the block table; under a policy that
+  // What the sequence's KV policy wants of the step. All layers and heads share the block table; under a policy that
   // chooses its victims by scores, layers and heads differ in which token lies in which slot, and the executor keeps that.
   PolicySpec policy;
   int32_t num_prompt_tokens = 0;

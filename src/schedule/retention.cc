@@ -1,4 +1,4 @@
-// What KV policies change in planning (kv-methods 7.4): windows let go of blocks that no row will see again; TOVA and H2O cut their list
+// What KV policies change in planning: windows let go of blocks that no row will see again; TOVA and H2O cut their list
 // after the prompt and then overwrite a victim's slot with each token. Which token goes, only the executor knows: the lists of a
 // sequence's layers and heads differ in content and never in length, so one block table serves them all.
 #include <algorithm>
@@ -47,8 +47,8 @@ bool Scheduler::waits_for_prompt(const Sequence& s) const {
          s.num_planned == s.num_prompt_tokens && s.num_computed < s.num_prompt_tokens;
 }
 
-// Only pristine slots are published (kv-methods 7.5), and only as a path from the first token on. Where the prompt alone is pristine,
-// its whole blocks: the tail goes on with tokens that are not.
+// Only slots that are functions of their tokens, pristine ones, are published (src/policy/README.md), and only as a path from the first
+// token on. Where the prompt alone is pristine, its whole blocks: the tail goes on with tokens that are not.
 int32_t Scheduler::publishable(const Sequence& s, int32_t num_tokens) const {
   const bool whole = s.table.next_position() == s.table.length();
   if (s.group->policy.kind == RetentionKind::kKeepAll) return num_tokens;

@@ -1,7 +1,7 @@
 """KV policies in plain float64: a Llama forward pass without a paged cache, which decides what stays by the papers' rules alone.
 
 Independent of the engine: keys are kept before rotation, and StreamingLLM's positions are assigned anew at every step and key
-(kv-methods 4.2 normative form) where the engine rotates the query twice. Slow; for prompts of a few hundred tokens.
+(Xiao et al. 2023, Efficient Streaming Language Models with Attention Sinks, 3.2) where the engine rotates the query twice. Slow; for prompts of a few hundred tokens.
 Layout: [position, head, head_dim] arrays; `kept` lists hold positions, ascending.
 """
 

@@ -1,4 +1,4 @@
-"""KV policies through the real binary, on the demo model: rungs 1, 2, 3 and 4 of the acceptance ladder (kv-methods 9).
+"""KV policies through the real binary, on the demo model: a budget of everything changes nothing; below it, tokens and kept positions are the reference's.
 
 Tokens and kept positions are compared with policy_reference.py, which is float64 and has no cache.
 """

@@ -1,4 +1,4 @@
-// Method: decisions against the golden micro-vectors of kv-methods appendix B (T = 32 tokens, prompt 24, 4 query and 2 KV heads of 8,
+// Method: decisions against golden vectors of a plain float64 program written from the papers' rules (T = 32 tokens, prompt 24, 4 query and 2 KV heads of 8,
 // inputs from a linear congruential generator, all in float64), and against a plain restatement on random cases.
 #include <gtest/gtest.h>
 

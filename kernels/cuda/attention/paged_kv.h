@@ -1,5 +1,6 @@
 // How attention kernels see their lists: one struct made on the host from AttentionParams, and the maths
-// every kernel shares (masks, soft cap, sinks, merging of partial results; kv-methods 1.5).
+// every kernel shares (masks, soft cap, sinks, merging of partial results: Milakov and Gimelshein 2018,
+// Online normalizer calculation for softmax, 3.1).
 #pragma once
 
 #include "kernels/cuda/portable.h"
