@@ -40,6 +40,38 @@ struct Avx512Bf16Vec : Avx512Vec<Avx512Bf16Unit> {
     return _mm512_set1_epi32(pair);
   }
   static void store_pairs(void* p, Pairs x) { _mm512_storeu_si512(p, x); }
+  // Word c of each 128-bit part, four times.
+  static void spread(Pairs x, Pairs (&words)[4]) {
+    words[0] = _mm512_shuffle_epi32(x, _MM_PERM_AAAA);
+    words[1] = _mm512_shuffle_epi32(x, _MM_PERM_BBBB);
+    words[2] = _mm512_shuffle_epi32(x, _MM_PERM_CCCC);
+    words[3] = _mm512_shuffle_epi32(x, _MM_PERM_DDDD);
+  }
+  // In each 128-bit part: turned[c] = word c of a, b, c and d.
+  [[gnu::always_inline]] static void turn_quarters(Pairs a, Pairs b, Pairs c, Pairs d, Pairs (&turned)[4]) {
+    const Pairs ab = _mm512_unpacklo_epi32(a, b), ab_high = _mm512_unpackhi_epi32(a, b);
+    const Pairs cd = _mm512_unpacklo_epi32(c, d), cd_high = _mm512_unpackhi_epi32(c, d);
+    turned[0] = _mm512_unpacklo_epi64(ab, cd);
+    turned[1] = _mm512_unpackhi_epi64(ab, cd);
+    turned[2] = _mm512_unpacklo_epi64(ab_high, cd_high);
+    turned[3] = _mm512_unpackhi_epi64(ab_high, cd_high);
+  }
+  // Part g of the result is the sum of the four parts of x[g]: (0 + 2) + (1 + 3).
+  [[gnu::always_inline]] static F sum_quarters(const F (&x)[4]) {
+    const F first =
+        _mm512_add_ps(_mm512_shuffle_f32x4(x[0], x[1], 0x44), _mm512_shuffle_f32x4(x[0], x[1], 0xee));
+    const F second =
+        _mm512_add_ps(_mm512_shuffle_f32x4(x[2], x[3], 0x44), _mm512_shuffle_f32x4(x[2], x[3], 0xee));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(first, second, 0x88),
+                         _mm512_shuffle_f32x4(first, second, 0xdd));
+  }
+  // Lanes of both taken in turn.
+  static void interleave(F even, F odd, F& first, F& second) {
+    const __m512i of_first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i of_second = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    first = _mm512_permutex2var_ps(even, of_first, odd);
+    second = _mm512_permutex2var_ps(even, of_second, odd);
+  }
   static F dot(F sum, Pairs a, Pairs b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);  // std::bit_cast would not be of this level
   }

@@ -14,6 +14,7 @@
 
 #include "kernels/cpu/tile_kv.h"
 #include "kernels/cpu/tile_matmul.h"
+#include "kernels/cpu/tile_strip.h"
 
 namespace quire::cpu {
 
@@ -23,7 +24,7 @@ struct AttentionScratch {
   AttentionScratch(float* next, int64_t queries, int64_t head_dim) {
     const auto take = [&](int64_t floats) { return std::exchange(next, next + floats); };
     const int64_t padded = turned_dim(head_dim);
-    q = take(queries * padded), q_sink = take(queries * padded);
+    q = take(queries * 2 * padded), q_sink = take(queries * 2 * padded);
     values = take(queries * padded), total_values = take(queries * padded);
     highest = take(queries), weight = take(queries), total_highest = take(queries),
     total_weight = take(queries);
@@ -32,7 +33,7 @@ struct AttentionScratch {
     zero_row = take(padded);
   }
 
-  float *q, *q_sink;             // [queries][padded], bf16 in the same place for dots
+  float *q, *q_sink;             // [queries][padded], or in the same place laid out for dots (tile_strip.h)
   float *values, *total_values;  // [queries][padded]: of the split; of all before it
   float *highest, *weight, *total_highest, *total_weight;  // [queries]
   float *scores, *sink_scores;                             // [queries][64]
@@ -105,7 +106,7 @@ class AttentionBlock {
   void add_column_sums() {
     for_tiles(piece_.first_split * kSplitSlots, piece_.last_split * kSplitSlots, [&](int64_t tile) {
       const auto [first, last] = rows_that_see(tile);
-      ask_from(tile);
+      asker_.begin(tile_.parts(), head_, head_bytes());
       turn_keys();
       score(tile, first, last);
       for (int64_t row = first; row < last; ++row) {
@@ -134,13 +135,30 @@ class AttentionBlock {
     return V::kHasDot && piece_.activations == DType::kBF16 && p_.layout.dtype == DType::kBF16;
   }
 
+  // V of pairs: even dimensions apart from odd ones, 32 by 32.
+  bool has_paired_values() const { return uses_dots() && dim_ % 32 == 0; }
+
   void load_queries(const void* source, float* target) {
-    if (uses_dots()) return copy_queries<Bf16>(source, reinterpret_cast<Bf16*>(target));
+    if constexpr (V::kHasDot) {
+      if (uses_dots()) return lay_out_queries(source, reinterpret_cast<char*>(target));
+    }
     with_element(piece_.activations, [&](auto element) { copy_queries<decltype(element)>(source, target); });
   }
 
-  template <class Act, class Target>
-  void copy_queries(const void* source, Target* target) {
+  void lay_out_queries(const void* source, char* target) {
+    for (int64_t row = first_row_; row < last_row_; ++row) {
+      for (int64_t g = 0; g < group_; ++g) {
+        const auto* q =
+            static_cast<const char*>(source) + 2 * ((sequence_row_ + row) * p_.q_stride + q_head(g) * dim_);
+        char* const laid_out = target + query(row, g) * laid_out_bytes(dim_);
+        for (int64_t i = 0; i < dim_; i += 32)
+          lay_out_query<V>(KvTile<V>::some_pairs(q + 2 * i, dim_ - i), laid_out + 8 * i);
+      }
+    }
+  }
+
+  template <class Act>
+  void copy_queries(const void* source, float* target) {
     for (int64_t row = first_row_; row < last_row_; ++row) {
       for (int64_t g = 0; g < group_; ++g) {
         const Act* q =
@@ -160,7 +178,7 @@ class AttentionBlock {
     for (int64_t tile = std::max(begin, seen / kTileSlots * kTileSlots); tile < last; tile += kTileSlots) {
       // between the sinks and the window
       if (tile >= sink_slots_ && tile + kTileSlots <= window_begin) continue;
-      tile_.enter(tile, std::max(tile, seen), std::min(tile + kTileSlots, last));
+      tile_.enter(tile, std::max(tile, seen), std::min(tile + kTileSlots, last), end_slot(last_row_ - 1));
       f(tile);
     }
   }
@@ -179,9 +197,14 @@ class AttentionBlock {
     std::fill_n(scratch_.values, queries_ * padded_, 0.0f);
     for_tiles(split * kSplitSlots, (split + 1) * kSplitSlots, [&](int64_t tile) {
       const auto [first, last] = rows_that_see(tile);
+      if constexpr (V::kHasDot) {
+        const bool few = (last - first) * group_ <= kFewQueries;
+        if (few && has_paired_values() && tile_.has_strips() && tile >= sink_slots_)
+          return attend_few(tile, first, last);
+      }
       for (head_ = 0; head_ < piece_.num_kv_heads; ++head_) {
         if (head_ > 0) tile_.next_head();
-        ask_from(tile);
+        asker_.begin(tile_.parts(), head_, head_bytes());
         turn_keys();
         score(tile, first, last);
         store_row_logits(tile, first, last);
@@ -196,11 +219,42 @@ class AttentionBlock {
     });
   }
 
+  // The same of a few queries, with K and V read where they lie: memory is what is waited for.
+  void attend_few(int64_t tile, int64_t first, int64_t last) {
+    part_asker_.begin(tile_.parts());
+    for (head_ = 0; head_ < piece_.num_kv_heads; ++head_) {
+      const int64_t begin = query(first, 0), end = query(last, 0);
+      for (int64_t slot = 0; slot < kTileSlots; slot += kStripSlots) score_strip(slot, begin, end);
+      hide_unseen(tile, first, last);
+      store_row_logits(tile, first, last);
+      for (int64_t i = begin; i < end; ++i) weigh(i);
+      for (int64_t slot = 0; slot < kTileSlots; slot += kStripSlots) add_strip_values(slot, begin, end);
+    }
+    head_ = 0;
+  }
+
+  void score_strip(int64_t slot, int64_t first, int64_t last) {
+    const auto [rows, offset] = tile_.strip(tile_.keys(), slot, head_);
+    const int64_t q_bytes = laid_out_bytes(dim_);
+    const LinesAhead ahead = part_asker_.take();
+    for_row_tiles<kStripQueries>(last - first, [&, rows = rows, offset = offset](int64_t i, auto tile_rows) {
+      constexpr int R = tile_rows;
+      F sum[R];
+      const char* const q = reinterpret_cast<const char*>(scratch_.q) + (first + i) * q_bytes;
+      if (i == 0)
+        dot_strip<V, R>(q, q_bytes, rows, offset, dim_, sum, ahead);
+      else
+        dot_strip<V, R>(q, q_bytes, rows, offset, dim_, sum, NothingAhead{});
+      for (int r = 0; r < R; ++r)
+        V::store(scratch_.scores + (first + i + r) * kTileSlots + slot, logits_of(sum[r]));
+    });
+  }
+
   // ---- logits ---------------------------------------------------------------------------------------------
 
   // scratch_.scores[query][slot] of rows [first, last), -inf where the row does not see the slot.
   void score(int64_t tile, int64_t first, int64_t last) {
-    ask_during(kLogits, uses_dots() ? (dim_ + 1) / 2 : dim_, kReadsNothing);
+    ask_during(kLogits, uses_dots() ? 4 : dim_, kReadsNothing);
     multiply_keys(scratch_.q, scratch_.scores, query(first, 0), query(last, 0));
     if (tile < sink_slots_) {
       multiply_keys(scratch_.q_sink, scratch_.sink_scores, query(first, 0), query(last, 0));
@@ -209,6 +263,12 @@ class AttentionBlock {
         std::copy_n(scratch_.sink_scores + i * kTileSlots, sinks, scratch_.scores + i * kTileSlots);
       }
     }
+    hide_unseen(tile, first, last);
+  }
+
+  void hide_unseen(int64_t tile, int64_t first, int64_t last) {
+    const bool all_seen = end_slot(first) >= tile + kTileSlots && first_slot(last - 1) <= tile;
+    if (all_seen || first == last) return;
     for (int64_t row = first; row < last; ++row) {
       const int64_t sinks = std::clamp<int64_t>(sink_slots_ - tile, 0, kTileSlots);
       const int64_t begin = std::clamp<int64_t>(first_slot(row) - tile, sinks, kTileSlots);
@@ -223,12 +283,14 @@ class AttentionBlock {
 
   void turn_keys() {
     const bool pairs = p_.layout.dtype == DType::kBF16;
-    ask_during(kTurn, kTileSlots / 16 * (pairs ? (dim_ + 31) / 32 : (dim_ + 15) / 16), kReads);
     const auto between = [&]() __attribute__((always_inline)) { ask_some(); };
-    if (uses_dots()) {
-      if constexpr (V::kHasDot) tile_.pair_keys(between);
-      return;
+    if constexpr (V::kHasDot) {
+      if (uses_dots()) {
+        ask_during(kTurn, kTileSlots / 4, kReads);
+        return tile_.turn_quarters(between);
+      }
     }
+    ask_during(kTurn, kTileSlots / 16 * (pairs ? (dim_ + 31) / 32 : (dim_ + 15) / 16), kReads);
     if (pairs) return tile_.turn_bf16_keys(between);
     if (p_.layout.dtype == DType::kF16) return tile_.template turn_keys<F16>(between);
     tile_.template turn_keys<float>(between);
@@ -236,7 +298,7 @@ class AttentionBlock {
 
   void multiply_keys(const float* q, float* scores, int64_t first, int64_t last) {
     if constexpr (V::kHasDot) {
-      if (uses_dots()) return multiply<DotProduct<V>>(reinterpret_cast<const Bf16*>(q), scores, first, last);
+      if (uses_dots()) return multiply_turned(reinterpret_cast<const char*>(q), scores, first, last);
     }
     multiply<FloatProduct<V, float>>(q, scores, first, last);
   }
@@ -246,13 +308,7 @@ class AttentionBlock {
   // K was turned. Lines that are about to be read are asked for where K or V is read, as fast as it is.
   static constexpr int64_t kTurn = 7, kLogits = 8, kSoftmax = 5, kValues = 12;
   static constexpr bool kReads = true, kReadsNothing = false;
-  void ask_from(int64_t tile) {
-    const int64_t last = end_slot(last_row_ - 1);
-    const bool is_last = head_ + 1 == piece_.num_kv_heads;
-    tile_.find_pieces(tile, head_, last, pieces_now_);
-    tile_.find_pieces(is_last ? tile + kTileSlots : tile, is_last ? 0 : head_ + 1, last, pieces_next_);
-    asker_.begin(pieces_now_, pieces_next_);
-  }
+  int64_t head_bytes() const { return 2 * kTileSlots * tile_.token_bytes(); }
   void ask_during(int64_t part, int64_t steps, bool reads) {
     const int64_t lines = 2 * kTileSlots * ((tile_.token_bytes() + 63) / 64);
     const int64_t shares = std::max<int64_t>(1, steps);  // no step where no row sees the tile
@@ -261,9 +317,23 @@ class AttentionBlock {
   }
   [[gnu::always_inline]] void ask_some() { asker_.ask(near_lines_, far_lines_); }
 
+  void multiply_turned(const char* q, float* scores, int64_t first, int64_t last) {
+    const int64_t q_bytes = laid_out_bytes(dim_);
+    for_row_tiles<V::kTileRows>(last - first, [&](int64_t i, auto tile_rows) {
+      constexpr int R = tile_rows;
+      for (int64_t slot = 0; slot < kTileSlots; slot += 16) {
+        ask_some();
+        F sum[R];
+        dot_turned<V, R>(q + (first + i) * q_bytes, q_bytes, tile_.bytes() + 16 * slot,
+                         KvTile<V>::turned_step_bytes(), dim_, sum);
+        for (int r = 0; r < R; ++r) V::store(scores + (first + i + r) * kTileSlots + slot, logits_of(sum[r]));
+      }
+    });
+  }
+
   template <class Product>
   void multiply(const typename Product::X* q, float* scores, int64_t first, int64_t last) {
-    for_row_tiles<V>(last - first, [&](int64_t i, auto tile_rows) {
+    for_row_tiles<V::kTileRows>(last - first, [&](int64_t i, auto tile_rows) {
       constexpr int R = tile_rows;
       constexpr int N = V::tile_vectors(R);
       for (int64_t slot = 0; slot < kTileSlots; slot += 16 * N) {
@@ -347,6 +417,9 @@ class AttentionBlock {
   // order however many queries there are. A few queries read V where it lies; for many it is widened once.
   void add_values(int64_t first, int64_t last) {
     ask_during(kValues, kTileSlots * std::max<int64_t>(1, padded_ / 64), kReads);
+    if constexpr (V::kHasDot) {
+      if (has_paired_values()) return add_paired_values(first, last);
+    }
     with_element(p_.layout.dtype, [&](auto element) {
       using Kv = decltype(element);
       if (last - first <= kFewQueries && dim_ % 16 == 0) {
@@ -360,10 +433,51 @@ class AttentionBlock {
     });
   }
 
+  // Weights of the whole tile times its V, for many queries.
+  void add_paired_values(int64_t first, int64_t last) {
+    const auto add = [&](auto vectors, int64_t column) {
+      for_row_tiles<6>(last - first, [&](int64_t i, auto tile_rows) {
+        add_weighted<V, tile_rows, vectors>(scratch_.scores + (first + i) * kTileSlots, kTileSlots,
+                                            tile_.values(), kTileSlots, 2 * column,
+                                            values_of(first + i) + column, padded_, NothingAhead{}, 0, 0);
+      });
+    };
+    int64_t column = 0;
+    for (; column + 64 <= dim_; column += 64) add(std::integral_constant<int, 4>{}, column);
+    for (; column < dim_; column += 32) add(std::integral_constant<int, 2>{}, column);
+  }
+
+  // Weights of a strip times its V, for few: as many columns at a time as leave registers for two queries, so
+  // that lines are read in order.
+  void add_strip_values(int64_t slot, int64_t first, int64_t last) {
+    const LinesAhead ahead = part_asker_.take();
+    if (!tile_.is_seen(slot, kStripSlots)) return;
+    int64_t column = 0;
+    for (; column + 128 <= dim_; column += 128) add_strip_columns<3, 8>(slot, first, last, column, ahead);
+    for (; column + 64 <= dim_; column += 64) add_strip_columns<6, 4>(slot, first, last, column, ahead);
+    for (; column < dim_; column += 32) add_strip_columns<6, 2>(slot, first, last, column, ahead);
+  }
+
+  template <int Rows, int N>
+  void add_strip_columns(int64_t slot, int64_t first, int64_t last, int64_t column, const LinesAhead& ahead) {
+    const auto [rows, offset] = tile_.strip(tile_.values(), slot, head_);
+    for_row_tiles<Rows>(last - first, [&, rows = rows, offset = offset](int64_t i, auto tile_rows) {
+      const auto add = [&](auto some_ahead) __attribute__((always_inline)) {
+        add_weighted<V, tile_rows, N>(scratch_.scores + (first + i) * kTileSlots + slot, kTileSlots, rows,
+                                      kStripSlots, offset + 2 * column, values_of(first + i) + column,
+                                      padded_, some_ahead, 2 * column, tile_.token_bytes());
+      };
+      if (i == 0) return add(ahead);  // the first pass over these lines asks
+      add(NothingAhead{});
+    });
+  }
+
+  float* values_of(int64_t i) { return scratch_.values + i * padded_; }
+
   // `runs` calls its argument with (slot, count, V of the slot) for runs of slots in order, row_bytes apart.
   template <class Product, class Runs>
   void add_values_from(int64_t first, int64_t last, int64_t row_bytes, const Runs& runs) {
-    for_row_tiles<V>(last - first, [&](int64_t i, auto tile_rows) {
+    for_row_tiles<V::kTileRows>(last - first, [&](int64_t i, auto tile_rows) {
       constexpr int R = tile_rows;
       constexpr int N = V::tile_vectors(R);
       int64_t column = 0;
@@ -458,10 +572,24 @@ class AttentionBlock {
   void write_values(int64_t head, const float* values, float factor) {
     with_element(piece_.activations, [&](auto element) {
       auto* out = static_cast<decltype(element)*>(p_.out) + head * dim_;
+      if constexpr (V::kHasDot) {
+        if (has_paired_values()) return write_paired(out, values, factor);
+      }
       for (int64_t c = 0; c < dim_; c += 16) {
         store_some<V>(out + c, V::mul(V::load(values + c), V::set(factor)), dim_ - c);
       }
     });
+  }
+
+  template <class Act>
+  void write_paired(Act* out, const float* values, float factor) {
+    for (int64_t c = 0; c < dim_; c += 32) {
+      F first, second;
+      V::interleave(V::mul(V::load(values + c), V::set(factor)),
+                    V::mul(V::load(values + c + 16), V::set(factor)), first, second);
+      V::store(out + c, first);
+      V::store(out + c + 16, second);
+    }
   }
 
   // Tiles between the sinks and the last row's window were never scored.
@@ -495,8 +623,9 @@ class AttentionBlock {
   int64_t head_ = 0;  // of the piece's kv heads, the one at work
   AttentionScratch<V> scratch_;
   KvTile<V> tile_;
+  static constexpr int kStripQueries = 8;  // of a register tile while K is turned on the way
   LineAsker asker_;
-  HeadPieces pieces_now_, pieces_next_;
+  PartAsker part_asker_;
   int64_t near_lines_ = 0, far_lines_ = 0;
   int64_t length_, sequence_row_, num_rows_, sink_slots_, window_;
 };

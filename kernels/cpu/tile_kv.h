@@ -12,25 +12,88 @@
 
 namespace quire::cpu {
 
-// Where K and then V of one head lie in the tile's blocks, in the order in which they are read.
-struct HeadPieces {
-  const char* starts[2 * (kTileSlots + 1)];
-  int64_t count = 0;
-  int64_t bytes = 0;  // of each
+inline constexpr int64_t kStripSlots = 16;  // slots that a few queries meet at once
+
+// Where K of a tile and of the next one lies, of the piece's first head, in parts that are contiguous: strips where
+// a block is of whole ones.
+struct TileParts {
+  const char* starts[2 * kTileSlots];  // null: no such slots
+  int64_t per_tile = 0, bytes = 0;
+  int64_t heads = 0, head_stride = 0, kv_stride = 0;
 };
 
-// Asks for memory before it is read, a head's part of a tile at a time, and for every line twice. A core that has
-// as many misses on their way as it can hold forgets what else it is asked for (with nothing but requests it
-// took 200 GB/s of them where memory gives 40), and each forgotten line stops the products for a whole latency.
-// The second request comes near enough to the use to be cheap, and early enough to hide what the first lost:
-// one request a line reached 0.76 of a stream, two 0.95, on 8 heads of 128 in bf16 (2 cores at 52 GB/s).
+// A place in the order in which lines are read: K and then V of one head, part by part, then of the next head, then
+// of the next tile.
+class LineCursor {
+ public:
+  LineCursor() = default;
+  LineCursor(const TileParts& parts, int64_t head, int64_t bytes_ahead) : parts_(&parts), head_(head) {
+    find();
+    for (; bytes_ahead > 0 && next_ != nullptr; bytes_ahead -= parts.bytes) step();
+  }
+
+  // The part at this place, or null after the next tile's last; on to the one after it.
+  const char* take_part() {
+    const char* const part = next_;
+    if (part != nullptr) step();
+    return part;
+  }
+  [[gnu::always_inline]] void ask(int64_t lines) {
+    if (next_ == nullptr) return;
+    for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(next_ + 64 * i, 0, 3);
+    next_ += 64 * lines;  // a line or two past the end of a part are the next one's, or wasted
+    if (next_ >= end_) step();
+  }
+
+ private:
+  [[gnu::noinline]] void step() {
+    do {
+      step_once();
+      find();
+    } while (next_ == nullptr && tile_ < 2);
+  }
+  void step_once() {
+    if (++part_ < parts_->per_tile) return;
+    part_ = 0, values_ = !values_;
+    if (values_ || ++head_ < parts_->heads) return;
+    head_ = 0, ++tile_;
+  }
+  void find() {
+    next_ = tile_ == 2 ? nullptr : parts_->starts[tile_ * parts_->per_tile + part_];
+    if (next_ == nullptr) return;
+    next_ += head_ * parts_->head_stride + (values_ ? parts_->kv_stride : 0);
+    end_ = next_ + parts_->bytes;
+  }
+
+  const TileParts* parts_ = nullptr;
+  int64_t tile_ = 0, part_ = 0, head_ = 0;
+  bool values_ = false;
+  const char* next_ = nullptr;
+  const char* end_ = nullptr;
+};
+
+// Parts of which a line each is asked for when a line of the present one is read.
+struct LinesAhead {
+  const char* parts[3];
+  [[gnu::always_inline]] void ask(int64_t byte) const {
+#pragma GCC unroll 3
+    for (const char* part : parts) __builtin_prefetch(part + byte, 0, 3);
+  }
+};
+struct NothingAhead {
+  void ask(int64_t) const {}
+};
+
+// Asks for memory before it is read, and for every line more than once. A core that has as many misses on their way
+// as it can hold forgets what else it is asked for (with nothing but requests it took 200 GB/s of them where memory
+// gives 40), and each forgotten line stops the products for a whole latency. So a line is asked for again nearer to
+// its use; what has come costs an instruction. Measured on 8 heads of 128 in bf16 by a few queries: README.md.
 class LineAsker {
  public:
-  // `now` is read from here on, after it `next`.
-  void begin(const HeadPieces& now, const HeadPieces& next) {
-    const int64_t ahead = std::min(now.count, (kNearBytes + now.bytes - 1) / std::max<int64_t>(1, now.bytes));
-    near_.begin(now, ahead);
-    far_.begin(next, 0);
+  // From a head of the tile on, for many queries: a head ahead, and once more.
+  void begin(const TileParts& parts, int64_t head, int64_t head_bytes) {
+    near_ = LineCursor(parts, head, kNearBytes);
+    far_ = LineCursor(parts, head, head_bytes);
   }
   // Some lines of what is read next, and some of what is read a head later.
   [[gnu::always_inline]] void ask(int64_t near_lines, int64_t far_lines) {
@@ -39,30 +102,31 @@ class LineAsker {
   }
 
  private:
-  static constexpr int64_t kNearBytes = 8 << 10;  // 2 to 8 KiB measured alike
+  static constexpr int64_t kNearBytes = 8 << 10;
+  LineCursor near_, far_;
+};
 
-  struct Cursor {
-    const HeadPieces* pieces = nullptr;
-    int64_t piece = 0;
-    const char* next = nullptr;
-    const char* end = nullptr;
+// The same where parts are read one by one, line by line: nothing but memory is waited for.
+class PartAsker {
+ public:
+  void begin(const TileParts& parts) {
+    first_ = parts.starts[0];
+    for (int i = 0; i < 3; ++i) ahead_[i] = LineCursor(parts, 0, kBytesAhead[i]);
+  }
+  // What to ask for while the next part is read.
+  LinesAhead take() {
+    LinesAhead lines;
+    for (int i = 0; i < 3; ++i) {
+      const char* const part = ahead_[i].take_part();
+      lines.parts[i] = part == nullptr ? first_ : part;  // asked for again where nothing comes
+    }
+    return lines;
+  }
 
-    void begin(const HeadPieces& of, int64_t first) {
-      pieces = &of, piece = first;
-      begin_piece();
-    }
-    void begin_piece() {
-      if (piece >= pieces->count) return void(next = nullptr);
-      next = pieces->starts[piece], end = next + pieces->bytes;
-    }
-    [[gnu::always_inline]] void ask(int64_t lines) {
-      if (next == nullptr) return;
-      for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(next + 64 * i, 0, 3);
-      next += 64 * lines;  // a line or two past the end of a piece are the next one's, or wasted
-      if (next >= end) ++piece, begin_piece();
-    }
-  };
-  Cursor near_, far_;
+ private:
+  static constexpr int64_t kBytesAhead[3] = {4 << 10, 8 << 10, 16 << 10};
+  const char* first_ = nullptr;
+  LineCursor ahead_[3];
 };
 
 template <class V>
@@ -75,21 +139,27 @@ class KvTile {
     const AttentionParams& p = *piece.p;
     const bool own_list = p.head_table_stride != 0;
     layout_ = p.layout;
+    heads_ = piece.num_kv_heads;
     table_ = p.block_table + piece.sequence * p.table_stride + piece.kv_head * p.head_table_stride;
     base_ = p.arena + (own_list ? 0 : piece.kv_head) * layout_.head_stride();
     token_bytes_ = layout_.token_bytes();
     dim_ = p.head_dim;
     padded_ = padded_dim(dim_);
+    const int64_t part_slots = std::min<int64_t>(kStripSlots, layout_.block_tokens);
+    parts_.per_tile = kTileSlots / part_slots;
+    parts_.bytes = part_slots * token_bytes_, parts_.heads = heads_;
+    parts_.head_stride = layout_.head_stride(), parts_.kv_stride = layout_.kv_stride();
     std::fill_n(zero_row_, turned_dim(dim_), 0.0f);
   }
 
   // Slots [tile, tile + kTileSlots) of the list, of which some query sees [begin, end), under the piece's first
-  // head.
-  void enter(int64_t tile, int64_t begin, int64_t end) {
+  // head. The list ends at `last`.
+  void enter(int64_t tile, int64_t begin, int64_t end, int64_t last) {
     tile_ = tile, begin_ = begin - tile, end_ = end - tile;
+    find_parts(last);
     // Slots that nobody sees may not exist, or hold anything.
-    std::fill_n(keys_, kTileSlots, reinterpret_cast<const char*>(zero_row_));
-    std::fill_n(values_, kTileSlots, reinterpret_cast<const char*>(zero_row_));
+    std::fill_n(keys_, kTileSlots, zero_row());
+    std::fill_n(values_, kTileSlots, zero_row());
     find_rows();
   }
   // From here on K and V are those of the next head.
@@ -97,19 +167,25 @@ class KvTile {
     const int64_t step = layout_.head_stride();
     for (int64_t slot = begin_; slot < end_; ++slot) keys_[slot] += step, values_[slot] += step;
   }
-
-  // Of head `head` of the piece, in the tile that starts at `tile`; nothing where the list ends at `last`.
-  void find_pieces(int64_t tile, int64_t head, int64_t last, HeadPieces& pieces) const {
-    const int64_t tokens = layout_.block_tokens;
-    pieces.count = 0, pieces.bytes = std::min(tokens, kTileSlots) * token_bytes_;
-    if (tile >= last) return;
-    const int64_t first = tile / tokens, end = (std::min(last, tile + kTileSlots) + tokens - 1) / tokens;
-    const char* const base = base_ + (tile - first * tokens) * token_bytes_ + head * layout_.head_stride();
-    for (const int64_t of_kind : {int64_t{0}, layout_.kv_stride()}) {
-      for (int64_t block = first; block < end; ++block)
-        pieces.starts[pieces.count++] = base + table_[block] * layout_.block_bytes() + of_kind;
-    }
+  // Rows of a strip's slots, with what to add to each for the K or V of a head counted from the present one.
+  struct Strip {
+    const char* const* rows;
+    int64_t offset;
+  };
+  Strip strip(const char* const* of, int64_t slot, int64_t head) {
+    const int64_t step = head * layout_.head_stride();
+    if (begin_ <= slot && slot + kStripSlots <= end_) return {of + slot, step};
+    for (int64_t i = 0; i < kStripSlots; ++i)
+      strip_rows_[i] = of[slot + i] == zero_row() ? zero_row() : of[slot + i] + step;
+    return {strip_rows_, 0};
   }
+  // Strips are parts of blocks.
+  bool has_strips() const { return parts_.per_tile == kTileSlots / kStripSlots; }
+  bool is_seen(int64_t slot, int64_t count) const { return slot < end_ && slot + count > begin_; }
+  const char* const* keys() const { return keys_; }
+  const char* const* values() const { return values_; }
+
+  const TileParts& parts() const { return parts_; }
 
   const float* buffer() const { return buffer_; }
   const char* bytes() const { return reinterpret_cast<const char*>(buffer_); }
@@ -146,17 +222,21 @@ class KvTile {
     });
   }
 
-  // buffer[i / 2][slot] = the bf16 pair K[slot][i], K[slot][i + 1], for dot instructions
+  // For dots (tile_strip.h): for each 64 bytes of K four steps of turned_step_bytes(), in each all slots by fours.
+  static constexpr int64_t turned_step_bytes() { return 16 * kTileSlots; }
   template <class Between>
-  void pair_keys(Between between) {
-    float* const buffer = buffer_;
-    for_pair_squares([&](int64_t slot, int64_t i, const typename V::Pairs(&square)[16])
-                         __attribute__((always_inline)) {
-                           float* const column = buffer + i / 2 * kTileSlots + slot;
-#pragma GCC unroll 16
-                           for (int j = 0; j < 16; ++j) V::store_pairs(column + j * kTileSlots, square[j]);
-                           between();
-                         });
+  void turn_quarters(Between between) {
+    char* const buffer = reinterpret_cast<char*>(buffer_);
+    for (int64_t slot = 0; slot < kTileSlots; slot += 4) {
+      for (int64_t i = 0; i < dim_; i += 32) {
+        typename V::Pairs rows[4], turned[4];
+        for (int j = 0; j < 4; ++j) rows[j] = some_pairs(keys_[slot + j] + 2 * i, dim_ - i);
+        V::turn_quarters(rows[0], rows[1], rows[2], rows[3], turned);
+        char* const target = buffer + i / 8 * turned_step_bytes() + 16 * slot;
+        for (int c = 0; c < 4; ++c) V::store_pairs(target + c * turned_step_bytes(), turned[c]);
+      }
+      between();
+    }
   }
 
   // buffer[slot][i] = V[slot][i], zeros in slots that nobody sees
@@ -184,7 +264,28 @@ class KvTile {
 
   int64_t token_bytes() const { return token_bytes_; }
 
+  static typename V::Pairs some_pairs(const char* row, int64_t count) {
+    return count >= 32 ? V::load_pairs(row) : last_pairs(row, count);
+  }
+  static typename V::Pairs last_pairs(const char* row, int64_t count) {
+    uint16_t whole[32] = {};
+    std::memcpy(whole, row, static_cast<size_t>(count) * sizeof(uint16_t));
+    return V::load_pairs(whole);
+  }
+
  private:
+  const char* zero_row() const { return reinterpret_cast<const char*>(zero_row_); }
+
+  void find_parts(int64_t last) {
+    const int64_t tokens = layout_.block_tokens, part_slots = kTileSlots / parts_.per_tile;
+    for (int64_t part = 0; part < 2 * parts_.per_tile; ++part) {
+      const int64_t slot = tile_ + part * part_slots, block = slot / tokens;
+      parts_.starts[part] = slot >= last ? nullptr
+                                         : base_ + table_[block] * layout_.block_bytes() +
+                                               (slot - block * tokens) * token_bytes_;
+    }
+  }
+
   void find_rows() {
     const int64_t tokens = layout_.block_tokens, block_bytes = layout_.block_bytes(),
                   kv_stride = layout_.kv_stride();
@@ -218,20 +319,16 @@ class KvTile {
     }
   }
 
-  static typename V::Pairs last_pairs(const char* row, int64_t count) {
-    uint16_t whole[32] = {};
-    std::memcpy(whole, row, static_cast<size_t>(count) * sizeof(uint16_t));
-    return V::load_pairs(whole);
-  }
-
   KvLayout layout_;
   const int32_t* table_;
   const char* base_;
-  int64_t token_bytes_, dim_, padded_;
+  int64_t token_bytes_, dim_, padded_, heads_;
+  TileParts parts_;
   float* buffer_;
   float* zero_row_;
   const char* keys_[kTileSlots];
   const char* values_[kTileSlots];
+  const char* strip_rows_[kStripSlots];
   int64_t tile_ = 0, begin_ = 0, end_ = 0;
 };
 

@@ -116,13 +116,13 @@ inline void with_rows(int64_t rows, Function&& f) {
   f(std::integral_constant<int, Most>{});
 }
 
-// Cuts `rows` into tiles of at most V::kTileRows, as even as can be, and calls f(first, R).
-template <class V, class Function>
+// Cuts `rows` into tiles of at most Most, as even as can be, and calls f(first, R).
+template <int Most, class Function>
 inline void for_row_tiles(int64_t rows, Function&& f) {
-  const int64_t tiles = (rows + V::kTileRows - 1) / V::kTileRows;
+  const int64_t tiles = (rows + Most - 1) / Most;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t first = rows * t / tiles, last = rows * (t + 1) / tiles;
-    with_rows<V::kTileRows>(last - first, [&](auto r) { f(first, r); });
+    with_rows<Most>(last - first, [&](auto r) { f(first, r); });
   }
 }
 
@@ -227,7 +227,7 @@ void multiply_panel(const MatmulPiece& p) {
   for (int64_t k0 = 0; k0 < p.k; k0 += block) {
     const int64_t k1 = std::min(p.k, k0 + block);
     int64_t tile = 0;
-    for_row_tiles<V>(p.rows, [&](int64_t row, auto tile_rows) {
+    for_row_tiles<V::kTileRows>(p.rows, [&](int64_t row, auto tile_rows) {
       const PanelAsker asker = panel_asker<V, Product>(p, k0, block, tile++);
       constexpr int R = tile_rows;
       constexpr int N = V::tile_vectors(R);

@@ -271,8 +271,8 @@ AttentionRun attend_in_chunks(Kernels& kernels, const AttentionCase& whole, DTyp
 }
 
 TEST(CpuAttention, GivesARowTheSameBitsInAnyChunk) {
-  for (const int32_t window : {0, 100}) {
-    const AttentionCase c{.lists = {{150, 700}}, .dim = 80, .group = 3, .window = window, .sinks = true};
+  for (const auto& [dim, window] : {std::pair{80, 0}, {80, 100}, {128, 0}, {96, 100}}) {
+    const AttentionCase c{.lists = {{150, 700}}, .dim = dim, .group = 3, .window = window, .sinks = true};
     for (const Variant& v : all_variants()) {
       if (v.isa == CpuIsa::kPlain) continue;  // one code for all; plain takes seconds
       const auto kernels = open_kernels(v);

@@ -1,0 +1,153 @@
+// Attention's two products where K and V are bf16 and the level has dot instructions (AVX512_BF16).
+//
+// Logits: K of four slots is turned within 128-bit parts only, in half the shuffles of a whole turn: of each 64
+// bytes, quarter p of vector c then holds pair 4 p + c of the four slots. Queries are laid out to match, and each
+// logit is the sum of its four quarters' sums, whether K is turned on the way (a few queries: nothing but memory
+// is waited for) or once for many queries.
+// Values: weights stay in f32, V is widened on the way, even dimensions apart from odd ones.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/cpu/op_table.h"
+
+namespace quire::cpu {
+
+// Bytes of a query laid out for dots.
+inline int64_t laid_out_bytes(int64_t dim) {
+  return turned_dim(dim) * 4 * static_cast<int64_t>(sizeof(Bf16));
+}
+
+// One line of a query to four vectors.
+template <class V>
+void lay_out_query(typename V::Pairs line, char* target) {
+  typename V::Pairs quarters[4];
+  V::spread(line, quarters);
+  for (int c = 0; c < 4; ++c) V::store_pairs(target + 64 * c, quarters[c]);
+}
+
+// sums[r][g] += the dots of query r with four slots each, whose rows are given, of one line.
+template <class V, int R, int G, class Ahead>
+[[gnu::always_inline]] inline void dot_line(const char* q, int64_t q_bytes, const char* const* rows,
+                                            int64_t byte, typename V::F (&sum)[R][G], const Ahead& ahead,
+                                            int64_t ahead_byte) {
+  // Two vectors of a turned group at a time where four groups are at work: all would not fit into registers.
+  constexpr int kAtOnce = G == 4 ? 2 : 4;
+#pragma GCC unroll 2
+  for (int first = 0; first < 4; first += kAtOnce) {
+    typename V::Pairs k[G][4];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      V::turn_quarters(V::load_pairs(rows[4 * g] + byte), V::load_pairs(rows[4 * g + 1] + byte),
+                       V::load_pairs(rows[4 * g + 2] + byte), V::load_pairs(rows[4 * g + 3] + byte), k[g]);
+    }
+#pragma GCC unroll 4
+    for (int c = first; c < first + kAtOnce; ++c) {
+#pragma GCC unroll 4
+      for (int g = R; g < G; ++g) ahead.ask(ahead_byte + 64 * (G * c + g));
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        if (r < G) ahead.ask(ahead_byte + 64 * (G * c + r));  // apart from each other: bursts are lost
+        const typename V::Pairs pairs = V::load_pairs(q + r * q_bytes + 64 * c);
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) sum[r][g] = V::dot(sum[r][g], pairs, k[g][c]);
+      }
+    }
+    asm volatile("" ::: "memory");  // or the compiler keeps all of k
+  }
+}
+
+template <int R, int N, class V>
+[[gnu::always_inline]] inline void clear(typename V::F (&sum)[R][N]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) sum[r][n] = V::zero();
+  }
+}
+
+// sum[r] = the dots of query r with 16 slots. As many slots at once as leave sums enough to hide an instruction's
+// latency. For each line of K one of `ahead` is asked for.
+template <class V, int R, class Ahead>
+[[gnu::always_inline]] inline void dot_strip(const char* q, int64_t q_bytes, const char* const* rows,
+                                             int64_t offset, int64_t dim, typename V::F (&sum)[R],
+                                             const Ahead& ahead) {
+  constexpr int G = R <= 4 ? 4 : 2;
+  typename V::F parts[R][4];
+#pragma GCC unroll 2
+  for (int first = 0; first < 4; first += G) {
+    typename V::F part[R][G];
+    clear<R, G, V>(part);
+    for (int64_t byte = 0; byte < 2 * dim; byte += 64) {
+      dot_line<V, R, G>(q + 4 * byte, q_bytes, rows + 4 * first, offset + byte, part, ahead,
+                        8 * dim * first + 4 * G * byte);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) parts[r][first + g] = part[r][g];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) sum[r] = V::sum_quarters(parts[r]);
+}
+
+// The same of K that lies turned, `step_bytes` from each c to the next: the same sums in the same order.
+template <class V, int R>
+[[gnu::always_inline]] inline void dot_turned(const char* q, int64_t q_bytes, const char* turned,
+                                              int64_t step_bytes, int64_t dim, typename V::F (&sum)[R]) {
+  typename V::F parts[R][4];
+  clear<R, 4, V>(parts);
+  for (int64_t step = 0; step < turned_dim(dim) / 8; ++step, q += 64, turned += step_bytes) {
+    typename V::Pairs k[4];
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) k[g] = V::load_pairs(turned + 64 * g);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const typename V::Pairs pairs = V::load_pairs(q + r * q_bytes);
+#pragma GCC unroll 4
+      for (int g = 0; g < 4; ++g) parts[r][g] = V::dot(parts[r][g], pairs, k[g]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) sum[r] = V::sum_quarters(parts[r]);
+}
+
+// values[r] += weights[r] * V of `slots` slots, for 16 * N columns from byte `byte` of a slot's V on. For each line
+// of V one of `ahead` is asked for, from `ahead_byte` on and token_bytes from slot to slot.
+template <class V, int R, int N, class Ahead>
+[[gnu::always_inline]] inline void add_weighted(const float* weights, int64_t weight_stride,
+                                                const char* const* rows, int64_t slots, int64_t byte,
+                                                float* values, int64_t stride, const Ahead& ahead,
+                                                int64_t ahead_byte, int64_t token_bytes) {
+  typename V::F sum[R][N];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) sum[r][n] = V::load(values + r * stride + 16 * n);
+  }
+  for (int64_t slot = 0; slot < slots; ++slot) {
+    const char* const row = rows[slot] + byte;
+    typename V::F weight[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) weight[r] = V::set(weights[r * weight_stride + slot]);
+#pragma GCC unroll 4
+    for (int line = 0; line < N / 2; ++line) {
+      ahead.ask(ahead_byte + slot * token_bytes + 64 * line);
+      const typename V::Pairs pairs = V::load_pairs(row + 64 * line);
+      const typename V::F even = V::even(pairs), odd = V::odd(pairs);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        sum[r][2 * line] = V::fma(weight[r], even, sum[r][2 * line]);
+        sum[r][2 * line + 1] = V::fma(weight[r], odd, sum[r][2 * line + 1]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) V::store(values + r * stride + 16 * n, sum[r][n]);
+  }
+}
+
+}  // namespace quire::cpu
