@@ -110,7 +110,7 @@ class Packer {
     check(tables_.build(plan).has_value(), "a good plan");
     turn_ = 1 - turn_;
     return arrays_
-        .pack(step_, tables_, {.id_source = id_source_, .settings = settings_},
+        .pack(step_, tables_, {.id_source = id_source_, .sampling = {.settings = settings_}},
               shape(static_cast<int64_t>(tables_.entries().size())), turn_)
         .bytes;
   }
