@@ -32,11 +32,12 @@ COUNTED = {
     "ldg128": re.compile(r"LDG\.\S*\b128"),  # 16-byte loads
     "ldl": re.compile(r"LDL\b"),
     "stl": re.compile(r"STL\b"),
+    "trap": re.compile(r"BPT\.TRAP"),
     # ptxas 13.0 encodes a copy with a cache policy wrongly when it splits the target so: an illegal instruction on a card
     # (kernels/cuda/device_side.h, by_thread_pointer).
     "split_ldgsts": re.compile(r"LDGSTS\S* \[[^\]]*\+UR[^\]]*\], desc\["),
 }
-INTERESTING = re.compile(r"HGMMA|HMMA|UBLKCP|UTMALDG|LDGSTS|LDG\.|LDL|STL")
+INTERESTING = re.compile(r"HGMMA|HMMA|UBLKCP|UTMALDG|LDGSTS|LDG\.|LDL|STL|BPT")
 WIDTH = re.compile(r"\.(64|128|U8|S8|U16|S16)\b")
 WIDTH_BYTES = {"64": 8, "128": 16, "U8": 1, "S8": 1, "U16": 2, "S16": 2}
 
@@ -175,6 +176,8 @@ def violations(kernels: list[Kernel]) -> list[str]:
             found.append(f"{where} has {k.counts['split_ldgsts']} LDGSTS of the form [R+UR], desc[UR], which ptxas 13.0 encodes wrongly")
         if k.source in WGMMA_SOURCES and k.arch == WGMMA_ARCH and not k.counts["hgmma"]:
             found.append(f"{where} has no HGMMA: its products do not run on wgmma")
+        if k.source in WGMMA_SOURCES and k.arch != WGMMA_ARCH and not k.counts["trap"]:
+            found.append(f"{where} has no trap: without wgmma's code it would leave its output as it was")
         most = MOST_INSTRUCTIONS.get(k.source)
         if most and k.instructions > most:
             found.append(f"{where} has {k.instructions} instructions, at most {most}")
@@ -185,7 +188,7 @@ def violations(kernels: list[Kernel]) -> list[str]:
 
 
 def table(kernels: list[Kernel]) -> str:
-    columns = [c for c in COUNTED if c != "split_ldgsts"]
+    columns = [c for c in COUNTED if c not in ("split_ldgsts", "trap")]
     lines = [f"{'kernel':<64} {'arch':<7} {'regs':>4} {'stack':>5} {'spill st':>8} {'ld':>4} {'instr':>6} " + " ".join(f"{c:>7}" for c in columns)]
     source = None
     for k in kernels:

@@ -159,7 +159,7 @@ class AttentionBench {
   void prefill_problem(const AttentionModel& model, const std::string& name, const ProblemShape& shape) {
     const AttentionProblem problem(rig_, pool_, model, shape);
     if (!problem.fits()) return;
-    const int own = rig_.device().facts().compute_capability;
+    const int own = rig_.device().facts().kernel_capability;
     const int layers = std::min(model.layers, problem.operations() > 1e12 ? 2 : 8);
     std::vector<int> capabilities{own};
     if (own == 90) capabilities.push_back(80);

@@ -134,7 +134,7 @@ class SideOps final : public bench::BenchOps {
     context_ = {.stream = device.stream(),
                 .machine = {.multiprocessors = f.multiprocessors,
                             .shared_bytes_per_block = f.shared_bytes_per_block,
-                            .compute_capability = f.compute_capability}};
+                            .compute_capability = f.kernel_capability}};
     // Twice the blocks a multiprocessor that the default has, so that tuning may try two.
     DecodeTuning largest;
     largest.blocks_per_multiprocessor = 2;

@@ -12,7 +12,7 @@ struct Target {
   void* stream = nullptr;  // cudaStream_t, or shim::HostStream*
   int32_t multiprocessors = 1;
   int32_t shared_bytes_per_block = 99 * 1024;  // the most a kernel may ask for
-  int32_t compute_capability = 80;
+  int32_t compute_capability = 80;             // whose kernels run: DeviceFacts::kernel_capability
   DType activations = DType::kF32;
 };
 

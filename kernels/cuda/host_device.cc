@@ -43,6 +43,7 @@ class HostDevice final : public StreamDevice {
               .free_bytes = available_host_bytes(),
               .multiprocessors = options.multiprocessors,
               .compute_capability = 80,
+              .kernel_capability = 80,
               .shared_bytes_per_block = 227 * 1024};
   }
 

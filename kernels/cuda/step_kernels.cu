@@ -22,12 +22,12 @@ class StepKernels final : public Kernels {
         target_{.stream = device.stream(),
                 .multiprocessors = device.facts().multiprocessors,
                 .shared_bytes_per_block = device.facts().shared_bytes_per_block,
-                .compute_capability = device.facts().compute_capability,
+                .compute_capability = device.facts().kernel_capability,
                 .activations = options.activations},
         attention_{.stream = device.stream(),
                    .machine = {.multiprocessors = device.facts().multiprocessors,
                                .shared_bytes_per_block = device.facts().shared_bytes_per_block,
-                               .compute_capability = device.facts().compute_capability}},
+                               .compute_capability = device.facts().kernel_capability}},
         library_(std::move(library)) {}
 
   // The memory of products that blocks share: they come before reserve(), in tests and benchmarks.

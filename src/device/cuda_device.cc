@@ -3,21 +3,18 @@
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
-#include <optional>
 #include <unordered_set>
 
 #include "src/base/check.h"
+#include "src/device/card_code.h"
 #include "src/device/cuda_handles.h"
+#include "src/device/cuda_support.h"
 #include "src/device/stream_device.h"
 
 namespace quire {
 namespace {
 
-constexpr int kLeastCapability = 80;  // cp.async, bf16 tensor cores
-
-std::string version_text(int v) {
-  return fmt::format("{}.{}", v / 1000, v % 1000 / 10);
-}
+constexpr const char* kArchitectures = QUIRE_BUILT_ARCHITECTURES;
 
 class CudaEventMark final : public StreamEvent {
  public:
@@ -170,57 +167,69 @@ Error unavailable(std::string why) {
   return error(Code::kUnavailable, "CUDA cannot be used: " + std::move(why));
 }
 
-// nullopt when a card can be asked for; else why not.
-std::optional<Error> why_no_card() {
-  int toolkit = 0, driver = 0, count = 0;
-  cudaRuntimeGetVersion(&toolkit);
-  cudaDriverGetVersion(&driver);  // 0: no driver at all
-  if (driver == 0) return unavailable("no NVIDIA driver is installed");
-  if (driver / 1000 < toolkit / 1000)
-    return unavailable(fmt::format("the driver serves CUDA {}, this build needs {} or newer",
-                                   version_text(driver), version_text(toolkit / 1000 * 1000)));
-  const cudaError_t e = cudaGetDeviceCount(&count);
-  if (e != cudaSuccess) return unavailable(text_of(e));
-  if (count == 0) return unavailable("the driver reports no card");
-  return std::nullopt;
+CudaPlatform platform_here() {
+  CudaPlatform p;
+  cudaRuntimeGetVersion(&p.toolkit_version);
+  cudaDriverGetVersion(&p.driver_version);  // leaves 0 where there is no driver
+  if (p.driver_version == 0) return p;
+  if (const cudaError_t e = cudaGetDeviceCount(&p.num_cards); e != cudaSuccess) p.fault = text_of(e);
+  return p;
 }
 
-Result<DeviceFacts> facts_of(int index) {
-  cudaDeviceProp p{};
-  const cudaError_t e = cudaGetDeviceProperties(&p, index);
-  if (e != cudaSuccess) return unavailable(text_of(e));
-  int toolkit = 0, driver = 0;
-  check_cuda_call(cudaRuntimeGetVersion(&toolkit));
-  check_cuda_call(cudaDriverGetVersion(&driver));
-  DeviceFacts f{.kind = DeviceKind::kCuda,
-                .name = p.name,
-                .driver = version_text(driver),
-                .toolkit = version_text(toolkit),
-                .memory_bytes = static_cast<int64_t>(p.totalGlobalMem),
-                .multiprocessors = p.multiProcessorCount,
-                .compute_capability = p.major * 10 + p.minor,
-                .shared_bytes_per_block = static_cast<int32_t>(p.sharedMemPerBlockOptin)};
-  if (f.compute_capability < kLeastCapability)
-    return unavailable(
-        fmt::format("{} has compute capability {}.{}, at least 8.0 is needed", f.name, p.major, p.minor));
-  return f;
+DeviceFacts facts_of(const cudaDeviceProp& card, const CudaPlatform& platform) {
+  return {.kind = DeviceKind::kCuda,
+          .name = card.name,
+          .driver = cuda_version_text(platform.driver_version),
+          .toolkit = cuda_version_text(platform.toolkit_version),
+          .memory_bytes = static_cast<int64_t>(card.totalGlobalMem),
+          .multiprocessors = card.multiProcessorCount,
+          .compute_capability = card.major * 10 + card.minor,
+          .shared_bytes_per_block = static_cast<int32_t>(card.sharedMemPerBlockOptin)};
+}
+
+// A fault of the probe that is not about code: another's memory, a card that is gone.
+bool tells_of_code(cudaError_t e) {
+  return e == cudaErrorNoKernelImageForDevice || e == cudaErrorInvalidDeviceFunction ||
+         e == cudaErrorUnsupportedPtxVersion || e == cudaErrorInvalidPtx ||
+         e == cudaErrorInvalidKernelImage || e == cudaErrorJitCompilerNotFound;
+}
+
+// Fills in which kernels the card runs, or says that it runs none.
+Status find_code(DeviceFacts& facts) {
+  const CardCode code = probe_card_code();
+  if (code.fault != cudaSuccess && !tells_of_code(code.fault)) return unavailable(text_of(code.fault));
+  const CudaCard card{.name = facts.name,
+                      .capability = facts.compute_capability,
+                      .no_code = code.fault == cudaSuccess ? "" : text_of(code.fault)};
+  if (auto why = why_card_unfit(card, kArchitectures)) return unavailable(*std::move(why));
+  facts.kernel_capability = kernel_capability(facts.compute_capability, code.sm90a);
+  if (facts.kernel_capability != facts.compute_capability)
+    log_line(LogLevel::kWarn, "no_sm90a_code",
+             {{"device", facts.name},
+              {"built_for", kArchitectures},
+              {"instead", "kernels of sm_80 (slower prefill); build with 90a-real"}});
+  return ok();
 }
 
 }  // namespace
 
 Result<std::unique_ptr<StreamDevice>> open_cuda_device() {
-  if (auto why = why_no_card()) return *std::move(why);
-  Result<DeviceFacts> facts = facts_of(0);
-  if (!facts) return facts.error();
-  cudaStream_t raw = nullptr;
+  const CudaPlatform platform = platform_here();
+  if (auto why = why_no_card(platform)) return unavailable(*std::move(why));
+  cudaDeviceProp card{};
+  if (const cudaError_t e = cudaGetDeviceProperties(&card, 0); e != cudaSuccess)
+    return unavailable(text_of(e));
   if (const cudaError_t e = cudaSetDevice(0); e != cudaSuccess) return unavailable(text_of(e));
+  DeviceFacts facts = facts_of(card, platform);
+  if (Status found = find_code(facts); !found) return found.error();
+  cudaStream_t raw = nullptr;
   if (const cudaError_t e = cudaStreamCreateWithFlags(&raw, cudaStreamNonBlocking); e != cudaSuccess)
     return unavailable(text_of(e));
   CudaStream stream(raw);
   size_t free = 0, total = 0;
   if (const cudaError_t e = cudaMemGetInfo(&free, &total); e != cudaSuccess) return unavailable(text_of(e));
-  facts->free_bytes = static_cast<int64_t>(free);
-  return std::unique_ptr<StreamDevice>(std::make_unique<CudaDevice>(*std::move(facts), std::move(stream)));
+  facts.free_bytes = static_cast<int64_t>(free);
+  return std::unique_ptr<StreamDevice>(std::make_unique<CudaDevice>(std::move(facts), std::move(stream)));
 }
 
 }  // namespace quire

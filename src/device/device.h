@@ -44,7 +44,9 @@ struct DeviceFacts {
   std::string driver, toolkit;  // CUDA only
   int64_t memory_bytes = 0, free_bytes = 0;
   int32_t multiprocessors = 0;
-  int32_t compute_capability = 0;      // 90 = sm_90
+  int32_t compute_capability = 0;  // 90 = sm_90
+  int32_t kernel_capability =
+      0;  // CUDA: whose kernels run (cuda_support.h); below the card's where the build lacks code
   int32_t shared_bytes_per_block = 0;  // CUDA: the most a kernel may ask for
 };
 

@@ -6,6 +6,8 @@
 #include <cstring>
 
 #include "kernels/cuda/attention/attention.h"
+#include "src/device/card_code.h"
+#include "src/device/cuda_support.h"
 #include "tests/kernel/cuda_attention_case.h"
 #include "tests/kernel/cuda_attention_shapes.h"
 
@@ -67,7 +69,8 @@ cuda::AttentionMachine this_machine() {
   check_cuda(cudaGetDeviceProperties(&properties, 0));
   return {.multiprocessors = properties.multiProcessorCount,
           .shared_bytes_per_block = static_cast<int>(properties.sharedMemPerBlockOptin),
-          .compute_capability = properties.major * 10 + properties.minor};
+          .compute_capability =
+              kernel_capability(properties.major * 10 + properties.minor, probe_card_code().sm90a)};
 }
 
 Outputs on_card(Case& c, int repeats) {

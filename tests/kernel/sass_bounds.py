@@ -35,6 +35,9 @@ PLANTED = [
     ("a Hopper product without wgmma", WIDE, "sm_90a", HEALTHY[:2], "has no HGMMA"),
     ("a Hopper product that writes each sum by its own code", WIDE, "sm_90a", HEALTHY * 900, "has 2700 instructions, at most 2600"),
     ("no Hopper product at all", WGMMA, "sm_90a", HEALTHY, "wide_sm90.cu has no kernel for sm_90a"),
+    ("a Hopper prefill for another card that is empty", WGMMA, "sm_80", ["EXIT"], "has no trap"),
+    ("a Hopper product for another card that is empty", WIDE, "sm_80", ["EXIT"], "has no trap"),
+    ("a Hopper prefill for another card that traps", WGMMA, "sm_80", ["BPT.TRAP 0x1"], ""),
     ("no Hopper prefill at all", "attention/decode.cu", "sm_90a", HEALTHY, "prefill_sm90.cu has no kernel for sm_90a"),
 ]
 

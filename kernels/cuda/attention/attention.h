@@ -16,7 +16,7 @@ namespace quire::QUIRE_SIDE {
 struct AttentionMachine {
   int multiprocessors = 1;
   int shared_bytes_per_block = 227 * 1024;  // the opt-in limit
-  int compute_capability = 80;              // 90 = sm_90
+  int compute_capability = 80;              // whose kernels run: DeviceFacts::kernel_capability
 };
 
 // Choices that a card's measurements make; README.md has the runs behind the defaults.

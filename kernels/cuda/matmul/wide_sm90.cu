@@ -262,6 +262,8 @@ __global__ void __launch_bounds__(kTileThreads, 1)
                     const __grid_constant__ CUtensorMap x) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   run_tiles<T, F>(a, &w, &x);
+#else
+  __trap();  // as in attention/prefill_sm90.cu
 #endif
 }
 
