@@ -44,7 +44,7 @@ class HostDevice final : public StreamDevice {
               .multiprocessors = options.multiprocessors,
               .compute_capability = 80,
               .kernel_capability = 80,
-              .shared_bytes_per_block = 227 * 1024};
+              .shared_bytes_per_block = options.shared_bytes_per_block};
   }
 
   const DeviceFacts& facts() const override { return facts_; }

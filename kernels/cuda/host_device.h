@@ -9,6 +9,7 @@
 namespace quire {
 
 struct HostDeviceOptions {
+  int32_t shared_bytes_per_block = 227 * 1024;  // a card of sm_90; 99 KiB on sm_86 and sm_89
   int32_t multiprocessors = 4;  // few, so that small shapes still split work over several blocks
 };
 std::unique_ptr<StreamDevice> open_cuda_host_device(const HostDeviceOptions& options = {});

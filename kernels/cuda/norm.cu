@@ -2,6 +2,7 @@
 // A block of threads takes a row. Bounded by memory: reads two rows and writes two (one each without delta),
 // 16 bytes at a time. At one row (decode) it is bounded by latency: one load, two barriers, one store; the
 // weight is fetched before the wait.
+#include "kernels/cuda/limits.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/vector.h"
 #include "kernels/op_checks.h"
@@ -10,7 +11,8 @@ namespace quire::QUIRE_SIDE {
 namespace {
 
 constexpr int kMaxThreads = 512;
-constexpr int kMaxHeld = 4;  // chunks of eight elements that a thread holds: rows of up to 16384 elements
+constexpr int kMaxHeld = 4;  // chunks of eight elements that a thread holds
+static_assert(kMaxThreads * kMaxHeld * kChunk == kMaxNormedElements);
 
 // Sum over the block of threads, in the same order at every run. `partial` has a float for each warp.
 __device__ inline float block_sum(float x, Shared<float> partial) {
@@ -72,8 +74,7 @@ __global__ void __launch_bounds__(kMaxThreads) add_rms_norm_rows(AddRmsNormParam
 void add_rms_norm(const Target& target, const AddRmsNormParams& p) {
   if (p.rows == 0) return;
   check_op(p);
-  check_at_least("add_rms_norm, widest row less hidden", int64_t{kMaxThreads} * kMaxHeld * kChunk - p.hidden,
-                 0);
+  check_at_least("add_rms_norm, widest row less hidden", kMaxNormedElements - p.hidden, 0);
   const int64_t chunks = ceil_div<int64_t>(p.hidden, kChunk);
   const auto threads =
       static_cast<unsigned>(std::min<int64_t>(kMaxThreads, ceil_div<int64_t>(chunks, kWarp) * kWarp));

@@ -2,6 +2,7 @@
 // of the logits, sums whose order is always the same. See sampling.cu for how they meet.
 #pragma once
 
+#include "kernels/cuda/limits.h"
 #include "kernels/cuda/portable.h"
 #include "kernels/sampling.h"
 #include "src/base/random.h"
@@ -11,7 +12,8 @@ namespace quire::QUIRE_SIDE {
 inline constexpr int kSampleThreads = 256, kSampleWarps = kSampleThreads / kWarp;
 inline constexpr int kQuads = 16;  // runs of four neighbours that a thread holds of a part
 inline constexpr int kPartLogits = kSampleThreads * kQuads * 4;
-inline constexpr int kMaxParts = 32;         // of a row: at most 524,288 logits
+inline constexpr int kMaxParts = 32;  // of a row
+static_assert(int64_t{kMaxParts} * kPartLogits == kMaxSampledLogits);
 inline constexpr int kPartRank = 64;         // rank, within a part, of the bound that candidates must reach
 inline constexpr int kPartCandidates = 128;  // 74 are expected at that rank
 inline constexpr int32_t kNoId = 0x7fffffff;

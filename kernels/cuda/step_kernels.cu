@@ -138,7 +138,7 @@ class StepKernels final : public Kernels {
                                   l.max_q_heads, l.max_head_dim);
   }
 
-  static bool norms(const Product& p) { return p.m == 1 && gemv_norms(p); }
+    bool norms(const Product& p) const { return p.m == 1 && gemv_norms(p) && gemv_takes(target_, p); }
   void norm_apart(const FusedMatmulParams& p, Product& product) {
     QUIRE_SIDE::add_rms_norm(target_, {.residual = const_cast<void*>(p.x),  // not written without delta
                                        .weight = p.norm_weight,
@@ -151,7 +151,7 @@ class StepKernels final : public Kernels {
   }
 
   void multiply(const Product& p) {
-    if (p.m == 1) return gemv(target_, {}, p);
+    if (p.m == 1 && gemv_takes(target_, p)) return gemv(target_, {}, p);
     if (options_.activations == DType::kF32) return tile_gemm_f32(target_, p);
     if (p.m <= kMaxSkinnyRows) return skinny_gemm(target_, {}, p);
     if (p.m <= kMaxWideRows) return wide_gemm(target_, wide_, p);

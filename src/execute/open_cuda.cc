@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/host_device.h"
+#include "kernels/cuda/limits.h"
 #include "src/device/cpu_features.h"
 #include "src/device/host_memory.h"
 #include "src/execute/cuda_runner.h"
@@ -211,6 +212,9 @@ Result<OpenedExecutor> open_cuda_executor(const EngineConfig& config, const Mode
   Result<std::unique_ptr<StreamDevice>> device = open_stream_device(kind);
   if (!device) return device.error();
   o.parts.device = std::move(*device);
+  if (Status fits = check_cuda_limits({.hidden_size = spec.hidden_size, .vocab_size = spec.vocab_size});
+      !fits)
+    return fits.error();
   const Result<Choices> dtypes = choose_dtypes(o.config, spec);
   if (!dtypes) return dtypes.error();
   o.dtypes = *dtypes;

@@ -301,6 +301,55 @@ TEST(ModelExecutor, RunsRandomWeightsFromAConfigurationAlone) {
   }
 }
 
+// A model of one layer and random weights, otherwise as a stored family's.
+EngineConfig model_of_widths(const std::string& name, const json& widths) {
+  const std::string dir = testing::TempDir() + "quire_" + name;
+  std::filesystem::create_directories(dir);
+  std::ifstream stored(repository_root() + "/tests/golden/families/qwen2/config.json");
+  json config = json::parse(stored);
+  config["num_hidden_layers"] = 1;
+  config["layer_types"] = {"full_attention"};
+  config.update(widths);
+  std::ofstream(dir + "/config.json") << config;
+  return {.model_dir = dir,
+          .weights = "random:5",
+          .device = "cuda-host",
+          .dtype = "f32",
+          .kv_cache_bytes = 1 << 20,
+          .max_step_tokens = 32,
+          .max_sequences = 2};
+}
+
+TEST(ModelExecutor, RefusesWidthsThatTheCudaKernelsDoNotTake) {
+  const auto fault = [](const char* name, const json& widths) {
+    const Result<OpenedExecutor> opened = open_executor(model_of_widths(name, widths));
+    return opened ? Error{.code = Code::kOk, .message = "opened"} : opened.error();
+  };
+  if (fault("plain", json::object()).code == Code::kUnavailable)
+    GTEST_SKIP() << "this build has no CUDA kernels";
+  const Error hidden = fault("wide", {{"hidden_size", 16416}, {"head_dim", 16}});
+  EXPECT_EQ(hidden.message,
+            "hidden_size is 16416; the CUDA kernels take at most 16384 (device cpu takes more)");
+  EXPECT_EQ(hidden.code, Code::kInvalidArgument);
+  EXPECT_EQ(hidden.field, "hidden_size");
+  const Error vocab = fault("large_vocab", {{"vocab_size", 1200000}});
+  EXPECT_EQ(vocab.message,
+            "vocab_size is 1200000; the CUDA kernels take at most 524288 (device cpu takes more)");
+}
+
+// Rows of the down projection that no multiprocessor's shared memory holds.
+TEST(ModelExecutor, RunsAModelOfLongRowsOnTheCudaKernels) {
+  if (!open_executor(model_of_widths("plain", json::object())))
+    GTEST_SKIP() << "this build has no CUDA kernels";
+  const std::vector<Case> cases(1, {{1, 2}, std::vector<int32_t>(3)});
+  EngineConfig config = model_of_widths("long_rows", {{"intermediate_size", 60000}});
+  const auto cuda = open(config);
+  config.device = "cpu";
+  const auto cpu = open(config);
+  ASSERT_TRUE(cuda != nullptr && cpu != nullptr);
+  EXPECT_EQ(cuda->run(cases, 4, 1), cpu->run(cases, 4, 1));
+}
+
 TEST(ModelExecutor, NamesWhatCannotBeOpened) {
   const Model m = model_under_test();
   const auto fault = [&](auto change) {

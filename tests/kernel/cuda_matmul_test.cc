@@ -137,6 +137,42 @@ TEST_P(CudaProducts, TilesThatBlocksShareAreAdded) {
   agree(shapes, rows);
 }
 
+#ifndef QUIRE_ON_CARD
+// One row of x that does not fit a card's shared memory as f32: another product takes it. 99 KiB is what sm_86 and
+// sm_89 have; a gate and its up are never so wide (a norm before them is not).
+TEST_P(CudaProducts, TakeRowsLongerThanSharedMemory) {
+  const auto card = open_cuda_host_device({.shared_bytes_per_block = 99 * 1024});
+  const auto kernels = std::move(make_cuda_kernels(*card, {.activations = act()})).value();
+  Random random(4);
+  for (const Shape& s : {Shape{9, 24576}, Shape{9, 24640}, Shape{24, 28672}}) {
+    if (act() == DType::kF32 && s.n > 9) continue;  // slow on the shim
+    const Tensor w = Tensor::random(random, act(), s.n * s.k), x = Tensor::random(random, act(), s.k),
+                 before = Tensor::random(random, act(), s.n);
+    const HostMatrix part{.data = w.data(), .dtype = act(), .rows = s.n, .cols = s.k};
+    const auto packed = std::move(kernels->pack({&part, 1})).value();
+    const auto plain = std::move(reference().pack({&part, 1})).value();
+    Tensor wanted = Tensor::poisoned(DType::kF32, s.n);
+    reference().matmul(
+        {.x = x.as_f32().data(), .weight = plain.get(), .out = wanted.data(), .out_f32 = true, .m = 1});
+    const DeviceBuffer device_x = upload(x);
+    Tensor got = Tensor::poisoned(DType::kF32, s.n), sum = before;
+    const DeviceBuffer out = upload(got), residual = upload(before);
+    kernels->matmul(
+        {.x = device_x.data(), .weight = packed.get(), .out = out.data(), .out_f32 = true, .m = 1});
+    kernels->fused_matmul(
+        {.x = device_x.data(), .weight = packed.get(), .residual = residual.data(), .m = 1});
+    download(out, got);
+    download(residual, sum);
+    const std::string what = "n " + std::to_string(s.n) + " k " + std::to_string(s.k);
+    expect_near(got, wanted, tolerance(s.k), what);
+    const double rounds_otherwise = 2 * rounding_of(act()) * largest(wanted);
+    const Tensor rounded = rounded_to(act(), wanted);
+    for (size_t i = 0; i < wanted.size(); ++i) wanted.set(i, rounded.at(i) + before.at(i));
+    expect_near(sum, wanted, tolerance(s.k) + rounds_otherwise, what + " onto a residual");
+  }
+}
+#endif
+
 // One fused op and what the single ops make of the same inputs.
 struct Fusion {
   bool norm = false, bias = false;

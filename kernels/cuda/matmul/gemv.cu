@@ -289,11 +289,19 @@ __global__ void __launch_bounds__(kThreads, 2) gemv_rows(Product p, int pieces) 
   }
 }
 
+template <class T>
+int gemv_shared_bytes(int pieces) {
+  return (pieces * kWarpPiece<T> + kWarps) * static_cast<int>(sizeof(float));
+}
+template <class T>
+int pieces_of(const Product& p) {
+  return ceil_div(static_cast<int>(p.w_stride), kWarpPiece<T>);
+}
+
 template <class T, int kPieces, int kSplit>
 void launch_gemv(const Target& target, const GemvTuning& tuning, const Product& p) {
-  const int pieces =
-      ceil_div(ceil_div(static_cast<int>(p.w_stride), kWarpPiece<T>), kPieces * kSplit) * kPieces * kSplit;
-  const int shared_bytes = (pieces * kWarpPiece<T> + kWarps) * static_cast<int>(sizeof(float));
+  const int pieces = ceil_div(pieces_of<T>(p), kPieces * kSplit) * kPieces * kSplit;
+  const int shared_bytes = gemv_shared_bytes<T>(pieces);
   check_at_least("gemv, shared memory less x", target.shared_bytes_per_block - shared_bytes, 0);
   const int64_t wanted =
       int64_t{target.multiprocessors} *
@@ -316,6 +324,16 @@ bool gemv_norms(const Product& p) {
   return p.k % kChunk == 0 && p.k <= kHeldChunks * kThreads * kChunk;
 }
 
+bool gemv_takes(const Target& target, const Product& p) {
+  bool takes = false;
+  with_float_type(target.activations, [&](auto act) {
+    using T = decltype(act);
+    const int padded = ceil_div(pieces_of<T>(p), kLoads) * kLoads;  // as the widest of the choices below
+    takes = gemv_shared_bytes<T>(padded) <= target.shared_bytes_per_block;
+  });
+  return takes;
+}
+
 void gemv(const Target& target, const GemvTuning& tuning, const Product& p) {
   check_fusion(p);
   check(p.norm_weight == nullptr || gemv_norms(p),
@@ -323,7 +341,7 @@ void gemv(const Target& target, const GemvTuning& tuning, const Product& p) {
   with_float_type(target.activations, [&](auto act) {
     using T = decltype(act);
     // The most pieces of a row at once that leave none of the loads without work.
-    const int pieces = ceil_div(static_cast<int>(p.w_stride), kWarpPiece<T>);
+    const int pieces = pieces_of<T>(p);
     // Rows so few that half of the warps would have none: two warps a row.
     const int64_t warps = int64_t{target.multiprocessors} * tuning.blocks_per_multiprocessor * kWarps;
     if (!p.gated && pieces % 2 == 0 && pieces >= 8 && int64_t{p.n} * 2 <= warps) {

@@ -1,6 +1,6 @@
 // out[m, n] = sum_k x[m, k] * w[n, k] (+ bias[n]): which kernel runs for how many rows.
-//   1 row                 gemv.cu      weights to registers, x in shared memory
-//   2 to 16, 16-bit       skinny.cu    tensor cores, weights and x through a ring in shared memory
+//   1 row                 gemv.cu      weights to registers, x in shared memory where it fits
+//   1 or 2 to 16, 16-bit  skinny.cu    tensor cores, weights and x through a ring in shared memory
 //   17 to 64, 16-bit      tensor cores, shared evenly among multiprocessors: wide_sm90.cu on Hopper, else wide.cu
 //   more, 16-bit          cuBLASLt where it can be opened (cublaslt.h), else tile.cu
 //   several, f32          tile_f32.cu
@@ -39,6 +39,9 @@ struct WideScratch {
 // Whether the kernel for one row norms so many columns itself. Those for several rows do not: bringing all of
 // x before the first product cost 4 us at 8 rows and 8 us at 16, a norm's own kernel less than 3.
 bool gemv_norms(const Product& p);
+
+// Whether x fits in shared memory: 57,000 columns on sm_90, 24,576 on sm_86 and sm_89. Longer rows go as several do.
+bool gemv_takes(const Target& target, const Product& p);
 
 void gemv(const Target& target, const GemvTuning& tuning, const Product& p);
 void skinny_gemm(const Target& target, const SkinnyTuning& tuning, const Product& p);

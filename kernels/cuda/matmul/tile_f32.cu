@@ -1,6 +1,7 @@
 // Several rows in float32: models whose weights are f32, with sums in f32 (no tf32, which has 10 bits), so
 // that greedy tokens equal the CPU's. A block of 256 threads makes 32 rows of x by 64 rows of w, a thread 2 x
 // 4 of it. Bound: FMA units. Models that are served in f32 are small; this kernel is here to be right.
+#include "kernels/cuda/matmul/epilogue.h"
 #include "kernels/cuda/matmul/matmul.h"
 
 namespace quire::QUIRE_SIDE {
@@ -45,8 +46,7 @@ __global__ void __launch_bounds__(kThreads) tile_product_f32(Product p) {
     for (int j = 0; j < 4; ++j) {
       const int row = first_m + m + i * 16, column = first_n + n + j * 16;
       if (row >= p.m || column >= p.n) continue;
-      const float bias = p.bias == nullptr ? 0.0f : load(p.bias + column);
-      store(static_cast<float*>(p.out) + int64_t{row} * p.n + column, sums[i][j] + bias);
+      put_sum<float>(p, row, column, sums[i][j], before_sum<float>(p, row, column));
     }
 }
 
@@ -54,6 +54,7 @@ __global__ void __launch_bounds__(kThreads) tile_product_f32(Product p) {
 
 void tile_gemm_f32(const Target& target, const Product& p) {
   check(target.activations == DType::kF32, "tile_gemm_f32: activations are not f32");
+  check(!p.gated && p.norm_weight == nullptr, "tile_gemm_f32: gating and norms are kernels of their own");
   launch<tile_product_f32>({.grid = {as_grid(ceil_div(p.n, kRowsW)), as_grid(ceil_div(p.m, kRowsX))},
                             .block = kThreads,
                             .shared_bytes = kSharedBytes,
