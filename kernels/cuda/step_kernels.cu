@@ -138,7 +138,7 @@ class StepKernels final : public Kernels {
                                   l.max_q_heads, l.max_head_dim);
   }
 
-    bool norms(const Product& p) const { return p.m == 1 && gemv_norms(p) && gemv_takes(target_, p); }
+  bool norms(const Product& p) const { return p.m == 1 && gemv_norms(p) && gemv_takes(target_, p); }
   void norm_apart(const FusedMatmulParams& p, Product& product) {
     QUIRE_SIDE::add_rms_norm(target_, {.residual = const_cast<void*>(p.x),  // not written without delta
                                        .weight = p.norm_weight,

@@ -34,6 +34,18 @@ def test_a_toolkit_without_a_card_is_announced(tmp_path, gpu, said):
     assert not said or all(part in lines[0] for part in ("no GPU", "490 MB", "compiled", "QUIRE_CUDA=off"))
 
 
+@pytest.mark.parametrize(("release", "is_toolkit"), [("11.5", False), ("12.9", False), ("13.0", True), ("14.1", True), ("", False)])
+def test_only_an_nvcc_that_is_new_enough_is_a_toolkit(tmp_path, release, is_toolkit):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
+    nvcc.chmod(0o755)
+    # A root without .cuda: only what is on PATH counts. An installed toolkit of this machine would, so it must not be there.
+    done = launcher(f"root={tmp_path}; unset CUDACXX; PATH={tmp_path}:/usr/bin:/bin; [ ! -e /usr/local/cuda/bin/nvcc ] || exit 3; have_toolkit")
+    if done.returncode == 3:
+        pytest.skip("this machine has a toolkit in /usr/local/cuda")
+    assert done.returncode == (0 if is_toolkit else 1), done.stderr
+
+
 @pytest.mark.parametrize("label", ["unit", "property", "golden", "kernel", "sim", "server", "e2e", "fuzz", "install"])
 def test_every_label_has_tests(label):
     cmake = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.cmake"))

@@ -1,3 +1,8 @@
 foreach(device cpu cuda)
   quire_test(${device}_device_test LABEL unit SOURCES ${QUIRE_TEST_DIR}/${device}_device_test.cc LIBS quire_device)
 endforeach()
+find_package(Python3 COMPONENTS Interpreter)
+if(Python3_FOUND)
+  add_test(NAME cuda_options WORKING_DIRECTORY ${CMAKE_SOURCE_DIR} COMMAND ${Python3_EXECUTABLE} ${QUIRE_TEST_DIR}/cuda_options.py)
+  set_tests_properties(cuda_options PROPERTIES LABELS unit TIMEOUT 60)
+endif()

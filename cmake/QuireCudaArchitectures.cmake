@@ -1,0 +1,55 @@
+# Which architectures the CUDA kernels can be built for, and which nvcc can: refused here with the reason, rather than
+# by a compiler after minutes. Functions only; QuireCuda.cmake calls them, tests/unit/cuda_options.py too.
+set(QUIRE_LEAST_NVCC 13.0)
+
+# Sets `out` to what is wrong with the list, or to nothing.
+function(quire_architectures_fault list out)
+  set(fault "")
+  if("${list}" STREQUAL "")
+    set(fault "is empty; name at least one, such as 90a-real")
+  endif()
+  foreach(architecture IN LISTS list)
+    if(architecture MATCHES "^[0-9]+f(-real|-virtual)?$")
+      set(fault "holds `${architecture}`: CMake takes no family names; write the architecture itself, such as 100-real")
+    elseif(NOT architecture MATCHES "^([0-9]+)a?(-real|-virtual)?$")
+      set(fault "holds `${architecture}`; each entry is an architecture with -real (machine code), -virtual (PTX) or neither (both), \
+such as 86-real. `native` and `all` name no fixed list: a build would differ from machine to machine")
+    elseif(CMAKE_MATCH_1 LESS 80)
+      set(fault "holds `${architecture}`; the kernels need at least 80 (asynchronous copies, bf16 on tensor cores)")
+    elseif(architecture MATCHES "^90(-real)?$")
+      set(fault "holds `${architecture}`: machine code for plain 90 has no warpgroup products; write 90a-real, and 90-virtual \
+beside it where later cards shall run the build too")
+    endif()
+    if(fault)
+      break()
+    endif()
+  endforeach()
+  set(${out} "${fault}" PARENT_SCOPE)
+endfunction()
+
+# Sets `out` to the version of an nvcc, such as 13.0, or to nothing where it does not say.
+function(quire_nvcc_version nvcc out)
+  execute_process(COMMAND ${nvcc} --version OUTPUT_VARIABLE text ERROR_QUIET RESULT_VARIABLE status)
+  set(version "")
+  if(status EQUAL 0 AND text MATCHES "release ([0-9]+\\.[0-9]+)")
+    set(version ${CMAKE_MATCH_1})
+  endif()
+  set(${out} "${version}" PARENT_SCOPE)
+endfunction()
+
+# Of the nvccs named, the first that is new enough; `too_old` says what the others were.
+function(quire_choose_nvcc candidates out too_old)
+  set(chosen "")
+  set(passed_over "")
+  foreach(nvcc IN LISTS candidates)
+    quire_nvcc_version(${nvcc} version)
+    if(version AND NOT version VERSION_LESS QUIRE_LEAST_NVCC)
+      set(chosen ${nvcc})
+      break()
+    endif()
+    list(APPEND passed_over "${nvcc} (${version})")
+  endforeach()
+  list(JOIN passed_over ", " passed_over)
+  set(${out} "${chosen}" PARENT_SCOPE)
+  set(${too_old} "${passed_over}" PARENT_SCOPE)
+endfunction()
