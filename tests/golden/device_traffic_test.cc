@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <iostream>
 
 #include "src/base/random.h"
@@ -178,12 +179,21 @@ EngineStats run_traffic(const EngineConfig& config) {
   return s;
 }
 
-TEST(DeviceTraffic, LeavesNothingHeldAndEveryTokenRight) {
+class DeviceTraffic : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const std::string goldens = shared_data() + "/goldens/stories260K.json";
+    if (!std::filesystem::exists(goldens))
+      GTEST_SKIP() << "no goldens: " << goldens << " is not there (set QUIRE_SHARED)";
+  }
+};
+
+TEST_F(DeviceTraffic, LeavesNothingHeldAndEveryTokenRight) {
   const EngineStats s = run_traffic(config_of(env_or("QUIRE_TEST_DEVICE", "cuda-host")));
   EXPECT_EQ(s.swap_outs_total, 0);
 }
 
-TEST(DeviceTraffic, WhereWhatGivesWayIsSwapped) {
+TEST_F(DeviceTraffic, WhereWhatGivesWayIsSwapped) {
   EngineConfig config = config_of(env_or("QUIRE_TEST_DEVICE", "cuda-host"));
   config.swap_space_bytes = 4 * config.kv_cache_bytes;
   config.preemption_mode = "swap";

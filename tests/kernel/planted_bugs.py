@@ -134,9 +134,10 @@ def main() -> int:
     args = parser.parse_args()
     survivors = 0
     bugs, where = (PRODUCT_BUGS, PRODUCTS_FOLDER) if args.products else (BUGS, FOLDER)
-    for name, file, old, new, sources, tests, said in bugs:
-        if args.only not in name:
-            continue
+    chosen = [bug for bug in bugs if args.only in bug[0]]
+    if not chosen:
+        sys.exit(f"--only {args.only!r} names none of the {len(bugs)} bugs")
+    for name, file, old, new, sources, tests, said in chosen:
         with tempfile.TemporaryDirectory() as folder:
             tree = pathlib.Path(folder) / where
             tree.mkdir(parents=True)
@@ -147,7 +148,7 @@ def main() -> int:
             survivors += not caught
             evidence = next((line.strip()[:150] for line in run.stdout.splitlines() if any(word in line for word in said)), "no failure as expected")
             print(f"{'caught  ' if caught else 'SURVIVED'} {file:15} {name}: {evidence}", flush=True)
-    print(f"{survivors} of {len(bugs)} planted bugs survived")
+    print(f"{survivors} of {len(chosen)} planted bugs survived ({len(bugs)} in all)")
     return 1 if survivors else 0
 
 
