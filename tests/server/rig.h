@@ -34,10 +34,13 @@ struct Rig {
     stub = v1::GenerationService::NewStub(channel());
   }
 
-  // A connection of its own, so that a client's flow control and ping limits are its own too.
+  // A connection of its own, so that a client's flow control and ping limits are its own too. It is made before the first call:
+  // many at once were seen to fail in the client's connect(), and a call that does not wait fails with it.
   std::shared_ptr<grpc::Channel> channel(grpc::ChannelArguments arguments = {}) const {
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-    return grpc::CreateCustomChannel(listener->address(), grpc::InsecureChannelCredentials(), arguments);
+    auto made = grpc::CreateCustomChannel(listener->address(), grpc::InsecureChannelCredentials(), arguments);
+    made->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(10));
+    return made;
   }
 
   FakeEngine engine;
