@@ -28,9 +28,14 @@ bool CallRegistry::add(const std::string& name, const std::shared_ptr<RunningCal
   return calls_.emplace(name, call).second;
 }
 
-void CallRegistry::remove(const std::string& name) {
+void CallRegistry::finishing(const std::string& name) {
   const std::lock_guard lock(mutex_);
-  calls_.erase(name);
+  num_finishing_ += calls_.erase(name);
+}
+
+void CallRegistry::finished() {
+  const std::lock_guard lock(mutex_);
+  --num_finishing_;
 }
 
 bool CallRegistry::abort(const std::string& name) {
@@ -47,7 +52,7 @@ bool CallRegistry::abort(const std::string& name) {
 
 size_t CallRegistry::size() const {
   const std::lock_guard lock(mutex_);
-  return calls_.size();
+  return calls_.size() + num_finishing_;
 }
 
 std::string CallRegistry::make_name() {

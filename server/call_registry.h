@@ -33,10 +33,13 @@ class CallRegistry {
 
   // False if a call of this name runs already.
   bool add(const std::string& name, const std::shared_ptr<RunningCall>& call);
-  void remove(const std::string& name);
+  // The call has its last status: its name is free before its client can have read that, so a retry at once may have it.
+  void finishing(const std::string& name);
+  // Nothing of it is on its way any more. After finishing().
+  void finished();
   // False if no call of this name runs.
   bool abort(const std::string& name);
-  size_t size() const;
+  size_t size() const;  // those that run and those that are finishing
 
   // From here on a request that is cancelled without its client's word ends because the server does.
   void set_draining() { draining_ = true; }
@@ -53,6 +56,7 @@ class CallRegistry {
   bool stopping_ = false;
   std::atomic<bool> draining_ = false;
   std::map<std::string, std::weak_ptr<RunningCall>> calls_;
+  size_t num_finishing_ = 0;
   const std::string prefix_;
   uint64_t names_made_ = 0;
   std::thread watcher_;

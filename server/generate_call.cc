@@ -71,7 +71,9 @@ GenerateCall::GenerateCall(Engine& engine, CallRegistry& registry, const StreamL
       started_us_(now_us()) {}
 
 bool GenerateCall::enter() {
-  if (registry_.add(name_, shared_from_this())) return registered_ = true;
+  registered_ = true;  // before an Abort can find it
+  if (registry_.add(name_, shared_from_this())) return true;
+  registered_ = false;
   refuse({.code = Code::kAlreadyExists,
           .message = fmt::format("request_id '{}' is running already", name_),
           .field = "request_id",
@@ -178,6 +180,7 @@ void GenerateCall::pump() {
   if (write) {
     StartWrite(&in_flight_);
   } else {
+    if (registered_) registry_.finishing(name_);
     Finish(outcome_);
   }
 }
@@ -248,7 +251,7 @@ void GenerateCall::log_end() {
 }
 
 void GenerateCall::OnDone() {
-  if (registered_) registry_.remove(name_);
+  if (registered_) registry_.finished();
   log_end();
   self_.reset();  // the last owner unless the engine still holds its sink
 }
