@@ -7,33 +7,19 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/cuda/host_shim/memory_check.h"
 #include "kernels/cuda/host_shim/runner.h"
 #include "kernels/cuda/sampling.h"
 #include "src/base/random.h"
 #include "src/sample/filters.h"
 #include "src/sample/ngram_index.h"
 #include "src/sample/processors.h"
+#include "tests/kernel/registered_memory.h"
 
 namespace quire {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr cuda_host::Target kTarget{.stream = nullptr, .multiprocessors = 4, .activations = DType::kF32};
-
-// A buffer that kernels may touch while the shim checks.
-class Registered {
- public:
-  template <class T>
-  explicit Registered(const std::vector<T>& buffer) : data_(buffer.data()) {
-    shim::register_memory(data_, static_cast<int64_t>(buffer.size() * sizeof(T)));
-  }
-  Registered(const Registered&) = delete;
-  ~Registered() { shim::unregister_memory(data_); }
-
- private:
-  const void* data_;
-};
 
 std::vector<float> random_logits(int64_t count, uint64_t seed) {
   Random random(seed);

@@ -7,11 +7,11 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/cuda/host_shim/memory_check.h"
 #include "kernels/cuda/host_shim/runner.h"
 #include "kernels/cuda/sampling.h"
 #include "src/base/random.h"
 #include "src/sample/filters.h"
+#include "tests/kernel/registered_memory.h"
 
 namespace quire {
 namespace {
@@ -20,20 +20,6 @@ struct Case {
   int32_t vocab = 1000;
   std::vector<float> logits;  // [rows, vocab]
   std::vector<SampleSettings> settings;
-};
-
-// A buffer that kernels may touch while the shim checks.
-class Registered {
- public:
-  template <class T>
-  explicit Registered(const std::vector<T>& buffer) : data_(buffer.data()) {
-    shim::register_memory(data_, static_cast<int64_t>(buffer.size() * sizeof(T)));
-  }
-  Registered(const Registered&) = delete;
-  ~Registered() { shim::unregister_memory(data_); }
-
- private:
-  const void* data_;
 };
 
 struct Drawn {
