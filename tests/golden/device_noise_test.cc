@@ -37,7 +37,7 @@ int num_runs() {
 
 // What bf16 moves recall-9M's margins by, over its stored cases: 0.31 at most in float64 sums with every activation
 // rounded, 0.27 on a CPU however the cases are run (its products give a row the same bits in any company), 0.28 on an
-// H100 with each case alone, 0.41 over 71 runs of all ways there; 0.046 in the mean everywhere. A margin of 0.134 was
+// H100 with each case alone, 0.41 over 54 runs of all ways there; 0.046 in the mean everywhere. A margin of 0.134 was
 // turned alone, one of 0.127 together, one of 0.134 preempted. A wrong key or value moves margins by whole logits.
 constexpr double kMostNoise = 0.6;
 
