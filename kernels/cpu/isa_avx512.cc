@@ -25,12 +25,8 @@
 #include "kernels/cpu/tile_table.h"
 
 namespace quire::cpu {
-namespace {
-struct Avx512Unit {};
-}  // namespace
-
 const OpTable& avx512_ops() {
-  static constexpr OpTable kTable = make_table<Avx512Vec<Avx512Unit>>();
+  static constexpr OpTable kTable = make_table<Avx512Vec>();
   return kTable;
 }
 

@@ -28,11 +28,9 @@
 namespace quire::cpu {
 namespace {
 
-struct Avx512Bf16Unit {};
-
 // Adds the product of bf16 pairs in one instruction. It rounds after each product and takes subnormals as
 // zero.
-struct Avx512Bf16Vec : Avx512Vec<Avx512Bf16Unit> {
+struct Avx512Bf16Vec : Avx512Vec {
   static constexpr bool kHasDot = true;
   static Pairs set_pair(const Bf16* x) {
     int32_t pair;

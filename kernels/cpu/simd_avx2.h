@@ -7,6 +7,7 @@
 #include "kernels/cpu/element.h"
 
 namespace quire::cpu {
+namespace {
 
 struct Avx2Vec {
   struct F {
@@ -149,4 +150,5 @@ struct Avx2Vec {
   }
 };
 
+}  // namespace
 }  // namespace quire::cpu

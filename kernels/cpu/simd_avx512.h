@@ -7,9 +7,8 @@
 #include "kernels/cpu/element.h"
 
 namespace quire::cpu {
+namespace {
 
-// The two units that include this must not share a function: each gives its own tag.
-template <class Unit>
 struct Avx512Vec {
   using F = __m512;
   using Pairs = __m512i;
@@ -110,4 +109,5 @@ struct Avx512Vec {
   }
 };
 
+}  // namespace
 }  // namespace quire::cpu

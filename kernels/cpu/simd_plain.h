@@ -13,6 +13,7 @@
 #include "kernels/cpu/element.h"
 
 namespace quire::cpu {
+namespace {
 
 struct PlainVec {
   struct F {
@@ -120,4 +121,5 @@ struct PlainVec {
   }
 };
 
+}  // namespace
 }  // namespace quire::cpu

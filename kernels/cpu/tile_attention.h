@@ -17,6 +17,7 @@
 #include "kernels/cpu/tile_strip.h"
 
 namespace quire::cpu {
+namespace {
 
 // One thread's scratch, cut up. Sizes: attention_scratch_floats().
 template <class V>
@@ -653,4 +654,5 @@ void add_column_sums(const AttentionPiece& piece) {
   }
 }
 
+}  // namespace
 }  // namespace quire::cpu

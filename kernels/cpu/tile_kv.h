@@ -11,6 +11,7 @@
 #include "kernels/cpu/vector_math.h"
 
 namespace quire::cpu {
+namespace {
 
 inline constexpr int64_t kStripSlots = 16;  // slots that a few queries meet at once
 
@@ -332,4 +333,5 @@ class KvTile {
   int64_t tile_ = 0, begin_ = 0, end_ = 0;
 };
 
+}  // namespace
 }  // namespace quire::cpu

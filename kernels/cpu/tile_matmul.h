@@ -10,6 +10,7 @@
 #include "kernels/cpu/vector_math.h"
 
 namespace quire::cpu {
+namespace {
 
 // sum[r][n] += x[r] * w[n] for one step of k. Each kind says what x and a step of the panel are.
 template <class V, class Weight>
@@ -250,4 +251,5 @@ void matmul(const MatmulPiece& p) {
   multiply_panel<V, PairProduct<V>>(p);
 }
 
+}  // namespace
 }  // namespace quire::cpu

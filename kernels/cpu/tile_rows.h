@@ -1,7 +1,5 @@
 // The ops that work row by row: embed, add_rms_norm, rope_kv_write, silu_mul. Rows do not meet, and a row's
-// sums have one order: sixteen lanes over the row, then the lanes. Everything here is a template of V: a
-// plain inline function would be compiled under several target pragmas, and the linker would keep any one of
-// them.
+// sums have one order: sixteen lanes over the row, then the lanes.
 #pragma once
 
 #include <algorithm>
@@ -12,6 +10,7 @@
 #include "kernels/cpu/vector_math.h"
 
 namespace quire::cpu {
+namespace {
 
 template <class V>
 float sum_of_squares(const float* x, int64_t count) {
@@ -195,4 +194,5 @@ void rope_kv_write(const RopeKvWriteParams& p, DType act, int64_t first, int64_t
   });
 }
 
+}  // namespace
 }  // namespace quire::cpu

@@ -12,6 +12,7 @@
 #include "kernels/cpu/op_table.h"
 
 namespace quire::cpu {
+namespace {
 
 // Bytes of a query laid out for dots.
 inline int64_t laid_out_bytes(int64_t dim) {
@@ -150,4 +151,5 @@ template <class V, int R, int N, class Ahead>
   }
 }
 
+}  // namespace
 }  // namespace quire::cpu

@@ -1,4 +1,7 @@
-// The table of one instruction set from its vector type.
+// The table of one instruction set from its vector type. This header and all it is made of (tile_*.h, simd_*.h,
+// vector_math.h) are compiled once per instruction set, under that unit's target pragma, so everything in them lies in
+// unnamed namespaces: of a function that two units share the linker keeps any one copy, perhaps the AVX-512 one for
+// a machine without it. tests/kernel/isa_symbols.py reads the objects.
 #pragma once
 
 #include "kernels/cpu/tile_attention.h"
@@ -6,6 +9,7 @@
 #include "kernels/cpu/tile_rows.h"
 
 namespace quire::cpu {
+namespace {
 
 template <class V>
 constexpr OpTable make_table() {
@@ -19,4 +23,5 @@ constexpr OpTable make_table() {
           .add_column_sums = add_column_sums<V>};
 }
 
+}  // namespace
 }  // namespace quire::cpu

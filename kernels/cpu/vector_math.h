@@ -4,6 +4,7 @@
 #include <cstdint>
 
 namespace quire::cpu {
+namespace {
 
 template <class V, class T>
 inline typename V::F load_some(const T* p, int64_t count) {
@@ -63,4 +64,5 @@ inline typename V::F tanh(typename V::F x) {
   return V::if_less(square, V::set(0.25f), small, large);
 }
 
+}  // namespace
 }  // namespace quire::cpu
