@@ -41,7 +41,7 @@ started=$(date +%s)
 mkdir -p "$out"
 
 # ---- the build -----------------------------------------------------------------------------------------------------------------
-programs="quire-offline quire_cuda_attention_bench quire_cuda_step_bench golden_device golden_device_traffic golden_cascade golden_retention cuda_attention_card_test cuda_matmul_card_test"
+programs="quire-offline quire_cuda_attention_bench quire_cuda_step_bench golden_device golden_device_noise golden_device_sampling golden_device_tables golden_device_traffic golden_cascade golden_retention cuda_attention_card_test cuda_matmul_card_test"
 
 card_architecture() {
   local capability

@@ -82,6 +82,9 @@ class Suite:
     # ---- parts -----------------------------------------------------------------------------------------------------------------
     def part_tests(self) -> dict:
         programs = {"golden_device": ["--gtest_filter=*AloneTogether*/stories260K:*Preempted*/stories260K"] if self.dry else [],
+                    "golden_device_noise": ["--gtest_filter=*SamePlans*"] if self.dry else [],
+                    "golden_device_sampling": ["--gtest_filter=*GoesOn*"] if self.dry else [],
+                    "golden_device_tables": [],
                     "golden_device_traffic": [],
                     "golden_cascade": ["--gtest_filter=*WaitsForEnough*"] if self.dry else [],
                     "golden_retention": ["--gtest_filter=*SamplesOwn*"] if self.dry else [],
@@ -93,7 +96,7 @@ class Suite:
         report = self.out / f"{name}-{Path(log).stem}.xml"
         report.unlink(missing_ok=True)
         environment = {"QUIRE_TEST_DEVICE": self.device, "QUIRE_ROOT": str(ROOT), "QUIRE_SHARED": str(self.args.shared.resolve()),
-                       "QUIRE_TRAFFIC_S": "1" if prefix or self.dry else "10",
+                       "QUIRE_NOISE_RUNS": "2" if self.dry else "5", "QUIRE_TRAFFIC_S": "1" if prefix or self.dry else "10",
                        "QUIRE_TRAFFIC_SHORT": "1" if prefix else "0", "GTEST_OUTPUT": f"xml:{report}"}
         status = self.run([*prefix, self.program(name), *arguments], log, environment)
         counts = {"passed": 0, "failed": 0, "skipped": 0}
