@@ -33,6 +33,8 @@ struct EngineConfig {
   int64_t disk_kv_bytes = 0;
   std::string disk_kv_on_error = "fail";  // where the files cannot be used: fail | ignore (run without them)
   int64_t swap_space_bytes = 0;  // pinned host memory for preempted sequences; 0 = they are computed again
+  // For the lists and scores of requests whose KV policy goes by scores (tova, h2o); 0 = a share of what is left. Who finds no room waits.
+  int64_t kv_policy_bytes = 0;
   // auto (the cheaper) | swap | recompute. Where the host has no room swap falls to recompute; what a KV policy
   // could not compute again never gives way by recompute.
   std::string preemption_mode = "auto";

@@ -33,6 +33,7 @@ CoreOptions core_of(const OpenedExecutor& opened) {
   core.cache.host_bytes = opened.host_bytes;
   core.cache.disk_bytes = opened.tiers.disk_bytes;
   core.preemption_costs = opened.preemption_costs;
+  core.policy_memory = opened.policy_memory;
   // What the disk keeps must bear another name than the one that a server is given today.
   core.identity.model = opened.tiers.model.empty() ? opened.config.served_model_name : opened.tiers.model;
   core.identity.spec = describe(core.cache);
@@ -91,6 +92,7 @@ void log_start(const EngineParts& parts, const OpenedExecutor& opened) {
             {"workspace_bytes", opened.memory.workspace_bytes},
             {"logits_bytes", opened.memory.logits_bytes},
             {"steps_bytes", opened.memory.steps_bytes},
+            {"kv_policy_bytes", opened.memory.policy_bytes},
             {"cache_bytes", opened.memory.cache_bytes},
             {"left_bytes", opened.memory.left_bytes}});
 }

@@ -28,6 +28,7 @@ ScheduleLimits schedule_limits(const CoreOptions& options) {
   limits.max_priority_wait_us = std::min(config.max_priority_wait_ms, kLongestMs) * 1000;
   limits.preemption_mode = *preemption_mode_of(config.preemption_mode);
   limits.costs = options.preemption_costs;
+  limits.policy_memory = options.policy_memory;
   limits.max_step_tokens = config.max_step_tokens;
   limits.max_sequences = config.max_sequences;
   limits.max_prefill_chunk_tokens =
@@ -45,6 +46,7 @@ AdmissionLimits admission_limits(const CoreOptions& options, const KvCache& cach
   const ScheduleLimits schedule = schedule_limits(options);
   limits.max_chunk_tokens = std::min(schedule.max_prefill_chunk_tokens, schedule.max_step_tokens);
   limits.sampling = options.config.sampling_limits;
+  limits.policy_memory = options.policy_memory;
   return limits;
 }
 
@@ -226,7 +228,9 @@ void EngineCore::commit_step() {
   }
   std::vector<StepView::Dump> dumps;
   for (SequenceKvDump& d : result.kv_dumps) dumps.push_back({d.sequence, std::move(d.positions)});
-  scheduler_.commit({result.step, result.samples, prompts, dumps, result.status}, start, outcome_);
+  std::vector<StepView::Failure> failures;
+  for (SequenceFailure& f : result.failures) failures.push_back({f.sequence, std::move(f.error)});
+  scheduler_.commit({result.step, result.samples, prompts, dumps, result.status, failures}, start, outcome_);
   const int64_t now = clock_.now_us();
   timer_.committed(now - start, start - step_started_us_, tokens, now);
   step_started_us_ = start;

@@ -31,6 +31,7 @@ struct CoreOptions {
   EvictionOrder eviction = EvictionOrder::kLru;
   ReserveRule reserve;
   PreemptionCosts preemption_costs;
+  PolicyMemoryLimits policy_memory;
   std::vector<StoredBlock> stored_blocks;  // of the disk tier, from a process before this one
   std::string disk_kv_state;               // for the figures; "" = there is no disk tier
   bool whole_block_hits =

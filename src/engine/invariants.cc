@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <map>
 #include <unordered_set>
 #include <utility>
 #include <vector>
@@ -127,6 +128,32 @@ Broken lists_within_bound(const EngineCore& core) {
   return {};
 }
 
+// Its parts: of whoever was admitted, until the group is gone.
+Broken policy_memory_adds_up(const EngineCore& core) {
+  const Scheduler& scheduler = core.scheduler();
+  std::map<int64_t, int64_t> parts;
+  int64_t used = 0;
+  for (const SequenceGroup* group : scheduler.groups()) {
+    const int64_t bytes = scheduler.policy_memory_of(*group);
+    if (group->state == GroupState::kAdmitted && bytes > 0 && group->policy_memory < 0)
+      return fmt::format("invariant 10: request {} runs under {} and has no memory for its lists",
+                         group->request, to_string(group->policy));
+    if (group->policy_memory < 0) continue;
+    parts.emplace(group->policy_memory, bytes);
+    used += bytes;
+  }
+  int64_t end = 0;
+  for (const auto& [offset, bytes] : parts) {
+    if (offset < end)
+      return fmt::format("invariant 10: lists at byte {} lie within others up to {}", offset, end);
+    end = offset + bytes;
+  }
+  if (used != scheduler.policy_memory().used() || end > scheduler.limits().policy_memory.bytes)
+    return fmt::format("invariant 10: lists take {} bytes up to {}; {} of {} are given out", used, end,
+                       scheduler.policy_memory().used(), scheduler.limits().policy_memory.bytes);
+  return {};
+}
+
 Broken positions_are_ordered(const EngineCore& core) {
   for (const SequenceGroup* group : core.scheduler().groups())
     for (const auto& s : group->sequences) {
@@ -183,6 +210,7 @@ Broken check_all(const EngineCore& core) {
   if (Broken b = lists_within_bound(core)) return b;
   if (Broken b = positions_are_ordered(core)) return b;
   if (Broken b = slots_of_running(core)) return b;
+  if (Broken b = policy_memory_adds_up(core)) return b;
   if (Broken b = swapped_lists_are_at_rest(core)) return b;
   if (Broken b = core.cache().audit(core.scheduler().tables(), core.scheduler().deferred(),
                                     core.scheduler().swapped(), core.scheduler().transfers().traffic()))

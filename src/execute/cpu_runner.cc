@@ -44,7 +44,7 @@ class CpuRunner final : public StepRunner {
       step_.set_id(row.row, parts_.sampler->last_token(row.sequence));
     if (Status begun = retention_.begin(plan, step_); !begun) return begun;
     run_forward();
-    retention_.end(result);
+    retention_.end(plan, result);
     read_logits(result);
     return ok();
   }

@@ -141,7 +141,7 @@ class CudaRunner final : public QueueingRunner {
     step.result.execute_ms = step.done->ms_since(*step.begun);
     if (step.tables_queued && step.result.status)
       step.result.status = table_check_.compare(*step.plan, step.turn);
-    for (const QueuedDump& dump : step.dumps) retention_.report(dump, step.result.kv_dumps);
+    for (QueuedDump& dump : step.dumps) retention_.report(std::move(dump), step.result.kv_dumps);
     for (size_t i = 0; i < step.device_samples.size(); ++i)
       step.result.samples.push_back(sampling_.result(step.device_samples, i, step.turn));
     sampling_.follow(step.device_samples, step.turn, *sampler_);
@@ -174,7 +174,7 @@ class CudaRunner final : public QueueingRunner {
     if (Status copies = copies_.build(plan.copies); !copies) return copies;
     if (Status built = step_.build(plan); !built) return built;
     if (Status built = tables_.build(plan); !built) return built;
-    if (Status begun = begin_retention(plan); !begun) return begun;
+    if (Status begun = retention_.begin(plan, decode_bucket(step_.arrays().rows)); !begun) return begun;
     Turn& turn = turns_[queued.turn];
     queued.begun = turn.begun.get();
     queued.begun->record();
@@ -184,19 +184,10 @@ class CudaRunner final : public QueueingRunner {
                          !sampling_.collect(plan, step_, queued.device_samples);
     if (on_host) queued.device_samples.clear();
     run(plan, queued, on_host);
-    if (Status ended = retention_.end(plan, queued.dumps); !ended) queued.result.status = ended;
+    retention_.end(plan, queued.dumps, queued.result.failures);
     turn.done->record();
     queued.done = turn.done.get();
     return ok();
-  }
-
-  // Graphs captured around buffers that have grown since are of no use; nothing runs any more when buffers grow.
-  Status begin_retention(const BatchPlan& plan) {
-    const int32_t before = retention_.generation();
-    const Status begun = retention_.begin(plan, decode_bucket(step_.arrays().rows));
-    if (retention_.generation() != before)
-      graphs_.drop([](const StepShape& shape) { return shape.retained > 0; });
-    return begun;
   }
 
   // Ids sampled one step before: from the host's history, or by index from the device's tokens.

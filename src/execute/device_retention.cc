@@ -1,58 +1,25 @@
 #include "src/execute/device_retention.h"
 
 #include <algorithm>
-#include <bit>
 
 #include "src/execute/retention_plan.h"
+#include "src/policy/policy_memory.h"
 
 namespace quire {
 namespace {
 
-constexpr int64_t kLeastBufferBytes = 4096;
+constexpr size_t kMostIdleDumps = 64;
 
 }  // namespace
 
 // ---- memory ----
 
-int64_t BufferStock::size_of(int64_t bytes) {
-  const auto unit = std::max<int64_t>(kLeastBufferBytes,
-                                      static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(bytes)) / 8));
-  return (std::max<int64_t>(bytes, 1) + unit - 1) / unit * unit;
-}
-
-Result<DeviceBuffer> BufferStock::take(int64_t bytes, const char* what) {
-  const int64_t size = size_of(bytes);
-  const auto found = free_.find(size);
-  if (found == free_.end()) return device_.allocate(size, what);
-  DeviceBuffer buffer = std::move(found->second);
-  free_.erase(found);
-  return buffer;
-}
-
-// Whoever used it was queued before whoever takes it next.
-void BufferStock::give_back(DeviceBuffer buffer) {
-  if (buffer.data() == nullptr) return;
-  const int64_t size = buffer.bytes();
-  free_.emplace(size, std::move(buffer));
-}
-
 DeviceRetention::DeviceRetention(StreamDevice& device, Kernels& kernels, const KvLayout& layout, char* arena,
                                  int32_t num_q_heads)
-    : device_(device),
-      kernels_(kernels),
-      layout_(layout),
-      arena_(arena),
-      num_q_heads_(num_q_heads),
-      stock_(device) {}
+    : device_(device), kernels_(kernels), layout_(layout), arena_(arena), num_q_heads_(num_q_heads) {}
 
 void DeviceRetention::forget(std::span<const SequenceId> sequences) {
-  for (const SequenceId id : sequences) {
-    const auto found = states_.find(value(id));
-    if (found == states_.end()) continue;
-    stock_.give_back(std::move(found->second.memory));
-    stock_.give_back(std::move(found->second.prompt_sums));
-    states_.erase(found);
-  }
+  for (const SequenceId id : sequences) states_.erase(value(id));
 }
 
 Result<DeviceRetention::State*> DeviceRetention::state_of(const PlannedSequence& s) {
@@ -65,86 +32,67 @@ Result<DeviceRetention::State*> DeviceRetention::state_of(const PlannedSequence&
 }
 
 // Positions, free slots and, where sums decide, scores of all lists.
-int64_t DeviceRetention::state_bytes(const PolicySpec& policy, const KvLayout& layout) {
-  const PolicyTraits t = traits(policy);
-  const int64_t lists =
-      int64_t{layout.num_layers} * (t.shard == ListShard::kLayerHead ? layout.num_kv_heads : 1);
-  const int64_t slots = lists * (capacity(policy) + 1);
-  return (slots + lists + (t.column_sums ? slots : 0)) * 4;
+void DeviceRetention::place_lists(State& state, char* at) const {
+  RetentionItem& item = state.item;
+  const int64_t lists = num_lists(state), slots = lists * item.room;
+  const bool has_scores = item.scores != nullptr;
+  item.positions = reinterpret_cast<int32_t*>(at);
+  item.free_slots = item.positions + slots;
+  if (has_scores) item.scores = reinterpret_cast<float*>(item.free_slots + lists);
 }
 
+// The request's part: sums over the prompt, then the lists of each sample, of which this is the first.
 Result<DeviceRetention::State> DeviceRetention::new_state(const PlannedSequence& s) {
   const PolicyTraits t = traits(s.policy);
-  State state;
+  const PolicyMemoryLimits shape{.num_layers = layout_.num_layers, .num_kv_heads = layout_.num_kv_heads};
+  const int64_t sums = policy_sum_bytes(s.policy, s.num_prompt_tokens, shape);
+  State state{.bytes = policy_list_bytes(s.policy, s.list_room, shape)};
+  const int64_t end = s.policy_memory + sums + state.bytes;
+  if (s.policy_memory < 0 || s.list_room < 1 || end > states_memory_.bytes())
+    return misfit(s, fmt::format("lists of {} slots at bytes {} to {} of {}", s.list_room, s.policy_memory,
+                                 end, states_memory_.bytes()));
   RetentionItem& item = state.item;
   item.lists = t.shard == ListShard::kLayerHead ? layout_.num_kv_heads : 1;
   item.capacity = capacity(s.policy);
-  item.room = item.capacity + 1;
+  item.room = s.list_room;
   item.recent = s.policy.recent;
   item.prompt_room = s.num_prompt_tokens;
-  const int64_t lists = num_lists(state), slots = lists * item.room;
-  Result<DeviceBuffer> memory = stock_.take(state_bytes(s.policy, layout_), "lists of a KV policy");
-  if (!memory) return memory.error();
-  state.memory = std::move(*memory);
-  item.positions = state.memory.as<int32_t>();
-  item.free_slots = item.positions + slots;
-  if (!t.column_sums) return state;
-  item.scores = reinterpret_cast<float*>(item.free_slots + lists);
-  const int64_t sum_bytes = lists * item.prompt_room * 4;
-  Result<DeviceBuffer> sums = stock_.take(sum_bytes, "column sums of a KV policy");
-  if (!sums) return sums.error();
-  state.prompt_sums = std::move(*sums);
-  item.prompt_sums = state.prompt_sums.as<float>();
-  device_.set_zero(item.prompt_sums, sum_bytes);
+  char* at = states_memory_.as<char>() + s.policy_memory;
+  if (t.column_sums) {
+    item.prompt_sums = item.scores = reinterpret_cast<float*>(at);
+    device_.set_zero(item.prompt_sums, sums);
+  }
+  place_lists(state, at + sums);
   return state;
 }
 
 Status DeviceRetention::reserve(const RetentionRoom& room) {
   const int64_t floats = room.slots * num_q_heads_ * 4;
   const int64_t slot_bytes = int64_t{layout_.num_layers} * room.rows * layout_.num_kv_heads * 8;
-  const std::pair<DeviceBuffer*, int64_t> buffers[] = {{&lse_, room.rows * num_q_heads_ * 4},
-                                                       {&row_logits_, floats},
-                                                       {&column_sums_, floats},
-                                                       {&slots_, slot_bytes}};
-  for (const auto& [buffer, bytes] : buffers) {
-    Result<DeviceBuffer> memory = device_.allocate(bytes, "side outputs of attention");
+  struct Wanted {
+    DeviceBuffer& buffer;
+    int64_t bytes;
+    const char* what;
+  };
+  const char* side = "side outputs of attention";
+  const Wanted all[] = {{lse_, room.rows * num_q_heads_ * 4, side},
+                        {row_logits_, floats, side},
+                        {column_sums_, floats, side},
+                        {slots_, slot_bytes, side},
+                        {states_memory_, room.state_bytes, "lists of KV policies (kv_policy_bytes)"}};
+  for (const Wanted& wanted : all) {
+    Result<DeviceBuffer> memory = device_.allocate(wanted.bytes, wanted.what);
     if (!memory) return memory.error();
-    *buffer = std::move(*memory);
+    wanted.buffer = std::move(*memory);
   }
   device_.set_zero(column_sums_.data(), column_sums_.bytes());
-  return stock_states(room);
-}
-
-Status DeviceRetention::stock_states(const RetentionRoom& room) {
-  std::vector<DeviceBuffer> states;
-  for (int32_t i = 0; i < room.sequences; ++i) {
-    Result<DeviceBuffer> memory = stock_.take(state_bytes(room.policy, layout_), "lists of a KV policy");
-    if (!memory) return memory.error();
-    states.push_back(std::move(*memory));
-  }
-  for (DeviceBuffer& state : states) stock_.give_back(std::move(state));
   return ok();
 }
 
 int64_t DeviceRetention::reserved_bytes(const RetentionRoom& room, const KvLayout& layout,
                                         int32_t num_q_heads) {
   return room.slots * bytes_of_slot(num_q_heads) + room.rows * num_q_heads * 4 +
-         int64_t{layout.num_layers} * room.rows * layout.num_kv_heads * 8 +
-         (room.sequences == 0 ? 0 : room.sequences * BufferStock::size_of(state_bytes(room.policy, layout)));
-}
-
-// What a larger step needs than any before it. Only the host waits here, and only then.
-Status DeviceRetention::grow(DeviceBuffer& buffer, int64_t bytes, bool zero) {
-  if (buffer.bytes() >= bytes) return ok();
-  device_.synchronize();
-  ++generation_;
-  const auto size = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(bytes)));
-  buffer = DeviceBuffer();
-  Result<DeviceBuffer> larger = device_.allocate(size, "side outputs of attention");
-  if (!larger) return larger.error();
-  buffer = std::move(*larger);
-  if (zero) device_.set_zero(buffer.data(), size);
-  return ok();
+         int64_t{layout.num_layers} * room.rows * layout.num_kv_heads * 8;
 }
 
 // ---- a step ----
@@ -167,7 +115,7 @@ Status DeviceRetention::begin(const BatchPlan& plan, int64_t max_rows) {
     if (!goes_by_scores(s)) continue;
     if (Status added = add_item(s, static_cast<int32_t>(i), first_row); !added) return added;
   }
-  return make_room(max_rows);
+  return check_room(max_rows);
 }
 
 // The device moves what its lists say: a plan that means other slots would read and write beyond the lists' blocks.
@@ -199,6 +147,10 @@ Status DeviceRetention::add_item(const PlannedSequence& s, int32_t index, int64_
     return misfit(s, fmt::format("a list of {} slots; {} are kept", item.length, item.capacity));
   if (item.phase != RetentionPhase::kDecode && item.length != end)
     return misfit(s, "a prompt's list is not whole");
+  const int64_t samples = std::max<int64_t>(static_cast<int64_t>(s.samples.size()), 1);
+  const auto last = reinterpret_cast<const char*>(item.positions) + samples * (*state)->bytes;
+  if (item.phase == RetentionPhase::kCut && last > states_memory_.as<char>() + states_memory_.bytes())
+    return misfit(s, fmt::format("lists of {} samples of {} bytes each", samples, (*state)->bytes));
   if (!s.cut_source.empty()) {
     if (Status fits = check_cut(s, item); !fits) return fits;
     cuts_.push_back({.sequence = index,
@@ -227,11 +179,18 @@ void DeviceRetention::want_side_outputs(const PlannedSequence& s, const Retentio
   }
 }
 
-Status DeviceRetention::make_room(int64_t rows) {
-  if (Status s = grow(lse_, rows * num_q_heads_ * 4, false); !s) return s;
-  if (Status s = grow(row_logits_, logits_floats_ * 4, false); !s) return s;
-  if (Status s = grow(column_sums_, sums_floats_ * 4, true); !s) return s;
-  return decodes_ ? grow(slots_, int64_t{layout_.num_layers} * rows * layout_.num_kv_heads * 8, false) : ok();
+// A plan has no more slots than the cache under such policies (Scheduler::has_score_room) and no more rows than a step.
+Status DeviceRetention::check_room(int64_t rows) const {
+  if (rows * num_q_heads_ * 4 > lse_.bytes())
+    return error(Code::kInternal,
+                 fmt::format("plan: {} rows under policies that go by scores; there is room for {}", rows,
+                             lse_.bytes() / (num_q_heads_ * 4)));
+  const int64_t floats = std::max(logits_floats_, sums_floats_);
+  if (floats * 4 > row_logits_.bytes())
+    return error(Code::kInternal,
+                 fmt::format("plan: {} slots under policies that go by scores; there is room for {}",
+                             floats / num_q_heads_, row_logits_.bytes() / (num_q_heads_ * 4)));
+  return ok();
 }
 
 RetentionArrays DeviceRetention::arrays() const {
@@ -291,42 +250,34 @@ void DeviceRetention::after_layer(int32_t layer) {
   kernels_.retention_scores(scores_);
 }
 
-Status DeviceRetention::end(const BatchPlan& plan, std::vector<QueuedDump>& dumps) {
+void DeviceRetention::end(const BatchPlan& plan, std::vector<QueuedDump>& dumps,
+                          std::vector<SequenceFailure>& failures) {
   for (const RetentionItem& item : items_) {
     const PlannedSequence& s = plan.sequences[static_cast<size_t>(item.sequence)];
     if (item.phase == RetentionPhase::kCut) {
-      State& state = states_.at(value(s.sequence));
-      stock_.give_back(std::move(state.prompt_sums));
-      state.item.prompt_sums = nullptr;
-      if (Status forked = fork(s); !forked) return forked;
+      states_.at(value(s.sequence)).item.prompt_sums = nullptr;
+      fork(s);
     }
-    if (s.dump_kv)
-      if (Status dumped = dump(s, dumps.emplace_back()); !dumped) return dumped;
+    if (!s.dump_kv) continue;
+    if (Status dumped = dump(s, dumps.emplace_back()); !dumped) {
+      dumps.pop_back();
+      failures.push_back({s.sequence, dumped.error()});
+    }
   }
-  return ok();
 }
 
 // Samples of the prompt that has just been cut go on from its lists, each with lists of its own.
-Status DeviceRetention::fork(const PlannedSequence& s) {
+void DeviceRetention::fork(const PlannedSequence& s) {
+  const State from = states_.at(value(s.sequence));
+  char* at = reinterpret_cast<char*>(from.item.positions);
   for (const PlannedSample& sample : s.samples) {
     if (sample.sequence == s.sequence) continue;
-    const State& from = states_.at(value(s.sequence));
-    const auto used = static_cast<int64_t>(from.memory.bytes());
-    Result<DeviceBuffer> memory = stock_.take(used, "lists of a KV policy");
-    if (!memory) return memory.error();
-    State to{.memory = std::move(*memory), .prompt_sums = {}, .item = from.item};
-    device_.copy_on_device(to.memory.data(), from.memory.data(), used);
-    const auto moved = [&](auto*& pointer) {
-      if (pointer == nullptr) return;
-      const auto offset = reinterpret_cast<char*>(pointer) - from.memory.as<char>();
-      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(to.memory.as<char>() + offset);
-    };
-    moved(to.item.positions);
-    moved(to.item.free_slots);
-    moved(to.item.scores);
-    states_.insert_or_assign(value(sample.sequence), std::move(to));
+    at += from.bytes;
+    State to = from;
+    place_lists(to, at);
+    device_.copy_on_device(at, from.item.positions, from.bytes);
+    states_.insert_or_assign(value(sample.sequence), to);
   }
-  return ok();
 }
 
 // ---- dumps ----
@@ -342,14 +293,23 @@ Status DeviceRetention::dump(const PlannedSequence& s, QueuedDump& out) {
   if (in_prompt(s) && !ends_prompt(s)) return ok();
   if (ends_prompt(s)) out.length = std::min(out.length, state.item.capacity);
   const int64_t bytes = num_lists(state) * (state.item.room + 1) * 4;
-  Result<DeviceBuffer> back = device_.allocate_pinned(bytes, "dump of a KV policy's lists");
+  Result<DeviceBuffer> back = take_pinned(bytes);
   if (!back) return back.error();
   out.back = std::move(*back);
-  device_.copy_to_host(out.back.data(), state.memory.data(), bytes);
+  device_.copy_to_host(out.back.data(), state.item.positions, bytes);
   return ok();
 }
 
-void DeviceRetention::report(const QueuedDump& dump, std::vector<SequenceKvDump>& out) const {
+Result<DeviceBuffer> DeviceRetention::take_pinned(int64_t bytes) {
+  const auto fits = [&](const DeviceBuffer& buffer) { return buffer.bytes() >= bytes; };
+  const auto found = std::find_if(pinned_.begin(), pinned_.end(), fits);
+  if (found == pinned_.end()) return device_.allocate_pinned(bytes, "dump of a KV policy's lists");
+  DeviceBuffer buffer = std::move(*found);
+  pinned_.erase(found);
+  return buffer;
+}
+
+void DeviceRetention::report(QueuedDump dump, std::vector<SequenceKvDump>& out) {
   const int32_t lists = layout_.num_layers * dump.lists_per_layer;
   const auto* positions = dump.back.as<const int32_t>();
   const int32_t* free_slots = positions == nullptr ? nullptr : positions + int64_t{lists} * dump.room;
@@ -362,6 +322,7 @@ void DeviceRetention::report(const QueuedDump& dump, std::vector<SequenceKvDump>
     std::sort(live.begin(), live.end());
   }
   for (const SequenceId id : dump.sequences) out.push_back({id, layers});
+  if (dump.back.data() != nullptr && pinned_.size() < kMostIdleDumps) pinned_.push_back(std::move(dump.back));
 }
 
 }  // namespace quire

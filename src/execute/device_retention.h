@@ -5,13 +5,13 @@
 // A step: begin() says what the step needs; its arrays go to the device with the others; before_forward() makes
 // the cuts planned after a prompt and finds each row's slots; after_layer() takes in a layer's side outputs;
 // end() hands states on to forked samples. Steps without such a sequence pay nothing; steps of rows behind
-// prompts alone are captured like any other decode step. Side outputs are allocated at the start, for as many slots as the cache has,
-// and the states of sequences under the default policy; another policy's, and sums over prompts, when a sequence comes whose like was
-// not seen before, then used again. Executor thread.
+// prompts alone are captured like any other decode step. All of it lies in memory that is allocated at the start: side outputs for as many
+// slots as the cache has, which no plan's lists exceed together, and the region in which the scheduler gives each request its part
+// (policy_memory.h). Only dumps, which are for debugging, may ask for more; where there is none their sequence fails alone. Executor
+// thread.
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <span>
 #include <unordered_map>
 #include <vector>
@@ -26,26 +26,11 @@
 
 namespace quire {
 
-// Device memory that is given back and taken again; sizes are rounded up by an eighth at most, so that buffers of near sizes are one.
-class BufferStock {
- public:
-  explicit BufferStock(StreamDevice& device) : device_(device) {}
-  static int64_t size_of(int64_t bytes);  // of the buffer that take(bytes) gives
-  Result<DeviceBuffer> take(int64_t bytes, const char* what);
-  void give_back(DeviceBuffer buffer);
-
- private:
-  StreamDevice& device_;
-  std::multimap<int64_t, DeviceBuffer> free_;
-};
-
-// What the side outputs of a step are sized for; all 0 where no policy that goes by scores may be asked for.
+// What is sized at the start; all 0 where no policy that goes by scores may be asked for.
 struct RetentionRoom {
-  int64_t rows = 0;   // to which a step may be padded
-  int64_t slots = 0;  // live slots of all its lists
-  // Sequences whose state is there from the start: all, where requests have such a policy by default.
-  PolicySpec policy;
-  int32_t sequences = 0;
+  int64_t rows = 0;         // to which a step may be padded
+  int64_t slots = 0;        // live slots of all lists of a step
+  int64_t state_bytes = 0;  // of the region that plans name parts of
 };
 
 // Host arrays of a step for DeviceStep to send; empty where no sequence of the step goes by scores.
@@ -79,36 +64,33 @@ class DeviceRetention {
   DeviceRetention(StreamDevice& device, Kernels& kernels, const KvLayout& layout, char* arena,
                   int32_t num_q_heads);
 
-  // Allocates the side outputs and the states of room.sequences. A step of lists that share blocks may have more slots than the cache: it makes them larger.
   Status reserve(const RetentionRoom& room);
+  // Beside room.state_bytes.
   static int64_t reserved_bytes(const RetentionRoom& room, const KvLayout& layout, int32_t num_q_heads);
   // Device memory that each slot of the cache asks for beside it.
   static int64_t bytes_of_slot(int32_t num_q_heads) { return int64_t{num_q_heads} * 2 * 4; }
 
   void forget(std::span<const SequenceId> sequences);
-  // max_rows: to which the step may be padded. kInternal: the plan does not fit what was kept. kResourceExhausted: no device memory for
-  // the state or the side outputs.
+  // max_rows: to which the step may be padded. kInternal: the plan does not fit what was kept or reserved.
   Status begin(const BatchPlan& plan, int64_t max_rows);
   bool active() const { return !items_.empty(); }
   // Whether a graph of other such steps can run it: rows behind prompts, no list to be cut.
   bool may_be_captured() const { return items_.empty() || (cuts_.empty() && !in_prompts_); }
-  // Rises when buffers move that a captured graph names.
-  int32_t generation() const { return generation_; }
   RetentionArrays arrays() const;
 
   // Where the step was sent; queues cuts and slots, and asks the forward pass for side outputs.
   // num_items: as many as there is room for in what was sent.
   void before_forward(const PlacedRetention& placed, int32_t num_items, StepArrays& arrays);
   void after_layer(int32_t layer);
-  Status end(const BatchPlan& plan, std::vector<QueuedDump>& dumps);
-  // Once the step has run.
-  void report(const QueuedDump& dump, std::vector<SequenceKvDump>& out) const;
+  // What is wrong with one sequence goes to `failures`.
+  void end(const BatchPlan& plan, std::vector<QueuedDump>& dumps, std::vector<SequenceFailure>& failures);
+  // Once the step has run. The dump's memory is used again.
+  void report(QueuedDump dump, std::vector<SequenceKvDump>& out);
 
  private:
-  struct State {               // of one sequence: [num_layers, lists] lists of `room` slots
-    DeviceBuffer memory;       // positions, free slots, scores
-    DeviceBuffer prompt_sums;  // while an H2O prompt runs
-    RetentionItem item;        // pointers and sizes; what a step changes is filled in each time
+  struct State {         // of one sequence: [num_layers, lists] lists of `room` slots
+    RetentionItem item;  // pointers into states_memory_, sizes; what a step changes is filled in each time
+    int64_t bytes = 0;   // from item.positions on: positions, free slots, scores
   };
   struct Cut {
     int32_t sequence = 0;     // of the step
@@ -117,17 +99,16 @@ class DeviceRetention {
     int64_t count = 0;
   };
 
-  Status stock_states(const RetentionRoom& room);
   Result<State*> state_of(const PlannedSequence& s);
   Result<State> new_state(const PlannedSequence& s);
   Status check_cut(const PlannedSequence& s, const RetentionItem& item) const;
   Status add_item(const PlannedSequence& s, int32_t index, int64_t first_row);
   void want_side_outputs(const PlannedSequence& s, const RetentionItem& item);
-  Status make_room(int64_t rows);
-  Status grow(DeviceBuffer& buffer, int64_t bytes, bool zero);
-  Status fork(const PlannedSequence& s);
+  Status check_room(int64_t rows) const;
+  void place_lists(State& state, char* at) const;
+  void fork(const PlannedSequence& s);
   Status dump(const PlannedSequence& s, QueuedDump& dump);
-  static int64_t state_bytes(const PolicySpec& policy, const KvLayout& layout);
+  Result<DeviceBuffer> take_pinned(int64_t bytes);
   int64_t num_lists(const State& state) const { return int64_t{layout_.num_layers} * state.item.lists; }
 
   StreamDevice& device_;
@@ -135,7 +116,6 @@ class DeviceRetention {
   KvLayout layout_;
   char* arena_;
   int32_t num_q_heads_;
-  BufferStock stock_;
   std::unordered_map<uint64_t, State> states_;
 
   // Of the step in hand.
@@ -145,9 +125,10 @@ class DeviceRetention {
   std::vector<Cut> cuts_;
   int64_t logits_floats_ = 0, sums_floats_ = 0;
   bool decodes_ = false, in_prompts_ = false;
-  int32_t generation_ = 0;
   RetentionScoresParams scores_;
-  DeviceBuffer lse_, row_logits_, column_sums_, slots_;  // grown to the largest step
+  DeviceBuffer lse_, row_logits_, column_sums_, slots_;
+  DeviceBuffer states_memory_;
+  std::vector<DeviceBuffer> pinned_;  // of dumps that were reported
 };
 
 }  // namespace quire

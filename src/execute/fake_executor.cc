@@ -114,6 +114,7 @@ StepResult FakeExecutor::run(const BatchPlan& plan, bool copies_fail) {
     if (model_.check_content && !met_[i]->poisoned) verify(s, *met_[i]);
     prompt_logprobs(s, result);
     sample(plan, s, *met_[i], result);
+    fail_alone(s, result);
   }
   if (plan.step % 4096 == 0) forget_stale(plan.step);
   return result;
@@ -136,6 +137,14 @@ void FakeExecutor::fail(const BatchPlan& plan) {
     known_[value(s.sequence)].poisoned = true;
     for (const PlannedSample& sample : s.samples) known_[value(sample.sequence)].poisoned = true;
   }
+}
+
+void FakeExecutor::fail_alone(const PlannedSequence& s, StepResult& result) {
+  const Status status = sequence_fault_ ? sequence_fault_(s) : ok();
+  if (status) return;
+  result.failures.push_back({s.sequence, status.error()});
+  known_[value(s.sequence)].poisoned = true;
+  for (const PlannedSample& sample : s.samples) known_[value(sample.sequence)].poisoned = true;
 }
 
 void FakeExecutor::copy(const BlockCopy& c) {

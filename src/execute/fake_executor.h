@@ -63,6 +63,9 @@ class FakeExecutor final : public Executor {
   bool ready() override { return !submitted_.empty(); }
 
   void set_fault(Fault fault) { fault_ = std::move(fault); }
+  // Asked for each sequence of a step: an Error fails that one and no other.
+  using SequenceFault = std::function<Status(const PlannedSequence&)>;
+  void set_sequence_fault(SequenceFault fault) { sequence_fault_ = std::move(fault); }
   // Asked when a step with copies is submitted.
   void set_copy_fault(std::function<CopyFault()> fault) { copy_fault_ = std::move(fault); }
   // For FakeMover: host memory and disk of so many blocks, and one block's copy between two tiers.
@@ -112,6 +115,7 @@ class FakeExecutor final : public Executor {
   void sample(const BatchPlan& plan, const PlannedSequence& s, Known& own, StepResult& result);
   void prompt_logprobs(const PlannedSequence& s, StepResult& result);
   void fail(const BatchPlan& plan);
+  void fail_alone(const PlannedSequence& s, StepResult& result);
   StepResult run(const BatchPlan& plan, bool copies_fail);
   Status carry_out_copies(const BatchPlan& plan, bool fail);
   void forget_stale(uint64_t step);
@@ -121,6 +125,7 @@ class FakeExecutor final : public Executor {
   ManualClock* clock_;
   Roofline roofline_;
   Fault fault_;
+  SequenceFault sequence_fault_;
   std::function<CopyFault()> copy_fault_;
   std::vector<Slot> slots_, host_slots_, disk_slots_;
   std::vector<uint32_t> version_;  // by block: writes and copies into it

@@ -19,7 +19,7 @@ int64_t blocks_of_context(const MemoryRequest& r) {
 }
 
 int64_t fixed_bytes(const MemoryRequest& r) {
-  return r.weights_bytes + r.workspace_bytes + r.logits_bytes + r.host_bytes + r.steps_bytes;
+  return r.weights_bytes + r.workspace_bytes + r.logits_bytes + r.host_bytes + r.steps_bytes + r.policy_bytes;
 }
 
 int64_t whole_block_bytes(const MemoryRequest& r) {
@@ -32,9 +32,9 @@ Error no_room(const MemoryRequest& r, int64_t blocks, const char* advice) {
       Code::kResourceExhausted,
       fmt::format(
           "{} has {:.2f} GiB free; weights {:.2f} + workspace {:.2f} + logits {:.2f} + host memory {:.2f} + "
-          "steps {:.2f} + cache {:.2f} = {:.2f} GiB are needed ({})",
+          "KV policies {:.2f} + steps {:.2f} + cache {:.2f} = {:.2f} GiB are needed ({})",
           r.device, gib(r.free_bytes), gib(r.weights_bytes), gib(r.workspace_bytes), gib(r.logits_bytes),
-          gib(r.host_bytes), gib(r.steps_bytes), gib(cache_bytes),
+          gib(r.host_bytes), gib(r.policy_bytes), gib(r.steps_bytes), gib(cache_bytes),
           gib(static_cast<double>(fixed_bytes(r)) + cache_bytes), advice));
 }
 
@@ -71,6 +71,7 @@ Result<MemoryPlan> plan_memory(const MemoryRequest& request) {
       .workspace_bytes = request.workspace_bytes,
       .logits_bytes = request.logits_bytes,
       .steps_bytes = request.steps_bytes,
+      .policy_bytes = request.policy_bytes,
       .left_bytes = request.free_bytes - fixed_bytes(request) - blocks * whole_block_bytes(request)};
 }
 

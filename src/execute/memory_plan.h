@@ -15,6 +15,7 @@ struct MemoryRequest {
   int64_t weights_bytes = 0, workspace_bytes = 0, logits_bytes = 0;
   int64_t host_bytes = 0;   // for swap and the prefix cache's host tier, where the device is the host; else 0
   int64_t steps_bytes = 0;  // arrays of steps, block tables, captured graphs; 0 where the device is the host
+  int64_t policy_bytes = 0;  // for lists of KV policies that go by scores
   int64_t block_bytes = 0;
   int64_t beside_block_bytes = 0;  // that each block asks for outside the cache
   int32_t block_tokens = 0;
@@ -27,8 +28,9 @@ struct MemoryRequest {
 struct MemoryPlan {
   int32_t num_blocks = 0;
   int64_t cache_bytes = 0;  // num_blocks * block_bytes
-  int64_t weights_bytes = 0, workspace_bytes = 0, logits_bytes = 0, steps_bytes = 0;  // as requested
-  int64_t left_bytes = 0;  // of what was free at the start
+  int64_t weights_bytes = 0, workspace_bytes = 0, logits_bytes = 0, steps_bytes = 0,
+          policy_bytes = 0;  // as requested
+  int64_t left_bytes = 0;    // of what was free at the start
 };
 
 // kResourceExhausted with the sum when it does not fit; kInvalidArgument when kv_cache_bytes holds no block.

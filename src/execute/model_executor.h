@@ -13,6 +13,7 @@
 #include "src/execute/memory_plan.h"
 #include "src/execute/tier_setup.h"
 #include "src/model/model_spec.h"
+#include "src/policy/policy_memory.h"
 #include "src/schedule/preemption_cost.h"
 
 namespace quire {
@@ -23,6 +24,7 @@ struct OpenedExecutor {
   int64_t host_bytes = 0;  // for the prefix cache's host tier, whole blocks
   int64_t swap_bytes = 0;  // of whole blocks
   PreemptionCosts preemption_costs;
+  PolicyMemoryLimits policy_memory;
   ModelSpec spec;
   int32_t num_blocks = 0;   // of the cache; a plan names blocks [0, num_blocks)
   int64_t block_bytes = 0;  // all layers, K and V

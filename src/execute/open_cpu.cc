@@ -6,6 +6,7 @@
 #include "src/execute/cpu_runner.h"
 #include "src/execute/memory_plan.h"
 #include "src/execute/open_device.h"
+#include "src/execute/policy_room.h"
 #include "src/execute/resolve_config.h"
 #include "src/execute/swap_space.h"
 #include "src/execute/tier_setup.h"
@@ -58,11 +59,13 @@ struct Opening {  // what the steps of opening hand on
   Choices dtypes;
   KvLayout layout;
   CpuRunnerParts parts;
+  PolicyMemoryLimits policy_memory;
   MemoryPlan plan;
 };
 
-Result<MemoryPlan> plan_host_memory(const Opening& o, const WeightSource& source) {
+Result<MemoryPlan> plan_host_memory(Opening& o, const WeightSource& source) {
   const DeviceFacts& facts = o.parts.device->facts();
+  o.policy_memory = policy_memory_limits(o.config, o.spec, o.parts.device->free_bytes());
   return plan_memory(
       {.device = facts.name,
        .free_bytes = o.parts.device->free_bytes(),
@@ -70,6 +73,7 @@ Result<MemoryPlan> plan_host_memory(const Opening& o, const WeightSource& source
        .workspace_bytes = ForwardPass::workspace_bytes(*o.parts.kernels, o.spec, forward_limits(o.config)),
        .logits_bytes = o.parts.logits_rows * o.spec.vocab_size * bytes_of(DType::kF32),
        .host_bytes = o.parts.host_memory.bytes(),
+       .policy_bytes = o.policy_memory.bytes,
        .block_bytes = o.layout.block_bytes(),
        .block_tokens = o.config.block_tokens,
        .max_context_tokens = o.config.max_context_tokens,
@@ -129,6 +133,7 @@ Result<OpenedExecutor> finish(Opening& o) {
   out.memory = o.plan;
   out.swap_bytes = o.parts.host_memory.swap_bytes;
   out.host_bytes = o.parts.host_memory.host_bytes;
+  out.policy_memory = o.policy_memory;
   out.preemption_costs = preemption_costs(o.parts.device->facts(), o.spec);
   Result<OpenedTiers> tiers = open_tiers({.config = o.config,
                                           .spec = o.spec,

@@ -8,6 +8,7 @@
 #include "src/execute/cuda_runner.h"
 #include "src/execute/memory_plan.h"
 #include "src/execute/open_device.h"
+#include "src/execute/policy_room.h"
 #include "src/execute/resolve_config.h"
 #include "src/execute/swap_space.h"
 #include "src/execute/tier_setup.h"
@@ -16,7 +17,7 @@
 namespace quire {
 namespace {
 
-// What a card needs beside the items of the memory plan: the library's workspace, states of KV policies, what the driver keeps.
+// What a card needs beside the items of the memory plan: the library's workspace, what the driver keeps.
 constexpr int64_t kReservedBytes = 512ll << 20;
 constexpr int64_t kHostShimCacheBytes = 256ll << 20;
 constexpr int64_t kHostShimMemory = 4ll << 30;
@@ -56,6 +57,7 @@ struct Opening {
   Choices dtypes;
   KvLayout layout;
   CudaRunnerParts parts;
+  PolicyMemoryLimits policy_memory;
   MemoryPlan plan;
 };
 
@@ -81,25 +83,12 @@ StepLimits step_limits(const Opening& o, int32_t num_blocks) {
           .vocab_size = o.spec.vocab_size};
 }
 
-// May a request ask for a policy that goes by scores? Their names stand for themselves; where none is named, all are allowed.
-bool may_go_by_scores(const EngineConfig& c) {
-  const auto goes = [](const std::string& policy) {
-    return policy.starts_with("tova") || policy.starts_with("h2o");
-  };
-  const std::vector<std::string>& allowed = c.kv_policies_allowed;
-  return allowed.empty() || goes(c.default_kv_policy) || std::any_of(allowed.begin(), allowed.end(), goes);
-}
-
 RetentionRoom retention_room(const Opening& o, int64_t blocks) {
   if (!may_go_by_scores(o.config)) return {};
   const int64_t most = int64_t{o.config.max_sequences} * o.config.max_context_tokens;
-  RetentionRoom room{.rows = forward_limits(o.config).max_rows,
-                     .slots = std::min(blocks * o.config.block_tokens, most)};
-  const Result<PolicySpec> policy = parse_policy(o.config.default_kv_policy);
-  if (!policy || !traits(*policy).row_logits) return room;
-  room.policy = *policy;
-  room.sequences = o.config.max_sequences;
-  return room;
+  return {.rows = forward_limits(o.config).max_rows,
+          .slots = std::min(blocks * o.config.block_tokens, most),
+          .state_bytes = o.policy_memory.bytes};
 }
 
 int64_t beside_block_bytes(const Opening& o) {
@@ -116,7 +105,7 @@ int64_t steps_bytes(const Opening& o, int64_t free_bytes) {
          DeviceRetention::reserved_bytes(retention_room(o, 0), o.layout, o.spec.num_q_heads);
 }
 
-Result<MemoryPlan> plan_device_memory(const Opening& o, const WeightSource& source) {
+Result<MemoryPlan> plan_device_memory(Opening& o, const WeightSource& source) {
   const DeviceFacts& facts = o.parts.device->facts();
   const bool shim = o.kind == DeviceKind::kCudaHost;
   const auto usable =
@@ -124,6 +113,7 @@ Result<MemoryPlan> plan_device_memory(const Opening& o, const WeightSource& sour
       kReservedBytes;
   const int64_t free_bytes =
       std::min(o.parts.device->free_bytes() - (shim ? 0 : kReservedBytes), shim ? kHostShimMemory : usable);
+  o.policy_memory = policy_memory_limits(o.config, o.spec, free_bytes);
   return plan_memory(
       {.device = facts.name,
        .free_bytes = free_bytes,
@@ -131,6 +121,7 @@ Result<MemoryPlan> plan_device_memory(const Opening& o, const WeightSource& sour
        .workspace_bytes = ForwardPass::workspace_bytes(*o.parts.kernels, o.spec, forward_limits(o.config)),
        .logits_bytes = o.parts.logits_rows * o.spec.vocab_size * bytes_of(DType::kF32),
        .steps_bytes = steps_bytes(o, free_bytes),
+       .policy_bytes = o.policy_memory.bytes,
        .block_bytes = o.layout.block_bytes(),
        .beside_block_bytes = beside_block_bytes(o),
        .block_tokens = o.config.block_tokens,
@@ -183,6 +174,7 @@ Result<OpenedExecutor> finish(Opening& o) {
   out.memory = o.plan;
   out.swap_bytes = o.parts.host_memory.swap_bytes;
   out.host_bytes = o.parts.host_memory.host_bytes;
+  out.policy_memory = o.policy_memory;
   out.preemption_costs = preemption_costs(o.parts.device->facts(), o.spec);
   Result<OpenedTiers> tiers =
       open_tiers({.config = o.config,

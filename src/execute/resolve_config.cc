@@ -19,6 +19,7 @@ Status check_ranges(const EngineConfig& c) {
                           {"max_prefill_chunk_tokens", c.max_prefill_chunk_tokens, 0, c.max_step_tokens},
                           {"max_graph_tokens", c.max_graph_tokens, 0, 1 << 20},
                           {"kv_cache_bytes", c.kv_cache_bytes, 0, INT64_MAX},
+                          {"kv_policy_bytes", c.kv_policy_bytes, 0, INT64_MAX},
                           {"cascade_min_saved_bytes", c.cascade_min_saved_bytes, -1, INT64_MAX},
                           {"max_kv_retention_class", c.max_kv_retention_class, 0, INT32_MAX},
                           {"threads", c.threads, 0, 4096}};

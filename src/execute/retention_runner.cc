@@ -1,6 +1,9 @@
 #include "src/execute/retention_runner.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <new>
 
 #include "src/execute/retention_plan.h"
 
@@ -12,13 +15,40 @@ void copy_ids(std::span<const BlockId> blocks, std::vector<int32_t>& out) {
   for (const BlockId block : blocks) out.push_back(value(block));
 }
 
+constexpr size_t kMostFailed = 64;  // noted without a need for memory
+
 }  // namespace
 
 RetentionRunner::RetentionRunner(Kernels& kernels, const KvLayout& layout, char* arena, int32_t num_q_heads)
-    : kernels_(kernels), layout_(layout), arena_(arena), num_q_heads_(num_q_heads) {}
+    : kernels_(kernels), layout_(layout), arena_(arena), num_q_heads_(num_q_heads) {
+  failed_.reserve(kMostFailed);
+}
 
 void RetentionRunner::forget(std::span<const SequenceId> sequences) {
-  for (const SequenceId id : sequences) states_.erase(value(id));
+  for (const SequenceId id : sequences) {
+    states_.erase(value(id));
+    std::erase(failed_, id);
+  }
+}
+
+template <class Action>
+bool RetentionRunner::guarded(SequenceId sequence, const Action& action) {
+  try {
+    action();
+    return true;
+  } catch (const std::bad_alloc&) {
+    fail(sequence);
+    return false;
+  }
+}
+
+void RetentionRunner::fail(SequenceId sequence) {
+  states_.erase(value(sequence));
+  failed_.push_back(sequence);
+}
+
+bool RetentionRunner::has_failed(SequenceId sequence) const {
+  return std::find(failed_.begin(), failed_.end(), sequence) != failed_.end();
 }
 
 // A new sequence may start behind a cached prefix, whose tokens lie in order.
@@ -45,8 +75,10 @@ Status RetentionRunner::begin(const BatchPlan& plan, HostStep& step) {
     side_stride_ = std::max<int64_t>(side_stride_, s.list_length_after());
     Work work{.sequence = &s, .index = &s - plan.sequences.data(), .first_row = rows_};
     rows_ += static_cast<int64_t>(s.tokens.size());
-    if (!goes_by_scores(s)) continue;
-    if (Status begun = begin_sequence(s, work, step); !begun) return begun;
+    if (!goes_by_scores(s) || has_failed(s.sequence)) continue;
+    Status begun = ok();
+    if (!guarded(s.sequence, [&] { begun = begin_sequence(s, work, step); })) continue;
+    if (!begun) return begun;
     works_.push_back(work);
   }
   return ok();
@@ -112,7 +144,19 @@ Status RetentionRunner::move_kept(const PlannedSequence& s, State& state) {
   return ok();
 }
 
+// The side outputs are of all these sequences together: without them none of the policies can go on, and the others run as they would.
 void RetentionRunner::attach(StepArrays& arrays) {
+  const StepArrays before = arrays;
+  try {
+    attach_buffers(arrays);
+  } catch (const std::bad_alloc&) {
+    arrays = before;
+    for (const Work& work : works_) fail(work.sequence->sequence);
+    works_.clear();
+  }
+}
+
+void RetentionRunner::attach_buffers(StepArrays& arrays) {
   const auto room = [](std::vector<float>& buffer, int64_t floats) {
     if (static_cast<int64_t>(buffer.size()) < floats) buffer.resize(static_cast<size_t>(floats));
     return buffer.data();
@@ -126,14 +170,16 @@ void RetentionRunner::attach(StepArrays& arrays) {
 }
 
 void RetentionRunner::after_layer(int32_t layer) {
-  for (const Work& work : works_) {
-    if (!work.in_prompt) {
-      take_decode(work, layer);
-    } else if (work.ends_prompt || traits(work.sequence->policy).column_sums) {
-      take_prompt(work, layer);
-    }
-  }
+  for (Work& work : works_)
+    if (!work.failed) work.failed = !guarded(work.sequence->sequence, [&] { take_layer(work, layer); });
   if (wants_sums_) std::fill(column_sums_.begin(), column_sums_.end(), 0.0f);
+}
+
+void RetentionRunner::take_layer(Work& work, int32_t layer) {
+  if (!work.in_prompt)
+    take_decode(work, layer);
+  else if (work.ends_prompt || traits(work.sequence->policy).column_sums)
+    take_prompt(work, layer);
 }
 
 // The scores that the cut goes by: for H2O column sums, which add up over chunks; for TOVA what the prompt's last row gave.
@@ -192,20 +238,33 @@ void RetentionRunner::cut(const Work& work) {
     state.kept.clear();  // nothing was dropped: no move follows
 }
 
-void RetentionRunner::end(StepResult& result) {
-  for (const Work& work : works_) {
-    if (work.ends_prompt) cut(work);
-    const PlannedSequence& s = *work.sequence;
-    for (const PlannedSample& sample : s.samples)
-      if (sample.sequence != s.sequence) states_[value(sample.sequence)] = *work.state;
-    if (!s.dump_kv) continue;
-    KvDump layers(static_cast<size_t>(layout_.num_layers));
-    for (size_t i = 0; i < work.state->lists.size(); ++i)
-      layers[i / work.state->lists_per_layer].push_back(work.state->lists[i].live_positions());
-    const auto report = [&](SequenceId id) { result.kv_dumps.push_back({id, layers}); };
-    report(s.sequence);
-    for (const PlannedSample& sample : s.samples)
-      if (sample.sequence != s.sequence) report(sample.sequence);
+void RetentionRunner::end_sequence(const Work& work, StepResult& result) {
+  if (work.ends_prompt) cut(work);
+  const PlannedSequence& s = *work.sequence;
+  for (const PlannedSample& sample : s.samples)
+    if (sample.sequence != s.sequence) states_[value(sample.sequence)] = *work.state;
+  if (!s.dump_kv) return;
+  KvDump layers(static_cast<size_t>(layout_.num_layers));
+  for (size_t i = 0; i < work.state->lists.size(); ++i)
+    layers[i / work.state->lists_per_layer].push_back(work.state->lists[i].live_positions());
+  const auto report = [&](SequenceId id) { result.kv_dumps.push_back({id, layers}); };
+  report(s.sequence);
+  for (const PlannedSample& sample : s.samples)
+    if (sample.sequence != s.sequence) report(sample.sequence);
+}
+
+void RetentionRunner::end(const BatchPlan& plan, StepResult& result) {
+  for (const Work& work : works_)
+    if (!work.failed) guarded(work.sequence->sequence, [&] { end_sequence(work, result); });
+  if (failed_.empty()) return;
+  for (const PlannedSequence& s : plan.sequences) {
+    if (!has_failed(s.sequence)) continue;
+    for (const PlannedSample& sample : s.samples)  // what was to go on from it has nothing to go on from
+      if (!has_failed(sample.sequence)) fail(sample.sequence);
+    result.failures.push_back(
+        {s.sequence, error(Code::kResourceExhausted,
+                           fmt::format("no host memory for the lists and scores of kv_policy '{}'",
+                                       to_string(s.policy)))});
   }
 }
 

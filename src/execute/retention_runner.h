@@ -2,7 +2,9 @@
 // lies in which slot of every layer and head, the scores, and decides after each layer's attention. Decisions: policy/retention.h.
 //
 // A step: begin() makes the cuts planned after a prompt and says where each row goes; after_layer() is called by the forward pass
-// while the side outputs of that layer stand; end() hands states on to forked samples and reports dumps. Executor thread.
+// while the side outputs of that layer stand; end() hands states on to forked samples and reports dumps. Where the host has no memory for
+// what one sequence keeps, that sequence fails and is left out until it leaves; its rows run on, and what they give is nobody's. Executor
+// thread.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +32,7 @@ class RetentionRunner {
   bool wants_scores() const { return wants_logits_ || wants_sums_; }
   void attach(StepArrays& arrays);
   void after_layer(int32_t layer);
-  void end(StepResult& result);
+  void end(const BatchPlan& plan, StepResult& result);
 
  private:
   // One sequence: its lists, [layer][list of the layer], all of one length.
@@ -44,8 +46,17 @@ class RetentionRunner {
     const PlannedSequence* sequence = nullptr;
     State* state = nullptr;
     int64_t index = 0, first_row = 0;  // among the step's sequences and rows
-    bool in_prompt = false, ends_prompt = false;
+    bool in_prompt = false, ends_prompt = false, failed = false;
   };
+
+  // Runs what needs memory for one sequence; false, and the sequence has failed, where there is none.
+  template <class Action>
+  bool guarded(SequenceId sequence, const Action& action);
+  void fail(SequenceId sequence);
+  bool has_failed(SequenceId sequence) const;
+  void attach_buffers(StepArrays& arrays);
+  void take_layer(Work& work, int32_t layer);
+  void end_sequence(const Work& work, StepResult& result);
 
   State& state_of(const PlannedSequence& s);
   Status begin_sequence(const PlannedSequence& s, Work& work, HostStep& step);
@@ -63,6 +74,7 @@ class RetentionRunner {
   char* arena_;
   int64_t num_q_heads_;
   std::unordered_map<uint64_t, State> states_;
+  std::vector<SequenceId> failed_;  // until they leave
   std::vector<Work> works_;
   bool wants_logits_ = false, wants_sums_ = false;
   int64_t side_stride_ = 0, num_sequences_ = 0, rows_ = 0;

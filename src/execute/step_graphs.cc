@@ -78,12 +78,4 @@ void StepGraphs::capture(Graph& graph, int turn, const std::function<void()>& wo
   ++num_captured_;
 }
 
-void StepGraphs::drop(const std::function<bool(const StepShape&)>& which) {
-  std::erase_if(graphs_, [&](const auto& graph) {
-    if (!which(graph.first)) return false;
-    bytes_ -= graph.second.bytes;
-    return true;
-  });
-}
-
 }  // namespace quire

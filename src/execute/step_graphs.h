@@ -34,8 +34,6 @@ class StepGraphs {
 
   // Runs `work`, which queues a step of this shape whose arrays lie where this turn's lie: itself, or captured from an earlier call.
   void run(const StepShape& shape, int turn, const std::function<void()>& work);
-  // Buffers that these graphs name have moved. Nothing of them may be running.
-  void drop(const std::function<bool(const StepShape&)>& which);
 
   int64_t num_captured() const { return num_captured_; }  // since the start
   int64_t num_runs() const { return num_runs_; }          // of graphs

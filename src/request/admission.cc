@@ -47,6 +47,20 @@ Status check_beams(const SamplingParams& sampling) {
   return ok();
 }
 
+// What its policy keeps of every layer and head lies outside the cache.
+Status check_policy_memory(const SamplingParams& sampling, int64_t prompt_tokens,
+                           const PolicyMemoryLimits& memory, const PolicySpec& policy) {
+  const int64_t bytes = policy_request_bytes(policy, prompt_tokens, prompt_tokens + sampling.max_tokens,
+                                             sampling.num_sequences(), memory);
+  if (bytes <= memory.bytes) return ok();
+  return invalid(
+      fmt::format("kv_policy '{}' needs {} bytes for the lists and scores of {} prompt tokens, max_tokens {} "
+                  "and {} sequences; there are {} (kv_policy_bytes)",
+                  to_string(policy), bytes, prompt_tokens, sampling.max_tokens, sampling.num_sequences(),
+                  memory.bytes),
+      "kv_policy");
+}
+
 }  // namespace
 
 int64_t max_prompt_tokens(const SamplingParams& sampling, int32_t max_context_tokens) {
@@ -94,7 +108,7 @@ Status check_request(const SamplingParams& sampling, std::span<const TokenId> pr
                                peak, prompt_tokens, sampling.max_tokens, sampling.num_sequences(),
                                limits.num_blocks, limits.block_tokens),
                    "sampling.max_tokens");
-  return ok();
+  return check_policy_memory(sampling, prompt_tokens, limits.policy_memory, policy);
 }
 
 Status check_retention(const KvRetention& retention, int32_t max_class) {

@@ -9,6 +9,7 @@
 
 #include "quire/request.h"
 #include "src/base/ids.h"
+#include "src/policy/policy_memory.h"
 #include "src/policy/policy_spec.h"
 
 namespace quire {
@@ -21,6 +22,7 @@ struct AdmissionLimits {
   int32_t block_tokens = 16;
   int32_t max_chunk_tokens = 0;  // of a prompt in one step
   SamplingLimits sampling;
+  PolicyMemoryLimits policy_memory;  // of 0 layers: not reckoned with
 };
 
 // Most blocks the whole group can need at once: the prompt's full blocks shared, a tail and the output for

@@ -50,7 +50,8 @@ struct SequenceGroup {
   NamespaceId ns{};
   bool share_prefix = true;  // read and publish cached prefixes
   PolicySpec policy;
-  PolicyTraits traits;  // of policy
+  PolicyTraits traits;         // of policy
+  int64_t policy_memory = -1;  // its part begins there (policy_memory.h); -1: it has none
   bool dump_kv = false;
   KvRetention retention;         // of what it publishes
   int32_t max_total_tokens = 0;  // prompt + output

@@ -145,8 +145,16 @@ bool Scheduler::admit_waiting(StepTransaction& step, SequenceGroup& group, int64
   if (is_blocked(s) || static_cast<int32_t>(running_.size()) >= limits_.max_sequences) return false;
   if (slots_used(group) + group.num_slots() > limits_.max_sequences) return false;
   if (park_on_prefix(group)) return true;
+  if (!take_policy_memory(group)) {
+    blocked_ = s.id;
+    blocked_epoch_ = room_epoch_;
+    return false;
+  }
   const std::optional<int32_t> cached = start(s, now_us);
-  if (!cached) return false;
+  if (!cached) {
+    give_back_policy_memory(group);
+    return false;
+  }
   for (SequenceGroup* overtaken : queue_.line_of(group)) {
     if (overtaken == &group) break;
     ++overtaken->times_overtaken;

@@ -33,6 +33,9 @@ struct PlannedSequence {
   bool overwrites = false;  // the one token takes a victim's slot: the list stays as long as it is
   std::vector<BlockId>
       cut_source;  // not empty: the list was cut since the last step; these are the blocks it had, to be moved from
+  // Of a policy that goes by scores: where its request's part of the policies' memory begins (policy_memory.h), slots of each list there.
+  int64_t policy_memory = 0;
+  int32_t list_room = 0;
   bool dump_kv = false;  // report the positions that are visible after the step
   int32_t list_length_after() const {
     return list_length_before + (overwrites ? 0 : static_cast<int32_t>(tokens.size()));

@@ -14,8 +14,13 @@ void Scheduler::commit(StepView result, int64_t now_us, Outcome& out) {
   in_flight_.pop_front();
   give_back(step.deferred);
   if (result.status) {
-    for (const PlannedWork& work : step.work) commit_work(work, now_us);
+    for (const PlannedWork& work : step.work)
+      if (result.failure_of(work.sequence->id) == nullptr)
+        commit_work(work, now_us);
+      else
+        distrust_copy(work);
     let_go(step, now_us);
+    fail_sequences(step, result, now_us, out);
     commit_dumps(step, result);
     commit_prompts(step, result, now_us, out);
     commit_samples(step, result, now_us, out);
@@ -63,6 +68,20 @@ void Scheduler::fail_step(SubmittedStep& step, const Error& error, int64_t now_u
     if (!s->group->is_beam()) --s->num_pending;
   for (Sequence* s : step.named)
     if (!s->finished()) end_group(*s->group, FinishReason::kFailed, error, now_us, out);
+}
+
+const Error* StepView::failure_of(SequenceId sequence) const {
+  for (const Failure& failure : failures)
+    if (failure.sequence == sequence) return &failure.error;
+  return nullptr;
+}
+
+// A request ends as a whole: what its samples share may be what failed.
+void Scheduler::fail_sequences(SubmittedStep& step, const StepView& result, int64_t now_us, Outcome& out) {
+  if (result.failures.empty()) return;
+  for (Sequence* s : step.named)
+    if (const Error* error = result.failure_of(s->id); error != nullptr && !s->finished())
+      end_group(*s->group, FinishReason::kFailed, *error, now_us, out);
 }
 
 void Scheduler::commit_prompts(SubmittedStep& step, StepView& result, int64_t now_us, Outcome& out) {

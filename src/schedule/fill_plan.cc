@@ -91,6 +91,8 @@ void Scheduler::fill_sequence(const PlannedWork& work, PlannedSequence& planned,
   planned.next_prompt_token = end < s.num_prompt_tokens ? s.tokens[end] : -1;
   planned.policy = s.group->policy;
   planned.num_prompt_tokens = s.num_prompt_tokens;
+  planned.policy_memory = std::max<int64_t>(s.group->policy_memory, 0);
+  planned.list_room = list_room(s.group->policy, s.group->max_total_tokens);
   planned.overwrites = work.overwrites;
   planned.cut_source.clear();
   if (work.cut >= 0) planned.cut_source = std::move(draft_cuts_[static_cast<size_t>(work.cut)]);

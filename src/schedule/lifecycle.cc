@@ -14,6 +14,7 @@ Scheduler::Scheduler(const ScheduleLimits& limits, KvCache& cache, QueueBudget& 
       queue_budget_(queue_budget),
       block_tokens_(cache.block_tokens()),
       transfers_(cache, limits.costs),
+      policy_memory_(limits.policy_memory.bytes),
       reserve_ratio_(limits.reserve.least) {
   check(limits.max_step_tokens >= limits.max_sequences, "a step has a token for every running sequence");
   check(limits.max_sequences > 0 && limits.max_prefill_chunk_tokens > 0, "limits are positive");
@@ -221,6 +222,7 @@ void Scheduler::sweep() {
   std::erase_if(ended_, [&](SequenceGroup* group) {
     for (const auto& s : group->sequences)
       if (s->num_in_flight > 0) return false;
+    give_back_policy_memory(*group);
     cache_.close_namespace(group->ns);
     groups_.erase(group->request);
     return true;

@@ -27,6 +27,7 @@ Scheduler::Attempt Scheduler::attempt(int64_t now_us) {
   draft_.clear();
   draft_cuts_.clear();
   budget_ = limits_.max_step_tokens;
+  score_slots_ = cache_.num_blocks() * block_tokens_;
   take_sibling_prefix();
   StepTransaction step = cache_.begin(now_us);
   const size_t num_running = running_.size();
@@ -63,6 +64,7 @@ bool Scheduler::add_work(StepTransaction& step, Sequence& sequence, int32_t coun
   draft_.push_back(work);
   sequence.planned_now = true;
   budget_ -= count;
+  if (sequence.group->traits.row_logits) score_slots_ -= table.length();
   return true;
 }
 
@@ -78,7 +80,7 @@ bool Scheduler::wants_decode(const Sequence& s) const {
 bool Scheduler::plan_decodes(StepTransaction& step) {
   decodes_wait_ = false;
   for (Sequence* s : running_) {
-    if (!wants_decode(*s)) continue;
+    if (!wants_decode(*s) || !has_score_room(*s, 1)) continue;
     const bool fits = s->group->is_beam() ? plan_beams(step, *s->group) : add_work(step, *s, 1, true);
     if (fits) continue;
     if (transfers_.num_of_device() == 0 || s->group->is_beam()) return false;
@@ -127,7 +129,7 @@ void Scheduler::plan_chunk(StepTransaction& step, Sequence& s) {
   if (s.group->policy.kind != RetentionKind::kKeepAll) slide(s);  // what that frees is room
   const int32_t want = std::min({goal - s.num_planned, limits_.max_prefill_chunk_tokens, budget_});
   const int32_t count = want > 0 ? tokens_with_room(s, want) : 0;
-  if (count <= 0) return;
+  if (count <= 0 || !has_score_room(s, count)) return;
   const bool last = s.num_planned + count == s.goal();
   const bool samples = last && s.goal() < s.group->max_total_tokens;
   add_work(step, s, count, samples);  // where it finds no room after all, the sequence waits

@@ -79,6 +79,8 @@ bool Scheduler::is_alone(const Sequence& s) const {
 bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
   SequenceGroup* blocked = someone_blocked();
   if (blocked == nullptr) return false;
+  // Nobody's blocks would help: those that have it go on, or are paused.
+  if (blocked->state == GroupState::kWaiting && waits_for_policy_memory(*blocked)) return false;
   Sequence* v = victim();
   if (v == nullptr && !running_.empty()) return false;  // they are paused, and keep what they have
   if (v == nullptr || (is_alone(*v) && v->group == blocked)) {

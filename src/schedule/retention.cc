@@ -73,6 +73,44 @@ int64_t Scheduler::policy_blocks_to_come(const Sequence& s, const BlockTable& ta
   return rest + (samples - 1) * list + 1;
 }
 
+// ---- memory beside the cache
+
+int64_t Scheduler::policy_memory_of(const SequenceGroup& group) const {
+  if (limits_.policy_memory.num_layers == 0) return 0;
+  return policy_request_bytes(group.policy, group.num_prompt_tokens(), group.max_total_tokens,
+                              group.num_slots(), limits_.policy_memory);
+}
+
+bool Scheduler::waits_for_policy_memory(const SequenceGroup& group) const {
+  const int64_t bytes = policy_memory_of(group);
+  return bytes > 0 && group.policy_memory < 0 && !policy_memory_.has_room(bytes);
+}
+
+bool Scheduler::take_policy_memory(SequenceGroup& group) {
+  const int64_t bytes = policy_memory_of(group);
+  if (bytes == 0 || group.policy_memory >= 0) return true;
+  const std::optional<int64_t> offset = policy_memory_.take(bytes);
+  if (offset) group.policy_memory = *offset;
+  return offset.has_value();
+}
+
+// The next plan's leaves name whatever the group had there, and a device does in order what it is given.
+void Scheduler::give_back_policy_memory(SequenceGroup& group) {
+  if (group.policy_memory < 0) return;
+  policy_memory_.give_back(group.policy_memory, policy_memory_of(group));
+  group.policy_memory = -1;
+}
+
+// Executors have room for the scores of as many slots as the cache has. Lists that share blocks may have more together: who finds no
+// room waits for the next step.
+bool Scheduler::has_score_room(const Sequence& s, int32_t count) const {
+  if (!s.group->traits.row_logits) return true;
+  int64_t length = s.table.length() + count;
+  if (s.num_planned >= s.num_prompt_tokens)
+    length = std::min<int64_t>(length, list_room(s.group->policy, s.group->max_total_tokens));
+  return length <= score_slots_;
+}
+
 void Scheduler::commit_dumps(SubmittedStep& step, StepView& result) {
   for (StepView::Dump& dump : result.dumps)
     for (Sequence* s : step.named)

@@ -20,6 +20,7 @@
 
 #include "quire/result.h"
 #include "src/cache/kv_cache.h"
+#include "src/policy/policy_memory.h"
 #include "src/request/queue_budget.h"
 #include "src/request/sequence_group.h"
 #include "src/request/waiting_queue.h"
@@ -49,6 +50,7 @@ struct ScheduleLimits {
   int64_t max_priority_wait_us = 60'000'000;  // then a request runs as if of the highest priority
   PreemptionMode preemption_mode = PreemptionMode::kAuto;
   PreemptionCosts costs;
+  PolicyMemoryLimits policy_memory;  // of 0 layers: not reckoned with
 };
 
 inline constexpr int32_t kMaxStepsInFlight = 2;
@@ -69,6 +71,13 @@ struct StepView {
   };
   std::span<Dump> dumps;
   Status status = ok();
+  // Sequences that the step could not carry though it ran; samples of theirs may be there or not.
+  struct Failure {
+    SequenceId sequence{};
+    Error error;
+  };
+  std::span<const Failure> failures = {};
+  const Error* failure_of(SequenceId sequence) const;
 };
 
 struct SchedulerCounters {  // since start
@@ -154,6 +163,8 @@ class Scheduler {
   const std::deque<SubmittedStep>& in_flight() const { return in_flight_; }
   std::span<Sequence* const> running() const { return running_; }
   std::vector<const SequenceGroup*> groups() const;
+  const PolicyMemory& policy_memory() const { return policy_memory_; }
+  int64_t policy_memory_of(const SequenceGroup& group) const;  // bytes that it needs of it
 
  private:
   // lifecycle.cc
@@ -192,6 +203,10 @@ class Scheduler {
   bool waits_for_prompt(const Sequence& sequence) const;
   int32_t publishable(const Sequence& sequence, int32_t num_tokens) const;
   int64_t policy_blocks_to_come(const Sequence& sequence, const BlockTable& table) const;
+  bool waits_for_policy_memory(const SequenceGroup& group) const;
+  bool take_policy_memory(SequenceGroup& group);
+  void give_back_policy_memory(SequenceGroup& group);
+  bool has_score_room(const Sequence& sequence, int32_t count) const;
   void commit_dumps(SubmittedStep& step, StepView& result);
 
   // fill_plan.cc: the plan as a value
@@ -257,6 +272,7 @@ class Scheduler {
   void distrust_copy(const PlannedWork& work);
   void let_go(SubmittedStep& step, int64_t now_us);
   void fail_step(SubmittedStep& step, const Error& error, int64_t now_us, Outcome& out);
+  void fail_sequences(SubmittedStep& step, const StepView& result, int64_t now_us, Outcome& out);
 
   // commit_beams.cc
   void commit_beams(std::span<Sequence* const> beams, std::span<SampledToken> rows, int64_t now_us,
@@ -281,6 +297,8 @@ class Scheduler {
   std::vector<SequenceGroup*> ended_;  // that a submitted step still names
   std::deque<SubmittedStep> in_flight_;
   TierTransfers transfers_;
+  PolicyMemory policy_memory_;
+  int64_t score_slots_ = 0;             // left in the draft for lists under policies that go by scores
   std::vector<SubmittedStep> spare_;    // committed plans, kept for their capacity
   std::vector<SequenceId> leaves_;      // sampler states to forget with the next plan
   std::vector<BlockId> idle_deferred_;  // deferred while nothing was submitted; given back by sweep

@@ -144,6 +144,28 @@ TEST_F(RetentionOnDevice, KeepsItThreeAtATimeWithLittleRoom) {
   expect_the_same(asks());
 }
 
+// Room for one request at a time: the others wait, and nothing else is different.
+TEST_F(RetentionOnDevice, KeepsItWhereTheMemoryForListsIsSmall) {
+  std::vector<Ask> list = asks();
+  list.push_back({.prompt = prompt_of(30, 77), .policy = "h2o:heavy=20,recent=13", .n = 3});
+  const auto plenty = answers("cpu", list);
+  config_.kv_policy_bytes = 32 << 10;
+  for (const std::string& device : {std::string("cpu"), env_or("QUIRE_TEST_DEVICE", "cuda-host")})
+    EXPECT_EQ(answers(device, list), plenty) << device;
+  config_.kv_policy_bytes = 1 << 10;
+  config_.device = "cpu";
+  Result<std::unique_ptr<Engine>> engine = Engine::open(config_);
+  ASSERT_TRUE(engine.has_value()) << engine.error().message;
+  Request request;
+  request.prompt = prompt_of(30, 1);
+  request.kv_policy = "h2o:heavy=20,recent=13";
+  const Result<RequestId> id = (*engine)->submit(std::move(request), std::make_shared<Collector>());
+  ASSERT_FALSE(id.has_value());
+  EXPECT_EQ(id.error().code, Code::kInvalidArgument);
+  EXPECT_NE(id.error().message.find("there are 1024 (kv_policy_bytes)"), std::string::npos)
+      << id.error().message;
+}
+
 TEST_F(RetentionOnDevice, KeepsListsOfEachSamplesOwn) {
   std::vector<Ask> list;
   for (const char* policy : {"tova:budget=15", "h2o:heavy=8,recent=7"})

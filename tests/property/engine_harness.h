@@ -26,6 +26,7 @@ struct HarnessOptions {
   std::vector<StoredBlock> stored_blocks;
   std::string preemption_mode = "auto";
   PreemptionCosts costs;
+  PolicyMemoryLimits policy_memory;
   ReserveRule reserve;
   std::vector<TokenId> eos;
 };
@@ -75,6 +76,7 @@ class Harness {
     core.config.preemption_mode = options.preemption_mode;
     core.preemption_costs = options.costs;
     core.reserve = options.reserve;
+    core.policy_memory = options.policy_memory;
     core.vocab_size = options.vocab_size;
     core.eos_token_ids = options.eos;
     Result<std::unique_ptr<EngineCore>> made = EngineCore::create(core, executor_, clock_, &mover_);

@@ -18,6 +18,7 @@ class CountingDevice final : public StreamDevice {
     CountingDevice& device;
   };
   int64_t graph_bytes = 0, taken = 0, allocated = 0;
+  bool refuses = false;  // to allocate
   int captures = 0, runs = 0, allocations = 0, waits = 0;
 
   void begin_capture() override {}
@@ -29,6 +30,7 @@ class CountingDevice final : public StreamDevice {
   int64_t free_bytes() const override { return 1000 - taken; }
   Result<DeviceBuffer> allocate(int64_t bytes, const char*) override {
     if (bytes == 0) return DeviceBuffer();
+    if (refuses) return error(Code::kResourceExhausted, "no memory, injected");
     ++allocations;
     allocated += bytes;
     return DeviceBuffer(this, reinterpret_cast<void*>(uintptr_t{4096}), bytes);

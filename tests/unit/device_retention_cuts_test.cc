@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/host_device.h"
 #include "src/execute/device_retention.h"
+#include "src/policy/policy_memory.h"
 
 namespace quire {
 namespace {
@@ -19,16 +20,23 @@ std::string answer_to(Change change) {
   const auto kernels = std::move(make_cuda_kernels(*device, {.activations = DType::kF32})).value();
   const DeviceBuffer arena = std::move(device->allocate(16 * kLayout.block_bytes(), "arena")).value();
   DeviceRetention retention(*device, *kernels, kLayout, arena.as<char>(), 4);
+  const PolicySpec policy{.kind = RetentionKind::kTova, .budget = kBudget};
+  const PolicyMemoryLimits shape{.num_layers = kLayout.num_layers, .num_kv_heads = kLayout.num_kv_heads};
+  const int64_t bytes = policy_request_bytes(policy, kPrompt, 2 * kPrompt, 1, shape);
+  if (Status reserved = retention.reserve({.rows = 32, .slots = 64, .state_bytes = bytes}); !reserved)
+    return reserved.error().message;
   BatchPlan plan;
   PlannedSequence& s = plan.sequences.emplace_back();
   s.sequence = SequenceId{7};
   s.tokens.assign(kPrompt, 1);
   s.block_table = {BlockId{1}, BlockId{2}, BlockId{3}, BlockId{4}};
-  s.policy = {.kind = RetentionKind::kTova, .budget = kBudget};
+  s.policy = policy;
+  s.list_room = list_room(policy, 2 * kPrompt);
   s.num_prompt_tokens = kPrompt;
   std::vector<QueuedDump> dumps;
   if (Status begun = retention.begin(plan, kPrompt); !begun) return begun.error().message;
-  if (Status ended = retention.end(plan, dumps); !ended) return ended.error().message;
+  std::vector<SequenceFailure> failures;
+  retention.end(plan, dumps, failures);
   s.cut_source = s.block_table;
   s.block_table = {BlockId{5}, BlockId{6}};
   s.first_position = kPrompt, s.list_length_before = kBudget;

@@ -1,8 +1,9 @@
-// The memory of policies that go by scores: there from the start for the default policy, reckoned as it is taken.
+// The memory of policies that go by scores: all there from the start; a plan that names more is refused before anything is queued.
 #include <gtest/gtest.h>
 
 #include "kernels/cuda/host_device.h"
 #include "src/execute/device_retention.h"
+#include "src/policy/policy_memory.h"
 #include "tests/unit/counting_device.h"
 
 namespace quire {
@@ -19,6 +20,16 @@ class DeviceRetentionMemory : public testing::TestWithParam<const char*> {
         kernels_(std::move(make_cuda_kernels(*shim_, {})).value()),
         retention_(device_, *kernels_, kLayout, nullptr, kHeads),
         policy_(*parse_policy(GetParam())) {}
+  static constexpr int32_t kPrompt = 4, kTotal = 12;
+  int64_t bytes_of_one() const {
+    return policy_request_bytes(policy_, kPrompt, kTotal, 1,
+                                {.num_layers = kLayout.num_layers, .num_kv_heads = kLayout.num_kv_heads});
+  }
+  void expect_refusal(const BatchPlan& plan, const std::string& text) {
+    const Status begun = retention_.begin(plan, 16);
+    ASSERT_FALSE(begun);
+    EXPECT_NE(begun.error().message.find(text), std::string::npos) << begun.error().message;
+  }
   BatchPlan prompts(int32_t sequences) const {
     BatchPlan plan;
     for (int32_t i = 0; i < sequences; ++i)
@@ -26,7 +37,9 @@ class DeviceRetentionMemory : public testing::TestWithParam<const char*> {
                                 .tokens = {1, 2, 3, 4},
                                 .block_table = {BlockId{i}},
                                 .policy = policy_,
-                                .num_prompt_tokens = 4});
+                                .num_prompt_tokens = kPrompt,
+                                .policy_memory = i * bytes_of_one(),
+                                .list_room = list_room(policy_, kTotal)});
     return plan;
   }
 
@@ -37,51 +50,50 @@ class DeviceRetentionMemory : public testing::TestWithParam<const char*> {
   PolicySpec policy_;
 };
 
-TEST_P(DeviceRetentionMemory, AStepOfTheDefaultPolicyTakesStatesThatAreThere) {
-  const RetentionRoom room{.rows = 32, .slots = 64, .policy = policy_, .sequences = 3};
+TEST_P(DeviceRetentionMemory, AStepTakesNothingButWhatIsThereFromTheStart) {
+  const RetentionRoom room{.rows = 32, .slots = 64, .state_bytes = 4 * bytes_of_one()};
   ASSERT_TRUE(retention_.reserve(room));
-  EXPECT_EQ(device_.allocated, DeviceRetention::reserved_bytes(room, kLayout, kHeads));
-  const int before = device_.allocations, sums = traits(policy_).column_sums ? 1 : 0;
-  ASSERT_TRUE(retention_.begin(prompts(3), 16));
-  EXPECT_EQ(device_.allocations - before, 3 * sums);  // sums over prompts alone are made when one comes
-  EXPECT_EQ(device_.waits, 0);
-  ASSERT_TRUE(retention_.begin(prompts(4), 16));
-  EXPECT_EQ(device_.allocations - before, 4 * sums + 1);
+  EXPECT_EQ(device_.allocated, DeviceRetention::reserved_bytes(room, kLayout, kHeads) + room.state_bytes);
+  const int before = device_.allocations;
+  for (const int32_t sequences : {3, 4}) ASSERT_TRUE(retention_.begin(prompts(sequences), 16));
   const SequenceId gone[] = {SequenceId{2}};
   retention_.forget(gone);
-  BatchPlan next = prompts(5);
-  next.sequences.erase(next.sequences.begin() + 1);
-  ASSERT_TRUE(retention_.begin(next, 16));
-  EXPECT_EQ(device_.allocations - before, 4 * sums + 1);
+  ASSERT_TRUE(retention_.begin(prompts(4), 16));
+  EXPECT_EQ(device_.allocations, before);
+  EXPECT_EQ(device_.waits, 0);
 }
 
-TEST_P(DeviceRetentionMemory, AStepOfMoreSlotsThanTheCacheMakesSideOutputsLarger) {
-  ASSERT_TRUE(retention_.reserve({.rows = 32, .slots = 8, .policy = policy_, .sequences = 4}));
-  ASSERT_TRUE(retention_.begin(prompts(2), 16));
-  EXPECT_EQ(device_.waits, 0);
-  EXPECT_EQ(retention_.generation(), 0);
-  ASSERT_TRUE(retention_.begin(prompts(4), 16));
-  EXPECT_EQ(device_.waits, 1);
-  EXPECT_EQ(retention_.generation(), 1);
+TEST_P(DeviceRetentionMemory, APlanBeyondWhatIsThereIsRefused) {
+  ASSERT_TRUE(retention_.reserve({.rows = 32, .slots = 15, .state_bytes = 4 * bytes_of_one()}));
+  ASSERT_TRUE(retention_.begin(prompts(3), 16));
+  expect_refusal(prompts(4), "16 slots under policies that go by scores; there is room for 15");
+  BatchPlan outside = prompts(1);
+  outside.sequences[0].sequence = SequenceId{9};
+  outside.sequences[0].policy_memory = 3 * bytes_of_one() + 256;
+  expect_refusal(outside, " of " + std::to_string(4 * bytes_of_one()));
+  BatchPlan samples = prompts(1);
+  for (uint64_t i = 1; i <= 6; ++i) samples.sequences[0].samples.push_back({.sequence = SequenceId{i}});
+  expect_refusal(samples, "lists of 6 samples");
+}
+
+TEST_P(DeviceRetentionMemory, ADumpThatFindsNoMemoryFailsItsSequenceAlone) {
+  ASSERT_TRUE(retention_.reserve({.rows = 32, .slots = 64, .state_bytes = 4 * bytes_of_one()}));
+  BatchPlan plan = prompts(3);
+  plan.sequences[1].dump_kv = true;
+  ASSERT_TRUE(retention_.begin(plan, 16));
+  device_.refuses = true;
+  std::vector<QueuedDump> dumps;
+  std::vector<SequenceFailure> failures;
+  retention_.end(plan, dumps, failures);
+  EXPECT_TRUE(dumps.empty());
+  ASSERT_EQ(failures.size(), 1u);
+  EXPECT_EQ(failures[0].sequence, SequenceId{2});
+  EXPECT_EQ(failures[0].error.code, Code::kResourceExhausted);
 }
 
 INSTANTIATE_TEST_SUITE_P(Policies, DeviceRetentionMemory,
                          testing::Values("tova:budget=16", "h2o:heavy=8,recent=8"),
                          [](const auto& info) { return std::string(info.param).substr(0, 3); });
-
-TEST(BufferStock, RoundsUpByAnEighthAtMostAndGivesNearSizesOneBuffer) {
-  for (int64_t bytes = 1; bytes < 40'000'000; bytes += 1 + bytes / 7) {
-    const int64_t size = BufferStock::size_of(bytes);
-    ASSERT_GE(size, bytes);
-    ASSERT_LE(size, std::max(bytes + bytes / 8, int64_t{4096} * ((bytes + 4095) / 4096))) << bytes;
-    ASSERT_EQ(BufferStock::size_of(size), size);
-  }
-  CountingDevice device;
-  BufferStock stock(device);
-  stock.give_back(std::move(*stock.take(1'000'000, "test")));
-  EXPECT_TRUE(stock.take(999'000, "test"));
-  EXPECT_EQ(device.allocations, 1);
-}
 
 }  // namespace
 }  // namespace quire

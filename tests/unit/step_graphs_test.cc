@@ -62,18 +62,13 @@ TEST_F(StepGraphsTest, MoreShapesThanThereMayBeRunUncapturedUntilOneIsLongUnused
   EXPECT_EQ(device_.captures, 6);
 }
 
-TEST_F(StepGraphsTest, MemoryBoundsThemAndComesBack) {
+TEST_F(StepGraphsTest, MemoryBoundsThem) {
   device_.graph_bytes = 40;
   StepGraphs graphs(device_, {.num_shapes = 100, .bytes = 100});
   for (int64_t rows = 1; rows < 6; ++rows)
     for (int i = 0; i < 6; ++i) step(graphs, rows);
   EXPECT_EQ(device_.captures, 3);  // the third passed the limit
   EXPECT_EQ(graphs.bytes(), 120);
-  graphs.drop([](const StepShape& shape) { return shape.rows == 1; });
-  EXPECT_EQ(graphs.bytes(), 40);
-  EXPECT_EQ(device_.taken, 40);
-  for (int i = 0; i < 6; ++i) step(graphs, 1);
-  EXPECT_EQ(device_.captures, 5);
 }
 
 }  // namespace

@@ -1,0 +1,210 @@
+// Memory beside the cache for policies that go by scores: who is admitted takes its part, who finds none waits, and who needs more than
+// there is is refused; and a step that cannot carry one sequence ends that request and no other.
+#include <algorithm>
+
+#include "src/policy/policy_memory.h"
+#include "tests/property/engine_harness.h"
+
+namespace quire {
+namespace {
+
+constexpr int32_t kPrompt = 30, kOutput = 20;
+constexpr PolicySpec kH2o{.kind = RetentionKind::kH2o, .recent = 5, .heavy = 10};
+
+int64_t bytes_of_one(int32_t samples = 1) {
+  return policy_request_bytes(kH2o, kPrompt, kPrompt + kOutput, samples,
+                              {.num_layers = 2, .num_kv_heads = 3});
+}
+
+HarnessOptions options_for(int64_t bytes) {
+  HarnessOptions o;
+  o.num_swap_blocks = 64;
+  o.policy_memory = {.bytes = bytes, .num_layers = 2, .num_kv_heads = 3};
+  return o;
+}
+
+std::vector<TokenId> ids(int32_t first) {
+  std::vector<TokenId> v;
+  for (int32_t i = 0; i < kPrompt; ++i) v.push_back((first + i) % 1000);
+  return v;
+}
+
+RequestId submit(Harness& h, int32_t first, const PolicySpec& policy, int32_t n = 1) {
+  CoreRequest request;
+  request.policy = policy;
+  SamplingParams p = Harness::greedy(kOutput);
+  p.n = n;
+  return h.submit(ids(first), p, request);
+}
+
+TEST(PolicyMemoryOfRequests, WhoFindsNoRoomWaitsUntilAnotherIsGone) {
+  Harness h(options_for(2 * bytes_of_one()));
+  for (int32_t i = 0; i < 5; ++i) submit(h, 100 * i, kH2o);
+  h.step();
+  EXPECT_EQ(h.core().scheduler().num_running(), 2);
+  EXPECT_EQ(h.core().scheduler().policy_memory().used(), 2 * bytes_of_one());
+  h.run();
+  h.expect_sound();
+  h.expect_all_ended();
+  EXPECT_EQ(h.core().counts().finished, 5);
+  EXPECT_EQ(h.core().scheduler().policy_memory().used(), 0);
+}
+
+TEST(PolicyMemoryOfRequests, OthersRunBesideThoseThatWait) {
+  Harness h(options_for(bytes_of_one()));
+  submit(h, 0, kH2o);
+  submit(h, 500, {});
+  h.step();
+  EXPECT_EQ(h.core().scheduler().num_running(), 2);
+  h.run();
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+TEST(PolicyMemoryOfRequests, EverySampleHasListsOfItsOwn) {
+  Harness h(options_for(bytes_of_one(3)));
+  submit(h, 0, kH2o, 3);
+  submit(h, 500, kH2o);
+  h.step();
+  EXPECT_EQ(h.core().scheduler().policy_memory().used(), bytes_of_one(3));
+  h.run();
+  h.expect_sound();
+  h.expect_all_ended();
+  EXPECT_EQ(h.core().counts().finished, 2);
+}
+
+TEST(PolicyMemoryOfRequests, MoreThanThereIsIsRefusedWithBothNumbers) {
+  Harness h(options_for(bytes_of_one() - 1));
+  EXPECT_EQ(submit(h, 0, kH2o), 0u);
+  const std::string said = h.last_refusal().message;
+  EXPECT_NE(said.find(std::to_string(bytes_of_one())), std::string::npos) << said;
+  EXPECT_NE(said.find(std::to_string(bytes_of_one() - 1) + " (kv_policy_bytes)"), std::string::npos) << said;
+  EXPECT_EQ(h.last_refusal().field, "kv_policy");
+}
+
+// What is paused keeps its part. Whoever waits for it must not be told that it cannot run even alone, whoever else gives way.
+TEST(PolicyMemoryOfRequests, WhoWaitsForAPausedOnesPartIsNotFailed) {
+  Harness h(options_for(bytes_of_one()));
+  const RequestId holder = submit(h, 0, kH2o);
+  for (int i = 0; i < 4; ++i) h.step();
+  h.core().set_paused(holder, true);
+  const RequestId waiting = submit(h, 500, kH2o);
+  for (int i = 0; i < 50; ++i) h.step();
+  EXPECT_EQ(h.record(waiting).num_ends, 0);
+  h.core().set_paused(holder, false);
+  h.run();
+  h.expect_sound();
+  h.expect_all_ended();
+  EXPECT_EQ(h.core().counts().finished, 2);
+}
+
+TEST(PolicyMemoryOfRequests, ACancelledOneGivesItsPartBackOnceItsStepsHaveRun) {
+  Harness h(options_for(bytes_of_one()));
+  const RequestId first = submit(h, 0, kH2o);
+  h.step();
+  const RequestId second = submit(h, 500, kH2o);
+  h.abort(first);
+  h.run();
+  h.expect_sound();
+  h.expect_all_ended();
+  EXPECT_EQ(h.record(second).end.finish, FinishReason::kLength);
+}
+
+// Prompts of one cached prefix have more slots together than the cache: their last chunks run one after another, since executors have
+// room for the scores of as many slots as there are.
+TEST(PolicyMemoryOfRequests, AStepHasNoMoreSlotsToScoreThanTheCacheHas) {
+  HarnessOptions o = options_for(1 << 20);
+  o.num_blocks = 16;
+  Harness h(o);
+  std::vector<TokenId> prompt;
+  for (int32_t i = 0; i < 73; ++i) prompt.push_back(i);
+  h.submit(prompt, Harness::greedy(1));
+  h.run();
+  CoreRequest request;
+  request.policy = {.kind = RetentionKind::kTova, .budget = 10};
+  for (int32_t i = 0; i < 2; ++i) {
+    prompt.back() = 900 + i;
+    h.submit(prompt, Harness::greedy(6), request);
+  }
+  int32_t most = 0, most_running = 0;
+  while (!h.core().idle() && h.step()) {
+    for (const SubmittedStep& step : h.core().scheduler().in_flight()) {
+      int32_t slots = 0;
+      for (const PlannedSequence& s : step.plan->sequences) slots += s.list_length_after();
+      most = std::max(most, slots);
+    }
+    most_running = std::max(most_running, h.core().scheduler().num_running());
+  }
+  EXPECT_EQ(most_running, 2) << "they share their prompt";
+  EXPECT_EQ(most, 73) << "both would be 146 of 128";
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+// Two steps are under way: the one after the failure names the sequence still.
+TEST(SequenceFailures, EndTheirRequestAndNoOther) {
+  for (const int32_t fails_at : {0, kPrompt + 3}) {
+    Harness h(options_for(1 << 20));
+    const RequestId bad = submit(h, 0, kH2o, 2), good = submit(h, 300, kH2o), plain = submit(h, 600, {});
+    std::optional<SequenceId> failed;
+    h.executor().set_sequence_fault([&](const PlannedSequence& s) -> Status {
+      const bool first = !failed && s.policy.kind == RetentionKind::kH2o && s.first_position >= fails_at;
+      if (!first && failed != s.sequence) return ok();
+      failed = s.sequence;
+      return error(Code::kResourceExhausted, "no memory for one sequence");
+    });
+    h.run();
+    h.expect_sound();
+    h.expect_all_ended();
+    ASSERT_TRUE(failed.has_value());
+    EXPECT_EQ(h.core().counts().failed, 1);
+    EXPECT_EQ(h.core().counts().finished, 2);
+    EXPECT_EQ(h.record(bad).end.finish, FinishReason::kFailed);
+    EXPECT_EQ(h.record(bad).sequences[0].error->code, Code::kResourceExhausted);
+    EXPECT_EQ(h.record(bad).sequences[0].error->message, "no memory for one sequence");
+    h.expect_greedy(plain);
+    EXPECT_EQ(h.record(good).num_ends, 1);
+    EXPECT_EQ(h.core().scheduler().policy_memory().used(), 0);
+  }
+}
+
+// Blocks of a prompt that failed are nobody's prefix.
+TEST(SequenceFailures, PublishNothingOfTheStep) {
+  Harness h(options_for(0));
+  bool once = true;
+  h.executor().set_sequence_fault([&](const PlannedSequence&) -> Status {
+    return std::exchange(once, false) ? Status(error(Code::kResourceExhausted, "no memory")) : ok();
+  });
+  submit(h, 0, {});
+  h.run();
+  EXPECT_EQ(h.core().counts().failed, 1);
+  const RequestId again = submit(h, 0, {});
+  h.run();
+  h.expect_sound();
+  EXPECT_EQ(h.record(again).end.cached_tokens, 0);
+  h.expect_greedy(again);
+}
+
+TEST(PolicyMemory, PartsComeBackAsOneRun) {
+  PolicyMemory memory(1000);
+  const auto a = memory.take(300), b = memory.take(300), c = memory.take(300);
+  ASSERT_TRUE(a && b && c);
+  EXPECT_FALSE(memory.take(200));
+  memory.give_back(*a, 300);
+  memory.give_back(*c, 300);
+  EXPECT_EQ(memory.take(400), 600);
+  memory.give_back(600, 400);
+  memory.give_back(*b, 300);
+  EXPECT_EQ(memory.take(1000), 0);
+  EXPECT_EQ(memory.used(), 1000);
+}
+
+// A budget beyond what the request can come to costs what the request can come to.
+TEST(PolicyMemory, ListsAreNoLongerThanTheirSequence) {
+  EXPECT_EQ(list_room({.kind = RetentionKind::kTova, .budget = INT32_MAX}, 100), 100);
+  EXPECT_EQ(list_room({.kind = RetentionKind::kTova, .budget = 40}, 100), 41);
+  EXPECT_EQ(list_room({.kind = RetentionKind::kWindow, .window = 40}, 100), 0);
+}
+
+}  // namespace
+}  // namespace quire
