@@ -176,6 +176,40 @@ def test_asyncio_streams_and_cancels(server):
     assert asyncio.run(run())
 
 
+def test_cancel_ends_a_generation_with_the_same_error_in_both_clients(server):
+    with Client(server.address) as client:
+        stream = client.generate("Once", max_tokens=4000, ignore_eos=True)
+        next(stream)
+        stream.cancel()
+        with pytest.raises(QuireError) as raised:
+            stream.result()
+        assert raised.value.code == grpc.StatusCode.CANCELLED
+
+    async def run() -> None:
+        async with AsyncClient(server.address) as client:
+            stream = client.generate("Once", max_tokens=4000, ignore_eos=True)
+            await anext(stream)
+            stream.cancel()
+            with pytest.raises(QuireError) as raised:
+                await stream.result()
+            assert raised.value.code == grpc.StatusCode.CANCELLED
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_task_that_waits_for_a_generation_is_a_cancelled_task(server):
+    async def run() -> None:
+        async with AsyncClient(server.address) as client:
+            stream = client.generate("Once", max_tokens=4000, ignore_eos=True)
+            task = asyncio.create_task(stream.result())
+            await asyncio.sleep(0.1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(run())
+
+
 def test_reflection_lists_and_describes_the_service(server):
     with grpc.insecure_channel(server.address) as channel:
         reflect = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")

@@ -23,12 +23,19 @@ class AsyncGeneration(AsyncIterator[Event]):
         self._call = call
         self._messages = call.__aiter__()
         self._completion = Completion()
+        self._cancelled_here = False
 
     async def __anext__(self) -> Event:
         try:
             event = event_from_wire(await self._messages.__anext__())
         except grpc.RpcError as error:
             raise QuireError.from_rpc(error) from None
+        except asyncio.CancelledError:
+            # grpc.aio raises it for a cancelled call as for a cancelled task; only the second is the caller's to see as such.
+            task = asyncio.current_task()
+            if not self._cancelled_here or (task is not None and task.cancelling()):
+                raise
+            raise QuireError(grpc.StatusCode.CANCELLED, "cancelled by this client") from None
         self._completion.add(event)
         return event
 
@@ -40,6 +47,7 @@ class AsyncGeneration(AsyncIterator[Event]):
 
     def cancel(self) -> None:
         """Ends the request; its cache blocks are free within one step of the server."""
+        self._cancelled_here = True
         self._call.cancel()
 
     async def __aenter__(self) -> AsyncGeneration:

@@ -1,0 +1,60 @@
+"""The launcher and the test runner, on folders made for it: nothing is built."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+OLD, NEW = 1_000_000_000, 2_000_000_000
+WATCHED = [
+    "CMakeLists.txt",
+    "CMakePresets.json",
+    "src/text/ffi/Cargo.toml",
+    "src/text/ffi/Cargo.lock",
+    "src/text/ffi/src/lib.rs",
+    "src/base/check.cc",
+    "proto/quire.proto",
+]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A repository whose binary is newer than all it is made of."""
+    shutil.copy(ROOT / "quire", tmp_path / "quire")
+    for folder in ("include", "kernels", "server", "cmake", "benchmarks"):
+        (tmp_path / folder).mkdir()
+    for name in [*WATCHED, "src/README.md", "build/release/quire"]:
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        os.utime(file, (OLD, OLD))
+    binary = tmp_path / "build/release/quire"
+    binary.chmod(0o755)
+    os.utime(binary, (OLD + 1, OLD + 1))
+    return tmp_path
+
+
+def is_current(tree: Path) -> bool:
+    return subprocess.run(["bash", "-c", f"source {tree}/quire __source; binary_is_current"]).returncode == 0
+
+
+@pytest.mark.parametrize("changed", WATCHED)
+def test_a_binary_older_than_what_it_is_made_of_is_built_again(tree, changed):
+    os.utime(tree / "src/README.md", (NEW, NEW))
+    assert is_current(tree)
+    os.utime(tree / changed, (NEW, NEW))
+    assert not is_current(tree)
+
+
+def test_fuzz_targets_that_are_not_built_are_reported_as_skipped(tmp_path):
+    spec = importlib.util.spec_from_file_location("run_tests", ROOT / "tools" / "run_tests.py")
+    runner = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(runner)
+    outcomes = [runner.run(program) for program in runner.fuzz_programs(tmp_path / "fuzz", tmp_path, 1)]
+    assert [(o.passed, o.failed, o.skipped) for o in outcomes] == [(0, 0, 1)]
+    assert "clang++-19" in next(iter(outcomes[0].skips))
