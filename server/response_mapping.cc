@@ -147,6 +147,9 @@ v1::GetLoadResponse to_wire(const EngineStats& stats) {
   wire.set_evictions_total(stats.evictions_total);
   wire.set_steps_total(stats.steps_total);
   wire.set_shared_read_tokens_total(stats.shared_read_tokens_total);
+  wire.set_tail_drops_total(stats.tail_drops_total);
+  wire.set_heads_shortened_total(stats.heads_shortened_total);
+  wire.set_tier_waits_given_up_total(stats.tier_waits_given_up_total);
   wire.set_swap_outs_total(stats.swap_outs_total);
   wire.set_swap_ins_total(stats.swap_ins_total);
   wire.set_swap_failures_total(stats.swap_failures_total);

@@ -362,6 +362,8 @@ void Episode::add_to(SimReport& report, Samples& samples) const {
   report.cancelled += stats.requests_cancelled_total;
   report.failed += stats.requests_failed_total;
   report.preemptions += stats.preemptions_total;
+  report.tail_drops += stats.tail_drops_total;
+  report.heads_shortened += stats.heads_shortened_total;
   report.swap_outs += stats.swap_outs_total;
   report.swap_ins += stats.swap_ins_total;
   report.host_hit_tokens += stats.host.hit_tokens_total;

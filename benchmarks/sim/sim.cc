@@ -219,6 +219,8 @@ std::string to_json(const SimReport& r) {
       {"fairness", {{"max_gap", r.fairness_max_gap}, {"dearest_request", r.dearest_request}}},
       {"waste_percent", r.waste_percent},
       {"preemptions", r.preemptions},
+      {"tail_drops", r.tail_drops},
+      {"heads_shortened", r.heads_shortened},
       {"swap_outs", r.swap_outs},
       {"swap_ins", r.swap_ins},
       {"host_hit_tokens", r.host_hit_tokens},

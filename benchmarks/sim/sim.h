@@ -94,8 +94,8 @@ struct SimReport {
   // request, in the same tokens.
   double fairness_max_gap = 0, dearest_request = 0;
   double waste_percent = 0;  // of held blocks' slots, mean over time
-  int64_t preemptions = 0, copies_on_write = 0, evictions = 0, swap_outs = 0, swap_ins = 0,
-          host_hit_tokens = 0, disk_hit_tokens = 0, disk_corrupt_blocks = 0;
+  int64_t preemptions = 0, copies_on_write = 0, evictions = 0, tail_drops = 0, heads_shortened = 0,
+          swap_outs = 0, swap_ins = 0, host_hit_tokens = 0, disk_hit_tokens = 0, disk_corrupt_blocks = 0;
   int64_t blocks_leaked = 0;  // held with nothing left to do
   std::string script;         // the file that the failing episode was shrunk to
   int64_t script_events = 0;

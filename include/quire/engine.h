@@ -45,6 +45,10 @@ struct EngineStats {
   int64_t disk_corrupt_blocks_total = 0;  // not what had been written there: lost, and computed again
   // "" = no disk tier was asked for | "on" | "off: REASON" (it could not be opened) | "not written: REASON"
   std::string disk_kv_state;
+  // Preempted sequences that kept their first blocks; times that one lost more of them to others while it waited.
+  int64_t tail_drops_total = 0, heads_shortened_total = 0;
+  // Requests that computed their prefix, since a tier below the device had not given it in time.
+  int64_t tier_waits_given_up_total = 0;
   int64_t swap_outs_total = 0, swap_ins_total = 0,
           swap_failures_total = 0;  // of preempted sequences; failed copies
   int32_t requests_waiting = 0, sequences_running = 0;

@@ -43,8 +43,10 @@ void bind_cache_flags(Flags& flags, EngineConfig& c) {
       "Where they cannot be used (missing, full, another model's): do not start, or run without them");
   flags.add("swap-space-bytes", c.swap_space_bytes,
             "Pinned host memory for the KV cache of preempted sequences, bytes; 0 = they are computed again");
-  flags.add_choice("preemption-mode", c.preemption_mode, {"auto", "swap", "recompute"},
-                   "What becomes of a preempted sequence's KV cache; auto = the cheaper of the two");
+  flags.add_choice(
+      "preemption-mode", c.preemption_mode, {"auto", "swap", "recompute"},
+      "What becomes of a preempted sequence's KV cache: to host memory, or computed again, all of it "
+      "or the last blocks; auto = the cheapest");
   flags.add("cascade-min-saved-bytes", c.cascade_min_saved_bytes,
             "Read shared blocks once for all sequences of a decode step where that saves so many bytes a "
             "layer; -1 = never");

@@ -143,6 +143,20 @@ void KvCache::release(BlockTable&& table, int64_t now_us) {
   table = BlockTable();
 }
 
+void KvCache::release_tail(BlockTable& table, int32_t kept_tokens, int64_t now_us) {
+  check(kept_tokens % block_tokens_ == 0 && kept_tokens <= table.length_,
+        "a table keeps whole blocks that it has");
+  check(!is_extended_in_open_step(table), "a table that the open step extended gives nothing back");
+  BlockTable tail;
+  const auto first = table.blocks_.begin() + kept_tokens / block_tokens_;
+  tail.blocks_.assign(first, table.blocks_.end());
+  table.blocks_.erase(first, table.blocks_.end());
+  table.changed_from(0);
+  table.next_position_ -= table.length_ - kept_tokens;
+  table.length_ = kept_tokens;
+  release(std::move(tail), now_us);
+}
+
 void KvCache::release_deferred(std::span<const BlockId> blocks) {
   for (const BlockId block : blocks) {
     pool_.release_reader(block);

@@ -87,6 +87,8 @@ class KvCache {
   // Gives all blocks back; those published stay cached. Only when no submitted step names the table [6], and
   // not while an open transaction has extended it. The table is empty afterwards.
   void release(BlockTable&& table, int64_t now_us);
+  // The same for the blocks behind the first kept_tokens, a number of whole blocks; the table keeps those before.
+  void release_tail(BlockTable& table, int32_t kept_tokens, int64_t now_us);
   // Ends what commit, publish and truncate deferred, once every step submitted before that moment has run.
   void release_deferred(std::span<const BlockId> blocks);
 

@@ -302,6 +302,8 @@ void EngineCore::fill_stats(EngineStats& stats) const {
   stats.disk_kv_state = scheduler_.transfers().disk_write_error().empty()
                             ? options_.disk_kv_state
                             : "not written: " + scheduler_.transfers().disk_write_error();
+  stats.tail_drops_total = c.tail_drops;
+  stats.heads_shortened_total = c.heads_shortened;
   stats.swap_outs_total = c.swap_outs;
   stats.swap_ins_total = c.swap_ins;
   stats.swap_failures_total = c.swap_failures;

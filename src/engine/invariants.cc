@@ -169,6 +169,19 @@ Broken positions_are_ordered(const EngineCore& core) {
   return {};
 }
 
+// Who was preempted holds what it need not compute again, whole blocks of it, or nothing.
+Broken heads_are_whole(const EngineCore& core) {
+  const int32_t block_tokens = core.cache().block_tokens();
+  for (const SequenceGroup* group : core.scheduler().groups())
+    for (const auto& s : group->sequences)
+      if (s->state == SequenceState::kPreempted &&
+          (s->table.length() % block_tokens != 0 || s->num_computed != s->table.length() ||
+           s->table.next_position() != s->table.length()))
+        return fmt::format("invariant 8: preempted sequence {} kept {} slots up to position {}, {} computed",
+                           value(s->id), s->table.length(), s->table.next_position(), s->num_computed);
+  return {};
+}
+
 // What a copy reads or writes belongs to its sequence until the copy has ended.
 Broken swapped_lists_are_at_rest(const EngineCore& core) {
   for (const SequenceGroup* group : core.scheduler().groups())
@@ -212,6 +225,7 @@ Broken check_all(const EngineCore& core) {
   if (Broken b = slots_of_running(core)) return b;
   if (Broken b = policy_memory_adds_up(core)) return b;
   if (Broken b = swapped_lists_are_at_rest(core)) return b;
+  if (Broken b = heads_are_whole(core)) return b;
   if (Broken b = core.cache().audit(core.scheduler().tables(), core.scheduler().deferred(),
                                     core.scheduler().swapped(), core.scheduler().transfers().traffic()))
     return "cache: " + *b;

@@ -20,10 +20,10 @@ namespace quire {
 struct SequenceGroup;
 
 enum class SequenceState : uint8_t {
-  kWaiting,    // its group has not been admitted
-  kRunning,    // holds blocks; steps may name it
-  kPreempted,  // gave its blocks back; what it had lies in `swapped`, or is computed again
-  kFinished,   // has a reason; goes once no submitted step names it
+  kWaiting,  // its group has not been admitted
+  kRunning,  // holds blocks; steps may name it
+  kPreempted,  // gave blocks back; what it had lies in `swapped`, or is computed again behind the head in `table`
+  kFinished,  // has a reason; goes once no submitted step names it
 };
 
 // Groups that wait until a running sequence has published their common prefix, instead of computing it too.

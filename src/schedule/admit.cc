@@ -35,7 +35,7 @@ bool some_run(const SequenceGroup& group) {
 
 // A policy's list is no path from the first token on, once it has dropped some.
 bool may_take_sibling_prefix(const Sequence& sequence) {
-  return sequence.swapped.empty() && !sequence.group->share_prefix &&
+  return sequence.swapped.empty() && sequence.table.empty() && !sequence.group->share_prefix &&
          sequence.group->policy.kind == RetentionKind::kKeepAll;
 }
 
@@ -171,13 +171,23 @@ bool Scheduler::admit_waiting(StepTransaction& step, SequenceGroup& group, int64
   return true;
 }
 
-// Gives a sequence its cached prefix if there is room for what it needs besides; if not, leaves it as it was.
+// Gives a sequence its cached prefix, or the head that it kept if that is as long, if there is room for what it
+// needs besides; if not, leaves it as it was.
 std::optional<int32_t> Scheduler::start(Sequence& s, int64_t now_us) {
   BlockTable table = take_prefix(s, now_us);
+  const bool from_head = !s.table.empty() && s.table.length() >= table.length();
+  if (from_head) {
+    cache_.release(std::move(table), now_us);
+    table = std::move(s.table);
+  }
   const int32_t here = table.length();
   std::optional<TierTransfers::Fetch> below = fetch_prefix(s, table, now_us);
-  if (!has_room(s, table)) {
+  if (!make_room_for(s, table, now_us)) {
     if (below) transfers_.give_up(std::move(*below), now_us);
+    if (from_head) {
+      cache_.release_tail(table, here, now_us);
+      s.table = std::move(table);
+    }
     cache_.release(std::move(table), now_us);
     blocked_ = s.id;
     blocked_epoch_ = room_epoch_;
@@ -186,6 +196,7 @@ std::optional<int32_t> Scheduler::start(Sequence& s, int64_t now_us) {
   s.num_planned = s.num_computed = table.length();
   const int32_t published = below ? here : table.length();
   s.num_published = s.group->share_prefix ? published / block_tokens_ * block_tokens_ : 0;
+  cache_.release(std::move(s.table), now_us);  // a shorter head: the prefix holds its blocks too
   s.table = std::move(table);
   if (below) transfers_.start(std::move(*below), s, now_us);
   return here;
@@ -232,14 +243,28 @@ int64_t Scheduler::blocks_to_come(const Sequence& s, const BlockTable& table) co
   return prompt + (samples - 1) + samples * blocks_for(later, block_tokens_);
 }
 
-bool Scheduler::has_room(const Sequence& s, const BlockTable& table) const {
+int64_t Scheduler::blocks_missing(const Sequence& s, const BlockTable& table) const {
   int64_t reserved = 0;
   bool alone = true;  // admission made sure that a group fits alone
   for (const Sequence* r : running_) {
     reserved += blocks_to_come(*r, r->table);
     alone = alone && r->group == s.group;
   }
-  return alone || blocks_to_come(s, table) + reserved <= cache_.num_available();
+  return alone ? 0 : blocks_to_come(s, table) + reserved - cache_.num_available();
+}
+
+// Who comes in now stands before all that wait: the heads that they kept are room for it, if they are enough.
+bool Scheduler::make_room_for(const Sequence& s, const BlockTable& table, int64_t now_us) {
+  const int64_t missing = blocks_missing(s, table);
+  if (missing <= 0) return true;
+  int64_t in_heads = 0;
+  for (const Sequence* p : preempted_)
+    if (p != &s)
+      in_heads += std::ranges::count_if(p->table.blocks(),
+                                        [&](BlockId block) { return cache_.num_holders(block) == 1; });
+  if (in_heads < missing) return false;
+  shorten_heads(s, missing, now_us);
+  return blocks_missing(s, table) <= 0;
 }
 
 // Compute once: if a running sequence is about to publish more of this prompt than is cached, wait for it.

@@ -1,7 +1,12 @@
 // What happens when nothing can run and nothing is under way: somebody gives way, or the request that cannot
 // run even alone fails. By recompute: the blocks go back (published, so they may still be there), and prompt
-// and output are run again later. By swap: they go to the host (swap.cc). Only ever called with no step
+// and output are run again later. By dropping the tail: only the last blocks go back, as many as others need,
+// and what stood in them is run again. By swap: all go to the host (swap.cc). Only ever called with no step
 // submitted and no copy under way, so no victim is in one.
+//
+// A head that a waiting sequence has kept is nobody's before those who run or come in need it: it is shortened
+// from its end on as soon as one of them is blocked, and before anybody else gives way. So heads never hold each
+// other up.
 #include <algorithm>
 #include <limits>
 #include <tuple>
@@ -13,36 +18,67 @@
 
 namespace quire {
 
-// The request that wants to run, first in order, and found no blocks or no slot.
-SequenceGroup* Scheduler::someone_blocked() const {
-  for (const Sequence* s : running_)
-    if (!s->group->paused && !s->copying && (wants_decode(*s) || prefill_goal(*s) > s->num_planned))
-      return s->group;
-  if (const Sequence* back = first_preempted()) return back->group;
-  return next_waiting();
+// Who wants to run, first in order, and found no blocks or no slot.
+Sequence* Scheduler::someone_blocked() const {
+  for (Sequence* s : running_)
+    if (!s->group->paused && !s->copying && (wants_decode(*s) || prefill_goal(*s) > s->num_planned)) return s;
+  if (Sequence* back = first_preempted()) return back;
+  const SequenceGroup* next = next_waiting();
+  return next == nullptr ? nullptr : next->sequences.front().get();
+}
+
+double Scheduler::Offer::cost_per_block() const {
+  return freed == 0 ? std::numeric_limits<double>::infinity() : cost_us / static_cast<double>(freed);
 }
 
 // None: its policy would keep other tokens if it ran again, and the host has no room for it. Admission has
 // reserved all that it will need.
-std::optional<Scheduler::Means> Scheduler::cheapest_means(const Sequence& s) const {
-  const bool may_recompute = s.group->traits.recompute_safe;
-  if (!can_swap(s)) return may_recompute ? std::optional(Means::kRecompute) : std::nullopt;
-  const int64_t bytes = s.table.num_blocks() * cache_.spec().groups.front().block_bytes();
-  const bool is_cheaper =
-      swap_cost_us(limits_.costs, bytes) <= recompute_cost_us(limits_.costs, s.num_computed);
-  const bool swaps = !may_recompute || limits_.preemption_mode == PreemptionMode::kSwap || is_cheaper;
-  return swaps ? Means::kSwap : Means::kRecompute;
-}
-
-// Of the blocks that nobody else holds: a sequence that shares all it has gives no room.
-double Scheduler::cost_per_block_freed(const Sequence& s) const {
+std::optional<Scheduler::Offer> Scheduler::cheapest_offer(const Sequence& s, int64_t needed) const {
   const auto freed = std::count_if(s.table.blocks().begin(), s.table.blocks().end(),
                                    [&](BlockId b) { return cache_.num_holders(b) == 1; });
-  if (freed == 0) return std::numeric_limits<double>::infinity();
-  const int64_t bytes = s.table.num_blocks() * cache_.spec().groups.front().block_bytes();
-  const double us = *cheapest_means(s) == Means::kSwap ? swap_cost_us(limits_.costs, bytes)
-                                                       : recompute_cost_us(limits_.costs, s.num_computed);
-  return us / static_cast<double>(freed);
+  std::optional<Offer> best;
+  const auto consider = [&best](const Offer& offer) {
+    if (!best || offer.cost_us < best->cost_us) best = offer;
+  };
+  if (can_swap(s)) {
+    const int64_t bytes = s.table.num_blocks() * cache_.spec().groups.front().block_bytes();
+    consider({.means = Means::kSwap, .cost_us = swap_cost_us(limits_.costs, bytes), .freed = freed});
+    if (limits_.preemption_mode == PreemptionMode::kSwap) return best;
+  }
+  if (!s.group->traits.recompute_safe) return best;
+  if (const std::optional<Offer> tail = offer_tail(s, needed)) consider(*tail);
+  consider({.cost_us = recompute_cost_us(limits_.costs, s.num_computed), .freed = freed});
+  return best;
+}
+
+// As few of its last blocks as free what is needed: those that others hold too free nothing. Not of beams, which
+// run together or not at all, nor of a list that has lost tokens: what is left of it is no prefix.
+std::optional<Scheduler::Offer> Scheduler::offer_tail(const Sequence& s, int64_t needed) const {
+  if (s.group->is_beam() || s.list_cut || s.table.next_position() != s.table.length()) return {};
+  Offer offer{.means = Means::kDropTail};
+  offer.kept_tokens = head_that_frees(s.table, needed, offer.freed);
+  if (offer.freed < needed || offer.kept_tokens == 0) return {};
+  offer.cost_us = limits_.costs.step_us + recompute_cost_us(limits_.costs, s.num_computed) -
+                  recompute_cost_us(limits_.costs, offer.kept_tokens);
+  return offer;
+}
+
+// Tokens that are left when blocks have gone from the end of a list until `needed` of them are free, or all are
+// gone.
+int32_t Scheduler::head_that_frees(const BlockTable& table, int64_t needed, int64_t& freed) const {
+  int32_t kept = table.num_blocks();
+  for (freed = 0; kept > 0 && freed < needed; --kept)
+    freed += cache_.num_holders(table.blocks()[kept - 1]) == 1 ? 1 : 0;
+  return kept * block_tokens_;
+}
+
+// What the others need beyond what there is, as admission would reckon it: with less, they would be short
+// again at once.
+int64_t Scheduler::blocks_needed(const Sequence& blocked, const Sequence* victim) const {
+  int64_t needed = blocked.running() ? 0 : blocks_to_come(blocked, blocked.table);
+  for (const Sequence* r : running_)
+    if (r != victim) needed += blocks_to_come(*r, r->table);
+  return std::max<int64_t>(1, needed - cache_.num_available());
 }
 
 bool Scheduler::is_first(const Sequence& s) const {
@@ -53,18 +89,21 @@ bool Scheduler::is_first(const Sequence& s) const {
 // often, of these the cheapest for what it frees, of equals the latest arrived, last sample. The first in
 // order only if there is no other: so it always comes to its end, and nobody gives way twice before all
 // others of its priority once.
-Sequence* Scheduler::victim() const {
+std::optional<Scheduler::Victim> Scheduler::choose_victim(const Sequence& blocked) const {
+  const auto offer_of = [&](const Sequence& s) { return cheapest_offer(s, blocks_needed(blocked, &s)); };
   for (auto s = running_.rbegin(); s != running_.rend(); ++s)
-    if ((*s)->group->paused && cheapest_means(**s)) return *s;
-  Sequence* best = nullptr;
+    if ((*s)->group->paused)
+      if (const std::optional<Offer> offer = offer_of(**s)) return Victim{*s, *offer};
+  std::optional<Victim> best;
   std::tuple<int32_t, double> least;
   for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
     Sequence* s = *it;
-    if (!cheapest_means(*s)) continue;
-    if (best != nullptr && (is_first(*s) || s->group->rank() != best->group->rank())) break;
-    const std::tuple key(s->num_preempted, cost_per_block_freed(*s));
-    if (best != nullptr && key >= least) continue;
-    best = s;
+    const std::optional<Offer> offer = offer_of(*s);
+    if (!offer) continue;
+    if (best && (is_first(*s) || s->group->rank() != best->sequence->group->rank())) break;
+    const std::tuple key(s->num_preempted, offer->cost_per_block());
+    if (best && key >= least) continue;
+    best = Victim{s, *offer};
     least = key;
   }
   return best;
@@ -77,50 +116,85 @@ bool Scheduler::is_alone(const Sequence& s) const {
 }
 
 bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
-  SequenceGroup* blocked = someone_blocked();
+  Sequence* blocked = someone_blocked();
   if (blocked == nullptr) return false;
   // Nobody's blocks would help: those that have it go on, or are paused.
-  if (blocked->state == GroupState::kWaiting && waits_for_policy_memory(*blocked)) return false;
-  Sequence* v = victim();
-  if (v == nullptr && !running_.empty()) return false;  // they are paused, and keep what they have
-  if (v == nullptr || (is_alone(*v) && v->group == blocked)) {
+  if (blocked->group->state == GroupState::kWaiting && waits_for_policy_memory(*blocked->group)) return false;
+  if (shorten_heads(*blocked, blocks_needed(*blocked, nullptr), now_us)) return true;
+  const std::optional<Victim> victim = choose_victim(*blocked);
+  if (!victim && !running_.empty()) return false;  // they are paused, and keep what they have
+  if (!victim || (is_alone(*victim->sequence) && victim->sequence->group == blocked->group)) {
     end_group(
-        *blocked, FinishReason::kFailed,
+        *blocked->group, FinishReason::kFailed,
         error(Code::kResourceExhausted, fmt::format("the request cannot run even alone: it needs more than "
                                                     "the cache's {} blocks of {} tokens (kv_cache_bytes)",
                                                     cache_.num_blocks(), block_tokens_)),
         now_us, out);
     return true;
   }
-  if (v->group->is_beam()) {
-    const std::vector<Sequence*> all = running_;
-    for (Sequence* s : all)
-      if (s->group == v->group) preempt(*s, now_us);
-  } else {
-    preempt(*v, now_us);
-  }
+  if (victim->sequence->group->is_beam())
+    preempt_beams(*victim->sequence->group, victim->offer, now_us);
+  else
+    preempt(*victim->sequence, victim->offer, now_us);
   reserve_ratio_ = std::min(1.0, reserve_ratio_ + limits_.reserve.rise);
   return true;
 }
 
-void Scheduler::preempt(Sequence& s, int64_t now_us) {
+void Scheduler::preempt_beams(SequenceGroup& group, const Offer& offer, int64_t now_us) {
+  const std::vector<Sequence*> all = running_;
+  for (Sequence* s : all)
+    if (s->group == &group) preempt(*s, offer, now_us);
+}
+
+void Scheduler::preempt(Sequence& s, const Offer& offer, int64_t now_us) {
   check(s.num_in_flight == 0 && s.num_pending == 0, "a victim is in no submitted step");
-  const Means means = *cheapest_means(s);
   const int32_t computed = std::min(s.num_computed, s.num_tokens());
   measure(*s.group);
   unpark_waiters(s, true);
   leave_running(s);
   ++s.num_preempted;
   ++counters_.preemptions;
-  if (means == Means::kSwap) {
+  if (offer.means == Means::kSwap) {
     // The tail stays its own: published, it would take a copy to go on.
     publish(s, computed / block_tokens_ * block_tokens_, now_us);
     return swap_out(s);
   }
   publish(s, computed, now_us);
   write_behind(s, now_us);
+  if (offer.means == Means::kDropTail) return drop_tail(s, offer.kept_tokens, now_us);
   cache_.release(std::move(s.table), now_us);
   forget_computed(s);
+}
+
+void Scheduler::drop_tail(Sequence& s, int32_t kept_tokens, int64_t now_us) {
+  const int32_t published = s.num_published;
+  forget_computed(s);
+  s.num_published = published;
+  shorten_head(s, kept_tokens, now_us);
+  ++counters_.tail_drops;
+}
+
+void Scheduler::shorten_head(Sequence& s, int32_t kept_tokens, int64_t now_us) {
+  cache_.release_tail(s.table, kept_tokens, now_us);
+  s.num_planned = s.num_computed = kept_tokens;
+  s.num_published = std::min(s.num_published, kept_tokens);
+  ++room_epoch_;
+}
+
+// From the end of whoever comes in last on. What is shared with another head is free once both have lost it;
+// what is shared with a sibling that runs can be had from it again. False: there are no heads.
+bool Scheduler::shorten_heads(const Sequence& for_whom, int64_t needed, int64_t now_us) {
+  bool shortened = false;
+  for (auto it = preempted_.rbegin(); it != preempted_.rend() && needed > 0; ++it) {
+    Sequence& s = **it;
+    if (&s == &for_whom || s.table.empty()) continue;
+    int64_t freed = 0;
+    shorten_head(s, head_that_frees(s.table, needed, freed), now_us);
+    ++counters_.heads_shortened;
+    needed -= freed;
+    shortened = true;
+  }
+  return shortened;
 }
 
 void Scheduler::leave_running(Sequence& s) {

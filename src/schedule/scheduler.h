@@ -82,6 +82,8 @@ struct StepView {
 
 struct SchedulerCounters {  // since start
   int64_t preemptions = 0, steps = 0;
+  int64_t tail_drops = 0,
+          heads_shortened = 0;  // preemptions that left a head; times that one lost blocks later
   int64_t swap_outs = 0, swap_ins = 0, swap_failures = 0;  // of preempted sequences; failed copies
   int64_t prompt_tokens = 0, output_tokens = 0,
           cached_tokens = 0;  // prompt tokens admitted, committed output, hits
@@ -234,21 +236,39 @@ class Scheduler {
   bool park_on_prefix(SequenceGroup& group);
   BlockTable take_prefix(const Sequence& sequence, int64_t now_us);
   int64_t blocks_to_come(const Sequence& sequence, const BlockTable& table) const;
-  bool has_room(const Sequence& sequence, const BlockTable& table) const;
+  int64_t blocks_missing(const Sequence& sequence, const BlockTable& table) const;
+  bool make_room_for(const Sequence& sequence, const BlockTable& table, int64_t now_us);
   int32_t slots_used(const SequenceGroup& but) const;
   void take_sibling_prefix();
   Sequence* first_preempted() const;
 
   // preempt.cc
   bool make_progress(int64_t now_us, Outcome& out);
-  SequenceGroup* someone_blocked() const;
-  enum class Means { kSwap, kRecompute };
-  std::optional<Means> cheapest_means(const Sequence& sequence) const;
-  double cost_per_block_freed(const Sequence& sequence) const;
+  Sequence* someone_blocked() const;
+  enum class Means { kSwap, kDropTail, kRecompute };
+  struct Offer {  // what a victim can give, and by which means
+    Means means = Means::kRecompute;
+    double cost_us = 0;
+    int64_t freed = 0;        // blocks that nobody else holds
+    int32_t kept_tokens = 0;  // of a list whose tail is dropped
+    double cost_per_block() const;
+  };
+  std::optional<Offer> cheapest_offer(const Sequence& sequence, int64_t needed) const;
+  std::optional<Offer> offer_tail(const Sequence& sequence, int64_t needed) const;
+  int32_t head_that_frees(const BlockTable& table, int64_t needed, int64_t& freed) const;
+  int64_t blocks_needed(const Sequence& blocked, const Sequence* victim) const;
   bool is_first(const Sequence& sequence) const;
-  Sequence* victim() const;
+  struct Victim {
+    Sequence* sequence = nullptr;
+    Offer offer;
+  };
+  std::optional<Victim> choose_victim(const Sequence& blocked) const;
   bool is_alone(const Sequence& sequence) const;
-  void preempt(Sequence& sequence, int64_t now_us);
+  void preempt(Sequence& sequence, const Offer& offer, int64_t now_us);
+  void preempt_beams(SequenceGroup& group, const Offer& offer, int64_t now_us);
+  void drop_tail(Sequence& sequence, int32_t kept_tokens, int64_t now_us);
+  void shorten_head(Sequence& sequence, int32_t kept_tokens, int64_t now_us);
+  bool shorten_heads(const Sequence& for_whom, int64_t needed, int64_t now_us);
   void leave_running(Sequence& sequence);
 
   // swap.cc

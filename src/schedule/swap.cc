@@ -32,7 +32,7 @@ bool Scheduler::bring_back(Sequence& s, int64_t now_us) {
   const int32_t stayed = table.length() / block_tokens_ * block_tokens_;
   std::vector<TierCopy> copies;
   s.num_planned = s.num_computed = s.swapped_computed;
-  if (!has_room(s, table) || !cache_.swap_in_the_rest(s.swapped, table, now_us, copies)) {
+  if (!make_room_for(s, table, now_us) || !cache_.swap_in_the_rest(s.swapped, table, now_us, copies)) {
     s.num_planned = s.num_computed = 0;
     cache_.release(std::move(table), now_us);
     blocked_ = s.id;

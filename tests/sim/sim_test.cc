@@ -40,16 +40,24 @@ TEST(Simulation, SeedsRunCleanWithFaults) {
   o.steps = 6000;
   o.sequences = 24;
   o.audit_every = 1;
-  int64_t preemptions = 0, faults = 0, copies = 0;
+  int64_t preemptions = 0, tail_drops = 0, heads_shortened = 0, swap_outs = 0, faults = 0, copies = 0;
   for (int i = 0; i < 12; ++i) {
     o.seed = first_seed() + static_cast<uint64_t>(i);
     const SimReport r = run(o);
     expect_clean(r);
     preemptions += r.preemptions;
+    tail_drops += r.tail_drops;
+    heads_shortened += r.heads_shortened;
+    swap_outs += r.swap_outs;
     faults += r.faults;
     copies += r.copies_on_write;
   }
   EXPECT_GT(preemptions, 100);
+  fmt::print("{} preemptions: {} by dropping the tail ({} heads shortened later), {} by swap\n", preemptions,
+             tail_drops, heads_shortened, swap_outs);
+  EXPECT_GT(tail_drops, 10);
+  EXPECT_GT(heads_shortened, 10);
+  EXPECT_GT(swap_outs, 10);
   EXPECT_GT(faults, 1000);
   EXPECT_GT(copies, 1000);
 }

@@ -81,7 +81,7 @@ class GetLoadRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetLoadResponse(_message.Message):
-    __slots__ = ("requests_waiting", "sequences_running", "blocks_total", "blocks_free", "blocks_held", "blocks_cached", "block_tokens", "kv_bytes_total", "kv_usage", "waste_percent", "requests_submitted_total", "requests_finished_total", "requests_refused_total", "requests_cancelled_total", "requests_failed_total", "prompt_tokens_total", "generation_tokens_total", "cached_tokens_total", "prefix_queries_tokens_total", "preemptions_total", "copies_on_write_total", "evictions_total", "steps_total", "shared_read_tokens_total", "swap_outs_total", "swap_ins_total", "swap_failures_total", "swap_blocks_total", "swap_blocks_held", "host_us_per_step_p50", "step_ms_p50", "last_step_age_ms", "host_tier", "disk_tier", "disk_kv_state", "disk_corrupt_blocks_total")
+    __slots__ = ("requests_waiting", "sequences_running", "blocks_total", "blocks_free", "blocks_held", "blocks_cached", "block_tokens", "kv_bytes_total", "kv_usage", "waste_percent", "requests_submitted_total", "requests_finished_total", "requests_refused_total", "requests_cancelled_total", "requests_failed_total", "prompt_tokens_total", "generation_tokens_total", "cached_tokens_total", "prefix_queries_tokens_total", "preemptions_total", "copies_on_write_total", "evictions_total", "steps_total", "shared_read_tokens_total", "tail_drops_total", "heads_shortened_total", "swap_outs_total", "swap_ins_total", "swap_failures_total", "swap_blocks_total", "swap_blocks_held", "host_us_per_step_p50", "step_ms_p50", "last_step_age_ms", "host_tier", "disk_tier", "disk_kv_state", "disk_corrupt_blocks_total", "tier_waits_given_up_total")
     REQUESTS_WAITING_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_RUNNING_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +106,8 @@ class GetLoadResponse(_message.Message):
     EVICTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     STEPS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     SHARED_READ_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    TAIL_DROPS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    HEADS_SHORTENED_TOTAL_FIELD_NUMBER: _ClassVar[int]
     SWAP_OUTS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     SWAP_INS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     SWAP_FAILURES_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +120,7 @@ class GetLoadResponse(_message.Message):
     DISK_TIER_FIELD_NUMBER: _ClassVar[int]
     DISK_KV_STATE_FIELD_NUMBER: _ClassVar[int]
     DISK_CORRUPT_BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    TIER_WAITS_GIVEN_UP_TOTAL_FIELD_NUMBER: _ClassVar[int]
     requests_waiting: int
     sequences_running: int
     blocks_total: int
@@ -142,6 +145,8 @@ class GetLoadResponse(_message.Message):
     evictions_total: int
     steps_total: int
     shared_read_tokens_total: int
+    tail_drops_total: int
+    heads_shortened_total: int
     swap_outs_total: int
     swap_ins_total: int
     swap_failures_total: int
@@ -154,7 +159,8 @@ class GetLoadResponse(_message.Message):
     disk_tier: TierLoad
     disk_kv_state: str
     disk_corrupt_blocks_total: int
-    def __init__(self, requests_waiting: _Optional[int] = ..., sequences_running: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_held: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., block_tokens: _Optional[int] = ..., kv_bytes_total: _Optional[int] = ..., kv_usage: _Optional[float] = ..., waste_percent: _Optional[float] = ..., requests_submitted_total: _Optional[int] = ..., requests_finished_total: _Optional[int] = ..., requests_refused_total: _Optional[int] = ..., requests_cancelled_total: _Optional[int] = ..., requests_failed_total: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., generation_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., prefix_queries_tokens_total: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., copies_on_write_total: _Optional[int] = ..., evictions_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., shared_read_tokens_total: _Optional[int] = ..., swap_outs_total: _Optional[int] = ..., swap_ins_total: _Optional[int] = ..., swap_failures_total: _Optional[int] = ..., swap_blocks_total: _Optional[int] = ..., swap_blocks_held: _Optional[int] = ..., host_us_per_step_p50: _Optional[float] = ..., step_ms_p50: _Optional[float] = ..., last_step_age_ms: _Optional[float] = ..., host_tier: _Optional[_Union[TierLoad, _Mapping]] = ..., disk_tier: _Optional[_Union[TierLoad, _Mapping]] = ..., disk_kv_state: _Optional[str] = ..., disk_corrupt_blocks_total: _Optional[int] = ...) -> None: ...
+    tier_waits_given_up_total: int
+    def __init__(self, requests_waiting: _Optional[int] = ..., sequences_running: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_held: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., block_tokens: _Optional[int] = ..., kv_bytes_total: _Optional[int] = ..., kv_usage: _Optional[float] = ..., waste_percent: _Optional[float] = ..., requests_submitted_total: _Optional[int] = ..., requests_finished_total: _Optional[int] = ..., requests_refused_total: _Optional[int] = ..., requests_cancelled_total: _Optional[int] = ..., requests_failed_total: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., generation_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., prefix_queries_tokens_total: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., copies_on_write_total: _Optional[int] = ..., evictions_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., shared_read_tokens_total: _Optional[int] = ..., tail_drops_total: _Optional[int] = ..., heads_shortened_total: _Optional[int] = ..., swap_outs_total: _Optional[int] = ..., swap_ins_total: _Optional[int] = ..., swap_failures_total: _Optional[int] = ..., swap_blocks_total: _Optional[int] = ..., swap_blocks_held: _Optional[int] = ..., host_us_per_step_p50: _Optional[float] = ..., step_ms_p50: _Optional[float] = ..., last_step_age_ms: _Optional[float] = ..., host_tier: _Optional[_Union[TierLoad, _Mapping]] = ..., disk_tier: _Optional[_Union[TierLoad, _Mapping]] = ..., disk_kv_state: _Optional[str] = ..., disk_corrupt_blocks_total: _Optional[int] = ..., tier_waits_given_up_total: _Optional[int] = ...) -> None: ...
 
 class TierLoad(_message.Message):
     __slots__ = ("blocks_total", "blocks_cached", "hit_tokens_total", "hit_rate", "blocks_written_total", "evictions_total", "write_failures_total", "read_failures_total")

@@ -1,0 +1,196 @@
+// Preemption that takes only the last blocks: what is computed again, what shared blocks count for, and that
+// heads which wait hold nobody up.
+#include "tests/property/engine_harness.h"
+
+namespace quire {
+namespace {
+
+std::vector<TokenId> ids(int32_t count, int32_t first = 0) {
+  std::vector<TokenId> v;
+  for (int32_t i = 0; i < count; ++i) v.push_back((first + i) % 1000);
+  return v;
+}
+
+// 24 blocks of 8, over-committed as far as it goes, no tier below and no cache to find a lost tail in.
+HarnessOptions tight() {
+  HarnessOptions o;
+  o.num_blocks = 24;
+  o.prefix_cache = false;
+  o.reserve = {.least = 0, .rise = 0, .decay = 0};
+  return o;
+}
+
+const SchedulerCounters& counters(Harness& h) {
+  return h.core().scheduler().counters();
+}
+
+const Sequence* find_preempted(Harness& h, RequestId id) {
+  const SequenceGroup* group = h.core().scheduler().find(id);
+  if (group == nullptr) return nullptr;
+  for (const auto& s : group->sequences)
+    if (s->state == SequenceState::kPreempted) return s.get();
+  return nullptr;
+}
+
+// Positions run until everything has ended.
+int64_t run_and_count(Harness& h) {
+  int64_t run = 0;
+  for (uint64_t last = 0; !h.core().idle();) {
+    if (!h.step()) {
+      ADD_FAILURE() << "stuck";
+      break;
+    }
+    if (h.core().scheduler().in_flight().empty()) continue;
+    const BatchPlan& plan = *h.core().scheduler().in_flight().back().plan;
+    if (plan.step != std::exchange(last, plan.step)) run += plan.num_tokens();
+  }
+  return run;
+}
+
+TEST(DropTail, NoMoreIsComputedAgainThanOthersNeeded) {
+  Harness h(tight());
+  const RequestId a = h.submit(ids(60), Harness::greedy(100)),
+                  b = h.submit(ids(60, 300), Harness::greedy(100));
+  const int64_t run = run_and_count(h);
+  EXPECT_EQ(counters(h).preemptions, 1);
+  EXPECT_EQ(counters(h).tail_drops, 1);
+  EXPECT_GT(counters(h).heads_shortened, 0) << "the first goes on to need more";
+  // When they are short each has 12 blocks; until its end the first takes 8 more, and the second gives them.
+  EXPECT_LE(run - 2 * (60 + 99), 9 * 8);
+  EXPECT_GT(run - 2 * (60 + 99), 6 * 8);
+  h.expect_greedy(a);
+  h.expect_greedy(b);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+TEST(DropTail, TheHeadStaysHeldAndTheSequenceGoesOnBehindIt) {
+  Harness h(tight());
+  h.submit(ids(60), Harness::greedy(100));
+  const RequestId b = h.submit(ids(60, 300), Harness::greedy(100));
+  while (find_preempted(h, b) == nullptr) ASSERT_TRUE(h.step());
+  const Sequence& s = *find_preempted(h, b);
+  EXPECT_GT(s.table.length(), 60);
+  EXPECT_EQ(s.table.length(), s.num_computed);
+  EXPECT_EQ(s.table.length() % 8, 0);
+  while (find_preempted(h, b) != nullptr) {
+    ASSERT_TRUE(h.step());
+    const Sequence& now = *h.core().scheduler().find(b)->sequences.front();
+    ASSERT_GT(now.num_computed, 0) << "its head is never lost as a whole";
+  }
+  h.run();
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+TEST(DropTail, SwapIsTakenWhereItIsCheaperAndWhereItIsAskedFor) {
+  for (const auto& [mode, link] : {std::pair("auto", 1e12), std::pair("auto", 1.0), std::pair("swap", 1.0)}) {
+    HarnessOptions o = tight();
+    o.num_swap_blocks = 24;
+    o.preemption_mode = mode;
+    o.costs.link_bytes_per_s = link;
+    Harness h(o);
+    h.submit(ids(60), Harness::greedy(100));
+    h.submit(ids(60, 300), Harness::greedy(100));
+    h.run();
+    const bool swaps = std::string(mode) == "swap" || link > 1;
+    EXPECT_EQ(counters(h).swap_outs > 0, swaps);
+    EXPECT_EQ(counters(h).tail_drops > 0, !swaps);
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+}
+
+// Two samples hold the prompt's 8 blocks; only what each has alone is room. Where that is less than the other
+// request needs, no tail is enough: it gives way as a whole.
+TEST(DropTail, SharedBlocksCountForNothing) {
+  int64_t drops = 0, whole = 0;
+  for (const double reserve : {0.0, 0.2, 0.4, 0.6, 0.8}) {
+    HarnessOptions o = tight();
+    o.reserve = {.least = reserve, .rise = 0, .decay = 0};
+    Harness h(o);
+    const RequestId first = h.submit(ids(40, 300), Harness::greedy(80));
+    SamplingParams two = Harness::greedy(40);
+    two.n = 2;
+    const RequestId id = h.submit(ids(64), two);
+    while (find_preempted(h, id) == nullptr && !h.core().idle()) ASSERT_TRUE(h.step());
+    if (const Sequence* s = find_preempted(h, id)) {
+      const bool has_head = !s->table.empty();
+      (has_head ? drops : whole) += 1;
+      EXPECT_EQ(counters(h).tail_drops, has_head ? 1 : 0);
+      EXPECT_TRUE(!has_head || s->table.length() >= 64)
+          << "the prompt is its sibling's too; reserve " << reserve;
+    }
+    h.run();
+    h.expect_greedy(first);
+    h.expect_greedy(id);
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+  EXPECT_GT(drops, 0);
+  EXPECT_GT(whole, 0);
+}
+
+TEST(DropTail, AHeadMakesRoomForWhoeverComesInBeforeIt) {
+  Harness h(tight());
+  h.submit(ids(60), Harness::greedy(100));
+  CoreRequest low;
+  low.priority = 1;
+  const RequestId b = h.submit(ids(60, 300), Harness::greedy(100), low);
+  while (find_preempted(h, b) == nullptr) ASSERT_TRUE(h.step());
+  const int32_t before = find_preempted(h, b)->table.num_blocks();
+  ASSERT_LT(h.core().cache().num_available(), 6);
+  const RequestId c = h.submit(ids(40, 600), Harness::greedy(4));
+  while (h.record(c).num_ends == 0) ASSERT_TRUE(h.step());
+  ASSERT_NE(find_preempted(h, b), nullptr);
+  EXPECT_LT(find_preempted(h, b)->table.num_blocks(), before);
+  h.run();
+  h.expect_greedy(b);
+  h.expect_greedy(c);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+// Of three that do not fit together two wait with a head each, and none may fail for want of room.
+TEST(DropTail, HeadsThatWaitHoldNobodyUp) {
+  Harness h(tight());
+  std::vector<RequestId> all;
+  for (int i = 0; i < 3; ++i) all.push_back(h.submit(ids(40, 300 * i), Harness::greedy(140)));
+  h.run();
+  EXPECT_GT(counters(h).tail_drops, 1);
+  for (const RequestId id : all) {
+    EXPECT_EQ(h.record(id).sequences[0].finish, FinishReason::kLength);
+    h.expect_greedy(id);
+  }
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+TEST(DropTail, ACancelGivesTheHeadBack) {
+  Harness h(tight());
+  h.submit(ids(60), Harness::greedy(100));
+  const RequestId b = h.submit(ids(60, 300), Harness::greedy(100));
+  while (find_preempted(h, b) == nullptr) ASSERT_TRUE(h.step());
+  h.abort(b);
+  h.run();
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+TEST(DropTail, WithThePrefixCacheWhatIsLeftOfTheTailIsFoundAgain) {
+  HarnessOptions o = tight();
+  o.prefix_cache = true;
+  Harness h(o);
+  h.submit(ids(60), Harness::greedy(40));
+  const RequestId b = h.submit(ids(60, 300), Harness::greedy(60));
+  const RequestId c = h.submit(ids(60, 600), Harness::greedy(20));
+  h.run();
+  EXPECT_GT(counters(h).tail_drops, 0);
+  h.expect_greedy(b);
+  h.expect_greedy(c);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+}  // namespace
+}  // namespace quire
