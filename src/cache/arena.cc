@@ -9,6 +9,7 @@ Arena::Arena(int64_t arena_bytes, int64_t superblock_bytes)
   check(arena_bytes > 0 && superblock_bytes > 0, "arena and superblock bytes are positive");
   const auto count = static_cast<int32_t>((arena_bytes + superblock_bytes - 1) / superblock_bytes);
   is_free_.assign(count, true);
+  short_is_free_ = is_short(SuperblockId{count - 1});
   free_.reserve(count);
   for (int32_t i = count - 1; i >= 0; --i) free_.push_back(SuperblockId{i});
 }
@@ -17,26 +18,24 @@ std::optional<SuperblockId> Arena::take() {
   if (free_.empty()) return std::nullopt;
   const SuperblockId id = free_.back();
   free_.pop_back();
-  is_free_[value(id)] = false;
+  mark(id, false);
   return id;
+}
+
+void Arena::mark(SuperblockId id, bool is_free) {
+  is_free_[value(id)] = is_free;
+  if (is_short(id)) short_is_free_ = is_free;
 }
 
 void Arena::give_back(SuperblockId id) {
   check(!is_free_[value(id)], "superblock is given back once");
-  is_free_[value(id)] = true;
+  mark(id, true);
   free_.push_back(id);
 }
 
 int64_t Arena::bytes_of(SuperblockId id) const {
   const int64_t start = value(id) * superblock_bytes_;
   return start + superblock_bytes_ <= arena_bytes_ ? superblock_bytes_ : arena_bytes_ - start;
-}
-
-int64_t Arena::blocks_in_free(int64_t block_bytes) const {
-  const SuperblockId last{num_superblocks() - 1};
-  const bool short_is_free = is_short(last) && is_free_[value(last)];
-  const int64_t whole = num_free() - (short_is_free ? 1 : 0);
-  return whole * (superblock_bytes_ / block_bytes) + (short_is_free ? bytes_of(last) / block_bytes : 0);
 }
 
 }  // namespace quire

@@ -22,8 +22,9 @@ class Arena {
   void give_back(SuperblockId id);
 
   int64_t bytes_of(SuperblockId id) const;  // superblock_bytes(), less for a short last one
-  // Blocks of this size that the free superblocks have room for.
-  int64_t blocks_in_free(int64_t block_bytes) const;
+  // Free superblocks, the short last one apart: what a pool asks at every step, in its own blocks.
+  int32_t num_whole_free() const { return num_free() - (short_is_free_ ? 1 : 0); }
+  bool short_is_free() const { return short_is_free_; }
   int64_t arena_bytes() const { return arena_bytes_; }
   int64_t superblock_bytes() const { return superblock_bytes_; }
   int32_t num_superblocks() const { return static_cast<int32_t>(is_free_.size()); }
@@ -32,10 +33,12 @@ class Arena {
 
  private:
   bool is_short(SuperblockId id) const { return bytes_of(id) < superblock_bytes_; }
+  void mark(SuperblockId id, bool is_free);
 
   int64_t arena_bytes_, superblock_bytes_;
   std::vector<SuperblockId> free_;  // a stack; lowest id on top at start
   std::vector<bool> is_free_;
+  bool short_is_free_ = false;  // false too where there is none
 };
 
 }  // namespace quire

@@ -15,9 +15,10 @@ namespace quire {
 
 std::optional<std::string> BlockPool::audit() const {
   int64_t free = 0, held = 0, cached = 0, filled = 0;
+  int32_t index = 0, offset = -1;  // of the superblock, and in it
   for (int32_t id = 0; id < static_cast<int32_t>(blocks_.size()); ++id) {
     const BlockId block{id};
-    const int32_t index = id / per_superblock_, offset = id % per_superblock_;
+    if (++offset == per_superblock_) ++index, offset = 0;
     const uint64_t word = free_bits_[static_cast<int64_t>(index) * words_per_superblock_ + offset / 64];
     const bool mine = superblocks_[index].mine, marked = mine && (word >> (offset % 64) & 1) != 0;
     if (!mine && !is_free(block))
@@ -41,8 +42,10 @@ std::optional<std::string> BlockPool::audit() const {
 
 // ---- tree: order, counts, hashes, reachability ----
 
-std::optional<std::string> PrefixTree::children_in_order(TreeNode parent, std::vector<int32_t>& out) const {
-  std::vector<int32_t> stack;
+std::optional<std::string> PrefixTree::children_in_order(TreeNode parent, Audit& audit) const {
+  std::vector<int32_t>& stack = audit.stack;
+  stack.clear();
+  audit.children.clear();
   for (int32_t node = node_at(parent).children; node >= 0 || !stack.empty();) {
     if (node >= 0) {
       stack.push_back(node);
@@ -51,7 +54,7 @@ std::optional<std::string> PrefixTree::children_in_order(TreeNode parent, std::v
     } else {
       node = stack.back();
       stack.pop_back();
-      out.push_back(node);
+      audit.children.push_back(node);
       node = nodes_[node].right;
     }
   }
@@ -73,41 +76,45 @@ std::optional<std::string> PrefixTree::audit_child(TreeNode parent, int32_t node
   return std::nullopt;
 }
 
-std::optional<std::string> PrefixTree::audit_children(TreeNode parent, AuditCount& count) const {
-  std::vector<int32_t> children;
-  if (auto wrong = children_in_order(parent, children)) return wrong;
+std::optional<std::string> PrefixTree::audit_children(TreeNode parent, Audit& audit) const {
+  if (auto wrong = children_in_order(parent, audit)) return wrong;
+  const std::vector<int32_t>& children = audit.children;
   if (static_cast<int64_t>(children.size()) != num_children(parent))
     return fmt::format("node {} has {} children, counts {}", value(parent), children.size(),
                        num_children(parent));
   for (size_t i = 0; i < children.size(); ++i) {
     if (auto wrong = audit_child(parent, children[i])) return wrong;
-    count.nodes += 1;
-    count.full_nodes += nodes_[children[i]].num_tokens == block_tokens_ ? 1 : 0;
+    audit.nodes += 1;
+    audit.full_nodes += nodes_[children[i]].num_tokens == block_tokens_ ? 1 : 0;
     if (i == 0) continue;
     const std::span<const TokenId> before = tokens(BlockId{children[i - 1]}),
                                    own = tokens(BlockId{children[i]});
-    if (!std::ranges::lexicographical_compare(before, own))
-      return fmt::format("blocks {} and {} stand in the wrong order", children[i - 1], children[i]);
-    if (before.size() <= own.size() && std::ranges::equal(before, own.first(before.size())))
+    const auto [a, b] = std::ranges::mismatch(before, own);
+    if (a == before.end() && b != own.end())
       return fmt::format("block {} holds only the start of its sibling {}", children[i - 1], children[i]);
+    if (a == before.end() || b == own.end() || *a > *b)
+      return fmt::format("blocks {} and {} stand in the wrong order", children[i - 1], children[i]);
   }
   return std::nullopt;
 }
 
 std::optional<std::string> PrefixTree::audit() const {
-  AuditCount count;
+  Audit audit;
   for (const auto& [ns, root] : roots_) {
     if (root_names_[value(root) - max_blocks_] != NamespaceId{ns})
       return "a root stands under another's name";
-    if (auto wrong = audit_children(root, count)) return wrong;
+    if (auto wrong = audit_children(root, audit)) return wrong;
   }
-  for (int32_t node = 0; node < max_blocks_; ++node)
-    if (contains(BlockId{node}))
-      if (auto wrong = audit_children(TreeNode{node}, count)) return wrong;
-  if (count.nodes != size_) return fmt::format("nodes: counted {}, kept {}", count.nodes, size_);
+  for (int32_t node = 0; node < max_blocks_; ++node) {
+    const Node& n = nodes_[node];
+    const bool has_none = n.children < 0 && n.num_children == 0;  // as most have
+    if (!contains(BlockId{node}) || has_none) continue;
+    if (auto wrong = audit_children(TreeNode{node}, audit)) return wrong;
+  }
+  if (audit.nodes != size_) return fmt::format("nodes: counted {}, kept {}", audit.nodes, size_);
   const auto used = std::ranges::count_if(slots_, [](const Slot& slot) { return slot.block >= 0; });
-  if (used != count.full_nodes)
-    return fmt::format("hash table: {} entries for {} full blocks", used, count.full_nodes);
+  if (used != audit.full_nodes)
+    return fmt::format("hash table: {} entries for {} full blocks", used, audit.full_nodes);
   return std::nullopt;
 }
 
@@ -144,21 +151,21 @@ std::optional<std::string> KvCache::audit_pins() const {
   std::vector<int32_t> pinned_children(pool_.max_blocks());
   for (int32_t id = 0; id < pool_.max_blocks(); ++id) {
     const BlockId block{id};
+    if (tree_.contains(block) != pool_.is_published(block))
+      return fmt::format("block {} is {}in the tree and {}published", id, tree_.contains(block) ? "" : "not ",
+                         pool_.is_published(block) ? "" : "not ");
     if (tree_.contains(block) && is_pinned(node_of(block)) && !tree_.is_root(tree_.parent(block)))
       ++pinned_children[value(tree_.parent(block))];
   }
   int64_t evictable = 0, leaves = 0;
   for (int32_t id = 0; id < pool_.max_blocks(); ++id) {
     const BlockId block{id};
-    if (tree_.contains(block) != pool_.is_published(block))
-      return fmt::format("block {} is {}in the tree and {}published", id, tree_.contains(block) ? "" : "not ",
-                         pool_.is_published(block) ? "" : "not ");
-    const bool may_go = tree_.contains(block) && !is_pinned(node_of(block));
+    const bool cached = tree_.contains(block), may_go = cached && !is_pinned(node_of(block));
     const bool leaf = may_go && tree_.num_children(node_of(block)) == 0;
     if (may_go != index_.contains(block) || leaf != index_.contains_leaf(block))
       return fmt::format("block {}: evictable {} and leaf {}, in the index {} and {}", id, may_go, leaf,
                          index_.contains(block), index_.contains_leaf(block));
-    if (tree_.contains(block) && pinned_children[id] != tree_.num_pinned_children(node_of(block)))
+    if (cached && pinned_children[id] != tree_.num_pinned_children(node_of(block)))
       return fmt::format("block {}: {} pinned children, counts {}", id, pinned_children[id],
                          tree_.num_pinned_children(node_of(block)));
     evictable += may_go ? 1 : 0;

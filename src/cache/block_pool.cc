@@ -10,6 +10,8 @@ BlockPool::BlockPool(Arena& arena, int64_t block_bytes)
     : arena_(&arena),
       block_bytes_(block_bytes),
       per_superblock_(static_cast<int32_t>(arena.superblock_bytes() / block_bytes)),
+      per_short_superblock_(
+          static_cast<int32_t>(arena.bytes_of(SuperblockId{arena.num_superblocks() - 1}) / block_bytes)),
       words_per_superblock_((per_superblock_ + 63) / 64) {
   check(arena.superblock_bytes() % block_bytes == 0, "superblock holds whole blocks of every class");
   blocks_.resize(arena.arena_bytes() / block_bytes);
@@ -19,6 +21,7 @@ BlockPool::BlockPool(Arena& arena, int64_t block_bytes)
 }
 
 bool BlockPool::allocate(int64_t count, std::vector<BlockId>& out) {
+  if (count == 0) return true;
   if (count > num_free()) return false;
   for (int64_t i = 0; i < count; ++i) {
     if (with_room_.empty()) check(take_superblock(), "a superblock counted as free can be taken");
@@ -157,11 +160,6 @@ void BlockPool::clear_published(BlockId block) {
     --num_cached_;
     put_free(block);
   }
-}
-
-void BlockPool::set_filled(BlockId block, int32_t slots) {
-  if (is_held(block)) filled_slots_held_ += slots - blocks_[value(block)].filled;
-  blocks_[value(block)].filled = static_cast<uint8_t>(slots);
 }
 
 }  // namespace quire

@@ -36,7 +36,11 @@ class BlockPool {
   void set_published(BlockId block);
   void clear_published(BlockId block);
   // Slots of the block that hold a token, for the waste figure.
-  void set_filled(BlockId block, int32_t slots);
+  void set_filled(BlockId block, int32_t slots) {
+    Block& b = blocks_[value(block)];
+    if (b.holders + b.readers > 0) filled_slots_held_ += slots - b.filled;
+    b.filled = static_cast<uint8_t>(slots);
+  }
 
   int32_t num_holders(BlockId block) const { return blocks_[value(block)].holders; }
   int32_t num_readers(BlockId block) const { return blocks_[value(block)].readers; }
@@ -53,7 +57,10 @@ class BlockPool {
   int64_t max_blocks() const { return static_cast<int64_t>(blocks_.size()); }  // ids are below this
   // What this class has or could take now.
   int64_t num_blocks() const { return num_free() + num_held_ + num_cached_; }
-  int64_t num_free() const { return num_free_here_ + arena_->blocks_in_free(block_bytes_); }
+  int64_t num_free() const {
+    return num_free_here_ + int64_t{arena_->num_whole_free()} * per_superblock_ +
+           (arena_->short_is_free() ? per_short_superblock_ : 0);
+  }
   int64_t num_held() const { return num_held_; }
   int64_t num_cached() const { return num_cached_; }
   // Recounts everything from the blocks; the first disagreement.
@@ -84,7 +91,7 @@ class BlockPool {
 
   Arena* arena_;
   int64_t block_bytes_;
-  int32_t per_superblock_, words_per_superblock_;
+  int32_t per_superblock_, per_short_superblock_, words_per_superblock_;
   std::vector<Block> blocks_;
   std::vector<Superblock> superblocks_;
   std::vector<uint64_t> free_bits_;  // [superblock][word]

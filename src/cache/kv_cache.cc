@@ -16,6 +16,7 @@ Result<std::unique_ptr<KvCache>> KvCache::create(const CacheSpec& spec, Eviction
 KvCache::KvCache(const CacheSpec& spec, EvictionOrder order, CacheTier kind, int64_t first_host_block)
     : spec_(spec),
       block_tokens_(spec.groups[0].block_tokens),
+      size_(block_tokens_),
       arena_(spec.arena_bytes, superblock_bytes(spec)),
       pool_(arena_, spec.groups[0].block_bytes()),
       swap_pool_(spec.swap_bytes / spec.groups[0].block_bytes()),
@@ -169,11 +170,6 @@ bool KvCache::is_extended_in_open_step(const BlockTable& table) const {
 }
 
 // ---- pins ----
-
-bool KvCache::is_pinned(TreeNode node) const {
-  if (tree_.is_root(node)) return true;
-  return pool_.is_held(BlockId{value(node)}) || tree_.num_pinned_children(node) > 0;
-}
 
 void KvCache::retain(BlockId block) {
   const bool was_pinned = !pool_.is_published(block) || is_pinned(node_of(block));

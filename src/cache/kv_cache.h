@@ -29,6 +29,7 @@
 #include <vector>
 
 #include "quire/result.h"
+#include "src/base/block_size.h"
 #include "src/base/ids.h"
 #include "src/cache/arena.h"
 #include "src/cache/block_pool.h"
@@ -162,6 +163,7 @@ class KvCache {
   const CacheCounters& counters() const { return counters_; }
   const CacheSpec& spec() const { return spec_; }
   int32_t block_tokens() const { return block_tokens_; }
+  const BlockSize& block_size() const { return size_; }
   Arena& arena() { return arena_; }
 
   // For EvictionOrder::kOracle: the time at which a prefix (PrefixTree::prefix_hash) will be asked for again.
@@ -191,7 +193,7 @@ class KvCache {
   };
 
   KvCache(const CacheSpec& spec, EvictionOrder order, CacheTier kind, int64_t first_host_block);
-  int32_t blocks_for(int32_t tokens) const { return (tokens + block_tokens_ - 1) / block_tokens_; }
+  int32_t blocks_for(int32_t tokens) const { return size_.blocks_for(tokens); }
   bool appends_to_shared_tail(const BlockTable& table) const;
   bool is_extended_in_open_step(const BlockTable& table) const;
 
@@ -214,7 +216,9 @@ class KvCache {
   void drop_if_unused(NamespaceId ns);
 
   // Pinned: held, or with something held beneath it in the tree. What is not pinned is in the index.
-  bool is_pinned(TreeNode node) const;
+  bool is_pinned(TreeNode node) const {
+    return tree_.is_root(node) || pool_.is_held(BlockId{value(node)}) || tree_.num_pinned_children(node) > 0;
+  }
   void retain(BlockId block);
   void unpin_if_let_go(BlockId block);  // after a holder or reader went
   void pinned(BlockId block);
@@ -233,6 +237,7 @@ class KvCache {
 
   CacheSpec spec_;
   int32_t block_tokens_;
+  BlockSize size_;  // of block_tokens_
   Arena arena_;
   BlockPool pool_;
   HostPool swap_pool_;

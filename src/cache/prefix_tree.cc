@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
 #include "src/base/check.h"
 #include "src/cache/hash.h"
@@ -120,7 +121,9 @@ void PrefixTree::erase(BlockId leaf) {
 // ---- the full blocks' hash table ----
 
 namespace {
-constexpr size_t kBatch = 128;  // blocks whose misses overlap
+// Blocks whose misses overlap. The first few come alone: where nothing of a prompt is cached, which the queue asks of
+// everyone who waits at every step, its other hashes need not be known.
+constexpr size_t kFirstBatch = 8, kBatch = 128;
 }  // namespace
 
 int32_t PrefixTree::find_full(uint64_t prefix_hash, TreeNode parent, std::span<const TokenId> tokens) const {
@@ -141,8 +144,9 @@ int32_t PrefixTree::match_full(TreeNode& at, std::span<const TokenId> tokens,
   const size_t num_blocks = tokens.size() / block_tokens_;
   uint64_t prefix_hash = node_at(at).prefix_hash;
   uint64_t hashes[kBatch];
-  for (size_t start = 0; start < num_blocks; start += kBatch) {
-    const size_t count = std::min(kBatch, num_blocks - start);
+  size_t batch = kFirstBatch;
+  for (size_t start = 0; start < num_blocks; start += std::exchange(batch, std::min(2 * batch, kBatch))) {
+    const size_t count = std::min(batch, num_blocks - start);
     for (size_t i = 0; i < count; ++i) {
       prefix_hash = mix(prefix_hash, hash_tokens(tokens.subspan((start + i) * block_tokens_, block_tokens_)));
       hashes[i] = prefix_hash;

@@ -100,12 +100,13 @@ class PrefixTree {
     return is_root(node) ? root_nodes_[value(node) - max_blocks_] : nodes_[value(node)];
   }
 
-  struct AuditCount {
+  struct Audit {
     int64_t nodes = 0, full_nodes = 0;
+    std::vector<int32_t> children, stack;  // scratch
   };
-  std::optional<std::string> audit_children(TreeNode parent, AuditCount& count) const;
+  std::optional<std::string> audit_children(TreeNode parent, Audit& audit) const;
   std::optional<std::string> audit_child(TreeNode parent, int32_t node) const;
-  std::optional<std::string> children_in_order(TreeNode parent, std::vector<int32_t>& out) const;
+  std::optional<std::string> children_in_order(TreeNode parent, Audit& audit) const;
 
   struct Slot {  // of the hash table
     uint64_t prefix_hash = 0;

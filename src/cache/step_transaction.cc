@@ -11,7 +11,7 @@ StepTransaction KvCache::begin(int64_t now_us) {
 }
 
 bool KvCache::appends_to_shared_tail(const BlockTable& table) const {
-  return table.length_ % block_tokens_ != 0 && !pool_.may_write(table.blocks_.back());
+  return size_.offset_of(table.length_) != 0 && !pool_.may_write(table.blocks_.back());
 }
 
 int32_t KvCache::blocks_needed(const BlockTable& table, int32_t new_length) const {
@@ -41,24 +41,27 @@ bool StepTransaction::extend(BlockTable& table, int32_t new_length) {
   KvCache& cache = *cache_;
   check(new_length >= table.length_, "extend does not shorten a table");
   if (new_length == table.length_) return true;
-  if (!take(cache.blocks_needed(table, new_length))) return false;
+  const bool copies = cache.appends_to_shared_tail(table);
+  const int32_t added = cache.size_.blocks_for(new_length) - table.num_blocks();
+  if (!take(added + (copies ? 1 : 0))) return false;
   remember(table);
   auto next = cache.fresh_.begin();
-  if (cache.appends_to_shared_tail(table)) copy_tail(table, *next++);
+  if (copies) copy_tail(table, *next++);
   table.blocks_.insert(table.blocks_.end(), next, cache.fresh_.end());
   fill(table, new_length);
   return true;
 }
 
 bool StepTransaction::take(int32_t blocks) {
-  if (blocks > 0 && !cache_->make_room(blocks, now_us_)) return false;
   cache_->fresh_.clear();
+  if (blocks == 0) return true;
+  if (!cache_->make_room(blocks, now_us_)) return false;
   check(cache_->pool_.allocate(blocks, cache_->fresh_), "room that was made is there");
   return true;
 }
 
 void StepTransaction::remember(BlockTable& table) {
-  const bool in_tail = table.length_ % cache_->block_tokens_ != 0;
+  const bool in_tail = cache_->size_.offset_of(table.length_) != 0;
   cache_->undo_.push_back({.table = &table,
                            .length = table.length_,
                            .next_position = table.next_position_,
@@ -119,9 +122,9 @@ void StepTransaction::copy_tail(BlockTable& table, BlockId copy) {
 }
 
 void StepTransaction::fill(BlockTable& table, int32_t new_length) {
-  const int32_t block_tokens = cache_->block_tokens_;
-  for (int32_t i = table.length_ / block_tokens; i < table.num_blocks(); ++i)
-    cache_->pool_.set_filled(table.blocks_[i], std::min(block_tokens, new_length - i * block_tokens));
+  const BlockSize& size = cache_->size_;
+  for (int32_t i = size.block_of(table.length_); i < table.num_blocks(); ++i)
+    cache_->pool_.set_filled(table.blocks_[i], std::min(size.tokens(), new_length - size.first_slot(i)));
   table.next_position_ += new_length - table.length_;
   table.length_ = new_length;
 }

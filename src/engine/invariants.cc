@@ -44,17 +44,17 @@ uint64_t slot_bits(int32_t first, int32_t end) {
 }
 
 Broken slots_are_distinct(const BatchPlan& plan, const KvCache& cache, std::vector<SlotsWritten>& written) {
-  const int32_t block_tokens = cache.block_tokens();
+  const BlockSize& size = cache.block_size();
   written.resize(cache.num_block_ids());
   for (const PlannedSequence& s : plan.sequences) {
     if (s.overwrites) continue;  // which slot is the executor's choice; its blocks are its own (below)
     const int32_t end = s.list_length_before + static_cast<int32_t>(s.tokens.size());
-    if (static_cast<int64_t>(s.block_table.size()) * block_tokens < end)
+    if (static_cast<int64_t>(s.block_table.size()) < size.blocks_for(end))
       return fmt::format("invariant 8: sequence {} writes up to slot {}; its list has {} blocks of {}",
-                         value(s.sequence), end - 1, s.block_table.size(), block_tokens);
-    for (int32_t b = s.list_length_before / block_tokens; b * block_tokens < end; ++b) {
-      const uint64_t slots = slot_bits(std::max(0, s.list_length_before - b * block_tokens),
-                                       std::min(block_tokens, end - b * block_tokens));
+                         value(s.sequence), end - 1, s.block_table.size(), size.tokens());
+    for (int32_t b = size.block_of(s.list_length_before); size.first_slot(b) < end; ++b) {
+      const uint64_t slots = slot_bits(std::max(0, s.list_length_before - size.first_slot(b)),
+                                       std::min(size.tokens(), end - size.first_slot(b)));
       SlotsWritten& block = written[value(s.block_table[b])];
       if (block.step != plan.step) block = {plan.step, 0};
       if ((block.slots & slots) != 0)
@@ -69,16 +69,17 @@ Broken slots_are_distinct(const BatchPlan& plan, const KvCache& cache, std::vect
 // Once a prompt has ended in this step its samples share the tail that it writes: they are its holders then,
 // and no other.
 Broken writes_are_private(const BatchPlan& plan, const KvCache& cache) {
-  const int32_t block_tokens = cache.block_tokens();
+  const BlockSize& size = cache.block_size();
   for (const PlannedSequence& s : plan.sequences) {
     // A row that overwrites may write any block; so does a cut, up to the list's end.
     const bool anywhere = s.overwrites || !s.cut_source.empty();
     const int32_t end = s.list_length_after();
-    for (int32_t b = anywhere ? 0 : s.list_length_before / block_tokens; b * block_tokens < end; ++b) {
+    for (int32_t b = anywhere ? 0 : size.block_of(s.list_length_before); size.first_slot(b) < end; ++b) {
       const BlockId block = s.block_table[b];
+      if (cache.may_write(block)) continue;
       const bool forked =
           s.samples.size() > 1 && cache.num_holders(block) == static_cast<int32_t>(s.samples.size());
-      if (!cache.may_write(block) && !forked)
+      if (!forked)
         return fmt::format("invariant 7: sequence {} writes block {}, which has {} holders or is published",
                            value(s.sequence), value(block), cache.num_holders(block));
     }

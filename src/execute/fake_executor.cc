@@ -36,6 +36,16 @@ float logprob_of(uint64_t hash) {
   return -0.05f - static_cast<float>(hash % 997) * 0.002f;
 }
 
+// One test for the whole list, which the compiler can do for several ids at once: the sign of what is out of range.
+bool all_below(std::span<const BlockId> blocks, int32_t end) {
+  uint32_t outside = 0;
+  for (const BlockId b : blocks) {
+    const auto id = static_cast<uint32_t>(value(b));
+    outside |= id | (static_cast<uint32_t>(end) - 1 - id);
+  }
+  return outside >> 31 == 0;
+}
+
 bool contains(const std::vector<TokenId>& ids, TokenId id) {
   return std::find(ids.begin(), ids.end(), id) != ids.end();
 }
@@ -43,7 +53,7 @@ bool contains(const std::vector<TokenId>& ids, TokenId id) {
 }  // namespace
 
 FakeExecutor::FakeExecutor(const FakeModel& model, ManualClock* clock, const Roofline& roofline)
-    : model_(model), clock_(clock), roofline_(roofline) {
+    : model_(model), size_(model.block_tokens), clock_(clock), roofline_(roofline) {
   if (!model.check_content) return;
   slots_.resize(static_cast<size_t>(model.num_blocks) * model.block_tokens);
   version_.resize(model.num_blocks);
@@ -177,10 +187,17 @@ void FakeExecutor::copy(const TierCopy& c, TransferDirection direction) {
 }
 
 void FakeExecutor::push(Known& known, TokenId token) {
-  const bool unknown = !known.chain.empty() && known.chain.back() == kUnknownChain;
-  known.chain.push_back(unknown ? kUnknownChain
-                                : chain_after(known.chain.empty() ? 0 : known.chain.back(), token));
-  known.tokens.push_back(token);
+  append(known, {&token, 1});
+}
+
+void FakeExecutor::append(Known& known, std::span<const TokenId> tokens) {
+  uint64_t chain = known.chain.empty() ? 0 : known.chain.back();
+  const bool unknown = !known.chain.empty() && chain == kUnknownChain;
+  const size_t before = known.chain.size();
+  known.tokens.insert(known.tokens.end(), tokens.begin(), tokens.end());
+  known.chain.resize(before + tokens.size(), kUnknownChain);
+  if (unknown) return;
+  for (size_t i = 0; i < tokens.size(); ++i) known.chain[before + i] = chain = chain_after(chain, tokens[i]);
 }
 
 void FakeExecutor::join(const PlannedJoin& j) {
@@ -196,8 +213,7 @@ void FakeExecutor::join(const PlannedJoin& j) {
     violation(fmt::format("sequence {} joins with another history than its slots hold", value(j.sequence)));
   known.tokens.resize(common);
   known.chain.resize(common);
-  if (model_.check_content)
-    for (size_t i = common; i < j.history.size(); ++i) push(known, j.history[i]);
+  if (model_.check_content) append(known, std::span(j.history).subspan(common));
   known.joined = true;
   known.sampling = j.sampling;
   known.seed = j.seed;
@@ -207,7 +223,7 @@ void FakeExecutor::join(const PlannedJoin& j) {
 
 bool FakeExecutor::check_shape(const PlannedSequence& s) {
   const int32_t end = s.list_length_after();
-  const bool fits = static_cast<int64_t>(s.block_table.size()) * model_.block_tokens >= end;
+  const bool fits = static_cast<int64_t>(s.block_table.size()) >= size_.blocks_for(end);
   if (!fits)
     violation(fmt::format("sequence {}: {} blocks cannot hold {} tokens", value(s.sequence),
                           s.block_table.size(), end));
@@ -216,11 +232,12 @@ bool FakeExecutor::check_shape(const PlannedSequence& s) {
   if (misfits)
     violation(fmt::format("sequence {}: list length {} before position {}", value(s.sequence),
                           s.list_length_before, s.first_position));
-  for (const BlockId b : s.block_table)
-    if (value(b) < 0 || value(b) >= model_.num_blocks) {
-      violation(fmt::format("sequence {}: block {} of {}", value(s.sequence), value(b), model_.num_blocks));
-      return false;
-    }
+  if (!all_below(s.block_table, model_.num_blocks)) {
+    for (const BlockId b : s.block_table)
+      if (!all_below({&b, 1}, model_.num_blocks))
+        violation(fmt::format("sequence {}: block {} of {}", value(s.sequence), value(b), model_.num_blocks));
+    return false;
+  }
   return fits && !s.tokens.empty();
 }
 
@@ -236,12 +253,16 @@ void FakeExecutor::adopt(const PlannedSequence& s, Known& known) {
 }
 
 int32_t FakeExecutor::sink_slots_of(const PlannedSequence& s) const {
-  return (s.policy.sinks + model_.block_tokens - 1) / model_.block_tokens * model_.block_tokens;
+  return size_.first_slot(size_.blocks_for(s.policy.sinks));
+}
+
+bool FakeExecutor::overwrites_slots(const PlannedSequence& s) const {
+  return !keeps_all(s) && traits(s.policy).overwrites_slots;
 }
 
 int32_t FakeExecutor::position_in(const PlannedSequence& s, const Known& known, int32_t list_slot) const {
   if (keeps_all(s)) return list_slot;
-  if (traits(s.policy).overwrites_slots) return known.list[list_slot];
+  if (overwrites_slots(s)) return known.list[list_slot];
   return list_slot < sink_slots_of(s) ? list_slot : list_slot + s.first_position - s.list_length_before;
 }
 
@@ -266,7 +287,7 @@ void FakeExecutor::cut(const PlannedSequence& s, Known& known) {
     Slot& target = slot_at(s.block_table, static_cast<int32_t>(list.size()));
     target = slot_at(s.cut_source, from);
     list.push_back(known.list[from]);
-    ++version_[value(s.block_table[(list.size() - 1) / model_.block_tokens])];
+    ++version_[value(s.block_table[size_.block_of(static_cast<int32_t>(list.size()) - 1)])];
   }
   known.list = std::move(list);
 }
@@ -274,7 +295,7 @@ void FakeExecutor::cut(const PlannedSequence& s, Known& known) {
 // Where token `index` of the step goes. A list keeps its tokens in order until it is full.
 int32_t FakeExecutor::take_slot(const PlannedSequence& s, Known& known, int32_t index) {
   const int32_t position = s.first_position + index, next = s.list_length_before + index;
-  if (keeps_all(s) || !traits(s.policy).overwrites_slots) return next;
+  if (!overwrites_slots(s)) return next;
   while (static_cast<int32_t>(known.list.size()) < s.list_length_before &&
          known.list.size() < known.tokens.size())
     known.list.push_back(static_cast<int32_t>(known.list.size()));
@@ -308,8 +329,8 @@ TokenId FakeExecutor::resolve(const BatchPlan& plan, const PlannedSequence& s, K
 
 // The slots before `end` were found right, and nobody has written to their block since.
 bool FakeExecutor::has_seen(const PlannedSequence& s, const Known& known, int32_t end) const {
-  const size_t block = static_cast<size_t>(end) / model_.block_tokens;
-  const int32_t slots = end % model_.block_tokens;
+  const auto block = static_cast<size_t>(size_.block_of(end));
+  const int32_t slots = size_.offset_of(end);
   if (slots == 0) return known.seen.size() == block;
   if (known.seen.size() != block + 1) return false;
   const Seen& tail = known.seen.back();
@@ -321,38 +342,45 @@ bool FakeExecutor::has_seen(const PlannedSequence& s, const Known& known, int32_
 // it.
 void FakeExecutor::write(const BatchPlan& plan, const PlannedSequence& s, Known& known) {
   adopt(s, known);
-  bool seen = keeps_all(s) && has_seen(s, known, s.first_position);
+  const bool keeps = keeps_all(s);
+  bool seen = keeps && has_seen(s, known, s.first_position);
+  uint64_t before = keeps && s.first_position > 0 ? slot_at(s.block_table, s.first_position - 1).chain : 0;
   for (int32_t i = 0; i < static_cast<int32_t>(s.tokens.size()); ++i) {
     const int32_t position = s.first_position + i;
     const TokenId token = resolve(plan, s, known, i);
     const int32_t list_slot = take_slot(s, known, i);
-    const BlockId block = s.block_table[list_slot / model_.block_tokens];
-    Slot& target = slot_at(s.block_table, list_slot);
+    const BlockId block = s.block_table[size_.block_of(list_slot)];
+    const int32_t offset = size_.offset_of(list_slot);
+    Slot& target = slot(block, offset);
     if (target.written_in == plan.step)
-      violation(fmt::format("step {}: two tokens share slot {} of block {}", plan.step,
-                            list_slot % model_.block_tokens, value(block)));
-    const uint64_t before = position == 0  ? 0
-                            : keeps_all(s) ? slot_at(s.block_table, position - 1).chain
-                                           : known.chain[position - 1];
+      violation(
+          fmt::format("step {}: two tokens share slot {} of block {}", plan.step, offset, value(block)));
+    if (!keeps && position > 0) before = known.chain[position - 1];
     const bool unknown = position > 0 && before == kUnknownChain;
     target = {token, position, unknown ? kUnknownChain : chain_after(before, token), plan.step};
-    if (i == 0 || list_slot % model_.block_tokens == 0) ++version_[value(block)];
+    before = target.chain;
+    if (i == 0 || offset == 0) ++version_[value(block)];
     seen = seen && token == known.tokens[position] && target.chain == known.chain[position];
     if (seen) see(s, known, position);
   }
 }
 
 void FakeExecutor::see(const PlannedSequence& s, Known& known, int32_t position) {
-  const BlockId block = s.block_table[position / model_.block_tokens];
-  const int32_t offset = position % model_.block_tokens;
+  const BlockId block = s.block_table[size_.block_of(position)];
+  const int32_t offset = size_.offset_of(position);
   if (offset == 0) known.seen.emplace_back();
   known.seen.back() = {block, version_[value(block)], offset + 1};
 }
 
 bool FakeExecutor::verify_block(const PlannedSequence& s, const Known& known, int32_t index, int32_t slots) {
+  const int32_t first_slot = size_.first_slot(index);
+  // Sinks are whole blocks: but for lists whose slots are overwritten, a block's positions follow each other.
+  const int32_t* listed = overwrites_slots(s) ? &known.list[first_slot] : nullptr;
+  const int32_t first = position_in(s, known, first_slot);
+  const Slot* block = &slot(s.block_table[index], 0);
   for (int32_t i = 0; i < slots; ++i) {
-    const int32_t position = position_in(s, known, index * model_.block_tokens + i);
-    const Slot& found = slot(s.block_table[index], i);
+    const int32_t position = listed != nullptr ? listed[i] : first + i;
+    const Slot& found = block[i];
     const bool same_chain = found.chain == known.chain[position] || found.chain == kUnknownChain ||
                             known.chain[position] == kUnknownChain;
     if (found.token == known.tokens[position] && found.position == position && same_chain) continue;
@@ -371,18 +399,17 @@ void FakeExecutor::verify(const PlannedSequence& s, Known& known) {
   const int32_t end = s.list_length_after();
   if (static_cast<int32_t>(known.tokens.size()) < s.first_position + static_cast<int32_t>(s.tokens.size()))
     return;  // check_shape has spoken
-  const int32_t blocks = (end + model_.block_tokens - 1) / model_.block_tokens;
-  const auto unchanged = std::min<size_t>(static_cast<size_t>(s.num_unchanged_blocks), known.seen.size());
-  for (size_t b = 0; b < unchanged; ++b)
-    if (known.seen[b].block != s.block_table[b])
-      violation(fmt::format("sequence {}: block {} of its table is {}, was {} and is called unchanged",
-                            value(s.sequence), b, value(s.block_table[b]), value(known.seen[b].block)));
+  const int32_t blocks = size_.blocks_for(end);
+  const auto unchanged = std::min(s.num_unchanged_blocks, static_cast<int32_t>(known.seen.size()));
   known.seen.resize(blocks);
   for (int32_t b = 0; b < blocks; ++b) {
     const Seen now{s.block_table[b], version_[value(s.block_table[b])],
-                   std::min(model_.block_tokens, end - b * model_.block_tokens)};
+                   b + 1 < blocks ? size_.tokens() : end - size_.first_slot(b)};
     Seen& seen = known.seen[b];
-    if (seen.block == now.block && seen.version == now.version && seen.slots == now.slots) continue;
+    if (seen == now) continue;
+    if (b < unchanged && seen.block != now.block)
+      violation(fmt::format("sequence {}: block {} of its table is {}, was {} and is called unchanged",
+                            value(s.sequence), b, value(now.block), value(seen.block)));
     if (verify_block(s, known, b, now.slots)) seen = now;
   }
 }

@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "src/base/block_size.h"
 #include "src/base/clock.h"
 #include "src/execute/executor.h"
 #include "src/execute/fake_sequences.h"
@@ -89,19 +90,21 @@ class FakeExecutor final : public Executor {
   using Seen = FakeSequence::Seen;
 
   Slot& slot(BlockId block, int32_t offset) {
-    return slots_[static_cast<size_t>(value(block)) * model_.block_tokens + offset];
+    return slots_[static_cast<size_t>(value(block)) * static_cast<size_t>(size_.tokens()) + offset];
   }
   Slot& slot_at(std::span<const BlockId> blocks, int32_t list_slot) {
-    return slot(blocks[list_slot / model_.block_tokens], list_slot % model_.block_tokens);
+    return slot(blocks[size_.block_of(list_slot)], size_.offset_of(list_slot));
   }
   void violation(std::string what);
   void push(Known& known, TokenId token);
+  void append(Known& known, std::span<const TokenId> tokens);
   void copy(const BlockCopy& copy);
   void join(const PlannedJoin& join);
   bool check_shape(const PlannedSequence& s);
   bool has_seen(const PlannedSequence& s, const Known& known, int32_t end) const;
   void see(const PlannedSequence& s, Known& known, int32_t position);
   bool keeps_all(const PlannedSequence& s) const { return s.policy.kind == RetentionKind::kKeepAll; }
+  bool overwrites_slots(const PlannedSequence& s) const;
   int32_t sink_slots_of(const PlannedSequence& s) const;  // of whole blocks
   int32_t position_in(const PlannedSequence& s, const Known& known, int32_t list_slot) const;
   void cut(const PlannedSequence& s, Known& known);
@@ -122,6 +125,7 @@ class FakeExecutor final : public Executor {
   TokenId pick(uint64_t chain, const Known& known, int32_t position) const;
 
   FakeModel model_;
+  BlockSize size_;
   ManualClock* clock_;
   Roofline roofline_;
   Fault fault_;

@@ -18,6 +18,7 @@ struct FakeSequence {
     BlockId block = kNoBlock;
     uint32_t version = 0;
     int32_t slots = 0;
+    bool operator==(const Seen&) const = default;
   };
   std::vector<TokenId> tokens;
   std::vector<uint64_t> chain;  // of the tokens up to each; same length

@@ -12,14 +12,6 @@ namespace {
 
 constexpr int32_t kMaxOvertakes = 16;  // of one request
 
-int64_t blocks_for(int64_t tokens, int32_t block_tokens) {
-  return (tokens + block_tokens - 1) / block_tokens;
-}
-
-}  // namespace
-
-namespace {
-
 // Siblings come back one after the other: while one runs their prompt again, the others wait to share it with
 // it.
 bool waits_for_sibling(const Sequence& sequence) {
@@ -224,7 +216,7 @@ BlockTable Scheduler::take_prefix(const Sequence& s, int64_t now_us) {
   // The block a hit ends in is copied at the first write and stays until then: one block more than without
   // the hit.
   const int32_t in_tail = table.length() % block_tokens_;
-  const bool tight = cache_.num_available() <= blocks_for(s.group->max_total_tokens, block_tokens_);
+  const bool tight = cache_.num_available() <= size_.blocks_for(s.group->max_total_tokens);
   if (in_tail > 0 && (tight || limits_.whole_block_hits))
     cache_.truncate(table, table.length() - in_tail, deferred_now());
   return table;
@@ -236,11 +228,11 @@ int64_t Scheduler::blocks_to_come(const Sequence& s, const BlockTable& table) co
   const SequenceGroup& group = *s.group;
   if (group.policy.kind != RetentionKind::kKeepAll) return policy_blocks_to_come(s, table);
   const int64_t samples = group.forked ? 1 : group.num_slots();
-  const int64_t known = std::min(s.goal() + 1, group.max_total_tokens);
+  const int32_t known = std::min(s.goal() + 1, group.max_total_tokens);
   const auto later =
-      static_cast<int64_t>(std::ceil(reserve_ratio_ * static_cast<double>(group.max_total_tokens - known)));
-  const int64_t prompt = std::max<int64_t>(0, blocks_for(known, block_tokens_) - table.num_blocks());
-  return prompt + (samples - 1) + samples * blocks_for(later, block_tokens_);
+      static_cast<int32_t>(std::ceil(reserve_ratio_ * static_cast<double>(group.max_total_tokens - known)));
+  const int64_t prompt = std::max(0, size_.blocks_for(known) - table.num_blocks());
+  return prompt + (samples - 1) + samples * size_.blocks_for(later);
 }
 
 int64_t Scheduler::blocks_missing(const Sequence& s, const BlockTable& table) const {
@@ -284,17 +276,16 @@ bool Scheduler::park_on_prefix(SequenceGroup& group) {
                                              s.tokens.begin());
     // The block in which they part is worth waiting for if the leader fills it; its tail is never published
     // while it runs.
-    const int32_t full = r->num_prompt_tokens / block_tokens_ * block_tokens_;
-    const int32_t until =
-        std::min(static_cast<int32_t>(blocks_for(common, block_tokens_)) * block_tokens_, full);
+    const int32_t full = size_.whole_blocks(r->num_prompt_tokens);
+    const int32_t until = std::min(size_.first_slot(size_.blocks_for(common)), full);
     if (std::min(until, common) > best && r->num_published < until) {
       leader = r;
       best = std::min(until, common);
     }
   }
   if (leader == nullptr || best < cache_.lookup(group.ns, s.tokens) + block_tokens_) return false;
-  const int32_t until = std::min(static_cast<int32_t>(blocks_for(best, block_tokens_)) * block_tokens_,
-                                 leader->num_prompt_tokens / block_tokens_ * block_tokens_);
+  const int32_t until =
+      std::min(size_.first_slot(size_.blocks_for(best)), size_.whole_blocks(leader->num_prompt_tokens));
   queue_.erase(group);
   group.parked = true;
   group.parked_on = leader;

@@ -45,7 +45,7 @@ void Scheduler::commit_work(const PlannedWork& work, int64_t now_us) {
   if (s.finished()) return;
   // A beam's branches die young; only its prompt is worth keeping.
   const int32_t known = s.group->is_beam() ? s.num_prompt_tokens : s.num_tokens();
-  publish(s, std::min(s.num_computed, known) / block_tokens_ * block_tokens_, now_us);
+  publish(s, size_.whole_blocks(std::min(s.num_computed, known)), now_us);
   unpark_waiters(s, false);
   if (work.first < s.num_prompt_tokens && s.num_computed >= s.num_prompt_tokens) measure(*s.group);
 }

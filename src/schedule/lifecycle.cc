@@ -13,6 +13,7 @@ Scheduler::Scheduler(const ScheduleLimits& limits, KvCache& cache, QueueBudget& 
       cache_(cache),
       queue_budget_(queue_budget),
       block_tokens_(cache.block_tokens()),
+      size_(cache.block_size()),
       transfers_(cache, limits.costs),
       policy_memory_(limits.policy_memory.bytes),
       reserve_ratio_(limits.reserve.least) {
@@ -72,6 +73,7 @@ void Scheduler::leave_waiting(SequenceGroup& group) {
 }
 
 void Scheduler::unpark_waiters(Sequence& sequence, bool all) {
+  if (sequence.waiters.empty()) return;
   std::erase_if(sequence.waiters, [&](const PrefixWaiter& w) {
     if (!all && sequence.num_published < w.until_published) return false;
     w.group->parked_on = nullptr;

@@ -56,10 +56,10 @@ bool Scheduler::add_work(StepTransaction& step, Sequence& sequence, int32_t coun
   if (sequence.group->traits.overwrites_slots && work.first >= sequence.num_prompt_tokens) {
     if (!add_adaptive_work(step, sequence, work)) return false;
   } else {
-    const bool in_tail = work.list_before % block_tokens_ != 0;
+    const bool in_tail = size_.offset_of(work.list_before) != 0;
     const BlockId tail = in_tail ? table.blocks().back() : kNoBlock;
     if (!step.extend(table, work.list_before + count)) return false;
-    work.copied = in_tail && table.blocks()[work.list_before / block_tokens_] != tail;
+    work.copied = in_tail && table.blocks()[size_.block_of(work.list_before)] != tail;
   }
   draft_.push_back(work);
   sequence.planned_now = true;

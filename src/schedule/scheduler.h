@@ -310,6 +310,7 @@ class Scheduler {
   KvCache& cache_;
   QueueBudget& queue_budget_;
   const int32_t block_tokens_;
+  const BlockSize size_;  // of block_tokens_
   WaitingQueue queue_;
   std::unordered_map<RequestId, std::unique_ptr<SequenceGroup>> groups_;
   std::vector<Sequence*> running_;     // in running order: priority, arrival, index

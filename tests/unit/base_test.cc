@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "quire/sampling_params.h"
+#include "src/base/block_size.h"
 #include "src/base/check.h"
 #include "src/base/check_note.h"
 #include "src/base/dtype.h"
@@ -126,6 +127,25 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"forced_token_ids", [](SamplingParams& p) { p.forced_token_ids = {100}; }},
         BadCase{"forced_token_ids", [](SamplingParams& p) { p.forced_token_ids.assign(17, 1); }},
         BadCase{"forced_token_ids", [](SamplingParams& p) { p.forced_token_ids = {1}, p.beam_width = 2; }}));
+
+TEST(BlockSize, AgreesWithDivision) {
+  for (const int32_t tokens : {1, 8, 16, 64}) {
+    const BlockSize size(tokens);
+    EXPECT_EQ(size.tokens(), tokens);
+    for (int32_t n = 0; n < 3 * tokens + 2; ++n) {
+      EXPECT_EQ(size.block_of(n), n / tokens);
+      EXPECT_EQ(size.offset_of(n), n % tokens);
+      EXPECT_EQ(size.first_slot(n), n * tokens);
+      EXPECT_EQ(size.blocks_for(n), (n + tokens - 1) / tokens);
+      EXPECT_EQ(size.whole_blocks(n), n / tokens * tokens);
+    }
+  }
+}
+
+TEST(BlockSizeDeath, RefusesWhatIsNoPowerOfTwo) {
+  EXPECT_DEATH(BlockSize(12), "a block's tokens are a power of two");
+  EXPECT_DEATH(BlockSize(0), "a block's tokens are a power of two");
+}
 
 }  // namespace
 }  // namespace quire

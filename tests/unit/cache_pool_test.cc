@@ -21,11 +21,18 @@ TEST(Arena, ALastSuperblockMayBeShortAndItsBlocksCount) {
   Arena arena(1000, 300);
   EXPECT_EQ(arena.num_superblocks(), 4);
   EXPECT_EQ(arena.bytes_of(SuperblockId{3}), 100);
-  EXPECT_EQ(arena.blocks_in_free(50), 3 * 6 + 2);
-  EXPECT_EQ(arena.blocks_in_free(150), 3 * 2);
+  EXPECT_EQ(arena.num_whole_free(), 3);
+  EXPECT_TRUE(arena.short_is_free());
+  EXPECT_EQ(BlockPool(arena, 50).num_free(), 3 * 6 + 2);
+  EXPECT_EQ(BlockPool(arena, 150).num_free(), 3 * 2);
   while (arena.take()) {
   }
-  EXPECT_EQ(arena.blocks_in_free(50), 0);
+  EXPECT_EQ(BlockPool(arena, 50).num_free(), 0);
+  arena.give_back(SuperblockId{3});
+  EXPECT_EQ(BlockPool(arena, 50).num_free(), 2);
+  arena.give_back(SuperblockId{1});
+  EXPECT_EQ(arena.num_whole_free(), 1);
+  EXPECT_EQ(BlockPool(arena, 50).num_free(), 6 + 2);
 }
 
 TEST(BlockPool, AllocatesAllOrNothing) {
