@@ -38,12 +38,12 @@ struct Avx512Bf16Vec : Avx512Vec {
     return _mm512_set1_epi32(pair);
   }
   static void store_pairs(void* p, Pairs x) { _mm512_storeu_si512(p, x); }
-  // Word c of each 128-bit part, four times.
-  static void spread(Pairs x, Pairs (&words)[4]) {
-    words[0] = _mm512_shuffle_epi32(x, _MM_PERM_AAAA);
-    words[1] = _mm512_shuffle_epi32(x, _MM_PERM_BBBB);
-    words[2] = _mm512_shuffle_epi32(x, _MM_PERM_CCCC);
-    words[3] = _mm512_shuffle_epi32(x, _MM_PERM_DDDD);
+  // Word c of each 128-bit part, four times; c is known where loops are unrolled.
+  [[gnu::always_inline]] static Pairs repeat_word(Pairs x, int c) {
+    return c == 0   ? _mm512_shuffle_epi32(x, _MM_PERM_AAAA)
+           : c == 1 ? _mm512_shuffle_epi32(x, _MM_PERM_BBBB)
+           : c == 2 ? _mm512_shuffle_epi32(x, _MM_PERM_CCCC)
+                    : _mm512_shuffle_epi32(x, _MM_PERM_DDDD);
   }
   // In each 128-bit part: turned[c] = word c of a, b, c and d.
   [[gnu::always_inline]] static void turn_quarters(Pairs a, Pairs b, Pairs c, Pairs d, Pairs (&turned)[4]) {

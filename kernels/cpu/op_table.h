@@ -82,7 +82,7 @@ inline int64_t block_queries(int64_t group) {
 }
 inline int64_t attention_scratch_floats(int64_t group, int64_t head_dim) {
   const int64_t queries = block_queries(group), dim = turned_dim(head_dim);
-  return queries * (6 * dim + 4 + 2 * kTileSlots) + kTileSlots * dim + dim;
+  return queries * (4 * dim + 4 + 2 * kTileSlots) + kTileSlots * dim + dim;
 }
 
 struct OpTable {

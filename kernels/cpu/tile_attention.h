@@ -25,7 +25,7 @@ struct AttentionScratch {
   AttentionScratch(float* next, int64_t queries, int64_t head_dim) {
     const auto take = [&](int64_t floats) { return std::exchange(next, next + floats); };
     const int64_t padded = turned_dim(head_dim);
-    q = take(queries * 2 * padded), q_sink = take(queries * 2 * padded);
+    q = take(queries * padded), q_sink = take(queries * padded);
     values = take(queries * padded), total_values = take(queries * padded);
     highest = take(queries), weight = take(queries), total_highest = take(queries),
     total_weight = take(queries);
@@ -34,7 +34,7 @@ struct AttentionScratch {
     zero_row = take(padded);
   }
 
-  float *q, *q_sink;             // [queries][padded], or in the same place laid out for dots (tile_strip.h)
+  float *q, *q_sink;             // [queries][padded], or in the same place in bf16, [queries][query_bytes()]
   float *values, *total_values;  // [queries][padded]: of the split; of all before it
   float *highest, *weight, *total_highest, *total_weight;  // [queries]
   float *scores, *sink_scores;                             // [queries][64]
@@ -141,19 +141,19 @@ class AttentionBlock {
 
   void load_queries(const void* source, float* target) {
     if constexpr (V::kHasDot) {
-      if (uses_dots()) return lay_out_queries(source, reinterpret_cast<char*>(target));
+      if (uses_dots()) return copy_pairs(source, reinterpret_cast<char*>(target));
     }
     with_element(piece_.activations, [&](auto element) { copy_queries<decltype(element)>(source, target); });
   }
 
-  void lay_out_queries(const void* source, char* target) {
+  void copy_pairs(const void* source, char* target) {
     for (int64_t row = first_row_; row < last_row_; ++row) {
       for (int64_t g = 0; g < group_; ++g) {
         const auto* q =
             static_cast<const char*>(source) + 2 * ((sequence_row_ + row) * p_.q_stride + q_head(g) * dim_);
-        char* const laid_out = target + query(row, g) * laid_out_bytes(dim_);
+        char* const pairs = target + query(row, g) * query_bytes(dim_);
         for (int64_t i = 0; i < dim_; i += 32)
-          lay_out_query<V>(KvTile<V>::some_pairs(q + 2 * i, dim_ - i), laid_out + 8 * i);
+          V::store_pairs(pairs + 2 * i, KvTile<V>::some_pairs(q + 2 * i, dim_ - i));
       }
     }
   }
@@ -220,23 +220,32 @@ class AttentionBlock {
     });
   }
 
-  // The same of a few queries, with K and V read where they lie: memory is what is waited for.
+  // The same of a few queries, with K and V read where they lie, in the order of memory: that is what is waited for.
   void attend_few(int64_t tile, int64_t first, int64_t last) {
     part_asker_.begin(tile_.parts());
-    for (head_ = 0; head_ < piece_.num_kv_heads; ++head_) {
+    for_strips_and_heads([&](int64_t slot) {
       const int64_t begin = query(first, 0), end = query(last, 0);
-      for (int64_t slot = 0; slot < kTileSlots; slot += kStripSlots) score_strip(slot, begin, end);
+      score_strip(slot, begin, end);
+      if (slot + kStripSlots < kTileSlots) return;
+      // Here, between two readings, not for all heads at once: little of what was asked for is left after that.
       hide_unseen(tile, first, last);
       store_row_logits(tile, first, last);
       for (int64_t i = begin; i < end; ++i) weigh(i);
-      for (int64_t slot = 0; slot < kTileSlots; slot += kStripSlots) add_strip_values(slot, begin, end);
-    }
+    });
+    for_strips_and_heads([&](int64_t slot) { add_strip_values(slot, query(first, 0), query(last, 0)); });
     head_ = 0;
+  }
+
+  template <class Function>
+  void for_strips_and_heads(Function&& f) {
+    for (int64_t slot = 0; slot < kTileSlots; slot += kStripSlots) {
+      for (head_ = 0; head_ < piece_.num_kv_heads; ++head_) f(slot);
+    }
   }
 
   void score_strip(int64_t slot, int64_t first, int64_t last) {
     const auto [rows, offset] = tile_.strip(tile_.keys(), slot, head_);
-    const int64_t q_bytes = laid_out_bytes(dim_);
+    const int64_t q_bytes = query_bytes(dim_);
     const LinesAhead ahead = part_asker_.take();
     for_row_tiles<kStripQueries>(last - first, [&, rows = rows, offset = offset](int64_t i, auto tile_rows) {
       constexpr int R = tile_rows;
@@ -319,7 +328,7 @@ class AttentionBlock {
   [[gnu::always_inline]] void ask_some() { asker_.ask(near_lines_, far_lines_); }
 
   void multiply_turned(const char* q, float* scores, int64_t first, int64_t last) {
-    const int64_t q_bytes = laid_out_bytes(dim_);
+    const int64_t q_bytes = query_bytes(dim_);
     for_row_tiles<V::kTileRows>(last - first, [&](int64_t i, auto tile_rows) {
       constexpr int R = tile_rows;
       for (int64_t slot = 0; slot < kTileSlots; slot += 16) {
@@ -434,41 +443,67 @@ class AttentionBlock {
     });
   }
 
-  // Weights of the whole tile times its V, for many queries.
-  void add_paired_values(int64_t first, int64_t last) {
-    const auto add = [&](auto vectors, int64_t column) {
-      for_row_tiles<6>(last - first, [&](int64_t i, auto tile_rows) {
-        add_weighted<V, tile_rows, vectors>(scratch_.scores + (first + i) * kTileSlots, kTileSlots,
-                                            tile_.values(), kTileSlots, 2 * column,
-                                            values_of(first + i) + column, padded_, NothingAhead{}, 0, 0);
-      });
-    };
-    int64_t column = 0;
-    for (; column + 64 <= dim_; column += 64) add(std::integral_constant<int, 4>{}, column);
-    for (; column < dim_; column += 32) add(std::integral_constant<int, 2>{}, column);
+  // Calls f with the head's size, as a constant where that is worth code of its own: addresses are then known.
+  template <class Function>
+  void with_dim(Function&& f) const {
+    if (dim_ == 128) return f(std::integral_constant<int64_t, 128>{});
+    f(dim_);
   }
 
-  // Weights of a strip times its V, for few: as many columns at a time as leave registers for two queries, so
-  // that lines are read in order.
+  // Weights of the whole tile times its V, for many queries.
+  void add_paired_values(int64_t first, int64_t last) {
+    with_dim([&](auto dim) {
+      const auto add = [&](auto vectors, int64_t column) {
+        for_row_tiles<6>(last - first, [&](int64_t i, auto tile_rows) {
+          add_weighted<V, tile_rows, vectors>(scratch_.scores + (first + i) * kTileSlots, tile_.values(),
+                                              kTileSlots, 2 * column, values_of(first + i) + column, dim,
+                                              NothingAhead{}, 0);
+        });
+      };
+      int64_t column = 0;
+      for (; column + 64 <= dim; column += 64) add(std::integral_constant<int, 4>{}, column);
+      for (; column < dim; column += 32) add(std::integral_constant<int, 2>{}, column);
+    });
+  }
+
+  // Weights of a strip times its V, for few, some slots at a time.
   void add_strip_values(int64_t slot, int64_t first, int64_t last) {
     const LinesAhead ahead = part_asker_.take();
     if (!tile_.is_seen(slot, kStripSlots)) return;
-    int64_t column = 0;
-    for (; column + 128 <= dim_; column += 128) add_strip_columns<3, 8>(slot, first, last, column, ahead);
-    for (; column + 64 <= dim_; column += 64) add_strip_columns<6, 4>(slot, first, last, column, ahead);
-    for (; column < dim_; column += 32) add_strip_columns<6, 2>(slot, first, last, column, ahead);
+    const auto [rows, offset] = tile_.strip(tile_.values(), slot, head_);
+    with_dim([&, rows = rows, offset = offset](auto dim) {
+      for (int64_t s = 0; s < kStripSlots; s += kValueSlots)
+        add_strip_slots({rows + s, offset, slot + s, s * 2 * dim, ahead}, first, last, dim);
+    });
   }
 
-  template <int Rows, int N>
-  void add_strip_columns(int64_t slot, int64_t first, int64_t last, int64_t column, const LinesAhead& ahead) {
-    const auto [rows, offset] = tile_.strip(tile_.values(), slot, head_);
-    for_row_tiles<Rows>(last - first, [&, rows = rows, offset = offset](int64_t i, auto tile_rows) {
-      const auto add = [&](auto some_ahead) __attribute__((always_inline)) {
-        add_weighted<V, tile_rows, N>(scratch_.scores + (first + i) * kTileSlots + slot, kTileSlots, rows,
-                                      kStripSlots, offset + 2 * column, values_of(first + i) + column,
-                                      padded_, some_ahead, 2 * column, tile_.token_bytes());
+  // Slots of a strip: where V lies, from which of the tile on, and the first byte to ask for.
+  struct StripSlots {
+    const char* const* rows;
+    int64_t offset, slot, ahead_byte;
+    LinesAhead ahead;
+  };
+  static constexpr int64_t kValueSlots = 8;
+
+  // As many columns at a time as leave registers for all of a small group.
+  template <class Dim>
+  void add_strip_slots(const StripSlots& slots, int64_t first, int64_t last, Dim dim) {
+    int64_t column = 0;
+    if (last - first <= 3)
+      for (; column + 128 <= dim; column += 128) add_strip_columns<3, 8>(slots, first, last, column, dim);
+    for (; column + 64 <= dim; column += 64) add_strip_columns<6, 4>(slots, first, last, column, dim);
+    for (; column < dim; column += 32) add_strip_columns<6, 2>(slots, first, last, column, dim);
+  }
+
+  template <int Rows, int N, class Dim>
+  void add_strip_columns(const StripSlots& slots, int64_t first, int64_t last, int64_t column, Dim dim) {
+    for_row_tiles<Rows>(last - first, [&](int64_t i, auto tile_rows) {
+      const auto add = [&](auto ahead) __attribute__((always_inline)) {
+        add_weighted<V, tile_rows, N>(scratch_.scores + (first + i) * kTileSlots + slots.slot, slots.rows,
+                                      kValueSlots, slots.offset + 2 * column, values_of(first + i) + column,
+                                      dim, ahead, slots.ahead_byte + 2 * column);
       };
-      if (i == 0) return add(ahead);  // the first pass over these lines asks
+      if (i == 0) return add(slots.ahead);  // the first pass over these lines asks
       add(NothingAhead{});
     });
   }

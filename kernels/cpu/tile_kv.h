@@ -33,12 +33,6 @@ class LineCursor {
     for (; bytes_ahead > 0 && next_ != nullptr; bytes_ahead -= parts.bytes) step();
   }
 
-  // The part at this place, or null after the next tile's last; on to the one after it.
-  const char* take_part() {
-    const char* const part = next_;
-    if (part != nullptr) step();
-    return part;
-  }
   [[gnu::always_inline]] void ask(int64_t lines) {
     if (next_ == nullptr) return;
     for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(next_ + 64 * i, 0, 3);
@@ -107,27 +101,64 @@ class LineAsker {
   LineCursor near_, far_;
 };
 
-// The same where parts are read one by one, line by line: nothing but memory is waited for.
+// The same where memory is read in its own order, part by part: K of all heads of a part, then of the tile's next;
+// V likewise; then the next tile.
+class PartCursor {
+ public:
+  PartCursor() = default;
+  PartCursor(const TileParts& parts, int64_t parts_ahead) : parts_(&parts) {
+    find();
+    for (; parts_ahead > 0; --parts_ahead) take();
+  }
+
+  // One head's share of a part, or null after the next tile's last; on to the next head's.
+  const char* take() {
+    const char* const share = next_;
+    if (share == nullptr) return nullptr;
+    next_ += parts_->head_stride;
+    if (++head_ == parts_->heads) step();
+    return share;
+  }
+
+ private:
+  [[gnu::noinline]] void step() {
+    head_ = 0;
+    do {
+      if (++part_ == parts_->per_tile) part_ = 0, ++half_;
+      find();
+    } while (next_ == nullptr && half_ < 4);
+  }
+  void find() {
+    next_ = half_ == 4 ? nullptr : parts_->starts[half_ / 2 * parts_->per_tile + part_];
+    if (next_ != nullptr && half_ % 2 == 1) next_ += parts_->kv_stride;
+  }
+
+  const TileParts* parts_ = nullptr;
+  int64_t half_ = 0, part_ = 0, head_ = 0;  // halves: K and V of the tile, K and V of the next
+  const char* next_ = nullptr;
+};
+
 class PartAsker {
  public:
   void begin(const TileParts& parts) {
     first_ = parts.starts[0];
-    for (int i = 0; i < 3; ++i) ahead_[i] = LineCursor(parts, 0, kBytesAhead[i]);
+    for (int i = 0; i < 3; ++i)
+      ahead_[i] = PartCursor(parts, (kBytesAhead[i] + parts.bytes - 1) / parts.bytes);
   }
-  // What to ask for while the next part is read.
+  // What to ask for while the next head's share of a part is read.
   LinesAhead take() {
     LinesAhead lines;
     for (int i = 0; i < 3; ++i) {
-      const char* const part = ahead_[i].take_part();
-      lines.parts[i] = part == nullptr ? first_ : part;  // asked for again where nothing comes
+      const char* const share = ahead_[i].take();
+      lines.parts[i] = share == nullptr ? first_ : share;  // asked for again where nothing comes
     }
     return lines;
   }
 
  private:
-  static constexpr int64_t kBytesAhead[3] = {4 << 10, 8 << 10, 16 << 10};
+  static constexpr int64_t kBytesAhead[3] = {4 << 10, 8 << 10, 12 << 10};
   const char* first_ = nullptr;
-  LineCursor ahead_[3];
+  PartCursor ahead_[3];
 };
 
 template <class V>

@@ -1,9 +1,10 @@
 // Attention's two products where K and V are bf16 and the level has dot instructions (AVX512_BF16).
 //
 // Logits: K of four slots is turned within 128-bit parts only, in half the shuffles of a whole turn: of each 64
-// bytes, quarter p of vector c then holds pair 4 p + c of the four slots. Queries are laid out to match, and each
-// logit is the sum of its four quarters' sums, whether K is turned on the way (a few queries: nothing but memory
-// is waited for) or once for many queries.
+// bytes, quarter p of vector c then holds pair 4 p + c of the four slots. It meets the query's line with word c of each
+// quarter four times, and each logit is the sum of its four quarters' sums, whether K is turned on the way (a few
+// queries: nothing but memory is waited for) or once for many queries. Words are repeated on the way too: queries laid out
+// that way took four times the room, most of the first cache for 32 of them.
 // Values: weights stay in f32, V is widened on the way, even dimensions apart from odd ones.
 #pragma once
 
@@ -14,17 +15,9 @@
 namespace quire::cpu {
 namespace {
 
-// Bytes of a query laid out for dots.
-inline int64_t laid_out_bytes(int64_t dim) {
-  return turned_dim(dim) * 4 * static_cast<int64_t>(sizeof(Bf16));
-}
-
-// One line of a query to four vectors.
-template <class V>
-void lay_out_query(typename V::Pairs line, char* target) {
-  typename V::Pairs quarters[4];
-  V::spread(line, quarters);
-  for (int c = 0; c < 4; ++c) V::store_pairs(target + 64 * c, quarters[c]);
+// Bytes of a query in whole lines.
+inline int64_t query_bytes(int64_t dim) {
+  return turned_dim(dim) * static_cast<int64_t>(sizeof(Bf16));
 }
 
 // sums[r][g] += the dots of query r with four slots each, whose rows are given, of one line.
@@ -49,7 +42,7 @@ template <class V, int R, int G, class Ahead>
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         if (r < G) ahead.ask(ahead_byte + 64 * (G * c + r));  // apart from each other: bursts are lost
-        const typename V::Pairs pairs = V::load_pairs(q + r * q_bytes + 64 * c);
+        const typename V::Pairs pairs = V::repeat_word(V::load_pairs(q + r * q_bytes), c);
 #pragma GCC unroll 4
         for (int g = 0; g < G; ++g) sum[r][g] = V::dot(sum[r][g], pairs, k[g][c]);
       }
@@ -80,7 +73,7 @@ template <class V, int R, class Ahead>
     typename V::F part[R][G];
     clear<R, G, V>(part);
     for (int64_t byte = 0; byte < 2 * dim; byte += 64) {
-      dot_line<V, R, G>(q + 4 * byte, q_bytes, rows + 4 * first, offset + byte, part, ahead,
+      dot_line<V, R, G>(q + byte, q_bytes, rows + 4 * first, offset + byte, part, ahead,
                         8 * dim * first + 4 * G * byte);
     }
 #pragma GCC unroll 8
@@ -99,42 +92,44 @@ template <class V, int R>
                                               int64_t step_bytes, int64_t dim, typename V::F (&sum)[R]) {
   typename V::F parts[R][4];
   clear<R, 4, V>(parts);
-  for (int64_t step = 0; step < turned_dim(dim) / 8; ++step, q += 64, turned += step_bytes) {
-    typename V::Pairs k[4];
+  for (int64_t line = 0; line < query_bytes(dim); line += 64) {
 #pragma GCC unroll 4
-    for (int g = 0; g < 4; ++g) k[g] = V::load_pairs(turned + 64 * g);
+    for (int c = 0; c < 4; ++c, turned += step_bytes) {
+      typename V::Pairs k[4];
+#pragma GCC unroll 4
+      for (int g = 0; g < 4; ++g) k[g] = V::load_pairs(turned + 64 * g);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const typename V::Pairs pairs = V::load_pairs(q + r * q_bytes);
+      for (int r = 0; r < R; ++r) {
+        const typename V::Pairs pairs = V::repeat_word(V::load_pairs(q + r * q_bytes + line), c);
 #pragma GCC unroll 4
-      for (int g = 0; g < 4; ++g) parts[r][g] = V::dot(parts[r][g], pairs, k[g]);
+        for (int g = 0; g < 4; ++g) parts[r][g] = V::dot(parts[r][g], pairs, k[g]);
+      }
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) sum[r] = V::sum_quarters(parts[r]);
 }
 
-// values[r] += weights[r] * V of `slots` slots, for 16 * N columns from byte `byte` of a slot's V on. For each line
-// of V one of `ahead` is asked for, from `ahead_byte` on and token_bytes from slot to slot.
-template <class V, int R, int N, class Ahead>
-[[gnu::always_inline]] inline void add_weighted(const float* weights, int64_t weight_stride,
-                                                const char* const* rows, int64_t slots, int64_t byte,
-                                                float* values, int64_t stride, const Ahead& ahead,
-                                                int64_t ahead_byte, int64_t token_bytes) {
+// values[r] += weights[r] * V of `slots` slots, for 16 * N columns from byte `byte` of a slot's V on; rows of values
+// are `dim` apart, rows of weights kTileSlots. For each line of V one of `ahead` is asked for, from `ahead_byte` on.
+template <class V, int R, int N, class Dim, class Ahead>
+[[gnu::always_inline]] inline void add_weighted(const float* weights, const char* const* rows, int64_t slots,
+                                                int64_t byte, float* values, Dim dim, const Ahead& ahead,
+                                                int64_t ahead_byte) {
   typename V::F sum[R][N];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) sum[r][n] = V::load(values + r * stride + 16 * n);
+    for (int n = 0; n < N; ++n) sum[r][n] = V::load(values + r * dim + 16 * n);
   }
   for (int64_t slot = 0; slot < slots; ++slot) {
     const char* const row = rows[slot] + byte;
     typename V::F weight[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) weight[r] = V::set(weights[r * weight_stride + slot]);
+    for (int r = 0; r < R; ++r) weight[r] = V::set(weights[r * kTileSlots + slot]);
 #pragma GCC unroll 4
     for (int line = 0; line < N / 2; ++line) {
-      ahead.ask(ahead_byte + slot * token_bytes + 64 * line);
+      ahead.ask(ahead_byte + slot * 2 * dim + 64 * line);
       const typename V::Pairs pairs = V::load_pairs(row + 64 * line);
       const typename V::F even = V::even(pairs), odd = V::odd(pairs);
 #pragma GCC unroll 8
@@ -147,7 +142,7 @@ template <class V, int R, int N, class Ahead>
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) V::store(values + r * stride + 16 * n, sum[r][n]);
+    for (int n = 0; n < N; ++n) V::store(values + r * dim + 16 * n, sum[r][n]);
   }
 }
 
