@@ -178,6 +178,11 @@ struct AttentionParams {
   float* column_sums = nullptr;
   int64_t column_sums_stride = 0;
   const int64_t* column_sums_start = nullptr;
+  // K2 [rows, num_q_heads, num_segments, head_dim + 2]: what a row sees of each run of segment_slots of its list's slots, not merged: values
+  // weighed by exp(logit - m) and summed, then m, the largest scaled logit, then the sum of exp(logit - m). Of a run of which it sees
+  // nothing: 0, minus infinity, 0. Sinks are left out; shared prefixes are part of their lists.
+  float* partials = nullptr;
+  int32_t segment_slots = 0, num_segments = 0;  // together at least max_length
 };
 
 // ---- out = silu(gate) * up --------------------------------------------------------------------------------------------------

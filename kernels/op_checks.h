@@ -116,6 +116,10 @@ inline void check_op(const AttentionParams& p) {
     check_at_least("attention row_logits, stride", p.row_logits_stride, p.max_length);
   if (p.column_sums != nullptr && p.column_sums_start == nullptr)
     check_at_least("attention column_sums, stride", p.column_sums_stride, p.max_length);
+  if (p.partials == nullptr) return;
+  check_at_least("attention partials, segment_slots", p.segment_slots, 1);
+  check_at_least("attention partials, slots of all segments", int64_t{p.segment_slots} * p.num_segments,
+                 p.max_length);
 }
 
 inline void check_op(const SiluMulParams& p) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/cpu/attention_partials.h"
 #include "kernels/cpu/attention_runner.h"
 #include "kernels/cpu/op_table.h"
 #include "kernels/cpu/packed_weight.h"
@@ -106,6 +107,7 @@ class CpuKernels final : public Kernels {
     if (p.rows == 0) return;
     check_op(p);
     attention_.run(p);
+    if (p.partials != nullptr) cpu::write_attention_partials(p, options_.activations, pool_);
   }
 
   void silu_mul(const SiluMulParams& p) override {

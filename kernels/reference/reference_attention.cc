@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -101,6 +102,28 @@ void write_side_outputs(const HeadView& view, const Softmax& s, int64_t r) {
   }
 }
 
+// Segment by segment, each with a largest logit of its own.
+void write_partials(const HeadView& view, const Softmax& s, int64_t r) {
+  const AttentionParams& p = view.p;
+  const int64_t row = (view.first_row() + r) * p.num_q_heads + view.q_head, floats = p.head_dim + 2;
+  for (int64_t segment = 0; segment < p.num_segments; ++segment) {
+    const int64_t begin = segment * p.segment_slots, end = std::min(begin + p.segment_slots, view.length());
+    double largest = -std::numeric_limits<double>::infinity(), total = 0;
+    for (int64_t j = begin; j < end; ++j) largest = std::max(largest, s.logits[j]);
+    std::vector<double> sums(p.head_dim);
+    for (int64_t j = begin; j < end; ++j) {
+      if (std::isinf(s.logits[j])) continue;
+      const double weight = std::exp(s.logits[j] - largest);
+      total += weight;
+      for (int64_t i = 0; i < p.head_dim; ++i) sums[i] += weight * view.v(j, i);
+    }
+    float* out = p.partials + (row * p.num_segments + segment) * floats;
+    for (int64_t i = 0; i < p.head_dim; ++i) out[i] = static_cast<float>(sums[i]);
+    out[p.head_dim] = static_cast<float>(largest);
+    out[p.head_dim + 1] = static_cast<float>(total);
+  }
+}
+
 }  // namespace
 
 void attention(const AttentionParams& p) {
@@ -113,6 +136,7 @@ void attention(const AttentionParams& p) {
         const Softmax s = softmax_of(view, r);
         write_values(view, s, view.first_row() + r);
         write_side_outputs(view, s, r);
+        if (p.partials != nullptr) write_partials(view, s, r);
       }
     }
   }

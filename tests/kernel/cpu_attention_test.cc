@@ -121,8 +121,10 @@ class Problem {
 };
 
 struct AttentionRun {
-  Tensor out, lse, row_logits, column_sums;
+  Tensor out, lse, row_logits, column_sums, partials;
 };
+
+constexpr int32_t kSegmentSlots = 50;
 
 AttentionRun attend(Kernels& kernels, Problem& problem) {
   AttentionParams p = problem.params();
@@ -136,6 +138,9 @@ AttentionRun attend(Kernels& kernels, Problem& problem) {
         Tensor(DType::kF32, std::vector<float>(static_cast<size_t>(p.num_sequences * heads * stride), -7));
     run.column_sums =
         Tensor(DType::kF32, std::vector<float>(static_cast<size_t>(p.num_sequences * heads * stride), 0.5f));
+    p.segment_slots = kSegmentSlots, p.num_segments = p.max_length / kSegmentSlots + 1;
+    run.partials = Tensor::poisoned(DType::kF32, problem.rows() * heads * p.num_segments * (p.head_dim + 2));
+    p.partials = static_cast<float*>(run.partials.data());
     p.lse = static_cast<float*>(run.lse.data());
     p.row_logits = static_cast<float*>(run.row_logits.data()), p.row_logits_stride = stride;
     p.column_sums = static_cast<float*>(run.column_sums.data()), p.column_sums_stride = stride;
@@ -155,6 +160,7 @@ void expect_same(const AttentionRun& a, const AttentionRun& b, const std::string
   EXPECT_EQ(a.out, b.out) << what;
   EXPECT_EQ(a.lse, b.lse) << what;
   EXPECT_EQ(a.row_logits, b.row_logits) << what;
+  EXPECT_EQ(a.partials, b.partials) << what;
   EXPECT_EQ(a.column_sums, b.column_sums) << what;
 }
 
@@ -173,6 +179,7 @@ void check_case(const AttentionCase& c, const std::string& name,
       expect_near(got.out, wanted.out, roundings, what);
       expect_near(got.lse, wanted.lse, 4 * roundings, what + " lse");
       expect_near(got.row_logits, wanted.row_logits, 4 * roundings, what + " row_logits");
+      expect_near(got.partials, wanted.partials, kSegmentSlots * 4 * roundings, what + " partials");
       expect_near(got.column_sums, wanted.column_sums, roundings * c.lists[0].rows, what + " column_sums");
       expect_same(got, attend(*kernels, problem), what + ", a second run");
       if (testing::Test::HasFatalFailure()) return;

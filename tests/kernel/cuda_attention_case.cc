@@ -15,6 +15,11 @@ namespace quire::attention_test {
 namespace {
 
 constexpr int kAlignment = 64;
+constexpr int kSegmentSlots = 24;  // ends inside tiles and blocks
+
+int segments_of(const AttentionParams& p) {
+  return (p.max_length + kSegmentSlots - 1) / kSegmentSlots;
+}
 
 std::unique_ptr<Region> copy_of(const std::vector<int32_t>& v) {
   auto r = std::make_unique<Region>(static_cast<int64_t>(v.size()) * 4);
@@ -202,11 +207,15 @@ OutputRegions::OutputRegions(const AttentionParams& p, DType dtype)
     : values(p.rows * p.num_q_heads * p.head_dim * bytes_of(dtype)),
       lse(p.rows * p.num_q_heads * 4),
       row_logits(int64_t{p.num_sequences} * p.num_q_heads * p.max_length * 4),
-      column_sums(int64_t{p.num_sequences} * p.num_q_heads * p.max_length * 4, 0) {}
+      column_sums(int64_t{p.num_sequences} * p.num_q_heads * p.max_length * 4, 0),
+      partials(p.rows * p.num_q_heads * segments_of(p) * (p.head_dim + 2) * 4) {}
 
 void OutputRegions::attach(AttentionParams& p) {
   p.out = values.data();
   p.lse = lse.as<float>();
+  p.partials = partials.as<float>();
+  p.segment_slots = kSegmentSlots;
+  p.num_segments = segments_of(p);
   if (p.prefixes.num_nodes > 0) return;
   p.row_logits = row_logits.as<float>();
   p.column_sums = column_sums.as<float>();
@@ -214,7 +223,7 @@ void OutputRegions::attach(AttentionParams& p) {
 }
 
 Outputs OutputRegions::take(DType dtype, bool with_side_outputs) {
-  Outputs o{.lse = floats(&lse)};
+  Outputs o{.lse = floats(&lse), .partials = floats(&partials)};
   if (with_side_outputs) {
     o.row_logits = floats(&row_logits);
     o.column_sums = floats(&column_sums);
@@ -279,6 +288,14 @@ std::string difference(Case& c, const Outputs& got, const Outputs& wanted) {
   for (size_t i = 0; i < wanted.row_logits.size(); ++i)
     if (std::isfinite(wanted.row_logits[i]))  // slots that the row does not see are not written
       if (auto d = compare("row_logits", i, got.row_logits[i], wanted.row_logits[i], t.logits); !d.empty())
+        return d;
+  // Of a segment: sums of up to 24 weights of at most 1, each off by its logit's error.
+  for (size_t i = 0; i < wanted.partials.size(); ++i)
+    if (std::isfinite(wanted.partials[i]) ||
+        got.partials[i] != wanted.partials[i])  // nothing seen: minus infinity
+      if (auto d = compare("partials", i, got.partials[i], wanted.partials[i],
+                           t.sums * (1 + std::fabs(wanted.partials[i])));
+          !d.empty())
         return d;
   for (size_t i = 0; i < wanted.column_sums.size(); ++i)
     if (auto d = compare("column_sums", i, got.column_sums[i], wanted.column_sums[i],

@@ -37,7 +37,7 @@ struct Shape {
 };
 
 struct Outputs {
-  std::vector<float> values, lse, row_logits, column_sums;
+  std::vector<float> values, lse, row_logits, column_sums, partials;
 };
 
 // Memory that kernels may touch, of an exact size, registered with the shim while it lives.
@@ -99,7 +99,7 @@ class Case {
 
 // Where a run puts its results. A cascade gives no row logits and no column sums.
 struct OutputRegions {
-  Region values, lse, row_logits, column_sums;
+  Region values, lse, row_logits, column_sums, partials;
 
   OutputRegions(const AttentionParams& p, DType dtype);
   void attach(AttentionParams& p);

@@ -65,6 +65,8 @@ void expect_right(const Shape& shape) {
     EXPECT_TRUE(same_bits(got.values, again.values))
         << "values depend on the order of blocks, seed " << order;
     EXPECT_TRUE(same_bits(got.lse, again.lse)) << "lse depends on the order of blocks, seed " << order;
+    EXPECT_TRUE(same_bits(got.partials, again.partials))
+        << "partials depend on the order of blocks, seed " << order;
     EXPECT_TRUE(same_bits(got.column_sums, again.column_sums))
         << "column sums depend on the order of blocks, seed " << order;
   }

@@ -81,6 +81,11 @@ BUGS = [
      "tile = max(0, shfl(mine, owner) - 2 - from_end);", ["prefill.cu"], PREFILL, ["values["]),
     ("a column's last rows are not summed", "side_outputs.cu", "row < task.rows; row += kSumWarps * 16", "row + 16 < task.rows; row += kSumWarps * 16",
      ["side_outputs.cu"], PREFILL, ["column_sums["]),
+    ("a segment's last slot is its successor's", "partials.cu", "min(begin + a.segment_slots, row.index + 1)", "min(begin + a.segment_slots - 1, row.index + 1)",
+     ["partials.cu"], "Decode/*decode64:" + PREFILL, ["partials["]),
+    ("a segment begins with the weights of the one before", "plain_row.h", "values[i] *= factor;", "values[i] *= 1;", ["partials.cu"], "Decode/*decode64", ["partials["]),
+    ("slots before the window are in a segment", "plain_row.h", "(slot >= first || slot < sink_slots); };", "(slot >= 0 || slot < sink_slots); };",
+     ["partials.cu"], "Decode/*window", ["partials["]),
 ]
 
 
@@ -110,7 +115,9 @@ def plant(folder: str, tree: pathlib.Path, file: str, old: str, new: str) -> Non
             if text.count(old) != 1:
                 sys.exit(f"{file} has {text.count(old)} places of: {old!r}")
             text = text.replace(old, new)
-        text = re.sub(r"    case (80|96|128|256): return .*\n", "", text)  # only head size 64
+        text = re.sub(r"    case (?:80|96|128|256):\n      return .*;\n", "", text)  # only head size 64
+        if re.search(r"case (80|96|128|256):", text):
+            sys.exit(f"{source.name} is not cut to head size 64: its cases are written in another way")
         (tree / source.name).write_text(text)
 
 

@@ -123,6 +123,7 @@ void attention(const AttentionContext& context, DType activations, const Attenti
     }
   }
   if (p.column_sums != nullptr) launch_column_sums(context, activations, p);
+  if (p.partials != nullptr) launch_attention_partials(context, activations, p);
 }
 
 }  // namespace quire::QUIRE_SIDE

@@ -3,7 +3,8 @@
 // - of several: prefill.cu (tensor cores, flash tiles), or prefill_sm90.cu on Hopper at head sizes 64, 128;
 // - shared prefixes (K2): prefill's kernel over the members of each node, then decode over what is left;
 // - float32 values, or a head size without a tensor-core kernel: plain.cu;
-// - column sums (K5), and row logits (K3) of a prefill: side_outputs.cu, after any of them.
+// - column sums (K5), and row logits (K3) of a prefill: side_outputs.cu, after any of them;
+// - partial results by segments of the list (K2): partials.cu, likewise.
 // One caller, the executor thread. Nothing here allocates or reads device memory; the caller owns the scratch.
 #pragma once
 
@@ -73,6 +74,7 @@ void launch_prefix_attention(const AttentionContext& context, const AttentionPar
 void launch_plain_attention(const AttentionContext& context, DType activations, const AttentionParams& p);
 void launch_last_row_logits(const AttentionContext& context,
                             const AttentionParams& p);  // of sequences of several rows
+void launch_attention_partials(const AttentionContext& context, DType activations, const AttentionParams& p);
 void launch_column_sums(const AttentionContext& context, DType activations, const AttentionParams& p);
 
 }  // namespace quire::QUIRE_SIDE

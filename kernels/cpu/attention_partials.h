@@ -1,0 +1,11 @@
+// K2 of the attention op on the CPU: each segment's sums apart, in plain loops. A pass of its own, paid by who asks for it.
+#pragma once
+
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/kernels.h"
+
+namespace quire::cpu {
+
+void write_attention_partials(const AttentionParams& p, DType activations, ThreadPool& pool);
+
+}  // namespace quire::cpu
