@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <mutex>
 #include <numeric>
 #include <utility>
 
@@ -72,6 +73,20 @@ struct Warp {
   void* args[kLanes] = {};
 };
 
+// Read when a thread's runner is made, so no lock is on a launch's path.
+struct DefaultOptions {
+  std::mutex mutex;
+  ShimOptions options;
+};
+DefaultOptions& default_options() {
+  static DefaultOptions d;
+  return d;
+}
+ShimOptions options_of_new_threads() {
+  const std::lock_guard lock(default_options().mutex);
+  return default_options().options;
+}
+
 class Runner {
  public:
   void run_grid(const LaunchShape& shape, const std::function<void()>& body);
@@ -81,7 +96,7 @@ class Runner {
   bool block_barrier_or(bool value, int line);
   void fault(std::string what);
 
-  ShimOptions options;
+  ShimOptions options = options_of_new_threads();
   SharedShadow shared_shadow;
   GlobalShadow global_shadow;
   bool dependent = false;
@@ -356,6 +371,10 @@ std::string Runner::stuck() const {
 
 }  // namespace
 
+void set_default_shim_options(const ShimOptions& options) {
+  const std::lock_guard lock(default_options().mutex);
+  default_options().options = options;
+}
 void set_shim_options(const ShimOptions& options) {
   runner().options = options;
 }

@@ -35,6 +35,8 @@ struct ShimOptions {
 // For the calling thread, from its next launch on.
 void set_shim_options(const ShimOptions& options);
 const ShimOptions& shim_options();
+// For threads that have launched nothing yet and set none of their own: an engine's, which a test cannot reach.
+void set_default_shim_options(const ShimOptions& options);
 
 // A stream of the host side. While `recording`, launches are kept there instead of run: that is a captured
 // graph.
