@@ -251,6 +251,14 @@ struct ScratchLimits {
   int32_t max_q_heads = 0, max_head_dim = 0, max_length = 0;
 };
 
+// Which products a step makes of many rows.
+struct TuneRequest {
+  std::span<const MatmulWeight* const> weights;  // in a step's order
+  const MatmulWeight* output = nullptr;          // gives logits: float32
+  int64_t max_rows = 0, max_output_rows = 0;
+  int64_t budget_ms = 0;  // 0: nothing is timed
+};
+
 // The seam. One instance belongs to one executor thread.
 class Kernels {
  public:
@@ -265,6 +273,9 @@ class Kernels {
     const HostMatrix parts[] = {gate, up};
     return pack(parts);
   }
+  // Once, with the weights in place and before the first step: a back end that multiplies through a library times the library's ways to make
+  // these products, within the budget, and keeps to the best. They differ in the order of sums, so in last bits.
+  virtual void tune(const TuneRequest&) {}
   // Allocates, once, the scratch of any op within these limits, and what that takes.
   virtual Status reserve(const ScratchLimits& limits) = 0;
   virtual int64_t scratch_bytes(const ScratchLimits& limits) const = 0;

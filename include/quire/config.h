@@ -48,6 +48,8 @@ struct EngineConfig {
   int32_t max_step_tokens = 2048;        // tokens of one step, prefill chunks and decodes together
   int32_t max_sequences = 256;           // running at once
   int32_t max_prefill_chunk_tokens = 0;  // 0 = max_step_tokens
+  // CUDA: time at the start for finding the fastest of cuBLASLt's ways to make the model's products of many rows; 0 = its own first choice.
+  int64_t gemm_tuning_ms = 2000;
   // CUDA: steps in which prompts run are captured as graphs too, up to so many tokens; 0 = decode steps alone are.
   int32_t max_graph_tokens = 1024;
 

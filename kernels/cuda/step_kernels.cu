@@ -10,6 +10,7 @@
 #include "kernels/cuda/sampling.h"
 #include "kernels/cuda/weight_upload.h"
 #include "kernels/op_checks.h"
+#include "src/base/log.h"
 
 namespace quire::QUIRE_SIDE {
 namespace {
@@ -65,6 +66,27 @@ class StepKernels final : public Kernels {
     attention_.scratch = need.place(scratch_.data());
     device_.set_zero(attention_.scratch.counters, need.num_counters * 4);
     return ok();
+  }
+
+  // Memory for the largest of these products, for as long as it takes. Without it, or without a library, nothing is timed.
+  void tune(const TuneRequest& r) override {
+    if (library_ == nullptr || r.budget_ms <= 0 || r.max_rows <= kMaxWideRows) return;
+    std::vector<ProductFamily> families = families_of(r);
+    int64_t x_bytes = 0, out_bytes = 0;
+    for (const ProductFamily& f : families) {
+      x_bytes = std::max(x_bytes, int64_t{f.front().m} * f.front().k * 2);
+      out_bytes = std::max(out_bytes, int64_t{f.front().m} * f.front().n * (f.front().out_f32 ? 4 : 2));
+    }
+    const Result<DeviceBuffer> x = device_.allocate(x_bytes, "rows to time products with");
+    const Result<DeviceBuffer> out = device_.allocate(out_bytes, "results of timed products");
+    if (!x || !out)
+      return log_line(LogLevel::kWarn, "gemm_not_tuned", {{"why", (x ? out : x).error().message}});
+    fill_rows(families, *x);
+    for (ProductFamily& f : families)
+      for (Product& p : f) p.x = x->data(), p.out = out->data();
+    const TuningResult t = library_->tune(families, kMaxWideRows, r.budget_ms * 1000);
+    log_line(LogLevel::kInfo, "gemm_tuned",
+             {{"shapes", t.shapes}, {"timed", t.timed}, {"changed", t.changed}, {"ms", t.us / 1000}});
   }
 
   void embed(const EmbedParams& p) override { QUIRE_SIDE::embed(target_, p); }
@@ -131,6 +153,32 @@ class StepKernels final : public Kernels {
             .m = static_cast<int32_t>(m),
             .n = static_cast<int32_t>(weight.rows),
             .k = static_cast<int32_t>(weight.cols)};
+  }
+
+  // Weights of one shape are one family, in their order.
+  static std::vector<ProductFamily> families_of(const TuneRequest& r) {
+    std::vector<ProductFamily> families;
+    const auto add = [&](const Product& p) {
+      const auto like = [&](const ProductFamily& f) {
+        return f.front().n == p.n && f.front().k == p.k && f.front().out_f32 == p.out_f32;
+      };
+      const auto family = std::find_if(families.begin(), families.end(), like);
+      (family == families.end() ? families.emplace_back() : *family).push_back(p);
+    };
+    for (const MatmulWeight* w : r.weights) add(product_of(w, nullptr, r.max_rows));
+    if (r.output == nullptr || r.max_output_rows <= kMaxWideRows) return families;
+    Product output = product_of(r.output, nullptr, r.max_output_rows);
+    output.out_f32 = true;
+    add(output);
+    return families;
+  }
+
+  // With numbers of a model: a card that multiplies zeros takes less power, and runs faster than it would.
+  void fill_rows(const std::vector<ProductFamily>& families, const DeviceBuffer& x) {
+    const Product& p = families.front().front();
+    const int64_t there = int64_t{p.n} * p.w_stride * 2;
+    for (int64_t at = 0; at < x.bytes(); at += there)
+      device_.copy_on_device(x.as<char>() + at, p.w, std::min(there, x.bytes() - at));
   }
 
   AttentionScratchNeed scratch_need(const ScratchLimits& l) const {

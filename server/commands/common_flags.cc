@@ -72,6 +72,9 @@ void bind_step_flags(Flags& flags, EngineConfig& c) {
   flags.add(
       "max-graph-tokens", c.max_graph_tokens,
       "On CUDA, capture steps in which prompts run as graphs up to so many tokens; 0 = decode steps alone");
+  flags.add(
+      "gemm-tuning-ms", c.gemm_tuning_ms,
+      "On CUDA, time at the start for timing cuBLASLt's ways to multiply, ms; 0 = its own first choice");
   flags.add("max-queued-requests", c.max_queued_requests, "Requests waiting at once");
   flags.add("max-queued-kv-factor", c.max_queued_kv_factor,
             "Waiting tokens, at most this many times the cache's");

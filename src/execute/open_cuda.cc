@@ -130,10 +130,23 @@ Result<MemoryPlan> plan_device_memory(Opening& o, const WeightSource& source) {
        .default_cache_bytes = shim ? kHostShimCacheBytes : free_bytes});
 }
 
+void tune_products(const Opening& o, const Weights& weights) {
+  std::vector<const MatmulWeight*> products;
+  for (const LayerWeights& layer : weights.layers)
+    for (const auto* weight : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
+      products.push_back(weight->get());
+  o.parts.kernels->tune({.weights = products,
+                         .output = weights.lm_head.get(),
+                         .max_rows = forward_limits(o.config).max_rows,
+                         .max_output_rows = o.parts.logits_rows,
+                         .budget_ms = o.config.gemm_tuning_ms});
+}
+
 Status fill_memory(Opening& o, WeightSource& source) {
   StreamDevice& device = *o.parts.device;
   Result<Weights> weights = load_weights(source, o.spec, *o.parts.kernels);
   if (!weights) return weights.error();
+  tune_products(o, *weights);  // while there is room
   Result<DeviceBuffer> arena = device.allocate(o.plan.cache_bytes, "cache");
   if (!arena) return arena.error();
   o.parts.arena = std::move(*arena);

@@ -17,6 +17,7 @@ Status check_ranges(const EngineConfig& c) {
   const Range ranges[] = {{"max_step_tokens", c.max_step_tokens, 1, 1 << 20},
                           {"max_sequences", c.max_sequences, 1, 1 << 16},
                           {"max_prefill_chunk_tokens", c.max_prefill_chunk_tokens, 0, c.max_step_tokens},
+                          {"gemm_tuning_ms", c.gemm_tuning_ms, 0, 600'000},
                           {"max_graph_tokens", c.max_graph_tokens, 0, 1 << 20},
                           {"kv_cache_bytes", c.kv_cache_bytes, 0, INT64_MAX},
                           {"kv_policy_bytes", c.kv_policy_bytes, 0, INT64_MAX},

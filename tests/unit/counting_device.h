@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "src/base/clock.h"
 #include "src/device/stream_device.h"
 
 namespace quire {
@@ -16,6 +17,20 @@ class CountingDevice final : public StreamDevice {
     explicit Captured(CountingDevice& d) : device(d) { device.taken += device.graph_bytes; }
     ~Captured() override { device.taken -= device.graph_bytes; }
     CountingDevice& device;
+  };
+  class Mark final : public StreamEvent {
+   public:
+    explicit Mark(const Clock& clock) : clock_(clock) {}
+    void record() override { at_us_ = clock_.now_us(); }
+    bool reached() override { return true; }
+    void wait() override {}
+    double ms_since(const StreamEvent& earlier) const override {
+      return static_cast<double>(at_us_ - static_cast<const Mark&>(earlier).at_us_) / 1000;
+    }
+
+   private:
+    const Clock& clock_;
+    int64_t at_us_ = 0;
   };
   int64_t graph_bytes = 0, taken = 0, allocated = 0;
   bool refuses = false;  // to allocate
@@ -45,7 +60,11 @@ class CountingDevice final : public StreamDevice {
   void copy_to_device(void*, const void*, int64_t) override {}
   void copy_to_host(void*, const void*, int64_t) override {}
   void* stream() const override { return nullptr; }
-  std::unique_ptr<StreamEvent> make_event() override { return nullptr; }
+  // Marks on `event_clock`, where there is one.
+  std::unique_ptr<StreamEvent> make_event() override {
+    return event_clock == nullptr ? nullptr : std::make_unique<Mark>(*event_clock);
+  }
+  const Clock* event_clock = nullptr;
   std::unique_ptr<CopyStream> make_copy_stream() override { return nullptr; }
   void set_zero(void*, int64_t) override {}
   void copy_on_device(void*, const void*, int64_t) override {}

@@ -2,10 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <limits>
 #include <tuple>
 #include <unordered_map>
 
 #include "kernels/cuda/matmul/cublaslt_api.h"
+#include "kernels/cuda/matmul/plan_choice.h"
 #include "src/base/check.h"
 
 namespace quire {
@@ -79,12 +81,17 @@ struct Plan {
   Algo algo{};
 };
 
+// So short that a card's clock would count its ticks: several are timed as one.
+constexpr int kRunsTimed = 3;
+
 class CublasLt final : public GemmLibrary {
  public:
-  CublasLt(const Api& api, Handle handle, StreamDevice& device, DType activations, DeviceBuffer workspace)
+  CublasLt(const Api& api, Handle handle, StreamDevice& device, const Clock& clock, DType activations,
+           DeviceBuffer workspace)
       : api_(api),
         handle_(handle),
         device_(device),
+        clock_(clock),
         type_(cuda_type(activations)),
         workspace_(std::move(workspace)) {
     check_call(api_.desc_create(&desc_, kCompute32F, CUDA_R_32F), "operation");
@@ -112,56 +119,141 @@ class CublasLt final : public GemmLibrary {
   bool takes(const Product& p) const override { return p.k % 8 == 0 && p.n % 8 == 0; }
   void run(const Product& p) override {
     const Plan& plan = plan_for(p);
-    const float one = 1, zero = 0;
-    check_call(api_.matmul(handle_, desc_, &one, p.w, plan.layouts.a, p.x, plan.layouts.b, &zero, p.out,
-                           plan.layouts.d, p.out, plan.layouts.d, &plan.algo, workspace_.data(),
-                           kWorkspaceBytes, static_cast<cudaStream_t>(device_.stream())),
-               "matmul");
+    check_call(multiply(p, plan.layouts, plan.algo), "matmul");
+  }
+
+  TuningResult tune(std::span<const ProductFamily> families, int32_t least_rows, int64_t budget_us) override {
+    const int64_t start = clock_.now_us();
+    int32_t most = 0;
+    for (const ProductFamily& family : families) most = std::max(most, family.front().m);
+    begun_ = device_.make_event();
+    done_ = device_.make_event();
+    TuningResult result;
+    for (const int32_t rows : plan_row_classes(least_rows, most))
+      for (const ProductFamily& family : families) {
+        if (!takes(family.front()) || rows > plan_rows(family.front().m)) continue;
+        ++result.shapes;
+        tune_shape(family, std::min(rows, family.front().m), start + budget_us, result);
+      }
+    device_.synchronize();
+    result.us = clock_.now_us() - start;
+    return result;
   }
 
  private:
+  StatusCode multiply(const Product& p, const Layouts& layouts, const Algo& algo) {
+    const float one = 1, zero = 0;
+    return api_.matmul(handle_, desc_, &one, p.w, layouts.a, p.x, layouts.b, &zero, p.out, layouts.d, p.out,
+                       layouts.d, &algo, workspace_.data(), kWorkspaceBytes,
+                       static_cast<cudaStream_t>(device_.stream()));
+  }
+
+  // Every run takes the next weight of the family, as the layers of a step do: together they are larger than any cache, or in a small
+  // model as warm as in its steps.
+  void tune_shape(const ProductFamily& family, int32_t rows, int64_t deadline_us, TuningResult& result) {
+    Product p = family.front();
+    p.m = rows;
+    const Layouts layouts(api_, p, type_, out_type(p));
+    const TuningRules rules;
+    std::vector<Heuristic> ways = ways_for(layouts, rules.candidates);
+    bool in_time = true;
+    size_t next = 0;
+    const auto time = [&](int way) -> std::optional<double> {
+      if (clock_.now_us() >= deadline_us) in_time = false;
+      if (!in_time) return {};
+      begun_->record();
+      for (int run = 0; run < kRunsTimed; ++run) {
+        p.w = family[next++ % family.size()].w;
+        if (multiply(p, layouts, ways[static_cast<size_t>(way)].algo) != 0)
+          return std::numeric_limits<double>::infinity();
+      }
+      done_->record();
+      done_->wait();
+      return done_->ms_since(*begun_) * 1000 / kRunsTimed;
+    };
+    const int chosen = choose_plan(static_cast<int>(ways.size()), rules, time);
+    if (!in_time) return;
+    ++result.timed;
+    if (chosen == 0) return;
+    ++result.changed;
+    p.m = plan_rows(rows);
+    tuned_.insert_or_assign(shape_of(p), ways[static_cast<size_t>(chosen)].algo);
+  }
+
+  std::vector<Heuristic> ways_for(const Layouts& l, int wanted) {
+    std::vector<Heuristic> ways(static_cast<size_t>(wanted));
+    int found = 0;
+    const StatusCode status =
+        api_.get_heuristic(handle_, desc_, l.a, l.b, l.d, l.d, preference_, wanted, ways.data(), &found);
+    ways.resize(status == 0 ? static_cast<size_t>(found) : 0);
+    std::erase_if(ways, [](const Heuristic& way) { return way.state != 0; });
+    return ways;
+  }
+
+  // What was fastest for the class, if it makes this very shape too.
+  bool take_tuned(const Product& p, Plan& plan) {
+    Shape of_class = shape_of(p);
+    of_class.m = plan_rows(p.m);
+    const auto tuned = tuned_.find(of_class);
+    if (tuned == tuned_.end()) return false;
+    const Layouts& l = plan.layouts;
+    Heuristic checked{};
+    const StatusCode status = api_.algo_check(handle_, desc_, l.a, l.b, l.d, l.d, &tuned->second, &checked);
+    if (status != 0 || checked.state != 0 || checked.workspace_bytes > kWorkspaceBytes) return false;
+    plan.algo = tuned->second;
+    return true;
+  }
+
+  cudaDataType_t out_type(const Product& p) const { return p.out_f32 ? CUDA_R_32F : type_; }
+
   Plan& plan_for(const Product& p) {
     const Shape shape = shape_of(p);
     if (const auto known = plans_.find(shape); known != plans_.end()) return known->second;
     if (plans_.size() >= kMostPlans)
       plans_.clear();  // made anew as they are asked for; nothing queued reads them
-    Plan plan{.layouts = Layouts(api_, p, type_, p.out_f32 ? CUDA_R_32F : type_)};
-    Heuristic best{};
-    int found = 0;
-    const StatusCode status =
-        api_.get_heuristic(handle_, desc_, plan.layouts.a, plan.layouts.b, plan.layouts.d, plan.layouts.d,
-                           preference_, 1, &best, &found);
-    if (status != 0 || found == 0)
-      check_failed(
-          fmt::format("cuBLASLt has no way to multiply m={} n={} k={} (status {})", p.m, p.n, p.k, status),
-          __FILE__, __LINE__);
-    plan.algo = best.algo;
+    Plan plan{.layouts = Layouts(api_, p, type_, out_type(p))};
+    if (!take_tuned(p, plan)) {
+      const std::vector<Heuristic> first = ways_for(plan.layouts, 1);
+      if (first.empty())
+        check_failed(fmt::format("cuBLASLt has no way to multiply m={} n={} k={}", p.m, p.n, p.k), __FILE__,
+                     __LINE__);
+      plan.algo = first.front().algo;
+    }
     return plans_.emplace(shape, std::move(plan)).first->second;
   }
 
   Api api_;
   Handle handle_;
   StreamDevice& device_;
+  const Clock& clock_;
   cudaDataType_t type_;
   DeviceBuffer workspace_;
   Desc desc_ = nullptr;
   Preference preference_ = nullptr;
   std::unordered_map<Shape, Plan, ShapeHash> plans_;
+  std::unordered_map<Shape, Algo, ShapeHash> tuned_;  // m: the most rows of a class
+  std::unique_ptr<StreamEvent> begun_, done_;
 };
 
 }  // namespace
 
-Result<std::unique_ptr<GemmLibrary>> open_cublaslt(StreamDevice& device, DType activations) {
-  Result<Api> api = load();
-  if (!api) return api.error();
+Result<std::unique_ptr<GemmLibrary>> make_cublaslt(const cublaslt::Api& api, StreamDevice& device,
+                                                   DType activations, const Clock& clock) {
   auto workspace = device.allocate(kWorkspaceBytes, "workspace of cuBLASLt");
   if (!workspace) return workspace.error();
   Handle handle = nullptr;
-  if (const StatusCode status = api->create(&handle); status != 0)
+  if (const StatusCode status = api.create(&handle); status != 0)
     return error(Code::kUnavailable,
-                 fmt::format("cuBLASLt {} does not start: status {}", api->get_version(), status));
+                 fmt::format("cuBLASLt {} does not start: status {}", api.get_version(), status));
   return std::unique_ptr<GemmLibrary>(
-      std::make_unique<CublasLt>(*api, handle, device, activations, *std::move(workspace)));
+      std::make_unique<CublasLt>(api, handle, device, clock, activations, *std::move(workspace)));
+}
+
+Result<std::unique_ptr<GemmLibrary>> open_cublaslt(StreamDevice& device, DType activations) {
+  static const SteadyClock clock;
+  Result<Api> api = load();
+  if (!api) return api.error();
+  return make_cublaslt(*api, device, activations, clock);
 }
 
 }  // namespace quire

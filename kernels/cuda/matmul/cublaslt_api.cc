@@ -45,6 +45,7 @@ bool find_all(void* library, Api& api, std::string& missing) {
          find(library, "cublasLtMatmulPreferenceDestroy", api.preference_destroy, missing) &&
          find(library, "cublasLtMatmulPreferenceSetAttribute", api.preference_set, missing) &&
          find(library, "cublasLtMatmulAlgoGetHeuristic", api.get_heuristic, missing) &&
+         find(library, "cublasLtMatmulAlgoCheck", api.algo_check, missing) &&
          find(library, "cublasLtMatmul", api.matmul, missing);
 }
 

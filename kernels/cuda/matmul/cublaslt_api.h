@@ -52,6 +52,8 @@ struct Api {
   StatusCode (*preference_set)(Preference, int attribute, const void* value, size_t bytes);
   StatusCode (*get_heuristic)(Handle, Desc, Layout a, Layout b, Layout c, Layout d, Preference, int wanted,
                               Heuristic* results, int* found);
+  StatusCode (*algo_check)(Handle, Desc, Layout a, Layout b, Layout c, Layout d, const Algo*,
+                           Heuristic* result);
   StatusCode (*matmul)(Handle, Desc, const void* alpha, const void* a, Layout, const void* b, Layout,
                        const void* beta, const void* c, Layout, void* d, Layout, const Algo*, void* workspace,
                        size_t workspace_bytes, cudaStream_t);

@@ -42,10 +42,24 @@ struct Product {
   bool gated = false;  // w alternates gate and up rows (kGateGroup): out[m][n / 2] = silu(gate) * up
 };
 
+// Products of one shape but for m, one for each weight that a step multiplies in turn; m: the most rows.
+using ProductFamily = std::vector<Product>;
+
+struct TuningResult {
+  int shapes = 0;   // a family at a row count
+  int timed = 0;    // before the time was spent
+  int changed = 0;  // that are made another way than the library's first
+  int64_t us = 0;
+};
+
 // A library that multiplies, opened at run time. The bias is not its business.
 class GemmLibrary {
  public:
   virtual ~GemmLibrary() = default;
+  // Times its ways to make these products of more than `least_rows` rows and keeps to the best. Before anything is captured; writes
+  // over the products' outputs. The time is checked between runs.
+  virtual TuningResult tune(std::span<const ProductFamily> families, int32_t least_rows,
+                            int64_t budget_us) = 0;
   virtual bool takes(const Product& p) const = 0;
   virtual void run(const Product& p) = 0;  // on its device's stream; never synchronises
 };
