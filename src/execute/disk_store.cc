@@ -122,20 +122,24 @@ Status DiskStore::open_files() {
   return ok();
 }
 
-// An empty index becomes this model's; any other must be.
+// The header is on the disk before the file grows: a power loss leaves an empty index or this model's.
+Status DiskStore::begin_index() {
+  const Result<DiskHeader> header = encode_disk_header(setup_.identity);
+  if (!header) return header.error();
+  if (!write_all(index_, header->data(), kDiskHeaderBytes, 0) || fdatasync(index_) != 0)
+    return failed("quire-kv.index cannot be written");
+  return ok();
+}
+
+// An empty index becomes this model's; any other must be. One whose header is all zeros never had a block: it is written
+// first.
 Status DiskStore::take_over() {
   struct stat facts{};
   if (fstat(index_, &facts) != 0) return failed("quire-kv.index cannot be read");
-  if (facts.st_size == 0) {
-    const Result<DiskHeader> header = encode_disk_header(setup_.identity);
-    if (!header) return header.error();
-    if (!write_all(index_, header->data(), kDiskHeaderBytes, 0))
-      return failed("quire-kv.index cannot be written");
-    return ok();
-  }
   DiskHeader header{};
   if (!read_all(index_, header.data(), std::min<int64_t>(facts.st_size, kDiskHeaderBytes), 0))
     return failed("quire-kv.index cannot be read");
+  if (std::ranges::all_of(header, [](auto byte) { return byte == decltype(byte){}; })) return begin_index();
   const Result<std::string> identity = decode_disk_header(header);
   if (!identity)
     return invalid(fmt::format("disk_kv_dir `{}`: quire-kv.index {}", setup_.dir, identity.error().message),

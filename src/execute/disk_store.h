@@ -48,6 +48,7 @@ class DiskStore {
   explicit DiskStore(const DiskSetup& setup);
   Status open_files();
   Status take_over();
+  Status begin_index();
   Status make_room();
   Status scan();
   Error failed(const char* what, const char* field = "disk_kv_dir") const;

@@ -1,7 +1,10 @@
 #include "src/model/fingerprint.h"
 
 #include <algorithm>
+#include <atomic>
 #include <span>
+#include <thread>
+#include <vector>
 
 #include "src/base/hash.h"
 #include "src/model/checkpoint.h"
@@ -11,8 +14,7 @@ namespace quire {
 namespace {
 
 constexpr int64_t kMaxConfigBytes = 16 << 20;
-constexpr int64_t kSamples = 8,
-                  kSampleBytes = 256;  // of a tensor, spread evenly, the first and last among them
+constexpr unsigned kMostThreads = 8;  // more read no faster
 
 void add(uint64_t& hash, std::span<const std::byte> bytes) {
   hash = mix(hash, hash_bytes(bytes));
@@ -21,12 +23,29 @@ void add(uint64_t& hash, const std::string& text) {
   add(hash, std::as_bytes(std::span(text)));
 }
 
-void add_sample(uint64_t& hash, const TensorView& tensor) {
-  const int64_t bytes = std::min(kSampleBytes, tensor.bytes());
-  for (int64_t i = 0; i < kSamples; ++i) {
-    const int64_t at = (tensor.bytes() - bytes) * i / (kSamples - 1);
-    add(hash, {tensor.data + at, static_cast<size_t>(bytes)});
-  }
+uint64_t hash_of(const std::string& name, const TensorView& tensor) {
+  uint64_t hash = kHashSeed;
+  add(hash, name);
+  add(hash, tensor.dtype);
+  add(hash, std::as_bytes(std::span(tensor.shape)));
+  add(hash, {tensor.data, static_cast<size_t>(tensor.bytes())});
+  return hash;
+}
+
+// In the order of names, whoever hashed them.
+std::vector<uint64_t> hashes_of(const Checkpoint& checkpoint) {
+  const std::vector<std::string> names = checkpoint.names();
+  std::vector<uint64_t> hashes(names.size());
+  std::atomic<size_t> next = 0;
+  const auto work = [&] {
+    for (size_t i = next++; i < names.size(); i = next++)
+      hashes[i] = hash_of(names[i], *checkpoint.find(names[i]));
+  };
+  std::vector<std::jthread> others(std::clamp(std::thread::hardware_concurrency(), 1u, kMostThreads) - 1);
+  for (std::jthread& thread : others) thread = std::jthread(work);
+  work();
+  others.clear();
+  return hashes;
 }
 
 }  // namespace
@@ -40,13 +59,7 @@ Result<uint64_t> model_fingerprint(const std::string& model_dir, const std::stri
   if (weights != "checkpoint") return hash;
   const Result<Checkpoint> checkpoint = Checkpoint::open(model_dir);
   if (!checkpoint) return checkpoint.error();
-  for (const std::string& name : checkpoint->names()) {
-    const TensorView& tensor = *checkpoint->find(name);
-    add(hash, name);
-    add(hash, tensor.dtype);
-    add(hash, std::as_bytes(std::span(tensor.shape)));
-    add_sample(hash, tensor);
-  }
+  for (const uint64_t tensor : hashes_of(*checkpoint)) hash = mix(hash, tensor);
   return hash;
 }
 

@@ -8,9 +8,8 @@
 
 namespace quire {
 
-// Of config.json and of every tensor's name, dtype, shape and a sample of its bytes: two checkpoints of one
-// shape, one of them trained on, differ in every tensor that training touched. For random weights of the config
-// and `weights` (EngineConfig::weights) alone. Reads a few pages of each tensor.
+// Of config.json and of every tensor's name, dtype, shape and bytes. For random weights of the config and `weights`
+// (EngineConfig::weights) alone. Reads the whole checkpoint, which is about to be read anyway.
 Result<uint64_t> model_fingerprint(const std::string& model_dir, const std::string& weights);
 
 }  // namespace quire

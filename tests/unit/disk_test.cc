@@ -153,6 +153,18 @@ TEST_F(DiskTest, ADirectoryOfAnotherModelIsRefusedWithBothNames) {
   EXPECT_TRUE(DiskStore::open(setup()).has_value()) << "and is left as it was";
 }
 
+// What a power loss leaves of an index that had just been made.
+TEST_F(DiskTest, AnIndexOfZerosIsAnEmptyOne) {
+  open();
+  store_.reset();
+  const auto size = std::filesystem::file_size(dir_ + "/quire-kv.index");
+  std::filesystem::resize_file(dir_ + "/quire-kv.index", 0);
+  std::filesystem::resize_file(dir_ + "/quire-kv.index", size);
+  DiskStore& store = open();
+  ASSERT_TRUE(store.write(block(1, 5), bytes('a').data()));
+  EXPECT_EQ(open().take_stored().size(), 1u);
+}
+
 TEST_F(DiskTest, AnotherFormatVersionIsRefusedWithBothNumbers) {
   open();
   store_.reset();

@@ -13,6 +13,7 @@
 
 #include "src/model/checkpoint.h"
 #include "src/model/config.h"
+#include "src/model/fingerprint.h"
 #include "src/model/weight_source.h"
 
 namespace quire {
@@ -281,6 +282,30 @@ TEST(RandomWeights, NamesABadSource) {
   }
   EXPECT_TRUE(open_weight_source("random:18446744073709551615", "", tiny_spec(), 1));
   EXPECT_EQ(open_weight_source("checkpoint", "/no/such/model", tiny_spec(), 1).error().code, Code::kNotFound);
+}
+
+// One byte anywhere in the weights makes another model of it.
+TEST_F(SafetensorsFiles, TheFingerprintIsOfEveryByte) {
+  const int64_t bytes = 40000;
+  const std::string header = R"({"w":{"dtype":"F32","shape":[100,100],"data_offsets":[0,40000]}})";
+  const uint64_t header_bytes = header.size();
+  std::string file(reinterpret_cast<const char*>(&header_bytes), sizeof header_bytes);
+  file += header + std::string(bytes, 'w');
+  write("config.json", "{}");
+  const auto fingerprint = [&] {
+    write("model.safetensors", file);
+    const Result<uint64_t> made = model_fingerprint(dir_, "checkpoint");
+    EXPECT_TRUE(made.has_value()) << made.error().message;
+    return made.value();
+  };
+  const uint64_t first = fingerprint();
+  EXPECT_EQ(fingerprint(), first);
+  for (const int64_t at : {0, 1, 12345, 29999, 39999}) {
+    const std::string whole = file;
+    file[file.size() - bytes + at] = 'x';
+    EXPECT_NE(fingerprint(), first) << at;
+    file = whole;
+  }
 }
 
 }  // namespace
