@@ -158,7 +158,7 @@ void EngineCore::stop(RequestId request, int32_t index) {
 }
 
 void EngineCore::set_paused(RequestId request, bool paused) {
-  scheduler_.set_paused(request, paused);
+  scheduler_.set_paused(request, paused, clock_.now_us());
 }
 
 void EngineCore::expire(int64_t now_us) {

@@ -113,8 +113,9 @@ Broken list_within_bound(const EngineCore& core, const Sequence& s) {
     return fmt::format("invariant 8: a list of {} slots has {} blocks of {}", s.table.length(),
                        s.table.num_blocks(), block_tokens);
   const bool cut_to_come = s.group->traits.cuts_after_prompt && !s.list_cut;
-  const int64_t list =
-      list_blocks(policy, s.group->max_total_tokens, core.limits().max_chunk_tokens, block_tokens);
+  const int64_t list = list_blocks(
+      policy, s.group->max_total_tokens,
+      most_chunk_tokens(policy, s.num_prompt_tokens, core.limits().max_chunk_tokens), block_tokens);
   const int64_t prompt = (s.num_prompt_tokens + block_tokens - 1) / block_tokens;
   const int64_t most = cut_to_come ? std::max(prompt, list) : list;
   if (policy.kind == RetentionKind::kKeepAll || s.table.num_blocks() <= most) return {};
@@ -162,10 +163,12 @@ Broken positions_are_ordered(const EngineCore& core) {
           s->num_computed <= s->num_planned && s->num_planned <= s->goal() + (s->finished() ? 1 : 0) &&
           s->num_pending <= kMaxStepsInFlight && s->num_pending >= 0 && s->num_in_flight >= 0;
       const bool bounded = s->num_tokens() <= group->max_total_tokens;
-      if (!ordered || !bounded)
-        return fmt::format("sequence {}: computed {} planned {} tokens {} pending {} in flight {} limit {}",
-                           value(s->id), s->num_computed, s->num_planned, s->num_tokens(), s->num_pending,
-                           s->num_in_flight, group->max_total_tokens);
+      const bool in_table = s->copying || s->table.empty() || s->num_planned == s->table.next_position();
+      if (!ordered || !bounded || !in_table)
+        return fmt::format(
+            "sequence {}: computed {} planned {} next position {} tokens {} pending {} in flight {} limit {}",
+            value(s->id), s->num_computed, s->num_planned, s->table.next_position(), s->num_tokens(),
+            s->num_pending, s->num_in_flight, group->max_total_tokens);
     }
   return {};
 }
@@ -213,7 +216,7 @@ Broken check_cheap(const EngineCore& core) {
   if (Broken b = requests_add_up(core)) return b;
   if (Broken b = blocks_add_up(core.cache(), core.limits().num_blocks)) return b;
   for (const KvCache* tier = core.cache().below(); tier != nullptr; tier = tier->below())
-    if (Broken b = blocks_add_up(*tier, tier->num_blocks()))
+    if (Broken b = blocks_add_up(*tier, tier->num_block_ids()))
       return fmt::format("{} tier: {}", name_of(tier->kind()), *b);
   return host_blocks_add_up(core.cache().swap_pool());
 }
@@ -239,11 +242,16 @@ Broken check_plan(const BatchPlan& plan, const KvCache& cache, std::vector<Slots
 }
 
 Broken check_held(const BatchPlan& plan, const KvCache& cache) {
+  const auto lost = [&](BlockId b) {
+    return fmt::format("invariant 6: step {} has run with block {}, which nobody holds", plan.step, value(b));
+  };
+  for (const BlockCopy& c : plan.copies)
+    for (const BlockId b : {c.source, c.target})
+      if (!cache.is_held(b)) return lost(b);
   for (const PlannedSequence& s : plan.sequences)
-    for (const BlockId b : s.block_table)
-      if (!cache.is_held(b))
-        return fmt::format("invariant 6: step {} has run with block {}, which nobody holds", plan.step,
-                           value(b));
+    for (const std::vector<BlockId>* blocks : {&s.block_table, &s.cut_source})
+      for (const BlockId b : *blocks)
+        if (!cache.is_held(b)) return lost(b);
   return {};
 }
 

@@ -193,6 +193,22 @@ int64_t blocks_for(int64_t tokens, int32_t block_tokens) {
 
 }  // namespace
 
+int64_t most_chunk_tokens(const PolicySpec& spec, int64_t prompt_tokens, int64_t chunk_tokens) {
+  constexpr int64_t kLeastWindowChunk = 64;
+  const bool is_window = spec.kind == RetentionKind::kWindow || spec.kind == RetentionKind::kStream;
+  return is_window ? std::min(chunk_tokens, std::max(kLeastWindowChunk, prompt_tokens)) : chunk_tokens;
+}
+
+bool cuts_prompt(const PolicySpec& spec, int64_t prompt_tokens) {
+  return traits(spec).cuts_after_prompt && prompt_tokens > capacity(spec);
+}
+
+int64_t overwrite_copies(const PolicySpec& spec, int64_t prompt_tokens, int64_t tokens,
+                         int32_t block_tokens) {
+  const bool fills = traits(spec).overwrites_slots && tokens - 1 > capacity(spec);
+  return fills ? prompt_tokens / block_tokens : 0;
+}
+
 int64_t list_blocks(const PolicySpec& spec, int64_t tokens, int64_t chunk_tokens, int32_t block_tokens) {
   const int64_t all = blocks_for(tokens, block_tokens);
   switch (spec.kind) {
@@ -213,10 +229,15 @@ int64_t list_blocks(const PolicySpec& spec, int64_t tokens, int64_t chunk_tokens
 
 int64_t peak_blocks(const PolicySpec& spec, int64_t prompt_tokens, int64_t max_new_tokens, int64_t sequences,
                     int64_t chunk_tokens, int32_t block_tokens) {
-  const int64_t lists =
-      sequences * list_blocks(spec, prompt_tokens + max_new_tokens, chunk_tokens, block_tokens);
-  if (traits(spec).cuts_after_prompt)
-    return blocks_for(prompt_tokens, block_tokens) + lists;  // each cuts the prompt that all share
+  const int64_t tokens = prompt_tokens + max_new_tokens;
+  chunk_tokens = most_chunk_tokens(spec, prompt_tokens, chunk_tokens);
+  const int64_t lists = sequences * list_blocks(spec, tokens, chunk_tokens, block_tokens);
+  if (traits(spec).cuts_after_prompt) {
+    // Each cuts, or overwrites, the prompt that all share.
+    const bool alone = sequences == 1 && !cuts_prompt(spec, prompt_tokens);
+    return lists + (alone ? overwrite_copies(spec, prompt_tokens, tokens, block_tokens)
+                          : blocks_for(prompt_tokens, block_tokens));
+  }
   return sequences == 1 ? lists : lists + list_blocks(spec, prompt_tokens, chunk_tokens, block_tokens);
 }
 

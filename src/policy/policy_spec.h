@@ -73,6 +73,14 @@ PolicyTraits traits(const PolicySpec& spec);
 PolicyBound bound(const PolicySpec& spec, int64_t prompt_tokens, int64_t max_new_tokens,
                   int64_t chunk_tokens);
 
+// Longest chunk that a policy's list is computed in: what a window holds beside itself grows with it. No longer than the prompt, also
+// where a long output is computed again after a preemption, but not so short that this takes for ever.
+int64_t most_chunk_tokens(const PolicySpec& spec, int64_t prompt_tokens, int64_t chunk_tokens);
+// A list that is cut after its prompt: the prompt may be longer than what is kept.
+bool cuts_prompt(const PolicySpec& spec, int64_t prompt_tokens);
+// Fresh blocks, at most, that a list whose prompt is not cut takes to overwrite slots of blocks that others may find or hold: its
+// whole prompt's full ones, unless it ends before it is full.
+int64_t overwrite_copies(const PolicySpec& spec, int64_t prompt_tokens, int64_t tokens, int32_t block_tokens);
 // Blocks that a list of `tokens` tokens holds at most, from its prompt's end on. Windows let go of whole blocks only, after the chunk
 // that saw them.
 int64_t list_blocks(const PolicySpec& spec, int64_t tokens, int64_t chunk_tokens, int32_t block_tokens);

@@ -32,6 +32,7 @@ enum class GroupState : uint8_t { kWaiting, kAdmitted, kEnded };
 // When things happened to a request; us of the engine's clock, -1 = not yet.
 struct GroupTimes {
   int64_t arrival_us = 0, first_step_us = -1, first_token_us = -1;
+  int64_t paused_us = -1;  // or went on
 };
 
 struct SequenceGroup {
@@ -45,7 +46,9 @@ struct SequenceGroup {
   int32_t priority = 0;
   bool overdue = false;  // has waited so long that its priority counts no more; set while none of it runs
   int32_t times_overtaken = 0;  // by later ones of its tenant that had more of their prompt cached
-  uint64_t order = 0;           // of arrival
+  int32_t cached_seen = 0;      // of its prompt, when it was last looked up, in the draft of this step:
+  uint64_t looked_up_in = 0;
+  uint64_t order = 0;  // of arrival
   int64_t deadline_us = kNoDeadline;
   NamespaceId ns{};
   bool share_prefix = true;  // read and publish cached prefixes
@@ -58,9 +61,11 @@ struct SequenceGroup {
 
   GroupState state = GroupState::kWaiting;
   bool paused = false;
-  bool parked = false;  // waiting, but outside the queue: paused, or until another has computed its prefix
-  bool forked = false;  // the samples exist (n > 1), or the beams have started
+  // Waiting, but outside the queue: paused, or until another has computed its prefix or given back policy memory.
+  bool parked = false;
+  bool forked = false;                               // the samples exist (n > 1), or the beams have started
   Sequence* parked_on = nullptr;                     // the sequence that computes its prefix
+  bool waits_for_memory = false;                     // parked until somebody's policy memory is given back
   std::vector<std::unique_ptr<Sequence>> sequences;  // [0] runs the prompt; beams come and go
   std::vector<BeamHypothesis> finished_beams;        // best first, at most beam_width
   int32_t next_index = 0;

@@ -11,6 +11,7 @@ namespace quire {
 namespace {
 
 constexpr int32_t kMaxOvertakes = 16;  // of one request
+constexpr int kLooksPerDraft = 4;      // a lookup of a long prompt takes as long as planning ten sequences
 
 // Siblings come back one after the other: while one runs their prompt again, the others wait to share it with
 // it.
@@ -59,37 +60,57 @@ void Scheduler::promote_overdue(int64_t now_us) {
   if (changed) std::sort(preempted_.begin(), preempted_.end(), before);
 }
 
+// Those of the next tenant's line from whom the next is chosen; none where there is no choice to make.
+std::span<SequenceGroup* const> Scheduler::first_in_line() const {
+  SequenceGroup* head = queue_.next();
+  const bool no_slot = static_cast<int32_t>(running_.size()) >= limits_.max_sequences;
+  if (head == nullptr || !head->share_prefix || no_slot) return {};
+  const std::span<SequenceGroup* const> line = queue_.line_of(*head);
+  return line.first(std::min<size_t>(line.size(), 1 + limits_.look_ahead));
+}
+
+void Scheduler::look_up(SequenceGroup& group) {
+  group.cached_seen = group.share_prefix ? cache_.lookup(group.ns, group.sequences.front()->tokens) : 0;
+  group.looked_up_in = next_step_;
+}
+
+// How much of their prompts is cached changes while they wait: a few are looked up again, those whose figure is oldest.
+void Scheduler::look_again() {
+  const std::span<SequenceGroup* const> ahead = first_in_line();
+  if (ahead.size() < 2) return;
+  if (std::any_of(ahead.begin(), ahead.end(), [&](auto* g) { return is_blocked(*g->sequences.front()); }))
+    return;
+  const auto older = [](const auto* a, const auto* b) { return a->looked_up_in < b->looked_up_in; };
+  for (int i = 0; i < kLooksPerDraft; ++i) {
+    SequenceGroup* oldest = *std::min_element(ahead.begin(), ahead.end(), older);
+    if (oldest->looked_up_in == next_step_) return;
+    look_up(*oldest);
+  }
+}
+
 // The queue's next, or of those behind it in its tenant's line the one with the most of its prompt cached: it
 // costs least, and what it needs may be evicted while it waits. Nobody is overtaken more than kMaxOvertakes
 // times.
 SequenceGroup* Scheduler::next_waiting() const {
-  SequenceGroup* head = queue_.next();
-  const bool no_slot = static_cast<int32_t>(running_.size()) >= limits_.max_sequences;
-  if (head == nullptr || !head->share_prefix || no_slot) return head;
-  const std::span<SequenceGroup* const> line = queue_.line_of(*head);
-  const std::span<SequenceGroup* const> ahead =
-      line.first(std::min<size_t>(line.size(), 1 + limits_.look_ahead));
+  const std::span<SequenceGroup* const> ahead = first_in_line();
+  if (ahead.empty()) return queue_.next();
   // Who found no room is the choice until there is some: nobody overtakes for want of it.
   for (SequenceGroup* group : ahead)
     if (is_blocked(*group->sequences.front())) return group;
-  SequenceGroup* best = head;
-  int32_t most = cached_tokens_of(*head);
+  SequenceGroup* best = ahead.front();
+  int32_t most = best->cached_seen;
   for (size_t i = 1; i < ahead.size() && ahead[i - 1]->times_overtaken < kMaxOvertakes; ++i) {
-    const int32_t cached = cached_tokens_of(*ahead[i]);
-    if (cached < most + block_tokens_) continue;
+    if (ahead[i]->cached_seen < most + block_tokens_) continue;
     best = ahead[i];
-    most = cached;
+    most = best->cached_seen;
   }
   return best;
-}
-
-int32_t Scheduler::cached_tokens_of(const SequenceGroup& group) const {
-  return group.share_prefix ? cache_.lookup(group.ns, group.sequences.front()->tokens) : 0;
 }
 
 void Scheduler::admit(StepTransaction& step, int64_t now_us) {
   admission_blocked_ = false;
   promote_overdue(now_us);
+  look_again();
   while (budget_ > 0 && !admission_blocked_) {
     Sequence* back = first_preempted();
     SequenceGroup* next = next_waiting();
@@ -117,13 +138,23 @@ int32_t Scheduler::slots_used(const SequenceGroup& but) const {
   return used;
 }
 
+// Whoever has not read for a while gives its slot to who waits for one.
+bool Scheduler::make_slots(const SequenceGroup& group, int32_t wanted, int64_t now_us) {
+  while (slots_used(group) + wanted > limits_.max_sequences) {
+    const std::optional<Victim> idle = idle_in_slot(now_us);
+    if (!idle) return false;
+    preempt(*idle->sequence, idle->offer, now_us);
+  }
+  return true;
+}
+
 bool Scheduler::admit_preempted(StepTransaction& step, Sequence& s, int64_t now_us) {
   if (is_blocked(s)) return false;
   // One sibling's prefix is taken per draft; the next to come back gets its own with the next.
   if (may_take_sibling_prefix(s) && sibling_prefix_of_ != s.id && sibling_with_prompt(s) != nullptr)
     return false;
   const bool whole = s.group->is_beam() || !s.group->forked;
-  if (slots_used(*s.group) + (whole ? s.group->num_slots() : 1) > limits_.max_sequences) return false;
+  if (!make_slots(*s.group, whole ? s.group->num_slots() : 1, now_us)) return false;
   const bool swapped = !s.swapped.empty();
   if (swapped ? !bring_back(s, now_us) : !start(s, now_us)) return false;
   std::erase(preempted_, &s);
@@ -134,19 +165,11 @@ bool Scheduler::admit_preempted(StepTransaction& step, Sequence& s, int64_t now_
 
 bool Scheduler::admit_waiting(StepTransaction& step, SequenceGroup& group, int64_t now_us) {
   Sequence& s = *group.sequences.front();
-  if (is_blocked(s) || static_cast<int32_t>(running_.size()) >= limits_.max_sequences) return false;
-  if (slots_used(group) + group.num_slots() > limits_.max_sequences) return false;
-  if (park_on_prefix(group)) return true;
-  if (!take_policy_memory(group)) {
-    blocked_ = s.id;
-    blocked_epoch_ = room_epoch_;
-    return false;
-  }
+  if (is_blocked(s) || !make_slots(group, group.num_slots(), now_us)) return false;
+  if (park_on_prefix(group) || park_for_policy_memory(group)) return true;
   const std::optional<int32_t> cached = start(s, now_us);
-  if (!cached) {
-    give_back_policy_memory(group);
-    return false;
-  }
+  if (!cached) return false;
+  take_policy_memory(group);
   for (SequenceGroup* overtaken : queue_.line_of(group)) {
     if (overtaken == &group) break;
     ++overtaken->times_overtaken;
@@ -173,18 +196,16 @@ std::optional<int32_t> Scheduler::start(Sequence& s, int64_t now_us) {
     table = std::move(s.table);
   }
   const int32_t here = table.length();
-  std::optional<TierTransfers::Fetch> below = fetch_prefix(s, table, now_us);
   if (!make_room_for(s, table, now_us)) {
-    if (below) transfers_.give_up(std::move(*below), now_us);
-    if (from_head) {
-      cache_.release_tail(table, here, now_us);
+    if (from_head)
       s.table = std::move(table);
-    }
-    cache_.release(std::move(table), now_us);
+    else
+      cache_.release(std::move(table), now_us);
     blocked_ = s.id;
     blocked_epoch_ = room_epoch_;
     return std::nullopt;
   }
+  std::optional<TierTransfers::Fetch> below = fetch_prefix(s, table, now_us);
   s.num_planned = s.num_computed = table.length();
   const int32_t published = below ? here : table.length();
   s.num_published = s.group->share_prefix ? published / block_tokens_ * block_tokens_ : 0;

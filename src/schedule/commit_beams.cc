@@ -56,6 +56,8 @@ void Scheduler::commit_beams(std::span<Sequence* const> beams, std::span<Sampled
                     hypothesis_of(*beams[end.pick.parent], rows[end.pick.parent], end, sampling.logprobs),
                     sampling.beam_width);
   if (group.times.first_token_us < 0) group.times.first_token_us = now_us;
+  // As they come, whatever is reported in the end.
+  WaitingQueue::charge_output(group, static_cast<int64_t>(beams.size()));
   if (choice.next.empty() || beams_done(group.finished_beams, choice.next.front().sum_logprob, step))
     end_beams(group, now_us, out);
   else
@@ -108,7 +110,6 @@ void Scheduler::end_beams(SequenceGroup& group, int64_t now_us, Outcome& out) {
     group.num_output_tokens += static_cast<int32_t>(end.tokens.size());
   }
   counters_.output_tokens += group.num_output_tokens;
-  WaitingQueue::charge_output(group, group.num_output_tokens);
   const FinishReason reason = out.ends[out.ends.size() - group.num_reported()].finish;
   for (const auto& s : group.sequences)
     if (!s->finished()) drop(*s, now_us);

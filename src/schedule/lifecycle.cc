@@ -39,14 +39,16 @@ void Scheduler::add(std::unique_ptr<SequenceGroup> group) {
   const bool is_new = groups_.emplace(g.request, std::move(group)).second;
   check(is_new, "a request is added once");
   ++num_waiting_;
+  if (limits_.look_ahead > 0) look_up(g);
   queue_.enter(g);
   queue_.push(g);
 }
 
-void Scheduler::set_paused(RequestId request, bool paused) {
+void Scheduler::set_paused(RequestId request, bool paused, int64_t now_us) {
   SequenceGroup* group = find_group(request);
   if (group == nullptr || group->state == GroupState::kEnded || group->paused == paused) return;
   group->paused = paused;
+  group->times.paused_us = now_us;
   if (group->state == GroupState::kAdmitted) {
     if (paused)
       for (const auto& s : group->sequences) unpark_waiters(*s, true);
@@ -55,7 +57,7 @@ void Scheduler::set_paused(RequestId request, bool paused) {
   if (paused && !group->parked) {
     queue_.erase(*group);
     group->parked = true;
-  } else if (!paused && group->parked && group->parked_on == nullptr) {
+  } else if (!paused && group->parked && group->parked_on == nullptr && !group->waits_for_memory) {
     group->parked = false;
     queue_.push(*group);
   }
@@ -66,7 +68,8 @@ void Scheduler::leave_waiting(SequenceGroup& group) {
   if (!group.parked) queue_.erase(group);
   if (group.parked_on != nullptr)
     std::erase_if(group.parked_on->waiters, [&](const PrefixWaiter& w) { return w.group == &group; });
-  group.parked = false;
+  if (group.waits_for_memory) std::erase(memory_waiters_, &group);
+  group.parked = group.waits_for_memory = false;
   group.parked_on = nullptr;
   --num_waiting_;
   queue_budget_.give_back(group.num_prompt_tokens());

@@ -31,6 +31,7 @@ Scheduler::Attempt Scheduler::attempt(int64_t now_us) {
   take_sibling_prefix();
   StepTransaction step = cache_.begin(now_us);
   const size_t num_running = running_.size();
+  const int64_t preemptions = counters_.preemptions;
   const bool decodes_fit = plan_decodes(step);
   if (decodes_fit && !decodes_wait_) {
     plan_chunks(step);
@@ -41,7 +42,8 @@ Scheduler::Attempt Scheduler::attempt(int64_t now_us) {
   sibling_prefix_of_ = SequenceId{};
   if (!decodes_fit || draft_.empty()) {
     step.rollback();
-    return running_.size() > num_running ? Attempt::kAgain : Attempt::kNothing;
+    const auto gave_way = static_cast<size_t>(counters_.preemptions - preemptions);
+    return running_.size() + gave_way > num_running ? Attempt::kAgain : Attempt::kNothing;
   }
   SubmittedStep& submitted = in_flight_.emplace_back(take_step());
   step.commit(submitted.plan->copies, submitted.deferred);
@@ -127,7 +129,7 @@ void Scheduler::plan_chunk(StepTransaction& step, Sequence& s) {
   if (s.copying) return;  // its prefix is on the way
   const int32_t goal = prefill_goal(s);
   if (s.group->policy.kind != RetentionKind::kKeepAll) slide(s);  // what that frees is room
-  const int32_t want = std::min({goal - s.num_planned, limits_.max_prefill_chunk_tokens, budget_});
+  const int32_t want = std::min({goal - s.num_planned, max_chunk(s), budget_});
   const int32_t count = want > 0 ? tokens_with_room(s, want) : 0;
   if (count <= 0 || !has_score_room(s, count)) return;
   const bool last = s.num_planned + count == s.goal();

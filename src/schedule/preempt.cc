@@ -109,6 +109,19 @@ std::optional<Scheduler::Victim> Scheduler::choose_victim(const Sequence& blocke
   return best;
 }
 
+// The last in order of those that have been paused for long, in no step and no copy. Beams give way together, and only for room.
+std::optional<Scheduler::Victim> Scheduler::idle_in_slot(int64_t now_us) const {
+  for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
+    Sequence& s = **it;
+    const SequenceGroup& group = *s.group;
+    if (!group.paused || now_us - group.times.paused_us < limits_.max_paused_slot_us || group.is_beam())
+      continue;
+    if (s.num_in_flight > 0 || s.num_pending > 0 || s.copying) continue;
+    if (const std::optional<Offer> offer = cheapest_offer(s, 1)) return Victim{&s, *offer};
+  }
+  return {};
+}
+
 // One sequence, or one request's beams, which give way together: nobody is left to take the blocks from.
 bool Scheduler::is_alone(const Sequence& s) const {
   const auto same = [&](const Sequence* r) { return r == &s || (s.group->is_beam() && r->group == s.group); };

@@ -61,16 +61,37 @@ int32_t Scheduler::publishable(const Sequence& s, int32_t num_tokens) const {
 // All that a sequence under a policy may still take. What windows drop comes back to them, so their list's bound is enough.
 int64_t Scheduler::policy_blocks_to_come(const Sequence& s, const BlockTable& table) const {
   const SequenceGroup& group = *s.group;
-  const int64_t chunk = std::min(limits_.max_prefill_chunk_tokens, limits_.max_step_tokens);
+  if (group.traits.cuts_after_prompt) return scored_blocks_to_come(s, table);
+  const int64_t to_run = std::max(1, s.goal() - table.next_position());
+  const int64_t chunk = std::min<int64_t>(to_run, max_chunk(s));
   const int64_t list = list_blocks(group.policy, group.max_total_tokens, chunk, block_tokens_);
   const int64_t samples = group.forked ? 1 : group.num_slots();
-  const bool in_prompt = s.num_planned < s.num_prompt_tokens, cuts = group.traits.cuts_after_prompt;
-  if (cuts && s.list_cut)
-    return std::max<int64_t>(0, list - table.num_blocks()) + cache_.blocks_for_overwrite(table);
+  return std::max<int64_t>(0, list - table.num_blocks()) + (samples - 1) * list + 1;
+}
+
+int64_t Scheduler::scored_blocks_to_come(const Sequence& s, const BlockTable& table) const {
+  const SequenceGroup& group = *s.group;
+  const int64_t list = list_blocks(group.policy, group.max_total_tokens, 0, block_tokens_);
+  const int64_t rest_of_list = std::max<int64_t>(0, list - table.num_blocks());
+  const bool overwrites = table.next_position() > table.length();  // from now on
+  if (s.list_cut || overwrites) return rest_of_list + cache_.blocks_for_overwrite(table);
+  const int64_t samples = group.forked ? 1 : group.num_slots();
   const int64_t prompt = (s.num_prompt_tokens + block_tokens_ - 1) / block_tokens_;
-  const int64_t rest = std::max<int64_t>(0, (cuts ? prompt : list) - table.num_blocks());
-  if (cuts) return (in_prompt ? rest : 0) + samples * list;
-  return rest + (samples - 1) * list + 1;
+  const int64_t rest_of_prompt = std::max<int64_t>(0, prompt - table.num_blocks());
+  if (cuts_prompt(group.policy, s.num_prompt_tokens))
+    return (s.num_planned < s.num_prompt_tokens ? rest_of_prompt : 0) + samples * list;
+  // Appended to until it is full. Its prompt's full blocks may be found or shared: copied when they are overwritten.
+  const bool shares = group.share_prefix || group.num_slots() > 1;
+  const int64_t copies =
+      shares ? overwrite_copies(group.policy, s.num_prompt_tokens, group.max_total_tokens, block_tokens_) : 0;
+  if (samples > 1) return rest_of_prompt + samples * (list - s.num_prompt_tokens / block_tokens_ + copies);
+  return rest_of_list + copies + 1;
+}
+
+int32_t Scheduler::max_chunk(const Sequence& s) const {
+  return static_cast<int32_t>(
+      most_chunk_tokens(s.group->policy, s.num_prompt_tokens,
+                        std::min(limits_.max_prefill_chunk_tokens, limits_.max_step_tokens)));
 }
 
 // ---- memory beside the cache
@@ -86,12 +107,23 @@ bool Scheduler::waits_for_policy_memory(const SequenceGroup& group) const {
   return bytes > 0 && group.policy_memory < 0 && !policy_memory_.has_room(bytes);
 }
 
-bool Scheduler::take_policy_memory(SequenceGroup& group) {
+// Those who need none pass by; those who do pass nobody that waits for it.
+bool Scheduler::park_for_policy_memory(SequenceGroup& group) {
   const int64_t bytes = policy_memory_of(group);
-  if (bytes == 0 || group.policy_memory >= 0) return true;
+  if (bytes == 0 || group.policy_memory >= 0) return false;
+  if (memory_waiters_.empty() && policy_memory_.has_room(bytes)) return false;
+  queue_.erase(group);
+  group.parked = group.waits_for_memory = true;
+  memory_waiters_.push_back(&group);
+  return true;
+}
+
+void Scheduler::take_policy_memory(SequenceGroup& group) {
+  const int64_t bytes = policy_memory_of(group);
+  if (bytes == 0 || group.policy_memory >= 0) return;
   const std::optional<int64_t> offset = policy_memory_.take(bytes);
-  if (offset) group.policy_memory = *offset;
-  return offset.has_value();
+  check(offset.has_value(), "who is admitted finds the policy memory that it was not parked for");
+  group.policy_memory = *offset;
 }
 
 // The next plan's leaves name whatever the group had there, and a device does in order what it is given.
@@ -99,6 +131,12 @@ void Scheduler::give_back_policy_memory(SequenceGroup& group) {
   if (group.policy_memory < 0) return;
   policy_memory_.give_back(group.policy_memory, policy_memory_of(group));
   group.policy_memory = -1;
+  for (SequenceGroup* waiter : memory_waiters_) {
+    waiter->waits_for_memory = false;
+    waiter->parked = waiter->paused;
+    if (!waiter->parked) queue_.push(*waiter);
+  }
+  memory_waiters_.clear();
 }
 
 // Executors have room for the scores of as many slots as the cache has. Lists that share blocks may have more together: who finds no

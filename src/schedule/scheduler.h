@@ -47,6 +47,8 @@ struct ScheduleLimits {
   ReserveRule reserve;
   bool whole_block_hits = false;  // cut hits to whole blocks; for comparison
   int32_t look_ahead = 32;        // in a tenant's line, for requests with more of their prompt cached
+  int64_t max_paused_slot_us =
+      200'000;  // whoever reads no more for so long gives its slot to who waits for one
   int64_t max_priority_wait_us = 60'000'000;  // then a request runs as if of the highest priority
   PreemptionMode preemption_mode = PreemptionMode::kAuto;
   PreemptionCosts costs;
@@ -129,7 +131,7 @@ class Scheduler {
   bool end(RequestId request, FinishReason reason, std::optional<Error> error, int64_t now_us, Outcome& out);
   // Ends one sequence whose text ended (a stop string).
   void stop(RequestId request, int32_t index, int64_t now_us, Outcome& out);
-  void set_paused(RequestId request, bool paused);
+  void set_paused(RequestId request, bool paused, int64_t now_us);
 
   // ---- steps
   // --------------------------------------------------------------------------------------------------------------
@@ -205,8 +207,11 @@ class Scheduler {
   bool waits_for_prompt(const Sequence& sequence) const;
   int32_t publishable(const Sequence& sequence, int32_t num_tokens) const;
   int64_t policy_blocks_to_come(const Sequence& sequence, const BlockTable& table) const;
+  int64_t scored_blocks_to_come(const Sequence& sequence, const BlockTable& table) const;
+  int32_t max_chunk(const Sequence& sequence) const;
   bool waits_for_policy_memory(const SequenceGroup& group) const;
-  bool take_policy_memory(SequenceGroup& group);
+  bool park_for_policy_memory(SequenceGroup& group);
+  void take_policy_memory(SequenceGroup& group);
   void give_back_policy_memory(SequenceGroup& group);
   bool has_score_room(const Sequence& sequence, int32_t count) const;
   void commit_dumps(SubmittedStep& step, StepView& result);
@@ -224,7 +229,9 @@ class Scheduler {
   // admit.cc
   void promote_overdue(int64_t now_us);
   SequenceGroup* next_waiting() const;
-  int32_t cached_tokens_of(const SequenceGroup& group) const;
+  std::span<SequenceGroup* const> first_in_line() const;
+  void look_up(SequenceGroup& group);
+  void look_again();
   void admit(StepTransaction& step, int64_t now_us);
   bool admit_preempted(StepTransaction& step, Sequence& sequence, int64_t now_us);
   bool admit_waiting(StepTransaction& step, SequenceGroup& group, int64_t now_us);
@@ -239,6 +246,7 @@ class Scheduler {
   int64_t blocks_missing(const Sequence& sequence, const BlockTable& table) const;
   bool make_room_for(const Sequence& sequence, const BlockTable& table, int64_t now_us);
   int32_t slots_used(const SequenceGroup& but) const;
+  bool make_slots(const SequenceGroup& group, int32_t wanted, int64_t now_us);
   void take_sibling_prefix();
   Sequence* first_preempted() const;
 
@@ -263,6 +271,7 @@ class Scheduler {
     Offer offer;
   };
   std::optional<Victim> choose_victim(const Sequence& blocked) const;
+  std::optional<Victim> idle_in_slot(int64_t now_us) const;
   bool is_alone(const Sequence& sequence) const;
   void preempt(Sequence& sequence, const Offer& offer, int64_t now_us);
   void preempt_beams(SequenceGroup& group, const Offer& offer, int64_t now_us);
@@ -313,9 +322,10 @@ class Scheduler {
   const BlockSize size_;  // of block_tokens_
   WaitingQueue queue_;
   std::unordered_map<RequestId, std::unique_ptr<SequenceGroup>> groups_;
-  std::vector<Sequence*> running_;     // in running order: priority, arrival, index
-  std::vector<Sequence*> preempted_;   // in the same order
-  std::vector<SequenceGroup*> ended_;  // that a submitted step still names
+  std::vector<Sequence*> running_;              // in running order: priority, arrival, index
+  std::vector<Sequence*> preempted_;            // in the same order
+  std::vector<SequenceGroup*> ended_;           // that a submitted step still names
+  std::vector<SequenceGroup*> memory_waiters_;  // parked for policy memory, first come first
   std::deque<SubmittedStep> in_flight_;
   TierTransfers transfers_;
   PolicyMemory policy_memory_;

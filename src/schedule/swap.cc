@@ -60,12 +60,14 @@ void Scheduler::transferred(const TransferEnd& end, int64_t now_us, Outcome& out
   Sequence& s = *ended.sequence;
   s.group->cached_tokens += static_cast<int32_t>(ended.hit_tokens);
   counters_.cached_tokens += ended.hit_tokens;
+  // Of what did not arrive nothing is published.
+  if (!end.status && ended.direction == TransferDirection::kToDevice) s.num_computed = 0;
   if (s.num_in_flight == 0 && s.finished()) {
-    if (!end.status) s.num_computed = 0;  // of what did not arrive nothing is published
     retire(s, now_us);
   } else if (!end.status) {
     // Without what was lost the rest of its prefix can be had: it asks again. What failed otherwise would again.
     s.skips_tiers = s.skips_tiers || (ended.is_fetch && ended.blocks_lost == 0);
+    if (!ended.is_fetch) ++counters_.swap_failures;
     lose_swapped(s, end.status.error(), now_us, out);
   } else if (ended.direction == TransferDirection::kToDevice) {
     cache_.discard(std::move(s.swapped));
@@ -75,7 +77,6 @@ void Scheduler::transferred(const TransferEnd& end, int64_t now_us, Outcome& out
 
 // What was copied is lost. It is computed again where that gives the same; else the request cannot go on.
 void Scheduler::lose_swapped(Sequence& s, const Error& error, int64_t now_us, Outcome& out) {
-  ++counters_.swap_failures;
   const bool nothing_ran = s.running() && s.swapped.empty();  // it was to start behind a tier's prefix
   if (!s.group->traits.recompute_safe && !nothing_ran)
     return end_group(*s.group, FinishReason::kFailed, error, now_us, out);

@@ -149,10 +149,6 @@ void TierTransfers::start(Fetch fetch, Sequence& s, int64_t now_us) {
   transfer.started_us = now_us;
 }
 
-void TierTransfers::give_up(Fetch fetch, int64_t now_us) {
-  cache_.end_read(std::move(fetch.read), {}, now_us);
-}
-
 // Of requests that come for the first time: one that was preempted had its prompt counted.
 int64_t TierTransfers::count_hits(const UnderWay& transfer) {
   if (transfer.sequence->num_preempted > 0) return 0;

@@ -39,7 +39,7 @@ class TierTransfers {
   void write_behind(NamespaceId ns, std::span<const TokenId> tokens, const BlockTable& table,
                     const Retention& retention, int64_t now_us);
   // What the tiers below have beyond a table's prefix, where copying it is cheaper than computing it; the table
-  // has room for it then (KvCache::read_from_below). To be started or given up.
+  // has room for it then (KvCache::read_from_below). To be started.
   struct Fetch {
     TierRead read;
     std::vector<TierCopy> copies;
@@ -48,7 +48,6 @@ class TierTransfers {
   std::optional<Fetch> fetch(NamespaceId ns, std::span<const TokenId> wanted, BlockTable& table,
                              int64_t now_us, std::vector<BlockId>& deferred);
   void start(Fetch fetch, Sequence& sequence, int64_t now_us);
-  void give_up(Fetch fetch, int64_t now_us);
 
   // ---- ends ----
   std::vector<BlockTransfer> take_new();  // begun since the last call

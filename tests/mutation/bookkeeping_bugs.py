@@ -42,6 +42,7 @@ PLAN, FILL, ADMIT, COMMIT = "src/schedule/plan.cc", "src/schedule/fill_plan.cc",
 TIER, RESTORE, BEHIND = "src/cache/tier.cc", "src/cache/restore.cc", "src/schedule/tiers.cc"
 TRANSFERS = "src/schedule/tier_transfers.cc"
 STORE = "src/execute/disk_store.cc"
+BEAMS, RETENTION = "src/schedule/commit_beams.cc", "src/schedule/retention.cc"
 SWAP, LISTS, HOST = "src/schedule/swap.cc", "src/cache/swap.cc", "src/cache/host_pool.cc"
 LIFE, PREEMPT, CORE, EPISODE = "src/schedule/lifecycle.cc", "src/schedule/preempt.cc", "src/engine/engine_core.cc", "benchmarks/sim/episode.cc"
 
@@ -110,7 +111,7 @@ BUGS = [
      "  s.num_planned = s.num_computed = kept_tokens + block_tokens_;\n"),
     (False, "heads that wait are never shortened", PREEMPT,
      "  if (shorten_heads(*blocked, blocks_needed(*blocked, nullptr), now_us)) return true;\n", ""),
-    (False, "a head is lost where its sequence finds no room", ADMIT, "      s.table = std::move(table);\n    }\n", "    }\n"),
+    (False, "a head is lost where its sequence finds no room", ADMIT, "      s.table = std::move(table);\n    else\n", "      ;\n    else\n"),
     (False, "a shorter head is kept beside the prefix that is found", ADMIT,
      "  cache_.release(std::move(s.table), now_us);  // a shorter head: the prefix holds its blocks too\n", ""),
     (False, "shared blocks of a tail count as room", PREEMPT,
@@ -135,7 +136,8 @@ BUGS = [
      "pool_.is_published(block.device);"),
     (False, "a failed copy back is trusted", SWAP, "  } else if (!end.status) {", "  } else if (!end.status && !s.running()) {"),
     (False, "a failed copy out is trusted", SWAP, "  } else if (!end.status) {", "  } else if (!end.status && s.running()) {"),
-    (False, "what did not arrive is published", SWAP, "    if (!end.status) s.num_computed = 0;  // of what did not arrive nothing is published\n", ""),
+    (False, "what did not arrive is published", SWAP,
+     "  if (!end.status && ended.direction == TransferDirection::kToDevice) s.num_computed = 0;\n", ""),
     (False, "a block on its way to the host may be written", TRANSFERS,
      "begin(&s, TransferDirection::kToHost, std::move(copies)).source = std::move(s.table);",
      "begin(&s, TransferDirection::kToHost, std::move(copies));\n  cache_.release(std::move(s.table), 0);"),
@@ -159,7 +161,10 @@ BUGS = [
      "    found.blocks.resize((found.length + block_tokens_ - 1) / block_tokens_);  // a tail"),
     (False, "a corrupt block is found again", TIER, "    for (const BlockId block : bad) lost += at->forget(block);\n", "    lost += static_cast<int64_t>(bad.size());\n"),
     (False, "what a copy's failure left is trusted", SWAP, "  } else if (!end.status) {\n", "  } else if (!end.status && !ended.is_fetch) {\n"),
-    (False, "a fetch that is given up is held for ever", TRANSFERS, "  cache_.end_read(std::move(fetch.read), {}, now_us);\n", ""),
+    (False, "beams pay for nothing", BEAMS, "  WaitingQueue::charge_output(group, static_cast<int64_t>(beams.size()));\n", ""),
+    (False, "output is not paid for", COMMIT, "  WaitingQueue::charge_output(group, 1);\n", ""),
+    (False, "a prompt is not paid for", ADMIT, "  WaitingQueue::charge_prompt(group, s.num_prompt_tokens - s.num_planned);\n", ""),
+    (False, "who waits for policy memory stays first in the queue", RETENTION, "  queue_.erase(group);\n  group.parked", "  return false;\n  group.parked"),
     (False, "what did not arrive counts as a hit", TRANSFERS, "  if (end.status) {\n    ended.hit_tokens = count_hits(transfer);\n",
      "  ended.hit_tokens = count_hits(transfer);\n  if (end.status) {\n"),
     (False, "a restored block lies in another place", RESTORE, "  places_.restore(block, stored.block, stored.serial);\n", ""),

@@ -153,14 +153,16 @@ int64_t preemptions_of(const SimScript& script) {
   return report.preemptions;
 }
 
-// An episode of a drawn load that preempts, as a script.
+// An episode of a drawn load that preempts for want of blocks, as a script. Whoever does not read may lose its slot for want of slots.
 Recorded record_one_that_preempts() {
   SimOptions o;
   o.sequences = 16;
   const SimSetup base = *make_setup(o);
   for (uint64_t seed = first_seed() + 900;; ++seed) {
     const SimSetup setup = draw_episode(base, o, seed);
-    Episode episode(setup, make_random_workload(seed, 16, setup.core.vocab_size, true), kAllFaults, seed);
+    FaultRates faults = kAllFaults;
+    faults.pause = 0;
+    Episode episode(setup, make_random_workload(seed, 16, setup.core.vocab_size, true), faults, seed);
     episode.record();
     while (episode.num_ticks() < 600) episode.step();
     SimReport report;

@@ -185,6 +185,50 @@ TEST(SequenceFailures, PublishNothingOfTheStep) {
   h.expect_greedy(again);
 }
 
+// The holder has been swapped out; whoever waits for its part stands before it by priority, and must not keep it from coming back.
+TEST(PolicyMemoryOfRequests, APreemptedHolderComesBackBeforeWhoWaitsForItsPart) {
+  HarnessOptions o = options_for(bytes_of_one());
+  o.num_blocks = 24;
+  o.preemption_mode = "swap";
+  Harness h(o);
+  const RequestId holder = submit(h, 0, kH2o);
+  while (h.core().scheduler().find(holder)->sequences[0]->num_output_tokens() < 3) h.step();
+  h.core().set_paused(holder, true);
+  std::vector<TokenId> long_prompt;
+  for (int32_t i = 0; i < 170; ++i) long_prompt.push_back(300 + i);
+  h.submit(long_prompt, Harness::greedy(8));
+  while (h.core().scheduler().counters().swap_outs == 0) ASSERT_TRUE(h.step());
+  CoreRequest urgent;
+  urgent.policy = kH2o;
+  urgent.priority = -1;
+  h.submit(ids(700), Harness::greedy(kOutput), urgent);
+  h.core().set_paused(holder, false);
+  h.run();
+  h.expect_sound();
+  h.expect_all_ended();
+  EXPECT_EQ(h.core().counts().finished, 3);
+}
+
+TEST(PolicyMemoryOfRequests, WhoNeedsNoneIsNotHeldUpByWhoWaitsForIt) {
+  Harness h(options_for(bytes_of_one()));
+  const RequestId holder = submit(h, 0, kH2o);
+  h.step();
+  h.core().set_paused(holder, true);
+  const RequestId waits = submit(h, 700, kH2o), waits_too = submit(h, 800, kH2o);
+  std::vector<RequestId> others;
+  for (int32_t i = 1; i < 6; ++i) others.push_back(submit(h, 100 * i, {}));
+  for (int i = 0; i < 60; ++i) h.step();
+  for (const RequestId other : others) EXPECT_EQ(h.record(other).num_ends, 1);
+  h.core().set_paused(waits, true);  // parked as it is
+  h.core().set_paused(waits, false);
+  h.abort(waits_too);
+  h.core().set_paused(holder, false);
+  h.run();
+  h.expect_sound();
+  h.expect_all_ended();
+  EXPECT_EQ(h.core().counts().finished, 7);
+}
+
 TEST(PolicyMemory, PartsComeBackAsOneRun) {
   PolicyMemory memory(1000);
   const auto a = memory.take(300), b = memory.take(300), c = memory.take(300);

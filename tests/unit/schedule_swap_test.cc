@@ -215,5 +215,30 @@ TEST(Swap, NegativeSpaceAndUnknownModesAreRefusedByName) {
             "preemption_mode is `drop`; it must be auto, swap or recompute");
 }
 
+// K and V that did not come back are not found by others.
+TEST(Swap, AFailedWayBackInsideAPromptPublishesNothing) {
+  HarnessOptions o = tight();
+  o.num_swap_blocks = 40;
+  o.max_prefill_chunk_tokens = 16;
+  Harness h(o);
+  CoreRequest tova;
+  tova.policy = {.kind = RetentionKind::kTova, .budget = 16};
+  const RequestId lost = h.submit(ids(100), Harness::greedy(4), tova);
+  for (int i = 0; i < 3; ++i) h.step();
+  h.core().set_paused(lost, true);
+  const RequestId other = h.submit(ids(170, 300), Harness::greedy(8));
+  while (h.record(other).num_ends == 0) ASSERT_TRUE(h.step());
+  ASSERT_GT(counters(h).swap_outs, 0);
+  h.mover().set_fault([] { return FakeMover::Fault{.fails = true}; });
+  h.core().set_paused(lost, false);
+  h.run();
+  h.mover().set_fault({});
+  const RequestId again = h.submit(ids(100), Harness::greedy(4));
+  h.run();
+  h.expect_greedy(again);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
 }  // namespace
 }  // namespace quire

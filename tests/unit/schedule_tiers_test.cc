@@ -1,6 +1,8 @@
 // The tiers of the prefix cache below the device, step by step over a small cache and a fake executor: what goes
 // down, what comes back and from where, who waits meanwhile, and what a cancel, a failure or a corrupt block
 // leaves behind.
+#include <numeric>
+
 #include "tests/property/engine_harness.h"
 
 namespace quire {
@@ -109,6 +111,36 @@ TEST(HostTier, ACancelOrAFailureOnTheWayLeaksNothingAndPublishesNothing) {
     h.expect_sound();
     h.expect_all_ended();
   }
+}
+
+// Whoever is not admitted brings nothing up: it would drive out what others look for.
+TEST(HostTier, ACandidateWithoutRoomEvictsNothing) {
+  HarnessOptions o;
+  o.num_blocks = 64;
+  o.num_host_blocks = 200;
+  o.max_context_tokens = 500;
+  o.reserve = {.least = 1, .rise = 0, .decay = 0};
+  Harness h(o);
+  const auto prompt = [](int32_t first) {
+    std::vector<TokenId> v(160);
+    std::iota(v.begin(), v.end(), first);
+    return v;
+  };
+  for (const int32_t first : {0, 200, 400, 600}) {  // the first goes below
+    h.submit(prompt(first), Harness::greedy(2));
+    h.run();
+  }
+  std::vector<TokenId> short_prompt(16);
+  std::iota(short_prompt.begin(), short_prompt.end(), 900);
+  h.submit(short_prompt, Harness::greedy(320));  // all of it is kept free
+  for (int i = 0; i < 4; ++i) h.step();
+  const int64_t before = h.core().cache().counters().evictions;
+  const RequestId waits = h.submit(prompt(0), Harness::greedy(60));
+  for (int i = 0; i < 20; ++i) h.step();
+  EXPECT_EQ(h.core().scheduler().find(waits)->state, GroupState::kWaiting);
+  EXPECT_LE(h.core().cache().counters().evictions - before, 4) << "the running one's own tokens, no more";
+  h.run();
+  h.expect_sound();
 }
 
 TEST(HostTier, ALinkThatIsSlowerThanComputingIsNotUsed) {

@@ -1,0 +1,160 @@
+// Who gets what there is: fair shares between tenants by what they cost, slots of readers that have stopped, and room for lists under
+// KV policies.
+#include <numeric>
+
+#include "tests/property/engine_harness.h"
+
+namespace quire {
+namespace {
+
+std::vector<TokenId> ids(int32_t count, int32_t first = 0) {
+  std::vector<TokenId> v;
+  for (int32_t i = 0; i < count; ++i) v.push_back((first + i) % 1000);
+  return v;
+}
+
+// Two tenants with eight requests each at all times, and what each has cost the engine.
+class TwoTenants {
+ public:
+  struct Ask {
+    int32_t prompt = 8, output = 16;
+    int32_t beam_width = 0, abort_at = 0;  // 0: none, never
+  };
+  TwoTenants(Ask a, Ask b) : asks_{a, b} {
+    HarnessOptions o;
+    o.num_blocks = 400;
+    o.max_sequences = 4;
+    o.max_step_tokens = 64;
+    o.max_context_tokens = 500;
+    h_ = std::make_unique<Harness>(o);
+    for (int i = 0; i < 8; ++i)
+      for (int t = 0; t < 2; ++t) live_[t].push_back(submit(t));
+  }
+  void run(int steps) {
+    for (int i = 0; i < steps; ++i) {
+      h_->step();
+      for (int t = 0; t < 2; ++t)
+        for (RequestId& id : live_[t]) look_at(t, id);
+    }
+  }
+  double cost(int t) const { return cost_[t]; }
+
+ private:
+  RequestId submit(int t) {
+    CoreRequest more;
+    more.tenant = t == 0 ? "a" : "b";
+    more.bypass_prefix_cache = true;
+    SamplingParams p = Harness::greedy(asks_[t].output);
+    p.beam_width = asks_[t].beam_width;
+    return h_->submit(ids(asks_[t].prompt), p, more);
+  }
+  // A row of output costs two; a prompt, its tokens, when it is seen to run first.
+  void look_at(int t, RequestId& id) {
+    const SequenceGroup* group = h_->core().scheduler().find(id);
+    if (group == nullptr) {
+      id = submit(t);
+      return;
+    }
+    if (group->state != GroupState::kAdmitted) return;
+    if (seen_.insert(id).second) cost_[t] += asks_[t].prompt;
+    for (const auto& s : group->sequences) cost_[t] += s->running() ? 2 : 0;
+    if (asks_[t].abort_at > 0 && group->sequences.front()->num_output_tokens() >= asks_[t].abort_at) {
+      h_->abort(id);
+      id = submit(t);
+    }
+  }
+
+  Ask asks_[2];
+  std::unique_ptr<Harness> h_;
+  std::vector<RequestId> live_[2];
+  std::set<RequestId> seen_;
+  double cost_[2] = {};
+};
+
+void expect_equal_shares(TwoTenants tenants, double most = 1.4) {
+  tenants.run(6000);
+  EXPECT_GT(tenants.cost(0) * most, tenants.cost(1));
+  EXPECT_LT(tenants.cost(0), tenants.cost(1) * most);
+}
+
+TEST(FairShares, LongOutputsArePaidFor) {
+  expect_equal_shares({{.prompt = 8, .output = 120}, {.prompt = 8, .output = 4}});
+}
+
+TEST(FairShares, LongPromptsArePaidFor) {
+  expect_equal_shares({{.prompt = 200, .output = 2}, {.prompt = 8, .output = 20}});
+}
+
+// Beams hold their slots while the host chooses among them: twice the steps for what they pay.
+TEST(FairShares, BeamsPayForEachAlsoWhenTheyAreCancelled) {
+  expect_equal_shares(
+      {{.prompt = 8, .output = 100, .beam_width = 4, .abort_at = 95}, {.prompt = 8, .output = 100}}, 2.2);
+  expect_equal_shares({{.prompt = 8, .output = 40, .beam_width = 4}, {.prompt = 8, .output = 40}}, 2.2);
+}
+
+// A reader that has stopped keeps its place in line, not its slot.
+TEST(Slots, OfThoseWhoDoNotReadGoToThoseWhoWait) {
+  HarnessOptions o;
+  o.num_blocks = 600;
+  o.max_sequences = 8;
+  o.max_step_tokens = 64;
+  Harness h(o);
+  std::vector<RequestId> paused, waiting;
+  for (int32_t i = 0; i < 8; ++i) paused.push_back(h.submit(ids(10, 20 * i), Harness::greedy(100)));
+  for (int i = 0; i < 6; ++i) h.step();
+  for (const RequestId id : paused) h.core().set_paused(id, true);
+  for (int32_t i = 0; i < 20; ++i) waiting.push_back(h.submit(ids(10, 600 + 15 * i), Harness::greedy(20)));
+  h.step();
+  EXPECT_EQ(h.core().scheduler().counters().preemptions, 0) << "a short stop costs nobody its slot";
+  h.clock().advance_us(300'000);
+  for (int i = 0; i < 80; ++i) h.step();
+  for (const RequestId id : waiting) EXPECT_EQ(h.record(id).num_ends, 1);
+  for (const RequestId id : paused) h.core().set_paused(id, false);
+  h.run();
+  h.expect_sound();
+  h.expect_all_ended();
+  for (const RequestId id : paused) h.expect_greedy(id);
+}
+
+// How many of 32 equal requests run at once in 64 blocks of 8.
+int32_t most_running(const PolicySpec& policy, int32_t prompt, int32_t output) {
+  HarnessOptions o;
+  o.num_blocks = 64;
+  o.max_sequences = o.max_step_tokens = 64;
+  o.max_context_tokens = 500;
+  o.reserve = {.least = 0, .rise = 0, .decay = 0};
+  o.num_swap_blocks = 64;
+  Harness h(o);
+  int32_t most = 0;
+  for (int32_t i = 0; i < 32; ++i) {
+    CoreRequest more;
+    more.policy = policy;
+    more.bypass_prefix_cache = true;
+    EXPECT_GT(h.submit(ids(prompt, 37 * i), Harness::greedy(output), more), 0u) << h.last_refusal().message;
+  }
+  while (!h.core().idle() && h.step()) most = std::max(most, h.core().scheduler().num_running());
+  h.expect_sound();
+  h.expect_all_ended();
+  EXPECT_EQ(h.core().counts().finished, 32);
+  return most;
+}
+
+TEST(RoomForPolicies, AListThatIsNeverCutIsReservedOnce) {
+  EXPECT_GE(most_running({.kind = RetentionKind::kTova, .budget = 63}, 40, 60), 7);  // 8 blocks each
+  EXPECT_GE(most_running({.kind = RetentionKind::kTova, .budget = 512}, 40, 24), 7);
+}
+
+TEST(RoomForPolicies, AWindowIsReservedByItsOwnPromptNotByTheServersChunk) {
+  EXPECT_GE(most_running({.kind = RetentionKind::kWindow, .window = 16}, 10, 300), 5);  // 5 to 12 blocks each
+}
+
+// The door lets in what fits alone.
+TEST(RoomForPolicies, TheDoorCountsWhatIsHeldAtOnce) {
+  EXPECT_EQ(peak_blocks({.kind = RetentionKind::kTova, .budget = 512}, 400, 100, 1, 2048, 8), 63);
+  EXPECT_EQ(peak_blocks({.kind = RetentionKind::kTova, .budget = 63}, 40, 60, 1, 2048, 8), 8 + 5);
+  EXPECT_EQ(peak_blocks({.kind = RetentionKind::kTova, .budget = 63}, 80, 60, 1, 2048, 8), 8 + 10);
+  EXPECT_EQ(peak_blocks({.kind = RetentionKind::kWindow, .window = 32}, 40, 2500, 1, 2048, 16), 7);
+}
+
+}  // namespace
+}  // namespace quire
