@@ -466,31 +466,35 @@ class AttentionBlock {
     });
   }
 
-  // Weights of a strip times its V, for few, some slots at a time.
+  // Weights of a strip times its V, for few.
   void add_strip_values(int64_t slot, int64_t first, int64_t last) {
     const LinesAhead ahead = part_asker_.take();
     if (!tile_.is_seen(slot, kStripSlots)) return;
     const auto [rows, offset] = tile_.strip(tile_.values(), slot, head_);
+    const int64_t columns = last - first <= kWideRows ? 128 : 64;
+    // A strip at once where that is in the order of memory, or halves.
+    const int64_t step = dim_ <= columns ? kStripSlots : kStripSlots / 2;
     with_dim([&, rows = rows, offset = offset](auto dim) {
-      for (int64_t s = 0; s < kStripSlots; s += kValueSlots)
-        add_strip_slots({rows + s, offset, slot + s, s * 2 * dim, ahead}, first, last, dim);
+      for (int64_t s = 0; s < kStripSlots; s += step)
+        add_strip_slots({rows + s, offset, slot + s, step, s * 2 * dim, ahead}, first, last, dim);
     });
   }
 
   // Slots of a strip: where V lies, from which of the tile on, and the first byte to ask for.
   struct StripSlots {
     const char* const* rows;
-    int64_t offset, slot, ahead_byte;
+    int64_t offset, slot, count, ahead_byte;
     LinesAhead ahead;
   };
-  static constexpr int64_t kValueSlots = 8;
 
   // As many columns at a time as leave registers for all of a small group.
+  static constexpr int kWideRows = 3;
   template <class Dim>
   void add_strip_slots(const StripSlots& slots, int64_t first, int64_t last, Dim dim) {
     int64_t column = 0;
-    if (last - first <= 3)
-      for (; column + 128 <= dim; column += 128) add_strip_columns<3, 8>(slots, first, last, column, dim);
+    if (last - first <= kWideRows)
+      for (; column + 128 <= dim; column += 128)
+        add_strip_columns<kWideRows, 8>(slots, first, last, column, dim);
     for (; column + 64 <= dim; column += 64) add_strip_columns<6, 4>(slots, first, last, column, dim);
     for (; column < dim; column += 32) add_strip_columns<6, 2>(slots, first, last, column, dim);
   }
@@ -500,7 +504,7 @@ class AttentionBlock {
     for_row_tiles<Rows>(last - first, [&](int64_t i, auto tile_rows) {
       const auto add = [&](auto ahead) __attribute__((always_inline)) {
         add_weighted<V, tile_rows, N>(scratch_.scores + (first + i) * kTileSlots + slots.slot, slots.rows,
-                                      kValueSlots, slots.offset + 2 * column, values_of(first + i) + column,
+                                      slots.count, slots.offset + 2 * column, values_of(first + i) + column,
                                       dim, ahead, slots.ahead_byte + 2 * column);
       };
       if (i == 0) return add(slots.ahead);  // the first pass over these lines asks

@@ -156,7 +156,7 @@ class PartAsker {
   }
 
  private:
-  static constexpr int64_t kBytesAhead[3] = {4 << 10, 8 << 10, 12 << 10};
+  static constexpr int64_t kBytesAhead[3] = {4 << 10, 8 << 10, 16 << 10};
   const char* first_ = nullptr;
   PartCursor ahead_[3];
 };
