@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -135,6 +136,7 @@ def test_tokenize_detokenize_model_and_load(client):
     assert (model.name, model.vocab_size, model.max_context_tokens, model.has_tokenizer) == ("demo", 4096, 4096, True)
     load = client.load()
     assert load.blocks_total == load.blocks_free + load.blocks_held + load.blocks_cached
+    assert load.swap_blocks_held == 0
 
 
 def test_dump_kv_names_every_position_without_a_policy(client):
@@ -174,6 +176,51 @@ def test_asyncio_streams_and_cancels(server):
             return False
 
     assert asyncio.run(run())
+
+
+def test_leaving_the_loop_over_an_asyncio_generation_ends_it(server):
+    async def run() -> bool:
+        async with AsyncClient(server.address) as client:
+            async for _ in client.generate("Once", max_tokens=4000, ignore_eos=True):
+                break
+            for _ in range(100):
+                if (await client.load()).sequences_running == 0:
+                    return True
+                await asyncio.sleep(0.01)
+            return False
+
+    assert asyncio.run(run()), "4000 tokens take longer than that"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "complaint"),
+    [
+        (b"Once", "bytes; decode it"),
+        ([{"role": "user"}], "message 0 of the prompt has no text 'content'"),
+        ([{"role": "user", "content": None}], "message 0 of the prompt has no text 'content'"),
+        ([1, "a"], "a prompt is a string, a list of token ids"),
+        ({"role": "user", "content": "a"}, "a prompt is a string, a list of token ids"),
+        (5, "a prompt is a string, a list of token ids"),
+    ],
+)
+def test_what_is_no_prompt_is_a_type_error(client, prompt, complaint):
+    with pytest.raises(TypeError, match=complaint):
+        client.generate(prompt)
+
+
+def test_an_iterator_of_ids_is_a_prompt(client):
+    by_list = client.generate([5, 6, 7], max_tokens=4, temperature=0).result()
+    by_iterator = client.generate(iter([5, 6, 7]), max_tokens=4, temperature=0).result()
+    assert by_iterator.prompt_token_ids == (5, 6, 7) and by_iterator.text == by_list.text
+
+
+def test_a_call_that_is_not_answered_ends_by_the_clients_timeout():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with Client(f"127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.2) as client, pytest.raises(QuireError) as caught:
+            client.model()
+    assert caught.value.code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
 
 
 def test_cancel_ends_a_generation_with_the_same_error_in_both_clients(server):

@@ -17,13 +17,15 @@ from .wire import service_pb2, service_pb2_grpc
 
 
 class AsyncGeneration(AsyncIterator[Event]):
-    """A running request: `async for` its events, or `await result()` for the whole. Leaving its `async with` cancels it."""
+    """A running request: `async for` its events, or `await result()` for the whole. Leaving its `async with` cancels it, and so
+    does dropping it before its end (a `break` out of the loop that holds it)."""
 
     def __init__(self, call: Any):
         self._call = call
         self._messages = call.__aiter__()
         self._completion = Completion()
         self._cancelled_here = False
+        self._loop = asyncio.get_running_loop()
 
     async def __anext__(self) -> Event:
         try:
@@ -50,6 +52,12 @@ class AsyncGeneration(AsyncIterator[Event]):
         self._cancelled_here = True
         self._call.cancel()
 
+    def __del__(self) -> None:
+        # Nobody can read it any more, as after a `break` out of its `async for`. Any thread may collect garbage.
+        loop = getattr(self, "_loop", None)
+        if loop is not None and not loop.is_closed() and not self._call.done():
+            loop.call_soon_threadsafe(self._call.cancel)
+
     async def __aenter__(self) -> AsyncGeneration:
         return self
 
@@ -60,8 +68,9 @@ class AsyncGeneration(AsyncIterator[Event]):
 class AsyncClient:
     """As Client, for one event loop: make it inside the loop."""
 
-    def __init__(self, address: str = "127.0.0.1:50051", *, tls: wiring.Tls | None = None):
+    def __init__(self, address: str = "127.0.0.1:50051", *, tls: wiring.Tls | None = None, timeout_s: float | None = 60):
         options = list(wiring.CHANNEL_OPTIONS)
+        self._timeout_s = timeout_s
         self._channel = (
             grpc.aio.secure_channel(address, tls.credentials(), options) if tls else grpc.aio.insecure_channel(address, options)
         )
@@ -118,9 +127,8 @@ class AsyncClient:
             while not await self.is_ready():
                 await asyncio.sleep(0.05)
 
-    @staticmethod
-    async def _unary(method: Any, request: Any) -> Any:
+    async def _unary(self, method: Any, request: Any) -> Any:
         try:
-            return await method(request)
+            return await method(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise QuireError.from_rpc(error) from None

@@ -49,10 +49,13 @@ class Generation(Iterator[Event]):
 
 
 class Client:
-    """A connection to one server. address: "HOST:PORT" or "unix:PATH"; tls: None = plaintext, for loopback."""
+    """A connection to one server. address: "HOST:PORT" or "unix:PATH"; tls: None = plaintext, for loopback.
 
-    def __init__(self, address: str = "127.0.0.1:50051", *, tls: wiring.Tls | None = None):
+    timeout_s: of each call but generate, which has its own; None = no limit."""
+
+    def __init__(self, address: str = "127.0.0.1:50051", *, tls: wiring.Tls | None = None, timeout_s: float | None = 60):
         options = list(wiring.CHANNEL_OPTIONS)
+        self._timeout_s = timeout_s
         self._channel = (
             grpc.secure_channel(address, tls.credentials(), options) if tls else grpc.insecure_channel(address, options)
         )
@@ -111,9 +114,8 @@ class Client:
                 raise TimeoutError(f"the server was not ready within {timeout_s} s")
             time.sleep(0.05)
 
-    @staticmethod
-    def _unary(method: Any, request: Any) -> Any:
+    def _unary(self, method: Any, request: Any) -> Any:
         try:
-            return method(request)
+            return method(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise QuireError.from_rpc(error) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from .wire import generation_pb2, sampling_pb2
@@ -16,7 +16,9 @@ class Message(TypedDict):
 
 
 # A text, token ids, or the messages of a chat.
-Prompt = str | Sequence[int] | Sequence[Message]
+Prompt = str | Iterable[int] | Iterable[Message]
+
+_WHAT_A_PROMPT_IS = "a prompt is a string, a list of token ids, or a list of {'role': .., 'content': ..}"
 
 
 class Retention(TypedDict, total=False):
@@ -81,17 +83,31 @@ _SAMPLING = {field.name for field in sampling_pb2.SamplingParams.DESCRIPTOR.fiel
 _REQUEST = {field.name for field in generation_pb2.GenerateRequest.DESCRIPTOR.fields} - {"text", "token_ids", "messages", "sampling"}
 
 
+def _add_message(request: generation_pb2.GenerateRequest, index: int, message: Mapping[str, Any]) -> None:
+    for key in ("role", "content"):
+        if not isinstance(message.get(key), str):
+            raise TypeError(f"message {index} of the prompt has no text {key!r}")
+    request.messages.messages.add(role=message["role"], content=message["content"])
+
+
 def _set_prompt(request: generation_pb2.GenerateRequest, prompt: Prompt) -> None:
+    if isinstance(prompt, (bytes, bytearray, memoryview)):
+        raise TypeError(f"the prompt is {type(prompt).__name__}; decode it to a string, or give list(prompt) if its bytes are token ids")
     if isinstance(prompt, str):
         request.text = prompt
+        return
+    if isinstance(prompt, Mapping) or not isinstance(prompt, Iterable):
+        raise TypeError(_WHAT_A_PROMPT_IS)
+    prompt = list(prompt)  # an iterator is read once
+    if not prompt:
+        request.token_ids.SetInParent()
     elif all(isinstance(part, int) for part in prompt):
         request.token_ids.ids.extend(prompt)  # type: ignore[arg-type]
-        request.token_ids.SetInParent()
     elif all(isinstance(part, Mapping) for part in prompt):
-        for part in prompt:
-            request.messages.messages.add(role=part["role"], content=part["content"])  # type: ignore[index]
+        for index, part in enumerate(prompt):
+            _add_message(request, index, part)  # type: ignore[arg-type]
     else:
-        raise TypeError("a prompt is a string, a list of token ids, or a list of {'role': .., 'content': ..}")
+        raise TypeError(_WHAT_A_PROMPT_IS)
 
 
 def _set_sampling(sampling: sampling_pb2.SamplingParams, name: str, value: Any) -> None:

@@ -158,6 +158,7 @@ class Load:
     blocks_free: int
     blocks_held: int
     blocks_cached: int
+    swap_blocks_held: int  # of swap_blocks_total in host memory, by preempted sequences
     block_tokens: int
     kv_bytes_total: int
     kv_usage: float
