@@ -7,47 +7,17 @@
 
 #include "src/base/check_note.h"
 #include "src/base/log.h"
-#include "src/execute/row_logprobs.h"
+#include "src/execute/host_sampling.h"
 #include "src/execute/sampler_steps.h"
+#include "src/execute/step_forms.h"
 #include "src/execute/step_graphs.h"
 #include "src/execute/table_check.h"
+#include "src/execute/table_deltas.h"
 
 namespace quire {
 namespace {
 
 constexpr int64_t kMostBytesByKernel = 256 << 10;
-
-// Entries of a block table on the device, the same in every step.
-int64_t table_stride(const StepLimits& l) {
-  const int64_t blocks = (l.max_context_tokens + l.block_tokens - 1) / l.block_tokens;
-  return (blocks + 15) / 16 * 16;
-}
-
-StepShape largest_step(const StepLimits& l) {
-  const int64_t sequences = decode_bucket(l.max_sequences), rows = std::max(l.max_rows, sequences);
-  return {.rows = rows,
-          .sequences = static_cast<int32_t>(sequences),
-          .logits_rows = rows,
-          .samples = static_cast<int32_t>(sequences),
-          .edits = static_cast<int32_t>(sequences),
-          .reports = static_cast<int32_t>(sequences),
-          .table_entries = sequences * table_stride(l),
-          .copies = l.num_blocks,
-          .windows = true,
-          .sinks = true,
-          .histories = true,
-          .prefix_nodes = prefix_node_room(static_cast<int32_t>(sequences)),
-          .prefix_members = prefix_member_room(static_cast<int32_t>(sequences)),
-          .prefix_splits = 1,
-          .retained = static_cast<int32_t>(sequences),
-          .cut_blocks = static_cast<int32_t>(sequences * table_stride(l))};
-}
-
-DeviceSamplingSizes sampling_sizes(const StepLimits& l) {
-  return {.max_samples = static_cast<int32_t>(decode_bucket(l.max_sequences)),
-          .vocab = l.vocab_size,
-          .max_context_tokens = l.max_context_tokens};
-}
 
 // Sizes, and of the first sequences id, tokens and first position.
 std::string summary_of(const BatchPlan& plan) {
@@ -79,15 +49,17 @@ class CudaRunner final : public QueueingRunner {
  public:
   explicit CudaRunner(CudaRunnerParts parts)
       : parts_(std::move(parts)),
+        device_(static_cast<StreamDevice&>(*parts_.device)),
         step_(parts_.limits, StepTables::kKeptElsewhere),
         tables_(parts_.limits.block_tokens, parts_.limits.num_blocks),
-        table_check_(*parts_.device, parts_.limits.block_tokens),
-        graphs_(*parts_.device, {}),
+        table_check_(device_, parts_.limits.block_tokens),
+        graphs_(device_, {}),
         copies_(parts_.limits.num_blocks),
         groups_(parts_.cascade),
-        retention_(*parts_.device, *parts_.kernels, parts_.layout, parts_.arena.as<char>(),
+        retention_(device_, *parts_.kernels, parts_.layout, parts_.arena.as<char>(),
                    parts_.forward->spec().num_q_heads),
-        sampling_(*parts_.device, *parts_.kernels, sampling_sizes(parts_.limits)),
+        sampling_(device_, *parts_.kernels, sampling_sizes(parts_.limits)),
+        host_sampling_(parts_.logits_rows, parts_.limits.vocab_size),
         sampler_(make_cpu_sampler()) {}
 
   ~CudaRunner() override {
@@ -99,18 +71,17 @@ class CudaRunner final : public QueueingRunner {
   }
 
   Status allocate() {
-    StreamDevice& device = *parts_.device;
     const int64_t stride = table_stride(parts_.limits);
-    Result<DeviceStep> arrays = DeviceStep::create(device, largest_step(parts_.limits), stride);
+    Result<DeviceStep> arrays = DeviceStep::create(device_, largest_step(parts_.limits), stride);
     if (!arrays) return arrays.error();
     arrays_ = std::move(*arrays);
     if (Status allocated = sampling_.allocate(); !allocated) return allocated;
     for (Turn& turn : turns_) {
-      turn.begun = device.make_event();
-      turn.done = device.make_event();
+      turn.begun = device_.make_event();
+      turn.done = device_.make_event();
     }
     if (Status reserved = retention_.reserve(parts_.retention); !reserved) return reserved;
-    device.synchronize();
+    device_.synchronize();
     return parts_.check_tables ? table_check_.allocate(max_samples(), stride) : ok();
   }
 
@@ -125,7 +96,7 @@ class CudaRunner final : public QueueingRunner {
       note_plan(*queued);
       if (Status done = queue_checked(*queued); !done) queued->result.status = done;
     } catch (const std::bad_alloc&) {
-      parts_.device->synchronize();  // what was queued names the plan, and the plan goes with its result
+      device_.synchronize();  // what was queued names the plan, and the plan goes with its result
       queued->result.status = error(Code::kResourceExhausted, "no host memory for the step's results");
     }
     if (!queued->result.status) tables_.forget();  // its tables may not be on the device, or not whole
@@ -203,9 +174,6 @@ class CudaRunner final : public QueueingRunner {
     }
   }
 
-  // A step of the sizes that one graph serves, or one whose kernels are launched as they come.
-  enum class Form : uint8_t { kLaunched, kDecode, kWithPrompts };
-
   // The step's own sizes; what is sampled on the host has no samples on the device.
   StepShape own_shape(const BatchPlan& plan, bool on_host) const {
     const StepArrays own = step_.arrays();
@@ -225,40 +193,16 @@ class CudaRunner final : public QueueingRunner {
             .cut_blocks = static_cast<int32_t>(retention_.arrays().cut_blocks.size())};
   }
 
-  // Padded to what a graph may be captured for, if there is such a size.
-  Form pad(StepShape& shape) const {
-    if (shape.rows == 0) return Form::kLaunched;
-    const StepArrays own = step_.arrays();
-    const bool decodes = own.max_rows == 1 && shape.logits_rows == shape.rows && shape.samples == shape.rows;
-    StepShape padded = shape;
-    if (decodes) {
-      padded.rows = padded.logits_rows = decode_bucket(shape.rows);
-      padded.sequences = padded.samples = static_cast<int32_t>(padded.rows);
-      if (shape.retained > 0) padded.retained = static_cast<int32_t>(decode_bucket(shape.retained));
-    } else {
-      const int64_t most = std::max<int64_t>({shape.sequences, shape.logits_rows, shape.samples});
-      const auto sequences = std::min(static_cast<int32_t>(sequence_bucket(most)), max_samples());
-      padded.with_prompts = true;
-      padded.rows = token_bucket(shape.rows);
-      padded.sequences = sequences;
-      padded.logits_rows =
-          shape.logits_rows == 0 ? 0 : sequences;  // else nobody asks for the last layer's work
-      padded.samples = shape.samples == 0 ? 0 : sequences;
-      if (padded.rows > std::min<int64_t>(parts_.max_graph_tokens, largest_step(parts_.limits).rows) ||
-          shape.retained > 0)
-        return Form::kLaunched;
-    }
-    // Edits and reports as many as samples, or none: more sizes would be more graphs.
-    if (shape.edits > 0) padded.edits = padded.samples;
-    if (shape.reports > 0) padded.reports = padded.samples;
-    if (padded.logits_rows > parts_.logits_rows || !retention_.may_be_captured()) return Form::kLaunched;
-    shape = padded;
-    return decodes ? Form::kDecode : Form::kWithPrompts;
+  StepForm pad(StepShape& shape) const {
+    if (!retention_.may_be_captured()) return StepForm::kLaunched;
+    const int64_t rows = std::min<int64_t>(parts_.max_graph_tokens, largest_step(parts_.limits).rows);
+    return pad_for_graph({.max_rows = rows, .logits_rows = parts_.logits_rows, .max_samples = max_samples()},
+                         step_.arrays().max_rows == 1, shape);
   }
 
   void run(const BatchPlan& plan, CudaQueuedStep& queued, bool on_host) {
     StepShape shape = own_shape(plan, on_host);
-    const Form form = on_host ? Form::kLaunched : pad(shape);
+    const StepForm form = on_host ? StepForm::kLaunched : pad(shape);
     if (make_room_for_prefixes(shape)) queued.result.shared_read_tokens = groups_.saved_tokens();
     const PlacedStep placed =
         arrays_.pack(step_, tables_,
@@ -275,7 +219,7 @@ class CudaRunner final : public QueueingRunner {
     if (!by_kernel(shape)) bring_by_engine(placed.bring.arrays);
     if (on_host)
       run_and_sample_here(placed, shape, queued.result);
-    else if (form == Form::kLaunched)
+    else if (form == StepForm::kLaunched)
       run_kernels(placed, shape, queued.turn);
     else
       run_captured(placed, shape, queued.turn);
@@ -286,7 +230,11 @@ class CudaRunner final : public QueueingRunner {
   void run_and_sample_here(const PlacedStep& placed, const StepShape& shape, StepResult& result) {
     result.sampled_on_host = step_.num_samples() > 0;
     run_model(placed, shape);
-    read_logits(result);
+    host_sampling_.run(
+        step_, [this](int64_t first, int64_t count) { return logits_on_host(first, count); }, *sampler_,
+        result);
+    for (const WantedLogits& wanted : step_.wanted_logits())
+      for (const PlannedSample& sample : wanted.sequence->samples) sampling_.sampled_on_host(sample.sequence);
   }
 
   // Whether a kernel brings the arrays. The copy engine is faster over the bus, but between two graphs it costs 20 us.
@@ -294,9 +242,7 @@ class CudaRunner final : public QueueingRunner {
     return DeviceStep::array_bytes(shape) <= kMostBytesByKernel;
   }
 
-  void bring_by_engine(const CopyBytesParams& p) {
-    parts_.device->copy_to_device(p.target, p.source, p.bytes);
-  }
+  void bring_by_engine(const CopyBytesParams& p) { device_.copy_to_device(p.target, p.source, p.bytes); }
 
   // False: the step reads every list by itself.
   bool make_room_for_prefixes(StepShape& shape) const {
@@ -318,14 +264,7 @@ class CudaRunner final : public QueueingRunner {
       parts_.kernels->copy_bytes(placed.bring_pairs);
     else
       bring_by_engine(placed.bring_pairs);
-    int64_t begin = 0;
-    for (const int64_t end : copies_.ends()) {
-      parts_.kernels->copy_blocks({.arena = parts_.arena.as<char>(),
-                                   .block_bytes = parts_.layout.block_bytes(),
-                                   .pairs = placed.copy_pairs + 2 * begin,
-                                   .count = end - begin});
-      begin = end;
-    }
+    copies_.run(*parts_.kernels, parts_.arena.as<char>(), parts_.layout.block_bytes(), placed.copy_pairs);
   }
 
   // The arrays' way in, the ids sampled one step before, and the forward pass.
@@ -362,36 +301,17 @@ class CudaRunner final : public QueueingRunner {
     graphs_.run(key, turn, [&] { run_kernels(placed, key, turn); });
   }
 
-  // Logits come to the host in pieces of as many rows as the buffer holds; a piece may begin or end inside a sequence's rows.
-  void read_logits(StepResult& result) {
-    const int64_t total = step_.arrays().num_logits_rows;
-    size_t next = 0;
-    for (int64_t first = 0; first < total; first += parts_.logits_rows) {
-      const int64_t end = std::min(first + parts_.logits_rows, total);
-      parts_.forward->logits(first, end - first, parts_.logits.as<float>());
-      host_logits_.resize(static_cast<size_t>((end - first) * vocab()));
-      parts_.device->copy_to_host(host_logits_.data(), parts_.logits.data(), (end - first) * vocab() * 4);
-      parts_.device->synchronize();
-      if (newest_ != nullptr) sampling_.follow(newest_->device_samples, newest_->turn, *sampler_);
-      samples_.clear();
-      while (next < step_.wanted_logits().size()) {
-        const WantedLogits& wanted = step_.wanted_logits()[next];
-        if (wanted.first >= end) break;
-        append_prompt_logprobs(wanted,
-                               {.first = first, .end = end, .logits = host_logits_.data(), .vocab = vocab()},
-                               result.prompt_logprobs);
-        if (wanted.first + wanted.count > end) break;  // goes on in the next piece
-        for (const PlannedSample& sample : wanted.sequence->samples) {
-          samples_.push_back({.sample = &sample, .logits_row = wanted.first + wanted.count - 1 - first});
-          sampling_.sampled_on_host(sample.sequence);
-        }
-        ++next;
-      }
-      sampler_->sample(host_logits_.data(), vocab(), samples_, result.samples);
-    }
+  float* logits_on_host(int64_t first, int64_t count) {
+    parts_.forward->logits(first, count, parts_.logits.as<float>());
+    host_logits_.resize(static_cast<size_t>(count * vocab()));
+    device_.copy_to_host(host_logits_.data(), parts_.logits.data(), count * vocab() * 4);
+    device_.synchronize();
+    if (newest_ != nullptr) sampling_.follow(newest_->device_samples, newest_->turn, *sampler_);
+    return host_logits_.data();
   }
 
   CudaRunnerParts parts_;
+  StreamDevice& device_;
   HostStep step_;
   TableDeltas tables_;
   TableCheck table_check_;
@@ -400,6 +320,7 @@ class CudaRunner final : public QueueingRunner {
   PrefixGroups groups_;
   DeviceRetention retention_;
   DeviceSampling sampling_;
+  HostSampling host_sampling_;
   std::unique_ptr<Sampler> sampler_;  // what is sampled on the host
   DeviceStep arrays_;
   std::string plan_notes_[2];  // by turn
@@ -409,7 +330,6 @@ class CudaRunner final : public QueueingRunner {
   CudaQueuedStep* newest_ = nullptr;  // unless it is finished
   std::vector<int32_t> id_source_;
   std::vector<float> host_logits_;
-  std::vector<SampleRow> samples_;
 };
 
 }  // namespace

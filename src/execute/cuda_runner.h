@@ -9,25 +9,13 @@
 #include "src/device/stream_device.h"
 #include "src/execute/device_retention.h"
 #include "src/execute/device_step.h"
+#include "src/execute/model_parts.h"
 #include "src/execute/pipelined_executor.h"
 #include "src/execute/prefix_groups.h"
-#include "src/execute/swap_space.h"
-#include "src/execute/table_deltas.h"
-#include "src/model/forward.h"
-#include "src/sample/sampler.h"
 
 namespace quire {
 
-struct CudaRunnerParts {
-  std::unique_ptr<StreamDevice> device;
-  std::unique_ptr<Kernels> kernels;
-  DeviceBuffer arena;
-  HostMemory host_memory;  // the mover's, kept alive here
-  std::unique_ptr<ForwardPass> forward;
-  DeviceBuffer logits;  // [logits_rows, vocab] f32
-  int64_t logits_rows = 0;
-  StepLimits limits;
-  KvLayout layout;
+struct CudaRunnerParts : ModelParts {  // its device is a StreamDevice
   CascadeRule cascade;
   RetentionRoom retention;
   // Steps with prompts are captured up to so many tokens (EngineConfig).

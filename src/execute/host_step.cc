@@ -265,4 +265,13 @@ Status CopyGroups::build(std::span<const BlockCopy> copies) {
   return ok();
 }
 
+void CopyGroups::run(Kernels& kernels, char* arena, int64_t block_bytes, const int32_t* placed) const {
+  int64_t begin = 0;
+  for (const int64_t end : ends_) {
+    kernels.copy_blocks(
+        {.arena = arena, .block_bytes = block_bytes, .pairs = placed + 2 * begin, .count = end - begin});
+    begin = end;
+  }
+}
+
 }  // namespace quire

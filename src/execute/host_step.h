@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/kernels.h"
 #include "quire/result.h"
 #include "src/model/step_arrays.h"
 #include "src/schedule/batch_plan.h"
@@ -93,6 +94,8 @@ class CopyGroups {
   // [count][2] source, target; group i is pairs [ends[i - 1], ends[i]).
   std::span<const int32_t> pairs() const { return pairs_; }
   std::span<const int64_t> ends() const { return ends_; }
+  // A call for each group. placed: pairs() where the device reads them.
+  void run(Kernels& kernels, char* arena, int64_t block_bytes, const int32_t* placed) const;
 
  private:
   void begin_group();
