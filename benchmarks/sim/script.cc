@@ -39,6 +39,8 @@ Json json_of(const SimSetup& setup) {
           {"max_context_tokens", c.max_context_tokens},
           {"max_queued_requests", c.max_queued_requests},
           {"max_queued_kv_factor", c.max_queued_kv_factor},
+          {"max_priority_wait_ms", c.max_priority_wait_ms},
+          {"look_ahead", setup.core.look_ahead},
           {"prefix_cache", c.prefix_cache},
           {"reserve", {setup.core.reserve.least, setup.core.reserve.rise, setup.core.reserve.decay}},
           {"eviction", setup.core.eviction == EvictionOrder::kPgdsf ? "pgdsf" : "lru"},
@@ -49,27 +51,45 @@ Json json_of(const SimSetup& setup) {
             setup.roofline.compute_us_per_token}}};
 }
 
+// Whole, and within its bounds: what a setup asks of the cache it gets, so that a wrong line is an error and no abort.
+int64_t count(const Json& j, const char* name, int64_t least, int64_t most) {
+  const Json& value = j.at(name);
+  if (!value.is_number_integer() || value.get<int64_t>() < least || value.get<int64_t>() > most)
+    throw std::runtime_error(
+        fmt::format("{} is {}; it must be a whole number from {} to {}", name, value.dump(), least, most));
+  return value.get<int64_t>();
+}
+int64_t count_or_none(const Json& j, const char* name, int64_t most) {
+  return j.contains(name) ? count(j, name, 0, most) : 0;
+}
+
 SimSetup setup_of(const Json& j) {
+  constexpr int64_t kMostBlocks = 1 << 26;
   SimSetup setup;
   GroupSpec group;
-  group.num_layers = j.at("layers");
-  group.num_kv_heads = j.at("kv_heads");
-  group.head_dim = j.at("head_dim");
-  group.block_tokens = j.at("block_tokens");
-  set_cache(setup, group, j.at("blocks"),
-            {.swap = j.value("swap_blocks", int64_t{0}),
-             .host = j.value("host_blocks", int64_t{0}),
-             .disk = j.value("disk_blocks", int64_t{0})});
-  setup.model.vocab_size = setup.core.vocab_size = j.at("vocab");
+  group.num_layers = static_cast<int32_t>(count(j, "layers", 1, 4096));
+  group.num_kv_heads = static_cast<int32_t>(count(j, "kv_heads", 1, 4096));
+  group.head_dim = static_cast<int32_t>(count(j, "head_dim", 8, 4096));
+  group.block_tokens = static_cast<int32_t>(count(j, "block_tokens", 8, 64));
+  if ((group.block_tokens & (group.block_tokens - 1)) != 0)
+    throw std::runtime_error(
+        fmt::format("block_tokens is {}; it must be 8, 16, 32 or 64", group.block_tokens));
+  set_cache(setup, group, count(j, "blocks", 2, kMostBlocks),
+            {.swap = count_or_none(j, "swap_blocks", kMostBlocks),
+             .host = count_or_none(j, "host_blocks", kMostBlocks),
+             .disk = count_or_none(j, "disk_blocks", kMostBlocks)});
+  setup.model.vocab_size = setup.core.vocab_size = static_cast<int32_t>(count(j, "vocab", 2, 1 << 24));
   setup.core.eos_token_ids = j.at("eos").get<std::vector<TokenId>>();
   EngineConfig& c = setup.core.config;
-  c.max_sequences = j.at("max_sequences");
-  c.max_step_tokens = j.at("max_step_tokens");
+  c.max_sequences = static_cast<int32_t>(count(j, "max_sequences", 1, 65536));
+  c.max_step_tokens = static_cast<int32_t>(count(j, "max_step_tokens", c.max_sequences, 1 << 24));
   c.max_prefill_chunk_tokens = j.at("max_prefill_chunk_tokens");
   c.max_context_tokens = j.at("max_context_tokens");
   c.max_queued_requests = j.at("max_queued_requests");
   c.max_queued_kv_factor = j.at("max_queued_kv_factor");
   c.prefix_cache = j.at("prefix_cache");
+  c.max_priority_wait_ms = j.value("max_priority_wait_ms", c.max_priority_wait_ms);
+  setup.core.look_ahead = j.value("look_ahead", setup.core.look_ahead);
   c.preemption_mode = j.value("preemption_mode", c.preemption_mode);
   if (j.contains("link")) setup.tiers.host = {j["link"].at(0), j["link"].at(1)};
   setup.core.preemption_costs.disk_bytes_per_s =
@@ -79,7 +99,7 @@ SimSetup setup_of(const Json& j) {
   setup.core.reserve = {j.at("reserve").at(0), j.at("reserve").at(1), j.at("reserve").at(2)};
   setup.core.eviction = j.at("eviction") == "pgdsf" ? EvictionOrder::kPgdsf : EvictionOrder::kLru;
   setup.core.whole_block_hits = j.at("whole_block_hits");
-  setup.core.audit_every = j.at("audit_every");
+  setup.core.audit_every = static_cast<int32_t>(count(j, "audit_every", 1, 1 << 30));
   const Json& r = j.at("roofline");
   setup.roofline = {r.at(0), r.at(1), r.at(2), r.at(3)};
   return setup;

@@ -14,6 +14,8 @@
 namespace quire {
 namespace {
 
+constexpr int64_t kMostBlocks = 1 << 26;
+constexpr double kMostSpeed = 1e6;
 constexpr int64_t kMaxShadowSlots = 1 << 22;  // 24 bytes each
 
 struct Card {
@@ -42,6 +44,13 @@ Result<Card> read_card(const std::string& name) {
       return invalid(fmt::format("{}: `{}` must be a number above 0", name, key), "card");
     *target = it->get<double>();
   }
+  for (const auto& [key, value] : json.items())
+    if (key != "read_bytes_per_s" && key != "flops_per_s" && key != "overhead_us" && key != "memory_bytes")
+      return invalid(
+          fmt::format(
+              "{}: unknown field `{}`; known: read_bytes_per_s, flops_per_s, overhead_us, memory_bytes", name,
+              key),
+          "card");
   return card;
 }
 
@@ -67,6 +76,7 @@ Result<ModelSpec> read_shape(const std::string& path) {
 }
 
 std::optional<EvictionOrder> eviction_of(const std::string& name) {
+  if (name == "auto") return EvictionOrder::kLru;
   if (name == "oracle") return EvictionOrder::kOracle;
   return parse_eviction_order(name);
 }
@@ -75,19 +85,30 @@ Status check_options(const SimOptions& o) {
   if (o.sequences < 1 || o.sequences > 65536)
     return invalid(fmt::format("sequences is {}; it must be from 1 to 65536", o.sequences), "sequences");
   if (o.steps < 0 || o.seconds < 0) return invalid("steps and seconds must not be negative", "steps");
-  if (!(o.speed > 0)) return invalid(fmt::format("speed is {}; it must be above 0", o.speed), "speed");
+  if (!(o.speed >= 1 / kMostSpeed && o.speed <= kMostSpeed))
+    return invalid(fmt::format("speed is {}; it must be from {} to {}", o.speed, 1 / kMostSpeed, kMostSpeed),
+                   "speed");
+  for (const auto& [field, value] :
+       {std::pair("kv_bytes", o.kv_bytes), std::pair("max_requests", o.max_requests)})
+    if (value < 0) return invalid(fmt::format("{} is {}; it must be at least 0", field, value), field);
+  for (const auto& [field, bytes] :
+       {std::pair("host_kv_bytes", o.host_kv_bytes), std::pair("disk_kv_bytes", o.disk_kv_bytes)})
+    if (bytes != 0 && o.trace.empty())
+      return invalid(
+          fmt::format("{} is {}, which needs a trace; a random load draws its tiers", field, bytes), field);
   if (o.audit_every < 1)
     return invalid(fmt::format("audit_every is {}; it must be at least 1", o.audit_every), "audit_every");
-  if (o.look_ahead < 0)
-    return invalid(fmt::format("look_ahead is {}; it must be at least 0", o.look_ahead), "look_ahead");
+  if (o.look_ahead < -1)
+    return invalid(fmt::format("look_ahead is {}; it must be at least 0, or -1", o.look_ahead), "look_ahead");
   if (!(o.slo_ttft_ms > 0) || !(o.slo_tpot_ms > 0))
     return invalid("slo_ttft_ms and slo_tpot_ms must be above 0",
                    o.slo_ttft_ms > 0 ? "slo_tpot_ms" : "slo_ttft_ms");
-  if (o.prefix_rule != "token" && o.prefix_rule != "block")
-    return invalid(fmt::format("prefix_rule is `{}`; it must be token or block", o.prefix_rule),
+  if (o.prefix_rule != "token" && o.prefix_rule != "block" && o.prefix_rule != "auto")
+    return invalid(fmt::format("prefix_rule is `{}`; it must be token, block or auto", o.prefix_rule),
                    "prefix_rule");
   if (!eviction_of(o.eviction))
-    return invalid(fmt::format("eviction is `{}`; it must be lru, pgdsf or oracle", o.eviction), "eviction");
+    return invalid(fmt::format("eviction is `{}`; it must be lru, pgdsf, oracle or auto", o.eviction),
+                   "eviction");
   if (o.eviction == "oracle" && o.trace.empty())
     return invalid("eviction is `oracle`, which needs a trace: only there the future is known", "eviction");
   return ok();
@@ -113,9 +134,9 @@ namespace {
 Status set_tiers(SimSetup& setup, const SimOptions& options, const GroupSpec& group, int64_t blocks) {
   for (const auto& [field, bytes] :
        {std::pair("host_kv_bytes", options.host_kv_bytes), std::pair("disk_kv_bytes", options.disk_kv_bytes)})
-    if (bytes < 0 || (bytes > 0 && bytes < group.block_bytes()))
-      return invalid(fmt::format("{} is {}; it must be 0 or at least a block's {} bytes", field, bytes,
-                                 group.block_bytes()),
+    if (bytes < 0 || (bytes > 0 && bytes < group.block_bytes()) || bytes / group.block_bytes() > kMostBlocks)
+      return invalid(fmt::format("{} is {}; it must be 0, or from a block's {} bytes to {} blocks' {}", field,
+                                 bytes, group.block_bytes(), kMostBlocks, kMostBlocks * group.block_bytes()),
                      field);
   set_cache(setup, group, blocks,
             {.host = options.host_kv_bytes / group.block_bytes(),
@@ -147,9 +168,9 @@ Result<SimSetup> make_setup(const SimOptions& options) {
   const double left = std::max(1e9, card->memory_bytes * 0.9 - 2 * parameters);
   const int64_t blocks =
       (options.kv_bytes > 0 ? options.kv_bytes : static_cast<int64_t>(left)) / group.block_bytes();
-  if (blocks < 2 || blocks > (1 << 26))
+  if (blocks < 2 || blocks > kMostBlocks)
     return invalid(fmt::format("kv_bytes gives {} blocks of {} bytes; from 2 to {}", blocks,
-                               group.block_bytes(), 1 << 26),
+                               group.block_bytes(), kMostBlocks),
                    "kv_bytes");
   if (Status s = set_tiers(setup, options, group, blocks); !s) return s.error();
   setup.model.vocab_size = setup.core.vocab_size = spec->vocab_size;
@@ -167,7 +188,7 @@ Result<SimSetup> make_setup(const SimOptions& options) {
   setup.core.audit_every = options.audit_every;
   setup.core.whole_block_hits = options.prefix_rule == "block";
   setup.core.eviction = *eviction_of(options.eviction);
-  setup.core.look_ahead = options.look_ahead;
+  if (options.look_ahead >= 0) setup.core.look_ahead = options.look_ahead;
   return setup;
 }
 
@@ -192,6 +213,15 @@ void draw_swap(SimSetup& setup, Random& random, bool draws_cache) {
   setup.tiers.disk.us_per_block = std::pow(10.0, static_cast<double>(random.between(0, 5)));
 }
 
+// What the options leave open.
+void draw_rules(SimSetup& setup, const SimOptions& options, Random& random) {
+  if (options.eviction == "auto" && random.chance(0.3)) setup.core.eviction = EvictionOrder::kPgdsf;
+  if (options.prefix_rule == "auto") setup.core.whole_block_hits = random.chance(0.1);
+  if (options.look_ahead < 0 && random.chance(0.3))
+    setup.core.look_ahead = static_cast<int32_t>(random.between(0, 4));
+  if (random.chance(0.3)) setup.core.config.max_priority_wait_ms = random.between(20, 5000);
+}
+
 }  // namespace
 
 SimSetup draw_episode(const SimSetup& base, const SimOptions& options, uint64_t seed) {
@@ -213,6 +243,7 @@ SimSetup draw_episode(const SimSetup& base, const SimOptions& options, uint64_t 
   config.prefix_cache = random.chance(0.9);
   if (random.chance(0.5)) setup.core.reserve = {.least = 0, .rise = 0, .decay = 0};  // over-commit
   draw_swap(setup, random, options.kv_bytes == 0);
+  draw_rules(setup, options, random);
   return setup;
 }
 

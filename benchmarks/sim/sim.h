@@ -38,9 +38,10 @@ struct SimOptions {
   std::string model_shape;  // a config.json; "" = Llama-3.1-8B's shape
   std::string card =
       "h100";  // h100 | h200 | a JSON file {"read_bytes_per_s", "flops_per_s", "overhead_us", "memory_bytes"}
-  std::string prefix_rule = "token";  // token | block (whole-block hits only, as vLLM's)
-  std::string eviction = "lru";       // lru | pgdsf | oracle (Belady on leaves, traces only)
-  int32_t look_ahead = 32;            // requests of a tenant looked at for cached prefixes; 0 = first come
+  // auto: each episode of a random load draws one; with a trace token, lru and 32.
+  std::string prefix_rule = "auto";  // token | block (whole-block hits only, as vLLM's) | auto
+  std::string eviction = "auto";     // lru | pgdsf | oracle (Belady on leaves, traces only) | auto
+  int32_t look_ahead = -1;  // requests of a tenant looked at for cached prefixes; 0 = first come; -1 = auto
 
   double slo_ttft_ms = 1000, slo_tpot_ms = 50;  // a finished request within both counts as goodput
 };

@@ -4,6 +4,7 @@
 #include <zlib.h>
 
 #include <charconv>
+#include <filesystem>
 #include <memory>
 
 namespace quire {
@@ -23,6 +24,8 @@ Result<size_t> tar_size(const char* field, const std::string& path) {
 }  // namespace
 
 Result<std::string> read_file(const std::string& path) {
+  std::error_code unknown;
+  if (std::filesystem::is_directory(path, unknown)) return invalid(fmt::format("'{}' is a directory", path));
   const std::unique_ptr<gzFile_s, int (*)(gzFile)> file(gzopen(path.c_str(), "rb"), gzclose);
   if (!file) return error(Code::kNotFound, fmt::format("cannot open '{}'", path));
   std::string content, chunk(size_t{1} << 20, '\0');

@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdlib>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "src/base/random.h"
 
@@ -62,13 +64,23 @@ double draw_gap(Random& random, const Window& w) {
   return w.scale * std::pow(-std::log(std::max(random.uniform(), 1e-300)), 1 / w.shape);
 }
 
+// All of the text, and finite.
+std::optional<double> number_in(const std::string& text) {
+  double number = 0;
+  const auto [end, problem] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (problem != std::errc() || end != text.data() + text.size() || !std::isfinite(number))
+    return std::nullopt;
+  return number;
+}
+
 // "start,rate,cv,Gamma|Weibull,shape,scale"; a window without requests has no distribution and is left out.
 Result<std::vector<Window>> parse_windows(const std::string& csv, const std::string& name) {
   std::vector<Window> windows;
   size_t line_number = 0;
   for (size_t at = 0; at < csv.size();) {
     const size_t end = std::min(csv.find('\n', at), csv.size());
-    const std::string line = csv.substr(at, end - at);
+    std::string line = csv.substr(at, end - at);
+    if (line.ends_with('\r')) line.pop_back();
     at = end + 1;
     ++line_number;
     std::vector<std::string> fields;
@@ -81,11 +93,15 @@ Result<std::vector<Window>> parse_windows(const std::string& csv, const std::str
     if (fields[3].empty()) continue;
     if (fields[3] != "Gamma" && fields[3] != "Weibull")
       return invalid(fmt::format("{}:{}: unknown distribution '{}'", name, line_number, fields[3]));
-    Window w{.start_s = std::atof(fields[0].c_str()),
-             .rate = std::atof(fields[1].c_str()),
-             .gaps = fields[3] == "Gamma" ? Gaps::kGamma : Gaps::kWeibull,
-             .shape = std::atof(fields[4].c_str()),
-             .scale = std::atof(fields[5].c_str())};
+    const std::optional<double> start = number_in(fields[0]), rate = number_in(fields[1]),
+                                shape = number_in(fields[4]), scale = number_in(fields[5]);
+    if (!start || *start < 0 || !rate || !shape || !scale)
+      return invalid(fmt::format("{}:{}: start, rate, shape and scale must be numbers", name, line_number));
+    const Window w{.start_s = *start,
+                   .rate = *rate,
+                   .gaps = fields[3] == "Gamma" ? Gaps::kGamma : Gaps::kWeibull,
+                   .shape = *shape,
+                   .scale = *scale};
     if (!(w.shape > 0) || !(w.scale > 0))
       return invalid(fmt::format("{}:{}: shape and scale must be above 0", name, line_number));
     windows.push_back(w);
@@ -95,13 +111,14 @@ Result<std::vector<Window>> parse_windows(const std::string& csv, const std::str
 
 // The histograms are Python dictionaries in a string: "{4: 7.2e-05, 5: 0.00016}".
 Result<Histogram> parse_histogram(const std::string& text, const std::string& name) {
+  if (text.size() < 2 || text.front() != '{' || text.back() != '}')
+    return invalid(fmt::format("{}: a histogram does not stand in braces", name));
   Histogram histogram;
   double sum = 0;
-  for (size_t at = text.find('{') + 1; at < text.size();) {
+  for (size_t at = 1; at < text.size() - 1;) {
     char* end = nullptr;
     const long length = std::strtol(text.c_str() + at, &end, 10);
-    if (end == text.c_str() + at) break;
-    if (*end != ':')
+    if (end == text.c_str() + at || *end != ':')
       return invalid(fmt::format("{}: a histogram is not of the form {{length: share, ...}}", name));
     const char* share_text = end + 1;
     const double share = std::strtod(share_text, &end);
@@ -117,8 +134,15 @@ Result<Histogram> parse_histogram(const std::string& text, const std::string& na
 }
 
 Result<std::vector<Lengths>> parse_lengths(const std::string& text, const std::string& name) {
-  const nlohmann::json object = nlohmann::json::parse(text, nullptr, false);
-  if (!object.is_object()) return invalid(fmt::format("{}: not a JSON object", name));
+  nlohmann::json object;
+  try {
+    object = nlohmann::json::parse(text);
+  } catch (const nlohmann::json::parse_error& e) {
+    const size_t at = std::min(e.byte, text.size());
+    return invalid(
+        fmt::format("{}:{}: not JSON", name, 1 + std::count(text.begin(), text.begin() + at, '\n')));
+  }
+  if (!object.is_object()) return invalid(fmt::format("{}:1: not a JSON object", name));
   std::vector<Lengths> all;
   for (const auto& [start, entry] : object.items()) {
     const bool shaped = entry.is_object() && entry.contains("input_tokens") &&
@@ -127,12 +151,14 @@ Result<std::vector<Lengths>> parse_lengths(const std::string& text, const std::s
     if (!shaped) return invalid(fmt::format("{}: '{}' lacks input_tokens or output_tokens", name, start));
     // a window without requests
     if (entry["input_tokens"] == "{}" || entry["output_tokens"] == "{}") continue;
-    Result<Histogram> prompt = parse_histogram(entry["input_tokens"], name),
-                      output = parse_histogram(entry["output_tokens"], name);
+    const std::optional<double> seconds = number_in(start);
+    if (!seconds) return invalid(fmt::format("{}: '{}' is no window's start in seconds", name, start));
+    const std::string of = fmt::format("{}, window {}", name, start);
+    Result<Histogram> prompt = parse_histogram(entry["input_tokens"], of),
+                      output = parse_histogram(entry["output_tokens"], of);
     if (!prompt) return prompt.error();
     if (!output) return output.error();
-    all.push_back(
-        {.start_s = std::atof(start.c_str()), .prompt = std::move(*prompt), .output = std::move(*output)});
+    all.push_back({.start_s = *seconds, .prompt = std::move(*prompt), .output = std::move(*output)});
   }
   if (all.empty()) return invalid(fmt::format("{}: no lengths in any window", name));
   std::sort(all.begin(), all.end(), [](const Lengths& a, const Lengths& b) { return a.start_s < b.start_s; });

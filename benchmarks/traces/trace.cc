@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <span>
@@ -47,14 +48,30 @@ std::optional<int32_t> parse_tokens(std::string_view text) {
   return tokens && *tokens >= 0 && *tokens <= kMostTokens ? tokens : std::nullopt;
 }
 
-// "2023-11-16 18:15:46.6805900" to microseconds since the day began; the trace lies within one day.
-std::optional<int64_t> parse_time_of_day(std::string_view stamp) {
+// "2023-11-16" to days since 1970.
+std::optional<int64_t> parse_date(std::string_view date) {
+  if (date[4] != '-' || date[7] != '-') return std::nullopt;
+  const auto year = parse_number<int32_t>(date.substr(0, 4));
+  const auto month = parse_number<uint32_t>(date.substr(5, 2)),
+             day = parse_number<uint32_t>(date.substr(8, 2));
+  if (!year || !month || !day) return std::nullopt;
+  const std::chrono::year_month_day calendar{std::chrono::year(*year), std::chrono::month(*month),
+                                             std::chrono::day(*day)};
+  if (!calendar.ok()) return std::nullopt;
+  return std::chrono::sys_days(calendar).time_since_epoch().count();
+}
+
+// "2023-11-16 18:15:46.6805900" to microseconds since 1970.
+std::optional<int64_t> parse_time(std::string_view stamp) {
   if (stamp.size() < 19 || stamp[10] != ' ' || stamp[13] != ':' || stamp[16] != ':') return std::nullopt;
-  const auto hours = parse_number<int64_t>(stamp.substr(11, 2)),
-             minutes = parse_number<int64_t>(stamp.substr(14, 2));
+  const std::optional<int64_t> days = parse_date(stamp.substr(0, 10));
+  const auto hours = parse_number<uint32_t>(stamp.substr(11, 2)),
+             minutes = parse_number<uint32_t>(stamp.substr(14, 2));
   const auto seconds = parse_number<double>(stamp.substr(17));
-  if (!hours || !minutes || !seconds) return std::nullopt;
-  return (*hours * 3600 + *minutes * 60) * 1000000 + static_cast<int64_t>(*seconds * 1e6);
+  const bool told =
+      days && hours && *hours < 24 && minutes && *minutes < 60 && seconds && *seconds >= 0 && *seconds < 61;
+  if (!told) return std::nullopt;
+  return ((*days * 24 + *hours) * 60 + *minutes) * 60'000'000 + static_cast<int64_t>(*seconds * 1e6);
 }
 
 Result<Trace> parse_azure(const std::string& text, const std::string& path) {
@@ -67,7 +84,7 @@ Result<Trace> parse_azure(const std::string& text, const std::string& path) {
     const size_t first = lines[i].find(','), second = lines[i].find(',', first + 1);
     if (first == std::string_view::npos || second == std::string_view::npos)
       return at_line(path, i + 1, "three fields are expected");
-    const auto when = parse_time_of_day(lines[i].substr(0, first));
+    const auto when = parse_time(lines[i].substr(0, first));
     const auto prompt = parse_tokens(lines[i].substr(first + 1, second - first - 1)),
                output = parse_tokens(lines[i].substr(second + 1));
     if (!when || !prompt || !output)

@@ -9,7 +9,7 @@ namespace quire::server {
 namespace {
 
 struct Choices {
-  std::string faults = "on", output = "text";
+  std::string faults = "auto", output = "text";
 };
 
 void add_flags(Flags& flags, SimOptions& sim, Choices& choices) {
@@ -19,8 +19,9 @@ void add_flags(Flags& flags, SimOptions& sim, Choices& choices) {
             "drained, in drain_steps more");
   flags.add("seconds", sim.seconds, "of real time, 0 = no limit");
   flags.add("sequences", sim.sequences, "sequences running at once");
-  flags.add_choice("faults", choices.faults, {"on", "off"},
-                   "cancels at every stage, deadlines, slow readers, stops, failed steps, failed and slow "
+  flags.add_choice("faults", choices.faults, {"on", "off", "auto"},
+                   "auto: on, but not with a trace; cancels at every stage, deadlines, slow readers, stops, "
+                   "failed steps, failed and slow "
                    "copies, corrupt blocks on disk, "
                    "failed allocations, clock jumps");
   flags.add("audit-every", sim.audit_every, "steps between full audits of cache and lists");
@@ -38,13 +39,14 @@ void add_flags(Flags& flags, SimOptions& sim, Choices& choices) {
   flags.add("model-shape", sim.model_shape, "a config.json (default: the shape of Llama 3.1 8B)");
   flags.add("card", sim.card,
             "h100, h200, or a JSON file with read_bytes_per_s, flops_per_s, overhead_us, memory_bytes");
-  flags.add_choice("prefix-rule", sim.prefix_rule, {"token", "block"},
-                   "hits exact to the token, or whole blocks only");
-  flags.add_choice("eviction", sim.eviction, {"lru", "pgdsf", "oracle"},
-                   "order in which cached blocks go; oracle: Belady's, with a trace");
+  flags.add_choice("prefix-rule", sim.prefix_rule, {"token", "block", "auto"},
+                   "hits exact to the token, or whole blocks only; auto: drawn, with a trace token");
+  flags.add_choice(
+      "eviction", sim.eviction, {"lru", "pgdsf", "oracle", "auto"},
+      "order in which cached blocks go; oracle: Belady's, with a trace; auto: drawn, with a trace lru");
   flags.add("look-ahead", sim.look_ahead,
             "waiting requests of a tenant among which the one with most of its prompt cached is next, 0 = "
-            "first come");
+            "first come, -1 = drawn, with a trace 32");
   flags.add("slo-ttft-ms", sim.slo_ttft_ms,
             "a request counts as goodput with its first token within this, ms");
   flags.add("slo-tpot-ms", sim.slo_tpot_ms, "and each later one within this on average, ms");
@@ -61,6 +63,9 @@ void print_text(const SimReport& r) {
              r.ttft_ms.p99);
   fmt::print("ms per later token: p50 {:.2f}  p90 {:.2f}  p99 {:.2f}\n", r.tpot_ms.p50, r.tpot_ms.p90,
              r.tpot_ms.p99);
+  if (r.host_hit_rate > 0 || r.disk_hit_rate > 0)
+    fmt::print("hit rate by tier: device {:.3f}, host {:.3f}, disk {:.3f}\n",
+               r.hit_rate - r.host_hit_rate - r.disk_hit_rate, r.host_hit_rate, r.disk_hit_rate);
   fmt::print("{:.2f} requests a second, {:.2f} of them within the limits (goodput); {:.0f} output tokens\n",
              r.requests_per_s, r.goodput_per_s, r.output_tokens_per_s);
   fmt::print("fair shares: tenants who wait differ by at most {:.0f} tokens; the dearest request is {:.0f}\n",
@@ -86,7 +91,7 @@ int run_bench_sim(const Arguments& arguments) {
   const Result<bool> parsed = flags.parse(arguments);
   if (!parsed) return fail(parsed.error(), kExitUsage);
   if (!*parsed) return 0;
-  sim.faults = choices.faults == "on";
+  sim.faults = choices.faults == "on" || (choices.faults == "auto" && sim.trace.empty());
   const Result<SimReport> report = run_sim(sim);
   if (!report) return fail(report.error());
   if (choices.output == "json")

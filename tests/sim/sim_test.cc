@@ -239,6 +239,16 @@ TEST(SimScript, ErrorsNameFileAndLine) {
   EXPECT_NE(message_with("{").find(":4:"), std::string::npos);
   std::filesystem::remove(path);
   EXPECT_NE(message_with("").find(":4:"), std::string::npos);
+  for (const char* name : {"audit_every", "blocks", "block_tokens", "max_sequences", "vocab"}) {
+    std::string text = to_json_lines(recorded.script);
+    const size_t at = text.find(fmt::format("\"{}\":", name));
+    ASSERT_NE(at, std::string::npos);
+    text.replace(at, text.find(',', at) - at, fmt::format("\"{}\":0", name));
+    std::ofstream(path) << text;
+    const std::string said = run_sim({.script = path}).error().message;
+    EXPECT_NE(said.find(fmt::format(":1: {} is 0; it must be a whole number from", name)), std::string::npos)
+        << said;
+  }
   std::filesystem::remove(path);
 }
 
@@ -254,6 +264,10 @@ TEST(Simulation, OptionsOutOfRangeAreNamed) {
   EXPECT_EQ(field({.eviction = "whim"}), "eviction");
   EXPECT_EQ(field({.eviction = "oracle"}), "eviction");  // without a trace there is no future to know
   EXPECT_EQ(field({.kv_bytes = 1}), "kv_bytes");
+  EXPECT_EQ(field({.kv_bytes = -5}), "kv_bytes");
+  EXPECT_EQ(field({.max_requests = -3}), "max_requests");
+  EXPECT_EQ(field({.speed = 1e-300}), "speed");
+  EXPECT_EQ(field({.host_kv_bytes = 1 << 30}), "host_kv_bytes");  // a random load draws its own
   EXPECT_EQ(field({.model_shape = "nowhere/config.json"}), "model_shape");
 }
 

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <numeric>
 
+#include "benchmarks/traces/servegen.h"
 #include "benchmarks/traces/trace.h"
 
 namespace quire {
@@ -49,6 +50,50 @@ TEST(Traces, AMistakeIsNamedWithFileAndLine) {
   EXPECT_EQ(read_trace("/nonexistent", TraceFormat::kAzure, {}).error().code, Code::kNotFound);
   EXPECT_FALSE(read_trace(write_temporary("bad.tar", std::string(2000, 'x')), TraceFormat::kServeGen, {}));
   EXPECT_FALSE(parse_trace_format("sharegpt"));
+}
+
+TEST(Traces, TimesAreTimesAndGoOnOverMidnight) {
+  const auto azure = [](const std::string& lines) {
+    return read_trace(write_temporary("times.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n" + lines),
+                      TraceFormat::kAzure, {});
+  };
+  for (const char* stamp :
+       {"2023-11-16 99:99:1e300", "2023-11-16 -1:-5:nan", "2023-11-16 24:00:00", "2023-11-16 00:60:00",
+        "2023-11-16 00:00:61.0", "2023-13-16 00:00:00", "2023-02-30 00:00:00"})
+    EXPECT_NE(azure(std::string(stamp) + ",1,1\n").error().message.find("times.csv:2:"), std::string::npos)
+        << stamp;
+  const Result<Trace> night = azure("2023-12-31 23:59:59.0,5,1\n2024-01-01 00:00:01.0,7,1\n");
+  ASSERT_TRUE(night) << night.error().message;
+  EXPECT_EQ(night->requests[0].prompt_tokens, 5);
+  EXPECT_EQ(night->requests[1].arrival_us, 2'000'000);
+  const Result<Trace> folder = read_trace(testing::TempDir(), TraceFormat::kAzure, {});
+  EXPECT_NE(folder.error().message.find("is a directory"), std::string::npos);
+}
+
+// A client's two files as draw_servegen gets them.
+std::string servegen_error(const std::string& windows, const std::string& lengths) {
+  const Result<Trace> trace =
+      draw_servegen({{"c-trace.csv", windows}, {"c-dataset.json", lengths}}, "a.tar", {.max_seconds = 100});
+  return trace ? "accepted" : trace.error().message;
+}
+
+TEST(Traces, WhatServegenDoesNotMeanIsNamed) {
+  const std::string window = "0,1,1,Gamma,1,1\n";
+  const auto lengths = [](const std::string& histogram) {
+    return R"({"0": {"input_tokens": ")" + histogram + R"(", "output_tokens": "{4: 1}"}})";
+  };
+  EXPECT_EQ(servegen_error(window, lengths("{4: 0.5, 5: 0.5}")), "accepted");
+  EXPECT_NE(servegen_error("x,1,1,Gamma,1,1\n", lengths("{4: 1}")).find("c-trace.csv:1:"), std::string::npos);
+  EXPECT_NE(servegen_error("0,1,1,Gamma,1s,1\n", lengths("{4: 1}")).find("c-trace.csv:1:"),
+            std::string::npos);
+  for (const char* bad : {"{4: 1", "4: 1}", "{4: 1, junk}", "{4: 1} 5", "{4 1}", "{4: -1}"})
+    EXPECT_NE(servegen_error(window, lengths(bad)).find("c-dataset.json, window 0: a histogram"),
+              std::string::npos)
+        << bad;
+  EXPECT_NE(servegen_error(window, "{\n\n x").find("c-dataset.json:3: not JSON"), std::string::npos);
+  EXPECT_NE(servegen_error(window, R"({"x": {"input_tokens": "{4: 1}", "output_tokens": "{4: 1}"}})")
+                .find("'x' is no window"),
+            std::string::npos);
 }
 
 TEST(Traces, EqualPrefixPiecesGiveEqualTokens) {
