@@ -3,6 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "src/base/clock.h"
 
@@ -10,11 +15,19 @@ namespace quire::server {
 namespace {
 
 constexpr int64_t kLongBytes = 64 << 10;  // some 30 ms
+constexpr int64_t kLargeBytes =
+    256 << 10;  // 30 MB while it is read; giving those back takes 10 ms of its 100
 constexpr double kSmooth = 1.0 / 8;
 
 int32_t num_threads_of(int32_t asked) {
   if (asked > 0) return asked;
   return std::clamp(static_cast<int32_t>(std::thread::hardware_concurrency()) / 4, 2, 8);
+}
+
+void give_freed_memory_back() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 int64_t time_of(const std::function<void()>& work) {
@@ -78,6 +91,13 @@ std::deque<WorkPool::Item>::iterator WorkPool::next_for(bool takes_long) {
                       [](const Item& item) { return item.text_bytes < kLongBytes; });
 }
 
+// Once for each run of large texts: what the next one needs is not given back before it.
+bool WorkPool::should_trim() {
+  const bool more = std::any_of(queue_.begin(), queue_.end(),
+                                [](const Item& item) { return item.text_bytes >= kLargeBytes; });
+  return num_large_running_ == 0 && !more && std::exchange(trim_wanted_, false);
+}
+
 void WorkPool::run(bool takes_long) {
   std::unique_lock lock(mutex_);
   for (;;) {
@@ -87,10 +107,19 @@ void WorkPool::run(bool takes_long) {
     Item item = std::move(*next);
     queue_.erase(next);
     queued_bytes_ -= item.text_bytes;
+    const bool large = item.text_bytes >= kLargeBytes;
+    num_large_running_ += large ? 1 : 0;
     lock.unlock();
     const int64_t took_us = time_of(item.work);
     item.work = {};  // what it holds goes without the lock
     lock.lock();
+    num_large_running_ -= large ? 1 : 0;
+    trim_wanted_ = trim_wanted_ || large;
+    if (should_trim()) {
+      lock.unlock();
+      give_freed_memory_back();
+      lock.lock();
+    }
     if (item.text_bytes >= kLongBytes)
       us_per_byte_ +=
           kSmooth * (static_cast<double>(took_us) / static_cast<double>(item.text_bytes) - us_per_byte_);

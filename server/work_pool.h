@@ -1,6 +1,9 @@
 // A few threads of our own for texts: rendering, tokenising and detokenising take a second for 4 MB, and gRPC's threads, which also
 // answer health checks and write every stream, are two on a small machine. Work waits in a bounded queue, oldest first; the first
 // thread takes none that is long, so that a few long texts do not hold up the short ones. Any thread may submit.
+//
+// Tokenising takes about 120 bytes of memory for each byte of text, in pieces of which the allocator keeps most when they are freed: one
+// text of 4 MB left 500 MB behind. So when the last of the large texts is done its thread has the freed memory given back.
 #pragma once
 
 #include <condition_variable>
@@ -42,6 +45,7 @@ class WorkPool {
   std::deque<Item>::iterator next_for(bool takes_long);  // with mutex_ held
   void run(bool takes_long);
   Error full(std::string message) const;  // with mutex_ held
+  bool should_trim();                     // with mutex_ held
 
   const WorkPoolOptions options_;
   mutable std::mutex mutex_;
@@ -50,6 +54,8 @@ class WorkPool {
   int64_t queued_bytes_ = 0;
   double us_per_byte_ = 0.5;  // of late; at first what a slow tokenizer takes
   bool stopping_ = false;
+  int32_t num_large_running_ = 0;
+  bool trim_wanted_ = false;
   std::vector<std::thread> threads_;
 };
 

@@ -1,6 +1,10 @@
 // Texts are read by threads of their own. The engine's tokenizer is held, so that the pool's only thread stays busy for as long as a
 // test wants: whatever must not wait for texts has to answer meanwhile.
+#include <unistd.h>
+
+#include <fstream>
 #include <future>
+#include <memory>
 
 #include "server/work_pool.h"
 #include "tests/server/rig.h"
@@ -183,6 +187,36 @@ TEST(WorkPool, RunsWhatWaitsBeforeItEnds) {
     for (int i = 0; i < 100; ++i) ASSERT_TRUE(pool.submit(1, [&] { ++ran; }));
   }
   EXPECT_EQ(ran, 100);
+}
+
+// In small pieces, with one that stays behind them: an allocator that only gives back its end keeps them all.
+constexpr int kPieces = 400'000, kPieceBytes = 400;
+std::unique_ptr<char[]> read_large_text() {
+  std::vector<std::unique_ptr<char[]>> pieces;
+  for (int i = 0; i < kPieces; ++i) {
+    pieces.push_back(std::make_unique_for_overwrite<char[]>(kPieceBytes));
+    pieces.back()[0] = 1;
+  }
+  return std::make_unique<char[]>(kPieceBytes);
+}
+
+int64_t resident_bytes() {
+  std::ifstream statm("/proc/self/statm");
+  int64_t size = 0, resident = 0;
+  statm >> size >> resident;
+  return resident * sysconf(_SC_PAGESIZE);
+}
+
+TEST(WorkPool, MemoryReturnsAfterALargeText) {
+  WorkPool pool({.threads = 1});
+  const int64_t before = resident_bytes();
+  std::promise<std::unique_ptr<char[]>> stays;
+  ASSERT_TRUE(pool.submit(1 << 20, [&] { stays.set_value(read_large_text()); }));
+  const auto kept = stays.get_future().get();
+  std::promise<void> after;  // the pool's only thread has trimmed before
+  ASSERT_TRUE(pool.submit(1, [&] { after.set_value(); }));
+  after.get_future().get();
+  EXPECT_LT(resident_bytes() - before, int64_t{kPieces} * kPieceBytes / 4);
 }
 
 }  // namespace
