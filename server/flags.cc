@@ -6,15 +6,18 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
-#include <fstream>
 #include <functional>
 #include <map>
-#include <nlohmann/json.hpp>
+
+#include "src/base/json_text.h"
+#include "src/base/text_file.h"
 
 namespace quire::server {
 namespace {
 
 using Json = nlohmann::json;
+
+constexpr int64_t kMaxConfigBytes = 1 << 20;
 
 // ---- what a value must be, in words ----
 std::string wanted(const bool&) {
@@ -103,12 +106,6 @@ std::string show(const std::vector<T>& value) {
   return value.empty() ? "none" : fmt::format("{}", fmt::join(value, ","));
 }
 
-// At most 60 bytes of a value, for a message.
-std::string shown(const Json& value) {
-  const std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
-  return text.size() <= 60 ? text : text.substr(0, 60) + "...";
-}
-
 std::string environment_name(std::string name) {
   for (char& c : name) c = c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
   return "QUIRE_" + name;
@@ -160,6 +157,7 @@ struct Flags::State {
     std::function<bool(const Json&)> read;
     std::string wanted;
     std::vector<std::string> choices;  // empty = free
+    bool in_file = false;
   };
 
   CLI::App app;
@@ -282,11 +280,12 @@ Status Flags::State::read_config_file(const std::vector<std::string>& arguments)
     if (arguments[i].starts_with("--config=")) path = arguments[i].substr(9);
   }
   if (path.empty()) return ok();
-  std::ifstream file(path);
-  if (!file) return invalid(fmt::format("--config {}: {}", path, std::strerror(errno)));
-  const Json json = Json::parse(file, nullptr, false);
-  if (!json.is_object()) return invalid(fmt::format("--config {}: not a JSON object", path));
-  return apply(path, json);
+  const Result<std::string> text = read_text_file(path, kMaxConfigBytes);
+  if (!text) return invalid(fmt::format("--config {}", text.error().message));
+  const Result<Json> json = parse_json(*text);
+  if (!json) return invalid(fmt::format("--config {}: {}", path, json.error().message));
+  if (!json->is_object()) return invalid(fmt::format("--config {}: not a JSON object", path));
+  return apply(path, *json);
 }
 
 Status Flags::State::apply(const std::string& path, const Json& json) {
@@ -302,6 +301,7 @@ Status Flags::State::apply(const std::string& path, const Json& json) {
       if (const std::string problem = not_among(value.get<std::string>(), choices); !problem.empty())
         return invalid(fmt::format("--config {}: '{}': {}", path, key, problem));
     found->second.option->required(false);
+    found->second.in_file = true;
   }
   return ok();
 }
@@ -319,6 +319,11 @@ Result<bool> Flags::parse(const std::vector<std::string>& arguments) {
     return invalid(fmt::format("{}; {} --help lists the flags", problem.what(), state_->app.get_name()));
   }
   return true;
+}
+
+bool Flags::given(const std::string& name) const {
+  const State::Bound& bound = state_->bound.at(name);
+  return bound.in_file || bound.option->count() > 0;
 }
 
 }  // namespace quire::server

@@ -45,6 +45,8 @@ class Flags {
 
   // False: --help was asked for and printed. Errors name the flag, the value and what was expected.
   Result<bool> parse(const std::vector<std::string>& arguments);
+  // After parse(): on the command line, in the environment or in the file.
+  bool given(const std::string& name) const;
 
  private:
   struct State;

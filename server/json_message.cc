@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include <limits>
-#include <nlohmann/json.hpp>
 
-#include "server/utf8.h"
+#include "src/base/json_text.h"
+#include "src/base/utf8.h"
 
 namespace quire::server {
 namespace {
@@ -19,9 +19,7 @@ using Json = nlohmann::json;
 Status read_object(const Json& json, const std::string& path, Message& message);
 
 Error wrong_type(const std::string& path, const char* expected, const Json& json) {
-  std::string shown = json.dump(-1, ' ', false, Json::error_handler_t::replace);
-  if (shown.size() > 40) shown = shown.substr(0, 40) + "...";
-  return invalid(fmt::format("{} must be {}, not {}", path, expected, shown), path);
+  return invalid(fmt::format("{} must be {}, not {}", path, expected, shown(json, 40)), path);
 }
 
 // The single repeated field of a message that only wraps a list.
@@ -161,16 +159,10 @@ Result<Json> to_wire_shape(const Json& line) {
 Result<v1::GenerateRequest> request_from_json(std::string_view text) {
   if (const auto offset = find_invalid_utf8(text))
     return invalid(fmt::format("not UTF-8 at byte {}", *offset));
-  Json line;
-  try {
-    line = Json::parse(text);
-  } catch (const Json::parse_error& problem) {
-    return invalid(fmt::format("not JSON at byte {}", problem.byte));
-  } catch (const Json::exception&) {
-    return invalid("a number is out of range");
-  }
-  if (!line.is_object()) return wrong_type("the request", "an object", line);
-  const Result<Json> shaped = to_wire_shape(line);
+  const Result<Json> line = parse_json(text);
+  if (!line) return line.error();
+  if (!line->is_object()) return wrong_type("the request", "an object", *line);
+  const Result<Json> shaped = to_wire_shape(*line);
   if (!shaped) return shaped.error();
   v1::GenerateRequest request;
   if (Status s = read_object(*shaped, "", request); !s) return s.error();

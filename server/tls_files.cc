@@ -5,17 +5,14 @@
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 
-#include <cerrno>
-#include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <memory>
-#include <sstream>
+
+#include "src/base/text_file.h"
 
 namespace quire::server {
 namespace {
 
-constexpr std::uintmax_t kMaxPemBytes = 1 << 20;
+constexpr int64_t kMaxPemBytes = 1 << 20;
 
 template <auto free>
 struct Free {
@@ -33,19 +30,9 @@ Error wrong(const char* flag, const std::string& path, const std::string& what) 
 }
 
 Result<std::string> read_file(const char* flag, const std::string& path, const char* wanted) {
-  std::error_code problem;
-  const std::filesystem::file_status status = std::filesystem::status(path, problem);
-  if (status.type() == std::filesystem::file_type::not_found)
-    return wrong(flag, path, fmt::format("no such file; {} is wanted", wanted));
-  if (status.type() != std::filesystem::file_type::regular)
-    return wrong(flag, path, fmt::format("it is no regular file; {} is wanted", wanted));
-  if (const auto bytes = std::filesystem::file_size(path, problem); !problem && bytes > kMaxPemBytes)
-    return wrong(flag, path, fmt::format("it has {} bytes; at most {} are read", bytes, kMaxPemBytes));
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return wrong(flag, path, fmt::format("it cannot be read: {}", std::strerror(errno)));
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
+  Result<std::string> text = read_text_file(path, kMaxPemBytes);
+  if (!text) return invalid(fmt::format("{} {}; {} is wanted", flag, text.error().message, wanted));
+  return text;
 }
 
 Bio open(const std::string& text) {

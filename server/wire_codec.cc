@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "server/utf8.h"
+#include "src/base/utf8.h"
 
 namespace quire::server {
 namespace {

@@ -3,28 +3,29 @@
 #include <fmt/format.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
-#include <fstream>
-#include <iostream>
+#include <memory>
+
+#include "src/base/text_file.h"
 
 namespace quire::server {
 
 Result<std::string> read_file(const std::string& path, const std::string& flag, size_t max_bytes) {
-  std::ifstream file;
-  if (path != "-") {
-    errno = 0;
-    file.open(path, std::ios::binary);
-    if (!file) return invalid(fmt::format("{} {}: {}", flag, path, std::strerror(errno)));
+  struct Close {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+  };
+  const std::string name = flag + " " + path;
+  const auto limit = static_cast<int64_t>(max_bytes);
+  Result<std::string> text = std::string();
+  if (path == "-") {
+    text = read_all(stdin, name, limit);
+  } else {
+    const std::unique_ptr<std::FILE, Close> file(std::fopen(path.c_str(), "rb"));  // a pipe too
+    if (file == nullptr) return invalid(fmt::format("{}: {}", name, std::strerror(errno)));
+    text = read_all(file.get(), name, limit);
   }
-  std::istream& in = path == "-" ? std::cin : file;
-  std::string text;
-  char chunk[1 << 16];
-  while (in.read(chunk, sizeof chunk) || in.gcount() > 0) {
-    text.append(chunk, static_cast<size_t>(in.gcount()));
-    if (text.size() > max_bytes)
-      return invalid(fmt::format("{} {}: more than {} bytes", flag, path, max_bytes));
-  }
-  if (in.bad()) return invalid(fmt::format("{} {}: {}", flag, path, std::strerror(errno)));
+  if (!text) return invalid(text.error().message);
   return text;
 }
 

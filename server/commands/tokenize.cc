@@ -1,13 +1,12 @@
 // quire tokenize and detokenize: a model's tokenizer without its model; DIR may hold only tokenizer files.
 #include <fmt/format.h>
 
-#include <nlohmann/json.hpp>
-
 #include "server/commands/command.h"
 #include "server/commands/text_file.h"
 #include "server/flags.h"
-#include "server/utf8.h"
+#include "src/base/json_text.h"
 #include "src/base/progress.h"
+#include "src/base/utf8.h"
 #include "src/text/tokenizer.h"
 
 namespace quire::server {
@@ -35,15 +34,10 @@ Result<Json> read_array(const std::string& path) {
   if (!text) return text.error();
   if (const auto offset = find_invalid_utf8(*text))
     return invalid(fmt::format("--input {}: not UTF-8 at byte {}", path, *offset));
-  try {
-    Json array = Json::parse(*text);
-    if (!array.is_array()) return invalid(fmt::format("--input {}: must be a JSON array", path));
-    return array;
-  } catch (const Json::parse_error& problem) {
-    return invalid(fmt::format("--input {}: not JSON at byte {}", path, problem.byte));
-  } catch (const Json::exception&) {
-    return invalid(fmt::format("--input {}: a number is out of range", path));
-  }
+  Result<Json> array = parse_json(*text);
+  if (!array) return invalid(fmt::format("--input {}: {}", path, array.error().message));
+  if (!array->is_array()) return invalid(fmt::format("--input {}: must be a JSON array", path));
+  return array;
 }
 
 void print(const Json& results, const std::string& output) {

@@ -5,8 +5,6 @@
 
 #include <cmath>
 
-#include "quire/request.h"
-
 namespace quire {
 namespace {
 
@@ -151,24 +149,6 @@ Status validate(const SamplingParams& params, const SamplingLimits& limits) {
   if (Status s = check_counts(params, limits); !s) return s;
   if (Status s = check_stops(params, limits); !s) return s;
   return check_token_lists(params, limits);
-}
-
-const char* to_string(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kNone:
-      return "";
-    case FinishReason::kLength:
-      return "length";
-    case FinishReason::kStop:
-      return "stop";
-    case FinishReason::kCancelled:
-      return "cancelled";
-    case FinishReason::kDeadline:
-      return "deadline";
-    case FinishReason::kFailed:
-      return "failed";
-  }
-  return "";
 }
 
 }  // namespace quire

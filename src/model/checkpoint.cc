@@ -7,8 +7,8 @@
 #include <set>
 
 #include "src/base/check.h"
+#include "src/base/text_file.h"
 #include "src/model/field_reader.h"
-#include "src/model/text_file.h"
 
 namespace quire {
 namespace {
@@ -90,13 +90,13 @@ Status Checkpoint::open_shards(const std::string& model_dir) {
 
 Result<Checkpoint> Checkpoint::open(const std::string& model_dir) {
   Checkpoint checkpoint;
-  if (file_exists(model_dir + "/" + kSingleFile)) {
+  if (entry_exists(model_dir + "/" + kSingleFile)) {
     Result<SafetensorsFile> file = SafetensorsFile::open(model_dir + "/" + kSingleFile);
     if (!file) return file.error();
     if (Status added = checkpoint.add(std::move(*file)); !added) return added.error();
     return checkpoint;
   }
-  if (!file_exists(model_dir + "/" + kIndexFile)) {
+  if (!entry_exists(model_dir + "/" + kIndexFile)) {
     return error(Code::kNotFound, fmt::format("{}: neither {} nor {} is there (only safetensors is read)",
                                               model_dir, kSingleFile, kIndexFile));
   }

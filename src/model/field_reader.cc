@@ -8,24 +8,12 @@ namespace quire {
 
 using nlohmann::json;
 
-std::string shown(const json& value) {
-  constexpr size_t kMaxShown = 60;
-  std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
-  if (text.size() > kMaxShown) text = text.substr(0, kMaxShown) + "...";
-  return text;
-}
-
 Result<json> parse_json_object(std::string_view text, std::string_view where) {
-  try {
-    json value = json::parse(text.begin(), text.end());
-    if (!value.is_object())
-      return invalid(fmt::format("{}: a JSON object is wanted, got {}", where, shown(value)));
-    return value;
-  } catch (const json::parse_error& e) {  // its text quotes the file's bytes, which may be anything
-    return invalid(fmt::format("{}: not valid JSON at byte {}", where, e.byte));
-  } catch (const json::exception& e) {  // a number beyond every range
-    return invalid(fmt::format("{}: not valid JSON: {}", where, e.what()));
-  }
+  Result<json> value = parse_json(text);
+  if (!value) return invalid(fmt::format("{}: {}", where, value.error().message));
+  if (!value->is_object())
+    return invalid(fmt::format("{}: a JSON object is wanted, got {}", where, shown(*value)));
+  return value;
 }
 
 FieldReader::FieldReader(const json& object, std::string where) : object_(object), where_(std::move(where)) {}

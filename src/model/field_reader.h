@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <string>
@@ -11,6 +10,7 @@
 #include <vector>
 
 #include "quire/result.h"
+#include "src/base/json_text.h"
 
 namespace quire {
 
@@ -49,9 +49,6 @@ class FieldReader {
   std::set<std::string, std::less<>> read_;
   std::optional<Error> fault_;
 };
-
-// A value for a message: at most 60 characters of its JSON.
-std::string shown(const nlohmann::json& value);
 
 // `text` as one JSON object, or an Error that begins with `where`.
 Result<nlohmann::json> parse_json_object(std::string_view text, std::string_view where);

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "src/base/hash.h"
+#include "src/base/text_file.h"
 #include "src/model/checkpoint.h"
-#include "src/model/text_file.h"
 
 namespace quire {
 namespace {

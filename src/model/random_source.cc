@@ -4,21 +4,22 @@
 #include <cmath>
 #include <thread>
 
+#include "src/base/random.h"
 #include "src/model/weight_source.h"
 
 namespace quire {
 namespace {
 
-// splitmix64's finaliser: a value is a function of (key, index), so any thread can make any part.
+constexpr uint64_t kStep = 0x9E3779B97F4A7C15ull;  // of splitmix64
+
+// A value is a function of (key, index), so any thread can make any part: splitmix64's draw at any place of its row.
 uint64_t mix(uint64_t z) {
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-  return z ^ (z >> 31);
+  return Random(z - kStep).next();
 }
 
 uint64_t key_of(uint64_t seed, std::string_view name) {
-  uint64_t key = mix(seed + 0x9E3779B97F4A7C15ull);
-  for (const char c : name) key = mix(key ^ static_cast<uint8_t>(c)) + 0x9E3779B97F4A7C15ull;
+  uint64_t key = mix(seed + kStep);
+  for (const char c : name) key = mix(key ^ static_cast<uint8_t>(c)) + kStep;
   return key;
 }
 
@@ -35,7 +36,7 @@ void store(std::byte* out, DType dtype, int64_t i, float x) {
 void fill_range(std::byte* out, DType dtype, uint64_t key, float limit, int64_t first, int64_t last) {
   const float scale = limit / 32768.0f;
   for (int64_t i = first; i < last; i += 4) {
-    const uint64_t bits = mix(key + static_cast<uint64_t>(i / 4) * 0x9E3779B97F4A7C15ull);
+    const uint64_t bits = mix(key + static_cast<uint64_t>(i / 4) * kStep);
     for (int64_t k = 0; k < 4 && i + k < last; ++k) {
       const auto level = static_cast<float>((bits >> (16 * k)) & 0xffffu);
       store(out, dtype, i + k, (level - 32767.5f) * scale);

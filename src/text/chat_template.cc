@@ -1,14 +1,12 @@
 #include "src/text/chat_template.h"
 
 #include <chrono>
-#include <filesystem>
-
-#include <nlohmann/json.hpp>
 
 #include "src/base/check.h"
+#include "src/base/json_text.h"
+#include "src/base/text_file.h"
 #include "src/text/ffi/quire_text_ffi.h"
 #include "src/text/ffi_result.h"
-#include "src/text/model_file.h"
 
 namespace quire {
 namespace {
@@ -50,11 +48,12 @@ Json special_tokens_of(const Json& config) {
 }
 
 Result<Json> read_config(const std::string& path) {
-  if (!std::filesystem::exists(path)) return Json::object();
-  Result<std::string> text = read_model_file(path);
+  if (!entry_exists(path)) return Json::object();
+  Result<std::string> text = read_text_file(path, kMaxModelTextBytes);
   if (!text) return text.error();
-  Json config = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
-  if (!config.is_object()) return invalid(path + ": it is not a JSON object");
+  Result<Json> config = parse_json<Json>(*text);
+  if (!config) return invalid(path + ": " + config.error().message);
+  if (!config->is_object()) return invalid(path + ": it is not a JSON object");
   return config;
 }
 
@@ -73,7 +72,11 @@ Result<std::string> render_with(const quire_template* handle, std::string_view v
   quire_text rendered{}, error{};
   const int code = quire_template_render(handle, variables_json.data(), variables_json.size(), now_unix_s,
                                          &rendered, &error);
-  if (code != 0) return ffi_error(code, error);
+  if (code != 0) {
+    Error refusal = ffi_error(code, error);
+    refusal.field = "messages";  // a template refuses what it is given
+    return refusal;
+  }
   return take_text(rendered);
 }
 
@@ -104,18 +107,10 @@ Status guard_texts(Json& value, const Tokenizer& tokenizer) {
   return ok();
 }
 
-constexpr int kMaxToolsDepth = 64;  // of arrays and objects; deeper ones would be walked by recursion
-
 Result<Json> parse_tools(std::string_view text) {
-  bool too_deep = false;
-  const auto keep = [&](int depth, Json::parse_event_t, Json&) {
-    too_deep |= depth > kMaxToolsDepth;
-    return !too_deep;
-  };
-  Json tools = Json::parse(text, keep, /*allow_exceptions=*/false);
-  if (too_deep)
-    return invalid("tools is nested more than " + std::to_string(kMaxToolsDepth) + " deep", "tools");
-  if (!tools.is_array()) return invalid("tools is not a JSON array", "tools");
+  Result<Json> tools = parse_json<Json>(text);
+  if (!tools) return invalid("tools is " + tools.error().message, "tools");
+  if (!tools->is_array()) return invalid("tools is not a JSON array", "tools");
   return tools;
 }
 
@@ -148,8 +143,8 @@ Result<std::unique_ptr<ChatTemplate>> ChatTemplate::open(const std::string& dir)
   if (!config) return config.error();
   Sources sources;
   std::string from = config_path;
-  if (std::filesystem::exists(file_path)) {
-    Result<std::string> file = read_model_file(file_path);
+  if (entry_exists(file_path)) {
+    Result<std::string> file = read_text_file(file_path, kMaxModelTextBytes);
     if (!file) return file.error();
     sources.main = std::move(*file);
     from = file_path;

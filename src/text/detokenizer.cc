@@ -1,6 +1,6 @@
 #include "src/text/detokenizer.h"
 
-#include "src/text/utf8.h"
+#include "src/base/utf8.h"
 
 namespace quire {
 namespace {
@@ -10,8 +10,7 @@ constexpr std::string_view kReplacement = "\xef\xbf\xbd";  // U+FFFD
 }  // namespace
 
 // A space is stripped at the first text of all, and a character may begin in the context's last bytes: so the
-// context runs through the same machine and its text is thrown away. Only the end of it can matter once
-// something has come out.
+// context runs through the same machine and its text is thrown away.
 Detokenizer::Detokenizer(const Tokenizer& tokenizer, bool skip_special_tokens,
                          std::span<const int32_t> context)
     : tokenizer_(&tokenizer), rules_(tokenizer.decode_rules()), skip_special_tokens_(skip_special_tokens) {

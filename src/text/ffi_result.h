@@ -9,6 +9,8 @@
 
 namespace quire {
 
+inline constexpr int64_t kMaxModelTextBytes = 256 << 20;  // the largest tokenizers in use have 35 MB
+
 // Copies and frees.
 inline std::string take_text(quire_text text) {
   std::string copy(text.data, text.bytes);

@@ -1,18 +1,16 @@
 #include "src/text/tokenizer.h"
 
-#include <filesystem>
-
 #include "src/base/check.h"
+#include "src/base/text_file.h"
 #include "src/text/detokenizer.h"
 #include "src/text/ffi/quire_text_ffi.h"
 #include "src/text/ffi_result.h"
-#include "src/text/model_file.h"
 
 namespace quire {
 namespace {
 
 Result<quire_tokenizer*> open_json(const std::string& path) {
-  Result<std::string> json = read_model_file(path);
+  Result<std::string> json = read_text_file(path, kMaxModelTextBytes);
   if (!json) return json.error();
   quire_tokenizer* handle = nullptr;
   quire_text error{};
@@ -31,15 +29,15 @@ bool is_tiktoken(std::string_view file) {
 }
 
 Result<quire_tokenizer*> open_sentencepiece(const std::string& path, const std::string& config_path) {
-  Result<std::string> model = read_model_file(path);
+  Result<std::string> model = read_text_file(path, kMaxModelTextBytes);
   if (!model) return model.error();
   if (is_tiktoken(*model))
     return invalid(path +
                    ": it is a tiktoken vocabulary, which does not say how text is split; convert it to a "
                    "tokenizer.json");
   std::string config;
-  if (std::filesystem::exists(config_path)) {
-    Result<std::string> read = read_model_file(config_path);
+  if (entry_exists(config_path)) {
+    Result<std::string> read = read_text_file(config_path, kMaxModelTextBytes);
     if (!read) return read.error();
     config = std::move(*read);
   }
@@ -54,14 +52,13 @@ Result<quire_tokenizer*> open_sentencepiece(const std::string& path, const std::
 }  // namespace
 
 bool Tokenizer::exists(const std::string& dir) {
-  return std::filesystem::exists(dir + "/tokenizer.json") ||
-         std::filesystem::exists(dir + "/tokenizer.model");
+  return entry_exists(dir + "/tokenizer.json") || entry_exists(dir + "/tokenizer.model");
 }
 
 Result<std::unique_ptr<Tokenizer>> Tokenizer::open(const std::string& dir, int32_t model_vocab_size) {
-  const bool json = std::filesystem::exists(dir + "/tokenizer.json");
+  const bool json = entry_exists(dir + "/tokenizer.json");
   const std::string path = dir + (json ? "/tokenizer.json" : "/tokenizer.model");
-  if (!json && !std::filesystem::exists(path))
+  if (!json && !entry_exists(path))
     return error(Code::kNotFound, dir + ": it has neither tokenizer.json nor tokenizer.model");
   Result<quire_tokenizer*> handle =
       json ? open_json(path) : open_sentencepiece(path, dir + "/tokenizer_config.json");
@@ -139,9 +136,7 @@ std::optional<std::string> Tokenizer::token_text(int32_t id) const {
 
 TokenBytes Tokenizer::token_bytes(int32_t id) const {
   const quire_token token = quire_tokenizer_token(handle_, id);
-  return {.bytes = {token.bytes, token.num_bytes},
-          .special = token.special != 0,
-          .byte_fallback = token.byte_fallback != 0};
+  return {.bytes = {token.bytes, token.num_bytes}, .special = token.special != 0};
 }
 
 }  // namespace quire

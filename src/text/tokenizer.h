@@ -20,9 +20,8 @@ namespace quire {
 
 // What one id contributes to a text.
 struct TokenBytes {
-  std::string_view bytes;      // UTF-8, or any bytes: a token may hold a part of a character
-  bool special = false;        // a control token: left out where special tokens are skipped
-  bool byte_fallback = false;  // SentencePiece <0xHH>: stands for one byte
+  std::string_view bytes;  // UTF-8, or any bytes: a token may hold a part of a character
+  bool special = false;    // a control token: left out where special tokens are skipped
 };
 
 // How token bytes become text; the two families differ at the start of a text and where bytes are not UTF-8.

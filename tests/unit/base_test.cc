@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 #include <limits>
 
 #include "quire/sampling_params.h"
@@ -9,7 +11,11 @@
 #include "src/base/check.h"
 #include "src/base/check_note.h"
 #include "src/base/dtype.h"
+#include "src/base/engine_config.h"
+#include "src/base/json_text.h"
 #include "src/base/random.h"
+#include "src/base/text_file.h"
+#include "src/base/utf8.h"
 
 namespace quire {
 namespace {
@@ -23,6 +29,63 @@ TEST(CheckDeathTest, SaysWhatTheThreadWasAt) {
   EXPECT_DEATH(fail("plan queued last: step=7"), "two is not three\nquire: plan queued last: step=7\n$");
   EXPECT_DEATH(fail(""), "two is not three\n$");
   EXPECT_DEATH(fail(std::string(5000, 'a')), "two is not three\nquire: a{1000}\n$");
+}
+
+TEST(EngineConfig, TheFieldOutOfRangeIsNamedWithItsLimits) {
+  const auto why_not = [](auto change) {
+    EngineConfig config;
+    change(config);
+    const Status s = validate(config);
+    return s ? "" : s.error().field + ": " + s.error().message;
+  };
+  EXPECT_EQ(why_not([](EngineConfig&) {}), "");
+  EXPECT_EQ(why_not([](EngineConfig& c) { c.drain_timeout_ms = INT64_MAX; }),
+            "drain_timeout_ms: drain_timeout_ms is 9223372036854775807; it must be from 0 to 1099511627776");
+  EXPECT_EQ(why_not([](EngineConfig& c) { c.max_queued_kv_factor = 1e30; }),
+            "max_queued_kv_factor: max_queued_kv_factor is 1e+30; it must be above 0 and at most 1000000");
+  EXPECT_EQ(why_not([](EngineConfig& c) { c.max_priority_wait_ms = 0; }),
+            "max_priority_wait_ms: max_priority_wait_ms is 0; it must be from 1 to 1099511627776");
+  EXPECT_EQ(
+      why_not([](EngineConfig& c) { c.max_step_tokens = 10; }),
+      "max_step_tokens: max_step_tokens is 10 and max_sequences 256; a step must have a token for every "
+      "running sequence");
+  EXPECT_EQ(why_not([](EngineConfig& c) { c.preemption_mode = "never"; }),
+            "preemption_mode: preemption_mode is `never`; it must be auto, swap or recompute");
+}
+
+TEST(Utf8, ACutTextEndsWithAWholeCharacter) {
+  EXPECT_EQ(cut_text("abc", 3), "abc");
+  EXPECT_EQ(cut_text("abcd", 3), "abc...");
+  EXPECT_EQ(cut_text("a\xc3\xa9\xf0\x9f\x98\x80", 6), "a\xc3\xa9...") << "not half of four bytes";
+}
+
+TEST(JsonText, WhatNestsTooDeepIsRefusedBeforeItIsATree) {
+  const auto nested = [](int depth) { return std::string(depth, '[') + std::string(depth, ']'); };
+  EXPECT_TRUE(parse_json(nested(kMaxJsonDepth)).has_value());
+  for (const int depth : {kMaxJsonDepth + 1, 1'000'000})
+    EXPECT_EQ(parse_json(nested(depth)).error().message, "nested more than 64 deep");
+  EXPECT_FALSE(parse_json(std::string(1'000'000, '[')).has_value());
+  EXPECT_TRUE(parse_json("\"" + std::string(100, '[') + R"(\"[)" + "\"").has_value()) << "a string's text";
+  EXPECT_EQ(parse_json("[1,").error().message, "not valid JSON at byte 4");
+  EXPECT_EQ(shown(*parse_json(R"(["\u00e9", 1])"), 5), R"(["\u0...)");
+}
+
+TEST(TextFile, SaysWhatIsWrongWithWhatItCannotRead) {
+  const std::string dir = testing::TempDir(), loop = dir + "/quire_loop", away = dir + "/quire_away";
+  std::filesystem::remove(loop);
+  std::filesystem::remove(away);
+  std::filesystem::create_symlink("quire_loop", loop);
+  std::filesystem::create_symlink("quire_nowhere", away);
+  EXPECT_TRUE(entry_exists(loop));
+  EXPECT_EQ(read_text_file(loop, 9).error().message, loop + ": Too many levels of symbolic links");
+  EXPECT_TRUE(entry_exists(away));
+  EXPECT_EQ(read_text_file(away, 9).error().code, Code::kNotFound);
+  EXPECT_FALSE(entry_exists(dir + "/quire_nowhere"));
+  EXPECT_EQ(read_text_file(dir, 9).error().message, dir + ": it is no regular file");
+  const std::string file = dir + "/quire_file";
+  std::ofstream(file) << "123456789";
+  EXPECT_EQ(*read_text_file(file, 9), "123456789");
+  EXPECT_EQ(read_text_file(file, 8).error().message, file + ": more than 8 bytes");
 }
 
 TEST(Dtype, EveryF16ValueSurvivesARoundTrip) {

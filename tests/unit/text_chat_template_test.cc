@@ -3,6 +3,7 @@
 #include <ctime>
 #include <iomanip>
 
+#include "src/base/prompt_privacy.h"
 #include "src/text/chat_template.h"
 #include "tests/unit/text_fixture.h"
 
@@ -44,6 +45,18 @@ TEST(ChatTemplate, RendersEveryStoredCase) {
     ASSERT_TRUE(text.has_value()) << each["name"] << ": " << text.error().message;
     EXPECT_EQ(*text, each["expected"].get<std::string>()) << each["name"];
   }
+}
+
+TEST(ChatTemplate, WhatItRaisesIsToldUpToABoundAndMayNotBeLogged) {
+  const std::unique_ptr<ChatTemplate> chat = make("{{ raise_exception('Unknown role: ' + role) }}");
+  Result<std::string> text = chat->render_json(R"({"role": "judge"})", 0);
+  EXPECT_EQ(text.error().message, "chat template: Unknown role: judge");
+  EXPECT_EQ(text.error().field, "messages");
+  EXPECT_TRUE(may_quote_prompt(text.error()));
+  std::string role;
+  for (int i = 0; i < 10000; ++i) role += "\xc3\xa9";
+  text = chat->render_json(R"({"role": ")" + role + "\"}", 0);
+  EXPECT_EQ(text.error().message, "chat template: Unknown role: " + role.substr(0, 242) + "...");
 }
 
 TEST(ChatTemplate, StripsBlocksAsTransformersDoes) {

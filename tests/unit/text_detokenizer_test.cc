@@ -2,8 +2,8 @@
 // cases by hand, then random ids of every vocabulary at hand (seeds are printed with a failure) and the
 // stored texts.
 #include "src/base/random.h"
+#include "src/base/utf8.h"
 #include "src/text/detokenizer.h"
-#include "src/text/utf8.h"
 #include "tests/unit/text_fixture.h"
 
 namespace quire::test {

@@ -62,7 +62,6 @@ typedef struct quire_token {
   const char* bytes;
   size_t num_bytes;
   uint8_t special;
-  uint8_t byte_fallback;
 } quire_token;
 quire_token quire_tokenizer_token(const quire_tokenizer* tokenizer, int32_t id);
 

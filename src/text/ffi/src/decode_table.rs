@@ -28,14 +28,12 @@ pub struct Entry<'a> {
     pub spelling: &'a str,
     pub bytes: &'a [u8],
     pub special: bool,
-    pub byte_fallback: bool,
 }
 
 struct Slot {
     spelling: String,
     bytes: Vec<u8>,
     special: bool,
-    byte_fallback: bool,
 }
 
 pub struct DecodeTable {
@@ -104,22 +102,22 @@ impl Rules {
         Ok(())
     }
 
-    fn bytes_of(&self, token: &TokenSpelling, byte_level: &HashMap<char, u8>) -> (Vec<u8>, bool) {
+    fn bytes_of(&self, token: &TokenSpelling, byte_level: &HashMap<char, u8>) -> Vec<u8> {
         let spelling = token.spelling.as_str();
         if self.byte_level {
             // An added token is found in the text as it is spelled, so it stands for itself: deepseek-llm's "\u{fc}" is that letter,
             // not the byte fc that the alphabet would make of it. So does a spelling with a character outside the alphabet.
             let byte = |c: char| if token.added { None } else { byte_level.get(&c).copied() };
             let bytes: Option<Vec<u8>> = spelling.chars().map(byte).collect();
-            return (bytes.unwrap_or_else(|| spelling.as_bytes().to_vec()), false);
+            return bytes.unwrap_or_else(|| spelling.as_bytes().to_vec());
         }
         if self.byte_fallback {
             if let Some(byte) = fallback_byte(spelling) {
-                return (vec![byte], true);
+                return vec![byte];
             }
         }
         let text = self.replace.iter().fold(spelling.to_string(), |text, (from, to)| text.replace(from.as_str(), to));
-        (text.into_bytes(), false)
+        text.into_bytes()
     }
 }
 
@@ -154,8 +152,8 @@ impl DecodeTable {
             if at >= slots.len() {
                 slots.resize_with(at + 1, || None);
             }
-            let (bytes, byte_fallback) = rules.bytes_of(&token, &alphabet);
-            slots[at] = Some(Slot { spelling: token.spelling, bytes, special: token.special, byte_fallback });
+            let bytes = rules.bytes_of(&token, &alphabet);
+            slots[at] = Some(Slot { spelling: token.spelling, bytes, special: token.special });
         }
         Ok(DecodeTable { rules, slots })
     }
@@ -170,6 +168,6 @@ impl DecodeTable {
 
     pub fn get(&self, id: usize) -> Option<Entry<'_>> {
         let slot = self.slots.get(id)?.as_ref()?;
-        Some(Entry { spelling: &slot.spelling, bytes: &slot.bytes, special: slot.special, byte_fallback: slot.byte_fallback })
+        Some(Entry { spelling: &slot.spelling, bytes: &slot.bytes, special: slot.special })
     }
 }

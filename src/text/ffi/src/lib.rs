@@ -53,7 +53,6 @@ pub struct Token {
     bytes: *const u8,
     num_bytes: usize,
     special: u8,
-    byte_fallback: u8,
 }
 
 #[repr(C)]
@@ -208,7 +207,6 @@ pub unsafe extern "C" fn quire_tokenizer_token(tokenizer: *const Tokenizer, id: 
             bytes: entry.bytes.as_ptr(),
             num_bytes: entry.bytes.len(),
             special: entry.special.into(),
-            byte_fallback: entry.byte_fallback.into(),
         },
         None => Token {
             spelling: std::ptr::null(),
@@ -216,7 +214,6 @@ pub unsafe extern "C" fn quire_tokenizer_token(tokenizer: *const Tokenizer, id: 
             bytes: std::ptr::null(),
             num_bytes: 0,
             special: 0,
-            byte_fallback: 0,
         },
     }
 }

@@ -20,6 +20,17 @@ pub struct Template {
     max_output_bytes: u64,
 }
 
+const MAX_MESSAGE_BYTES: usize = 256;
+
+/// A template's words may be its messages' text, of any length: what is told of them has a bound.
+fn cut(message: String) -> String {
+    if message.len() <= MAX_MESSAGE_BYTES {
+        return message;
+    }
+    let end = (0..=MAX_MESSAGE_BYTES).rev().find(|&at| message.is_char_boundary(at)).unwrap_or(0);
+    format!("{}...", &message[..end])
+}
+
 /// What a template said with raise_exception.
 #[derive(Debug)]
 struct Raised(String);
@@ -121,12 +132,12 @@ impl Template {
             return Failure { code: RESOURCE_EXHAUSTED, message };
         }
         if let Some(message) = raised(error) {
-            return invalid(format!("chat template: {message}"));
+            return invalid(format!("chat template: {}", cut(message)));
         }
         if error.kind() == ErrorKind::OutOfFuel {
             let message = format!("chat template takes more than {} steps (max_steps)", self.max_steps);
             return Failure { code: RESOURCE_EXHAUSTED, message };
         }
-        invalid(format!("chat template: {error}"))
+        invalid(format!("chat template: {}", cut(error.to_string())))
     }
 }

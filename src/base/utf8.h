@@ -1,7 +1,9 @@
-// Well-formed UTF-8, byte by byte (Unicode 15, table 3-7).
+// Well-formed UTF-8, byte by byte (Unicode 15, table 3-7): no overlong forms, no surrogates, nothing above U+10FFFF.
 #pragma once
 
 #include <cstddef>
+#include <optional>
+#include <string>
 #include <string_view>
 
 namespace quire {
@@ -20,5 +22,11 @@ struct Utf8Part {
 
 // What text, which is not empty, starts with.
 Utf8Part first_part(std::string_view text);
+
+// The byte offset of the first sequence that is not UTF-8.
+std::optional<size_t> find_invalid_utf8(std::string_view text);
+
+// Text as it is, or its first whole characters, of at most max_bytes, and "...".
+std::string cut_text(std::string_view text, size_t max_bytes);
 
 }  // namespace quire

@@ -1,4 +1,4 @@
-#include "src/text/utf8.h"
+#include "src/base/utf8.h"
 
 #include <cstdint>
 
@@ -35,6 +35,22 @@ Utf8Part first_part(std::string_view text) {
     if (!fits) return {.kind = Utf8::kBad, .bytes = i};
   }
   return {.kind = Utf8::kWhole, .bytes = lead.bytes};
+}
+
+std::optional<size_t> find_invalid_utf8(std::string_view text) {
+  for (size_t start = 0; start < text.size();) {
+    const Utf8Part part = first_part(text.substr(start));
+    if (part.kind != Utf8::kWhole) return start;
+    start += part.bytes;
+  }
+  return std::nullopt;
+}
+
+std::string cut_text(std::string_view text, size_t max_bytes) {
+  if (text.size() <= max_bytes) return std::string(text);
+  size_t end = max_bytes;
+  while (end > 0 && (static_cast<uint8_t>(text[end]) & 0xc0u) == 0x80u) --end;  // inside a character
+  return std::string(text.substr(0, end)) + "...";
 }
 
 }  // namespace quire

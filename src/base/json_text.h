@@ -1,0 +1,34 @@
+// JSON that others wrote, into a tree and into messages. nlohmann's dump, copy and comparison descend by recursion, so how deep a
+// text may nest is bounded before it becomes a tree. Whoever includes this links nlohmann_json.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+#include "quire/result.h"
+
+namespace quire {
+
+inline constexpr int kMaxJsonDepth = 64;  // of arrays and objects
+
+// Whether brackets outside strings nest deeper than that. Of a text that is not JSON: up to its first fault at least.
+bool nests_too_deep(std::string_view text);
+
+// kInvalidArgument: "not valid JSON at byte 7", "nested more than 64 deep", or a number beyond every range.
+template <class Json = nlohmann::json>
+Result<Json> parse_json(std::string_view text) {
+  if (nests_too_deep(text)) return invalid("nested more than " + std::to_string(kMaxJsonDepth) + " deep");
+  try {
+    return Json::parse(text.begin(), text.end());
+  } catch (const typename Json::parse_error& e) {  // its text quotes the file's bytes, which may be anything
+    return invalid("not valid JSON at byte " + std::to_string(e.byte));
+  } catch (const typename Json::exception&) {
+    return invalid("not valid JSON: a number is out of range");
+  }
+}
+
+// A parsed value for a message: at most max_bytes of its JSON, in ASCII.
+std::string shown(const nlohmann::json& value, size_t max_bytes = 60);
+
+}  // namespace quire
