@@ -9,6 +9,7 @@
 #include "server/response_mapping.h"
 #include "server/status.h"
 #include "server/wire_codec.h"
+#include "src/base/longest_time.h"
 
 namespace quire::server {
 namespace {
@@ -27,6 +28,13 @@ grpc::Status refusal(const Error& error, const std::string& name = {}) {
   grpc::Status status = to_grpc_status(error);
   log_call({.name = name}, status);
   return status;
+}
+
+// What the wire leaves out of its sampling is the model's to say.
+Result<Request> request_of(const v1::GenerateRequest& wire, const ModelCard& model) {
+  Request defaults;
+  defaults.sampling = model.default_sampling;
+  return to_request(wire, model.vocab_size, defaults);
 }
 
 // A stream that only says why it did not start.
@@ -77,7 +85,7 @@ void apply_call_deadline(const grpc::CallbackServerContext& context, Request& re
   const auto left =
       std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::system_clock::now())
           .count();
-  const int64_t left_ms = std::max<int64_t>(left, 1);
+  const int64_t left_ms = std::clamp<int64_t>(left, 1, kLongestMs);
   request.deadline_ms = std::min(request.deadline_ms.value_or(left_ms), left_ms);
 }
 
@@ -102,7 +110,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServer::Generate(Context* 
   if (!engine) return new RefusedStream(engine.error());
   v1::GenerateRequest wire;
   if (const Status parsed = parse(*bytes, wire); !parsed) return new RefusedStream(parsed.error());
-  Result<Request> request = to_request(wire, (*engine)->model().vocab_size);
+  Result<Request> request = request_of(wire, (*engine)->model());
   if (!request) return new RefusedStream(request.error(), wire.request_id());
   if (request->dump_kv && !options_.allow_debug)
     return new RefusedStream(debugging_is_off(), wire.request_id());
@@ -186,10 +194,10 @@ grpc::ServerUnaryReactor* GenerationServer::DumpKv(Context* context, const Bytes
   if (!engine) return refuse(engine.error());
   v1::DumpKvRequest wire;
   if (const Status parsed = parse(*bytes, wire); !parsed) return refuse(parsed.error());
-  Result<Request> request = to_request(wire.request(), (*engine)->model().vocab_size);
+  Result<Request> request = request_of(wire.request(), (*engine)->model());
   if (!request) return refuse(request.error());
   apply_call_deadline(*context, *request);
-  return DumpCall::start(**engine, texts_, *response, std::move(request).value(),
+  return DumpCall::start(**engine, registry_, texts_, *context, *response, std::move(request).value(),
                          static_cast<int64_t>(bytes->Length()));
 }
 

@@ -20,6 +20,9 @@ struct ModelCard {
   std::vector<int32_t> eos_token_ids;
   int32_t bos_token_id = -1;
   bool has_tokenizer = false, has_chat_template = false;
+  // What its generation_config.json says of temperature, top_k, top_p, min_p, typical_p and repetition_penalty; else neutral.
+  // submit() takes a request as it is: whoever makes one for a client starts from these.
+  SamplingParams default_sampling;
 };
 
 // Of a tier of the prefix cache below the device. Failures are copies; a block is cached while it is copied too.
@@ -34,7 +37,7 @@ struct EngineStats {
   int64_t requests_submitted_total = 0, requests_finished_total = 0, requests_refused_total = 0,
           requests_cancelled_total = 0, requests_failed_total = 0;
   int64_t prompt_tokens_total = 0, generation_tokens_total = 0, cached_tokens_total = 0;
-  int64_t prefix_queries_tokens_total = 0;
+  int64_t prefix_queries_tokens_total = 0;  // prompt tokens that were looked for in the prefix cache
   int64_t shared_read_tokens_total =
       0;  // K and V not read again in decode steps, for other sequences of the step had read them
   int64_t host_sampled_steps_total =

@@ -11,7 +11,7 @@
 #include "server/commands/command.h"
 #include "server/commands/common_flags.h"
 #include "server/json_output.h"
-#include "server/utf8.h"
+#include "src/base/utf8.h"
 
 namespace quire::server {
 namespace {
@@ -27,7 +27,8 @@ struct Options {
 void bind(Flags& flags, Options& o) {
   o.request.request.sampling.max_tokens = 512;
   flags.add("system", o.system, "The system message");
-  flags.add_choice("output", o.output, {"text", "jsonl"}, "text as it comes, or one JSON object a turn");
+  flags.add_choice("output", o.output, {"text", "json", "jsonl"},
+                   "text as it comes, or one JSON object a turn");
   bind_request_flags(flags, o.request);
   bind_engine_flags(flags, o.engine);
   bind_log_flags(flags, o.log);
@@ -111,10 +112,11 @@ int run_chat(const Arguments& arguments) {
   if (!parsed) return fail(parsed.error(), kExitUsage);
   if (!*parsed) return 0;
   apply(options.log);
-  const auto defaults = finish(options.request);
+  auto defaults = finish(options.request);
   if (!defaults) return fail(defaults.error(), kExitUsage);
   const auto engine = Engine::open(options.engine);
   if (!engine) return fail(engine.error());
+  take_model_defaults(flags, (*engine)->model().default_sampling, defaults->sampling);
   if (!(*engine)->model().has_chat_template)
     return fail(
         error(Code::kFailedPrecondition, fmt::format("{} has no chat template", options.engine.model_dir)));

@@ -97,6 +97,8 @@ void bind_limit_flags(Flags& flags, SamplingLimits& limits) {
   flags.add("max-stop-token-ids", limits.max_stop_token_ids, "Most stop_token_ids of a request");
 }
 
+// The defaults of temperature, top_k, top_p, min_p, typical_p and repetition_penalty give way to the model's
+// (take_model_defaults).
 void bind_sampling_flags(Flags& flags, SamplingParams& p) {
   flags.add("max-tokens", p.max_tokens, "Most new tokens of a continuation");
   flags.add("min-tokens", p.min_tokens, "New tokens before anything may end it");
@@ -202,6 +204,18 @@ Result<Request> finish(const RequestFlags& flags) {
     request.sampling.bad_words.push_back(std::move(ids).value());
   }
   return request;
+}
+
+void take_model_defaults(const Flags& flags, const SamplingParams& model, SamplingParams& sampling) {
+  const auto take = [&](const char* flag, auto SamplingParams::* field) {
+    if (!flags.given(flag)) sampling.*field = model.*field;
+  };
+  take("temperature", &SamplingParams::temperature);
+  take("top-k", &SamplingParams::top_k);
+  take("top-p", &SamplingParams::top_p);
+  take("min-p", &SamplingParams::min_p);
+  take("typical-p", &SamplingParams::typical_p);
+  take("repetition-penalty", &SamplingParams::repetition_penalty);
 }
 
 Result<std::vector<int32_t>> parse_ids(const std::string& text, const std::string& flag) {

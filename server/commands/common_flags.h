@@ -29,6 +29,8 @@ struct RequestFlags {
 void bind_request_flags(Flags& flags, RequestFlags& out);
 // The request that the flags describe, without its prompt.
 Result<Request> finish(const RequestFlags& flags);
+// Takes from the model's own sampling what no flag says.
+void take_model_defaults(const Flags& flags, const SamplingParams& model, SamplingParams& sampling);
 
 // "1,2,3"
 Result<std::vector<int32_t>> parse_ids(const std::string& text, const std::string& flag);

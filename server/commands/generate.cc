@@ -12,8 +12,8 @@
 #include "server/json_message.h"
 #include "server/json_output.h"
 #include "server/request_mapping.h"
-#include "server/utf8.h"
 #include "src/base/progress.h"
+#include "src/base/utf8.h"
 
 namespace quire::server {
 namespace {
@@ -76,10 +76,8 @@ Result<std::vector<v1::GenerateRequest>> read_requests(const Options& o) {
     if (const auto offset = find_invalid_utf8(*o.prompt))
       return invalid(fmt::format("--prompt is not UTF-8 at byte {}", *offset));
     request.set_text(*o.prompt);
-  } else if (!o.prompt_ids.empty()) {
-    *request.mutable_token_ids()->mutable_ids() = {o.prompt_ids.begin(), o.prompt_ids.end()};
   } else {
-    return invalid("no prompt; give one of --prompt, --prompt-ids, --input");
+    *request.mutable_token_ids()->mutable_ids() = {o.prompt_ids.begin(), o.prompt_ids.end()};
   }
   return std::vector{request};
 }
@@ -188,12 +186,15 @@ int run_generate(const Arguments& arguments) {
   if (!parsed) return fail(parsed.error(), kExitUsage);
   if (!*parsed) return 0;
   apply(options.log);
-  const auto defaults = finish(options.request);
+  auto defaults = finish(options.request);
   if (!defaults) return fail(defaults.error(), kExitUsage);
+  if (!options.prompt && options.prompt_ids.empty() && options.input.empty())
+    return fail(invalid("no prompt; give one of --prompt, --prompt-ids, --input"), kExitUsage);
   const auto requests = read_requests(options);
   if (!requests) return fail(requests.error());
   const auto engine = Engine::open(options.engine);
   if (!engine) return fail(engine.error());
+  take_model_defaults(flags, (*engine)->model().default_sampling, defaults->sampling);
   return Runner(**engine, *defaults, options.output).run(*requests) == 0 ? 0 : kExitFailed;
 }
 

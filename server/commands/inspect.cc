@@ -1,13 +1,13 @@
 // quire inspect: what a checkpoint is, and what its KV cache costs. Reads files; runs nothing.
 #include <fmt/format.h>
 
-#include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 
 #include "server/commands/command.h"
 #include "server/commands/text_file.h"
 #include "server/flags.h"
+#include "src/base/text_file.h"
 #include "src/model/checkpoint.h"
 #include "src/model/config.h"
 #include "src/model/weight_source.h"
@@ -104,6 +104,15 @@ Json kv_cost(const ModelSpec& spec, DType dtype) {
   return {{"dtype", name_of(dtype)}, {"bytes", spec.kv_bytes_per_token(dtype)}};
 }
 
+Json sampling_report(const SamplingParams& p) {
+  return {{"temperature", p.temperature},
+          {"top_k", p.top_k},
+          {"top_p", p.top_p},
+          {"min_p", p.min_p},
+          {"typical_p", p.typical_p},
+          {"repetition_penalty", p.repetition_penalty}};
+}
+
 // The KV cache of each back end by its own choice of type (--kv-cache-dtype auto).
 Json model_report(const ModelSpec& spec) {
   return {
@@ -128,6 +137,7 @@ Json model_report(const ModelSpec& spec) {
       {"window_tokens_by_layer", spec.window},
       {"eos_token_ids", spec.eos_token_ids},
       {"bos_token_id", spec.bos_token_id},
+      {"default_sampling", sampling_report(spec.default_sampling)},
       {"kv_bytes_per_token",
        {{"cuda", kv_cost(spec, spec.checkpoint_dtype)}, {"cpu", kv_cost(spec, DType::kF32)}}}};
 }
@@ -135,8 +145,7 @@ Json model_report(const ModelSpec& spec) {
 // Weights are told where they are there: a directory may hold only a configuration. They pass what the loader asks of
 // them, or the first faults are told.
 Status add_weights(const std::string& dir, const ModelSpec& spec, Json& report) {
-  namespace fs = std::filesystem;
-  if (!fs::exists(dir + "/model.safetensors") && !fs::exists(dir + "/model.safetensors.index.json")) {
+  if (!entry_exists(dir + "/model.safetensors") && !entry_exists(dir + "/model.safetensors.index.json")) {
     report["weights"] = nullptr;
     return ok();
   }

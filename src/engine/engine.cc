@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "src/base/check.h"
+#include "src/base/engine_config.h"
 #include "src/base/log.h"
 #include "src/engine/threaded_engine.h"
 #include "src/execute/model_executor.h"
@@ -56,6 +57,7 @@ ModelCard card_of(const OpenedExecutor& opened, const TextFront& text) {
   card.kv_bytes_per_token = opened.spec.kv_bytes_per_token(opened.kv_dtype);
   card.eos_token_ids = opened.spec.eos_token_ids;
   card.bos_token_id = opened.spec.bos_token_id;
+  card.default_sampling = opened.spec.default_sampling;
   card.has_tokenizer = text.has_tokenizer();
   card.has_chat_template = text.has_chat_template();
   return card;
@@ -100,8 +102,9 @@ void log_start(const EngineParts& parts, const OpenedExecutor& opened) {
 }  // namespace
 
 Result<EngineParts> open_parts(const EngineConfig& config) {
-  if (Result<PolicySpec> spec = parse_policy(config.default_kv_policy); !spec)  // before the weights are read
-    return invalid("default_kv_policy: " + spec.error().message, "default_kv_policy");
+  // What is wrong with the configuration alone is told before the model is read.
+  if (Status valid = validate(config); !valid) return valid.error();
+  if (Result<PolicyDoor> names = PolicyDoor::create(config, {}); !names) return names.error();
   const std::optional<EvictionOrder> eviction = parse_eviction_order(config.eviction);
   if (!eviction)
     return invalid(fmt::format("eviction is '{}'; it must be lru or pgdsf", config.eviction), "eviction");

@@ -5,11 +5,12 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <set>
+#include <span>
+#include <string_view>
 
+#include "src/base/text_file.h"
 #include "src/model/field_reader.h"
 #include "src/model/rope_config.h"
-#include "src/model/text_file.h"
 
 namespace quire {
 namespace {
@@ -43,113 +44,111 @@ constexpr std::array<Family, 4> kFamilies = {{
 
 // Fields that say how a model was trained, stored or labelled, or what transformers' own objects return: none
 // of them changes what a forward pass computes.
-const std::set<std::string, std::less<>>& harmless_fields() {
-  static const std::set<std::string, std::less<>> names = {"transformers_version",
-                                                           "_name_or_path",
-                                                           "name_or_path",
-                                                           "_commit_hash",
-                                                           "use_cache",
-                                                           "initializer_range",
-                                                           "attention_dropout",
-                                                           "hidden_dropout",
-                                                           "resid_pdrop",
-                                                           "embd_pdrop",
-                                                           "pad_token_id",
-                                                           "sep_token_id",
-                                                           "unk_token_id",
-                                                           "_attn_implementation",
-                                                           "_attn_implementation_autoset",
-                                                           "attn_implementation",
-                                                           "_flash_attn_2_enabled",
-                                                           "pretraining_tp",
-                                                           "is_decoder",
-                                                           "output_attentions",
-                                                           "output_hidden_states",
-                                                           "return_dict",
-                                                           "return_dict_in_generate",
-                                                           "use_return_dict",
-                                                           "torchscript",
-                                                           "chunk_size_feed_forward",
-                                                           "tf_legacy_loss",
-                                                           "use_bfloat16",
-                                                           "problem_type",
-                                                           "id2label",
-                                                           "label2id",
-                                                           "num_labels",
-                                                           "finetuning_task",
-                                                           "task_specific_params",
-                                                           "tokenizer_class",
-                                                           "prefix",
-                                                           "decoder_start_token_id",
-                                                           "forced_bos_token_id",
-                                                           "forced_eos_token_id",
-                                                           "suppress_tokens",
-                                                           "begin_suppress_tokens",
-                                                           "max_length",
-                                                           "min_length",
-                                                           "do_sample",
-                                                           "early_stopping",
-                                                           "num_beams",
-                                                           "num_beam_groups",
-                                                           "diversity_penalty",
-                                                           "temperature",
-                                                           "top_k",
-                                                           "top_p",
-                                                           "typical_p",
-                                                           "repetition_penalty",
-                                                           "length_penalty",
-                                                           "no_repeat_ngram_size",
-                                                           "encoder_no_repeat_ngram_size",
-                                                           "bad_words_ids",
-                                                           "num_return_sequences",
-                                                           "output_scores",
-                                                           "exponential_decay_length_penalty",
-                                                           "remove_invalid_values",
-                                                           "unsloth_version",
-                                                           "unsloth_fixed",
-                                                           "unsloth_template",
-                                                           "gradient_checkpointing",
-                                                           "model_max_length",
-                                                           "neftune_noise_alpha",
-                                                           "is_llama_config",
-                                                           "transformers.js_config",
-                                                           "cache_implementation",
-                                                           "license",
-                                                           "debug"};
-  return names;
-}
+constexpr std::string_view kHarmlessFields[] = {"transformers_version",
+                                                "_name_or_path",
+                                                "name_or_path",
+                                                "_commit_hash",
+                                                "use_cache",
+                                                "initializer_range",
+                                                "attention_dropout",
+                                                "hidden_dropout",
+                                                "resid_pdrop",
+                                                "embd_pdrop",
+                                                "pad_token_id",
+                                                "sep_token_id",
+                                                "unk_token_id",
+                                                "_attn_implementation",
+                                                "_attn_implementation_autoset",
+                                                "attn_implementation",
+                                                "_flash_attn_2_enabled",
+                                                "pretraining_tp",
+                                                "is_decoder",
+                                                "output_attentions",
+                                                "output_hidden_states",
+                                                "return_dict",
+                                                "return_dict_in_generate",
+                                                "use_return_dict",
+                                                "torchscript",
+                                                "chunk_size_feed_forward",
+                                                "tf_legacy_loss",
+                                                "use_bfloat16",
+                                                "problem_type",
+                                                "id2label",
+                                                "label2id",
+                                                "num_labels",
+                                                "finetuning_task",
+                                                "task_specific_params",
+                                                "tokenizer_class",
+                                                "prefix",
+                                                "decoder_start_token_id",
+                                                "forced_bos_token_id",
+                                                "forced_eos_token_id",
+                                                "suppress_tokens",
+                                                "begin_suppress_tokens",
+                                                "max_length",
+                                                "min_length",
+                                                "do_sample",
+                                                "early_stopping",
+                                                "num_beams",
+                                                "num_beam_groups",
+                                                "diversity_penalty",
+                                                "temperature",
+                                                "top_k",
+                                                "top_p",
+                                                "typical_p",
+                                                "repetition_penalty",
+                                                "length_penalty",
+                                                "no_repeat_ngram_size",
+                                                "encoder_no_repeat_ngram_size",
+                                                "bad_words_ids",
+                                                "num_return_sequences",
+                                                "output_scores",
+                                                "exponential_decay_length_penalty",
+                                                "remove_invalid_values",
+                                                "unsloth_version",
+                                                "unsloth_fixed",
+                                                "unsloth_template",
+                                                "gradient_checkpointing",
+                                                "model_max_length",
+                                                "neftune_noise_alpha",
+                                                "is_llama_config",
+                                                "transformers.js_config",
+                                                "cache_implementation",
+                                                "license",
+                                                "debug"};
 
 // Fields of other architectures that are known to change what a forward pass computes.
-const std::set<std::string, std::less<>>& computing_fields() {
-  static const std::set<std::string, std::less<>> names = {"attention_chunk_size",
-                                                           "attention_multiplier",
-                                                           "attn_logit_softcapping",
-                                                           "attn_temperature_tuning",
-                                                           "clip_qkv",
-                                                           "cross_attention_layers",
-                                                           "dim_model_base",
-                                                           "embedding_multiplier",
-                                                           "final_logit_softcapping",
-                                                           "kv_lora_rank",
-                                                           "layer_norm_eps",
-                                                           "logit_scale",
-                                                           "logits_scaling",
-                                                           "moe_intermediate_size",
-                                                           "no_rope_layers",
-                                                           "num_experts",
-                                                           "num_experts_per_tok",
-                                                           "num_local_experts",
-                                                           "partial_rotary_factor",
-                                                           "q_lora_rank",
-                                                           "qk_layernorm",
-                                                           "query_pre_attn_scalar",
-                                                           "residual_multiplier",
-                                                           "rotary_pct",
-                                                           "scale_depth",
-                                                           "scale_emb",
-                                                           "use_mla",
-                                                           "use_qk_norm"};
-  return names;
+constexpr std::string_view kComputingFields[] = {"attention_chunk_size",
+                                                 "attention_multiplier",
+                                                 "attn_logit_softcapping",
+                                                 "attn_temperature_tuning",
+                                                 "clip_qkv",
+                                                 "cross_attention_layers",
+                                                 "dim_model_base",
+                                                 "embedding_multiplier",
+                                                 "final_logit_softcapping",
+                                                 "kv_lora_rank",
+                                                 "layer_norm_eps",
+                                                 "logit_scale",
+                                                 "logits_scaling",
+                                                 "moe_intermediate_size",
+                                                 "no_rope_layers",
+                                                 "num_experts",
+                                                 "num_experts_per_tok",
+                                                 "num_local_experts",
+                                                 "partial_rotary_factor",
+                                                 "q_lora_rank",
+                                                 "qk_layernorm",
+                                                 "query_pre_attn_scalar",
+                                                 "residual_multiplier",
+                                                 "rotary_pct",
+                                                 "scale_depth",
+                                                 "scale_emb",
+                                                 "use_mla",
+                                                 "use_qk_norm"};
+
+bool is_among(std::span<const std::string_view> names, std::string_view name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
 }
 
 std::string refusal(std::string_view field, const json& value) {
@@ -345,8 +344,8 @@ std::string unknown(const std::string& field, const json& value) {
 void refuse_unread(FieldReader& config, const json& object) {
   std::optional<std::string> first_unknown;
   for (const std::string& name : config.unread()) {
-    if (harmless_fields().contains(name)) continue;
-    if (computing_fields().contains(name))
+    if (is_among(kHarmlessFields, name)) continue;
+    if (is_among(kComputingFields, name))
       config.fail(Code::kUnimplemented, refusal(name, object[name]));
     else if (!first_unknown)
       first_unknown = unknown(name, object[name]);
@@ -376,19 +375,19 @@ Result<ModelSpec> read_config(const json& object) {
   return spec;
 }
 
-// Fields that quire has no use for are left alone here: this file advises a sampler and changes no
-// computation.
+// How a request is sampled that does not say it, as vLLM reads it: do_sample has no say (temperature 0 is greedy), and fields that
+// quire has no use for are left alone, for this file changes no computation.
 Status read_generation(const json& object, ModelSpec& spec) {
+  constexpr double kLeast = 1e-6;  // of what must be above 0
   FieldReader reader(object, "generation_config.json");
   read_token_ids(reader, spec);
-  GenerationDefaults& out = spec.generation;
-  out.temperature = reader.optional_number("temperature", 0, 100);
-  out.top_p = reader.optional_number("top_p", 0, 1);
-  out.min_p = reader.optional_number("min_p", 0, 1);
-  out.typical_p = reader.optional_number("typical_p", 0, 1);
-  out.repetition_penalty = reader.optional_number("repetition_penalty", 1e-6, 100);
-  if (reader.has("top_k")) out.top_k = static_cast<int32_t>(reader.integer("top_k", 0, kMaxVocab));
-  if (reader.has("do_sample")) out.do_sample = reader.boolean("do_sample", false);
+  SamplingParams& out = spec.default_sampling;
+  out.temperature = reader.number("temperature", 0, 100, out.temperature);
+  out.top_p = reader.number("top_p", kLeast, 1, out.top_p);
+  out.min_p = reader.number("min_p", 0, 1, out.min_p);
+  out.typical_p = reader.number("typical_p", kLeast, 1, out.typical_p);
+  out.repetition_penalty = reader.number("repetition_penalty", kLeast, 100, out.repetition_penalty);
+  out.top_k = static_cast<int32_t>(std::max<int64_t>(reader.integer("top_k", -1, kMaxVocab, out.top_k), 0));
   if (reader.fault()) return *reader.fault();
   return ok();
 }
@@ -418,7 +417,7 @@ Result<ModelSpec> read_model_config(const std::string& model_dir) {
   if (!config) return config.error();
   const std::string generation_path = model_dir + "/generation_config.json";
   std::string generation;
-  if (file_exists(generation_path)) {
+  if (entry_exists(generation_path)) {
     Result<std::string> text = read_text_file(generation_path, kMaxConfigBytes);
     if (!text) return text.error();
     generation = std::move(*text);

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "quire/sampling_params.h"
 #include "src/base/dtype.h"
 
 namespace quire {
@@ -22,13 +23,6 @@ struct RopeSpec {
   double beta_fast = 32.0, beta_slow = 1.0;                        // yarn
   std::optional<double> attention_factor, mscale, mscale_all_dim;  // yarn
   bool truncate = true;  // yarn: round the correction range to whole dimensions
-};
-
-// What generation_config.json says of sampling where a request says nothing; absent fields say nothing.
-struct GenerationDefaults {
-  std::optional<double> temperature, top_p, min_p, typical_p, repetition_penalty;
-  std::optional<int32_t> top_k;
-  std::optional<bool> do_sample;
 };
 
 struct ModelSpec {
@@ -47,7 +41,7 @@ struct ModelSpec {
   DType checkpoint_dtype = DType::kBF16;  // what torch_dtype / dtype names; tensors tell their own
   std::vector<int32_t> eos_token_ids;
   int32_t bos_token_id = -1;
-  GenerationDefaults generation;
+  SamplingParams default_sampling;  // where a request says nothing: generation_config.json's, else neutral
 
   int64_t kv_bytes_per_token(DType kv) const {
     return 2ll * num_layers * num_kv_heads * head_dim * bytes_of(kv);

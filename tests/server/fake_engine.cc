@@ -94,6 +94,7 @@ ModelCard FakeEngine::model() const {
   card.vocab_size = kVocabSize;
   card.max_context_tokens = kMaxContextTokens;
   card.eos_token_ids = {0};
+  card.default_sampling = options_.default_sampling;
   return card;
 }
 

@@ -295,16 +295,21 @@ TEST(ModelConfig, TakesTokenIdsFromGenerationConfigFirst) {
   ASSERT_TRUE(spec) << spec.error().message;
   EXPECT_EQ(spec->eos_token_ids, (std::vector<int32_t>{7, 9}));
   EXPECT_EQ(spec->bos_token_id, 1);
-  EXPECT_EQ(spec->generation.temperature, 0.6);
-  EXPECT_EQ(spec->generation.top_k, 20);
-  EXPECT_EQ(spec->generation.do_sample, true);
-  EXPECT_FALSE(spec->generation.min_p);
+  EXPECT_EQ(spec->default_sampling.temperature, 0.6);
+  EXPECT_EQ(spec->default_sampling.top_p, 0.9);
+  EXPECT_EQ(spec->default_sampling.top_k, 20);
+  EXPECT_EQ(spec->default_sampling.min_p, 0) << "what it does not say stays neutral";
+  EXPECT_EQ(spec->default_sampling.max_tokens, SamplingParams().max_tokens);
+  EXPECT_TRUE(validate(spec->default_sampling, {}).has_value());
   EXPECT_TRUE(contains(refusal_with("eos_token_id", 128), "`eos_token_id` is 128; it must be from 0 to 127"));
   EXPECT_TRUE(contains(refusal_with("eos_token_id", json{1, -1}), "`eos_token_id` is -1"));
   const Result<ModelSpec> bad = parse_model_config(config.dump(), R"({"top_p": 1.5})");
   ASSERT_FALSE(bad);
   EXPECT_TRUE(contains(bad.error().message, "generation_config.json: field `top_p` is 1.5"))
       << bad.error().message;
+  for (const char* refused : {R"({"top_p": 0})", R"({"typical_p": 0})", R"({"temperature": 200})"})
+    EXPECT_FALSE(parse_model_config(config.dump(), refused)) << refused << ": no request could take it";
+  EXPECT_EQ(parse_model_config(config.dump(), R"({"top_k": -1})")->default_sampling.top_k, 0) << "all";
 }
 
 TEST(ModelConfig, NamesTheDirectoryThatHasNone) {
