@@ -5,10 +5,11 @@
 #include <algorithm>
 #include <cmath>
 
+#include "src/base/longest_time.h"
+
 namespace quire {
 namespace {
 
-constexpr int64_t kMaxTtlMs = 1LL << 40;  // 35 years: its microseconds still fit
 constexpr double kMaxRetentionCost = 1e6;
 
 int64_t blocks_for(int64_t tokens, int32_t block_tokens) {
@@ -117,9 +118,9 @@ Status check_retention(const KvRetention& retention, int32_t max_class) {
                                "(max_kv_retention_class)",
                                retention.retention_class, max_class),
                    "kv_retention.retention_class");
-  if (retention.ttl_ms && (*retention.ttl_ms < 1 || *retention.ttl_ms > kMaxTtlMs))
+  if (retention.ttl_ms && (*retention.ttl_ms < 1 || *retention.ttl_ms > kLongestMs))
     return invalid(
-        fmt::format("kv_retention.ttl_ms is {}; it must be from 1 to {}", *retention.ttl_ms, kMaxTtlMs),
+        fmt::format("kv_retention.ttl_ms is {}; it must be from 1 to {}", *retention.ttl_ms, kLongestMs),
         "kv_retention.ttl_ms");
   if (!(retention.cost > 0 && retention.cost <= kMaxRetentionCost))
     return invalid(fmt::format("kv_retention.cost is {}; it must be above 0 and at most {}", retention.cost,
@@ -130,8 +131,9 @@ Status check_retention(const KvRetention& retention, int32_t max_class) {
 
 Status check_deadline(std::optional<int64_t> deadline_ms, int64_t queued_tokens, double tokens_per_s) {
   if (!deadline_ms) return ok();
-  if (*deadline_ms <= 0)
-    return invalid(fmt::format("deadline_ms is {}; it must be at least 1", *deadline_ms), "deadline_ms");
+  if (*deadline_ms < 1 || *deadline_ms > kLongestMs)
+    return invalid(fmt::format("deadline_ms is {}; it must be from 1 to {}", *deadline_ms, kLongestMs),
+                   "deadline_ms");
   if (tokens_per_s <= 0) return ok();
   const auto wait_ms =
       static_cast<int64_t>(std::ceil(1e3 * static_cast<double>(queued_tokens) / tokens_per_s));

@@ -1,5 +1,5 @@
 // A request inside the engine: its n samples or beams, admitted, forked, preempted and ended as its kind
-// wants. Made at admission, owned by the scheduler, engine thread only.
+// wants. Made when the engine thread takes the request, owned by the scheduler from then on.
 #pragma once
 
 #include <cstdint>
@@ -97,7 +97,7 @@ inline bool runs_before(const Sequence& a, const Sequence& b) {
   return runs_before(*a.group, *b.group);
 }
 
-// What admission makes of a request.
+// What the engine core makes of a request that has passed the door.
 struct GroupSetup {
   RequestId request = 0;
   std::shared_ptr<const SamplingParams> sampling;

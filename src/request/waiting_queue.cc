@@ -3,50 +3,58 @@
 #include <algorithm>
 #include <iterator>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "src/base/check.h"
 
 namespace quire {
 
-double WaitingQueue::floor() const {
-  double least = std::numeric_limits<double>::infinity();
-  for (const auto& [name, share] : shares_)
-    if (share.num_present > 0) least = std::min(least, share.counter);
-  return least;
-}
-
 void WaitingQueue::enter(SequenceGroup& group) {
   check(group.share == nullptr, "a request enters the queue once");
-  const auto [it, is_new] = shares_.try_emplace(group.tenant);
-  TenantShare& share = it->second;
-  if (share.num_present == 0) {
-    const double least = floor();
-    if (least < std::numeric_limits<double>::infinity()) share.counter = std::max(share.counter, least);
+  const auto found = shares_.try_emplace(group.tenant).first;
+  TenantShare& share = found->second;
+  share.tenant = found->first;
+  if (share.num_present++ == 0) {
+    idle_.erase({share.counter, &share});
+    if (!present_.empty()) share.counter = std::max(share.counter, floor());
+    present_.insert({share.counter, &share});
+    share.indexed_at = share.counter;
   }
-  ++share.num_present;
   group.share = &share;
-  if (is_new && shares_.size() > kMaxIdleTenants) forget_idle();
 }
 
 void WaitingQueue::leave(SequenceGroup& group) {
   check(group.share != nullptr && group.share->num_present > 0, "a request leaves the queue once");
-  --group.share->num_present;
-  group.share = nullptr;
+  TenantShare& share = *std::exchange(group.share, nullptr);
+  if (--share.num_present > 0) return;
+  present_.erase({share.indexed_at, &share});
+  idle_.insert({share.counter, &share});
+  if (idle_.size() > kMaxIdleTenants) forget_one();
 }
 
-// An idle tenant at or below the floor would be lifted to it on return, as a new one is.
-void WaitingQueue::forget_idle() {
-  const double least = floor();
-  std::erase_if(shares_, [&](const auto& entry) {
-    return entry.second.num_present == 0 && entry.second.counter <= least;
-  });
+// Who is charged is not moved in the index until it stands first there: counters only grow.
+double WaitingQueue::floor() {
+  for (;;) {
+    TenantShare& first = *present_.begin()->share;
+    if (first.indexed_at == first.counter) return first.counter;
+    present_.erase(present_.begin());
+    first.indexed_at = first.counter;
+    present_.insert({first.counter, &first});
+  }
+}
+
+// Who has paid least of the idle: likeliest to be lifted on return, as a new one is, and gaining least if not.
+void WaitingQueue::forget_one() {
+  const std::string tenant(idle_.begin()->share->tenant);
+  idle_.erase(idle_.begin());
+  shares_.erase(tenant);
 }
 
 void WaitingQueue::push(SequenceGroup& group) {
   Line& line = by_rank_[group.rank()][group.tenant];
-  const auto later = [](const SequenceGroup* a, const SequenceGroup* b) { return a->order < b->order; };
-  line.insert(std::upper_bound(line.begin(), line.end(), &group, later), &group);
+  const auto earlier = [](const SequenceGroup* a, const SequenceGroup* b) { return a->order < b->order; };
+  line.insert(std::upper_bound(line.begin(), line.end(), &group, earlier), &group);
   ++size_;
 }
 

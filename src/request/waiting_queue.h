@@ -12,8 +12,10 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <span>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -24,13 +26,15 @@ namespace quire {
 struct TenantShare {
   double counter = 0;       // prompt tokens + 2 x output tokens, lifted
   int32_t num_present = 0;  // of its requests, queued, parked or running
+  std::string_view tenant;
+  double indexed_at = 0;  // its counter when it was put among those that are present
 };
 
 class WaitingQueue {
  public:
   static constexpr double kPromptWeight = 1.0, kOutputWeight = 2.0;
-  static constexpr size_t kMaxIdleTenants =
-      1024;  // remembered; those at or below the floor are nobody's loss
+  // What they have paid is remembered; past it who has paid least is forgotten, and comes back as a new one.
+  static constexpr size_t kMaxIdleTenants = 1024;
 
   void enter(SequenceGroup& group);  // once per request: counts its tenant as present
   void leave(SequenceGroup& group);  // once, at its end
@@ -51,15 +55,24 @@ class WaitingQueue {
   double widest_gap() const;
   int32_t size() const { return size_; }
   bool empty() const { return size_ == 0; }
+  size_t num_tenants() const { return shares_.size(); }  // present or remembered
 
  private:
   using Line = std::vector<SequenceGroup*>;             // of one tenant, by arrival
   using Lines = std::unordered_map<std::string, Line>;  // tenants with someone in line
-  double floor() const;                                 // the least counter of tenants that are present
-  void forget_idle();
+  struct Place {                                        // by counter, then name
+    double counter = 0;
+    TenantShare* share = nullptr;
+    bool operator<(const Place& other) const {
+      return counter != other.counter ? counter < other.counter : share->tenant < other.share->tenant;
+    }
+  };
+  double floor();  // the least counter of tenants that are present, of which there is one
+  void forget_one();
 
   std::map<int32_t, Lines> by_rank_;
   std::unordered_map<std::string, TenantShare> shares_;
+  std::set<Place> present_, idle_;  // each tenant is in one of them
   int32_t size_ = 0;
 };
 

@@ -1,8 +1,13 @@
 // Admission, the queue's budget and its order, by hand.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
+#include <map>
 
+#include "src/base/longest_time.h"
+#include "src/base/random.h"
 #include "src/request/admission.h"
 #include "src/request/queue_budget.h"
 #include "src/request/waiting_queue.h"
@@ -75,7 +80,10 @@ TEST(Admission, ADeadlineThatTheQueueMakesImpossibleIsRefusedWithADelay) {
   ASSERT_FALSE(s.has_value());
   EXPECT_EQ(s.error().code, Code::kResourceExhausted);
   EXPECT_EQ(s.error().retry_delay_ms, 400);
-  EXPECT_EQ(check_deadline(0, 0, 0).error().field, "deadline_ms");
+  for (const int64_t ms : {int64_t{0}, kLongestMs + 1, INT64_MAX})
+    EXPECT_EQ(check_deadline(ms, 0, 0).error().message,
+              "deadline_ms is " + std::to_string(ms) + "; it must be from 1 to 1099511627776");
+  EXPECT_TRUE(check_deadline(kLongestMs, 0, 0).has_value());
 }
 
 TEST(Admission, RetentionOutOfRangeIsNamedWithItsLimit) {
@@ -199,6 +207,53 @@ TEST_F(Queue, ATenantThatHasLeftHoldsTheFloorDownNoMore) {
   int32_t news = 0;
   while (queue_.next()->tenant == "new" && news < 10) take(1), ++news;
   EXPECT_LE(news, 2) << "a newcomer starts where the busy one stands, not where the one that left stood";
+}
+
+// One who stays and pays nothing holds the floor at 0: nobody else is ever at or below it.
+TEST_F(Queue, SoManyIdleTenantsAreRememberedAndNoMore) {
+  add("stays");
+  take(0);
+  add("heavy");
+  queue_.leave(take(1e6));
+  for (int i = 0; i < 3000; ++i) {
+    add("guest " + std::to_string(i));
+    queue_.leave(take(1 + i % 7));
+    ASSERT_LE(queue_.num_tenants(), WaitingQueue::kMaxIdleTenants + 1);
+  }
+  add("heavy");
+  SequenceGroup& other = add("other");
+  EXPECT_EQ(&take(1), &other) << "who has paid most is not the one that is forgotten";
+}
+
+// Counters against a plain scan of all tenants, in random order of arrival, payment and leave.
+TEST_F(Queue, WhoComesBackStandsWhereTheLeastPresentOneDoes) {
+  struct Plain {
+    double counter = 0;
+    std::vector<SequenceGroup*> there;
+  };
+  std::map<std::string, Plain> plain;
+  Random random(1);
+  for (int i = 0; i < 3000; ++i) {
+    Plain& p = plain[std::string(1, static_cast<char>('a' + random.below(9)))];
+    const std::string tenant =
+        std::find_if(plain.begin(), plain.end(), [&](auto& e) { return &e.second == &p; })->first;
+    if (p.there.empty() || random.chance(0.3)) {
+      double least = std::numeric_limits<double>::infinity();
+      for (const auto& [name, other] : plain)
+        if (!other.there.empty()) least = std::min(least, other.counter);
+      if (p.there.empty() && std::isfinite(least)) p.counter = std::max(p.counter, least);
+      p.there.push_back(&add(tenant));
+      ASSERT_EQ(p.there.back()->share->counter, p.counter) << tenant << " at " << i;
+    } else if (random.chance(0.6)) {
+      const auto paid = static_cast<int64_t>(random.below(50));
+      WaitingQueue::charge_output(*p.there.front(), paid);
+      p.counter += 2.0 * static_cast<double>(paid);
+    } else {
+      queue_.erase(*p.there.back());
+      queue_.leave(*p.there.back());
+      p.there.pop_back();
+    }
+  }
 }
 
 TEST(SequenceGroups, SamplesHaveSeedsOfTheirOwnAndTheFirstTheRequests) {
