@@ -25,7 +25,7 @@ using Prompt = std::variant<std::string, std::vector<int32_t>, std::vector<ChatM
 // What a request says about the entries it leaves in the prefix cache; orders what nobody uses.
 struct KvRetention {
   int32_t retention_class = 0;    // higher stays longer
-  std::optional<int64_t> ttl_ms;  // from the last request that filled or renewed it; past it it goes first
+  std::optional<int64_t> ttl_ms;  // [1, 2^40] from the last request that renewed it; past it it goes first
   double cost = 1;                // of computing it again, relative to other entries
 };
 
@@ -43,7 +43,7 @@ struct Request {
   KvRetention kv_retention;
   std::string tenant;                  // fair shares are counted per tenant
   int32_t priority = 0;                // lower runs first
-  std::optional<int64_t> deadline_ms;  // from submission; past it the request ends with deadline_exceeded
+  std::optional<int64_t> deadline_ms;  // [1, 2^40] from submission; past it it ends with deadline_exceeded
   bool stream = true;                  // false: one event per sequence, at its end
 };
 

@@ -24,6 +24,7 @@ Status check_numbers(const EngineConfig& c) {
       {"max_step_tokens", c.max_step_tokens, 1, 1 << 20},
       {"max_sequences", c.max_sequences, 1, 1 << 16},
       {"max_prefill_chunk_tokens", c.max_prefill_chunk_tokens, 0, c.max_step_tokens},
+      {"gemm_tuning_ms", c.gemm_tuning_ms, 0, 600'000},
       {"max_graph_tokens", c.max_graph_tokens, 0, 1 << 20},
       {"max_context_tokens", c.max_context_tokens, 0, INT32_MAX},
       {"max_queued_requests", c.max_queued_requests, 1, INT32_MAX},

@@ -1,4 +1,4 @@
-// Ids that cannot be mixed up. Each is an index or a serial number; kNone where there is none.
+// Ids of blocks and sequences, which cannot be mixed up; kNoBlock where there is none. A token's id is a plain number.
 #pragma once
 
 #include <cstdint>

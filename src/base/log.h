@@ -1,5 +1,5 @@
 // One line per event, key=value or JSON, to standard error. Ids in every line, prompts never.
-// log_line(Level::kInfo, "request_end", {{"id", 7}, {"tokens", 12}}) from any thread.
+// log_line(LogLevel::kInfo, "request_end", {{"id", 7}, {"tokens", 12}}) from any thread.
 #pragma once
 
 #include <cstdint>

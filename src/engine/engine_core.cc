@@ -5,12 +5,11 @@
 #include <algorithm>
 
 #include "src/base/check.h"
+#include "src/base/engine_config.h"
 #include "src/engine/invariants.h"
 
 namespace quire {
 namespace {
-
-constexpr int64_t kLongestMs = 1LL << 40;  // 35 years: its microseconds still fit
 
 std::optional<PreemptionMode> preemption_mode_of(const std::string& name) {
   if (name == "auto") return PreemptionMode::kAuto;
@@ -25,7 +24,7 @@ ScheduleLimits schedule_limits(const CoreOptions& options) {
   limits.reserve = options.reserve;
   limits.whole_block_hits = options.whole_block_hits;
   limits.look_ahead = options.look_ahead;
-  limits.max_priority_wait_us = std::min(config.max_priority_wait_ms, kLongestMs) * 1000;
+  limits.max_priority_wait_us = config.max_priority_wait_ms * 1000;
   limits.preemption_mode = *preemption_mode_of(config.preemption_mode);
   limits.costs = options.preemption_costs;
   limits.policy_memory = options.policy_memory;
@@ -55,43 +54,12 @@ int64_t max_queued_tokens(const EngineConfig& config, const KvCache& cache) {
                               cache.block_tokens());
 }
 
-Status check_config(const EngineConfig& c) {
-  const auto positive = [](const char* name, int64_t value) -> Status {
-    if (value > 0) return ok();
-    return invalid(fmt::format("{} is {}; it must be at least 1", name, value), name);
-  };
-  for (const auto& [name, value] : {std::pair<const char*, int64_t>{"max_sequences", c.max_sequences},
-                                    {"max_queued_requests", c.max_queued_requests},
-                                    {"max_priority_wait_ms", c.max_priority_wait_ms},
-                                    {"max_step_tokens", c.max_step_tokens},
-                                    {"max_context_tokens", c.max_context_tokens}})
-    if (Status s = positive(name, value); !s) return s;
-  if (c.max_prefill_chunk_tokens < 0)
-    return invalid(
-        fmt::format("max_prefill_chunk_tokens is {}; it must be at least 1, or 0 for max_step_tokens",
-                    c.max_prefill_chunk_tokens),
-        "max_prefill_chunk_tokens");
-  if (c.max_step_tokens < c.max_sequences)
-    return invalid(
-        fmt::format(
-            "max_step_tokens is {} and max_sequences {}; a step must have a token for every running sequence",
-            c.max_step_tokens, c.max_sequences),
-        "max_step_tokens");
-  if (!preemption_mode_of(c.preemption_mode))
-    return invalid(
-        fmt::format("preemption_mode is `{}`; it must be auto, swap or recompute", c.preemption_mode),
-        "preemption_mode");
-  if (!(c.max_queued_kv_factor > 0))
-    return invalid(fmt::format("max_queued_kv_factor is {}; it must be above 0", c.max_queued_kv_factor),
-                   "max_queued_kv_factor");
-  return ok();
-}
-
 }  // namespace
 
 Result<std::unique_ptr<EngineCore>> EngineCore::create(const CoreOptions& options, Executor& executor,
                                                        const Clock& clock, BlockMover* mover) {
-  if (Status s = check_config(options.config); !s) return s.error();
+  if (Status s = validate(options.config); !s) return s.error();
+  check(options.config.max_context_tokens > 0, "max_context_tokens is resolved");
   Result<std::unique_ptr<KvCache>> cache = KvCache::create(options.cache, options.eviction);
   if (!cache) return cache.error();
   check(((*cache)->swap_pool().num_blocks() == 0 && (*cache)->below() == nullptr) || mover != nullptr,
@@ -143,7 +111,8 @@ void EngineCore::submit(CoreRequest request) {
   key.salt = std::move(request.cache_salt);
   setup.ns = cache_->open_namespace(key);
   ++counts_.accepted;
-  if (request.deadline_us != kNoDeadline) deadlines_.emplace(request.deadline_us, request.request);
+  if (request.deadline_us != kNoDeadline)
+    deadline_of_.emplace(request.request, deadlines_.emplace(request.deadline_us, request.request));
   scheduler_.add(make_group(std::move(setup)));
 }
 
@@ -164,10 +133,17 @@ void EngineCore::set_paused(RequestId request, bool paused) {
 void EngineCore::expire(int64_t now_us) {
   while (!deadlines_.empty() && deadlines_.begin()->first <= now_us) {
     const RequestId request = deadlines_.begin()->second;
-    deadlines_.erase(deadlines_.begin());
+    forget_deadline(request);
     scheduler_.end(request, FinishReason::kDeadline,
                    error(Code::kDeadlineExceeded, "the request's deadline_ms has passed"), now_us, outcome_);
   }
+}
+
+void EngineCore::forget_deadline(RequestId request) {
+  const auto known = deadline_of_.find(request);
+  if (known == deadline_of_.end()) return;
+  deadlines_.erase(known->second);
+  deadline_of_.erase(known);
 }
 
 void EngineCore::take_transfer_ends() {
@@ -231,14 +207,14 @@ void EngineCore::commit_step() {
   std::vector<StepView::Failure> failures;
   for (SequenceFailure& f : result.failures) failures.push_back({f.sequence, std::move(f.error)});
   scheduler_.commit({result.step, result.samples, prompts, dumps, result.status, failures}, start, outcome_);
-  const int64_t now = clock_.now_us();
-  timer_.committed(now - start, start - step_started_us_, tokens, now);
+  timer_.committed(clock_.now_us() - start, start - step_started_us_, tokens);
   step_started_us_ = start;
 }
 
 void EngineCore::count_ends(size_t from) {
   for (size_t i = from; i < outcome_.request_ends.size(); ++i) {
     const FinishReason reason = outcome_.request_ends[i].finish;
+    forget_deadline(outcome_.request_ends[i].request);
     if (reason == FinishReason::kCancelled)
       ++counts_.cancelled;
     else if (reason == FinishReason::kFailed || reason == FinishReason::kDeadline)
@@ -289,7 +265,8 @@ void EngineCore::fill_stats(EngineStats& stats) const {
   stats.requests_finished_total = counts_.finished;
   stats.requests_cancelled_total = counts_.cancelled;
   stats.requests_failed_total = counts_.failed;
-  stats.prompt_tokens_total = stats.prefix_queries_tokens_total = c.prompt_tokens;
+  stats.prompt_tokens_total = c.prompt_tokens;
+  stats.prefix_queries_tokens_total = c.prefix_query_tokens;
   stats.shared_read_tokens_total = shared_read_tokens_;
   stats.host_sampled_steps_total = host_sampled_steps_;
   stats.uploaded_bytes_total = uploaded_bytes_;

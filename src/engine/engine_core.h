@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "quire/config.h"
@@ -122,6 +123,7 @@ class EngineCore {
   EngineCore(const CoreOptions& options, std::unique_ptr<KvCache> cache, Executor& executor,
              const Clock& clock, BlockMover* mover);
   void expire(int64_t now_us);
+  void forget_deadline(RequestId request);
   void take_transfer_ends();
   bool plan_step();
   void commit_step();
@@ -136,7 +138,9 @@ class EngineCore {
   AdmissionLimits limits_;
   QueueBudget queue_budget_;
   Scheduler scheduler_;
-  std::multimap<int64_t, RequestId> deadlines_;
+  using Deadlines = std::multimap<int64_t, RequestId>;
+  Deadlines deadlines_;  // of requests that have not ended
+  std::unordered_map<RequestId, Deadlines::iterator> deadline_of_;
   uint64_t next_order_ = 0;
   RequestCounts counts_;
   int64_t shared_read_tokens_ = 0, host_sampled_steps_ = 0, uploaded_bytes_ = 0;

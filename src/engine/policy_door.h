@@ -1,5 +1,5 @@
-// Which KV policy a request runs under, and whether this engine takes it: the server's default, the operator's allow list, the model
-// (policy/reject.h) and the device. A value; any thread.
+// Which KV policy a request runs under, and whether this engine takes it: the server's default, the operator's allow list and the
+// model (policy/reject.h). A value; any thread.
 #pragma once
 
 #include <string>

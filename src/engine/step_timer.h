@@ -35,11 +35,10 @@ class StepTimer {
  public:
   void planned(int64_t host_us) { plan_us_ += static_cast<double>(host_us); }
   // step_us: since the commit before, or since it was submitted if the engine was idle.
-  void committed(int64_t host_us, int64_t step_us, int64_t tokens, int64_t now_us) {
+  void committed(int64_t host_us, int64_t step_us, int64_t tokens) {
     host_us_.add(plan_us_ + static_cast<double>(host_us));
     step_ms_.add(static_cast<double>(step_us) * 1e-3);
     plan_us_ = 0;
-    last_commit_us_ = now_us;
     if (step_us <= 0) return;
     const double rate = 1e6 * static_cast<double>(tokens) / static_cast<double>(step_us);
     const double before = tokens_per_s_.load(std::memory_order_relaxed);
@@ -47,14 +46,12 @@ class StepTimer {
   }
   double host_us_p50() const { return host_us_.median(); }
   double step_ms_p50() const { return step_ms_.median(); }
-  int64_t last_commit_us() const { return last_commit_us_; }
   double tokens_per_s() const { return tokens_per_s_.load(std::memory_order_relaxed); }
 
  private:
   static constexpr double kSmooth = 1.0 / 32;
   RunningMedian host_us_, step_ms_;
   double plan_us_ = 0;
-  int64_t last_commit_us_ = -1;
   std::atomic<double> tokens_per_s_{0};
 };
 

@@ -8,6 +8,7 @@
 
 #include "src/base/check.h"
 #include "src/base/log.h"
+#include "src/base/prompt_privacy.h"
 
 namespace quire {
 namespace {
@@ -106,9 +107,10 @@ Status ThreadedEngine::check_door(const Request& request, const std::vector<int3
 
 Error ThreadedEngine::refuse(Error error, const std::string& client_request_id) {
   ++refused_;
-  log_line(
-      LogLevel::kDebug, "refused",
-      {{"client_id", client_request_id}, {"code", static_cast<int>(error.code)}, {"why", error.message}});
+  log_line(LogLevel::kDebug, "refused",
+           {{"client_id", client_request_id},
+            {"code", static_cast<int>(error.code)},
+            {"why", loggable_message(error)}});
   return error;
 }
 
@@ -189,9 +191,11 @@ std::optional<RequestId> ThreadedEngine::enter(Request request, std::vector<int3
     ++arriving_;
     core.seed = core.sampling->seed.value_or(seeds_.next());
     live_.insert(id);
+    // Under the lock: who finds it live and aborts it is heard after it. Delivery knows it before the engine thread can have an
+    // outcome for it.
+    delivery_->open(std::move(delivery));
+    commands_.submit(std::move(core));
   }
-  delivery_->open(std::move(delivery));  // before the engine thread can have an outcome for it
-  commands_.submit(std::move(core));
   return id;
 }
 

@@ -81,7 +81,8 @@ class ThreadedEngine final : public Engine {
   std::atomic<int64_t> submitted_{0}, refused_{0};
   std::atomic<int64_t> busy_since_us_{-1};  // of the oldest step that has not ended; -1 = idle
 
-  mutable std::mutex stats_mutex_;  // the engine thread only tries it: a reader never holds up a step
+  mutable std::mutex
+      stats_mutex_;  // between steps the engine thread only tries it: a reader never holds up a step
   EngineStats stats_;
   std::atomic<int32_t> arriving_{0};  // requests submitted that stats_ does not know
   int32_t taken_ = 0;                 // of them, those the core has; engine thread

@@ -179,6 +179,7 @@ bool Scheduler::admit_waiting(StepTransaction& step, SequenceGroup& group, int64
   group.times.first_step_us = now_us;
   group.cached_tokens = *cached;  // what is on its way counts when it is there
   counters_.prompt_tokens += s.num_prompt_tokens;
+  if (group.share_prefix) counters_.prefix_query_tokens += s.num_prompt_tokens;
   counters_.cached_tokens += *cached;
   WaitingQueue::charge_prompt(group, s.num_prompt_tokens - s.num_planned);
   insert_running(s);

@@ -88,7 +88,8 @@ struct SchedulerCounters {  // since start
           heads_shortened = 0;  // preemptions that left a head; times that one lost blocks later
   int64_t swap_outs = 0, swap_ins = 0, swap_failures = 0;  // of preempted sequences; failed copies
   int64_t prompt_tokens = 0, output_tokens = 0,
-          cached_tokens = 0;  // prompt tokens admitted, committed output, hits
+          cached_tokens = 0;        // prompt tokens admitted, committed output, hits
+  int64_t prefix_query_tokens = 0;  // prompt tokens admitted that were looked for in the prefix cache
 };
 
 // One sequence's part of a plan.

@@ -240,6 +240,36 @@ TEST_F(EngineThreads, ADeadlineEndsAPausedRequestThoughNothingRuns) {
   EXPECT_TRUE(sink->finish() == FinishReason::kDeadline || sink->finish() == FinishReason::kLength);
 }
 
+// Submitting threads are anywhere in submit() when the drain takes its count of who is to be cancelled.
+TEST_F(EngineThreads, ADrainWithoutTimeEndsWhatIsBeingSubmitted) {
+  for (int round = 0; round < 100; ++round) {
+    start();
+    std::vector<std::thread> clients;
+    std::vector<std::shared_ptr<Counting>> sinks(4);
+    std::atomic<int> num_ready = 0;
+    for (int c = 0; c < 4; ++c)
+      clients.emplace_back([&, c] {
+        Random random(c);
+        ++num_ready;
+        for (;;) {
+          auto sink = std::make_shared<Counting>();
+          Request r = request(random, 3000);
+          if (!engine_->submit(std::move(r), sink)) break;
+          sinks[c] = sink;
+        }
+      });
+    while (num_ready < 4) std::this_thread::yield();
+    std::this_thread::sleep_for(std::chrono::microseconds(50 * round));
+    engine_->drain(0);
+    for (std::thread& t : clients) t.join();
+    for (const auto& sink : sinks)
+      if (sink != nullptr) {
+        ASSERT_TRUE(sink->wait(0));
+      }
+    engine_.reset();
+  }
+}
+
 TEST_F(EngineThreads, ClosingTheEngineEndsEveryRequest) {
   start();
   Random random(7);

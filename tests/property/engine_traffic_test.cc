@@ -306,5 +306,38 @@ TEST(EngineTraffic, EveryInvariantHoldsWhenTokensEndSequences) {
   run_seeds(t, 30);
 }
 
+TEST(Engine, ARequestThatHasEndedHasNoDeadlineLeft) {
+  Harness h;
+  CoreRequest late, later;
+  late.deadline_us = h.clock().now_us() + 1'000'000'000;
+  later.deadline_us = late.deadline_us + 1;
+  h.submit({1, 2, 3}, Harness::greedy(2), late);
+  const RequestId aborted = h.submit({4, 5, 6}, Harness::greedy(100), later);
+  EXPECT_EQ(h.core().next_deadline_us(), late.deadline_us);
+  for (int i = 0; i < 6; ++i) h.step();
+  EXPECT_EQ(h.core().next_deadline_us(), later.deadline_us) << "the first has its two tokens";
+  h.abort(aborted);
+  EXPECT_EQ(h.core().next_deadline_us(), kNoDeadline);
+  h.run();
+  h.expect_all_ended();
+}
+
+TEST(Engine, OnlyWhatIsLookedForInThePrefixCacheCountsAsAQuery) {
+  for (const bool prefix_cache : {true, false}) {
+    HarnessOptions options;
+    options.prefix_cache = prefix_cache;
+    Harness h(options);
+    h.submit({1, 2, 3, 4}, Harness::greedy(2));
+    CoreRequest bypass;
+    bypass.bypass_prefix_cache = true;
+    h.submit({1, 2, 3}, Harness::greedy(2), bypass);
+    h.run();
+    EngineStats stats;
+    h.core().fill_stats(stats);
+    EXPECT_EQ(stats.prompt_tokens_total, 7);
+    EXPECT_EQ(stats.prefix_queries_tokens_total, prefix_cache ? 4 : 0);
+  }
+}
+
 }  // namespace
 }  // namespace quire
