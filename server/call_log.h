@@ -3,6 +3,7 @@
 
 #include <grpcpp/support/status.h>
 
+#include <optional>
 #include <string>
 
 #include "quire/request.h"
@@ -17,6 +18,7 @@ struct CallRecord {
   Timings timings;
   double total_ms = 0;
   std::string traceparent;
+  std::optional<Error> refusal;  // the engine's, if it was that
 };
 
 // call_end, or call_refused where the engine never had it.

@@ -41,11 +41,6 @@ Output& Collector::output(int32_t index) {
   return *outputs.insert(at, std::move(fresh));
 }
 
-bool Collector::done() const {
-  const std::lock_guard lock(mutex_);
-  return done_;
-}
-
 Completion Collector::wait() {
   std::unique_lock lock(mutex_);
   done_changed_.wait(lock, [this] { return done_; });

@@ -1,5 +1,5 @@
 // A TokenSink that gathers a whole request, for commands that run the engine in process. on_event() comes
-// from the delivery thread; wait() and take() from the command's.
+// from the delivery thread, wait() from the command's.
 #pragma once
 
 #include <condition_variable>
@@ -41,7 +41,6 @@ class Collector final : public TokenSink {
   explicit Collector(std::function<void(const std::string&)> on_text = {}) : on_text_(std::move(on_text)) {}
 
   void on_event(const TokenEvent& event) override;
-  bool done() const;
   Completion wait();  // until the last event
 
  private:

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "server/call_log.h"
+#include "server/call_outcome.h"
 #include "server/response_mapping.h"
 #include "server/status.h"
 #include "server/wire_codec.h"
@@ -11,31 +12,8 @@
 namespace quire::server {
 namespace {
 
-constexpr int64_t kRestartRetryMs = 1000;  // another server, or this one started again
-
 int64_t now_us() {
   return SteadyClock().now_us();
-}
-
-grpc::Status outcome_of(const TokenEvent& event) {
-  if (event.error) return to_grpc_status(*event.error);
-  switch (event.finish) {
-    case FinishReason::kCancelled:
-      return {grpc::StatusCode::CANCELLED, "the request was cancelled"};
-    case FinishReason::kDeadline:
-      return {grpc::StatusCode::DEADLINE_EXCEEDED, "the request's deadline passed"};
-    case FinishReason::kFailed:
-      return {grpc::StatusCode::INTERNAL, "the request failed"};
-    default:
-      return grpc::Status::OK;
-  }
-}
-
-// W3C trace context of the caller (55 bytes), logged so that a trace finds the request.
-std::string traceparent(const grpc::CallbackServerContext& context) {
-  const auto found = context.client_metadata().find("traceparent");
-  if (found == context.client_metadata().end() || found->second.size() != 55) return "";
-  return {found->second.data(), found->second.size()};
 }
 
 }  // namespace
@@ -74,17 +52,17 @@ bool GenerateCall::enter() {
   registered_ = true;  // before an Abort can find it
   if (registry_.add(name_, shared_from_this())) return true;
   registered_ = false;
-  refuse({.code = Code::kAlreadyExists,
-          .message = fmt::format("request_id '{}' is running already", name_),
-          .field = "request_id",
-          .retry_delay_ms = {}});
+  refuse(name_is_taken(name_));
   return false;
 }
 
 void GenerateCall::refuse(const Error& error) {
   {
     const std::lock_guard lock(mutex_);
-    if (!ended_) outcome_ = to_grpc_status(error);
+    if (!ended_) {
+      outcome_ = to_grpc_status(error);
+      refusal_ = error;
+    }
     ended_ = true;
   }
   pump();
@@ -94,14 +72,7 @@ std::optional<Error> GenerateCall::begin(Request& request) {
   const std::lock_guard lock(mutex_);
   queued_ = false;
   if (ended_) return error(Code::kCancelled, "it ended while its text waited to be read");
-  if (!request.deadline_ms) return {};
-  const int64_t waited_ms = (now_us() - started_us_) / 1000;
-  if (waited_ms >= *request.deadline_ms)
-    return error(Code::kDeadlineExceeded,
-                 fmt::format("deadline_ms of {} passed while the prompt's text waited to be read, for {} ms",
-                             *request.deadline_ms, waited_ms));
-  *request.deadline_ms -= waited_ms;
-  return {};
+  return charge_wait(request, started_us_, now_us());
 }
 
 void GenerateCall::submit(Request request) {
@@ -127,7 +98,8 @@ void GenerateCall::on_event(const TokenEvent& event) {
     if (std::exchange(first_message_, false)) message.set_request_id(name_);
     if (event.last) {
       ended_ = true;
-      outcome_ = is_stopped_by_drain(event) ? outlasted_drain() : outcome_of(event);
+      outcome_ =
+          is_stopped_by_drain(event) ? outlasted_drain(engine_.config().drain_timeout_ms) : outcome_of(event);
       finish_ = event.finish;
       usage_ = event.usage;
       timings_ = event.timings;
@@ -139,16 +111,6 @@ void GenerateCall::on_event(const TokenEvent& event) {
 
 bool GenerateCall::is_stopped_by_drain(const TokenEvent& event) const {
   return event.finish == FinishReason::kCancelled && !abort_wanted_ && registry_.is_draining();
-}
-
-grpc::Status GenerateCall::outlasted_drain() const {
-  return to_grpc_status(
-      {.code = Code::kCancelled,
-       .message = fmt::format(
-           "the server stops, and the request outlasted the {} ms that it gives (drain_timeout_ms)",
-           engine_.config().drain_timeout_ms),
-       .field = {},
-       .retry_delay_ms = kRestartRetryMs});
 }
 
 void GenerateCall::enqueue(grpc::ByteBuffer message) {
@@ -188,9 +150,9 @@ void GenerateCall::pump() {
 void GenerateCall::OnWriteDone(bool delivered) {
   {
     const std::lock_guard lock(mutex_);
+    if (!delivered) end_early({grpc::StatusCode::CANCELLED, "the client is gone"});
     writing_ = false;
     backlog_bytes_ -= static_cast<int64_t>(in_flight_.Length());
-    if (!delivered) end_early({grpc::StatusCode::CANCELLED, "the client is gone"});
     if (paused_ && backlog_bytes_ <= limits_.max_backlog_bytes / 4) {
       paused_ = false;
       engine_.set_paused(id_, false);
@@ -202,26 +164,25 @@ void GenerateCall::OnWriteDone(bool delivered) {
 void GenerateCall::OnCancel() {
   {
     const std::lock_guard lock(mutex_);
-    end_early({grpc::StatusCode::CANCELLED,
-               "the client cancelled, its deadline passed, or its connection was lost"});
+    end_early(lost_client());
   }
   pump();
 }
 
 void GenerateCall::end_early(grpc::Status outcome) {
+  const bool runs = !std::exchange(ended_, true);
+  // An end that the engine told is the call's only if all before it reached the client, or may yet.
+  if (runs || writing_ || !backlog_.empty()) outcome_ = std::move(outcome);
   backlog_.clear();
   backlog_bytes_ = writing_ ? static_cast<int64_t>(in_flight_.Length()) : 0;
-  if (ended_) return;
-  ended_ = true;
-  outcome_ = std::move(outcome);
-  if (id_ != 0) engine_.abort(id_);
+  if (runs && id_ != 0) engine_.abort(id_);
 }
 
 void GenerateCall::abort() {
   {
     const std::lock_guard lock(mutex_);
     abort_wanted_ = true;
-    if (queued_) end_early({grpc::StatusCode::CANCELLED, "the request was cancelled"});
+    if (queued_) end_early(cancelled_by_name());
     if (id_ != 0 && !ended_) engine_.abort(id_);
   }
   pump();
@@ -246,7 +207,8 @@ void GenerateCall::log_end() {
             .usage = usage_,
             .timings = timings_,
             .total_ms = static_cast<double>(now_us() - started_us_) / 1000.0,
-            .traceparent = traceparent(context_)},
+            .traceparent = traceparent(context_),
+            .refusal = refusal_},
            outcome_);
 }
 

@@ -61,7 +61,6 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void end_early(grpc::Status outcome);  // with mutex_ held: nothing more is written, the engine's work ends
   void enqueue(grpc::ByteBuffer message);                   // with mutex_ held
   bool is_stopped_by_drain(const TokenEvent& event) const;  // with mutex_ held
-  grpc::Status outlasted_drain() const;
   void log_end();
   void pump();  // without mutex_: starts the next write, or Finish
 
@@ -90,6 +89,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   bool ended_ = false;  // outcome_ is known; events after it are ignored
   bool finish_called_ = false;
   grpc::Status outcome_;
+  std::optional<Error> refusal_;
   // For the log. Usage is counted from events until the engine gives its own.
   FinishReason finish_ = FinishReason::kNone;
   Usage usage_;

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "src/base/longest_time.h"
+
 namespace quire::server {
 namespace {
 
@@ -73,6 +75,10 @@ Result<Prompt> read_prompt(const v1::GenerateRequest& wire, int32_t vocab_size) 
       for (const v1::ChatMessage& m : wire.messages().messages()) {
         if (m.role().empty())
           return invalid(fmt::format("messages[{}] has no role", messages.size()), "messages");
+        if (m.role().size() > kMaxNameBytes)
+          return invalid(fmt::format("messages[{}].role has {} bytes; at most {}", messages.size(),
+                                     m.role().size(), kMaxNameBytes),
+                         "messages");
         messages.push_back({.role = m.role(), .content = m.content()});
       }
       return Prompt(std::move(messages));
@@ -93,8 +99,8 @@ Status check_names(const v1::GenerateRequest& wire) {
   if (Status s = check_bytes("tenant", wire.tenant(), kMaxNameBytes); !s) return s;
   if (Status s = check_bytes("cache_salt", wire.cache_salt(), kMaxNameBytes); !s) return s;
   if (Status s = check_bytes("kv_policy", wire.kv_policy(), kMaxPolicyBytes); !s) return s;
-  if (wire.has_deadline_ms() && wire.deadline_ms() < 1)
-    return invalid(fmt::format("deadline_ms is {}; it must be at least 1", wire.deadline_ms()),
+  if (wire.has_deadline_ms() && (wire.deadline_ms() < 1 || wire.deadline_ms() > kLongestMs))
+    return invalid(fmt::format("deadline_ms is {}; it must be from 1 to {}", wire.deadline_ms(), kLongestMs),
                    "deadline_ms");
   return ok();
 }

@@ -9,7 +9,7 @@
 
 namespace quire::server {
 
-inline constexpr size_t kMaxNameBytes = 256;     // request_id, tenant, cache_salt
+inline constexpr size_t kMaxNameBytes = 256;     // request_id, tenant, cache_salt, role of a message
 inline constexpr size_t kMaxPolicyBytes = 1024;  // kv_policy
 
 // Checks shape (a prompt is there, names fit, ids lie in [0, vocab_size)); ranges of the sampling values are

@@ -2,20 +2,22 @@
 
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
+#include "src/base/utf8.h"
 
 namespace quire::server {
 
 grpc::Status to_grpc_status(const Error& error) {
   const auto code = static_cast<grpc::StatusCode>(error.code);
-  if (error.field.empty() && !error.retry_delay_ms) return {code, error.message};
+  const std::string message = cut_text(error.message, kMaxMessageBytes);
+  if (error.field.empty() && !error.retry_delay_ms) return {code, message};
   google::rpc::Status status;
   status.set_code(static_cast<int>(error.code));
-  status.set_message(error.message);
+  status.set_message(message);
   if (!error.field.empty()) {
     google::rpc::BadRequest details;
     auto* violation = details.add_field_violations();
     violation->set_field(error.field);
-    violation->set_description(error.message);
+    violation->set_description(message);
     status.add_details()->PackFrom(details);
   }
   if (error.retry_delay_ms) {
@@ -24,7 +26,7 @@ grpc::Status to_grpc_status(const Error& error) {
     details.mutable_retry_delay()->set_nanos(static_cast<int32_t>(*error.retry_delay_ms % 1000 * 1'000'000));
     status.add_details()->PackFrom(details);
   }
-  return {code, error.message, status.SerializeAsString()};
+  return {code, message, status.SerializeAsString()};
 }
 
 const char* code_name(Code code) {

@@ -48,9 +48,9 @@ def generate(*arguments: object, **kwargs) -> list[dict]:
 class Server:
     """A `quire serve` process."""
 
-    def __init__(self, *arguments: object):
+    def __init__(self, *arguments: object, model: Path = MODEL):
         self.process = subprocess.Popen(
-            [BINARY, "serve", "--model", str(MODEL), "--port", "0", *map(str, arguments)],
+            [BINARY, "serve", "--model", str(model), "--port", "0", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -82,7 +82,7 @@ def test_flags_are_the_defaults_of_lines(tmp_path):
         ('{"prompt": "a", "top_pp": 1}', "in.jsonl:2: unknown field 'top_pp'"),
         ('{"prompt": "a", "sampling": {"tmp": 1}}', "in.jsonl:2: unknown field 'sampling.tmp'"),
         ('{"prompt": "a", "n": "two"}', "in.jsonl:2: sampling.n must be an integer"),
-        ('{"prompt": "a"', "in.jsonl:2: not JSON at byte"),
+        ('{"prompt": "a"', "in.jsonl:2: not valid JSON at byte"),
         ("[1, 2]", "in.jsonl:2: the request must be an object"),
     ],
 )
@@ -139,6 +139,83 @@ def test_a_mistake_gets_one_clear_line(arguments, complaint):
     complaints = [line for line in done.stderr.splitlines() if line.startswith("quire: ")]
     assert len(complaints) == 1 and complaint in complaints[0], done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--max-step-tokens", 10], "max_step_tokens is 10 and max_sequences 256"),
+        (["--max-priority-wait-ms", 0], "max_priority_wait_ms is 0; it must be from 1 to"),
+        (["--drain-timeout-ms", 2**63 - 1], "drain_timeout_ms is 9223372036854775807; it must be from 0 to"),
+        (["--max-queued-kv-factor", "1e30"], "max_queued_kv_factor is 1e+30; it must be above 0"),
+        (["--kv-policies-allowed", "magic"], "kv_policies_allowed names 'magic'"),
+        (["--deadline-ms", 2**63 - 1], "deadline_ms is 9223372036854775807; it must be from 1 to"),
+    ],
+)
+def test_a_limit_out_of_range_is_told_with_its_range(flags, complaint):
+    done = quire("generate", "--model", MODEL, "--prompt", "a", "--log-level", "info", *flags)
+    assert done.returncode == 1 and complaint in done.stderr
+    assert ("engine_start" in done.stderr) == ("--deadline-ms" in flags), "a fault of the configuration is told before the weights are read"
+
+
+def test_a_prompt_is_asked_for_as_a_flag_is():
+    done = quire("generate", "--model", MODEL)
+    assert done.returncode == 2 and "no prompt; give one of --prompt, --prompt-ids, --input" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["inspect", "--input", "--config", "tokenize"])
+def test_json_that_nests_without_end_is_refused(tmp_path, command):
+    deep = "[" * 300_000 + "]" * 300_000
+    file = tmp_path / "config.json"
+    file.write_text(deep if command == "tokenize" else f'{{"architectures": {deep}, "max_sequences": {deep}}}')
+    done = {
+        "inspect": lambda: quire("inspect", "model", tmp_path),
+        "--input": lambda: quire("generate", "--model", MODEL, "--input", file),
+        "--config": lambda: quire("generate", "--model", MODEL, "--prompt", "a", "--config", file),
+        "tokenize": lambda: quire("tokenize", "--model", MODEL, "--input", file),
+    }[command]()
+    assert done.returncode in (1, 2) and "nested more than 64 deep" in done.stderr, (done.returncode, done.stderr[:500])
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("tokenizer.json", "tokenize"),
+        ("tokenizer_config.json", "generate"),
+        ("chat_template.jinja", "generate"),
+        ("model.safetensors", "inspect"),
+        ("generation_config.json", "inspect"),
+    ],
+)
+def test_a_link_to_itself_is_named(tmp_path, name, command):
+    for file in MODEL.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to(name)
+    texts = tmp_path / "texts"
+    texts.write_text('["a"]')
+    done = {
+        "tokenize": lambda: quire("tokenize", "--model", tmp_path, "--input", texts),
+        "generate": lambda: quire("generate", "--model", tmp_path, "--prompt", "a", "--max-tokens", 1),
+        "inspect": lambda: quire("inspect", "model", tmp_path),
+    }[command]()
+    assert done.returncode == 1 and f"{name}: Too many levels of symbolic links" in done.stderr, (done.returncode, done.stderr[:500])
+
+
+def test_a_model_says_how_requests_are_sampled_that_do_not(tmp_path):
+    for file in MODEL.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "generation_config.json").unlink()
+    ids = json.loads((MODEL / "generation_config.json").read_text())
+    (tmp_path / "generation_config.json").write_text(json.dumps({**ids, "temperature": 0}))
+    ask = ["--prompt", "Once upon", "--max-tokens", 12, "--seed", 3, "--output", "json"]
+    ids_of = lambda *flags: json.loads(quire("generate", *ask, *flags).stdout)["outputs"][0]["token_ids"]  # noqa: E731
+    greedy, sampled = ids_of("--model", MODEL, "--temperature", 0), ids_of("--model", MODEL)
+    assert greedy != sampled, "the test is of no use where they agree"
+    assert ids_of("--model", tmp_path) == greedy
+    assert ids_of("--model", tmp_path, "--temperature", 1) == sampled, "a flag wins, at the value that is the neutral default too"
+    shown = json.loads(quire("inspect", "model", tmp_path, "--output", "json").stdout)
+    assert shown["default_sampling"]["temperature"] == 0 and shown["default_sampling"]["top_p"] == 1
 
 
 def test_help_of_a_group_lists_its_commands():

@@ -12,7 +12,7 @@ import time
 
 import grpc
 import pytest
-from conftest import ROOT, Server, quire
+from conftest import MODEL, ROOT, Server, quire
 
 from quire_client import AsyncClient, Client, QuireError, Tls
 
@@ -335,6 +335,25 @@ def test_a_request_leaves_one_line_with_ids_and_no_prompt():
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command to make a certificate with")
+def test_what_a_template_raises_reaches_the_client_and_not_the_log(tmp_path):
+    for file in MODEL.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('Unknown content: ' + messages[0].content) }}")
+    running = Server("--log-level", "debug", model=tmp_path)
+    secret = "my secret " * 2000
+    with Client(running.address) as client:
+        with pytest.raises(QuireError) as refused:
+            client.generate([{"role": "user", "content": secret}], max_tokens=1).result()
+        with pytest.raises(QuireError) as role:
+            client.generate([{"role": "x" * 20_000, "content": "a"}], max_tokens=1).result()
+    assert running.stop() == 0
+    assert refused.value.code == grpc.StatusCode.INVALID_ARGUMENT and refused.value.field == "messages"
+    assert refused.value.message.startswith("chat template: Unknown content: my secret ") and len(refused.value.message) < 300
+    assert role.value.code == grpc.StatusCode.INVALID_ARGUMENT and "role has 20000 bytes; at most 256" in role.value.message
+    log = "".join(running.log)
+    assert "code=INVALID_ARGUMENT" in log and "secret" not in log, log
+
+
 def test_tls_with_and_without_the_right_certificate(tmp_path):
     def openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=tmp_path)

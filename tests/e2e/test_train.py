@@ -28,3 +28,5 @@ def test_a_tiny_model_learns_and_loads(tmp_path):
         check=True, capture_output=True, text=True,
     )
     assert json.loads(generated.stdout)["usage"]["completion_tokens"] == 4
+    made, shipped = (json.loads((folder / "tokenizer_config.json").read_text()) for folder in (tmp_path / "out", ROOT / "models" / "demo"))
+    assert made.keys() == shipped.keys(), "the recipe writes what is shipped"

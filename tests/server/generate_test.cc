@@ -162,6 +162,18 @@ TEST(Generate, KeepsTheShorterOfTwoDeadlines) {
   EXPECT_EQ(rig.engine.last_request().deadline_ms, 1234);
 }
 
+TEST(Generate, SamplesAsTheModelSaysWhereTheRequestDoesNot) {
+  FakeEngineOptions options;
+  options.default_sampling.temperature = 0.6;
+  options.default_sampling.top_k = 20;
+  Rig rig(options);
+  v1::GenerateRequest request = text_request("hello", 1);
+  request.mutable_sampling()->set_temperature(0);
+  EXPECT_TRUE(run_stream(*rig.stub, request).status.ok());
+  EXPECT_EQ(rig.engine.last_request().sampling.temperature, 0) << "its own value wins";
+  EXPECT_EQ(rig.engine.last_request().sampling.top_k, 20);
+}
+
 TEST(Generate, EndsByNameWithAbort) {
   Rig rig;
   v1::GenerateRequest request = text_request("hello", kForever);
@@ -240,6 +252,29 @@ TEST(Generate, EndsACallWhoseClientReadsNothingForTooLong) {
   for (v1::GenerateResponse message; reader->Read(&message);) {
   }
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
+// The engine has told its end long before: what the log says is what became of the call.
+TEST(Generate, LogsACallThatWasCutOffBeforeItsLastMessageAsCancelled) {
+  Rig rig({.step_us = 100, .text_bytes = 64 << 10},
+          {.stream = {.max_backlog_bytes = 64 << 20, .max_stall_ms = 300}});
+  testing::internal::CaptureStderr();
+  configure_log(LogFormat::kKeyValue, LogLevel::kInfo);
+  const auto stub = narrow_stub(rig);
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, text_request("hello", 20));
+  EXPECT_TRUE(rig.engine.eventually(
+      [&] { return rig.engine.tokens_made(1) == 20 && rig.engine.num_running() == 0; }));
+  EXPECT_TRUE(rig.engine.eventually([&] { return rig.service.num_calls() == 0; }));
+  for (v1::GenerateResponse message; reader->Read(&message);) {
+  }
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  configure_log(LogFormat::kKeyValue, LogLevel::kError);
+  const std::string log = testing::internal::GetCapturedStderr();
+  EXPECT_NE(log.find("call_end"), std::string::npos) << log;
+  EXPECT_NE(log.find("code=CANCELLED"), std::string::npos) << log;
+  EXPECT_NE(log.find("(max_stall_ms)"), std::string::npos) << log;
+  EXPECT_NE(log.find("finish=length"), std::string::npos) << log;
 }
 
 TEST(Generate, DoesNotEndASlowReaderThatStillReads) {

@@ -6,11 +6,13 @@
 #include <cstdlib>
 #include <fstream>
 
+#include "google/rpc/status.pb.h"
 #include "server/flags.h"
 #include "server/json_message.h"
 #include "server/json_output.h"
 #include "server/request_mapping.h"
-#include "server/utf8.h"
+#include "server/status.h"
+#include "src/base/utf8.h"
 
 namespace quire::server {
 namespace {
@@ -76,7 +78,7 @@ TEST(JsonRequest, NamesWhatIsWrong) {
             "sampling.logit_bias: 'x' is not a token id");
   EXPECT_EQ(why_refused("[1]"), "the request must be an object, not [1]");
   EXPECT_EQ(why_refused("{\"prompt\":\"a\xFF\"}"), "not UTF-8 at byte 12");
-  EXPECT_NE(why_refused("{\"prompt\":").find("not JSON at byte"), std::string::npos);
+  EXPECT_NE(why_refused("{\"prompt\":").find("not valid JSON at byte"), std::string::npos);
 }
 
 TEST(ToRequest, TakesAbsentFieldsFromTheDefaults) {
@@ -113,11 +115,36 @@ TEST(ToRequest, RefusesNamesOverTheirLimit) {
   EXPECT_EQ(request.error().field, "cache_salt");
 }
 
+TEST(ToRequest, RefusesARoleOverItsLimit) {
+  v1::GenerateRequest wire;
+  v1::ChatMessage& message = *wire.mutable_messages()->add_messages();
+  message.set_role(std::string(256, 'r'));
+  EXPECT_TRUE(to_request(wire, 10).has_value());
+  message.set_role(std::string(257, 'r'));
+  EXPECT_EQ(to_request(wire, 10).error().message, "messages[0].role has 257 bytes; at most 256");
+}
+
+// Clients take 8 KB of metadata: the message escaped, and twice in the details in base64.
+TEST(ToGrpcStatus, ALongMessageLeavesRoomForItsCodeAndField) {
+  std::string words;
+  for (int i = 0; i < 10000; ++i) words += "\xc3\xa9";
+  const grpc::Status status = to_grpc_status(invalid(words, "prompt"));
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(status.error_message(), words.substr(0, 1024) + "...");
+  EXPECT_LT(3 * status.error_message().size() + status.error_details().size() * 4 / 3, 7u << 10);
+  google::rpc::Status details;
+  EXPECT_TRUE(details.ParseFromString(status.error_details()));
+  EXPECT_EQ(details.details_size(), 1);
+}
+
 TEST(ToRequest, RefusesADeadlineThatIsOver) {
   v1::GenerateRequest wire;
   wire.set_text("a");
   wire.set_deadline_ms(0);
-  EXPECT_EQ(to_request(wire, 10).error().message, "deadline_ms is 0; it must be at least 1");
+  EXPECT_EQ(to_request(wire, 10).error().message, "deadline_ms is 0; it must be from 1 to 1099511627776");
+  wire.set_deadline_ms(INT64_MAX);
+  EXPECT_EQ(to_request(wire, 10).error().message,
+            "deadline_ms is 9223372036854775807; it must be from 1 to 1099511627776");
 }
 
 TEST(JsonOutput, HasTheFormThatScriptsRelyOn) {

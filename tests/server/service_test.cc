@@ -7,6 +7,8 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <future>
+#include <thread>
 
 #include "server/wire_codec.h"
 #include "tests/server/rig.h"
@@ -128,6 +130,64 @@ TEST(Service, DumpKvOfACancelledCallEndsItsRequest) {
   v1::DumpKvResponse out;
   EXPECT_EQ(rig.stub->DumpKv(&context, request, &out).error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   EXPECT_TRUE(rig.engine.eventually([&] { return rig.engine.num_running() == 0; }));
+}
+
+v1::DumpKvRequest dump_request(const std::string& name, int32_t max_tokens) {
+  v1::DumpKvRequest request;
+  *request.mutable_request() = text_request("hello", max_tokens);
+  request.mutable_request()->set_request_id(name);
+  return request;
+}
+
+std::future<grpc::Status> dump_later(Rig& rig, const v1::DumpKvRequest& request) {
+  return std::async(std::launch::async, [&rig, request] {
+    grpc::ClientContext context;
+    v1::DumpKvResponse out;
+    return rig.stub->DumpKv(&context, request, &out);
+  });
+}
+
+TEST(Service, DumpKvEndsByNameWithAbortAndKeepsItsNameMeanwhile) {
+  Rig rig;
+  auto running = dump_later(rig, dump_request("dump", 1'000'000));
+  ASSERT_TRUE(rig.engine.eventually([&] { return rig.engine.num_running() == 1; }));
+  EXPECT_EQ(dump_later(rig, dump_request("dump", 1)).get().error_code(), grpc::StatusCode::ALREADY_EXISTS);
+  v1::AbortRequest abort;
+  abort.add_request_ids("dump");
+  v1::AbortResponse aborted;
+  ASSERT_TRUE(
+      (call<v1::AbortRequest, v1::AbortResponse>(rig, &v1::GenerationService::Stub::Abort, abort, aborted))
+          .ok());
+  EXPECT_EQ(aborted.aborted_request_ids_size(), 1);
+  EXPECT_EQ(running.get().error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_TRUE(dump_later(rig, dump_request("dump", 1)).get().ok()) << "the name is free again";
+  EXPECT_TRUE(rig.engine.eventually([&] { return rig.service.num_calls() == 0; }));
+}
+
+TEST(Service, DumpKvThatADrainCancelsIsToldSoWithADelay) {
+  Rig rig;
+  auto running = dump_later(rig, dump_request("dump", 1'000'000));
+  ASSERT_TRUE(rig.engine.eventually([&] { return rig.engine.num_running() == 1; }));
+  rig.service.set_draining();
+  rig.engine.drain(0);
+  const grpc::Status status = running.get();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_TRUE(error_detail<google::rpc::RetryInfo>(status)) << status.error_message();
+}
+
+TEST(Service, DumpKvCountsTheWaitForAThreadAgainstTheDeadline) {
+  Rig rig({}, {.texts = {.threads = 1}});
+  rig.engine.hold_texts(true);
+  auto first = dump_later(rig, dump_request("first", 1));
+  ASSERT_TRUE(rig.engine.eventually([&] { return rig.engine.num_reading() == 1; }));
+  v1::DumpKvRequest late = dump_request("late", 1);
+  late.mutable_request()->set_deadline_ms(20);
+  auto waiting = dump_later(rig, late);
+  ASSERT_TRUE(rig.engine.eventually([&] { return rig.service.num_queued_texts() == 1; }));
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  rig.engine.hold_texts(false);
+  EXPECT_EQ(waiting.get().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_TRUE(first.get().ok());
 }
 
 TEST(Service, NamesTheTextThatIsNotUtf8) {
