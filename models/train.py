@@ -397,6 +397,7 @@ def export(network: Network, data_dir: Path, out_dir: Path, evaluation: dict) ->
              "model.safetensors.index.json": {"metadata": {"total_size": total}, "weight_map": weight_map},
              "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL_TOKENS[0],
                                        "eos_token": SPECIAL_TOKENS[0], "pad_token": SPECIAL_TOKENS[1],
+                                       "add_bos_token": False, "clean_up_tokenization_spaces": False,
                                        "model_max_length": shape.max_position_embeddings}}
     for name, content in files.items():
         (out_dir / name).write_text(json.dumps(content, indent=1))

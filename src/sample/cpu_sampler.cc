@@ -150,7 +150,7 @@ class CpuSampler final : public Sampler {
   }
 
   std::unordered_map<SequenceId, State> states_;
-  std::vector<float> scratch_;  // kept between calls, as candidates_: no allocation per token
+  std::vector<float> scratch_;  // kept between calls, as candidates_
   std::vector<Candidate> candidates_;
 };
 

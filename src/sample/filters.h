@@ -24,7 +24,7 @@ struct Candidate {
 TokenId greedy(std::span<const float> logits);
 
 // What is left of the row after temperature (> 0) and all filters, with probabilities that sum to 1. Each
-// filter keeps at least the likeliest token. Order: top_k, top_p, min_p, typical_p, each over what the one
+// filter keeps at least one token; all but typical_p keep the likeliest. Order: top_k, top_p, min_p, typical_p, each over what the one
 // before left, renormalised. top_p (Holtzman et al. 2020): the fewest likeliest tokens whose sum reaches p.
 // min_p (Nguyen et al. 2024): those of at least p times the likeliest's probability. typical_p (Meister et
 // al. 2023): the fewest tokens nearest in surprise to the entropy whose sum reaches p. Empty only where every
@@ -43,7 +43,7 @@ TokenId draw(std::vector<Candidate>& candidates, double u);
 // The uniform number of (seed, position).
 double draw_uniform(uint64_t seed, int32_t position);
 
-// log-sum-exp of the row, in float64; -infinity where every logit is masked.
+// log-sum-exp of the row, its terms in f32 and their sum in float64; -infinity where every logit is masked.
 double log_sum_exp(std::span<const float> logits);
 // Natural logarithm of the probability of one logit of the row. -infinity for a masked one.
 float log_probability(float logit, double lse);
