@@ -9,15 +9,15 @@
 #include <functional>
 #include <map>
 
+#include "server/commands/text_file.h"
 #include "src/base/json_text.h"
-#include "src/base/text_file.h"
 
 namespace quire::server {
 namespace {
 
 using Json = nlohmann::json;
 
-constexpr int64_t kMaxConfigBytes = 1 << 20;
+constexpr size_t kMaxConfigBytes = 1 << 20;
 
 // ---- what a value must be, in words ----
 std::string wanted(const bool&) {
@@ -280,8 +280,8 @@ Status Flags::State::read_config_file(const std::vector<std::string>& arguments)
     if (arguments[i].starts_with("--config=")) path = arguments[i].substr(9);
   }
   if (path.empty()) return ok();
-  const Result<std::string> text = read_text_file(path, kMaxConfigBytes);
-  if (!text) return invalid(fmt::format("--config {}", text.error().message));
+  const Result<std::string> text = read_file(path, "--config", kMaxConfigBytes);
+  if (!text) return text.error();
   const Result<Json> json = parse_json(*text);
   if (!json) return invalid(fmt::format("--config {}: {}", path, json.error().message));
   if (!json->is_object()) return invalid(fmt::format("--config {}: not a JSON object", path));
