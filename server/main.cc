@@ -93,6 +93,8 @@ int run(std::span<char*> words) {
 }  // namespace
 }  // namespace quire::server
 
+// Out of memory is the world's fault; what else is thrown is ours, and ends with its own text and a core.
+// NOLINTNEXTLINE(bugprone-exception-escape)
 int main(int argc, char** argv) {
   try {
     return quire::server::run(std::span(argv + 1, static_cast<size_t>(argc > 0 ? argc - 1 : 0)));

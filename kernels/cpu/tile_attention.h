@@ -533,16 +533,14 @@ class AttentionBlock {
   void add_value_columns(int64_t i, int64_t column, int64_t row_bytes, const Runs& runs) {
     F sum[R][N];
     float* values = scratch_.values + i * padded_ + column;
-    using X = typename Product::X;
-    constexpr int64_t kRow = kTileSlots * static_cast<int64_t>(sizeof(float) / sizeof(X));
-    const X* weights = reinterpret_cast<const X*>(scratch_.scores) + i * kRow;
+    const float* weights = scratch_.scores + i * kTileSlots;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) sum[r][n] = V::load(values + r * padded_ + 16 * n);
     }
     runs([&](int64_t slot, int64_t count, const char* rows) __attribute__((always_inline)) {
-      add_products<V, Product, R, N>(weights + slot, kRow, rows + column / 16 * Product::kVectorBytes,
+      add_products<V, Product, R, N>(weights + slot, kTileSlots, rows + column / 16 * Product::kVectorBytes,
                                      row_bytes, count, sum,
                                      [&]() __attribute__((always_inline)) { ask_some(); });
     });

@@ -49,8 +49,15 @@ void Delivery::deliver(Outcome outcome) {
     stream.ends_now = true;
     stream.ends_by_id = e.stop_token && e.tokens.empty();
   }
-  for (TokenOutput& t : outcome.tokens) take_token(find(t.request), std::move(t));
-  for (SequenceEnd& e : outcome.ends) take_end(find(e.request), std::move(e));
+  // In two steps: arguments are made in any order.
+  for (TokenOutput& t : outcome.tokens) {
+    Open& open = find(t.request);
+    take_token(open, std::move(t));
+  }
+  for (SequenceEnd& e : outcome.ends) {
+    Open& open = find(e.request);
+    take_end(open, std::move(e));
+  }
   for (const RequestEnd& e : outcome.request_ends) take_request_end(find(e.request), e);
 }
 

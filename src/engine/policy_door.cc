@@ -32,8 +32,7 @@ Result<PolicyDoor> PolicyDoor::create(const EngineConfig& config, const PolicySe
 }
 
 Result<PolicySpec> PolicyDoor::choose(const Request& request) const {
-  const Result<PolicySpec> spec =
-      parse_policy(request.kv_policy.empty() ? default_policy_ : request.kv_policy);
+  Result<PolicySpec> spec = parse_policy(request.kv_policy.empty() ? default_policy_ : request.kv_policy);
   if (!spec) return spec;
   PolicySetting setting = model_;
   setting.prompt_logprobs = request.sampling.prompt_logprobs >= 0;

@@ -15,7 +15,8 @@ class RunningMedian {
   static constexpr size_t kSize = 256, kEvery = 64;
   void add(double value) {
     values_[count_ % kSize] = value;
-    if (++count_ % kEvery == 0 || count_ < kEvery) renew();
+    ++count_;
+    if (count_ % kEvery == 0 || count_ < kEvery) renew();
   }
   double median() const { return median_; }
 
