@@ -171,8 +171,11 @@ void GenerateCall::OnCancel() {
 
 void GenerateCall::end_early(grpc::Status outcome) {
   const bool runs = !std::exchange(ended_, true);
-  // An end that the engine told is the call's only if all before it reached the client, or may yet.
-  if (runs || writing_ || !backlog_.empty()) outcome_ = std::move(outcome);
+  // An end that the engine told is the call's only if all before it reached the client; of two things that cut it off, the first.
+  if (!cut_off_ && (runs || writing_ || !backlog_.empty())) {
+    cut_off_ = true;
+    outcome_ = std::move(outcome);
+  }
   backlog_.clear();
   backlog_bytes_ = writing_ ? static_cast<int64_t>(in_flight_.Length()) : 0;
   if (runs && id_ != 0) engine_.abort(id_);

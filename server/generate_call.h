@@ -88,6 +88,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   bool ended_ = false;  // outcome_ is known; events after it are ignored
   bool finish_called_ = false;
+  bool cut_off_ = false;  // outcome_ is why, and not the engine's
   grpc::Status outcome_;
   std::optional<Error> refusal_;
   // For the log. Usage is counted from events until the engine gives its own.

@@ -157,6 +157,8 @@ TEST(Generate, KeepsTheShorterOfTwoDeadlines) {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
   v1::GenerateRequest request = text_request("hello", 1);
+  request.mutable_token_ids()->add_ids(
+      1);  // a text would wait for a thread that reads it, and the wait counts
   request.set_deadline_ms(1234);
   EXPECT_TRUE(run_stream(*rig.stub, request, context).status.ok());
   EXPECT_EQ(rig.engine.last_request().deadline_ms, 1234);
