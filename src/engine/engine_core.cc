@@ -189,7 +189,7 @@ void EngineCore::commit_step() {
   const BatchPlan& plan = *scheduler_.in_flight().front().plan;
   if (options_.config.check_invariants)
     if (auto broken = check_held(plan, *cache_)) on_violation_(*broken);
-  const int64_t tokens = plan.num_tokens();
+  const int64_t tokens = plan.num_tokens(), sequences = static_cast<int64_t>(plan.sequences.size());
   StepResult result = executor_.wait();
   shared_read_tokens_ += result.shared_read_tokens;
   host_sampled_steps_ += result.sampled_on_host ? 1 : 0;
@@ -207,7 +207,7 @@ void EngineCore::commit_step() {
   std::vector<StepView::Failure> failures;
   for (SequenceFailure& f : result.failures) failures.push_back({f.sequence, std::move(f.error)});
   scheduler_.commit({result.step, result.samples, prompts, dumps, result.status, failures}, start, outcome_);
-  timer_.committed(clock_.now_us() - start, start - step_started_us_, tokens);
+  timer_.committed(clock_.now_us() - start, start - step_started_us_, tokens, sequences);
   step_started_us_ = start;
 }
 

@@ -1,4 +1,4 @@
-// What steps cost and yield: medians over the last few hundred, and the rate of computed tokens. Written by
+// What steps cost and yield: medians over the last few hundred, and the rate of tokens where prompts run. Written by
 // the engine thread; the rate is read by any.
 #pragma once
 
@@ -36,14 +36,16 @@ class StepTimer {
  public:
   void planned(int64_t host_us) { plan_us_ += static_cast<double>(host_us); }
   // step_us: since the commit before, or since it was submitted if the engine was idle.
-  void committed(int64_t host_us, int64_t step_us, int64_t tokens) {
+  // The rate is that of steps that run prompts, two tokens and more a sequence: decoding alone says nothing of it.
+  void committed(int64_t host_us, int64_t step_us, int64_t tokens, int64_t sequences) {
     host_us_.add(plan_us_ + static_cast<double>(host_us));
     step_ms_.add(static_cast<double>(step_us) * 1e-3);
     plan_us_ = 0;
-    if (step_us <= 0) return;
-    const double rate = 1e6 * static_cast<double>(tokens) / static_cast<double>(step_us);
-    const double before = tokens_per_s_.load(std::memory_order_relaxed);
-    tokens_per_s_.store(before == 0 ? rate : before + kSmooth * (rate - before), std::memory_order_relaxed);
+    if (tokens < 2 * sequences) return;
+    // Of sums: two commits that follow at once make one step look free, and the other dear.
+    prompt_us_ = (1 - kSmooth) * prompt_us_ + static_cast<double>(step_us);
+    prompt_tokens_ = (1 - kSmooth) * prompt_tokens_ + static_cast<double>(tokens);
+    if (prompt_us_ > 0) tokens_per_s_.store(1e6 * prompt_tokens_ / prompt_us_, std::memory_order_relaxed);
   }
   double host_us_p50() const { return host_us_.median(); }
   double step_ms_p50() const { return step_ms_.median(); }
@@ -53,6 +55,7 @@ class StepTimer {
   static constexpr double kSmooth = 1.0 / 32;
   RunningMedian host_us_, step_ms_;
   double plan_us_ = 0;
+  double prompt_us_ = 0, prompt_tokens_ = 0;  // of steps that run prompts, the last ones most
   std::atomic<double> tokens_per_s_{0};
 };
 

@@ -17,7 +17,7 @@ void WaitingQueue::enter(SequenceGroup& group) {
   share.tenant = found->first;
   if (share.num_present++ == 0) {
     idle_.erase({share.counter, &share});
-    if (!present_.empty()) share.counter = std::max(share.counter, floor());
+    share.counter = std::max(share.counter, present_.empty() ? left_last_ : floor());
     present_.insert({share.counter, &share});
     share.indexed_at = share.counter;
   }
@@ -30,6 +30,7 @@ void WaitingQueue::leave(SequenceGroup& group) {
   if (--share.num_present > 0) return;
   present_.erase({share.indexed_at, &share});
   idle_.insert({share.counter, &share});
+  left_last_ = share.counter;
   if (idle_.size() > kMaxIdleTenants) forget_one();
 }
 

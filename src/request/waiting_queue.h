@@ -5,7 +5,7 @@
 // Fair shares are virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", OSDI
 // 2024): a tenant pays for each prompt token computed and, twice as much, for each token generated; the
 // tenant who has paid least is next. A tenant who comes back after being idle is lifted to the least counter
-// of those who are there: idleness saves nothing. So between two tenants of one priority who both wait all
+// of those who are there, or, if nobody is, to that of whoever left last: idleness saves nothing. So between two tenants of one priority who both wait all
 // the time, counters differ by no more than what one of them can have running at once: output is paid for as
 // it comes.
 #pragma once
@@ -73,6 +73,7 @@ class WaitingQueue {
   std::map<int32_t, Lines> by_rank_;
   std::unordered_map<std::string, TenantShare> shares_;
   std::set<Place> present_, idle_;  // each tenant is in one of them
+  double left_last_ = 0;            // the counter of the tenant that went last
   int32_t size_ = 0;
 };
 

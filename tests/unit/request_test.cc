@@ -209,6 +209,17 @@ TEST_F(Queue, ATenantThatHasLeftHoldsTheFloorDownNoMore) {
   EXPECT_LE(news, 2) << "a newcomer starts where the busy one stands, not where the one that left stood";
 }
 
+// Who was served alone, and everybody who was here, had gone before the others came.
+TEST_F(Queue, WhatWasPaidWhileNobodyElseWasThereIsNotHeldAgainstATenant) {
+  add("alone");
+  queue_.leave(take(10000));
+  for (int i = 0; i < 60; ++i) add("crowd");
+  add("alone");
+  int32_t before = 0;
+  while (queue_.next()->tenant == "crowd" && before < 60) take(100), ++before;
+  EXPECT_LE(before, 2);
+}
+
 // One who stays and pays nothing holds the floor at 0: nobody else is ever at or below it.
 TEST_F(Queue, SoManyIdleTenantsAreRememberedAndNoMore) {
   add("stays");
@@ -232,6 +243,7 @@ TEST_F(Queue, WhoComesBackStandsWhereTheLeastPresentOneDoes) {
     std::vector<SequenceGroup*> there;
   };
   std::map<std::string, Plain> plain;
+  double left_last = 0;
   Random random(1);
   for (int i = 0; i < 3000; ++i) {
     Plain& p = plain[std::string(1, static_cast<char>('a' + random.below(9)))];
@@ -241,7 +253,7 @@ TEST_F(Queue, WhoComesBackStandsWhereTheLeastPresentOneDoes) {
       double least = std::numeric_limits<double>::infinity();
       for (const auto& [name, other] : plain)
         if (!other.there.empty()) least = std::min(least, other.counter);
-      if (p.there.empty() && std::isfinite(least)) p.counter = std::max(p.counter, least);
+      if (p.there.empty()) p.counter = std::max(p.counter, std::isfinite(least) ? least : left_last);
       p.there.push_back(&add(tenant));
       ASSERT_EQ(p.there.back()->share->counter, p.counter) << tenant << " at " << i;
     } else if (random.chance(0.6)) {
@@ -252,6 +264,7 @@ TEST_F(Queue, WhoComesBackStandsWhereTheLeastPresentOneDoes) {
       queue_.erase(*p.there.back());
       queue_.leave(*p.there.back());
       p.there.pop_back();
+      if (p.there.empty()) left_last = p.counter;
     }
   }
 }
