@@ -94,18 +94,23 @@ class KvCache {
   void release_deferred(std::span<const BlockId> blocks);
 
   // ---- swap ----
-  // Finds room for a list in host memory (CacheSpec::swap_bytes): `list` names where it will lie, and `copies`
-  // gets what is to be copied there. The table stays a holder until the copies are made: they run in no order
-  // with steps, so that whoever shares a block must not write it meanwhile. False, and nothing changed, where
-  // the host has no room.
-  bool swap_out(const BlockTable& table, SwappedList& list, std::vector<TierCopy>& copies);
-  // The list on the device again: first what is still where it lay, as it is; then room for the rest, whose
-  // bytes are those of `copies`: no step may read or write it before they are there. False where the device
-  // has no room: the table is as it was.
+  // Finds room for lists that leave together in host memory (CacheSpec::swap_bytes): each of `lists` names
+  // where the table of the same index will lie, and `copies` gets what is to be copied there, a block that
+  // several tables hold once. The tables stay holders until the copies are made: they run in no order with
+  // steps, so that whoever shares a block must not write it meanwhile. False, and nothing changed, where the
+  // host has no room.
+  bool swap_out(std::span<const BlockTable* const> tables, std::span<SwappedList* const> lists,
+                std::vector<TierCopy>& copies);
+  // The lists on the device again: first what of each is still where it lay, as it is; then room for the
+  // rest, whose bytes are those of `copies`: no step may read or write it before they are there. What lists
+  // shared on the host they share again. False where the device has no room: the tables are as they were.
   BlockTable swap_in_what_stayed(const SwappedList& list, int64_t now_us);
-  bool swap_in_the_rest(const SwappedList& list, BlockTable& table, int64_t now_us,
-                        std::vector<TierCopy>& copies);
-  void discard(SwappedList&& list);  // its host blocks are free; no copy may be under way from or to them
+  bool swap_in_the_rest(std::span<const SwappedList* const> lists, std::span<BlockTable> tables,
+                        int64_t now_us, std::vector<TierCopy>& copies);
+  // Blocks that the latter takes.
+  static int64_t blocks_to_swap_in(std::span<const SwappedList* const> lists,
+                                   std::span<const BlockTable> tables);
+  void discard(SwappedList&& list);  // lets go of its host blocks; no copy may be under way from or to them
   const HostPool& swap_pool() const { return swap_pool_; }
 
   // ---- tiers below (CacheSpec::host_bytes, disk_bytes) ----
@@ -199,6 +204,8 @@ class KvCache {
 
   bool make_room(int64_t blocks, int64_t now_us);
   bool still_holds(const SwappedBlock& block) const;
+  void name_places(const BlockTable& table, const std::function<HostBlockId(BlockId)>& host_of,
+                   SwappedList& list);
   void open_again(NamespaceId ns);
   void name_place(BlockId block, TierCopy& copy) const;
   int32_t published_path(std::span<const TokenId> tokens, const BlockTable& table) const;

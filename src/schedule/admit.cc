@@ -143,7 +143,7 @@ bool Scheduler::make_slots(const SequenceGroup& group, int32_t wanted, int64_t n
   while (slots_used(group) + wanted > limits_.max_sequences) {
     const std::optional<Victim> idle = idle_in_slot(now_us);
     if (!idle) return false;
-    preempt(*idle->sequence, idle->offer, now_us);
+    preempt(together_with(*idle->sequence), idle->offer, now_us);
   }
   return true;
 }
@@ -156,9 +156,12 @@ bool Scheduler::admit_preempted(StepTransaction& step, Sequence& s, int64_t now_
   const bool whole = s.group->is_beam() || !s.group->forked;
   if (!make_slots(*s.group, whole ? s.group->num_slots() : 1, now_us)) return false;
   const bool swapped = !s.swapped.empty();
-  if (swapped ? !bring_back(s, now_us) : !start(s, now_us)) return false;
-  std::erase(preempted_, &s);
-  insert_running(s);
+  const std::vector<Sequence*> all = swapped ? together_with(s) : std::vector<Sequence*>{&s};
+  if (swapped ? !bring_back(all, now_us) : !start(s, now_us)) return false;
+  for (Sequence* back : all) {
+    std::erase(preempted_, back);
+    insert_running(*back);
+  }
   if (!swapped) plan_chunk(step, s);
   return true;
 }
@@ -197,7 +200,7 @@ std::optional<int32_t> Scheduler::start(Sequence& s, int64_t now_us) {
     table = std::move(s.table);
   }
   const int32_t here = table.length();
-  if (!make_room_for(s, table, now_us)) {
+  if (!make_room_for(s, blocks_to_come(s, table), now_us)) {
     if (from_head)
       s.table = std::move(table);
     else
@@ -257,19 +260,20 @@ int64_t Scheduler::blocks_to_come(const Sequence& s, const BlockTable& table) co
   return prompt + (samples - 1) + samples * size_.blocks_for(later);
 }
 
-int64_t Scheduler::blocks_missing(const Sequence& s, const BlockTable& table) const {
+// For a sequence that takes so many, beside what those who run will take.
+int64_t Scheduler::blocks_missing(const Sequence& s, int64_t blocks) const {
   int64_t reserved = 0;
   bool alone = true;  // admission made sure that a group fits alone
   for (const Sequence* r : running_) {
     reserved += blocks_to_come(*r, r->table);
     alone = alone && r->group == s.group;
   }
-  return alone ? 0 : blocks_to_come(s, table) + reserved - cache_.num_available();
+  return alone ? 0 : blocks + reserved - cache_.num_available();
 }
 
 // Who comes in now stands before all that wait: the heads that they kept are room for it, if they are enough.
-bool Scheduler::make_room_for(const Sequence& s, const BlockTable& table, int64_t now_us) {
-  const int64_t missing = blocks_missing(s, table);
+bool Scheduler::make_room_for(const Sequence& s, int64_t blocks, int64_t now_us) {
+  const int64_t missing = blocks_missing(s, blocks);
   if (missing <= 0) return true;
   int64_t in_heads = 0;
   for (const Sequence* p : preempted_)
@@ -278,7 +282,7 @@ bool Scheduler::make_room_for(const Sequence& s, const BlockTable& table, int64_
                                         [&](BlockId block) { return cache_.num_holders(block) == 1; });
   if (in_heads < missing) return false;
   shorten_heads(s, missing, now_us);
-  return blocks_missing(s, table) <= 0;
+  return blocks_missing(s, blocks) <= 0;
 }
 
 // Compute once: if a running sequence is about to publish more of this prompt than is cached, wait for it.

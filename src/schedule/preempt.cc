@@ -31,23 +31,49 @@ double Scheduler::Offer::cost_per_block() const {
   return freed == 0 ? std::numeric_limits<double>::infinity() : cost_us / static_cast<double>(freed);
 }
 
+// Of blocks that several of them hold once; `freed`: those that nobody else holds.
+Scheduler::Holding Scheduler::held_by(std::span<Sequence* const> victims) const {
+  std::vector<BlockId> blocks;
+  for (const Sequence* s : victims)
+    blocks.insert(blocks.end(), s->table.blocks().begin(), s->table.blocks().end());
+  std::ranges::sort(blocks);
+  Holding holding;
+  for (size_t i = 0, end = 0; i < blocks.size(); i = end) {
+    while (end < blocks.size() && blocks[end] == blocks[i]) ++end;
+    ++holding.blocks;
+    if (cache_.num_holders(blocks[i]) == static_cast<int32_t>(end - i)) ++holding.freed;
+  }
+  return holding;
+}
+
+// The prompt that they share is run once.
+double Scheduler::recompute_us(std::span<Sequence* const> victims) const {
+  double us = 0;
+  for (const Sequence* s : victims) {
+    us += recompute_cost_us(limits_.costs, s->num_computed);
+    if (s != victims.front())
+      us -= recompute_cost_us(limits_.costs, std::min(s->num_computed, s->num_prompt_tokens));
+  }
+  return us;
+}
+
 // None: its policy would keep other tokens if it ran again, and the host has no room for it. Admission has
 // reserved all that it will need.
-std::optional<Scheduler::Offer> Scheduler::cheapest_offer(const Sequence& s, int64_t needed) const {
-  const auto freed = std::count_if(s.table.blocks().begin(), s.table.blocks().end(),
-                                   [&](BlockId b) { return cache_.num_holders(b) == 1; });
+std::optional<Scheduler::Offer> Scheduler::cheapest_offer(Sequence& s, int64_t needed) const {
+  const std::vector<Sequence*> victims = together_with(s);
+  const Holding holding = held_by(victims);
   std::optional<Offer> best;
   const auto consider = [&best](const Offer& offer) {
     if (!best || offer.cost_us < best->cost_us) best = offer;
   };
-  if (can_swap(s)) {
-    const int64_t bytes = s.table.num_blocks() * cache_.spec().groups.front().block_bytes();
-    consider({.means = Means::kSwap, .cost_us = swap_cost_us(limits_.costs, bytes), .freed = freed});
+  if (can_swap(victims, holding.blocks)) {
+    const int64_t bytes = holding.blocks * cache_.spec().groups.front().block_bytes();
+    consider({.means = Means::kSwap, .cost_us = swap_cost_us(limits_.costs, bytes), .freed = holding.freed});
     if (limits_.preemption_mode == PreemptionMode::kSwap) return best;
   }
   if (!s.group->traits.recompute_safe) return best;
   if (const std::optional<Offer> tail = offer_tail(s, needed)) consider(*tail);
-  consider({.cost_us = recompute_cost_us(limits_.costs, s.num_computed), .freed = freed});
+  consider({.cost_us = recompute_us(victims), .freed = holding.freed});
   return best;
 }
 
@@ -90,7 +116,7 @@ bool Scheduler::is_first(const Sequence& s) const {
 // order only if there is no other: so it always comes to its end, and nobody gives way twice before all
 // others of its priority once.
 std::optional<Scheduler::Victim> Scheduler::choose_victim(const Sequence& blocked) const {
-  const auto offer_of = [&](const Sequence& s) { return cheapest_offer(s, blocks_needed(blocked, &s)); };
+  const auto offer_of = [&](Sequence& s) { return cheapest_offer(s, blocks_needed(blocked, &s)); };
   for (auto s = running_.rbegin(); s != running_.rend(); ++s)
     if ((*s)->group->paused)
       if (const std::optional<Offer> offer = offer_of(**s)) return Victim{*s, *offer};
@@ -145,38 +171,35 @@ bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
         now_us, out);
     return true;
   }
-  if (victim->sequence->group->is_beam())
-    preempt_beams(*victim->sequence->group, victim->offer, now_us);
-  else
-    preempt(*victim->sequence, victim->offer, now_us);
+  preempt(together_with(*victim->sequence), victim->offer, now_us);
   reserve_ratio_ = std::min(1.0, reserve_ratio_ + limits_.reserve.rise);
   return true;
 }
 
-void Scheduler::preempt_beams(SequenceGroup& group, const Offer& offer, int64_t now_us) {
-  const std::vector<Sequence*> all = running_;
-  for (Sequence* s : all)
-    if (s->group == &group) preempt(*s, offer, now_us);
-}
-
-void Scheduler::preempt(Sequence& s, const Offer& offer, int64_t now_us) {
-  check(s.num_in_flight == 0 && s.num_pending == 0, "a victim is in no submitted step");
-  const int32_t computed = std::min(s.num_computed, s.num_tokens());
-  measure(*s.group);
-  unpark_waiters(s, true);
-  leave_running(s);
-  ++s.num_preempted;
-  ++counters_.preemptions;
-  if (offer.means == Means::kSwap) {
-    // The tail stays its own: published, it would take a copy to go on.
-    publish(s, computed / block_tokens_ * block_tokens_, now_us);
-    return swap_out(s);
+// All of them give way before any block goes: what they share goes once.
+void Scheduler::preempt(std::span<Sequence* const> victims, const Offer& offer, int64_t now_us) {
+  measure(*victims.front()->group);
+  for (Sequence* s : victims) {
+    check(s->num_in_flight == 0 && s->num_pending == 0, "a victim is in no submitted step");
+    unpark_waiters(*s, true);
+    leave_running(*s);
+    ++s->num_preempted;
+    ++counters_.preemptions;
+    // The tail of what is swapped stays its own: published, it would take a copy to go on.
+    const int32_t computed = std::min(s->num_computed, s->num_tokens());
+    const bool swaps = offer.means == Means::kSwap;
+    publish(*s, swaps ? computed / block_tokens_ * block_tokens_ : computed, now_us);
   }
-  publish(s, computed, now_us);
-  write_behind(s, now_us);
-  if (offer.means == Means::kDropTail) return drop_tail(s, offer.kept_tokens, now_us);
-  cache_.release(std::move(s.table), now_us);
-  forget_computed(s);
+  if (offer.means == Means::kSwap) return swap_out(victims);
+  for (Sequence* s : victims) {
+    write_behind(*s, now_us);
+    if (offer.means == Means::kDropTail) {
+      drop_tail(*s, offer.kept_tokens, now_us);
+      continue;
+    }
+    cache_.release(std::move(s->table), now_us);
+    forget_computed(*s);
+  }
 }
 
 void Scheduler::drop_tail(Sequence& s, int32_t kept_tokens, int64_t now_us) {

@@ -244,8 +244,8 @@ class Scheduler {
   bool park_on_prefix(SequenceGroup& group);
   BlockTable take_prefix(const Sequence& sequence, int64_t now_us);
   int64_t blocks_to_come(const Sequence& sequence, const BlockTable& table) const;
-  int64_t blocks_missing(const Sequence& sequence, const BlockTable& table) const;
-  bool make_room_for(const Sequence& sequence, const BlockTable& table, int64_t now_us);
+  int64_t blocks_missing(const Sequence& sequence, int64_t blocks) const;
+  bool make_room_for(const Sequence& sequence, int64_t blocks, int64_t now_us);
   int32_t slots_used(const SequenceGroup& but) const;
   bool make_slots(const SequenceGroup& group, int32_t wanted, int64_t now_us);
   void take_sibling_prefix();
@@ -262,7 +262,12 @@ class Scheduler {
     int32_t kept_tokens = 0;  // of a list whose tail is dropped
     double cost_per_block() const;
   };
-  std::optional<Offer> cheapest_offer(const Sequence& sequence, int64_t needed) const;
+  struct Holding {
+    int64_t blocks = 0, freed = 0;  // each counted once
+  };
+  Holding held_by(std::span<Sequence* const> victims) const;
+  double recompute_us(std::span<Sequence* const> victims) const;
+  std::optional<Offer> cheapest_offer(Sequence& sequence, int64_t needed) const;
   std::optional<Offer> offer_tail(const Sequence& sequence, int64_t needed) const;
   int32_t head_that_frees(const BlockTable& table, int64_t needed, int64_t& freed) const;
   int64_t blocks_needed(const Sequence& blocked, const Sequence* victim) const;
@@ -274,17 +279,21 @@ class Scheduler {
   std::optional<Victim> choose_victim(const Sequence& blocked) const;
   std::optional<Victim> idle_in_slot(int64_t now_us) const;
   bool is_alone(const Sequence& sequence) const;
-  void preempt(Sequence& sequence, const Offer& offer, int64_t now_us);
-  void preempt_beams(SequenceGroup& group, const Offer& offer, int64_t now_us);
+  void preempt(std::span<Sequence* const> victims, const Offer& offer, int64_t now_us);
   void drop_tail(Sequence& sequence, int32_t kept_tokens, int64_t now_us);
   void shorten_head(Sequence& sequence, int32_t kept_tokens, int64_t now_us);
   bool shorten_heads(const Sequence& for_whom, int64_t needed, int64_t now_us);
   void leave_running(Sequence& sequence);
 
   // swap.cc
-  bool can_swap(const Sequence& sequence) const;
-  void swap_out(Sequence& sequence);
-  bool bring_back(Sequence& sequence, int64_t now_us);
+  std::vector<Sequence*> together_with(Sequence& sequence) const;
+  bool can_swap(std::span<Sequence* const> victims, int64_t num_blocks) const;
+  void swap_out(std::span<Sequence* const> victims);
+  bool bring_back(std::span<Sequence* const> all, int64_t now_us);
+  int64_t blocks_to_bring_back(std::span<Sequence* const> all, std::span<const SwappedList* const> lists,
+                               std::span<const BlockTable> tables) const;
+  void take_in(Sequence& sequence, const TierTransfers::Ended& ended, const TransferEnd& end, int64_t now_us,
+               Outcome& out);
   void lose_swapped(Sequence& sequence, const Error& error, int64_t now_us, Outcome& out);
   void forget_computed(Sequence& sequence);
 

@@ -10,43 +10,80 @@
 
 namespace quire {
 
-// Beams share blocks and sample together: one that came back alone could do nothing but hold room.
-bool Scheduler::can_swap(const Sequence& s) const {
-  return limits_.preemption_mode != PreemptionMode::kRecompute && !s.group->is_beam() && !s.table.empty() &&
-         s.table.num_blocks() <= cache_.swap_pool().num_free();
+// What gives way and comes back with a sequence: itself, or those of its request's beams that are in the same
+// state. Beams share blocks and sample together: one that came back alone could do nothing but hold room.
+std::vector<Sequence*> Scheduler::together_with(Sequence& s) const {
+  if (!s.group->is_beam()) return {&s};
+  std::vector<Sequence*> all;
+  for (const auto& beam : s.group->sequences)
+    if (beam->state == s.state && beam->swapped.empty() == s.swapped.empty()) all.push_back(beam.get());
+  return all;
 }
 
-void Scheduler::swap_out(Sequence& s) {
+bool Scheduler::can_swap(std::span<Sequence* const> victims, int64_t num_blocks) const {
+  const auto has_blocks = [](const Sequence* s) { return !s->table.empty(); };
+  return limits_.preemption_mode != PreemptionMode::kRecompute && std::ranges::all_of(victims, has_blocks) &&
+         num_blocks <= cache_.swap_pool().num_free();
+}
+
+void Scheduler::swap_out(std::span<Sequence* const> victims) {
+  std::vector<const BlockTable*> tables;
+  std::vector<SwappedList*> lists;
+  for (Sequence* s : victims) {
+    tables.push_back(&s->table);
+    lists.push_back(&s->swapped);
+  }
   std::vector<TierCopy> copies;
-  check(cache_.swap_out(s.table, s.swapped, copies), "the host has the room that it was asked for");
-  s.swapped_computed = s.num_computed;
-  s.num_planned = s.num_computed = s.num_published = 0;
-  transfers_.swap_out(s, std::move(copies));
-  ++counters_.swap_outs;
+  check(cache_.swap_out(tables, lists, copies), "the host has the room that it was asked for");
+  for (Sequence* s : victims) {
+    s->swapped_computed = s->num_computed;
+    s->num_planned = s->num_computed = s->num_published = 0;
+    ++counters_.swap_outs;
+  }
+  transfers_.swap_out(victims, std::move(copies));
 }
 
-// A place among the running ones, from now on if all its blocks are still on the device, else once they are
+// Places among the running ones, from now on if all their blocks are still on the device, else once they are
 // there.
-bool Scheduler::bring_back(Sequence& s, int64_t now_us) {
-  BlockTable table = cache_.swap_in_what_stayed(s.swapped, now_us);
-  const int32_t stayed = table.length() / block_tokens_ * block_tokens_;
+bool Scheduler::bring_back(std::span<Sequence* const> all, int64_t now_us) {
+  std::vector<const SwappedList*> lists;
+  std::vector<BlockTable> tables;
+  for (Sequence* s : all) {
+    lists.push_back(&s->swapped);
+    tables.push_back(cache_.swap_in_what_stayed(s->swapped, now_us));
+    s->num_planned = s->num_computed = s->swapped_computed;
+  }
+  std::vector<int32_t> stayed;
+  for (const BlockTable& table : tables) stayed.push_back(table.length() / block_tokens_ * block_tokens_);
   std::vector<TierCopy> copies;
-  s.num_planned = s.num_computed = s.swapped_computed;
-  if (!make_room_for(s, table, now_us) || !cache_.swap_in_the_rest(s.swapped, table, now_us, copies)) {
-    s.num_planned = s.num_computed = 0;
-    cache_.release(std::move(table), now_us);
-    blocked_ = s.id;
+  if (!make_room_for(*all.front(), blocks_to_bring_back(all, lists, tables), now_us) ||
+      !cache_.swap_in_the_rest(lists, tables, now_us, copies)) {
+    for (Sequence* s : all) s->num_planned = s->num_computed = 0;
+    for (BlockTable& table : tables) cache_.release(std::move(table), now_us);
+    blocked_ = all.front()->id;
     blocked_epoch_ = room_epoch_;
     return false;
   }
-  s.num_published = s.group->share_prefix ? stayed : 0;
-  s.table = std::move(table);
-  ++counters_.swap_ins;
-  if (copies.empty())
-    cache_.discard(std::move(s.swapped));
-  else
-    transfers_.swap_in(s, std::move(copies));
+  for (size_t i = 0; i < all.size(); ++i) {
+    all[i]->num_published = all[i]->group->share_prefix ? stayed[i] : 0;
+    all[i]->table = std::move(tables[i]);
+    if (copies.empty()) cache_.discard(std::move(all[i]->swapped));
+    ++counters_.swap_ins;
+  }
+  if (!copies.empty()) transfers_.swap_in(all, std::move(copies));
   return true;
+}
+
+// What is shared on the host comes back once; beyond that each takes what it will take.
+int64_t Scheduler::blocks_to_bring_back(std::span<Sequence* const> all,
+                                        std::span<const SwappedList* const> lists,
+                                        std::span<const BlockTable> tables) const {
+  int64_t blocks = KvCache::blocks_to_swap_in(lists, tables);
+  for (size_t i = 0; i < all.size(); ++i) {
+    const int64_t missing = lists[i]->num_blocks() - tables[i].num_blocks();
+    blocks += std::max<int64_t>(0, blocks_to_come(*all[i], tables[i]) - missing);
+  }
+  return blocks;
 }
 
 std::vector<BlockTransfer> Scheduler::take_transfers() {
@@ -56,15 +93,24 @@ std::vector<BlockTransfer> Scheduler::take_transfers() {
 void Scheduler::transferred(const TransferEnd& end, int64_t now_us, Outcome& out) {
   const TierTransfers::Ended ended = transfers_.end(end, now_us);
   ++room_epoch_;
-  if (ended.sequence == nullptr) return sweep();
-  Sequence& s = *ended.sequence;
-  s.group->cached_tokens += static_cast<int32_t>(ended.hit_tokens);
-  counters_.cached_tokens += ended.hit_tokens;
-  // Of what did not arrive nothing is published.
-  if (!end.status && ended.direction == TransferDirection::kToDevice) s.num_computed = 0;
-  if (s.num_in_flight == 0 && s.finished()) {
-    retire(s, now_us);
-  } else if (!end.status) {
+  if (!ended.sequences.empty()) {
+    ended.sequences.front()->group->cached_tokens += static_cast<int32_t>(ended.hit_tokens);
+    counters_.cached_tokens += ended.hit_tokens;
+  }
+  // Those that have ended meanwhile go first: a failure below may end more, and those go by themselves.
+  for (Sequence* s : ended.sequences) {
+    // Of what did not arrive nothing is published.
+    if (!end.status && ended.direction == TransferDirection::kToDevice) s->num_computed = 0;
+    if (s->finished() && s->num_in_flight == 0) retire(*s, now_us);
+  }
+  for (Sequence* s : ended.sequences)
+    if (!s->finished()) take_in(*s, ended, end, now_us, out);
+  sweep();
+}
+
+void Scheduler::take_in(Sequence& s, const TierTransfers::Ended& ended, const TransferEnd& end,
+                        int64_t now_us, Outcome& out) {
+  if (!end.status) {
     // Without what was lost the rest of its prefix can be had: it asks again. What failed otherwise would again.
     s.skips_tiers = s.skips_tiers || (ended.is_fetch && ended.blocks_lost == 0);
     if (!ended.is_fetch) ++counters_.swap_failures;
@@ -72,7 +118,6 @@ void Scheduler::transferred(const TransferEnd& end, int64_t now_us, Outcome& out
   } else if (ended.direction == TransferDirection::kToDevice) {
     cache_.discard(std::move(s.swapped));
   }
-  sweep();
 }
 
 // What was copied is lost. It is computed again where that gives the same; else the request cannot go on.

@@ -15,14 +15,14 @@ constexpr int32_t kMostFailedDiskWrites = 8;  // in a row; then no more are begu
 TierTransfers::TierTransfers(KvCache& cache, const PreemptionCosts& costs)
     : cache_(cache), costs_(costs), disk_rate_(costs) {}
 
-TierTransfers::UnderWay& TierTransfers::begin(Sequence* sequence, TransferDirection direction,
-                                              std::vector<TierCopy> copies) {
+TierTransfers::UnderWay& TierTransfers::begin(std::span<Sequence* const> sequences,
+                                              TransferDirection direction, std::vector<TierCopy> copies) {
   UnderWay& transfer = under_way_.emplace_back();
   transfer.id = next_id_++;
-  transfer.sequence = sequence;
+  transfer.sequences.assign(sequences.begin(), sequences.end());
   transfer.direction = direction;
   new_.push_back({transfer.id, direction, std::move(copies)});
-  if (sequence != nullptr) {
+  for (Sequence* sequence : sequences) {
     ++sequence->num_in_flight;
     sequence->copying = true;
   }
@@ -43,26 +43,28 @@ TierTransfers::UnderWay TierTransfers::take(uint64_t id) {
 
 TierTransfers::Ended TierTransfers::end(const TransferEnd& end, int64_t now_us) {
   UnderWay transfer = take(end.id);
-  Ended ended{
-      .sequence = transfer.sequence, .direction = transfer.direction, .is_fetch = transfer.read.has_value()};
-  cache_.release(std::move(transfer.source), now_us);
+  Ended ended{.sequences = transfer.sequences,
+              .direction = transfer.direction,
+              .is_fetch = transfer.read.has_value()};
+  for (BlockTable& source : transfer.sources) cache_.release(std::move(source), now_us);
   if (transfer.read) end_read(transfer, end, now_us, ended);
   if (transfer.write) end_write(std::move(*transfer.write), end.status, now_us);
-  if (transfer.sequence != nullptr) {
-    transfer.sequence->copying = false;
-    --transfer.sequence->num_in_flight;
+  for (Sequence* sequence : transfer.sequences) {
+    sequence->copying = false;
+    --sequence->num_in_flight;
   }
   return ended;
 }
 
 // ---- lists of preempted sequences ----
 
-void TierTransfers::swap_out(Sequence& s, std::vector<TierCopy> copies) {
-  begin(&s, TransferDirection::kToHost, std::move(copies)).source = std::move(s.table);
+void TierTransfers::swap_out(std::span<Sequence* const> sequences, std::vector<TierCopy> copies) {
+  UnderWay& transfer = begin(sequences, TransferDirection::kToHost, std::move(copies));
+  for (Sequence* s : sequences) transfer.sources.push_back(std::move(s->table));
 }
 
-void TierTransfers::swap_in(Sequence& s, std::vector<TierCopy> copies) {
-  begin(&s, TransferDirection::kToDevice, std::move(copies));
+void TierTransfers::swap_in(std::span<Sequence* const> sequences, std::vector<TierCopy> copies) {
+  begin(sequences, TransferDirection::kToDevice, std::move(copies));
 }
 
 // ---- prefixes down ----
@@ -72,7 +74,8 @@ void TierTransfers::swap_in(Sequence& s, std::vector<TierCopy> copies) {
 void TierTransfers::write_behind(NamespaceId ns, std::span<const TokenId> tokens, const BlockTable& table,
                                  const Retention& retention, int64_t now_us) {
   int64_t swapping = 0;
-  for (const UnderWay& t : under_way_) swapping += t.source.num_blocks();
+  for (const UnderWay& t : under_way_)
+    for (const BlockTable& source : t.sources) swapping += source.num_blocks();
   if (4 * swapping > cache_.num_blocks()) return;
   std::vector<TierCopy> copies;
   std::optional<TierWrite> write = cache_.write_below(ns, tokens, table, retention, now_us, copies);
@@ -89,7 +92,7 @@ void TierTransfers::begin_write(std::optional<TierWrite> write, std::vector<Tier
   }
   counters_of(write->to).writes += static_cast<int64_t>(copies.size());
   const TransferDirection direction = to_disk ? TransferDirection::kToDisk : TransferDirection::kToHost;
-  begin(nullptr, direction, std::move(copies)).write = std::move(write);
+  begin({}, direction, std::move(copies)).write = std::move(write);
 }
 
 void TierTransfers::end_write(TierWrite&& write, const Status& status, int64_t now_us) {
@@ -142,7 +145,8 @@ std::optional<TierTransfers::Fetch> TierTransfers::fetch(NamespaceId ns, std::sp
 void TierTransfers::start(Fetch fetch, Sequence& s, int64_t now_us) {
   const auto disk_blocks =
       std::ranges::count_if(fetch.copies, [](const TierCopy& c) { return c.disk != kNotOnDisk; });
-  UnderWay& transfer = begin(&s, TransferDirection::kToDevice, std::move(fetch.copies));
+  Sequence* const reader = &s;
+  UnderWay& transfer = begin({&reader, 1}, TransferDirection::kToDevice, std::move(fetch.copies));
   transfer.read = std::move(fetch.read);
   transfer.had_tokens = fetch.had_tokens;
   transfer.disk_blocks = disk_blocks;
@@ -151,7 +155,7 @@ void TierTransfers::start(Fetch fetch, Sequence& s, int64_t now_us) {
 
 // Of requests that come for the first time: one that was preempted had its prompt counted.
 int64_t TierTransfers::count_hits(const UnderWay& transfer) {
-  if (transfer.sequence->num_preempted > 0) return 0;
+  if (transfer.sequences.front()->num_preempted > 0) return 0;
   int32_t before = transfer.had_tokens;
   for (const TierRead::Part& part : transfer.read->parts) {
     counters_of(part.tier).hit_tokens += part.table.length() - before;
@@ -198,7 +202,7 @@ TierTraffic TierTransfers::traffic() const {
 
 void TierTransfers::append_tables(std::vector<const BlockTable*>& tables) const {
   for (const UnderWay& t : under_way_)
-    if (!t.source.empty()) tables.push_back(&t.source);
+    for (const BlockTable& source : t.sources) tables.push_back(&source);
 }
 
 void TierTransfers::append_deferred(std::vector<BlockId>& blocks) const {

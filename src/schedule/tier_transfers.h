@@ -30,9 +30,10 @@ class TierTransfers {
  public:
   TierTransfers(KvCache& cache, const PreemptionCosts& costs);
 
-  // ---- lists of preempted sequences (KvCache::swap_out, swap_in_the_rest) ----
-  void swap_out(Sequence& sequence, std::vector<TierCopy> copies);  // takes its table, and holds it
-  void swap_in(Sequence& sequence, std::vector<TierCopy> copies);
+  // ---- lists of preempted sequences, one or those that go together (KvCache::swap_out, swap_in_the_rest) ----
+  // Takes their tables, and holds them.
+  void swap_out(std::span<Sequence* const> sequences, std::vector<TierCopy> copies);
+  void swap_in(std::span<Sequence* const> sequences, std::vector<TierCopy> copies);
 
   // ---- prefixes ----
   // Ahead of eviction: what the table has published of `tokens` goes down, if that may be now.
@@ -52,7 +53,7 @@ class TierTransfers {
   // ---- ends ----
   std::vector<BlockTransfer> take_new();  // begun since the last call
   struct Ended {
-    Sequence* sequence = nullptr;  // whose it was, if anybody's
+    std::vector<Sequence*> sequences;  // whose it was, if anybody's
     TransferDirection direction = TransferDirection::kToHost;
     bool is_fetch = false;
     int64_t hit_tokens = 0;   // of a fetch for a request that came for the first time
@@ -75,16 +76,17 @@ class TierTransfers {
  private:
   struct UnderWay {
     uint64_t id = 0;
-    Sequence* sequence = nullptr;  // none: a write, of one that may be gone
+    std::vector<Sequence*> sequences;  // none: a write, of one that may be gone
     TransferDirection direction = TransferDirection::kToHost;
-    BlockTable source;  // swapped out
+    std::vector<BlockTable> sources;  // swapped out
     std::optional<TierWrite> write;
     std::optional<TierRead> read;
     int32_t had_tokens = 0;   // of the prefix that is read
     int64_t disk_blocks = 0;  // read
     int64_t started_us = 0;
   };
-  UnderWay& begin(Sequence* sequence, TransferDirection direction, std::vector<TierCopy> copies);
+  UnderWay& begin(std::span<Sequence* const> sequences, TransferDirection direction,
+                  std::vector<TierCopy> copies);
   UnderWay take(uint64_t id);
   void begin_write(std::optional<TierWrite> write, std::vector<TierCopy> copies, int64_t now_us);
   void end_write(TierWrite&& write, const Status& status, int64_t now_us);

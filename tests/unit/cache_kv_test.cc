@@ -475,13 +475,63 @@ TEST_F(KvCacheTest, NobodyWritesABlockThatIsOnItsWayToTheHost) {
   BlockTable goes = cache->fork(stays);
   SwappedList list;
   std::vector<TierCopy> to_host;
-  ASSERT_TRUE(cache->swap_out(goes, list, to_host));
+  const BlockTable* const table = &goes;
+  SwappedList* const to = &list;
+  ASSERT_TRUE(cache->swap_out({&table, 1}, {&to, 1}, to_host));
   ASSERT_EQ(to_host.size(), 2u);
   for (const BlockId block : stays.blocks()) EXPECT_FALSE(cache->may_write(block));
   release(goes);
   for (const BlockId block : stays.blocks()) EXPECT_TRUE(cache->may_write(block));
   cache->discard(std::move(list));
   release(stays);
+}
+
+// Three lists: the first two share a block, and with the third another.
+TEST_F(KvCacheTest, WhatListsShareLeavesOnceAndIsSharedAgain) {
+  const GroupSpec group{.num_layers = 2, .num_kv_heads = 2, .head_dim = 64, .block_tokens = kB};
+  CacheSpec spec = uniform_spec(group, 20);
+  spec.swap_bytes = 6 * group.block_bytes();
+  cache = *KvCache::create(spec);
+  ns = cache->open_namespace({.model = "m"});
+  std::vector<BlockTable> tables(3);
+  ASSERT_TRUE(extend(tables[0], kB));
+  tables[2] = cache->fork(tables[0]);
+  ASSERT_TRUE(extend(tables[0], 2 * kB));
+  tables[1] = cache->fork(tables[0]);
+  for (BlockTable& table : tables) ASSERT_TRUE(extend(table, 2 * kB + 3));
+  std::vector<SwappedList> lists(3);
+  const std::vector<const BlockTable*> from{&tables[0], &tables[1], &tables[2]};
+  const std::vector<SwappedList*> to{&lists[0], &lists[1], &lists[2]};
+  std::vector<TierCopy> copies;
+  EXPECT_TRUE(cache->swap_out(from, to, copies));
+  EXPECT_EQ(copies.size(), 6u) << "2 shared, 3 tails, and the third's second";
+  EXPECT_EQ(cache->swap_pool().num_free(), 0);
+  for (BlockTable& table : tables) release(table);
+  EXPECT_EQ(cache->num_held(), 0);
+
+  std::vector<const SwappedList*> of;
+  std::vector<BlockTable> back;
+  for (const SwappedList& list : lists) {
+    of.push_back(&list);
+    back.push_back(cache->swap_in_what_stayed(list, now));
+    EXPECT_TRUE(back.back().empty()) << "nothing was published";
+  }
+  copies.clear();
+  EXPECT_EQ(KvCache::blocks_to_swap_in(of, back), 6);
+  ASSERT_TRUE(cache->swap_in_the_rest(of, back, now, copies));
+  EXPECT_EQ(copies.size(), 6u);
+  EXPECT_EQ(cache->num_held(), 6);
+  EXPECT_EQ(back[0].blocks()[0], back[2].blocks()[0]);
+  EXPECT_EQ(back[0].blocks()[1], back[1].blocks()[1]);
+  EXPECT_NE(back[0].blocks()[1], back[2].blocks()[1]);
+  EXPECT_NE(back[0].blocks()[2], back[1].blocks()[2]);
+  EXPECT_EQ(cache->num_holders(back[0].blocks()[0]), 3);
+  EXPECT_EQ(cache->num_holders(back[0].blocks()[1]), 2);
+  const std::vector<const BlockTable*> live{&back[0], &back[1], &back[2]};
+  EXPECT_EQ(cache->audit(live, {}, of), std::nullopt);
+  for (SwappedList& list : lists) cache->discard(std::move(list));
+  EXPECT_EQ(cache->swap_pool().num_held(), 0);
+  for (BlockTable& table : back) release(table);
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 // Preemption by swap, step by step over a small cache and a fake executor: who gives way, by which means,
 // what a copy under way holds, and what a cancel or a failure during one leaves behind.
+#include <set>
+
 #include "tests/property/engine_harness.h"
 
 namespace quire {
@@ -196,6 +198,78 @@ TEST(Swap, APolicyThatChoosesByScoresGivesWayBySwapOnly) {
     EXPECT_EQ(h.record(t).sequences[0].tokens.size(), 60u);
     h.expect_greedy(a);
     h.expect_greedy(b);
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+}
+
+SamplingParams beams(int32_t width, int32_t max_tokens) {
+  SamplingParams p = Harness::greedy(max_tokens);
+  p.beam_width = p.n = width;
+  return p;
+}
+
+std::vector<std::vector<TokenId>> tokens_of(Harness& h, RequestId id) {
+  std::vector<std::vector<TokenId>> all;
+  for (const auto& [index, s] : h.record(id).sequences) all.push_back(s.tokens);
+  return all;
+}
+
+// Whoever gives way does so with all its beams, and they find what an undisturbed search finds.
+TEST(Swap, BeamsLeaveAndComeBackTogether) {
+  std::vector<std::vector<TokenId>> expected;
+  for (const int32_t blocks : {200, 28}) {
+    for (const bool prefix_cache : {true, false}) {
+      HarnessOptions o = tight();
+      o.num_blocks = blocks;
+      o.prefix_cache = prefix_cache;
+      Harness h(o);
+      const RequestId a = h.submit(ids(60), Harness::greedy(100));
+      const RequestId b = h.submit(ids(44, 300), beams(3, 40));
+      int64_t together = 0;
+      while (!h.core().idle()) {
+        ASSERT_TRUE(h.step());
+        const SequenceGroup* group = h.core().scheduler().find(b);
+        if (group == nullptr) continue;
+        std::set<int32_t> distinct;
+        int32_t out = 0;
+        for (const auto& s : group->sequences) {
+          if (!s->swapped.empty()) ++out;
+          for (const SwappedBlock& block : s->swapped.blocks()) distinct.insert(value(block.host));
+        }
+        EXPECT_TRUE(out == 0 || out == 3) << out << " of 3 beams are out";
+        if (out == 0) continue;
+        ++together;
+        EXPECT_EQ(h.core().cache().swap_pool().num_held(), static_cast<int64_t>(distinct.size()));
+        EXPECT_LT(static_cast<int32_t>(distinct.size()), 3 * 6) << "the prompt lies there once";
+      }
+      EXPECT_EQ(together > 0, blocks == 28);
+      EXPECT_EQ(counters(h).swap_outs, counters(h).preemptions);
+      if (expected.empty()) expected = tokens_of(h, b);
+      EXPECT_EQ(tokens_of(h, b), expected);
+      h.expect_greedy(a);
+      h.expect_sound();
+      h.expect_all_ended();
+    }
+  }
+}
+
+// One copy for all of them: when it fails they all run again, and a cancel leaves nothing behind.
+TEST(Swap, ACopyOfBeamsThatFailsOrIsCancelledIsAllOfTheirs) {
+  for (const int fails : {1, 2, 0}) {
+    HarnessOptions o = tight();
+    o.num_blocks = 28;
+    Harness h(o);
+    int n = 0;
+    h.mover().set_fault([&] { return FakeMover::Fault{.fails = ++n == fails, .delay_us = 20'000}; });
+    const RequestId a = h.submit(ids(60), Harness::greedy(100));
+    const RequestId b = h.submit(ids(44, 300), beams(3, 40));
+    while (fails == 0 && !first_of(h, b).copying) ASSERT_TRUE(h.step());
+    if (fails == 0) h.abort(b);
+    h.run();
+    EXPECT_EQ(counters(h).swap_failures, fails == 0 ? 0 : 3);
+    EXPECT_EQ(h.record(b).sequences[0].finish, fails == 0 ? FinishReason::kCancelled : FinishReason::kLength);
+    h.expect_greedy(a);
     h.expect_sound();
     h.expect_all_ended();
   }
