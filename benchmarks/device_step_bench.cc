@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "benchmarks/bench_flags.h"
 #include "kernels/cuda/host_device.h"
 #include "src/base/check.h"
 #include "src/execute/device_step.h"
@@ -28,23 +29,14 @@ struct Options {
 
 Options parse(int argc, char** argv) {
   Options o;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    const std::string flag = argv[i];
-    const auto value = static_cast<int32_t>(std::atoll(argv[i + 1]));
-    if (flag == "--sequences")
-      o.sequences = value;
-    else if (flag == "--tokens")
-      o.tokens = value;
-    else if (flag == "--replaced")
-      o.replaced = value;
-    else if (flag == "--steps")
-      o.steps = value;
-    else if (flag == "--whole")
-      o.whole = value;
-    else
-      check(false, "an unknown flag");
-  }
-  check(o.sequences > 0 && o.tokens > 0 && o.replaced >= 0 && o.steps > 0, "flags are not negative");
+  read_bench_flags(
+      argc, argv,
+      "Host time of a decode step on its way to a device: bytes a step, and microseconds, median and p99.",
+      {{"--sequences", &o.sequences, 1, "in the step"},
+       {"--tokens", &o.tokens, 1, "of each"},
+       {"--replaced", &o.replaced, 0, "sequences a step"},
+       {"--steps", &o.steps, 1, "timed"},
+       {"--whole", &o.whole, 0, "1: every list is brought whole each step"}});
   return o;
 }
 

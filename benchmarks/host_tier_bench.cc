@@ -18,6 +18,7 @@
 #include <thread>
 #include <vector>
 
+#include "benchmarks/bench_flags.h"
 #include "quire/engine.h"
 #include "src/base/check.h"
 #include "src/base/random.h"
@@ -144,14 +145,16 @@ int main(int argc, char** argv) {
   config.model_dir = "models/demo";
   int32_t tokens = 4000, rounds = 5;
   std::string dir;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    const std::string name = argv[i];
-    if (name == "--model") config.model_dir = argv[i + 1];
-    if (name == "--device") config.device = argv[i + 1];
-    if (name == "--prompt-tokens") tokens = std::atoi(argv[i + 1]);
-    if (name == "--rounds") rounds = std::atoi(argv[i + 1]);
-    if (name == "--dir") dir = argv[i + 1];
-  }
+  quire::read_bench_flags(
+      argc, argv,
+      "What a hit in the prefix cache's tiers is worth: time to the first token, computed and from each "
+      "tier; "
+      "one JSON line.",
+      {{"--model", &config.model_dir, 0, "model directory"},
+       {"--device", &config.device, 0, "auto, cpu or cuda"},
+       {"--prompt-tokens", &tokens, 1, "of each prompt"},
+       {"--rounds", &rounds, 1, "of which the medians are printed"},
+       {"--dir", &dir, 0, "where the disk tier's files are made and removed; none: no figure for the disk"}});
   config.max_context_tokens = tokens + 16;
   quire::print_all(config, tokens, rounds, dir);
 }

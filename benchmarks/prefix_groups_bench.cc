@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "benchmarks/bench_flags.h"
 #include "src/base/check.h"
 #include "src/execute/prefix_groups.h"
 
@@ -24,21 +25,12 @@ struct Options {
 
 Options parse(int argc, char** argv) {
   Options o;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    const std::string flag = argv[i];
-    const auto value = static_cast<int32_t>(std::atoll(argv[i + 1]));
-    if (flag == "--sequences")
-      o.sequences = value;
-    else if (flag == "--shared-blocks")
-      o.shared_blocks = value;
-    else if (flag == "--replaced")
-      o.replaced = value;
-    else if (flag == "--steps")
-      o.steps = value;
-    else
-      check(false, "an unknown flag");
-  }
-  check(o.sequences > 0 && o.shared_blocks >= 0 && o.replaced >= 0 && o.steps > 0, "flags are not negative");
+  read_bench_flags(argc, argv,
+                   "Host time to find the shared prefixes of a decode step: microseconds, median and p99.",
+                   {{"--sequences", &o.sequences, 1, "in the step"},
+                    {"--shared-blocks", &o.shared_blocks, 0, "that all begin with"},
+                    {"--replaced", &o.replaced, 0, "sequences a step"},
+                    {"--steps", &o.steps, 1, "timed"}});
   return o;
 }
 

@@ -10,6 +10,10 @@
 
 namespace quire {
 
+// In place of a token, where none can be chosen. What takes tokens on the device goes on with id 0 until the host has ended the sequence.
+inline constexpr int32_t kRulesLeaveNoToken = -2;  // of an edited row, whose own logits are not all masked
+inline constexpr int32_t kNoLogitInRow = -3;       // nothing but NaN and minus infinity
+
 struct SampleSettings {
   float inverse_temperature = 1.0f;  // 0 = greedy
   int32_t top_k = 0;                 // 0 = all
@@ -28,7 +32,7 @@ struct SampleParams {
   const SampleSettings* settings = nullptr;  // [num_samples], device memory
   // num_samples * sample_space_bytes(), 16-byte aligned; contents need no preparation
   void* workspace = nullptr;
-  int32_t* tokens = nullptr;  // [num_samples] out
+  int32_t* tokens = nullptr;  // [num_samples] out; kRulesLeaveNoToken, kNoLogitInRow
   // [num_samples] out: natural log of the token's probability before temperature and filters, in the row that it was chosen from
   float* logprobs = nullptr;
   int32_t num_samples = 0;
@@ -87,7 +91,7 @@ struct ReportLogprobsParams {
   int32_t vocab = 0;
 };
 
-// ids[i] = tokens[source[i]] where source[i] >= 0: a decode row takes what the step before sampled, without a detour over the host.
+// ids[i] = tokens[source[i]] (0 for what is no token) where source[i] >= 0: a decode row takes what the step before sampled, without a detour over the host.
 // Then histories[history_at[i]] = ids[i] where history_at[i] >= 0.
 struct TakeSampledParams {
   int32_t* ids = nullptr;           // [rows]

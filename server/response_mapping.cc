@@ -82,6 +82,22 @@ v1::GenerateResponse to_wire(const TokenEvent& event) {
   return wire;
 }
 
+namespace {
+
+void set_limits(const SamplingLimits& limits, v1::RequestLimits& wire) {
+  wire.set_max_n(limits.max_n);
+  wire.set_max_beam_width(limits.max_beam_width);
+  wire.set_max_stop_strings(limits.max_stop_strings);
+  wire.set_max_stop_bytes(limits.max_stop_bytes);
+  wire.set_max_stop_token_ids(limits.max_stop_token_ids);
+  wire.set_max_logprobs(limits.max_logprobs);
+  wire.set_max_logit_bias(limits.max_logit_bias);
+  wire.set_max_bad_words(limits.max_bad_words);
+  wire.set_max_bad_word_tokens(limits.max_bad_word_tokens);
+}
+
+}  // namespace
+
 v1::GetModelResponse to_wire(const ModelCard& card, const EngineConfig& config) {
   v1::GetModelResponse wire;
   wire.set_name(card.name);
@@ -100,6 +116,7 @@ v1::GetModelResponse to_wire(const ModelCard& card, const EngineConfig& config) 
   wire.set_kv_cache_dtype(config.kv_cache_dtype);
   wire.set_block_tokens(config.block_tokens);
   wire.set_version(kVersion);
+  set_limits(config.sampling_limits, *wire.mutable_limits());
   return wire;
 }
 
@@ -146,6 +163,7 @@ v1::GetLoadResponse to_wire(const EngineStats& stats) {
   wire.set_copies_on_write_total(stats.copies_on_write_total);
   wire.set_evictions_total(stats.evictions_total);
   wire.set_steps_total(stats.steps_total);
+  wire.set_failed_without_logits_total(stats.failed_without_logits_total);
   wire.set_shared_read_tokens_total(stats.shared_read_tokens_total);
   wire.set_tail_drops_total(stats.tail_drops_total);
   wire.set_heads_shortened_total(stats.heads_shortened_total);

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """What clients of a server see: time to first token when it is idle, then many streams at once, through the Python client.
 
-  benchmarks/serving/streams.py --model models/demo --streams 256 --output streams.json
+  .venv/bin/python benchmarks/serving/streams.py --model models/demo --streams 256 --output streams.json
+
+The client needs grpcio, which `./quire` has put into .venv.
 
 Starts `quire serve` itself (flags after `--` go to it), or talks to one that runs (--address). Idle: one request at a time, a fresh prompt each, for each
 of --idle-prompt-tokens. Load: --rounds rounds, each sends all streams at once and waits for the last. Prompts are random token ids, so no

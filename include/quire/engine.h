@@ -43,6 +43,7 @@ struct EngineStats {
   int64_t host_sampled_steps_total =
       0;  // on a device with memory of its own: steps whose logits came to the host
   int64_t uploaded_bytes_total = 0;  // arrays and block tables of steps, to a device with memory of its own
+  int64_t failed_without_logits_total = 0;  // requests to which the model gave nothing but NaN and -infinity
   int64_t preemptions_total = 0, copies_on_write_total = 0, evictions_total = 0, steps_total = 0;
   TierStats host, disk;
   int64_t disk_corrupt_blocks_total = 0;  // not what had been written there: lost, and computed again

@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kSampleThreads, 2) report_rows(ReportLogprobsP
   const float sum = reach.sum;
 
   if (thread == 0) {
-    const float x = load(row.logits + load(p.tokens + report.sample));
+    const float x = load(row.logits + max(load(p.tokens + report.sample), 0));
     store(p.logprobs + report.sample, logprob_of(x, row.sums.highest, sum));
   }
   if (report.num_top == 0) return;  // all of the block

@@ -186,20 +186,15 @@ __device__ inline bool settles(const Row& row, const Found& f, Shared<uint64_t> 
   return block_sum(mass, scratch) >= s.top_p * row.sums.tempered;
 }
 
-// The edits left nothing: the sequence goes on with the model's own likeliest token instead of holding up its batch.
-__device__ inline int32_t likeliest_of(const Row& row, const SampleParams& p, Shared<float> scratch) {
+// Whether the model's own row, before its edits, has nothing to choose from either.
+__device__ inline int32_t why_nothing(const Row& row, const SampleParams& p, Shared<float> scratch) {
+  if (row.settings.edited_row < 0) return kNoLogitInRow;  // all of the block
   Row own = row;
   own.logits = p.logits + int64_t{row.settings.logits_row} * p.vocab;
   float highest = kMasked;
   for (int i = 0; i < own.parts; ++i)
     own.part(i).for_each([&](int, float x) { highest = fmaxf(highest, x); });
-  highest = block_highest(highest, scratch);
-  int32_t lowest_id = kNoId;
-  for (int i = 0; i < own.parts; ++i)
-    own.part(i).for_each([&](int32_t id, float x) {
-      if (x == highest) lowest_id = min(lowest_id, id);
-    });
-  return block_min(lowest_id, scratch.as<int32_t>());
+  return block_highest(highest, scratch) == kMasked ? kNoLogitInRow : kRulesLeaveNoToken;
 }
 
 constexpr int kScratchFloats = kSampleWarps + kQuads * kSampleWarps;
@@ -234,11 +229,10 @@ __global__ void __launch_bounds__(kSampleThreads, 2) choose(SampleParams p, int 
                                               : Settle(row, memory, scratch).draw();
     }
   }
-  if (s.edited_row >= 0 && row.sums.highest == kMasked) token = likeliest_of(row, p, scratch);
-  if (token < 0 || token >= p.vocab) token = 0;  // a row of nothing but NaN and minus infinity
-  if (s.forced >= 0) token = s.forced;
+  if (row.sums.highest == kMasked) token = why_nothing(row, p, scratch);
+  if (s.forced >= 0 && token != kNoLogitInRow) token = s.forced;
   if (threadIdx.x == 0) {
-    const float x = load(row.logits + token);
+    const float x = load(row.logits + max(token, 0));
     store(p.tokens + sample, token);
     store(p.logprobs + sample, row.sums.sum > 0.0f ? x - row.sums.highest - log2_approx(row.sums.sum) * kLn2
                                : x > 0.0f          ? 0.0f
@@ -254,7 +248,7 @@ __global__ void __launch_bounds__(kSampleThreads) take_sampled_rows(TakeSampledP
   const int32_t source = load(p.source + row);
   int32_t id = kNoId;
   if (source >= 0) {
-    id = load(p.tokens + source);
+    id = max(load(p.tokens + source), 0);
     store(p.ids + row, id);
   }
   if (p.histories == nullptr) return;

@@ -19,16 +19,31 @@ struct Options {
   std::string address = "127.0.0.1:50051";
   std::string service = kServiceName;
   int32_t timeout_ms = 2000;
-  std::string tls_ca;
+  std::string tls_ca, tls_cert, tls_key;
   std::string output = "text";
 };
 
 Result<std::shared_ptr<grpc::ChannelCredentials>> make_credentials(const Options& options) {
-  if (options.tls_ca.empty()) return grpc::InsecureChannelCredentials();
+  if (options.tls_cert.empty() != options.tls_key.empty())
+    return invalid(fmt::format("--tls-cert and --tls-key go together; {} is missing",
+                               options.tls_key.empty() ? "--tls-key" : "--tls-cert"));
+  if (options.tls_ca.empty()) {
+    if (!options.tls_cert.empty())
+      return invalid("--tls-cert and --tls-key need --tls-ca, the authority of the server's certificate");
+    return grpc::InsecureChannelCredentials();
+  }
   const auto ca = read_file(options.tls_ca, "--tls-ca");
   if (!ca) return ca.error();
   grpc::SslCredentialsOptions ssl;
   ssl.pem_root_certs = *ca;
+  if (!options.tls_cert.empty()) {
+    const auto cert = read_file(options.tls_cert, "--tls-cert");
+    if (!cert) return cert.error();
+    const auto key = read_file(options.tls_key, "--tls-key");
+    if (!key) return key.error();
+    ssl.pem_cert_chain = *cert;
+    ssl.pem_private_key = *key;
+  }
   return grpc::SslCredentials(ssl);
 }
 
@@ -59,6 +74,9 @@ int run_healthcheck(const Arguments& arguments) {
   flags.add("timeout-ms", options.timeout_ms, "Longest wait for an answer, ms");
   flags.add("tls-ca", options.tls_ca,
             "PEM file of the authority that signed the server's certificate; none = no TLS");
+  flags.add("tls-cert", options.tls_cert,
+            "PEM file of a client's certificate, for a server with --tls-client-ca; with --tls-key");
+  flags.add("tls-key", options.tls_key, "PEM file of that certificate's key");
   flags.add_choice("output", options.output, {"text", "json"}, "Form of the answer");
   const Result<bool> parsed = flags.parse(arguments);
   if (!parsed) return fail(parsed.error(), kExitUsage);

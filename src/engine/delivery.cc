@@ -8,6 +8,12 @@
 namespace quire {
 namespace {
 
+// Whether a stop text that the last of so many tokens completes ends them.
+bool may_stop(const SamplingParams& sampling, int32_t num_tokens) {
+  return num_tokens > sampling.min_tokens &&
+         num_tokens >= static_cast<int32_t>(sampling.forced_token_ids.size());
+}
+
 bool is_collected(const DeliveryRequest& r) {
   // best_of is ranked and beams are found at the end; nothing of them can be streamed.
   return !r.stream || r.sampling->beam_width > 0 || r.sampling->best_of > r.sampling->n;
@@ -82,7 +88,7 @@ void Delivery::add_token(const Open& open, Stream& stream, int32_t id, float log
     event.logprobs.push_back({id, logprob, std::move(top)});
   }
   if (stream.text == nullptr || silent) return;
-  TextStream::Piece piece = stream.text->push(id, stream.num_tokens > sampling.min_tokens);
+  TextStream::Piece piece = stream.text->push(id, may_stop(sampling, stream.num_tokens));
   event.text += piece.text;
   if (!piece.stop) return;
   event.stop_text = std::move(*piece.stop);

@@ -272,6 +272,7 @@ void EngineCore::fill_stats(EngineStats& stats) const {
   stats.uploaded_bytes_total = uploaded_bytes_;
   stats.generation_tokens_total = c.output_tokens;
   stats.cached_tokens_total = c.cached_tokens;
+  stats.failed_without_logits_total = c.failed_without_logits;
   stats.preemptions_total = c.preemptions;
   stats.host = tier_stats(cache_->tier(CacheTier::kHost), tiers.host);
   stats.disk = tier_stats(cache_->tier(CacheTier::kDisk), tiers.disk);

@@ -11,6 +11,8 @@
 namespace quire {
 namespace {
 
+static_assert(kRulesLeaveNoToken == kRulesLeaveNone && kNoLogitInRow == kNoLogit);
+
 [[noreturn]] void never_joined(SequenceId id) {
   check_failed(fmt::format("a plan names sequence {}, which never joined or has left", value(id)), __FILE__,
                __LINE__);
@@ -331,8 +333,8 @@ void DeviceSampling::follow(std::vector<DeviceSample>& samples, int turn, Sample
   const auto* tokens = turns_[turn].back.as<const int32_t>();
   for (size_t i = 0; i < samples.size(); ++i) {
     if (!samples[i].followed || !sequences_.contains(samples[i].sequence))
-      continue;  // it may have left meanwhile
-    sampler.append(samples[i].sequence, tokens[i]);
+      continue;                                                          // it may have left meanwhile
+    if (tokens[i] >= 0) sampler.append(samples[i].sequence, tokens[i]);  // else it ends
     samples[i].followed = false;
   }
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -10,11 +11,21 @@
 namespace quire {
 namespace {
 
+constexpr double kMasked = -std::numeric_limits<double>::infinity();
+
+// NaN counts as masked. -infinity where all are: a token's logprob is NaN then.
 double log_sum(std::span<const float> logits) {
-  const double top = *std::max_element(logits.begin(), logits.end());
+  double top = kMasked;
+  for (const float x : logits) top = std::max(top, x > kMasked ? static_cast<double>(x) : kMasked);
   double sum = 0;
-  for (const float x : logits) sum += std::exp(static_cast<double>(x) - top);
+  for (const float x : logits)
+    if (x > kMasked) sum += x == top ? 1.0 : std::exp(static_cast<double>(x) - top);
   return top + std::log(sum);
+}
+
+// NaN has no order of its own.
+double ordered(float logit) {
+  return logit > kMasked ? static_cast<double>(logit) : kMasked;
 }
 
 }  // namespace
@@ -23,18 +34,19 @@ PromptLogprob row_logprob(std::span<const float> logits, TokenId token, int32_t 
   check(token >= 0 && static_cast<size_t>(token) < logits.size(), "row_logprob: token outside the row");
   const double lse = log_sum(logits);
   const auto logprob = [&](TokenId id) {
-    return static_cast<float>(static_cast<double>(logits[static_cast<size_t>(id)]) - lse);
+    const double logit = ordered(logits[static_cast<size_t>(id)]);
+    return logit == -kMasked ? 0.0f : static_cast<float>(logit - lse);
   };
   PromptLogprob out{.token = token, .logprob = logprob(token), .top = {}};
   const size_t count = std::min(static_cast<size_t>(std::max(num_top, 0)), logits.size());
   if (count == 0) return out;
   std::vector<TokenId> ids(logits.size());
   std::iota(ids.begin(), ids.end(), 0);
-  std::partial_sort(ids.begin(), ids.begin() + static_cast<int64_t>(count), ids.end(),
-                    [&](TokenId a, TokenId b) {
-                      const float x = logits[static_cast<size_t>(a)], y = logits[static_cast<size_t>(b)];
-                      return x != y ? x > y : a < b;
-                    });
+  std::partial_sort(
+      ids.begin(), ids.begin() + static_cast<int64_t>(count), ids.end(), [&](TokenId a, TokenId b) {
+        const double x = ordered(logits[static_cast<size_t>(a)]), y = ordered(logits[static_cast<size_t>(b)]);
+        return x != y ? x > y : a < b;
+      });
   for (size_t i = 0; i < count; ++i) out.top.emplace_back(ids[i], logprob(ids[i]));
   return out;
 }

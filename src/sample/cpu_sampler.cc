@@ -12,6 +12,8 @@
 namespace quire {
 namespace {
 
+constexpr float kMasked = -std::numeric_limits<float>::infinity();
+
 struct State {
   std::shared_ptr<const SamplingParams> sampling;
   uint64_t seed = 0;
@@ -116,9 +118,12 @@ class CpuSampler final : public Sampler {
     }
     if (sample.beam) {  // beams rank what may follow after the processors
       result.top = likeliest(row, sample.top_candidates, log_sum_exp(row));
+      std::erase_if(result.top, [](const auto& candidate) { return candidate.second == kMasked; });
+      if (result.top.empty()) result.token = none_of(raw);
       return result;
     }
     result.token = choose(row, raw, state, sample.position);
+    if (result.token < 0) return result;  // the request ends
     if (state.sampling->uses_logprobs() || sample.top_candidates > 0)
       report_logprobs(raw, sample.top_candidates, result);
     state.append(result.token);
@@ -133,21 +138,21 @@ class CpuSampler final : public Sampler {
     result.logprob = log_probability(raw[static_cast<size_t>(result.token)], lse);
   }
 
-  // Where masks leave nothing (allowed ids that are all bad words), the request asks for what cannot be: the
-  // model's own likeliest token is taken, so the sequence goes on to its limits instead of stalling the
-  // batch.
+  // Never a token that a rule excludes: where the rules leave none, there is none.
   TokenId choose(std::span<const float> row, std::span<const float> raw, const State& state,
                  int32_t position) {
     const auto& forced = state.sampling->forced_token_ids;
     if (const auto output = static_cast<size_t>(state.num_output_tokens()); output < forced.size())
-      return forced[output];
+      return all_masked(raw) ? kNoLogit : forced[output];
     if (state.sampling->temperature == 0) {
       const TokenId best = greedy(row);
-      return row[static_cast<size_t>(best)] > -std::numeric_limits<float>::infinity() ? best : greedy(raw);
+      return row[static_cast<size_t>(best)] > kMasked ? best : none_of(raw);
     }
     filter(row, *state.sampling, candidates_);
-    return candidates_.empty() ? greedy(raw) : draw(candidates_, draw_uniform(state.seed, position));
+    return candidates_.empty() ? none_of(raw) : draw(candidates_, draw_uniform(state.seed, position));
   }
+
+  static TokenId none_of(std::span<const float> raw) { return all_masked(raw) ? kNoLogit : kRulesLeaveNone; }
 
   std::unordered_map<SequenceId, State> states_;
   std::vector<float> scratch_;  // kept between calls, as candidates_

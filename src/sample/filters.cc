@@ -109,6 +109,10 @@ TokenId greedy(std::span<const float> logits) {
   return static_cast<TokenId>(std::find(first, logits.end(), highest) - logits.begin());
 }
 
+bool all_masked(std::span<const float> logits) {
+  return !(highest_of(logits) > kMasked);
+}
+
 void filter(std::span<const float> logits, const SamplingParams& params, std::vector<Candidate>& candidates) {
   candidates.clear();
   const float highest = highest_of(logits);

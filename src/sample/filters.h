@@ -23,6 +23,9 @@ struct Candidate {
 // Index of the highest logit; the lowest index wins a tie. 0 where every logit is masked.
 TokenId greedy(std::span<const float> logits);
 
+// Nothing but NaN and minus infinity.
+bool all_masked(std::span<const float> logits);
+
 // What is left of the row after temperature (> 0) and all filters, with probabilities that sum to 1. Each
 // filter keeps at least one token; all but typical_p keep the likeliest. Order: top_k, top_p, min_p, typical_p, each over what the one
 // before left, renormalised. top_p (Holtzman et al. 2020): the fewest likeliest tokens whose sum reaches p.

@@ -22,6 +22,10 @@ struct PlannedJoin {
   std::vector<TokenId> eos_token_ids;  // masked until min_tokens
 };
 
+// Instead of a sampled token where none can be chosen; the request then fails. Numbered as in kernels/sampling.h.
+inline constexpr TokenId kRulesLeaveNone = -2;  // the request's own rules exclude every id
+inline constexpr TokenId kNoLogit = -3;         // the model's row has nothing but NaN and minus infinity
+
 // What to sample from one row of logits.
 struct PlannedSample {
   SequenceId sequence{};
@@ -34,7 +38,7 @@ struct PlannedSample {
 
 struct SampledToken {
   SequenceId sequence{};
-  TokenId token = -1;  // -1 for beam rows
+  TokenId token = -1;  // -1 for beam rows; kRulesLeaveNone, kNoLogit
   // of the model's distribution before temperature and filters (natural log); 0 where the
   // request does not use it (SamplingParams::uses_logprobs)
   float logprob = 0;

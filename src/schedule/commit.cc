@@ -1,8 +1,10 @@
 // A step's results come in: computed positions, published blocks, tokens, ends.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "src/base/check.h"
+#include "src/schedule/no_token.h"
 #include "src/schedule/scheduler.h"
 
 namespace quire {
@@ -92,9 +94,11 @@ void Scheduler::commit_prompts(SubmittedStep& step, StepView& result, int64_t no
     SequenceGroup& group = *work->sequence->group;
     if (group.state == GroupState::kEnded) continue;
     group.prompt_logprobs.resize(group.num_prompt_tokens());
-    for (size_t i = 0; i < prompt.tokens.size(); ++i) {
+    for (size_t i = 0; i < prompt.tokens.size() && group.state != GroupState::kEnded; ++i) {
       const size_t position = static_cast<size_t>(prompt.first_position) + i;
-      if (position < group.prompt_logprobs.size())
+      if (std::isnan(prompt.tokens[i].logprob))
+        fail_without_logits(group, no_prompt_logprob_error(static_cast<int32_t>(position)), now_us, out);
+      else if (position < group.prompt_logprobs.size())
         group.prompt_logprobs[position] = std::move(prompt.tokens[i]);
     }
   }
@@ -133,8 +137,23 @@ void Scheduler::commit_samples(SubmittedStep& step, StepView& result, int64_t no
   }
 }
 
+// Its token cannot be chosen. The others of the batch go on.
+void Scheduler::fail_without_token(SequenceGroup& group, TokenId why, int32_t num_output_tokens,
+                                   int64_t now_us, Outcome& out) {
+  const Error error = no_token_error(why, *group.sampling, num_output_tokens);
+  if (why == kNoLogit) return fail_without_logits(group, error, now_us, out);
+  end_group(group, FinishReason::kFailed, error, now_us, out);
+}
+
+void Scheduler::fail_without_logits(SequenceGroup& group, const Error& error, int64_t now_us, Outcome& out) {
+  ++counters_.failed_without_logits;
+  end_group(group, FinishReason::kFailed, error, now_us, out);
+}
+
 void Scheduler::commit_token(Sequence& s, SampledToken& sample, int64_t now_us, Outcome& out) {
   SequenceGroup& group = *s.group;
+  if (sample.token == kNoLogit || sample.token == kRulesLeaveNone)
+    return fail_without_token(group, sample.token, s.num_output_tokens(), now_us, out);
   check(sample.token >= 0, "an executor samples a token for every row that is no beam's");
   s.tokens.push_back(sample.token);
   s.sum_logprob += static_cast<double>(sample.logprob);
@@ -143,7 +162,9 @@ void Scheduler::commit_token(Sequence& s, SampledToken& sample, int64_t now_us, 
   WaitingQueue::charge_output(group, 1);
   if (group.times.first_token_us < 0) group.times.first_token_us = now_us;
   out.tokens.push_back({group.request, s.index, sample.token, sample.logprob, std::move(sample.top)});
-  if (std::binary_search(group.end_ids.begin(), group.end_ids.end(), sample.token))
+  const bool more_are_forced =
+      s.num_output_tokens() < static_cast<int32_t>(group.sampling->forced_token_ids.size());
+  if (!more_are_forced && std::binary_search(group.end_ids.begin(), group.end_ids.end(), sample.token))
     finish(s, FinishReason::kStop, now_us, out, sample.token);
   else if (s.num_tokens() >= group.max_total_tokens)
     finish(s, FinishReason::kLength, now_us, out);

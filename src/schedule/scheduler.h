@@ -88,8 +88,9 @@ struct SchedulerCounters {  // since start
           heads_shortened = 0;  // preemptions that left a head; times that one lost blocks later
   int64_t swap_outs = 0, swap_ins = 0, swap_failures = 0;  // of preempted sequences; failed copies
   int64_t prompt_tokens = 0, output_tokens = 0,
-          cached_tokens = 0;        // prompt tokens admitted, committed output, hits
-  int64_t prefix_query_tokens = 0;  // prompt tokens admitted that were looked for in the prefix cache
+          cached_tokens = 0;          // prompt tokens admitted, committed output, hits
+  int64_t prefix_query_tokens = 0;    // prompt tokens admitted that were looked for in the prefix cache
+  int64_t failed_without_logits = 0;  // requests to which the model gave nothing but NaN and minus infinity
 };
 
 // One sequence's part of a plan.
@@ -307,6 +308,9 @@ class Scheduler {
   void commit_work(const PlannedWork& work, int64_t now_us);
   void commit_samples(SubmittedStep& step, StepView& result, int64_t now_us, Outcome& out);
   void commit_token(Sequence& sequence, SampledToken& sample, int64_t now_us, Outcome& out);
+  void fail_without_token(SequenceGroup& group, TokenId why, int32_t num_output_tokens, int64_t now_us,
+                          Outcome& out);
+  void fail_without_logits(SequenceGroup& group, const Error& error, int64_t now_us, Outcome& out);
   void commit_prompts(SubmittedStep& step, StepView& result, int64_t now_us, Outcome& out);
   void distrust_copy(const PlannedWork& work);
   void let_go(SubmittedStep& step, int64_t now_us);

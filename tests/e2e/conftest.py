@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +44,19 @@ def generate(*arguments: object, **kwargs) -> list[dict]:
     done = quire("generate", "--model", MODEL, "--output", "json", *arguments, **kwargs)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def model_with_nan_weights(directory: Path) -> Path:
+    """A tiny random model whose last norm is NaN: every row of its logits is too."""
+    shutil.copytree(ROOT / "tests" / "golden" / "families" / "qwen3", directory)
+    file = directory / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    header_bytes = int.from_bytes(content[:8], "little")
+    norm = json.loads(content[8 : 8 + header_bytes])["model.norm.weight"]
+    begin, end = (8 + header_bytes + offset for offset in norm["data_offsets"])
+    content[begin:end] = b"\xff" * (end - begin)  # NaN in f32, f16 and bf16
+    file.write_bytes(content)
+    return directory
 
 
 class Server:

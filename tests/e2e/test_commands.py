@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import BINARY, MODEL, ROOT, generate, quire
+from conftest import BINARY, MODEL, ROOT, generate, model_with_nan_weights, quire
 
 
 def test_generate_prints_the_documented_object():
@@ -48,6 +48,21 @@ def test_four_samples_share_their_prompt():
     assert len({tuple(o["token_ids"]) for o in answer["outputs"]}) > 1, "samples differ"
     assert answer["kv"]["blocks_shared_peak"] >= 32, "512 prompt tokens are 32 whole blocks of 16"
     assert answer["kv"]["blocks_peak"] <= 32 + 4 * 2
+
+
+def test_forced_tokens_come_all_whatever_ends_a_text():
+    [answer] = generate("--prompt-ids", "1,2", "--forced-token-ids", "0,5,0,6", "--stop-token-ids", "5", "--max-tokens", 4)
+    assert answer["outputs"][0]["token_ids"] == [0, 5, 0, 6], "0 is the model's end"
+    [answer] = generate("--prompt-ids", "1,2", "--forced-token-ids", "6,0", "--max-tokens", 4)
+    assert answer["outputs"][0]["token_ids"] == [6, 0] and answer["outputs"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("flags", [(), ("--temperature", 0), ("--beam-width", 2), ("--forced-token-ids", "5"), ("--prompt-logprobs", 0)])
+def test_a_model_that_gives_nan_fails_the_request(tmp_path, flags):
+    model = model_with_nan_weights(tmp_path / "nan")
+    done = quire("generate", "--model", model, "--prompt-ids", "1,2", "--max-tokens", 3, "--output", "json", *flags)
+    assert done.returncode == 1 and "no finite logit for" in done.stderr, (done.stdout, done.stderr)
+    assert '"token_ids":[0' not in done.stdout
 
 
 def test_the_same_seed_gives_the_same_tokens():

@@ -12,7 +12,7 @@ import time
 
 import grpc
 import pytest
-from conftest import MODEL, ROOT, Server, quire
+from conftest import MODEL, ROOT, Server, model_with_nan_weights, quire
 
 from quire_client import AsyncClient, Client, QuireError, Tls
 
@@ -134,9 +134,10 @@ def test_tokenize_detokenize_model_and_load(client):
     assert 0 not in client.tokenize("<|endoftext|>", add_special_tokens=False), "a user's text cannot forge a role"
     model = client.model()
     assert (model.name, model.vocab_size, model.max_context_tokens, model.has_tokenizer) == ("demo", 4096, 4096, True)
+    assert (model.limits.max_n, model.limits.max_logprobs, model.limits.max_stop_bytes) == (8, 20, 256)
     load = client.load()
     assert load.blocks_total == load.blocks_free + load.blocks_held + load.blocks_cached
-    assert load.swap_blocks_held == 0
+    assert load.swap_blocks_held == 0 and load.totals["failed_without_logits_total"] == 0
 
 
 def test_dump_kv_names_every_position_without_a_policy(client):
@@ -221,6 +222,37 @@ def test_a_call_that_is_not_answered_ends_by_the_clients_timeout():
         with Client(f"127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.2) as client, pytest.raises(QuireError) as caught:
             client.model()
     assert caught.value.code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+
+
+def test_no_token_outside_the_allowed_ids_is_ever_chosen(client):
+    """Where another rule excludes those too the request ends, whatever else could be chosen."""
+    rules = [{"no_repeat_ngram": 1}, {"bad_words": [[300], [400]]}, {"no_repeat_ngram": 1, "temperature": 1.0, "seed": 1}]
+    for rule in rules:
+        stream = client.generate([1, 2], **{"max_tokens": 6, "temperature": 0, "ignore_eos": True, "allowed_token_ids": [300, 400], **rule})
+        got = []
+        with pytest.raises(QuireError, match=r"allowed_token_ids \(2 ids\), " + next(iter(rule))) as caught:
+            for event in stream:
+                got += event.token_ids
+        assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT and caught.value.field == "sampling.allowed_token_ids"
+        assert set(got) <= {300, 400} and len(got) == (0 if "bad_words" in rule else 2)
+    with pytest.raises(QuireError, match="allowed_token_ids.*min_tokens 3"):
+        client.generate([1, 2], max_tokens=6, min_tokens=3, allowed_token_ids=[0]).result()
+    with pytest.raises(QuireError, match="beam search found"):
+        client.generate([1, 2], max_tokens=6, beam_width=2, no_repeat_ngram=1, allowed_token_ids=[300, 400]).result()
+    assert eventually(lambda: idle(client))
+
+
+def test_a_row_without_logits_fails_its_request_and_is_counted(tmp_path):
+    server = Server(model=model_with_nan_weights(tmp_path / "nan"))
+    with Client(server.address) as client:
+        for options in ({}, {"n": 3}, {"beam_width": 2}, {"logprobs": 1, "temperature": 0}):
+            with pytest.raises(QuireError, match="no finite logit for output token 1") as caught:
+                client.generate([1, 2], max_tokens=4, **options).result()
+            assert caught.value.code == grpc.StatusCode.INTERNAL
+        load = client.load()
+        assert load.totals["failed_without_logits_total"] == 4 == load.totals["requests_failed_total"]
+        assert idle(client)
+    assert server.stop() == 0
 
 
 def test_cancel_ends_a_generation_with_the_same_error_in_both_clients(server):
@@ -375,6 +407,14 @@ def test_tls_with_and_without_the_right_certificate(tmp_path):
     assert works("server", "client")
     assert not works("server", "stranger") and not works("server", None), "the server asks for a certificate of its authority"
     assert not works("stranger", "client"), "the client checks the server's"
+
+    def healthcheck(*flags: str) -> subprocess.CompletedProcess:
+        return quire("healthcheck", "--address", server.address, "--tls-ca", tmp_path / "server.pem", *flags)
+
+    shown = healthcheck("--tls-cert", tmp_path / "client.pem", "--tls-key", tmp_path / "client.key")
+    assert (shown.returncode, shown.stdout) == (0, "SERVING\n"), shown.stderr
+    assert healthcheck().returncode == 1, "the server asks for a certificate"
+    assert "--tls-key is missing" in healthcheck("--tls-cert", tmp_path / "client.pem").stderr
     assert server.stop() == 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from conftest import BINARY, ROOT
 
 OLD, NEW = 1_000_000_000, 2_000_000_000
 WATCHED = [
@@ -58,3 +58,22 @@ def test_fuzz_targets_that_are_not_built_are_reported_as_skipped(tmp_path):
     outcomes = [runner.run(program) for program in runner.fuzz_programs(tmp_path / "fuzz", tmp_path, 1)]
     assert [(o.passed, o.failed, o.skipped) for o in outcomes] == [(0, 0, 1)]
     assert "clang++-19" in next(iter(outcomes[0].skips))
+
+
+@pytest.mark.parametrize("name", ["engine_host_bench", "host_tier_bench", "prefix_groups_bench", "device_step_bench"])
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--help"], 0, "[default: "),
+        (["--nonsense", "1"], 2, "'--nonsense' is no flag"),
+        (["--rounds"], 2, ""),
+        (["--steps", "many"], 2, ""),
+    ],
+)
+def test_a_benchmark_measures_nothing_when_it_is_asked_wrongly(name, arguments, code, said):
+    program = Path(BINARY).parent / "benchmarks" / name
+    if not program.exists():
+        pytest.skip(f"{name} is not built here")
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=20)
+    assert done.returncode == code and said in done.stdout + done.stderr, done.stderr
+    assert code == 0 or (not done.stdout and "--help lists the flags" in done.stderr)

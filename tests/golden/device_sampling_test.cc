@@ -10,6 +10,7 @@ struct Ask {
   std::string name;
   SamplingParams sampling;
   std::vector<int32_t> prompt;
+  std::string error = {};  // that it ends with
 };
 
 std::vector<int32_t> prompt_of(int32_t length, int32_t seed) {
@@ -24,6 +25,11 @@ Ask ask(std::string name, F set, int32_t length = 9) {
   p.logprobs = 0;
   set(p);
   return {std::move(name), std::move(p), prompt_of(length, static_cast<int32_t>(name.size()))};
+}
+
+Ask fails(Ask ask, std::string error) {
+  ask.error = std::move(error);
+  return ask;
 }
 
 // Greedy, so that rounding decides nothing; drawn ones beside them at seeds whose draws lie far from a border.
@@ -45,7 +51,13 @@ std::vector<Ask> device_asks() {
       ask("drawn", [](P& p) { p.temperature = 0.7, p.top_k = 20, p.seed = 5, p.frequency_penalty = 1.0; }),
       ask(
           "four samples", [](P& p) { p.n = 4, p.temperature = 1, p.seed = 9, p.presence_penalty = 0.7; }, 21),
-      ask("masks leave nothing", [](P& p) { p.allowed_token_ids = {9}, p.bad_words = {{9}}; }),
+      fails(ask("masks leave nothing", [](P& p) { p.allowed_token_ids = {9}, p.bad_words = {{9}}; }),
+            "nothing is left to choose for output token 1: together these exclude every id: "
+            "allowed_token_ids (1 id), bad_words (1)"),
+      fails(ask("masks leave nothing after a while",
+                [](P& p) { p.allowed_token_ids = {100, 101, 102}, p.no_repeat_ngram = 1, p.logprobs = 1; }),
+            "nothing is left to choose for output token 4: together these exclude every id: "
+            "allowed_token_ids (3 ids), no_repeat_ngram 1"),
   };
 }
 
@@ -82,7 +94,7 @@ class SamplingOnDevice : public ::testing::Test {
     for (int round = 0; round < rounds; ++round) {
       out.sinks.clear();
       for (const Ask& a : asks) out.sinks.push_back(submit(**engine, a.prompt, a.sampling));
-      for (const auto& sink : out.sinks) sink->wait();
+      for (size_t i = 0; i < asks.size(); ++i) out.sinks[i]->wait(asks[i].error);
     }
     out.stats = (*engine)->stats();
     return out;
@@ -106,6 +118,7 @@ class SamplingOnDevice : public ::testing::Test {
       for (int32_t n = 0; n < asks[i].sampling.n; ++n) {
         EXPECT_EQ(got.sinks[i]->ids(n), wanted.sinks[i]->ids(n)) << "sample " << n;
         expect_same_logprobs(got.sinks[i]->logprobs(n), wanted.sinks[i]->logprobs(n));
+        EXPECT_EQ(got.sinks[i]->finish(n), wanted.sinks[i]->finish(n)) << "sample " << n;
       }
     }
   }

@@ -49,11 +49,11 @@ class Collector final : public TokenSink {
     if (event.last) last_ = event;
     if (done_) changed_.notify_all();
   }
-  void wait() {
+  void wait(const std::string& error = "") {
     std::unique_lock lock(mutex_);
     ASSERT_TRUE(changed_.wait_for(lock, std::chrono::seconds(120), [this] { return done_; }))
         << "no last event";
-    EXPECT_EQ(error_, "");
+    EXPECT_EQ(error_, error);
   }
   void refuse(const Error& why) {
     const std::lock_guard lock(mutex_);

@@ -20,6 +20,7 @@ struct Case {
   int32_t vocab = 1000;
   std::vector<float> logits;  // [rows, vocab]
   std::vector<SampleSettings> settings;
+  std::vector<float> edited = {};  // [edited rows, vocab]
 };
 
 struct Drawn {
@@ -32,10 +33,11 @@ Drawn run_kernels(Case& c, uint64_t order_seed = 0) {
   Drawn out{std::vector<int32_t>(c.settings.size(), -7), std::vector<float>(c.settings.size(), NAN)};
   std::vector<double> workspace(
       static_cast<size_t>(cuda_host::sample_space_bytes()) * c.settings.size() / sizeof(double) + 2, NAN);
-  const Registered memory[] = {Registered(c.logits), Registered(c.settings), Registered(workspace),
-                               Registered(out.tokens), Registered(out.logprobs)};
+  const Registered memory[] = {Registered(c.logits),   Registered(c.settings),   Registered(workspace),
+                               Registered(out.tokens), Registered(out.logprobs), Registered(c.edited)};
   cuda_host::sample({.stream = nullptr, .multiprocessors = 4, .activations = DType::kF32},
                     {.logits = c.logits.data(),
+                     .edited = c.edited.empty() ? nullptr : c.edited.data(),
                      .settings = c.settings.data(),
                      .workspace = workspace.data(),
                      .tokens = out.tokens.data(),
@@ -137,6 +139,64 @@ TEST(CudaSamplingRows, MaskedTokensAreNeverChosenAndTheLowestIdWinsATie) {
   EXPECT_EQ(drawn.tokens[0], 3);
   for (const int32_t token : drawn.tokens)
     EXPECT_TRUE(token == 1 || token == 3 || token == 4 || token == 7) << token;
+}
+
+// Filtered or not, in one part of a row or in three; forced tokens too, as their logprob would have no meaning.
+TEST(CudaSamplingRows, NoTokenComesFromARowWithoutLogits) {
+  const float inf = std::numeric_limits<float>::infinity();
+  for (const int32_t vocab : {8, 40001}) {
+    Case c{.vocab = vocab, .logits = std::vector<float>(static_cast<size_t>(vocab) * 2, NAN), .settings = {}};
+    c.logits[3] = -inf;
+    c.logits[static_cast<size_t>(vocab) + 5] = 1;
+    for (const int32_t row : {0, 1})
+      for (const SampleSettings& s : {SampleSettings{.inverse_temperature = 0},
+                                      {},
+                                      {.top_k = 3},
+                                      {.top_p = 0.5f},
+                                      {.min_p = 0.5f},
+                                      {.forced = 2}}) {
+        c.settings.push_back(s);
+        c.settings.back().logits_row = row;
+      }
+    const Drawn drawn = run_kernels(c);
+    for (size_t i = 0; i < 6; ++i) EXPECT_EQ(drawn.tokens[i], kNoLogitInRow) << vocab << " setting " << i;
+    for (size_t i = 6; i < 11; ++i) EXPECT_EQ(drawn.tokens[i], 5) << vocab << " setting " << i;
+    EXPECT_EQ(drawn.tokens[11], 2);
+  }
+}
+
+// Of an edited row it is told whether the model or the edits left nothing.
+TEST(CudaSamplingRows, NoTokenComesFromARowThatItsEditsEmptied) {
+  constexpr int32_t kVocab = 40001;
+  const float inf = std::numeric_limits<float>::infinity();
+  std::vector<float> edited(size_t{kVocab}, -inf);
+  Case c{.vocab = kVocab, .logits = std::vector<float>(size_t{kVocab} * 2, -inf), .settings = {}};
+  c.logits[kVocab - 1] = -4;
+  c.edited = edited;
+  c.settings = {{.logits_row = 0, .edited_row = 0},
+                {.inverse_temperature = 0, .logits_row = 0, .edited_row = 0},
+                {.logits_row = 1, .edited_row = 0},
+                {.logits_row = 0, .edited_row = 0, .forced = 7}};
+  EXPECT_EQ(run_kernels(c).tokens,
+            (std::vector<int32_t>{kRulesLeaveNoToken, kRulesLeaveNoToken, kNoLogitInRow, 7}));
+}
+
+// What takes them on the device must stay inside the vocabulary.
+TEST(CudaSamplingRows, WhatIsNoTokenIsTakenAsIdZero) {
+  std::vector<int32_t> ids = {9, 9, 9}, tokens = {kRulesLeaveNoToken, 4, kNoLogitInRow}, history = {9, 9, 9};
+  const std::vector<int32_t> source = {0, 1, 2};
+  const std::vector<int64_t> at = {2, 1, 0};
+  const Registered memory[] = {Registered(ids), Registered(tokens), Registered(history), Registered(source),
+                               Registered(at)};
+  cuda_host::take_sampled({.stream = nullptr, .multiprocessors = 4, .activations = DType::kF32},
+                          {.ids = ids.data(),
+                           .source = source.data(),
+                           .tokens = tokens.data(),
+                           .rows = 3,
+                           .histories = history.data(),
+                           .history_at = at.data()});
+  EXPECT_EQ(ids, (std::vector<int32_t>{0, 4, 0}));
+  EXPECT_EQ(history, (std::vector<int32_t>{0, 4, 0}));
 }
 
 TEST(CudaSamplingRows, TheLowestIdWinsATieBetweenPartsOfARow) {

@@ -278,6 +278,17 @@ TEST(RowLogprob, IsTheLogOfTheSoftmax) {
   EXPECT_TRUE(row_logprob(row, 0, 0).top.empty());
 }
 
+TEST(RowLogprob, PassesOverNaN) {
+  const std::vector<float> row = {NAN, 3, -std::numeric_limits<float>::infinity(), 2};
+  const PromptLogprob p = row_logprob(row, 3, 4);
+  EXPECT_NEAR(p.logprob, 2 - std::log(std::exp(3) + std::exp(2)), 1e-6);
+  EXPECT_EQ(p.top[0].first, 1);
+  EXPECT_EQ(p.top[1].first, 3);
+  EXPECT_EQ(row_logprob(row, 0, 0).logprob, -std::numeric_limits<float>::infinity());
+  EXPECT_TRUE(std::isnan(row_logprob(std::vector<float>{NAN, NAN}, 0, 0).logprob))
+      << "nothing to be the logarithm of";
+}
+
 // Records what reaches a sampler.
 class RecordingSampler final : public Sampler {
  public:

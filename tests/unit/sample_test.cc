@@ -321,6 +321,58 @@ TEST(Sampler, EndsAreMaskedUntilMinTokensAndLastTokenIsWhatWasDrawn) {
   EXPECT_EQ(drawn, (std::vector<TokenId>{1, 1, 0}));
 }
 
+constexpr float kMasked = -std::numeric_limits<float>::infinity();
+
+SampledToken sample_one(SamplingParams params, std::vector<float> row, PlannedSample sample = {}) {
+  const auto sampler = make_cpu_sampler();
+  sampler->join(join_of(1, std::move(params), 1));
+  sample.sequence = SequenceId{1}, sample.position = 3;
+  const SampleRow at{.sample = &sample, .logits_row = 0};
+  std::vector<SampledToken> out;
+  sampler->sample(row.data(), static_cast<int64_t>(row.size()), {&at, 1}, out);
+  return out[0];
+}
+
+TEST(Sampler, NoTokenComesWhereTheRulesLeaveNone) {
+  for (const double temperature : {0.0, 1.0}) {
+    SamplingParams words, grams, ends;
+    words.temperature = grams.temperature = ends.temperature = temperature;
+    words.allowed_token_ids = {4}, words.bad_words = {{4}};
+    grams.allowed_token_ids = {2, 3}, grams.no_repeat_ngram = 1;  // both are in the prompt
+    ends.allowed_token_ids = {0}, ends.min_tokens = 2;            // 0 ends the sequence
+    for (const SamplingParams& rules : {words, grams, ends})
+      EXPECT_EQ(sample_one(rules, {9, 1, 2, 3, 4, 5}).token, kRulesLeaveNone);
+  }
+}
+
+TEST(Sampler, ABeamEndsWhereTheRulesLeaveNone) {
+  SamplingParams params;
+  params.beam_width = 2;
+  params.allowed_token_ids = {2, 4}, params.no_repeat_ngram = 1;
+  const PlannedSample beam{.top_candidates = 4, .beam = true};
+  const SampledToken one = sample_one(params, {9, 1, 2, 3, 4, 5}, beam);
+  ASSERT_EQ(one.top.size(), 1u);
+  EXPECT_EQ(one.top[0].first, 4);
+  params.allowed_token_ids = {2};
+  const SampledToken none = sample_one(params, {9, 1, 2, 3, 4, 5}, beam);
+  EXPECT_TRUE(none.top.empty());
+  EXPECT_EQ(none.token, kRulesLeaveNone);
+}
+
+TEST(Sampler, NoTokenComesFromARowWithoutLogits) {
+  const std::vector<float> row = {NAN, kMasked, NAN};
+  SamplingParams params;
+  EXPECT_EQ(sample_one(params, row).token, kNoLogit);
+  params.temperature = 0;
+  EXPECT_EQ(sample_one(params, row).token, kNoLogit);
+  params.allowed_token_ids = {1};
+  EXPECT_EQ(sample_one(params, row).token, kNoLogit);
+  EXPECT_EQ(sample_one(params, row, {.top_candidates = 2, .beam = true}).token, kNoLogit);
+  params.forced_token_ids = {2};
+  EXPECT_EQ(sample_one(params, row).token, kNoLogit) << "its logprob would have no meaning";
+  EXPECT_EQ(sample_one(params, {NAN, 1, 2}).token, 2) << "one is enough";
+}
+
 TEST(Sampler, NoNgramComesTwice) {
   SamplingParams params;
   params.temperature = 0;
@@ -354,25 +406,6 @@ TEST(Sampler, ForcedTokensComeFirstWithTheModelsOwnLogprobs) {
   EXPECT_EQ(out[1].token, 1);
   EXPECT_EQ(out[2].token, 0);
   EXPECT_NEAR(out[0].logprob, 2 - std::log(1 + std::exp(1) + std::exp(4) + std::exp(2)), 1e-6);
-}
-
-TEST(Sampler, ARowWithEverythingMaskedGivesTheModelsLikeliestToken) {
-  for (const double temperature : {0.0, 1.0}) {
-    SamplingParams params;
-    params.temperature = temperature;
-    params.logprobs = 0;
-    params.allowed_token_ids = {1};
-    params.bad_words = {{1}};
-    const auto sampler = make_cpu_sampler();
-    sampler->join(join_of(1, params, 1));
-    std::vector<float> row = {0, 1, 4, 2};
-    const PlannedSample sample{.sequence = SequenceId{1}, .position = 3};
-    const SampleRow at{.sample = &sample, .logits_row = 0};
-    std::vector<SampledToken> out;
-    sampler->sample(row.data(), 4, {&at, 1}, out);
-    EXPECT_EQ(out[0].token, 2) << temperature;
-    EXPECT_NEAR(out[0].logprob, 4 - log_sum_exp(row), 1e-6);
-  }
 }
 
 TEST(Filters, LogitsThatAreNotNumbersAreMaskedAndInfiniteOnesShare) {

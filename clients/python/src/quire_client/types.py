@@ -115,6 +115,21 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What a request may ask for at most."""
+
+    max_n: int
+    max_beam_width: int
+    max_stop_strings: int
+    max_stop_bytes: int
+    max_stop_token_ids: int
+    max_logprobs: int
+    max_logit_bias: int
+    max_bad_words: int
+    max_bad_word_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     name: str
     architecture: str
@@ -132,6 +147,7 @@ class Model:
     kv_cache_dtype: str
     block_tokens: int
     version: str
+    limits: RequestLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +222,9 @@ def event_from_wire(m: generation_pb2.GenerateResponse) -> Event:
 
 def model_from_wire(m: service_pb2.GetModelResponse) -> Model:
     values = {name: getattr(m, name) for name in Model.__slots__}
-    return Model(**{**values, "eos_token_ids": tuple(m.eos_token_ids), "bos_token_id": _optional(m, "bos_token_id")})
+    limits = RequestLimits(**{name: getattr(m.limits, name) for name in RequestLimits.__slots__})
+    ids = {"eos_token_ids": tuple(m.eos_token_ids), "bos_token_id": _optional(m, "bos_token_id")}
+    return Model(**{**values, **ids, "limits": limits})
 
 
 def _tier_from_wire(m: service_pb2.GetLoadResponse, name: str) -> TierLoad | None:

@@ -41,7 +41,7 @@ class GetModelRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("name", "architecture", "dtype", "device", "num_parameters", "num_layers", "vocab_size", "max_context_tokens", "kv_bytes_per_token", "eos_token_ids", "bos_token_id", "has_tokenizer", "has_chat_template", "kv_cache_dtype", "block_tokens", "version")
+    __slots__ = ("name", "architecture", "dtype", "device", "num_parameters", "num_layers", "vocab_size", "max_context_tokens", "kv_bytes_per_token", "eos_token_ids", "bos_token_id", "has_tokenizer", "has_chat_template", "kv_cache_dtype", "block_tokens", "version", "limits")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,7 @@ class GetModelResponse(_message.Message):
     KV_CACHE_DTYPE_FIELD_NUMBER: _ClassVar[int]
     BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
     name: str
     architecture: str
     dtype: str
@@ -74,14 +75,37 @@ class GetModelResponse(_message.Message):
     kv_cache_dtype: str
     block_tokens: int
     version: str
-    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., num_parameters: _Optional[int] = ..., num_layers: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_context_tokens: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., bos_token_id: _Optional[int] = ..., has_tokenizer: bool = ..., has_chat_template: bool = ..., kv_cache_dtype: _Optional[str] = ..., block_tokens: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+    limits: RequestLimits
+    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., num_parameters: _Optional[int] = ..., num_layers: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_context_tokens: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., bos_token_id: _Optional[int] = ..., has_tokenizer: bool = ..., has_chat_template: bool = ..., kv_cache_dtype: _Optional[str] = ..., block_tokens: _Optional[int] = ..., version: _Optional[str] = ..., limits: _Optional[_Union[RequestLimits, _Mapping]] = ...) -> None: ...
+
+class RequestLimits(_message.Message):
+    __slots__ = ("max_n", "max_beam_width", "max_stop_strings", "max_stop_bytes", "max_stop_token_ids", "max_logprobs", "max_logit_bias", "max_bad_words", "max_bad_word_tokens")
+    MAX_N_FIELD_NUMBER: _ClassVar[int]
+    MAX_BEAM_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    MAX_STOP_STRINGS_FIELD_NUMBER: _ClassVar[int]
+    MAX_STOP_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    MAX_LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BAD_WORDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BAD_WORD_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    max_n: int
+    max_beam_width: int
+    max_stop_strings: int
+    max_stop_bytes: int
+    max_stop_token_ids: int
+    max_logprobs: int
+    max_logit_bias: int
+    max_bad_words: int
+    max_bad_word_tokens: int
+    def __init__(self, max_n: _Optional[int] = ..., max_beam_width: _Optional[int] = ..., max_stop_strings: _Optional[int] = ..., max_stop_bytes: _Optional[int] = ..., max_stop_token_ids: _Optional[int] = ..., max_logprobs: _Optional[int] = ..., max_logit_bias: _Optional[int] = ..., max_bad_words: _Optional[int] = ..., max_bad_word_tokens: _Optional[int] = ...) -> None: ...
 
 class GetLoadRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetLoadResponse(_message.Message):
-    __slots__ = ("requests_waiting", "sequences_running", "blocks_total", "blocks_free", "blocks_held", "blocks_cached", "block_tokens", "kv_bytes_total", "kv_usage", "waste_percent", "requests_submitted_total", "requests_finished_total", "requests_refused_total", "requests_cancelled_total", "requests_failed_total", "prompt_tokens_total", "generation_tokens_total", "cached_tokens_total", "prefix_queries_tokens_total", "preemptions_total", "copies_on_write_total", "evictions_total", "steps_total", "shared_read_tokens_total", "tail_drops_total", "heads_shortened_total", "swap_outs_total", "swap_ins_total", "swap_failures_total", "swap_blocks_total", "swap_blocks_held", "host_us_per_step_p50", "step_ms_p50", "last_step_age_ms", "host_tier", "disk_tier", "disk_kv_state", "disk_corrupt_blocks_total", "tier_waits_given_up_total")
+    __slots__ = ("requests_waiting", "sequences_running", "blocks_total", "blocks_free", "blocks_held", "blocks_cached", "block_tokens", "kv_bytes_total", "kv_usage", "waste_percent", "requests_submitted_total", "requests_finished_total", "requests_refused_total", "requests_cancelled_total", "requests_failed_total", "prompt_tokens_total", "generation_tokens_total", "cached_tokens_total", "prefix_queries_tokens_total", "preemptions_total", "copies_on_write_total", "evictions_total", "steps_total", "failed_without_logits_total", "shared_read_tokens_total", "tail_drops_total", "heads_shortened_total", "swap_outs_total", "swap_ins_total", "swap_failures_total", "swap_blocks_total", "swap_blocks_held", "host_us_per_step_p50", "step_ms_p50", "last_step_age_ms", "host_tier", "disk_tier", "disk_kv_state", "disk_corrupt_blocks_total", "tier_waits_given_up_total")
     REQUESTS_WAITING_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_RUNNING_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +129,7 @@ class GetLoadResponse(_message.Message):
     COPIES_ON_WRITE_TOTAL_FIELD_NUMBER: _ClassVar[int]
     EVICTIONS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     STEPS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    FAILED_WITHOUT_LOGITS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     SHARED_READ_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     TAIL_DROPS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     HEADS_SHORTENED_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +169,7 @@ class GetLoadResponse(_message.Message):
     copies_on_write_total: int
     evictions_total: int
     steps_total: int
+    failed_without_logits_total: int
     shared_read_tokens_total: int
     tail_drops_total: int
     heads_shortened_total: int
@@ -160,7 +186,7 @@ class GetLoadResponse(_message.Message):
     disk_kv_state: str
     disk_corrupt_blocks_total: int
     tier_waits_given_up_total: int
-    def __init__(self, requests_waiting: _Optional[int] = ..., sequences_running: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_held: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., block_tokens: _Optional[int] = ..., kv_bytes_total: _Optional[int] = ..., kv_usage: _Optional[float] = ..., waste_percent: _Optional[float] = ..., requests_submitted_total: _Optional[int] = ..., requests_finished_total: _Optional[int] = ..., requests_refused_total: _Optional[int] = ..., requests_cancelled_total: _Optional[int] = ..., requests_failed_total: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., generation_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., prefix_queries_tokens_total: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., copies_on_write_total: _Optional[int] = ..., evictions_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., shared_read_tokens_total: _Optional[int] = ..., tail_drops_total: _Optional[int] = ..., heads_shortened_total: _Optional[int] = ..., swap_outs_total: _Optional[int] = ..., swap_ins_total: _Optional[int] = ..., swap_failures_total: _Optional[int] = ..., swap_blocks_total: _Optional[int] = ..., swap_blocks_held: _Optional[int] = ..., host_us_per_step_p50: _Optional[float] = ..., step_ms_p50: _Optional[float] = ..., last_step_age_ms: _Optional[float] = ..., host_tier: _Optional[_Union[TierLoad, _Mapping]] = ..., disk_tier: _Optional[_Union[TierLoad, _Mapping]] = ..., disk_kv_state: _Optional[str] = ..., disk_corrupt_blocks_total: _Optional[int] = ..., tier_waits_given_up_total: _Optional[int] = ...) -> None: ...
+    def __init__(self, requests_waiting: _Optional[int] = ..., sequences_running: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_held: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., block_tokens: _Optional[int] = ..., kv_bytes_total: _Optional[int] = ..., kv_usage: _Optional[float] = ..., waste_percent: _Optional[float] = ..., requests_submitted_total: _Optional[int] = ..., requests_finished_total: _Optional[int] = ..., requests_refused_total: _Optional[int] = ..., requests_cancelled_total: _Optional[int] = ..., requests_failed_total: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., generation_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., prefix_queries_tokens_total: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., copies_on_write_total: _Optional[int] = ..., evictions_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., failed_without_logits_total: _Optional[int] = ..., shared_read_tokens_total: _Optional[int] = ..., tail_drops_total: _Optional[int] = ..., heads_shortened_total: _Optional[int] = ..., swap_outs_total: _Optional[int] = ..., swap_ins_total: _Optional[int] = ..., swap_failures_total: _Optional[int] = ..., swap_blocks_total: _Optional[int] = ..., swap_blocks_held: _Optional[int] = ..., host_us_per_step_p50: _Optional[float] = ..., step_ms_p50: _Optional[float] = ..., last_step_age_ms: _Optional[float] = ..., host_tier: _Optional[_Union[TierLoad, _Mapping]] = ..., disk_tier: _Optional[_Union[TierLoad, _Mapping]] = ..., disk_kv_state: _Optional[str] = ..., disk_corrupt_blocks_total: _Optional[int] = ..., tier_waits_given_up_total: _Optional[int] = ...) -> None: ...
 
 class TierLoad(_message.Message):
     __slots__ = ("blocks_total", "blocks_cached", "hit_tokens_total", "hit_rate", "blocks_written_total", "evictions_total", "write_failures_total", "read_failures_total")
