@@ -39,6 +39,8 @@ class DiskStore {
   std::vector<StoredBlock> take_stored() { return std::move(stored_); }  // what was there when it was opened
 
   Status write(const StoredBlock& block, const char* data);
+  // This place will be read soon, and not behind the one before it: the kernel reads it meanwhile.
+  void expect(DiskBlockId place) const;
   enum class Read { kOk, kCorrupt, kFailed };
   // kCorrupt: what lies there is not what was written with that serial; its record is gone from now on, and the
   // first time is logged. `error` says what happened where it is not kOk.

@@ -18,6 +18,10 @@ size_t run_length(std::span<const TierCopy> copies, size_t first) {
   return end - first;
 }
 
+// The disk is told so many blocks ahead what will be read out of its order; in order the kernel's own read-ahead
+// is faster (benchmarks/disk_io_bench.cc).
+constexpr size_t kBlocksAhead = 4;
+
 // What one thread works with.
 class BlockCopier {
  public:
@@ -37,9 +41,13 @@ class BlockCopier {
         std::ranges::find_if(transfer.copies, [](const TierCopy& c) { return c.disk != kNotOnDisk; });
     copy_in_memory({transfer.copies.begin(), split}, transfer.direction);
     const std::span<const TierCopy> copies(split, transfer.copies.end());
+    for (size_t i = 0; i < kBlocksAhead; ++i) expect(copies, i);
     for (size_t i = 0; i < copies.size(); i += batch()) {
       const std::span<const TierCopy> some = copies.subspan(i, std::min(batch(), copies.size() - i));
-      for (size_t k = 0; k < some.size(); ++k) read(some[k], staged(some[k], k), end);
+      for (size_t k = 0; k < some.size(); ++k) {
+        expect(copies, i + k + kBlocksAhead);
+        read(some[k], staged(some[k], k), end);
+      }
       if (memory_.staging == nullptr) continue;
       for (size_t k = 0; k < some.size(); ++k)
         stream_->copy_to_device(arena_at(some[k]), staged(some[k], k), memory_.block_bytes);
@@ -88,6 +96,12 @@ class BlockCopier {
         stream_->copy_to_device(arena_at(copies[i]), host_at(copies[i]), bytes);
       i += count;
     }
+  }
+
+  void expect(std::span<const TierCopy> copies, size_t index) {
+    if (index >= copies.size()) return;
+    const bool follows = index > 0 && value(copies[index].disk) == value(copies[index - 1].disk) + 1;
+    if (!follows) disk_->expect(copies[index].disk);
   }
 
   void read(const TierCopy& copy, char* to, TransferEnd& end) {
