@@ -47,6 +47,11 @@ Episode::Episode(const SimSetup& setup, uint64_t seed)
     count(SimFault::kDiskCorrupt);
     return true;
   });
+  mover_.set_disk_hang([this] {
+    if (disk_hang_us_ > 0) count(SimFault::kDiskHang);
+    return std::exchange(disk_hang_us_, 0);
+  });
+  mover_.set_wake([this] { return core_->next_deadline_us(); });
   core_->set_allocation_fault([this] {
     if (!std::exchange(no_room_, false)) return false;
     count(SimFault::kNoRoom);
@@ -150,6 +155,9 @@ void Episode::apply(const SimEvent& e) {
     case SimEventKind::kDiskCorrupt:
       disk_corrupt_ = true;
       return;
+    case SimEventKind::kDiskHang:
+      disk_hang_us_ = e.value;
+      return;
     case SimEventKind::kNoRoom:
       no_room_ = true;
       return;
@@ -217,6 +225,8 @@ void Episode::inject() {
   if (random_.chance(rates_.transfer_delay))
     happen({.kind = SimEventKind::kTransferDelay, .value = random_.between(1, 500'000)});
   if (random_.chance(rates_.disk_corrupt)) happen({.kind = SimEventKind::kDiskCorrupt});
+  if (random_.chance(rates_.disk_hang))
+    happen({.kind = SimEventKind::kDiskHang, .value = random_.between(200'000, 20'000'000)});
   if (random_.chance(rates_.no_room)) happen({.kind = SimEventKind::kNoRoom});
   if (random_.chance(rates_.clock_jump)) {
     count(SimFault::kClockJump);
@@ -267,6 +277,7 @@ void Episode::drain() {
   executor_error_ = no_room_ = disk_corrupt_ = false;
   copy_fault_ = {};
   transfer_fault_ = {};
+  disk_hang_us_ = 0;
   for (RequestId id = 1; id < live_.size(); ++id)
     if (live_[id] != nullptr) core_->set_paused(id, false);
   for (int32_t i = 0; i < kMaxStepsIdle && (core_->step() || core_->wait_for_copy()); ++i) take_outcome();
@@ -363,6 +374,7 @@ void Episode::add_to(SimReport& report, Samples& samples) const {
   report.failed += stats.requests_failed_total;
   report.preemptions += stats.preemptions_total;
   report.tail_drops += stats.tail_drops_total;
+  report.tier_waits_given_up += stats.tier_waits_given_up_total;
   report.heads_shortened += stats.heads_shortened_total;
   report.swap_outs += stats.swap_outs_total;
   report.swap_ins += stats.swap_ins_total;

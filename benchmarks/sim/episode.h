@@ -17,7 +17,7 @@ namespace quire {
 // Chances per step.
 struct FaultRates {
   double cancel = 0, pause = 0, stop = 0, executor_error = 0, copy_error = 0, copy_delay = 0, no_room = 0,
-         clock_jump = 0, transfer_error = 0, transfer_delay = 0, disk_corrupt = 0;
+         clock_jump = 0, transfer_error = 0, transfer_delay = 0, disk_corrupt = 0, disk_hang = 0;
 };
 inline constexpr FaultRates kNoFaults{};
 inline constexpr FaultRates kAllFaults{.cancel = 0.02,
@@ -30,7 +30,8 @@ inline constexpr FaultRates kAllFaults{.cancel = 0.02,
                                        .clock_jump = 0.001,
                                        .transfer_error = 0.001,
                                        .transfer_delay = 0.002,
-                                       .disk_corrupt = 0.002};
+                                       .disk_corrupt = 0.002,
+                                       .disk_hang = 0.0005};
 
 struct Samples {
   std::vector<float> ttft_ms, tpot_ms;
@@ -126,6 +127,7 @@ class Episode {
   FakeExecutor::CopyFault copy_fault_;
   FakeMover::Fault transfer_fault_;
   bool disk_corrupt_ = false;
+  int64_t disk_hang_us_ = 0;
   std::vector<std::unique_ptr<Live>> live_;  // by id
   int64_t num_live_ = 0;
   Outcome outcome_;

@@ -14,7 +14,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr std::array<std::string_view, kNumSimEventKinds> kNames = {
     "submit",     "cancel",  "pause",      "resume",         "stop",           "executor_error", "copy_error",
-    "copy_delay", "no_room", "clock_jump", "transfer_error", "transfer_delay", "disk_corrupt"};
+    "copy_delay", "no_room", "clock_jump", "transfer_error", "transfer_delay", "disk_corrupt",   "disk_hang"};
 
 Json json_of(const SimSetup& setup) {
   const EngineConfig& c = setup.core.config;

@@ -26,8 +26,9 @@ enum class SimEventKind : uint8_t {
   kTransferError,  // the next copy between tiers fails half way
   kTransferDelay,  // ... takes `value` us longer
   kDiskCorrupt,    // the next read from the disk meets a block that is not what was written
+  kDiskHang,       // the next copy to or from the disk takes `value` us longer
 };
-inline constexpr int32_t kNumSimEventKinds = 13;
+inline constexpr int32_t kNumSimEventKinds = 14;
 std::string_view name_of(SimEventKind kind);
 
 struct SimEvent {

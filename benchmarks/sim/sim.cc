@@ -22,7 +22,7 @@ constexpr std::array<const char*, kNumSimFaults> kFaultNames = {
     "cancel_waiting", "cancel_parked",  "cancel_prefill", "cancel_decode", "cancel_preempted",
     "cancel_copying", "cancel_paused",  "cancel_ended",   "deadline",      "slow_reader",
     "stop",           "executor_error", "copy_error",     "copy_delay",    "no_room",
-    "clock_jump",     "transfer_error", "transfer_delay", "disk_corrupt"};
+    "clock_jump",     "transfer_error", "transfer_delay", "disk_corrupt",  "disk_hang"};
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -221,6 +221,7 @@ std::string to_json(const SimReport& r) {
       {"preemptions", r.preemptions},
       {"tail_drops", r.tail_drops},
       {"heads_shortened", r.heads_shortened},
+      {"tier_waits_given_up", r.tier_waits_given_up},
       {"swap_outs", r.swap_outs},
       {"swap_ins", r.swap_ins},
       {"host_hit_tokens", r.host_hit_tokens},

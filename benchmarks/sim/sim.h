@@ -67,8 +67,9 @@ enum class SimFault : uint8_t {
   kTransferError,  // of a copy between tiers
   kTransferDelay,
   kDiskCorrupt,  // a block that was read from the disk was not what had been written
+  kDiskHang,     // a copy to or from it takes seconds
 };
-inline constexpr size_t kNumSimFaults = 19;
+inline constexpr size_t kNumSimFaults = 20;
 using FaultCounts = std::array<int64_t, kNumSimFaults>;
 
 struct SimPercentiles {
@@ -96,7 +97,8 @@ struct SimReport {
   double fairness_max_gap = 0, dearest_request = 0;
   double waste_percent = 0;  // of held blocks' slots, mean over time
   int64_t preemptions = 0, copies_on_write = 0, evictions = 0, tail_drops = 0, heads_shortened = 0,
-          swap_outs = 0, swap_ins = 0, host_hit_tokens = 0, disk_hit_tokens = 0, disk_corrupt_blocks = 0;
+          tier_waits_given_up = 0, swap_outs = 0, swap_ins = 0, host_hit_tokens = 0, disk_hit_tokens = 0,
+          disk_corrupt_blocks = 0;
   int64_t blocks_leaked = 0;  // held with nothing left to do
   std::string script;         // the file that the failing episode was shrunk to
   int64_t script_events = 0;

@@ -47,7 +47,8 @@ struct EngineStats {
   int64_t preemptions_total = 0, copies_on_write_total = 0, evictions_total = 0, steps_total = 0;
   TierStats host, disk;
   int64_t disk_corrupt_blocks_total = 0;  // not what had been written there: lost, and computed again
-  // "" = no disk tier was asked for | "on" | "off: REASON" (it could not be opened) | "not written: REASON"
+  // "" = no disk tier was asked for | "on" | "off: REASON" (it could not be opened) | "not written: REASON" |
+  // "hangs: N copies have not returned"
   std::string disk_kv_state;
   // Preempted sequences that kept their first blocks; times that one lost more of them to others while it waited.
   int64_t tail_drops_total = 0, heads_shortened_total = 0;

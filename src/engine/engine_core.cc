@@ -259,6 +259,13 @@ TierStats tier_stats(const KvCache* tier, const TierCounters::Tier& counted) {
 
 }  // namespace
 
+std::string EngineCore::disk_kv_state() const {
+  const TierTransfers& transfers = scheduler_.transfers();
+  if (!transfers.disk_write_error().empty()) return "not written: " + transfers.disk_write_error();
+  if (transfers.num_overdue() == 0 || options_.disk_kv_state != "on") return options_.disk_kv_state;
+  return fmt::format("hangs: {} copies have not returned", transfers.num_overdue());
+}
+
 void EngineCore::fill_stats(EngineStats& stats) const {
   const SchedulerCounters& c = scheduler_.counters();
   const TierCounters& tiers = scheduler_.transfers().counters();
@@ -277,9 +284,8 @@ void EngineCore::fill_stats(EngineStats& stats) const {
   stats.host = tier_stats(cache_->tier(CacheTier::kHost), tiers.host);
   stats.disk = tier_stats(cache_->tier(CacheTier::kDisk), tiers.disk);
   stats.disk_corrupt_blocks_total = tiers.corrupt_blocks;
-  stats.disk_kv_state = scheduler_.transfers().disk_write_error().empty()
-                            ? options_.disk_kv_state
-                            : "not written: " + scheduler_.transfers().disk_write_error();
+  stats.disk_kv_state = disk_kv_state();
+  stats.tier_waits_given_up_total = tiers.waits_given_up;
   stats.tail_drops_total = c.tail_drops;
   stats.heads_shortened_total = c.heads_shortened;
   stats.swap_outs_total = c.swap_outs;

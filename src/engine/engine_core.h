@@ -3,6 +3,7 @@
 // and get the same on every run.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -99,12 +100,17 @@ class EngineCore {
   Outcome take_outcome();
   void take_outcome(Outcome& into);  // the same, and `into` gives its memory for the next
   bool idle() const {
-    return num_unfinished() == 0 && scheduler_.num_in_flight() == 0 && scheduler_.transfers().size() == 0;
-  }
+    return num_unfinished() == 0 && scheduler_.num_in_flight() == 0 &&
+           scheduler_.transfers().size() == scheduler_.transfers().num_overdue();
+  }  // a copy that does not return is waited for by whoever owns its memory
   int64_t num_unfinished() const {
     return scheduler_.num_waiting_groups() + scheduler_.num_admitted_groups();
   }
-  int64_t next_deadline_us() const { return deadlines_.empty() ? kNoDeadline : deadlines_.begin()->first; }
+  // When something is due though nothing ends: a request's deadline, or the end of a wait for a tier.
+  int64_t next_deadline_us() const {
+    const int64_t request_us = deadlines_.empty() ? kNoDeadline : deadlines_.begin()->first;
+    return std::min(request_us, scheduler_.transfers().next_overdue_us());
+  }
 
   void fill_stats(EngineStats& stats) const;
   const RequestCounts& counts() const { return counts_; }
@@ -124,6 +130,7 @@ class EngineCore {
              const Clock& clock, BlockMover* mover);
   void expire(int64_t now_us);
   void forget_deadline(RequestId request);
+  std::string disk_kv_state() const;
   void take_transfer_ends();
   bool plan_step();
   void commit_step();

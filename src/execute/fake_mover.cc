@@ -14,8 +14,10 @@ bool is_on_disk(const TierCopy& copy) {
 }  // namespace
 
 void FakeMover::submit(BlockTransfer transfer) {
-  const Fault fault = fault_ ? fault_() : Fault{};
-  Link& link = links_[std::ranges::any_of(transfer.copies, is_on_disk) ? 1 : 0];
+  Fault fault = fault_ ? fault_() : Fault{};
+  const bool uses_disk = std::ranges::any_of(transfer.copies, is_on_disk);
+  if (uses_disk && disk_hang_us_) fault.delay_us += disk_hang_us_();
+  Link& link = links_[uses_disk ? 1 : 0];
   const double us =
       link.costs.transfer_us + link.costs.us_per_block * static_cast<double>(transfer.copies.size());
   link.busy_until_us = std::max(link.busy_until_us, now_us()) + static_cast<int64_t>(us) + fault.delay_us;
@@ -53,6 +55,7 @@ void FakeMover::wait() {
   for (const Link& link : links_)
     if (!link.under_way.empty()) soonest = std::min(soonest, link.under_way.front().done_us);
   check(soonest != INT64_MAX, "mover: nothing was submitted");
+  if (wake_us_) soonest = std::min(soonest, wake_us_());
   if (clock_ != nullptr) clock_->advance_us(std::max<int64_t>(0, soonest - now_us()));
 }
 

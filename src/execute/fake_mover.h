@@ -45,6 +45,10 @@ class FakeMover final : public BlockMover {
   void set_on_end(std::function<void()>) override {}
 
   void set_fault(std::function<Fault()> fault) { fault_ = std::move(fault); }
+  // Asked when a transfer to or from the disk begins: it takes so much longer, and those behind it wait.
+  void set_disk_hang(std::function<int64_t()> hang_us) { disk_hang_us_ = std::move(hang_us); }
+  // Until when wait() may move the clock, for whoever has something to do by then.
+  void set_wake(std::function<int64_t()> wake_us) { wake_us_ = std::move(wake_us); }
   // Asked when a transfer reads from the disk: true = one block of it is not what was written there.
   void set_corruption(std::function<bool()> corrupts) { corrupts_ = std::move(corrupts); }
 
@@ -67,6 +71,7 @@ class FakeMover final : public BlockMover {
   Link links_[2];  // host, disk
   std::function<Fault()> fault_;
   std::function<bool()> corrupts_;
+  std::function<int64_t()> disk_hang_us_, wake_us_;
 };
 
 }  // namespace quire

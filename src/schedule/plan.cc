@@ -9,6 +9,7 @@ namespace quire {
 
 std::shared_ptr<const BatchPlan> Scheduler::plan(int64_t now_us, Outcome& out) {
   bool retried = false;
+  give_up_overdue(now_us);
   while (num_in_flight() < kMaxStepsInFlight) {
     sweep();  // what an attempt deferred while nothing was submitted is room for the next
     const Attempt result = attempt(now_us);

@@ -163,17 +163,23 @@ bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
   const std::optional<Victim> victim = choose_victim(*blocked);
   if (!victim && !running_.empty()) return false;  // they are paused, and keep what they have
   if (!victim || (is_alone(*victim->sequence) && victim->sequence->group == blocked->group)) {
-    end_group(
-        *blocked->group, FinishReason::kFailed,
-        error(Code::kResourceExhausted, fmt::format("the request cannot run even alone: it needs more than "
-                                                    "the cache's {} blocks of {} tokens (kv_cache_bytes)",
-                                                    cache_.num_blocks(), block_tokens_)),
-        now_us, out);
+    end_group(*blocked->group, FinishReason::kFailed, cannot_run_alone(), now_us, out);
     return true;
   }
   preempt(together_with(*victim->sequence), victim->offer, now_us);
   reserve_ratio_ = std::min(1.0, reserve_ratio_ + limits_.reserve.rise);
   return true;
+}
+
+Error Scheduler::cannot_run_alone() const {
+  std::string why = fmt::format(
+      "the request cannot run even alone: it needs more than the cache's {} blocks of {} "
+      "tokens (kv_cache_bytes)",
+      cache_.num_blocks(), block_tokens_);
+  if (transfers_.num_overdue() > 0)
+    why += fmt::format(", of which {} copies to or from the tiers below that do not return hold some",
+                       transfers_.num_overdue());
+  return error(Code::kResourceExhausted, std::move(why));
 }
 
 // All of them give way before any block goes: what they share goes once.

@@ -254,6 +254,7 @@ class Scheduler {
 
   // preempt.cc
   bool make_progress(int64_t now_us, Outcome& out);
+  Error cannot_run_alone() const;
   Sequence* someone_blocked() const;
   enum class Means { kSwap, kDropTail, kRecompute };
   struct Offer {  // what a victim can give, and by which means
@@ -293,6 +294,7 @@ class Scheduler {
   bool bring_back(std::span<Sequence* const> all, int64_t now_us);
   int64_t blocks_to_bring_back(std::span<Sequence* const> all, std::span<const SwappedList* const> lists,
                                std::span<const BlockTable> tables) const;
+  void give_up_overdue(int64_t now_us);
   void take_in(Sequence& sequence, const TierTransfers::Ended& ended, const TransferEnd& end, int64_t now_us,
                Outcome& out);
   void lose_swapped(Sequence& sequence, const Error& error, int64_t now_us, Outcome& out);

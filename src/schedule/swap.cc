@@ -108,6 +108,17 @@ void Scheduler::transferred(const TransferEnd& end, int64_t now_us, Outcome& out
   sweep();
 }
 
+// Computing would have been quicker, or will be: what it had on the device is where it goes on.
+void Scheduler::give_up_overdue(int64_t now_us) {
+  if (now_us < transfers_.next_overdue_us()) return;
+  for (Sequence* s : transfers_.give_up_overdue(now_us)) {
+    s->num_planned = s->num_computed = s->table.length();
+    s->num_published = std::min(s->num_published, s->num_computed);
+    s->skips_tiers = true;
+    if (s->finished()) retire(*s, now_us);
+  }
+}
+
 void Scheduler::take_in(Sequence& s, const TierTransfers::Ended& ended, const TransferEnd& end,
                         int64_t now_us, Outcome& out) {
   if (!end.status) {

@@ -86,13 +86,15 @@ void TierTransfers::begin_write(std::optional<TierWrite> write, std::vector<Tier
                                 int64_t now_us) {
   if (!write) return;
   const bool to_disk = write->to == CacheTier::kDisk;
-  if (to_disk && !disk_write_error_.empty()) {  // as if it had failed at once
+  const TransferDirection direction = to_disk ? TransferDirection::kToDisk : TransferDirection::kToHost;
+  if ((to_disk && !disk_write_error_.empty()) || hangs(direction)) {  // as if it had failed at once
     cache_.end_write(std::move(*write), false, now_us, copies);
     return;
   }
   counters_of(write->to).writes += static_cast<int64_t>(copies.size());
-  const TransferDirection direction = to_disk ? TransferDirection::kToDisk : TransferDirection::kToHost;
-  begin({}, direction, std::move(copies)).write = std::move(write);
+  UnderWay& transfer = begin({}, direction, std::move(copies));
+  transfer.write = std::move(write);
+  transfer.overdue_us = now_us + kLongestTierWaitUs;
 }
 
 void TierTransfers::end_write(TierWrite&& write, const Status& status, int64_t now_us) {
@@ -123,7 +125,7 @@ std::optional<CacheTier> TierTransfers::worth_fetching_from(NamespaceId ns, std:
     here = on_host;
   }
   const int32_t anywhere = cache_.lookup_below(ns, wanted, CacheTier::kDisk);
-  if (anywhere <= here || anywhere == on_host) return deepest;
+  if (anywhere <= here || anywhere == on_host || hangs(TransferDirection::kToDevice)) return deepest;
   if (disk_rate_.read_us((anywhere - here) * token_bytes()) <= computed_us(here, anywhere))
     return CacheTier::kDisk;
   disk_rate_.passed_over();
@@ -151,10 +153,16 @@ void TierTransfers::start(Fetch fetch, Sequence& s, int64_t now_us) {
   transfer.had_tokens = fetch.had_tokens;
   transfer.disk_blocks = disk_blocks;
   transfer.started_us = now_us;
+  const double computed_us =
+      recompute_cost_us(costs_, s.table.length()) - recompute_cost_us(costs_, fetch.had_tokens);
+  transfer.overdue_us =
+      now_us + std::clamp(static_cast<int64_t>(computed_us), kLeastTierWaitUs, kLongestTierWaitUs);
 }
 
-// Of requests that come for the first time: one that was preempted had its prompt counted.
+// Of requests that come for the first time: one that was preempted had its prompt counted. One that waited no
+// more computed it.
 int64_t TierTransfers::count_hits(const UnderWay& transfer) {
+  if (transfer.sequences.empty()) return 0;
   if (transfer.sequences.front()->num_preempted > 0) return 0;
   int32_t before = transfer.had_tokens;
   for (const TierRead::Part& part : transfer.read->parts) {
@@ -176,7 +184,44 @@ void TierTransfers::end_read(UnderWay& transfer, const TransferEnd& end, int64_t
   ended.blocks_lost = cache_.end_read(std::move(*transfer.read), end.corrupt, now_us);
 }
 
+// ---- copies that do not return ----
+
+std::vector<Sequence*> TierTransfers::give_up_overdue(int64_t now_us) {
+  std::vector<Sequence*> given_up;
+  for (UnderWay& t : under_way_) {
+    if (t.is_overdue || now_us < t.overdue_us) continue;
+    t.is_overdue = true;
+    if (!t.read) continue;
+    Sequence& s = *t.sequences.front();
+    BlockTable had = cache_.fork(s.table);
+    cache_.release_tail(had, t.had_tokens / cache_.block_tokens() * cache_.block_tokens(), now_us);
+    t.sources.push_back(std::exchange(s.table, std::move(had)));  // what is being written stays held
+    s.copying = false;
+    --s.num_in_flight;
+    t.sequences.clear();
+    ++counters_.waits_given_up;
+    given_up.push_back(&s);
+  }
+  return given_up;
+}
+
+int64_t TierTransfers::next_overdue_us() const {
+  int64_t next = kNoDeadline;
+  for (const UnderWay& t : under_way_)
+    if (!t.is_overdue) next = std::min(next, t.overdue_us);
+  return next;
+}
+
+bool TierTransfers::hangs(TransferDirection direction) const {
+  return std::ranges::any_of(under_way_,
+                             [&](const UnderWay& t) { return t.is_overdue && t.direction == direction; });
+}
+
 // ---- figures ----
+
+int32_t TierTransfers::num_overdue() const {
+  return static_cast<int32_t>(std::ranges::count_if(under_way_, &UnderWay::is_overdue));
+}
 
 TierCounters::Tier& TierTransfers::counters_of(CacheTier tier) {
   return tier == CacheTier::kHost ? counters_.host : counters_.disk;
@@ -187,8 +232,8 @@ bool TierTransfers::holds_device_blocks(const UnderWay& t) const {
 }
 
 int32_t TierTransfers::num_of_device() const {
-  return static_cast<int32_t>(
-      std::ranges::count_if(under_way_, [&](const UnderWay& t) { return holds_device_blocks(t); }));
+  return static_cast<int32_t>(std::ranges::count_if(
+      under_way_, [&](const UnderWay& t) { return !t.is_overdue && holds_device_blocks(t); }));
 }
 
 TierTraffic TierTransfers::traffic() const {

@@ -2,6 +2,9 @@
 // way to the host and back, and prefixes on their way down and up. Each holds what it reads and what it writes;
 // one that is a sequence's counts among its submitted steps (num_in_flight). Also what is learnt of the disk on
 // the way: how fast it reads, and whether it still takes writes. Engine thread; part of the Scheduler.
+//
+// A copy may take for ever: an I/O call that does not return. Nobody waits for one that is overdue, and while one is no
+// more of its kind are begun; what it holds stays held until it returns.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +27,12 @@ struct TierCounters {  // since start
   };
   Tier host, disk;
   int64_t corrupt_blocks = 0;  // of the disk: not what had been written
+  int64_t waits_given_up = 0;  // of requests, for a prefix that did not come in time
 };
+
+// A request waits for its prefix as long as computing it would take, but not less and not more than:
+inline constexpr int64_t kLeastTierWaitUs = 100'000, kLongestTierWaitUs = 10'000'000;
+// The latter is also when a copy that no request waits for is overdue.
 
 class TierTransfers {
  public:
@@ -62,9 +70,15 @@ class TierTransfers {
   // What it held is given back; what has arrived below may go further down.
   Ended end(const TransferEnd& end, int64_t now_us);
 
+  // Those that wait for copies which are overdue by now: each has the prefix back that it had on the device, and
+  // its table no part of the copy. They may have ended meanwhile.
+  std::vector<Sequence*> give_up_overdue(int64_t now_us);
+  int64_t next_overdue_us() const;  // kNoDeadline: none will be
+
   // ---- figures ----
   int32_t size() const { return static_cast<int32_t>(under_way_.size()); }
-  int32_t num_of_device() const;  // of these, those that hold blocks of the device
+  int32_t num_overdue() const;
+  int32_t num_of_device() const;  // that hold blocks of the device and are not overdue
   const TierCounters& counters() const { return counters_; }
   // Why the disk tier is written no more; empty while it is.
   const std::string& disk_write_error() const { return disk_write_error_; }
@@ -83,7 +97,8 @@ class TierTransfers {
     std::optional<TierRead> read;
     int32_t had_tokens = 0;   // of the prefix that is read
     int64_t disk_blocks = 0;  // read
-    int64_t started_us = 0;
+    int64_t started_us = 0, overdue_us = kNoDeadline;
+    bool is_overdue = false;
   };
   UnderWay& begin(std::span<Sequence* const> sequences, TransferDirection direction,
                   std::vector<TierCopy> copies);
@@ -92,6 +107,7 @@ class TierTransfers {
   void end_write(TierWrite&& write, const Status& status, int64_t now_us);
   void end_read(UnderWay& transfer, const TransferEnd& end, int64_t now_us, Ended& ended);
   int64_t count_hits(const UnderWay& transfer);
+  bool hangs(TransferDirection direction) const;
   std::optional<CacheTier> worth_fetching_from(NamespaceId ns, std::span<const TokenId> wanted, int32_t here);
   bool holds_device_blocks(const UnderWay& transfer) const;
   TierCounters::Tier& counters_of(CacheTier tier);

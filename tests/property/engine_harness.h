@@ -83,6 +83,7 @@ class Harness {
     check(made.has_value(), made ? "" : made.error().message);
     core_ = std::move(*made);
     core_->set_on_violation([this](const std::string& what) { violations_.push_back(what); });
+    mover_.set_wake([this] { return core_->next_deadline_us(); });
   }
 
   static SamplingParams greedy(int32_t max_tokens) {
@@ -118,6 +119,8 @@ class Harness {
   void run(int64_t max_steps = 100000) {
     while (!core_->idle() && max_steps-- > 0) {
       if (!step()) break;
+    }
+    while (core_->scheduler().transfers().size() > 0 && step()) {  // copies that nobody waited for
     }
     collect();
     EXPECT_TRUE(core_->idle()) << "stuck with " << core_->num_unfinished() << " requests";

@@ -12,6 +12,7 @@
 #include "src/base/random.h"
 #include "src/engine/threaded_engine.h"
 #include "src/execute/fake_executor.h"
+#include "src/execute/fake_mover.h"
 
 namespace quire {
 namespace {
@@ -83,9 +84,24 @@ class HeldExecutor final : public Executor {
   bool held_ = false;
 };
 
+// A disk that takes what it is given, and never returns from a read.
+class LosesReads final : public BlockMover {
+ public:
+  explicit LosesReads(std::unique_ptr<BlockMover> inner) : inner_(std::move(inner)) {}
+  void submit(BlockTransfer transfer) override {
+    if (transfer.direction != TransferDirection::kToDevice) inner_->submit(std::move(transfer));
+  }
+  void poll(std::vector<TransferEnd>& ends) override { inner_->poll(ends); }
+  void wait() override { inner_->wait(); }
+  void set_on_end(std::function<void()> on_end) override { inner_->set_on_end(std::move(on_end)); }
+
+ private:
+  std::unique_ptr<BlockMover> inner_;
+};
+
 class EngineThreads : public ::testing::Test {
  protected:
-  void start(int32_t max_queued = 1024, int32_t num_blocks = 200) {
+  void start(int32_t max_queued = 1024, int32_t num_blocks = 200, int32_t num_lost_disk_blocks = 0) {
     EngineParts parts;
     parts.core.config.max_sequences = 16;
     parts.core.config.max_step_tokens = 64;
@@ -99,6 +115,10 @@ class EngineThreads : public ::testing::Test {
     auto executor = std::make_unique<FakeExecutor>(
         FakeModel{.vocab_size = 500, .num_blocks = num_blocks, .block_tokens = 8});
     executor_ = executor.get();
+    parts.core.cache.disk_bytes = num_lost_disk_blocks * parts.core.cache.groups.front().block_bytes();
+    if (num_lost_disk_blocks > 0)
+      parts.mover = std::make_unique<LosesReads>(
+          std::make_unique<FakeMover>(*executor_, nullptr, FakeTiers{.disk_blocks = num_lost_disk_blocks}));
     auto held = std::make_unique<HeldExecutor>(std::move(executor));
     device_ = held.get();
     parts.executor = std::move(held);
@@ -301,6 +321,31 @@ TEST_F(EngineThreads, TextIsRefusedByNameWithoutATokenizer) {
   r.kv_policy = "magic";
   EXPECT_EQ(engine_->submit(r, sink).error().field, "kv_policy");
   EXPECT_EQ(engine_->stats().requests_refused_total, 3);
+}
+
+// The blocks that the lost read may still write stay held; else everything goes on, and the engine ends.
+TEST_F(EngineThreads, ADiskThatNeverReturnsFromAReadHoldsNeitherARequestNorTheEnd) {
+  start(1024, 64, 400);
+  const auto ask = [&](int32_t first) {
+    Request r;
+    std::vector<int32_t> prompt(160);
+    for (int32_t i = 0; i < 160; ++i) prompt[i] = (first + i) % 500;
+    r.prompt = std::move(prompt);
+    r.sampling.max_tokens = 2;
+    r.sampling.temperature = 0;
+    const auto sink = std::make_shared<Counting>();
+    EXPECT_TRUE(engine_->submit(std::move(r), sink).has_value());
+    EXPECT_TRUE(sink->wait(20000));
+    EXPECT_EQ(sink->finish(), FinishReason::kLength);
+  };
+  for (const int32_t first : {0, 100, 200, 300, 400}) ask(first);
+  for (int32_t i = 0; i < 100 && engine_->stats().tier_waits_given_up_total == 0; ++i) ask(100 * (i % 5));
+  EXPECT_EQ(engine_->stats().tier_waits_given_up_total, 1);
+  EXPECT_EQ(engine_->stats().disk.hit_tokens_total, 0);
+  EXPECT_GT(engine_->stats().blocks_held, 0);
+  EXPECT_TRUE(executor_->violations().empty());
+  executor_ = nullptr;
+  engine_.reset();
 }
 
 }  // namespace

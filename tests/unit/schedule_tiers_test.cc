@@ -316,23 +316,134 @@ TEST(DiskTier, AfterEightFailedWritesInARowNoMoreAreBegunAndTheFiguresSayWhy) {
   h.expect_all_ended();
 }
 
-// Slow once, so that computing is cheaper; tried again after a while.
+// Slow once, so that computing is cheaper: that read is not waited for, and when it has told how long it took the
+// disk is left alone; tried again after a while.
 TEST(DiskTier, ADiskThatIsSlowerThanComputingIsLeftAloneForAWhile) {
   HarnessOptions o = with_disk(0);
+  o.num_blocks = 64;
   o.costs.flops_per_s = 5e13;
   Harness h(o);
-  fill(h);
+  const auto fill_more = [&h] {
+    for (const int32_t first : {0, 200, 400, 600}) {
+      ask(h, first);
+      h.run();
+    }
+  };
+  fill_more();
+  ask(h, 0);
+  h.run();
+  int64_t hits = counters(h).disk.hit_tokens;
+  EXPECT_GT(hits, 0);
+  fill_more();
+  hits = counters(h).disk.hit_tokens;
   h.mover().set_fault([] { return FakeMover::Fault{.delay_us = 50'000'000}; });
   ask(h, 0);
   h.run();
   h.mover().set_fault({});
-  const int64_t hits = counters(h).disk.hit_tokens;
-  EXPECT_GT(hits, 0);
-  fill(h);
+  while (h.step()) {
+  }
+  EXPECT_EQ(counters(h).waits_given_up, 1);
   EXPECT_EQ(counters(h).disk.hit_tokens, hits);
-  for (int32_t i = 0; i < 200 && counters(h).disk.hit_tokens == hits; ++i) fill(h);
+  fill_more();
+  EXPECT_EQ(counters(h).disk.hit_tokens, hits);
+  for (int32_t i = 0; i < 200 && counters(h).disk.hit_tokens == hits; ++i) fill_more();
   EXPECT_GT(counters(h).disk.hit_tokens, hits);
   h.expect_sound();
+  h.expect_all_ended();
+}
+
+constexpr int64_t kAnHourUs = 3'600'000'000;
+
+// A call that does not return: its request computes after a tenth of a second, the blocks that are being written
+// stay held, others do not ask the disk, and when it has returned all is as before.
+TEST(DiskTier, ACopyThatHangsIsNotWaitedForLongerThanComputingTakes) {
+  HarnessOptions o = with_disk(0);
+  o.num_blocks = 64;
+  Harness h(o);
+  for (const int32_t first : {0, 200, 400, 600}) {
+    ask(h, first);
+    h.run();
+  }
+  int64_t hang_us = kAnHourUs;
+  h.mover().set_disk_hang([&] { return std::exchange(hang_us, 0); });
+  const int64_t start = h.clock().now_us();
+  const RequestId again = ask(h, 0);
+  h.step();
+  ASSERT_TRUE(first_of(h, again).copying);
+  while (h.record(again).num_ends == 0) ASSERT_TRUE(h.step());
+  EXPECT_LT(h.clock().now_us() - start, 2 * kLeastTierWaitUs);
+  EXPECT_EQ(counters(h).waits_given_up, 1);
+  h.expect_greedy(again);
+  EXPECT_TRUE(h.core().idle());
+  EXPECT_EQ(h.core().scheduler().transfers().num_overdue(), 1);
+  EXPECT_GT(h.core().cache().num_held(), 0) << "what the copy may still write";
+  EngineStats stats;
+  h.core().fill_stats(stats);
+  EXPECT_EQ(stats.tier_waits_given_up_total, 1);
+
+  const int64_t asked_us = h.clock().now_us();
+  const RequestId other = ask(h, 200);
+  while (h.record(other).num_ends == 0) ASSERT_TRUE(h.step());
+  EXPECT_LT(h.clock().now_us() - asked_us, kLeastTierWaitUs) << "the disk is not asked while it hangs";
+  EXPECT_EQ(counters(h).disk.hit_tokens, 0);
+  h.expect_greedy(other);
+  while (h.step()) {
+  }
+  EXPECT_EQ(h.core().scheduler().transfers().size(), 0);
+  EXPECT_EQ(counters(h).disk.read_failures, 0);
+  EXPECT_EQ(counters(h).disk.hit_tokens, 0) << "it came too late to be one";
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+TEST(DiskTier, ACancelWhileACopyHangsEndsTheRequestAndLeaksNothing) {
+  Harness h(with_disk(0));
+  fill(h);
+  h.mover().set_disk_hang([] { return kAnHourUs; });
+  const RequestId again = ask(h, 0);
+  h.step();
+  ASSERT_TRUE(first_of(h, again).copying);
+  h.abort(again);
+  h.step();
+  EXPECT_EQ(h.record(again).num_ends, 1);
+  while (h.step()) {
+  }
+  EXPECT_EQ(counters(h).waits_given_up, 1);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+// Room that a copy holds which does not return is nobody's: who cannot do without it is told so.
+TEST(DiskTier, AWriteThatHangsHoldsNobodyUpForEver) {
+  for (const int32_t num_blocks : {64, 24}) {
+    HarnessOptions o = with_disk(0);
+    o.num_blocks = num_blocks;
+    Harness h(o);
+    h.mover().set_disk_hang([] { return kAnHourUs; });
+    ask(h, 0);
+    while (h.core().num_unfinished() > 0) ASSERT_TRUE(h.core().step());
+    h.step();
+    ASSERT_EQ(h.core().scheduler().transfers().size(), 1);
+    const int64_t start = h.clock().now_us();
+    const RequestId other = ask(h, 300);
+    for (;; h.collect()) {
+      const bool worked = h.core().step();
+      h.collect();
+      if (h.record(other).num_ends > 0) break;
+      ASSERT_TRUE(worked || h.core().wait_for_copy());
+    }
+    EXPECT_LT(h.clock().now_us() - start, 2 * kLongestTierWaitUs);
+    const SequenceRecord& end = h.record(other).sequences[0];
+    EXPECT_EQ(end.finish, num_blocks == 64 ? FinishReason::kLength : FinishReason::kFailed);
+    if (num_blocks == 24) {
+      EXPECT_EQ(end.error->code, Code::kResourceExhausted);
+      EXPECT_NE(end.error->message.find("1 copies"), std::string::npos) << end.error->message;
+    }
+    while (h.step()) {
+    }
+    h.expect_sound();
+    h.expect_all_ended();
+  }
 }
 
 }  // namespace
