@@ -79,7 +79,7 @@ BUGS = [
     (False, "the latest used goes first", INDEX, "a.last_use_us, a.block) <\n         std::tie(b.retention_class, b.expiry_us, b.worth, b.last_use_us,",
      "b.last_use_us, a.block) <\n         std::tie(b.retention_class, b.expiry_us, b.worth, a.last_use_us,"),
     (False, "the evictable count never falls", INDEX, "  entries_[value(block)].inside = false;\n  --size_;", "  entries_[value(block)].inside = false;"),
-    (False, "a tenant who comes back has saved up", QUEUE, "share.counter = std::max(share.counter, floor());", "(void)floor();"),
+    (False, "a tenant who comes back has saved up", QUEUE, "    share.counter = std::max(share.counter, present_.empty() ? left_last_ : floor());\n", ""),
     (False, "a tenant never leaves", QUEUE, "  if (--share.num_present > 0) return;\n", "  if (share.num_present > 0) return;\n"),
     (False, "an idle tenant is never forgotten", QUEUE, "  if (idle_.size() > kMaxIdleTenants) forget_one();\n", ""),
     (False, "samples draw alike", GROUP, "index == 0 ? seed : Random(seed + static_cast<uint64_t>(index)).next()", "index >= 0 ? seed : Random(seed).next()"),
