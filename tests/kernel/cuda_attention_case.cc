@@ -15,7 +15,7 @@ namespace quire::attention_test {
 namespace {
 
 constexpr int kAlignment = 64;
-constexpr int kSegmentSlots = 24;  // ends inside tiles and blocks
+constexpr int kSegmentSlots = 40;  // more than a warp takes at once, and ends inside tiles and blocks
 
 int segments_of(const AttentionParams& p) {
   return (p.max_length + kSegmentSlots - 1) / kSegmentSlots;
@@ -289,7 +289,7 @@ std::string difference(Case& c, const Outputs& got, const Outputs& wanted) {
     if (std::isfinite(wanted.row_logits[i]))  // slots that the row does not see are not written
       if (auto d = compare("row_logits", i, got.row_logits[i], wanted.row_logits[i], t.logits); !d.empty())
         return d;
-  // Of a segment: sums of up to 24 weights of at most 1, each off by its logit's error.
+  // Of a segment: sums of up to 40 weights of at most 1, each off by its logit's error.
   for (size_t i = 0; i < wanted.partials.size(); ++i)
     if (std::isfinite(wanted.partials[i]) ||
         got.partials[i] != wanted.partials[i])  // nothing seen: minus infinity
