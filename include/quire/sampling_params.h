@@ -71,5 +71,6 @@ struct SamplingLimits {
 };
 
 Status validate(const SamplingParams& params, const SamplingLimits& limits);
+Status validate(const SamplingLimits& limits);  // each by its flag's name
 
 }  // namespace quire

@@ -87,6 +87,7 @@ Status check_tiers(const EngineConfig& c) {
 Status validate(const EngineConfig& config) {
   if (Status s = check_numbers(config); !s) return s;
   if (Status s = check_words(config); !s) return s;
+  if (Status s = validate(config.sampling_limits); !s) return s;
   return check_tiers(config);
 }
 

@@ -135,7 +135,9 @@ Status check_token_lists(const SamplingParams& p, const SamplingLimits& limits) 
                    "sampling.logit_bias");
   for (const auto& [id, bias] : p.logit_bias) {
     if (Status s = check_id("logit_bias", id, limits.vocab_size); !s) return s;
-    if (Status s = check_range({"logit_bias", bias, -100, 100}); !s) return s;
+    if (!(bias >= -100 && bias <= 100))
+      return invalid(fmt::format("logit_bias of token id {} is {}; it must lie in [-100, 100]", id, bias),
+                     "sampling.logit_bias");
   }
   if (Status s = check_allowed_ids(p, limits); !s) return s;
   if (Status s = check_forced_ids(p, limits); !s) return s;
@@ -149,6 +151,27 @@ Status validate(const SamplingParams& params, const SamplingLimits& limits) {
   if (Status s = check_counts(params, limits); !s) return s;
   if (Status s = check_stops(params, limits); !s) return s;
   return check_token_lists(params, limits);
+}
+
+Status validate(const SamplingLimits& limits) {
+  struct Limit {
+    const char* name;
+    int32_t value, least, most;
+  };
+  for (const Limit& limit : {Limit{"max_n", limits.max_n, 1, 1024},
+                             {"max_beam_width", limits.max_beam_width, 0, 1024},
+                             {"max_stop_strings", limits.max_stop_strings, 0, 1 << 20},
+                             {"max_stop_bytes", limits.max_stop_bytes, 1, 1 << 20},
+                             {"max_logprobs", limits.max_logprobs, 0, 1 << 20},
+                             {"max_logit_bias", limits.max_logit_bias, 0, 1 << 20},
+                             {"max_bad_words", limits.max_bad_words, 0, 1 << 20},
+                             {"max_bad_word_tokens", limits.max_bad_word_tokens, 1, 1 << 20},
+                             {"max_stop_token_ids", limits.max_stop_token_ids, 0, 1 << 20}})
+    if (limit.value < limit.least || limit.value > limit.most)
+      return invalid(
+          fmt::format("{} is {}; it must be from {} to {}", limit.name, limit.value, limit.least, limit.most),
+          limit.name);
+  return ok();
 }
 
 }  // namespace quire

@@ -100,6 +100,8 @@ class HeaderReader {
 
  private:
   bool fail_value(std::string_view what) {
+    if (field_.empty())
+      return fail(fmt::format("tensor `{}`: it must be an object, not {}", current_.name, what));
     return fail(fmt::format("tensor `{}`, field `{}`: {} is not allowed there", current_.name, field_, what));
   }
   bool top_key(const std::string& name) {

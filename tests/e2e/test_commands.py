@@ -401,6 +401,25 @@ def test_help_gives_each_flag_a_default_and_an_environment_name(command):
         assert "[default: " in block and "[env: QUIRE_" in block, block
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("max-n", 0),
+        ("max-beam-width", -1),
+        ("max-stop-strings", -1),
+        ("max-stop-bytes", 0),
+        ("max-logprobs", -5),
+        ("max-logit-bias", -1),
+        ("max-bad-words", -1),
+        ("max-bad-word-tokens", 0),
+        ("max-stop-token-ids", 2_000_000),
+    ],
+)
+def test_a_limit_of_requests_is_checked_before_the_model_is_read(flag, value):
+    done = quire("serve", "--model", "/none", "--port", 0, f"--{flag}={value}")
+    assert done.returncode == 1 and f"{flag.replace('-', '_')} is {value}; it must be from " in done.stderr, done.stderr
+
+
 def test_chat_needs_a_template(tmp_path):
     for name in os.listdir(MODEL):
         if "tokenizer_config" not in name and "chat_template" not in name:
