@@ -51,11 +51,11 @@ struct Sequence {
   bool joined = false;        // the executor has, or is about to get, its sampler state
   bool planned_now = false;   // by the step that is being planned
   bool list_cut = false;      // its policy's cut after the prompt has been planned
+  bool copying = false;       // to or from a tier below; no step names it meanwhile
   // Preempted by swap: its list on the host and what was computed of it. Not empty too while it runs again
   // but waits for its blocks (copying).
   SwappedList swapped;
   int32_t swapped_computed = 0;
-  bool copying = false;       // to or from a tier below; no step names it meanwhile
   bool skips_tiers = false;   // what it was to get from the tiers below did not come
   int32_t num_preempted = 0;  // times it had to give way
   KvDump kv_dump;             // after the last committed step, where asked for and only the executor knows

@@ -36,6 +36,8 @@ std::unique_ptr<SequenceGroup> make_group(GroupSetup setup) {
   group->policy = setup.policy;
   group->traits = traits(setup.policy);
   group->dump_kv = setup.dump_kv;
+  group->is_beam = setup.sampling->beam_width > 0;
+  group->prompt_reported = setup.sampling->prompt_logprobs < 0;
   group->retention = setup.retention;
   group->times.arrival_us = setup.arrival_us;
   group->max_total_tokens = static_cast<int32_t>(setup.prompt.size()) + setup.sampling->max_tokens;

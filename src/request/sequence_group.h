@@ -35,57 +35,57 @@ struct GroupTimes {
   int64_t paused_us = -1;  // or went on
 };
 
+// What every step reads of every request comes first, so that it lies in few cache lines.
 struct SequenceGroup {
   RequestId request = 0;
   std::shared_ptr<const SamplingParams> sampling;
-  std::vector<TokenId> eos_token_ids;
+  TenantShare* share = nullptr;   // the tenant's counter, while queued or running
+  int32_t max_total_tokens = 0;   // prompt + output
+  int32_t num_output_tokens = 0;  // committed, over all sequences
+  GroupState state = GroupState::kWaiting;
+  bool paused = false;
+  // Waiting, but outside the queue: paused, or until another has computed its prefix or given back policy memory.
+  bool parked = false;
+  bool forked = false;  // the samples exist (n > 1), or the beams have started
+  bool is_beam = false;
+  bool share_prefix = true;      // read and publish cached prefixes
+  bool prompt_reported = false;  // its logprobs are told, or were not asked for
+  bool dump_kv = false;
+  PolicySpec policy;
+  PolicyTraits traits;         // of policy
+  int64_t policy_memory = -1;  // its part begins there (policy_memory.h); -1: it has none
   std::vector<TokenId>
       end_ids;  // ids that end a sequence: end-of-sequence unless ignored, and stop_token_ids; sorted
-  std::string tenant;
-  TenantShare* share = nullptr;  // the tenant's counter, while queued or running
+  GroupTimes times;
+  std::vector<std::unique_ptr<Sequence>> sequences;  // [0] runs the prompt; beams come and go
+  NamespaceId ns{};
+
   int32_t priority = 0;
   bool overdue = false;  // has waited so long that its priority counts no more; set while none of it runs
   int32_t times_overtaken = 0;  // by later ones of its tenant that had more of their prompt cached
   int32_t cached_seen = 0;      // of its prompt, when it was last looked up, in the draft of this step:
   uint64_t looked_up_in = 0;
-  uint64_t order = 0;  // of arrival
-  int64_t deadline_us = kNoDeadline;
-  NamespaceId ns{};
-  bool share_prefix = true;  // read and publish cached prefixes
-  PolicySpec policy;
-  PolicyTraits traits;         // of policy
-  int64_t policy_memory = -1;  // its part begins there (policy_memory.h); -1: it has none
-  bool dump_kv = false;
-  KvRetention retention;         // of what it publishes
-  int32_t max_total_tokens = 0;  // prompt + output
-
-  GroupState state = GroupState::kWaiting;
-  bool paused = false;
-  // Waiting, but outside the queue: paused, or until another has computed its prefix or given back policy memory.
-  bool parked = false;
-  bool forked = false;                               // the samples exist (n > 1), or the beams have started
-  Sequence* parked_on = nullptr;                     // the sequence that computes its prefix
-  bool waits_for_memory = false;                     // parked until somebody's policy memory is given back
-  std::vector<std::unique_ptr<Sequence>> sequences;  // [0] runs the prompt; beams come and go
-  std::vector<BeamHypothesis> finished_beams;        // best first, at most beam_width
+  uint64_t order = 0;             // of arrival
+  Sequence* parked_on = nullptr;  // the sequence that computes its prefix
+  bool waits_for_memory = false;  // parked until somebody's policy memory is given back
   int32_t next_index = 0;
-
-  int32_t cached_tokens = 0;      // of the prompt, from the prefix cache
-  int32_t num_output_tokens = 0;  // committed, over all sequences
+  int32_t cached_tokens = 0;  // of the prompt, from the prefix cache
+  int64_t deadline_us = kNoDeadline;
+  std::string tenant;
+  std::vector<TokenId> eos_token_ids;
+  KvRetention retention;  // of what it publishes
   KvUsage kv;
-  GroupTimes times;
-  std::vector<TokenLogprob> prompt_logprobs;  // by position; filled while the prompt runs
-  bool prompt_reported = false;
+  std::vector<BeamHypothesis> finished_beams;  // best first, at most beam_width
+  std::vector<TokenLogprob> prompt_logprobs;   // by position; filled while the prompt runs
 
   // Lowest runs first.
   int32_t rank() const { return overdue ? std::numeric_limits<int32_t>::min() : priority; }
-  bool is_beam() const { return sampling->beam_width > 0; }
   int32_t num_slots() const { return sampling->num_sequences(); }  // running at once, at most
   int32_t num_reported() const {
-    return is_beam() ? sampling->n : num_slots();
+    return is_beam ? sampling->n : num_slots();
   }  // sequence ends that delivery gets
   int32_t num_prompt_tokens() const { return sequences.front()->num_prompt_tokens; }
-  bool wants_prompt_logprobs() const { return sampling->prompt_logprobs >= 0 && !prompt_reported; }
+  bool wants_prompt_logprobs() const { return !prompt_reported; }
 };
 
 // Fewest come first: rank, then arrival.

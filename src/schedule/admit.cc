@@ -130,7 +130,7 @@ int32_t Scheduler::slots_used(const SequenceGroup& but) const {
   const SequenceGroup* previous = nullptr;
   for (const Sequence* s : running_) {
     const SequenceGroup& group = *s->group;
-    const bool whole = group.is_beam() || !group.forked;
+    const bool whole = group.is_beam || !group.forked;
     if (&group != &but && !(whole && &group == previous)) used += whole ? group.num_slots() : 1;
     if (&group == &but && !whole) ++used;
     previous = &group;
@@ -153,7 +153,7 @@ bool Scheduler::admit_preempted(StepTransaction& step, Sequence& s, int64_t now_
   // One sibling's prefix is taken per draft; the next to come back gets its own with the next.
   if (may_take_sibling_prefix(s) && sibling_prefix_of_ != s.id && sibling_with_prompt(s) != nullptr)
     return false;
-  const bool whole = s.group->is_beam() || !s.group->forked;
+  const bool whole = s.group->is_beam || !s.group->forked;
   if (!make_slots(*s.group, whole ? s.group->num_slots() : 1, now_us)) return false;
   const bool swapped = !s.swapped.empty();
   const std::vector<Sequence*> all = swapped ? together_with(s) : std::vector<Sequence*>{&s};

@@ -46,6 +46,7 @@ double beam_score(double sum_logprob, int32_t length, double length_penalty) {
 
 BeamChoice choose_beams(std::span<const BeamRow> rows, const BeamStep& step) {
   BeamChoice choice;
+  choice.next.reserve(step.at_limit ? 0 : static_cast<size_t>(step.width));
   const std::vector<Candidate> best = ranked(rows, beam_candidates(step.width, step.end_ids.size()));
   for (size_t rank = 0; rank < best.size(); ++rank) {
     const Candidate& c = best[rank];

@@ -13,7 +13,7 @@ void Scheduler::commit(StepView result, int64_t now_us, Outcome& out) {
   check(!in_flight_.empty() && in_flight_.front().plan->step == result.step,
         "steps are committed in the order submitted");
   SubmittedStep step = std::move(in_flight_.front());
-  in_flight_.pop_front();
+  in_flight_.erase(in_flight_.begin());
   give_back(step.deferred);
   if (result.status) {
     for (const PlannedWork& work : step.work)
@@ -46,7 +46,7 @@ void Scheduler::commit_work(const PlannedWork& work, int64_t now_us) {
     for (const auto& other : s.group->sequences) other->num_computed = s.num_computed;
   if (s.finished()) return;
   // A beam's branches die young; only its prompt is worth keeping.
-  const int32_t known = s.group->is_beam() ? s.num_prompt_tokens : s.num_tokens();
+  const int32_t known = s.group->is_beam ? s.num_prompt_tokens : s.num_tokens();
   publish(s, size_.whole_blocks(std::min(s.num_computed, known)), now_us);
   unpark_waiters(s, false);
   if (work.first < s.num_prompt_tokens && s.num_computed >= s.num_prompt_tokens) measure(*s.group);
@@ -67,7 +67,7 @@ void Scheduler::let_go(SubmittedStep& step, int64_t now_us) {
 
 void Scheduler::fail_step(SubmittedStep& step, const Error& error, int64_t now_us, Outcome& out) {
   for (Sequence* s : step.sampled)
-    if (!s->group->is_beam()) --s->num_pending;
+    if (!s->group->is_beam) --s->num_pending;
   for (Sequence* s : step.named)
     if (!s->finished()) end_group(*s->group, FinishReason::kFailed, error, now_us, out);
 }
@@ -103,10 +103,10 @@ void Scheduler::commit_prompts(SubmittedStep& step, StepView& result, int64_t no
     }
   }
   for (const PlannedWork& work : step.work) {
+    const int32_t prompt = work.sequence->num_prompt_tokens;
+    if (work.first >= prompt || work.first + work.count < prompt) continue;
     SequenceGroup& group = *work.sequence->group;
-    const bool prompt_done =
-        work.first < group.num_prompt_tokens() && work.first + work.count >= group.num_prompt_tokens();
-    if (!prompt_done || group.state == GroupState::kEnded) continue;
+    if (group.state == GroupState::kEnded) continue;
     if (group.wants_prompt_logprobs()) {
       group.prompt_logprobs.resize(group.num_prompt_tokens());  // one token has none of its own
       group.prompt_logprobs.front() = {
@@ -125,7 +125,7 @@ void Scheduler::commit_samples(SubmittedStep& step, StepView& result, int64_t no
     Sequence& s = *step.sampled[i];
     check(result.samples[i].sequence == s.id, "samples come in the plan's order");
     size_t end = i + 1;
-    if (s.group->is_beam()) {
+    if (s.group->is_beam) {
       while (end < step.sampled.size() && step.sampled[end]->group == s.group) ++end;
       const bool live = s.group->state != GroupState::kEnded;
       if (live) commit_beams({&step.sampled[i], end - i}, result.samples.subspan(i, end - i), now_us, out);

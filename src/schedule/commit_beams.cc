@@ -46,6 +46,7 @@ void Scheduler::commit_beams(std::span<Sequence* const> beams, std::span<Sampled
     if (row.token == kNoLogit)
       return fail_without_token(group, kNoLogit, beams.front()->num_output_tokens(), now_us, out);
   std::vector<BeamRow> beam_rows;
+  beam_rows.reserve(beams.size());
   for (size_t i = 0; i < beams.size(); ++i) beam_rows.push_back({beams[i]->sum_logprob, rows[i].top});
   const BeamStep step{.width = sampling.beam_width,
                       .length_penalty = sampling.length_penalty,

@@ -61,7 +61,7 @@ std::shared_ptr<const BatchPlan> Scheduler::submit() {
   step.deferred.insert(step.deferred.end(), idle_deferred_.begin(), idle_deferred_.end());
   idle_deferred_.clear();
   resize_sequences(step, draft_.size());
-  step.work.assign(draft_.begin(), draft_.end());
+  step.work.swap(draft_);
   for (size_t i = 0; i < step.work.size(); ++i) {
     PlannedWork& work = step.work[i];
     fill_sequence(work, plan.sequences[i], step);
@@ -103,7 +103,7 @@ void Scheduler::fill_sequence(const PlannedWork& work, PlannedSequence& planned,
 void Scheduler::fill_samples(PlannedWork& work, PlannedSequence& planned, SubmittedStep& step) {
   Sequence& first = *work.sequence;
   SequenceGroup& group = *first.group;
-  work.forks = !group.forked && !group.is_beam() && group.num_slots() > 1;
+  work.forks = !group.forked && !group.is_beam && group.num_slots() > 1;
   add_sample(first, planned, step);
   if (!work.forks) return;
   group.forked = true;
@@ -120,7 +120,7 @@ void Scheduler::add_sample(Sequence& s, PlannedSequence& planned, SubmittedStep&
   PlannedSample& sample = planned.samples.emplace_back();
   sample.sequence = s.id;
   sample.position = planned.first_position + static_cast<int32_t>(planned.tokens.size());
-  sample.beam = group.is_beam();
+  sample.beam = group.is_beam;
   sample.top_candidates = std::max(group.sampling->logprobs, 0);
   if (sample.beam)
     sample.top_candidates =

@@ -17,6 +17,7 @@ Scheduler::Scheduler(const ScheduleLimits& limits, KvCache& cache, QueueBudget& 
       transfers_(cache, limits.costs),
       policy_memory_(limits.policy_memory.bytes),
       reserve_ratio_(limits.reserve.least) {
+  in_flight_.reserve(kMaxStepsInFlight);
   check(limits.max_step_tokens >= limits.max_sequences, "a step has a token for every running sequence");
   check(limits.max_sequences > 0 && limits.max_prefill_chunk_tokens > 0, "limits are positive");
 }
@@ -128,7 +129,7 @@ void Scheduler::publish(Sequence& sequence, int32_t num_tokens, int64_t now_us) 
 
 void Scheduler::retire(Sequence& sequence, int64_t now_us) {
   check(sequence.finished() && sequence.num_in_flight == 0, "a retired sequence is finished and in no step");
-  if (!sequence.group->is_beam())
+  if (!sequence.group->is_beam)
     publish(sequence, std::min(sequence.num_computed, sequence.num_tokens()), now_us);
   write_behind(sequence, now_us);
   cache_.release(std::move(sequence.table), now_us);
@@ -185,7 +186,7 @@ void Scheduler::end_group(SequenceGroup& group, FinishReason reason, const std::
     end.error = error;
     end.num_computed = num_computed;
   };
-  const bool by_sequence = group.forked && !group.is_beam();
+  const bool by_sequence = group.forked && !group.is_beam;
   if (!by_sequence)
     for (int32_t i = 0; i < group.num_reported(); ++i) report(i, computed(*group.sequences.front()));
   for (const auto& s : group.sequences) {
@@ -255,7 +256,7 @@ bool Scheduler::end(RequestId request, FinishReason reason, std::optional<Error>
 
 void Scheduler::stop(RequestId request, int32_t index, int64_t now_us, Outcome& out) {
   SequenceGroup* group = find_group(request);
-  if (group == nullptr || group->state != GroupState::kAdmitted || group->is_beam()) return;
+  if (group == nullptr || group->state != GroupState::kAdmitted || group->is_beam) return;
   for (const auto& s : group->sequences)
     if (s->index == index && !s->finished() && s->num_output_tokens() > 0) {
       finish(*s, FinishReason::kStop, now_us, out);

@@ -39,7 +39,7 @@ Scheduler::Attempt Scheduler::attempt(int64_t now_us) {
     admit(step, now_us);
   }
   for (const PlannedWork& work : draft_) work.sequence->planned_now = false;
-  cache_.release(std::move(sibling_prefix_), now_us);
+  if (!sibling_prefix_.empty()) cache_.release(std::move(sibling_prefix_), now_us);
   sibling_prefix_of_ = SequenceId{};
   if (!decodes_fit || draft_.empty()) {
     step.rollback();
@@ -84,9 +84,9 @@ bool Scheduler::plan_decodes(StepTransaction& step) {
   decodes_wait_ = false;
   for (Sequence* s : running_) {
     if (!wants_decode(*s) || !has_score_room(*s, 1)) continue;
-    const bool fits = s->group->is_beam() ? plan_beams(step, *s->group) : add_work(step, *s, 1, true);
+    const bool fits = s->group->is_beam ? plan_beams(step, *s->group) : add_work(step, *s, 1, true);
     if (fits) continue;
-    if (transfers_.num_of_device() == 0 || s->group->is_beam()) return false;
+    if (transfers_.num_of_device() == 0 || s->group->is_beam) return false;
     decodes_wait_ = true;
   }
   return true;
@@ -105,12 +105,13 @@ bool Scheduler::plan_beams(StepTransaction& step, SequenceGroup& group) {
 // Tokens to have run before a sequence decodes: all that are known, of which the last gives the next. A beam
 // that comes back from preemption stops one short, since all beams sample together.
 int32_t Scheduler::prefill_goal(const Sequence& s) const {
-  if (s.group->is_beam() && s.group->forked) return s.num_tokens() - 1;
+  if (s.group->is_beam && s.group->forked) return s.num_tokens() - 1;
   const bool samples = s.goal() < s.group->max_total_tokens;
   return samples || s.group->sampling->max_tokens == 0 ? s.goal() : s.num_planned;
 }
 
 void Scheduler::plan_chunks(StepTransaction& step) {
+  if (draft_.size() == running_.size()) return;  // all decode, as most steps' do
   for (Sequence* s : running_)
     if (!s->group->paused && !s->copying && !s->planned_now && budget_ > 0 &&
         prefill_goal(*s) > s->num_planned && !wants_decode(*s) && !waits_for_prompt(*s))

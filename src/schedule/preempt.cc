@@ -80,7 +80,7 @@ std::optional<Scheduler::Offer> Scheduler::cheapest_offer(Sequence& s, int64_t n
 // As few of its last blocks as free what is needed: those that others hold too free nothing. Not of beams, which
 // run together or not at all, nor of a list that has lost tokens: what is left of it is no prefix.
 std::optional<Scheduler::Offer> Scheduler::offer_tail(const Sequence& s, int64_t needed) const {
-  if (s.group->is_beam() || s.list_cut || s.table.next_position() != s.table.length()) return {};
+  if (s.group->is_beam || s.list_cut || s.table.next_position() != s.table.length()) return {};
   Offer offer{.means = Means::kDropTail};
   offer.kept_tokens = head_that_frees(s.table, needed, offer.freed);
   if (offer.freed < needed || offer.kept_tokens == 0) return {};
@@ -108,7 +108,7 @@ int64_t Scheduler::blocks_needed(const Sequence& blocked, const Sequence* victim
 }
 
 bool Scheduler::is_first(const Sequence& s) const {
-  return &s == running_.front() || (s.group->is_beam() && s.group == running_.front()->group);
+  return &s == running_.front() || (s.group->is_beam && s.group == running_.front()->group);
 }
 
 // Paused ones first (their reader does not keep up), then of the lowest priority whoever gave way least
@@ -140,7 +140,7 @@ std::optional<Scheduler::Victim> Scheduler::idle_in_slot(int64_t now_us) const {
   for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
     Sequence& s = **it;
     const SequenceGroup& group = *s.group;
-    if (!group.paused || now_us - group.times.paused_us < limits_.max_paused_slot_us || group.is_beam())
+    if (!group.paused || now_us - group.times.paused_us < limits_.max_paused_slot_us || group.is_beam)
       continue;
     if (s.num_in_flight > 0 || s.num_pending > 0 || s.copying) continue;
     if (const std::optional<Offer> offer = cheapest_offer(s, 1)) return Victim{&s, *offer};
@@ -150,7 +150,7 @@ std::optional<Scheduler::Victim> Scheduler::idle_in_slot(int64_t now_us) const {
 
 // One sequence, or one request's beams, which give way together: nobody is left to take the blocks from.
 bool Scheduler::is_alone(const Sequence& s) const {
-  const auto same = [&](const Sequence* r) { return r == &s || (s.group->is_beam() && r->group == s.group); };
+  const auto same = [&](const Sequence* r) { return r == &s || (s.group->is_beam && r->group == s.group); };
   return std::all_of(running_.begin(), running_.end(), same);
 }
 

@@ -11,7 +11,6 @@
 
 #include <array>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <optional>
 #include <span>
@@ -166,7 +165,7 @@ class Scheduler {
   std::vector<const BlockTable*> tables() const;
   std::vector<BlockId> deferred() const;
   std::vector<const SwappedList*> swapped() const;
-  const std::deque<SubmittedStep>& in_flight() const { return in_flight_; }
+  const std::vector<SubmittedStep>& in_flight() const { return in_flight_; }
   std::span<Sequence* const> running() const { return running_; }
   std::vector<const SequenceGroup*> groups() const;
   const PolicyMemory& policy_memory() const { return policy_memory_; }
@@ -342,7 +341,7 @@ class Scheduler {
   std::vector<Sequence*> preempted_;            // in the same order
   std::vector<SequenceGroup*> ended_;           // that a submitted step still names
   std::vector<SequenceGroup*> memory_waiters_;  // parked for policy memory, first come first
-  std::deque<SubmittedStep> in_flight_;
+  std::vector<SubmittedStep> in_flight_;        // oldest first
   TierTransfers transfers_;
   PolicyMemory policy_memory_;
   int64_t score_slots_ = 0;             // left in the draft for lists under policies that go by scores

@@ -13,7 +13,7 @@ namespace quire {
 // What gives way and comes back with a sequence: itself, or those of its request's beams that are in the same
 // state. Beams share blocks and sample together: one that came back alone could do nothing but hold room.
 std::vector<Sequence*> Scheduler::together_with(Sequence& s) const {
-  if (!s.group->is_beam()) return {&s};
+  if (!s.group->is_beam) return {&s};
   std::vector<Sequence*> all;
   for (const auto& beam : s.group->sequences)
     if (beam->state == s.state && beam->swapped.empty() == s.swapped.empty()) all.push_back(beam.get());
