@@ -98,7 +98,10 @@ void Episode::submit(CoreRequest r) {
   live.num_sequences = r.sampling->beam_width > 0 ? r.sampling->n : r.sampling->num_sequences();
   live.arrival_us = r.arrival_us;
   live.checked = is_predictable(*r.sampling) && core_->scheduler().limits().max_sequences <= 4096;
-  if (live.checked) live.prompt = r.prompt;
+  if (live.checked) {
+    live.prompt = r.prompt;
+    live.tokens.reserve(static_cast<size_t>(r.sampling->max_tokens));
+  }
   ids_.push_back(r.request);
   core_->submit(std::move(r));
 }

@@ -43,46 +43,41 @@ uint64_t slot_bits(int32_t first, int32_t end) {
   return below_end & ~((1ull << first) - 1);
 }
 
-Broken slots_are_distinct(const BatchPlan& plan, const KvCache& cache, std::vector<SlotsWritten>& written) {
-  const BlockSize& size = cache.block_size();
-  written.resize(cache.num_block_ids());
-  for (const PlannedSequence& s : plan.sequences) {
-    if (s.overwrites) continue;  // which slot is the executor's choice; its blocks are its own (below)
-    const int32_t end = s.list_length_before + static_cast<int32_t>(s.tokens.size());
-    if (static_cast<int64_t>(s.block_table.size()) < size.blocks_for(end))
-      return fmt::format("invariant 8: sequence {} writes up to slot {}; its list has {} blocks of {}",
-                         value(s.sequence), end - 1, s.block_table.size(), size.tokens());
-    for (int32_t b = size.block_of(s.list_length_before); size.first_slot(b) < end; ++b) {
-      const uint64_t slots = slot_bits(std::max(0, s.list_length_before - size.first_slot(b)),
-                                       std::min(size.tokens(), end - size.first_slot(b)));
-      SlotsWritten& block = written[value(s.block_table[b])];
-      if (block.step != plan.step) block = {plan.step, 0};
-      if ((block.slots & slots) != 0)
-        return fmt::format("invariant 3: two tokens of step {} share slot {} of block {}", plan.step,
-                           std::countr_zero(block.slots & slots), value(s.block_table[b]));
-      block.slots |= slots;
-    }
+// Invariants 8 and 3, of one row: its list has the blocks that it writes, and no other row of the step their slots.
+Broken slots_are_distinct(const BatchPlan& plan, const PlannedSequence& s, const BlockSize& size,
+                          std::vector<SlotsWritten>& written) {
+  const int32_t end = s.list_length_after();
+  if (static_cast<int64_t>(s.block_table.size()) < size.blocks_for(end))
+    return fmt::format("invariant 8: sequence {} writes up to slot {}; its list has {} blocks of {}",
+                       value(s.sequence), end - 1, s.block_table.size(), size.tokens());
+  for (int32_t b = size.block_of(s.list_length_before); size.first_slot(b) < end; ++b) {
+    const uint64_t slots = slot_bits(std::max(0, s.list_length_before - size.first_slot(b)),
+                                     std::min(size.tokens(), end - size.first_slot(b)));
+    SlotsWritten& block = written[value(s.block_table[b])];
+    if (block.step != plan.step) block = {plan.step, 0};
+    if ((block.slots & slots) != 0)
+      return fmt::format("invariant 3: two tokens of step {} share slot {} of block {}", plan.step,
+                         std::countr_zero(block.slots & slots), value(s.block_table[b]));
+    block.slots |= slots;
   }
   return {};
 }
 
-// Once a prompt has ended in this step its samples share the tail that it writes: they are its holders then,
-// and no other.
-Broken writes_are_private(const BatchPlan& plan, const KvCache& cache) {
+// Invariant 7. Once a prompt has ended in this step its samples share the tail that it writes: they are its holders
+// then, and no other.
+Broken writes_are_private(const PlannedSequence& s, const KvCache& cache) {
   const BlockSize& size = cache.block_size();
-  for (const PlannedSequence& s : plan.sequences) {
-    // A row that overwrites may write any block; so does a cut, up to the list's end.
-    const bool anywhere = s.overwrites || !s.cut_source.empty();
-    const int32_t end = s.list_length_after();
-    for (int32_t b = anywhere ? 0 : size.block_of(s.list_length_before); size.first_slot(b) < end; ++b) {
-      const BlockId block = s.block_table[b];
-      if (cache.may_write(block)) continue;
-      const bool forked =
-          s.samples.size() > 1 && cache.num_holders(block) == static_cast<int32_t>(s.samples.size());
-      if (!forked)
-        return fmt::format("invariant 7: sequence {} writes block {}, which has {} holders or is published",
-                           value(s.sequence), value(block), cache.num_holders(block));
-    }
+  // A row that overwrites may write any block; so does a cut, up to the list's end.
+  const bool anywhere = s.overwrites || !s.cut_source.empty();
+  const int32_t end = s.list_length_after();
+  for (int32_t b = anywhere ? 0 : size.block_of(s.list_length_before); size.first_slot(b) < end; ++b) {
+    const BlockId block = s.block_table[b];
+    if (cache.may_write(block)) continue;
+    const bool forked =
+        s.samples.size() > 1 && cache.num_holders(block) == static_cast<int32_t>(s.samples.size());
+    if (!forked)
+      return fmt::format("invariant 7: sequence {} writes block {}, which has {} holders or is published",
+                         value(s.sequence), value(block), cache.num_holders(block));
   }
   return {};
 }
@@ -237,8 +232,14 @@ Broken check_all(const EngineCore& core) {
 }
 
 Broken check_plan(const BatchPlan& plan, const KvCache& cache, std::vector<SlotsWritten>& written) {
-  if (Broken b = slots_are_distinct(plan, cache, written)) return b;
-  return writes_are_private(plan, cache);
+  written.resize(cache.num_block_ids());
+  for (const PlannedSequence& s : plan.sequences) {
+    // Which slot is overwritten is the executor's choice; its blocks are its own.
+    if (!s.overwrites)
+      if (Broken b = slots_are_distinct(plan, s, cache.block_size(), written)) return b;
+    if (Broken b = writes_are_private(s, cache)) return b;
+  }
+  return {};
 }
 
 Broken check_held(const BatchPlan& plan, const KvCache& cache) {

@@ -36,16 +36,6 @@ float logprob_of(uint64_t hash) {
   return -0.05f - static_cast<float>(hash % 997) * 0.002f;
 }
 
-// One test for the whole list, which the compiler can do for several ids at once: the sign of what is out of range.
-bool all_below(std::span<const BlockId> blocks, int32_t end) {
-  uint32_t outside = 0;
-  for (const BlockId b : blocks) {
-    const auto id = static_cast<uint32_t>(value(b));
-    outside |= id | (static_cast<uint32_t>(end) - 1 - id);
-  }
-  return outside >> 31 == 0;
-}
-
 bool contains(const std::vector<TokenId>& ids, TokenId id) {
   return std::find(ids.begin(), ids.end(), id) != ids.end();
 }
@@ -54,13 +44,17 @@ bool contains(const std::vector<TokenId>& ids, TokenId id) {
 
 FakeExecutor::FakeExecutor(const FakeModel& model, ManualClock* clock, const Roofline& roofline)
     : model_(model), size_(model.block_tokens), clock_(clock), roofline_(roofline) {
+  for (size_t kind = 0; kind < overwrites_.size(); ++kind)
+    overwrites_[kind] = traits({.kind = static_cast<RetentionKind>(kind)}).overwrites_slots;
   if (!model.check_content) return;
   slots_.resize(static_cast<size_t>(model.num_blocks) * model.block_tokens);
   version_.resize(model.num_blocks);
 }
 
-void FakeExecutor::violation(std::string what) {
-  if (violations_.size() < kMaxViolations) violations_.push_back(std::move(what));
+// Takes what makes the message: the checks of every token stay small enough to be inlined.
+template <typename Message>
+[[gnu::noinline, gnu::cold]] void FakeExecutor::violation(const Message& message) {
+  if (violations_.size() < kMaxViolations) violations_.push_back(message());
 }
 
 void FakeExecutor::submit(std::shared_ptr<const BatchPlan> plan) {
@@ -84,6 +78,7 @@ StepResult FakeExecutor::wait() {
   submitted_.pop_front();
   if (clock_ != nullptr && clock_->now_us() < next.done_us)
     clock_->advance_us(next.done_us - clock_->now_us());
+  if (clock_ != nullptr) return run(*next.plan, next.copies_fail);
   const auto start = std::chrono::steady_clock::now();
   StepResult result = run(*next.plan, next.copies_fail);
   run_us_ += std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
@@ -110,7 +105,7 @@ StepResult FakeExecutor::run(const BatchPlan& plan, bool copies_fail) {
     Known& known = known_[value(s.sequence)];
     known.last_step = plan.step;
     if (model_.check_content && !known.poisoned) {
-      if (check_shape(s))
+      if (check_shape(s, known))
         write(plan, s, known);
       else
         known.poisoned = true;  // a look into its list could read beyond
@@ -158,7 +153,8 @@ void FakeExecutor::fail_alone(const PlannedSequence& s, StepResult& result) {
 }
 
 void FakeExecutor::copy(const BlockCopy& c) {
-  if (c.source == c.target) violation(fmt::format("block {} is copied to itself", value(c.source)));
+  if (c.source == c.target)
+    violation([&] { return fmt::format("block {} is copied to itself", value(c.source)); });
   for (int32_t i = 0; i < model_.block_tokens; ++i) slot(c.target, i) = slot(c.source, i);
   ++version_[value(c.target)];
 }
@@ -181,13 +177,17 @@ void FakeExecutor::copy(const TierCopy& c, TransferDirection direction) {
   Slot* target = up ? device : direction == TransferDirection::kToHost ? host : disk;
   const Slot* source =
       target == device ? (host != nullptr ? host : disk) : (device != nullptr ? device : host);
-  if (target == nullptr || source == nullptr) return violation("a copy between tiers names one place");
+  if (target == nullptr || source == nullptr)
+    return violation([] { return "a copy between tiers names one place"; });
   std::copy_n(source, model_.block_tokens, target);
   if (up) ++version_[value(c.device)];
 }
 
-void FakeExecutor::push(Known& known, TokenId token) {
-  append(known, {&token, 1});
+inline void FakeExecutor::push(Known& known, TokenId token) {
+  const uint64_t before = known.chain.empty() ? 0 : known.chain.back();
+  const bool unknown = before == kUnknownChain && !known.chain.empty();
+  known.chain.push_back(unknown ? kUnknownChain : chain_after(before, token));
+  known.tokens.push_back(token);
 }
 
 void FakeExecutor::append(Known& known, std::span<const TokenId> tokens) {
@@ -206,39 +206,55 @@ void FakeExecutor::join(const PlannedJoin& j) {
     known.tokens.clear();
     known.chain.clear();
   }
-  if (known.joined) violation(fmt::format("sequence {} joins twice", value(j.sequence)));
+  if (known.joined) violation([&] { return fmt::format("sequence {} joins twice", value(j.sequence)); });
   const size_t common = std::min(known.tokens.size(), j.history.size());
   if (!std::equal(known.tokens.begin(), known.tokens.begin() + static_cast<std::ptrdiff_t>(common),
                   j.history.begin()))
-    violation(fmt::format("sequence {} joins with another history than its slots hold", value(j.sequence)));
+    violation([&] {
+      return fmt::format("sequence {} joins with another history than its slots hold", value(j.sequence));
+    });
   known.tokens.resize(common);
   known.chain.resize(common);
   if (model_.check_content) append(known, std::span(j.history).subspan(common));
   known.joined = true;
   known.sampling = j.sampling;
+  known.is_greedy = j.sampling->temperature == 0;
+  known.is_plain = j.sampling->allowed_token_ids.empty() && j.sampling->min_tokens == 0;
   known.seed = j.seed;
   known.num_prompt = j.num_prompt_tokens;
   known.eos = j.eos_token_ids;
 }
 
-bool FakeExecutor::check_shape(const PlannedSequence& s) {
+// Of the table's blocks those that write() reads or writes; verify() looks at the others when they are new.
+inline bool FakeExecutor::check_shape(const PlannedSequence& s, const Known& known) {
   const int32_t end = s.list_length_after();
   const bool fits = static_cast<int64_t>(s.block_table.size()) >= size_.blocks_for(end);
   if (!fits)
-    violation(fmt::format("sequence {}: {} blocks cannot hold {} tokens", value(s.sequence),
-                          s.block_table.size(), end));
+    violation([&] {
+      return fmt::format("sequence {}: {} blocks cannot hold {} tokens", value(s.sequence),
+                         s.block_table.size(), end);
+    });
   const bool misfits =
       keeps_all(s) ? s.list_length_before != s.first_position : s.list_length_before > s.first_position;
   if (misfits)
-    violation(fmt::format("sequence {}: list length {} before position {}", value(s.sequence),
-                          s.list_length_before, s.first_position));
-  if (!all_below(s.block_table, model_.num_blocks)) {
-    for (const BlockId b : s.block_table)
-      if (!all_below({&b, 1}, model_.num_blocks))
-        violation(fmt::format("sequence {}: block {} of {}", value(s.sequence), value(b), model_.num_blocks));
-    return false;
-  }
+    violation([&] {
+      return fmt::format("sequence {}: list length {} before position {}", value(s.sequence),
+                         s.list_length_before, s.first_position);
+    });
+  const bool reads_all = overwrites_slots(s) || static_cast<int32_t>(known.tokens.size()) < s.first_position;
+  const int32_t first = reads_all ? 0 : size_.block_of(std::max(0, s.list_length_before - 1));
+  for (auto b = static_cast<size_t>(first); b < s.block_table.size(); ++b)
+    if (!is_block(s, s.block_table[b])) return false;
   return fits && !s.tokens.empty();
+}
+
+inline bool FakeExecutor::is_block(const PlannedSequence& s, BlockId block) {
+  const bool is = value(block) >= 0 && value(block) < model_.num_blocks;
+  if (!is)
+    violation([&] {
+      return fmt::format("sequence {}: block {} of {}", value(s.sequence), value(block), model_.num_blocks);
+    });
+  return is;
 }
 
 // A prefix hit: the slots tell what the sequence starts with; its join or its own tokens must agree later.
@@ -256,8 +272,8 @@ int32_t FakeExecutor::sink_slots_of(const PlannedSequence& s) const {
   return size_.first_slot(size_.blocks_for(s.policy.sinks));
 }
 
-bool FakeExecutor::overwrites_slots(const PlannedSequence& s) const {
-  return !keeps_all(s) && traits(s.policy).overwrites_slots;
+inline bool FakeExecutor::overwrites_slots(const PlannedSequence& s) const {
+  return overwrites_[static_cast<size_t>(s.policy.kind)];
 }
 
 int32_t FakeExecutor::position_in(const PlannedSequence& s, const Known& known, int32_t list_slot) const {
@@ -278,8 +294,10 @@ void FakeExecutor::cut(const PlannedSequence& s, Known& known) {
   std::sort(kept.begin(), kept.end(), [&](int32_t a, int32_t b) { return hash(a) < hash(b); });
   if (s.list_length_before > static_cast<int32_t>(kept.size()) ||
       kept.size() > s.cut_source.size() * model_.block_tokens)
-    return violation(fmt::format("sequence {}: a cut from {} slots in {} blocks to {}", value(s.sequence),
-                                 kept.size(), s.cut_source.size(), s.list_length_before));
+    return violation([&] {
+      return fmt::format("sequence {}: a cut from {} slots in {} blocks to {}", value(s.sequence),
+                         kept.size(), s.cut_source.size(), s.list_length_before);
+    });
   kept.resize(s.list_length_before);
   std::sort(kept.begin(), kept.end());
   std::vector<int32_t> list;
@@ -295,7 +313,6 @@ void FakeExecutor::cut(const PlannedSequence& s, Known& known) {
 // Where token `index` of the step goes. A list keeps its tokens in order until it is full.
 int32_t FakeExecutor::take_slot(const PlannedSequence& s, Known& known, int32_t index) {
   const int32_t position = s.first_position + index, next = s.list_length_before + index;
-  if (!overwrites_slots(s)) return next;
   while (static_cast<int32_t>(known.list.size()) < s.list_length_before &&
          known.list.size() < known.tokens.size())
     known.list.push_back(static_cast<int32_t>(known.list.size()));
@@ -309,67 +326,75 @@ int32_t FakeExecutor::take_slot(const PlannedSequence& s, Known& known, int32_t 
   return victim;
 }
 
-TokenId FakeExecutor::resolve(const BatchPlan& plan, const PlannedSequence& s, Known& known, int32_t index) {
+inline TokenId FakeExecutor::resolve(const BatchPlan& plan, const PlannedSequence& s, Known& known,
+                                     int32_t index) {
   const int32_t position = s.first_position + index;
   const auto num_known = static_cast<int32_t>(known.tokens.size());
   const TokenId token = s.tokens[index];
   if (token == kSampledLastStep) {
     const bool right = s.tokens.size() == 1 && known.sampled_in + 1 == plan.step && num_known == position + 1;
     if (!right)
-      violation(fmt::format("sequence {}: no token was sampled one step before for position {}",
-                            value(s.sequence), position));
+      violation([&] {
+        return fmt::format("sequence {}: no token was sampled one step before for position {}",
+                           value(s.sequence), position);
+      });
     return num_known > position ? known.tokens[position] : 0;
   }
   if (position == num_known) push(known, token);
   if (known.tokens[position] != token)
-    violation(fmt::format("sequence {}: token {} at position {} was {} before", value(s.sequence), token,
-                          position, known.tokens[position]));
+    violation([&] {
+      return fmt::format("sequence {}: token {} at position {} was {} before", value(s.sequence), token,
+                         position, known.tokens[position]);
+    });
   return token;
 }
 
 // The slots before `end` were found right, and nobody has written to their block since.
-bool FakeExecutor::has_seen(const PlannedSequence& s, const Known& known, int32_t end) const {
+inline bool FakeExecutor::has_seen(const PlannedSequence& s, const Known& known, int32_t end) const {
   const auto block = static_cast<size_t>(size_.block_of(end));
   const int32_t slots = size_.offset_of(end);
-  if (slots == 0) return known.seen.size() == block;
-  if (known.seen.size() != block + 1) return false;
+  if (slots == 0)
+    return known.seen.size() == block && (block == 0 || known.num_seen_in_last == size_.tokens());
+  if (known.seen.size() != block + 1 || known.num_seen_in_last != slots) return false;
   const Seen& tail = known.seen.back();
-  return tail.block == s.block_table[block] && tail.slots == slots &&
-         tail.version == version_[value(tail.block)];
+  return is_as_seen(tail, s.block_table[block]);
 }
 
 // A slot that is written behind those seen is seen with them: its block is read again only if another writes
 // it.
 void FakeExecutor::write(const BatchPlan& plan, const PlannedSequence& s, Known& known) {
-  adopt(s, known);
-  const bool keeps = keeps_all(s);
-  bool seen = keeps && has_seen(s, known, s.first_position);
+  if (static_cast<int32_t>(known.tokens.size()) < s.first_position) adopt(s, known);
+  const bool keeps = keeps_all(s), overwrites = overwrites_slots(s);
+  bool seen = !overwrites && has_seen(s, known, s.list_length_before);
   uint64_t before = keeps && s.first_position > 0 ? slot_at(s.block_table, s.first_position - 1).chain : 0;
   for (int32_t i = 0; i < static_cast<int32_t>(s.tokens.size()); ++i) {
     const int32_t position = s.first_position + i;
     const TokenId token = resolve(plan, s, known, i);
-    const int32_t list_slot = take_slot(s, known, i);
+    const int32_t list_slot = overwrites ? take_slot(s, known, i) : s.list_length_before + i;
     const BlockId block = s.block_table[size_.block_of(list_slot)];
     const int32_t offset = size_.offset_of(list_slot);
     Slot& target = slot(block, offset);
     if (target.written_in == plan.step)
-      violation(
-          fmt::format("step {}: two tokens share slot {} of block {}", plan.step, offset, value(block)));
+      violation([&] {
+        return fmt::format("step {}: two tokens share slot {} of block {}", plan.step, offset, value(block));
+      });
     if (!keeps && position > 0) before = known.chain[position - 1];
     const bool unknown = position > 0 && before == kUnknownChain;
-    target = {token, position, unknown ? kUnknownChain : chain_after(before, token), plan.step};
-    before = target.chain;
+    const bool as_known = position < static_cast<int32_t>(known.tokens.size()) &&
+                          token == known.tokens[position] &&
+                          (position == 0 || before == known.chain[position - 1]);
+    const uint64_t chain = as_known  ? known.chain[position]
+                           : unknown ? kUnknownChain
+                                     : chain_after(before, token);
+    target = {token, position, chain, plan.step};
+    before = chain;
     if (i == 0 || offset == 0) ++version_[value(block)];
-    seen = seen && token == known.tokens[position] && target.chain == known.chain[position];
-    if (seen) see(s, known, position);
+    seen = seen && as_known;
+    if (!seen) continue;
+    if (offset == 0) known.seen.emplace_back();
+    known.seen.back() = {block, version_[value(block)]};
+    known.num_seen_in_last = offset + 1;
   }
-}
-
-void FakeExecutor::see(const PlannedSequence& s, Known& known, int32_t position) {
-  const BlockId block = s.block_table[size_.block_of(position)];
-  const int32_t offset = size_.offset_of(position);
-  if (offset == 0) known.seen.emplace_back();
-  known.seen.back() = {block, version_[value(block)], offset + 1};
 }
 
 bool FakeExecutor::verify_block(const PlannedSequence& s, const Known& known, int32_t index, int32_t slots) {
@@ -384,12 +409,14 @@ bool FakeExecutor::verify_block(const PlannedSequence& s, const Known& known, in
     const bool same_chain = found.chain == known.chain[position] || found.chain == kUnknownChain ||
                             known.chain[position] == kUnknownChain;
     if (found.token == known.tokens[position] && found.position == position && same_chain) continue;
-    violation(fmt::format(
-        "sequence {}: position {} lies in slot {} of block {}, which holds token {} of position {}, not "
-        "token {}{}",
-        value(s.sequence), position, i, value(s.block_table[index]), found.token, found.position,
-        known.tokens[position],
-        found.token == known.tokens[position] && found.position == position ? " after this prefix" : ""));
+    violation([&] {
+      return fmt::format(
+          "sequence {}: position {} lies in slot {} of block {}, which holds token {} of position {}, not "
+          "token {}{}",
+          value(s.sequence), position, i, value(s.block_table[index]), found.token, found.position,
+          known.tokens[position],
+          found.token == known.tokens[position] && found.position == position ? " after this prefix" : "");
+    });
     return false;
   }
   return true;
@@ -400,24 +427,42 @@ void FakeExecutor::verify(const PlannedSequence& s, Known& known) {
   if (static_cast<int32_t>(known.tokens.size()) < s.first_position + static_cast<int32_t>(s.tokens.size()))
     return;  // check_shape has spoken
   const int32_t blocks = size_.blocks_for(end);
-  const auto unchanged = std::min(s.num_unchanged_blocks, static_cast<int32_t>(known.seen.size()));
+  const auto num_seen = static_cast<int32_t>(known.seen.size());
+  // Both whole: before the last block of the list, and of what was seen.
+  const int32_t whole = std::max(0, std::min(blocks, num_seen) - 1);
+  for (int32_t b = 0; b < whole; ++b) {
+    const BlockId block = s.block_table[b];
+    const Seen& seen = known.seen[b];
+    if (!is_as_seen(seen, block)) verify_again(s, known, b, size_.tokens());
+  }
+  const int32_t seen_slots =
+      whole < num_seen ? known.num_seen_slots(static_cast<size_t>(whole), size_.tokens()) : 0;
   known.seen.resize(blocks);
-  for (int32_t b = 0; b < blocks; ++b) {
-    const Seen now{s.block_table[b], version_[value(s.block_table[b])],
-                   b + 1 < blocks ? size_.tokens() : end - size_.first_slot(b)};
-    Seen& seen = known.seen[b];
-    if (seen == now) continue;
-    if (b < unchanged && seen.block != now.block)
-      violation(fmt::format("sequence {}: block {} of its table is {}, was {} and is called unchanged",
-                            value(s.sequence), b, value(now.block), value(seen.block)));
-    if (verify_block(s, known, b, now.slots)) seen = now;
+  for (int32_t b = whole; b < blocks; ++b) {
+    const int32_t slots = b + 1 < blocks ? size_.tokens() : end - size_.first_slot(b);
+    const bool all_seen = b == whole && seen_slots == slots;
+    const BlockId block = s.block_table[b];
+    if (!all_seen || !is_as_seen(known.seen[b], block)) verify_again(s, known, b, slots);
+    known.num_seen_in_last = slots;
   }
 }
 
-TokenId FakeExecutor::pick(uint64_t chain, const Known& known, int32_t position) const {
+void FakeExecutor::verify_again(const PlannedSequence& s, Known& known, int32_t index, int32_t slots) {
+  const BlockId block = s.block_table[index];
+  Seen& seen = known.seen[index];
+  if (index < s.num_unchanged_blocks && seen.block != kNoBlock && seen.block != block)
+    violation([&] {
+      return fmt::format("sequence {}: block {} of its table is {}, was {} and is called unchanged",
+                         value(s.sequence), index, value(block), value(seen.block));
+    });
+  seen = is_block(s, block) && verify_block(s, known, index, slots) ? Seen{block, version_[value(block)]}
+                                                                    : Seen{};
+}
+
+inline TokenId FakeExecutor::pick(uint64_t chain, const Known& known, int32_t position) const {
+  uint64_t hash = known.is_greedy ? chain : mix(mix(chain, known.seed), static_cast<uint64_t>(position));
+  if (known.is_plain) return static_cast<TokenId>(below(hash, static_cast<uint64_t>(model_.vocab_size)));
   const SamplingParams& sampling = *known.sampling;
-  uint64_t hash =
-      sampling.temperature == 0 ? chain : mix(mix(chain, known.seed), static_cast<uint64_t>(position));
   for (;; hash = mix(hash, 1)) {
     const auto& allowed = sampling.allowed_token_ids;
     const TokenId token = allowed.empty()
@@ -429,7 +474,7 @@ TokenId FakeExecutor::pick(uint64_t chain, const Known& known, int32_t position)
   }
 }
 
-uint64_t FakeExecutor::chain_of_last(const PlannedSequence& s, const Known& known, int32_t last) {
+inline uint64_t FakeExecutor::chain_of_last(const PlannedSequence& s, const Known& known, int32_t last) {
   return keeps_all(s) ? slot_at(s.block_table, last).chain : known.chain[last];
 }
 
@@ -442,12 +487,16 @@ void FakeExecutor::sample(const BatchPlan& plan, const PlannedSequence& s, Known
     if (known.poisoned || known.sampling == nullptr) {
       out.token = 0;
       if (!known.poisoned)
-        violation(fmt::format("sequence {} is sampled for and never joined", value(wanted.sequence)));
+        violation([&] {
+          return fmt::format("sequence {} is sampled for and never joined", value(wanted.sequence));
+        });
       continue;
     }
     if (wanted.position != last + 1)
-      violation(fmt::format("sequence {}: position {} is sampled after {}", value(wanted.sequence),
-                            wanted.position, last));
+      violation([&] {
+        return fmt::format("sequence {}: position {} is sampled after {}", value(wanted.sequence),
+                           wanted.position, last);
+      });
     const uint64_t chain =
         model_.check_content ? chain_of_last(s, own, last) : mix(known.seed, static_cast<uint64_t>(last));
     const TokenId best = pick(chain, known, wanted.position);

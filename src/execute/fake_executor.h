@@ -10,6 +10,7 @@
 // Steps run when waited for, as late as they may. Engine thread.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -73,7 +74,8 @@ class FakeExecutor final : public Executor {
   void make_blocks_below(int64_t host, int64_t disk);
   void copy(const TierCopy& copy, TransferDirection direction);
   const std::vector<std::string>& violations() const { return violations_; }
-  double run_us() const { return run_us_; }  // real time spent inside wait(), for benchmarks of the host
+  // Real time spent inside wait(), for benchmarks of the host: without a moved clock.
+  double run_us() const { return run_us_; }
   bool checks_content() const { return model_.check_content; }
   int64_t num_known() const { return known_.size(); }
   // What greedy decoding gives for a prompt, computed without a cache; for comparison.
@@ -95,14 +97,18 @@ class FakeExecutor final : public Executor {
   Slot& slot_at(std::span<const BlockId> blocks, int32_t list_slot) {
     return slot(blocks[size_.block_of(list_slot)], size_.offset_of(list_slot));
   }
-  void violation(std::string what);
+  template <typename Message>
+  void violation(const Message& message);
   void push(Known& known, TokenId token);
   void append(Known& known, std::span<const TokenId> tokens);
   void copy(const BlockCopy& copy);
   void join(const PlannedJoin& join);
-  bool check_shape(const PlannedSequence& s);
+  bool check_shape(const PlannedSequence& s, const Known& known);
+  bool is_block(const PlannedSequence& s, BlockId block);
+  bool is_as_seen(const Seen& seen, BlockId block) const {
+    return seen.block == block && seen.version == version_[value(block)];
+  }
   bool has_seen(const PlannedSequence& s, const Known& known, int32_t end) const;
-  void see(const PlannedSequence& s, Known& known, int32_t position);
   bool keeps_all(const PlannedSequence& s) const { return s.policy.kind == RetentionKind::kKeepAll; }
   bool overwrites_slots(const PlannedSequence& s) const;
   int32_t sink_slots_of(const PlannedSequence& s) const;  // of whole blocks
@@ -113,6 +119,7 @@ class FakeExecutor final : public Executor {
   void adopt(const PlannedSequence& s, Known& known);
   TokenId resolve(const BatchPlan& plan, const PlannedSequence& s, Known& known, int32_t index);
   void verify(const PlannedSequence& s, Known& known);
+  void verify_again(const PlannedSequence& s, Known& known, int32_t index, int32_t slots);
   bool verify_block(const PlannedSequence& s, const Known& known, int32_t index, int32_t slots);
   uint64_t chain_of_last(const PlannedSequence& s, const Known& known, int32_t last);
   void sample(const BatchPlan& plan, const PlannedSequence& s, Known& own, StepResult& result);
@@ -126,6 +133,7 @@ class FakeExecutor final : public Executor {
 
   FakeModel model_;
   BlockSize size_;
+  std::array<bool, static_cast<size_t>(RetentionKind::kH2o) + 1> overwrites_{};  // by kind of policy
   ManualClock* clock_;
   Roofline roofline_;
   Fault fault_;

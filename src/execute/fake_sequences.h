@@ -17,19 +17,25 @@ struct FakeSequence {
   struct Seen {
     BlockId block = kNoBlock;
     uint32_t version = 0;
-    int32_t slots = 0;
     bool operator==(const Seen&) const = default;
   };
   std::vector<TokenId> tokens;
-  std::vector<uint64_t> chain;  // of the tokens up to each; same length
-  std::vector<Seen> seen;       // blocks found right, and unchanged since
-  std::vector<int32_t> list;    // position in each slot, under a policy that overwrites slots
-  std::shared_ptr<const SamplingParams> sampling;
-  std::vector<TokenId> eos;
-  uint64_t seed = 0, sampled_in = 0, last_step = 0;
+  std::vector<uint64_t> chain;   // of the tokens up to each; same length
+  std::vector<Seen> seen;        // the list's blocks, found right and unchanged since: all slots...
+  int32_t num_seen_in_last = 0;  // ... but of the last one so many
   int32_t num_prompt = 0;
   bool joined = false, poisoned = false;
+  bool is_plain = false;  // its sampling takes any id at any position
+  bool is_greedy = false;
+  uint64_t seed = 0, sampled_in = 0, last_step = 0;
+  std::vector<int32_t> list;  // position in each slot, under a policy that overwrites slots
+  std::shared_ptr<const SamplingParams> sampling;
+  std::vector<TokenId> eos;
 
+  // Slots of seen[block].
+  int32_t num_seen_slots(size_t block, int32_t block_tokens) const {
+    return block + 1 < seen.size() ? block_tokens : num_seen_in_last;
+  }
   void clear() {
     tokens.clear();
     chain.clear();
@@ -38,8 +44,8 @@ struct FakeSequence {
     sampling.reset();
     eos.clear();
     seed = sampled_in = last_step = 0;
-    num_prompt = 0;
-    joined = poisoned = false;
+    num_prompt = num_seen_in_last = 0;
+    joined = poisoned = is_plain = is_greedy = false;
   }
 };
 
