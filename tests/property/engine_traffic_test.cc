@@ -276,7 +276,8 @@ TEST(EngineTraffic, EveryInvariantHoldsWithSmallChunksAndFewSequences) {
   for (const int32_t chunk : {1, 7}) {
     Traffic t;
     t.options.max_prefill_chunk_tokens = chunk;
-    t.options.max_sequences = t.options.max_step_tokens = 5;
+    t.options.max_sequences = 5;
+    t.options.max_step_tokens = 7;
     t.options.num_blocks = 60;
     run_seeds(t, 15);
   }
