@@ -36,12 +36,16 @@ class Policy:
 
 @dataclass
 class Run:
-    """What a greedy run gave. closest: the smallest gap of any decision, in logits for tokens and in scores for victims."""
+    """What a greedy run gave. closest: the smallest gap of any decision, in logits for tokens and in scores for victims.
+
+    closest_share: the same for victims, as a share of the higher score. logprobs: [token][vocabulary]."""
 
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[np.ndarray] = field(default_factory=list)
     kept: list[list[list[int]]] = field(default_factory=list)  # [layer][list][positions]
     closest_token: float = np.inf
     closest_victim: float = np.inf
+    closest_share: float = np.inf
 
 
 class ReferenceModel(LlamaFloat64):
@@ -85,10 +89,11 @@ class ReferenceModel(LlamaFloat64):
             second = np.partition(logits, -2)[-2]
             run.closest_token = min(run.closest_token, float(logits[best] - second))
             run.tokens.append(best)
+            run.logprobs.append(logits - logits[best] - np.log(np.exp(logits - logits[best]).sum()))
             if step + 1 < count:
                 row = state.decode(best)
         run.kept = state.kept_positions()
-        run.closest_victim = state.closest_victim
+        run.closest_victim, run.closest_share = state.closest_victim, state.closest_share
         return run
 
     def negative_log_likelihoods(self, tokens: list[int], prompt_tokens: int, policy: Policy) -> list[float]:
@@ -111,7 +116,7 @@ class _Sequence:
         self.k: list[list[np.ndarray]] = [[] for _ in range(model.layers)]
         self.v: list[list[np.ndarray]] = [[] for _ in range(model.layers)]
         self.length = 0
-        self.closest_victim = np.inf
+        self.closest_victim = self.closest_share = np.inf
         self.kept: list[list[list[int]]] = []  # [layer][kv head], tova and h2o
         self.scores: list[list[dict[int, float]]] = []
 
@@ -163,7 +168,9 @@ class _Sequence:
         """The highest scores; equal ones, the newer position."""
         order = sorted(candidates, key=lambda j: (-score[j], -j))
         if 0 < count < len(order):
-            self.closest_victim = min(self.closest_victim, score[order[count - 1]] - score[order[count]])
+            kept, dropped = score[order[count - 1]], score[order[count]]
+            self.closest_victim = min(self.closest_victim, kept - dropped)
+            self.closest_share = min(self.closest_share, (kept - dropped) / kept if kept > 0 else 0.0)
         return sorted(order[:count])
 
     def choose(self, positions: list[int], score: dict[int, float]) -> list[int]:

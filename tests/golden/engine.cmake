@@ -1,6 +1,7 @@
 if(TARGET quire_engine)
   quire_test(golden_engine LABEL golden SOURCES ${QUIRE_TEST_DIR}/engine_test.cc LIBS quire_engine)
   quire_test(golden_engine_goldens LABEL golden SOURCES ${QUIRE_TEST_DIR}/engine_goldens_test.cc LIBS quire_engine)
+  quire_test(golden_micro_vectors LABEL golden SOURCES ${QUIRE_TEST_DIR}/micro_vectors_test.cc LIBS quire_engine)
   quire_test(golden_swap LABEL golden SOURCES ${QUIRE_TEST_DIR}/swap_test.cc LIBS quire_engine)
   if(TARGET quire_kernels_cuda)
     target_compile_definitions(golden_swap PRIVATE QUIRE_TEST_CUDA_HOST)
