@@ -102,10 +102,10 @@ void EngineCore::submit(CoreRequest request) {
   setup.policy = request.policy;
   setup.dump_kv = request.dump_kv;
   setup.retention = request.retention;
-  // Logprobs of the prompt need every row of it computed, and so do sums over its rows.
+  // Logprobs of the prompt need every row of it computed.
   const PrefixRule rule = traits(request.policy).prefix;
-  setup.share_prefix = options_.config.prefix_cache && !request.bypass_prefix_cache &&
-                       request.sampling->prompt_logprobs < 0 && rule != PrefixRule::kNone;
+  setup.share_prefix =
+      options_.config.prefix_cache && !request.bypass_prefix_cache && request.sampling->prompt_logprobs < 0;
   NamespaceKey key = options_.identity;
   if (rule == PrefixRule::kOwnPolicy) key.policy = to_string(request.policy);
   key.salt = std::move(request.cache_salt);

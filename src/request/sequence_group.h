@@ -80,6 +80,9 @@ struct SequenceGroup {
 
   // Lowest runs first.
   int32_t rank() const { return overdue ? std::numeric_limits<int32_t>::min() : priority; }
+  bool reads_prefix() const { return share_prefix && traits.prefix != PrefixRule::kNone; }
+  // What it publishes of its prompt is what full attention gives: any policy may read it.
+  bool fills_shared_prefix() const { return share_prefix && traits.prefix != PrefixRule::kOwnPolicy; }
   int32_t num_slots() const { return sampling->num_sequences(); }  // running at once, at most
   int32_t num_reported() const {
     return is_beam ? sampling->n : num_slots();

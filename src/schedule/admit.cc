@@ -64,13 +64,13 @@ void Scheduler::promote_overdue(int64_t now_us) {
 std::span<SequenceGroup* const> Scheduler::first_in_line() const {
   SequenceGroup* head = queue_.next();
   const bool no_slot = static_cast<int32_t>(running_.size()) >= limits_.max_sequences;
-  if (head == nullptr || !head->share_prefix || no_slot) return {};
+  if (head == nullptr || !head->reads_prefix() || no_slot) return {};
   const std::span<SequenceGroup* const> line = queue_.line_of(*head);
   return line.first(std::min<size_t>(line.size(), 1 + limits_.look_ahead));
 }
 
 void Scheduler::look_up(SequenceGroup& group) {
-  group.cached_seen = group.share_prefix ? cache_.lookup(group.ns, group.sequences.front()->tokens) : 0;
+  group.cached_seen = group.reads_prefix() ? cache_.lookup(group.ns, group.sequences.front()->tokens) : 0;
   group.looked_up_in = next_step_;
 }
 
@@ -234,7 +234,7 @@ void Scheduler::take_sibling_prefix() {
 }
 
 BlockTable Scheduler::take_prefix(const Sequence& s, int64_t now_us) {
-  if (!s.group->share_prefix) return s.id == sibling_prefix_of_ ? std::move(sibling_prefix_) : BlockTable();
+  if (!s.group->reads_prefix()) return s.id == sibling_prefix_of_ ? std::move(sibling_prefix_) : BlockTable();
   // At least one token is left to run: its row gives the next. (A beam's row is run later, with its
   // siblings'.)
   BlockTable table = cache_.acquire_prefix(s.group->ns, s.tokens, s.num_tokens() - 1, now_us);
@@ -288,13 +288,13 @@ bool Scheduler::make_room_for(const Sequence& s, int64_t blocks, int64_t now_us)
 // Compute once: if a running sequence is about to publish more of this prompt than is cached, wait for it.
 bool Scheduler::park_on_prefix(SequenceGroup& group) {
   const Sequence& s = *group.sequences.front();
-  if (!group.share_prefix) return false;
+  if (!group.reads_prefix()) return false;
   Sequence* leader = nullptr;
   int32_t best = 0;
   for (Sequence* r : running_) {
     // Windows let go of the blocks they have computed: nobody waits for those.
-    const bool in_prompt = r->num_computed < r->num_prompt_tokens && r->group->share_prefix &&
-                           !r->group->paused && r->group->traits.prefix == PrefixRule::kBlocks;
+    const bool in_prompt =
+        r->num_computed < r->num_prompt_tokens && r->group->fills_shared_prefix() && !r->group->paused;
     if (!in_prompt || r->group->ns != group.ns || r->tokens.front() != s.tokens.front()) continue;
     const int32_t longest = std::min(r->num_prompt_tokens, s.num_prompt_tokens - 1);
     const auto end = s.tokens.begin() + longest;

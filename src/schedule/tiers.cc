@@ -12,17 +12,14 @@ Retention Scheduler::retention_of(const Sequence& s, int64_t now_us) const {
 }
 
 void Scheduler::write_behind(Sequence& s, int64_t now_us) {
-  if (cache_.below() == nullptr || s.table.empty() || s.group->traits.prefix != PrefixRule::kBlocks ||
-      !s.group->share_prefix)
-    return;
+  if (cache_.below() == nullptr || s.table.empty() || !s.group->fills_shared_prefix()) return;
   transfers_.write_behind(s.group->ns, s.tokens, s.table, retention_of(s, now_us), now_us);
 }
 
 std::optional<TierTransfers::Fetch> Scheduler::fetch_prefix(const Sequence& s, BlockTable& table,
                                                             int64_t now_us) {
-  if (cache_.below() == nullptr || !s.group->share_prefix || s.skips_tiers ||
-      s.group->policy.kind != RetentionKind::kKeepAll)
-    return std::nullopt;
+  const bool takes_any = s.group->reads_prefix() && s.group->traits.prefix == PrefixRule::kBlocks;
+  if (cache_.below() == nullptr || !takes_any || s.skips_tiers) return std::nullopt;
   const std::span<const TokenId> wanted(s.tokens.data(), s.tokens.size() - 1);
   return transfers_.fetch(s.group->ns, wanted, table, now_us, deferred_now());
 }

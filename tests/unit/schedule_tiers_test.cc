@@ -57,6 +57,39 @@ TEST(HostTier, WhatTheDeviceHasLostComesBackToTheToken) {
   h.expect_all_ended();
 }
 
+// A prompt's blocks are full attention's until its list is cut: under TOVA they go down and come back as without a policy; under H2O,
+// which needs sums over every row of its prompt, they go down, for others.
+TEST(HostTier, PoliciesThatCutAfterThePromptFillItAndReadItWhereTheyMay) {
+  struct Case {
+    const char *first, *then;
+    bool hits;
+  };
+  for (const Case& c : {Case{"tova:budget=40", "tova:budget=40", true}, Case{"tova:budget=40", "", true},
+                        Case{"", "tova:budget=24", true}, Case{"h2o:heavy=20,recent=20", "", true},
+                        Case{"", "h2o:heavy=20,recent=20", false}}) {
+    SCOPED_TRACE(testing::Message() << "'" << c.first << "' then '" << c.then << "'");
+    HarnessOptions o = two_tiers();
+    o.num_blocks = 32;
+    Harness h(o);
+    const auto ask_under = [&](int32_t first, const char* policy) {
+      CoreRequest more;
+      more.policy = *parse_policy(policy);
+      const RequestId id = h.submit(ids(160, first), Harness::greedy(4), more);
+      h.run();
+      return id;
+    };
+    ask_under(0, c.first);
+    EXPECT_GE(tier(h, CacheTier::kHost).num_cached(), 20) << "written though its list was cut";
+    for (const int32_t other : {300, 500}) ask_under(other, "");
+    const RequestId again = ask_under(0, c.then);
+    h.expect_greedy(again);
+    EXPECT_EQ(h.record(again).end.cached_tokens, c.hits ? 159 : 0);
+    EXPECT_EQ(counters(h).host.hit_tokens > 100, c.hits);
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+}
+
 TEST(HostTier, AnotherSaltFindsNothing) {
   Harness h(two_tiers());
   ask(h, 0, "a");
