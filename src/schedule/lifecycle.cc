@@ -178,20 +178,21 @@ void Scheduler::end_group(SequenceGroup& group, FinishReason reason, const std::
                           int64_t now_us, Outcome& out) {
   if (group.state == GroupState::kWaiting) leave_waiting(group);
   measure(group);
-  const auto report = [&](int32_t index, int32_t num_computed) {
+  const auto report = [&](int32_t index, const Sequence& s) {
     SequenceEnd& end = out.ends.emplace_back();
     end.request = group.request;
     end.index = index;
     end.finish = reason;
     end.error = error;
-    end.num_computed = num_computed;
+    end.num_computed = computed(s);
+    end.kv_dump = s.kv_dump;
   };
   const bool by_sequence = group.forked && !group.is_beam;
   if (!by_sequence)
-    for (int32_t i = 0; i < group.num_reported(); ++i) report(i, computed(*group.sequences.front()));
+    for (int32_t i = 0; i < group.num_reported(); ++i) report(i, *group.sequences.front());
   for (const auto& s : group.sequences) {
     if (s->finished()) continue;
-    if (by_sequence) report(s->index, computed(*s));
+    if (by_sequence) report(s->index, *s);
     s->finish = reason;
     drop(*s, now_us);
   }
