@@ -69,6 +69,21 @@ Status check_words(const EngineConfig& c) {
   return ok();
 }
 
+// The tiers hold prefixes and nothing else: without the prefix cache they would only be written.
+Status check_prefix_tiers(const EngineConfig& c) {
+  if (c.prefix_cache) return ok();
+  const auto useless = [](const char* field, int64_t bytes) {
+    return invalid(
+        fmt::format("{} is {} and prefix_cache false; tiers keep cached prefixes: turn prefix_cache "
+                    "on or leave {} at 0",
+                    field, bytes, field),
+        field);
+  };
+  if (c.host_kv_bytes > 0) return useless("host_kv_bytes", c.host_kv_bytes);
+  if (c.disk_kv_bytes > 0) return useless("disk_kv_bytes", c.disk_kv_bytes);
+  return ok();
+}
+
 Status check_tiers(const EngineConfig& c) {
   const bool power =
       c.block_tokens == 8 || c.block_tokens == 16 || c.block_tokens == 32 || c.block_tokens == 64;
@@ -79,7 +94,7 @@ Status check_tiers(const EngineConfig& c) {
     return invalid(fmt::format("disk_kv_dir is `{}` and disk_kv_bytes {}; a disk tier needs both",
                                c.disk_kv_dir, c.disk_kv_bytes),
                    c.disk_kv_dir.empty() ? "disk_kv_dir" : "disk_kv_bytes");
-  return ok();
+  return check_prefix_tiers(c);
 }
 
 }  // namespace

@@ -20,13 +20,14 @@ Result<PolicyDoor> PolicyDoor::create(const EngineConfig& config, const PolicySe
   door.default_policy_ = config.default_kv_policy;
   door.allowed_ = config.kv_policies_allowed;
   door.model_ = model;
+  door.model_.recompute_preemption = config.preemption_mode == "recompute";
   const std::vector<std::string> known = policy_names();
   for (const std::string& name : door.allowed_)
     if (std::find(known.begin(), known.end(), name) == known.end())
       return invalid(fmt::format("kv_policies_allowed names '{}'; known: {}", name, fmt::join(known, ", ")),
                      "kv_policies_allowed");
   const Result<PolicySpec> spec = parse_policy(door.default_policy_);
-  const Status usable = !spec ? Status(spec.error()) : door.check(*spec, model);
+  const Status usable = !spec ? Status(spec.error()) : door.check(*spec, door.model_);
   if (!usable) return invalid("default_kv_policy: " + usable.error().message, "default_kv_policy");
   return door;
 }

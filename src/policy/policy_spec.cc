@@ -57,8 +57,20 @@ Result<int32_t> parse_value(const PolicyForm& form, const Key& key, std::string_
   return number;
 }
 
+// "window:size=4,tova:budget=4": a second policy where a setting should be.
+Status check_one_policy(const PolicyForm& form, std::string_view assignment) {
+  const std::string_view name = assignment.substr(0, assignment.find(':'));
+  if (std::none_of(forms().begin(), forms().end(), [&](const PolicyForm& f) { return name == f.name; }))
+    return ok();
+  return policy_error(
+      fmt::format("kv_policy names '{}' and '{}'; two policies on one list would disagree on what to drop: "
+                  "choose one",
+                  form.name, name));
+}
+
 Status set_key(const PolicyForm& form, std::string_view assignment, PolicySpec& spec,
                std::vector<std::string_view>& seen) {
+  if (Status one = check_one_policy(form, assignment); !one) return one;
   const size_t equals = assignment.find('=');
   const std::string_view name = assignment.substr(0, equals);
   const auto key =
@@ -94,11 +106,10 @@ Result<PolicySpec> parse_policy(std::string_view text) {
         fmt::format("unknown kv_policy '{}'; known: {}", name, fmt::join(policy_names(), ", ")));
   PolicySpec spec{.kind = form->kind};
   std::vector<std::string_view> seen;
-  std::string_view rest = colon == std::string_view::npos ? std::string_view{} : text.substr(colon + 1);
-  while (!rest.empty()) {
-    const size_t comma = rest.find(',');
-    if (Status s = set_key(*form, rest.substr(0, comma), spec, seen); !s) return s.error();
-    rest = comma == std::string_view::npos ? std::string_view{} : rest.substr(comma + 1);
+  for (size_t at = colon; at != std::string_view::npos;) {  // of ':' or ',': a setting follows
+    const size_t comma = text.find(',', at + 1);
+    if (Status s = set_key(*form, text.substr(at + 1, comma - at - 1), spec, seen); !s) return s.error();
+    at = comma;
   }
   for (const Key& key : form->keys)
     if (std::find(seen.begin(), seen.end(), key.name) == seen.end())

@@ -140,6 +140,8 @@ def test_a_refused_line_does_not_stop_the_others(tmp_path):
         (("serve", "--model", "/nonexistent", "--port", "0"), "/nonexistent"),
         (("serve", "--model", MODEL, "--port", "70000"), "port is 70000; it must be from 0 to 65535"),
         (("generate", "--model", MODEL, "--prompt", "a", "--preemption-mode", "swap"), "swap_space_bytes"),
+        (("serve", "--model", MODEL, "--port", "0", "--prefix-cache=false", "--host-kv-bytes", "1000000"), "host_kv_bytes is 1000000 and prefix_cache false"),
+        (("serve", "--model", MODEL, "--port", "0", "--prefix-cache=false", "--disk-kv-dir", "/nonexistent", "--disk-kv-bytes", "1000000"), "disk_kv_bytes is 1000000 and prefix_cache false"),
         (("serve", "--model", MODEL, "--max-kv-retention-class", "-1"), "max_kv_retention_class is -1"),
         (("tokenize", "--model", "/nonexistent", "--input", "-"), "/nonexistent"),
         (("inspect", "kv", "--config", "/nonexistent.json"), "/nonexistent.json"),
