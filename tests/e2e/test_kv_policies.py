@@ -174,6 +174,8 @@ def test_a_policys_entries_serve_nobody_else():
         ("window:size=0", "size is '0'; it must be a whole number of tokens from 1"),
         ("stream:sinks=4", "needs recent=TOKENS"),
         ("h2o:heavy=4,heavy=5,recent=1", "sets heavy twice"),
+        ("window:size=4,", "has no setting ''"),
+        ("window:size=4,tova:budget=4", "kv_policy names 'window' and 'tova'; two policies on one list would disagree on what to drop: choose one"),
     ],
 )
 def test_a_bad_policy_is_refused_by_name(policy, said):
@@ -186,6 +188,31 @@ def test_what_makes_no_sense_together_says_why():
     done = quire("generate", "--model", MODEL, "--prompt", "The", "--kv-policy", "tova:budget=4", "--beam-width", 2)
     assert done.returncode != 0
     assert "private copy of every list" in done.stderr
+
+
+@pytest.mark.parametrize("policy", ["tova:budget=4", "h2o:heavy=2,recent=2"])
+@pytest.mark.parametrize("flag", ["--kv-policy", "--default-kv-policy"])
+def test_a_list_that_cannot_be_computed_again_is_refused_where_that_is_the_only_way_to_make_room(policy, flag):
+    done = quire("generate", "--model", MODEL, "--prompt", "The", flag, policy, "--preemption-mode", "recompute")
+    assert done.returncode != 0
+    assert f"kv_policy '{policy}' cannot be used here: preemption_mode is 'recompute'" in done.stderr
+    [window] = run([{"token_ids": [300], "max_tokens": 1, "kv_policy": "window:size=4"}], "--preemption-mode", "recompute")
+    assert len(window["outputs"][0]["token_ids"]) == 1
+
+
+@pytest.mark.parametrize("policy", ["", "window:size=8", "stream:sinks=2,recent=6", "tova:budget=8", "h2o:heavy=4,recent=4"])
+def test_a_dump_says_what_is_visible_after_the_last_step_that_ran(policy):
+    """The step that ends the prompt is the same, and so is its cut, whether a token is sampled from it or not."""
+    lines = [{"token_ids": prompt_of(40), "max_tokens": n, "dump_kv": True, "kv_policy": policy} for n in (0, 1)]
+    none, one = run(lines, "--prefix-cache=false")
+    assert kept_of(none["outputs"][0]) == kept_of(one["outputs"][0])
+    assert len(kept_of(none["outputs"][0])[0][0]) == (8 if policy else 40)
+
+
+def test_the_prompt_of_h2o_fills_the_cache_for_others():
+    lines = [{"token_ids": prompt_of(90), "max_tokens": 2, "kv_policy": k} for k in ("h2o:heavy=12,recent=12", "", "tova:budget=24", "h2o:heavy=12,recent=12")]
+    answers = run(lines, "--max-sequences", 1, "--check-invariants")
+    assert [a["usage"]["cached_tokens"] for a in answers] == [0, 80, 89, 0], "whole blocks by H2O, the rest by the request without a policy"
 
 
 def test_an_operator_chooses_policies():

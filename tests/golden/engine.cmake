@@ -2,6 +2,7 @@ if(TARGET quire_engine)
   quire_test(golden_engine LABEL golden SOURCES ${QUIRE_TEST_DIR}/engine_test.cc LIBS quire_engine)
   quire_test(golden_engine_goldens LABEL golden SOURCES ${QUIRE_TEST_DIR}/engine_goldens_test.cc LIBS quire_engine)
   quire_test(golden_micro_vectors LABEL golden SOURCES ${QUIRE_TEST_DIR}/micro_vectors_test.cc LIBS quire_engine)
+  quire_test(golden_policy_swap LABEL golden SOURCES ${QUIRE_TEST_DIR}/policy_swap_test.cc LIBS quire_engine)
   quire_test(golden_swap LABEL golden SOURCES ${QUIRE_TEST_DIR}/swap_test.cc LIBS quire_engine)
   if(TARGET quire_kernels_cuda)
     target_compile_definitions(golden_swap PRIVATE QUIRE_TEST_CUDA_HOST)
@@ -19,4 +20,10 @@ if(TARGET quire_engine)
       target_link_options(golden_${name} PRIVATE -static-libstdc++ -static-libgcc)  # carried to a card as one file
     endforeach()
   endif()
+endif()
+if(TARGET quire)  # the quality of the policies, on a trained model and through the binary
+  find_package(Python3 COMPONENTS Interpreter REQUIRED)
+  add_test(NAME golden_kv_quality COMMAND ${Python3_EXECUTABLE} ${QUIRE_TEST_DIR}/kv_quality.py)
+  set_tests_properties(golden_kv_quality PROPERTIES LABELS golden TIMEOUT 600 SKIP_RETURN_CODE 77
+    ENVIRONMENT "QUIRE_ROOT=${CMAKE_SOURCE_DIR};QUIRE_BINARY=$<TARGET_FILE:quire>")
 endif()
