@@ -48,7 +48,7 @@ struct SequenceGroup {
   bool parked = false;
   bool forked = false;  // the samples exist (n > 1), or the beams have started
   bool is_beam = false;
-  bool share_prefix = true;      // read and publish cached prefixes
+  bool share_prefix = true;      // publish its prefix; reads_prefix(): take others'
   bool prompt_reported = false;  // its logprobs are told, or were not asked for
   bool dump_kv = false;
   PolicySpec policy;
