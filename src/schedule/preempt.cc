@@ -182,7 +182,9 @@ Error Scheduler::cannot_run_alone() const {
   return error(Code::kResourceExhausted, std::move(why));
 }
 
-// All of them give way before any block goes: what they share goes once.
+// All of them give way before any block goes: what they share goes once. What is swapped keeps its tail to itself:
+// published, it would take a copy to go on. Beams that are swapped publish nothing more: where one took over
+// another's block that its sibling does not, more would leave than was counted.
 void Scheduler::preempt(std::span<Sequence* const> victims, const Offer& offer, int64_t now_us) {
   measure(*victims.front()->group);
   for (Sequence* s : victims) {
@@ -191,10 +193,11 @@ void Scheduler::preempt(std::span<Sequence* const> victims, const Offer& offer, 
     leave_running(*s);
     ++s->num_preempted;
     ++counters_.preemptions;
-    // The tail of what is swapped stays its own: published, it would take a copy to go on.
     const int32_t computed = std::min(s->num_computed, s->num_tokens());
-    const bool swaps = offer.means == Means::kSwap;
-    publish(*s, swaps ? computed / block_tokens_ * block_tokens_ : computed, now_us);
+    if (offer.means != Means::kSwap)
+      publish(*s, computed, now_us);
+    else if (!s->group->is_beam)
+      publish(*s, computed / block_tokens_ * block_tokens_, now_us);
   }
   if (offer.means == Means::kSwap) return swap_out(victims);
   for (Sequence* s : victims) {

@@ -148,6 +148,7 @@ BUGS = [
     (False, "what lists share comes back for one of them", LISTS, "        retain(at->second);\n", ""),
     (False, "a block that beams share on the host has one holder", LISTS,
      "    swap_pool_.retain(host_of(block));\n", "    if (swap_pool_.num_held() < 0) swap_pool_.retain(host_of(block));\n"),
+    (False, "beams leave with more blocks than were counted", PREEMPT, "    else if (!s->group->is_beam)\n", "    else\n"),
     (False, "a beam is left behind by those it runs with", SWAP, "    if (beam->state == s.state && beam->swapped.empty() == s.swapped.empty())",
      "    if (beam.get() == &s)"),
     (False, "of beams that lost their blocks one runs again", SWAP, "    if (!s->finished()) take_in(*s, ended, end, now_us, out);\n",

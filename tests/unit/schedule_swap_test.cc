@@ -275,6 +275,29 @@ TEST(Swap, ACopyOfBeamsThatFailsOrIsCancelledIsAllOfTheirs) {
   }
 }
 
+// Of twins each block is another's already once one of them has published it: what leaves is what was counted, with
+// room on the host for just so much.
+TEST(Swap, BeamsThatAreTwinsFitWhereTheyWereSaidTo) {
+  int64_t swapped = 0;
+  for (int32_t swap_blocks = 4; swap_blocks <= 24; ++swap_blocks) {
+    for (const int32_t prompt : {12, 20, 28, 36}) {
+      HarnessOptions o = tight();
+      o.num_swap_blocks = swap_blocks;
+      o.num_blocks = 30;
+      Harness h(o);
+      std::vector<RequestId> twins;
+      h.submit(ids(30, 600), Harness::greedy(100));
+      for (int32_t i = 0; i < 4; ++i) twins.push_back(h.submit(ids(prompt, 300), beams(2, 40)));
+      h.run();
+      swapped += counters(h).swap_outs;
+      for (const RequestId id : twins) EXPECT_EQ(tokens_of(h, id), tokens_of(h, twins.front()));
+      h.expect_sound();
+      h.expect_all_ended();
+    }
+  }
+  EXPECT_GT(swapped, 100);
+}
+
 TEST(Swap, NegativeSpaceAndUnknownModesAreRefusedByName) {
   ManualClock clock;
   FakeExecutor executor({.num_blocks = 8, .block_tokens = 8});
