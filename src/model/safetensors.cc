@@ -100,8 +100,9 @@ class HeaderReader {
 
  private:
   bool fail_value(std::string_view what) {
+    if (in_metadata_) return fail(fmt::format("`__metadata__`: {} is not allowed there", what));
     if (field_.empty())
-      return fail(fmt::format("tensor `{}`: it must be an object, not {}", current_.name, what));
+      return fail(fmt::format("tensor `{}`: {} is not allowed in place of an object", current_.name, what));
     return fail(fmt::format("tensor `{}`, field `{}`: {} is not allowed there", current_.name, field_, what));
   }
   bool top_key(const std::string& name) {

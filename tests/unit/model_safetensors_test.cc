@@ -112,8 +112,8 @@ TEST_F(SafetensorsFiles, NamesEachFaultOfTheHeader) {
       {"{}", "8 bytes after the last tensor"},
       {R"({"__metadata__":{"a":1},"a":{)" + t + "}}", "is not allowed"},
       {"{\"" + std::string(2000, 'n') + "\":{" + t + "}}", "name has 2000 bytes; the limit is 1024"}};
-  EXPECT_TRUE(
-      contains(open_error(file_of(R"({"a":[]})", 8)), "tensor `a`: it must be an object, not a list"));
+  EXPECT_TRUE(contains(open_error(file_of(R"({"a":[]})", 8)),
+                       "tensor `a`: a list is not allowed in place of an object"));
   for (const auto& [header, message] : cases) {
     const std::string got = open_error(file_of(header, 8));
     EXPECT_TRUE(contains(got, message)) << header << "\n  gives: " << got;
