@@ -128,8 +128,6 @@ BUGS = [
     (False, "a shortened list is called unchanged", CACHE, "  table.changed_from(table.num_blocks());\n", ""),
     (False, "a copy under way does not hold its sequence", TRANSFERS, "    ++sequence->num_in_flight;\n", ""),
     (False, "a sequence runs before its blocks are back", PLAN, " && !s.copying &&\n", " &&\n"),
-    (False, "a prompt goes on before its blocks are back", PLAN, "    if (!s->group->paused && !s->copying && !s->planned_now",
-     "    if (!s->group->paused && !s->planned_now"),
     (True, "an ended request keeps its host blocks", LIFE, "  cache_.discard(std::move(sequence.swapped));\n", ""),
     (False, "a host block is given back twice", LISTS, "  list = SwappedList();\n}", "}"),
     (False, "a taken host block stays free", HOST, "    free_.pop_back();\n", ""),
