@@ -167,12 +167,15 @@ TEST_F(EngineThreads, StatsAreOfNowWhileAStepIsUnderWay) {
   Random random(1);
   std::vector<std::shared_ptr<Counting>> sinks;
   const auto submit = [&] {
+    Request r = request(random, 4);
+    r.prompt = std::vector<int32_t>(8, 1);  // a whole block: the second step takes another
     sinks.push_back(std::make_shared<Counting>());
-    ASSERT_TRUE(engine_->submit(request(random, 4), sinks.back()).has_value());
+    ASSERT_TRUE(engine_->submit(std::move(r), sinks.back()).has_value());
   };
   submit();
+  // The second step is planned, and the engine waits for the first.
   EXPECT_TRUE(eventually([](const EngineStats& s) {
-    return s.sequences_running == 1 && s.requests_waiting == 0 && s.blocks_held > 0;
+    return s.sequences_running == 1 && s.requests_waiting == 0 && s.blocks_held == 2;
   })) << "planned, and not yet told";
   for (int i = 0; i < 3; ++i) submit();
   EXPECT_EQ(engine_->stats().requests_waiting, 3);
