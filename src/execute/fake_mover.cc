@@ -55,7 +55,8 @@ void FakeMover::wait() {
   for (const Link& link : links_)
     if (!link.under_way.empty()) soonest = std::min(soonest, link.under_way.front().done_us);
   check(soonest != INT64_MAX, "mover: nothing was submitted");
-  if (wake_us_) soonest = std::min(soonest, wake_us_());
+  const int64_t wake_us = wake_us_ ? wake_us_() : INT64_MAX;
+  if (wake_us > now_us()) soonest = std::min(soonest, wake_us);  // what was due before has had its step
   if (clock_ != nullptr) clock_->advance_us(std::max<int64_t>(0, soonest - now_us()));
 }
 

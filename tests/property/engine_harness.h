@@ -120,7 +120,8 @@ class Harness {
     while (!core_->idle() && max_steps-- > 0) {
       if (!step()) break;
     }
-    while (core_->scheduler().transfers().size() > 0 && step()) {  // copies that nobody waited for
+    while (core_->scheduler().transfers().size() > 0 && max_steps-- > 0 &&
+           step()) {  // nobody waited for these
     }
     collect();
     EXPECT_TRUE(core_->idle()) << "stuck with " << core_->num_unfinished() << " requests";

@@ -349,6 +349,14 @@ TEST(DiskTier, AfterEightFailedWritesInARowNoMoreAreBegunAndTheFiguresSayWhy) {
   h.expect_all_ended();
 }
 
+// Bounded: where nobody gives up, nothing ever ends.
+void step_to_the_end(Harness& h) {
+  for (int i = 0; h.step(); ++i) ASSERT_LT(i, 20'000) << "it never ends";
+}
+void step_until_ended(Harness& h, RequestId id) {
+  for (int i = 0; h.record(id).num_ends == 0; ++i) ASSERT_TRUE(h.step() && i < 20'000) << "it never ends";
+}
+
 // Slow once, so that computing is cheaper: that read is not waited for, and when it has told how long it took the
 // disk is left alone; tried again after a while.
 TEST(DiskTier, ADiskThatIsSlowerThanComputingIsLeftAloneForAWhile) {
@@ -373,9 +381,8 @@ TEST(DiskTier, ADiskThatIsSlowerThanComputingIsLeftAloneForAWhile) {
   ask(h, 0);
   h.run();
   h.mover().set_fault({});
-  while (h.step()) {
-  }
-  EXPECT_EQ(counters(h).waits_given_up, 1);
+  step_to_the_end(h);
+  ASSERT_EQ(counters(h).waits_given_up, 1);
   EXPECT_EQ(counters(h).disk.hit_tokens, hits);
   fill_more();
   EXPECT_EQ(counters(h).disk.hit_tokens, hits);
@@ -403,7 +410,7 @@ TEST(DiskTier, ACopyThatHangsIsNotWaitedForLongerThanComputingTakes) {
   const RequestId again = ask(h, 0);
   h.step();
   ASSERT_TRUE(first_of(h, again).copying);
-  while (h.record(again).num_ends == 0) ASSERT_TRUE(h.step());
+  step_until_ended(h, again);
   EXPECT_LT(h.clock().now_us() - start, 2 * kLeastTierWaitUs);
   EXPECT_EQ(counters(h).waits_given_up, 1);
   h.expect_greedy(again);
@@ -416,12 +423,11 @@ TEST(DiskTier, ACopyThatHangsIsNotWaitedForLongerThanComputingTakes) {
 
   const int64_t asked_us = h.clock().now_us();
   const RequestId other = ask(h, 200);
-  while (h.record(other).num_ends == 0) ASSERT_TRUE(h.step());
+  step_until_ended(h, other);
   EXPECT_LT(h.clock().now_us() - asked_us, kLeastTierWaitUs) << "the disk is not asked while it hangs";
   EXPECT_EQ(counters(h).disk.hit_tokens, 0);
   h.expect_greedy(other);
-  while (h.step()) {
-  }
+  step_to_the_end(h);
   EXPECT_EQ(h.core().scheduler().transfers().size(), 0);
   EXPECT_EQ(counters(h).disk.read_failures, 0);
   EXPECT_EQ(counters(h).disk.hit_tokens, 0) << "it came too late to be one";
@@ -439,8 +445,7 @@ TEST(DiskTier, ACancelWhileACopyHangsEndsTheRequestAndLeaksNothing) {
   h.abort(again);
   h.step();
   EXPECT_EQ(h.record(again).num_ends, 1);
-  while (h.step()) {
-  }
+  step_to_the_end(h);
   EXPECT_EQ(counters(h).waits_given_up, 1);
   h.expect_sound();
   h.expect_all_ended();
@@ -459,11 +464,11 @@ TEST(DiskTier, AWriteThatHangsHoldsNobodyUpForEver) {
     ASSERT_EQ(h.core().scheduler().transfers().size(), 1);
     const int64_t start = h.clock().now_us();
     const RequestId other = ask(h, 300);
-    for (;; h.collect()) {
+    for (int i = 0;; ++i) {
       const bool worked = h.core().step();
       h.collect();
       if (h.record(other).num_ends > 0) break;
-      ASSERT_TRUE(worked || h.core().wait_for_copy());
+      ASSERT_TRUE((worked || h.core().wait_for_copy()) && i < 20'000) << "it never ends";
     }
     EXPECT_LT(h.clock().now_us() - start, 2 * kLongestTierWaitUs);
     const SequenceRecord& end = h.record(other).sequences[0];
@@ -472,8 +477,7 @@ TEST(DiskTier, AWriteThatHangsHoldsNobodyUpForEver) {
       EXPECT_EQ(end.error->code, Code::kResourceExhausted);
       EXPECT_NE(end.error->message.find("1 copies"), std::string::npos) << end.error->message;
     }
-    while (h.step()) {
-    }
+    step_to_the_end(h);
     h.expect_sound();
     h.expect_all_ended();
   }
