@@ -1,5 +1,5 @@
 // A KV policy as a value: which tokens of a sequence stay in its cache, what that needs from attention, and how much room it takes.
-// Parsed from "name:key=value,key=value" (command line, jsonl, wire). The scheduler asks bound() and traits() and nothing else.
+// Parsed from "name:key=value,key=value" (command line, jsonl, wire). The scheduler asks traits(), capacity() and the functions of blocks below.
 // The papers are named at each kind; README.md says how a policy meets the rest of the engine.
 #pragma once
 

@@ -47,7 +47,7 @@ struct BatchPlan {
   std::vector<BlockCopy> copies;  // before anything else of the step (copy-on-write)
   std::vector<PlannedJoin> joins;
   std::vector<SequenceId>
-      leaves;  // sampler and policy states to forget, if there are any; not in `sequences`
+      leaves;  // sampler and policy states to forget, if there are any, before `sequences` run
   std::vector<PlannedSequence> sequences;
   int64_t num_tokens() const {
     int64_t n = 0;

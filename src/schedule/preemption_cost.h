@@ -1,5 +1,6 @@
-// What it costs to take a sequence's blocks away and give them back, by each means. Pure functions of a few
-// rates, so that the choice can be told beforehand and tested; every number is a model, not a measurement.
+// What it costs to take a sequence's blocks away and give them back, by each means: pure functions of a few
+// rates, a model and no measurement, so that the choice can be told beforehand and tested. DiskRate alone is
+// measured: a disk's speed is not known beforehand.
 #pragma once
 
 #include <cstdint>
