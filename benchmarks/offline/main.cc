@@ -58,6 +58,9 @@ int main(int argc, char** argv) {
   app.add_option("--max-graph-tokens", options.engine.max_graph_tokens,
                  "capture steps in which prompts run as graphs up to so many tokens; 0 = decode steps alone")
       ->capture_default_str();
+  app.add_option("--gemm-tuning-ms", options.engine.gemm_tuning_ms,
+                 "time cuBLASLt's ways for the model's products for so long at the start; 0 = its own choice")
+      ->capture_default_str();
   app.add_option("--shared-prefix-tokens", options.shared_prefix_tokens,
                  "tokens that all prompts begin with, cached before the timed rounds")
       ->capture_default_str();
