@@ -58,7 +58,7 @@ void translate_all(const Mirror& m, AttentionParams& p) {
   m.translate(p.q), m.translate(p.q_sink), m.translate(p.out), m.translate(p.arena), m.translate(p.sinks);
   m.translate(p.query_start), m.translate(p.lengths), m.translate(p.block_table), m.translate(p.sink_slots),
       m.translate(p.windows);
-  m.translate(p.lse), m.translate(p.row_logits), m.translate(p.column_sums);
+  m.translate(p.lse), m.translate(p.row_logits), m.translate(p.column_sums), m.translate(p.partials);
   SharedPrefixes& s = p.prefixes;
   m.translate(s.node_slots), m.translate(s.node_sequence_start), m.translate(s.node_sequences);
   m.translate(s.sequence_member_start), m.translate(s.sequence_members), m.translate(s.private_start);
@@ -79,7 +79,7 @@ Outputs on_card(Case& c, int repeats) {
   out.attach(p);
   Mirror mirror;
   for (Region* r : c.regions()) mirror.add(*r);
-  for (Region* r : {&out.values, &out.lse, &out.row_logits, &out.column_sums}) mirror.add(*r);
+  for (Region* r : {&out.values, &out.lse, &out.row_logits, &out.column_sums, &out.partials}) mirror.add(*r);
   translate_all(mirror, p);
   cuda::AttentionContext context{.machine = this_machine()};
   context.decode = {.warps = c.shape().warps,
@@ -103,7 +103,8 @@ Outputs on_card(Case& c, int repeats) {
     cuda::attention(context, c.shape().dtype, p);
   }
   check_cuda(cudaStreamSynchronize(stream));
-  for (Region* r : {&out.values, &out.lse, &out.row_logits, &out.column_sums}) mirror.bring_back(*r);
+  for (Region* r : {&out.values, &out.lse, &out.row_logits, &out.column_sums, &out.partials})
+    mirror.bring_back(*r);
   check_cuda(cudaStreamDestroy(stream));
   check_cuda(cudaFree(scratch));
   return out.take(c.shape().dtype, p.prefixes.num_nodes == 0);
@@ -130,6 +131,7 @@ TEST_P(AttentionOnCard, EqualsTheReferenceAndItself) {
   EXPECT_TRUE(same_bits(got.values, again.values)) << "values differ between runs";
   EXPECT_TRUE(same_bits(got.lse, again.lse)) << "lse differs between runs";
   EXPECT_TRUE(same_bits(got.column_sums, again.column_sums)) << "column sums differ between runs";
+  EXPECT_TRUE(same_bits(got.partials, again.partials)) << "partials differ between runs";
 }
 
 const auto name_of_case = [](const auto& info) { return info.param.name; };
