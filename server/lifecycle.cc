@@ -114,6 +114,7 @@ Status check_limits(const ServeOptions& options) {
   for (const Limit& limit :
        {Limit{"--max-message-bytes", listen.max_message_bytes, 1024, kInt},
         Limit{"--max-metadata-bytes", listen.max_metadata_bytes, 1024, 1 << 20},
+        Limit{"--max-connections", listen.max_connections, 1, 1 << 20},
         Limit{"--max-streams-per-connection", listen.max_streams_per_connection, 1, kInt},
         Limit{"--idle-connection-ms", listen.idle_connection_ms, 1, kInt},
         Limit{"--max-connection-age-ms", listen.max_connection_age_ms, 1, kInt},

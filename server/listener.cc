@@ -7,15 +7,8 @@
 #include <grpcpp/impl/server_builder_plugin.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server_builder.h>
-#include <netdb.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
 
 #include "server/library_log.h"
-#include "server/socket_path.h"
 #include "server/tls_files.h"
 
 namespace quire::server {
@@ -79,25 +72,6 @@ void apply_limits(const ListenOptions& options, grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // a busy port is an error, not a share
-}
-
-// gRPC only says that it could not bind; a plain socket says why.
-std::string why_not_bound(const ListenOptions& options) {
-  addrinfo hints{};
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_PASSIVE;
-  addrinfo* found = nullptr;
-  if (const int code =
-          getaddrinfo(options.host.c_str(), std::to_string(options.port).c_str(), &hints, &found);
-      code != 0)
-    return gai_strerror(code);
-  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, freeaddrinfo);
-  const int fd = socket(found->ai_family, SOCK_STREAM, 0);
-  const bool bound = fd >= 0 && bind(fd, found->ai_addr, found->ai_addrlen) == 0 && listen(fd, 1) == 0;
-  const std::string reason = bound ? "gRPC could not listen" : std::strerror(errno);
-  if (fd >= 0) close(fd);
-  return reason;
 }
 
 }  // namespace
@@ -117,9 +91,6 @@ Result<std::unique_ptr<Listener>> Listener::open(const ListenOptions& options, g
   if (options.port < 0 || options.port > 65535)
     return invalid(fmt::format("port is {}; it must be from 0 to 65535", options.port), "port");
   adopt_library_logs();
-  const bool is_unix = options.host.starts_with("unix:");
-  if (is_unix)
-    if (Status path = check_socket_path(options.host.substr(5)); !path) return path.error();
   const auto credentials = make_credentials(options);
   if (!credentials) return credentials.error();
   grpc::EnableDefaultHealthCheckService(true);
@@ -127,19 +98,23 @@ Result<std::unique_ptr<Listener>> Listener::open(const ListenOptions& options, g
   grpc::ServerBuilder builder;
   if (!options.reflection) builder.SetOption(std::make_unique<WithoutReflection>());
   apply_limits(options, builder);
-  int port = 0;
-  builder.AddListeningPort(format_address(options.host, options.port), *credentials, &port);
+  std::unique_ptr<ConnectionAcceptor::GrpcAcceptor> connections =
+      builder.experimental().AddExternalConnectionAcceptor(
+          grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, *credentials);
   builder.RegisterService(&service);
+  Result<ListeningSockets> sockets = ListeningSockets::open(options.host, options.port);
+  if (!sockets) return sockets.error();
+  const std::string address = format_address(options.host, sockets->port());
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (!server || (port == 0 && !is_unix))
-    return error(Code::kUnavailable,
-                 fmt::format("cannot listen on {}: {}", format_address(options.host, options.port),
-                             why_not_bound(options)));
-  return std::unique_ptr<Listener>(new Listener(std::move(server), format_address(options.host, port)));
+  if (!server) return error(Code::kUnavailable, fmt::format("gRPC cannot serve {}", address));
+  auto acceptor = std::make_unique<ConnectionAcceptor>(std::move(*sockets), std::move(connections),
+                                                       options.max_connections);
+  return std::unique_ptr<Listener>(new Listener(std::move(server), std::move(acceptor), address));
 }
 
-Listener::Listener(std::unique_ptr<grpc::Server> server, std::string address)
-    : server_(std::move(server)), address_(std::move(address)) {}
+Listener::Listener(std::unique_ptr<grpc::Server> server, std::unique_ptr<ConnectionAcceptor> acceptor,
+                   std::string address)
+    : server_(std::move(server)), acceptor_(std::move(acceptor)), address_(std::move(address)) {}
 
 Listener::~Listener() {
   shut_down(0);
@@ -151,6 +126,7 @@ void Listener::set_serving(const std::string& service, bool serving) {
 
 void Listener::shut_down(int64_t grace_ms) {
   if (!server_) return;
+  acceptor_->stop();
   server_->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(grace_ms));
   server_->Wait();
   server_.reset();

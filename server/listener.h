@@ -10,6 +10,7 @@
 #include <string>
 
 #include "quire/result.h"
+#include "server/connection_acceptor.h"
 
 namespace quire::server {
 
@@ -21,6 +22,7 @@ struct ListenOptions {
   std::string tls_client_ca;      // PEM file: clients must show a certificate signed by it
   int64_t max_message_bytes = 4 << 20;
   int32_t max_metadata_bytes = 16 << 10;
+  int32_t max_connections = 4096;
   int32_t max_streams_per_connection = 1024;
   int64_t idle_connection_ms = 300'000;
   int64_t max_connection_age_ms = 3'600'000;  // gRPC spreads it by 10 %
@@ -43,9 +45,11 @@ class Listener {
   void shut_down(int64_t grace_ms);
 
  private:
-  Listener(std::unique_ptr<grpc::Server> server, std::string address);
+  Listener(std::unique_ptr<grpc::Server> server, std::unique_ptr<ConnectionAcceptor> acceptor,
+           std::string address);
 
   std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<ConnectionAcceptor> acceptor_;  // hands connections to the server, so it ends first
   std::string address_;
 };
 

@@ -47,7 +47,7 @@ Status check_socket_path(const std::string& path) {
     return wrong(
         "something is there that is no socket; it is left alone, so remove it or choose another path");
   if (is_listened_on(path)) return wrong("another server listens there");
-  return ok();  // left behind by one that is gone; gRPC makes it anew
+  return ok();  // left behind by one that is gone
 }
 
 }  // namespace quire::server

@@ -25,6 +25,7 @@ void bind(Flags& flags, Options& o) {
             "A proxy in front ends TLS: allow a public address without it");
   flags.add("max-message-bytes", listen.max_message_bytes, "Largest request message, bytes");
   flags.add("max-metadata-bytes", listen.max_metadata_bytes, "Largest request metadata, bytes");
+  flags.add("max-connections", listen.max_connections, "Connections at once; more are closed");
   flags.add("max-streams-per-connection", listen.max_streams_per_connection,
             "Calls running on one connection");
   flags.add("idle-connection-ms", listen.idle_connection_ms,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import resource
 import signal
 import subprocess
 import sys
@@ -62,12 +63,14 @@ def model_with_nan_weights(directory: Path) -> Path:
 class Server:
     """A `quire serve` process."""
 
-    def __init__(self, *arguments: object, model: Path = MODEL):
+    def __init__(self, *arguments: object, model: Path = MODEL, descriptors: int | None = None):
+        """descriptors: what RLIMIT_NOFILE allows the process."""
         self.process = subprocess.Popen(
             [BINARY, "serve", "--model", str(model), "--port", "0", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=descriptors and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))),
         )
         self.log: list[str] = []
         self._reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)

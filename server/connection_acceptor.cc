@@ -1,0 +1,130 @@
+#include "server/connection_acceptor.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <vector>
+
+#include "src/base/check.h"
+#include "src/base/log.h"
+
+namespace quire::server {
+namespace {
+
+// Descriptors for what is opened later: files of the disk tier, event queues, a client's own connections.
+constexpr int64_t kOtherDescriptors = 128;
+constexpr int kRetryMs = 100;
+constexpr int64_t kReportEveryMs = 60'000;
+
+int64_t now_ms() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+int64_t open_descriptors() {
+  std::error_code problem;
+  const auto all = std::filesystem::directory_iterator("/proc/self/fd", problem);
+  return problem ? 64 : std::distance(begin(all), end(all));
+}
+
+// How many descriptors the process may have once its limit is raised towards `wanted`.
+int64_t raise_descriptor_limit(int64_t wanted) {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return wanted;
+  const auto want = static_cast<rlim_t>(wanted);
+  if (limit.rlim_cur < want) {
+    limit.rlim_cur = std::min(limit.rlim_max, want);
+    setrlimit(RLIMIT_NOFILE, &limit);
+  }
+  return static_cast<int64_t>(std::min(limit.rlim_cur, want));
+}
+
+// The kernel gives the lowest free descriptor, so one of this number or more says that so many are open. Nobody tells when gRPC closes a
+// connection, and nobody need.
+int first_refused(int32_t max_connections) {
+  const int64_t own = open_descriptors();
+  const int64_t limit = raise_descriptor_limit(own + max_connections + kOtherDescriptors);
+  const int64_t connections = std::clamp<int64_t>(limit - own - kOtherDescriptors, 1, max_connections);
+  if (connections < max_connections)
+    log_line(
+        LogLevel::kWarn, "connections_limited",
+        {{"max_connections", int64_t{max_connections}}, {"taken", connections}, {"rlimit_nofile", limit}});
+  return static_cast<int>(own + connections);
+}
+
+}  // namespace
+
+ConnectionAcceptor::ConnectionAcceptor(ListeningSockets sockets, std::unique_ptr<GrpcAcceptor> grpc,
+                                       int32_t max_connections)
+    : sockets_(std::move(sockets)),
+      grpc_(std::move(grpc)),
+      first_refused_fd_(first_refused(max_connections)),
+      stop_event_(eventfd(0, EFD_CLOEXEC)),
+      thread_([this] { run(); }) {}
+
+ConnectionAcceptor::~ConnectionAcceptor() {
+  stop();
+}
+
+void ConnectionAcceptor::stop() {
+  if (!thread_.joinable()) return;
+  const uint64_t one = 1;
+  check(write(stop_event_, &one, sizeof one) == sizeof one, "the acceptor cannot be woken");
+  thread_.join();
+  close(stop_event_);
+  sockets_.close();
+}
+
+void ConnectionAcceptor::run() {
+  std::vector<pollfd> watched{{.fd = stop_event_, .events = POLLIN, .revents = 0}};
+  for (const int fd : sockets_.descriptors()) watched.push_back({.fd = fd, .events = POLLIN, .revents = 0});
+  for (;;) {
+    if (poll(watched.data(), watched.size(), -1) < 0) continue;  // interrupted
+    if (watched[0].revents != 0) return;
+    for (const pollfd& w : watched)
+      if (w.revents != 0) take_all(w.fd);
+  }
+}
+
+void ConnectionAcceptor::take_all(int listening) {
+  for (;;) {
+    const int fd = accept4(listening, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= first_refused_fd_) {
+      refuse(fd);
+    } else if (fd >= 0) {
+      GrpcAcceptor::NewConnectionParameters connection;
+      connection.listener_fd = listening;
+      connection.fd = fd;
+      grpc_->HandleNewConnection(&connection);
+    } else if (errno != EINTR && errno != ECONNABORTED) {
+      // No descriptor or no memory: what waits is still there later.
+      if (errno != EAGAIN) pause_unless_stopped();
+      return;
+    }
+  }
+}
+
+void ConnectionAcceptor::refuse(int fd) {
+  close(fd);
+  ++refused_;
+  if (now_ms() < next_report_ms_) return;
+  next_report_ms_ = now_ms() + kReportEveryMs;
+  log_line(LogLevel::kWarn, "connection_refused", {{"reason", "max_connections"}, {"refused", refused_}});
+}
+
+void ConnectionAcceptor::pause_unless_stopped() const {
+  pollfd stop{.fd = stop_event_, .events = POLLIN, .revents = 0};
+  poll(&stop, 1, kRetryMs);
+}
+
+}  // namespace quire::server

@@ -1,0 +1,44 @@
+// Accepts connections and hands them to gRPC, at most so many at once.
+//
+// gRPC 1.51 has no limit of connections, and its own listener ends for good the first time that accept() finds no free descriptor: some
+// thousand idle connections, closed again, would leave a server that nobody reaches.
+#pragma once
+
+#include <grpcpp/server_builder.h>
+
+#include <cstdint>
+#include <memory>
+#include <thread>
+
+#include "server/listening_sockets.h"
+
+namespace quire::server {
+
+class ConnectionAcceptor {
+ public:
+  using GrpcAcceptor = grpc::experimental::ExternalConnectionAcceptor;
+
+  // Connections past max_connections are closed at once. Fewer are taken, with a line in the log, where the process may not open so many
+  // descriptors (RLIMIT_NOFILE, raised to its hard limit if need be).
+  ConnectionAcceptor(ListeningSockets sockets, std::unique_ptr<GrpcAcceptor> grpc, int32_t max_connections);
+  ~ConnectionAcceptor();
+  ConnectionAcceptor(const ConnectionAcceptor&) = delete;
+  ConnectionAcceptor& operator=(const ConnectionAcceptor&) = delete;
+
+  void stop();  // connections that were taken go on
+
+ private:
+  void run();
+  void take_all(int listening);
+  void refuse(int fd);
+  void pause_unless_stopped() const;
+
+  ListeningSockets sockets_;
+  std::unique_ptr<GrpcAcceptor> grpc_;
+  int first_refused_fd_;
+  int64_t refused_ = 0, next_report_ms_ = 0;
+  int stop_event_;
+  std::thread thread_;
+};
+
+}  // namespace quire::server

@@ -1,0 +1,54 @@
+"""Connections: how many, and what one too many does."""
+
+import socket
+import time
+from contextlib import ExitStack
+
+import pytest
+from conftest import Server, quire
+
+from quire_client import Client
+
+
+def connect(address: str, stack: ExitStack, count: int) -> list[socket.socket]:
+    host, port = address.rsplit(":", 1)
+    return [stack.enter_context(socket.create_connection((host, int(port)), timeout=5)) for _ in range(count)]
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the server closed it: HTTP/2 begins with settings from the server's side."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def answers(address: str) -> bool:
+    return quire("healthcheck", "--address", address).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "descriptors"),
+    [(("--max-connections", 40), None), ((), 220)],  # our limit; fewer descriptors than the default limit wants
+)
+def test_connections_past_the_limit_are_closed_and_the_server_goes_on(flags, descriptors):
+    server = Server(*flags, descriptors=descriptors)
+    with Client(server.address) as client, ExitStack() as stack:
+        first = client.generate("Once", max_tokens=300, temperature=0, ignore_eos=True)
+        next(first)  # a connection that stays
+        many = connect(server.address, stack, 300)
+        assert is_closed(many[-1]) and not is_closed(many[0])
+        assert first.result().usage.completion_tokens == 300  # who is in, is served
+    time.sleep(0.5)
+    assert answers(server.address)  # and who comes once others have gone
+    assert server.stop() == 0
+    assert any("event=connection_refused" in line for line in server.log)
+    assert any("event=connections_limited" in line for line in server.log) is (descriptors is not None)
+
+
+def test_an_address_is_listened_on_as_given(tmp_path):
+    for host in ("127.0.0.1", "localhost", f"unix:{tmp_path}/quire.sock"):
+        server = Server("--host", host)
+        assert answers(server.address), host
+        assert server.stop() == 0
+    assert not (tmp_path / "quire.sock").exists()  # nothing is left behind
