@@ -11,14 +11,13 @@
 // and for each tile all of x, at 2.5 times the rate.
 #include "kernels/cuda/matmul/epilogue.h"
 #include "kernels/cuda/matmul/matmul.h"
-#include "kernels/cuda/tensor_map.h"
-#include "kernels/cuda/wgmma.h"
+#include "kernels/cuda/matmul/tile_ring_sm90.h"
+#include "kernels/cuda/matmul/wgmma_rows.h"
 
 namespace quire::QUIRE_SIDE {
 namespace {
 
-constexpr int kWarpgroup = 128, kTileThreads = kWarpgroup + kWarp;
-constexpr int kPanelBytes = kMapColumns * 2;  // of a row
+constexpr int kTileThreads = kWarpgroup + kWarp;
 
 struct TileParams {
   Product p;
@@ -41,21 +40,6 @@ struct TileForm {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-template <int kStages>
-struct TileRing {
-  uint32_t barriers;
-  int stage = 0;
-  uint32_t round = 0;
-
-  __device__ TransactionBarrier full(int s) const { return {barriers + 8 * static_cast<uint32_t>(s)}; }
-  __device__ TransactionBarrier empty(int s) const {
-    return {barriers + 8 * static_cast<uint32_t>(kStages + s)};
-  }
-  __device__ void next() {
-    if (++stage == kStages) stage = 0, round ^= 1;
-  }
-};
 
 template <class F>
 struct TileProducer {
