@@ -55,9 +55,12 @@ std::optional<Error> charge_wait(Request& request, int64_t arrived_us, int64_t n
   if (!request.deadline_ms) return {};
   const int64_t waited_ms = (now_us - arrived_us) / 1000;
   if (waited_ms >= *request.deadline_ms)
-    return error(Code::kDeadlineExceeded,
-                 fmt::format("deadline_ms of {} passed while the prompt's text waited to be read, for {} ms",
-                             *request.deadline_ms, waited_ms));
+    return error(
+        Code::kDeadlineExceeded,
+        fmt::format(
+            "the deadline of {} ms (deadline_ms, or the call's timeout) passed while the prompt's text "
+            "waited to be read, for {} ms",
+            *request.deadline_ms, waited_ms));
   *request.deadline_ms -= waited_ms;
   return {};
 }

@@ -8,9 +8,11 @@
 #include <charconv>
 #include <functional>
 #include <map>
+#include <set>
 
 #include "server/commands/text_file.h"
 #include "src/base/json_text.h"
+#include "src/base/log.h"
 
 namespace quire::server {
 namespace {
@@ -128,17 +130,42 @@ std::string not_a(const std::string& text) {
   return fmt::format("'{}' is not {}", text, wanted(T{}));
 }
 
+std::string not_a_switch(const std::string& text) {
+  static const std::set<std::string_view> kSwitches = {"true",  "on",  "yes", "enable",  "t", "y", "1",
+                                                       "false", "off", "no",  "disable", "f", "n", "0"};
+  std::string lower = text;
+  for (char& c : lower) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return kSwitches.contains(lower) ? std::string() : fmt::format("'{}' is not true or false", text);
+}
+
+// What is wrong with a text as a value of T; nothing where any text will do.
+using Problem = std::function<std::string(const std::string&)>;
 template <class T>
-void check_number(CLI::Option& option, const T&) {
-  if constexpr (std::is_arithmetic_v<T>) option.check([](const std::string& v) { return not_a<T>(v); }, "");
+Problem problem_of(const T&) {
+  if constexpr (std::is_same_v<T, bool>)
+    return not_a_switch;
+  else if constexpr (std::is_arithmetic_v<T>)
+    return not_a<T>;
+  else
+    return {};
 }
 template <class T>
-void check_number(CLI::Option& option, const std::optional<T>&) {
-  check_number(option, T{});
+Problem problem_of(const std::optional<T>&) {
+  return problem_of(T{});
 }
 template <class T>
-void check_number(CLI::Option& option, const std::vector<T>&) {
-  check_number(option, T{});
+Problem problem_of(const std::vector<T>&) {  // of an entry
+  return problem_of(T{});
+}
+
+bool has_empty_entry(const std::string& list) {
+  return list.starts_with(',') || list.ends_with(',') || list.find(",,") != std::string::npos;
+}
+
+// Kubernetes sets QUIRE_PORT=tcp://10.0.0.1:50051 in every container beside a service named quire.
+bool is_service_link(const std::string& variable, const std::string& value) {
+  return variable.ends_with("_PORT") &&
+         (value.starts_with("tcp://") || value.starts_with("udp://") || value.starts_with("sctp://"));
 }
 
 // "--name TYPE" on the left; default and environment stand in the description.
@@ -158,6 +185,8 @@ struct Flags::State {
     std::string wanted;
     std::vector<std::string> choices;  // empty = free
     bool in_file = false;
+    Problem problem;  // of one value; none = any text will do
+    bool is_list = false;
   };
 
   CLI::App app;
@@ -173,20 +202,26 @@ struct Flags::State {
     option->multi_option_policy(CLI::MultiOptionPolicy::Throw);
     return bound[name] = Bound{.option = option,
                                .read = [&target](const Json& json) { return read_json(json, target); },
-                               .wanted = wanted(target)};
+                               .wanted = wanted(target),
+                               .problem = problem_of(target)};
   }
   template <class T>
   Bound& bind_value(const std::string& name, T& target, const std::string& help, const char* type) {
     CLI::Option* option = app.add_option("--" + name, target)->type_name(type);
-    check_number(*option, target);
-    return bind(name, option, target, help);
+    Bound& bound = bind(name, option, target, help);
+    if (bound.problem) option->check(bound.problem, "");
+    return bound;
   }
   template <class T>
   void bind_list(const std::string& name, std::vector<T>& target, const std::string& help, const char* type) {
-    CLI::Option* option = bind_value(name, target, help, type).option;
+    Bound& list = bind_value(name, target, help, type);
+    list.is_list = true;
+    CLI::Option* option = list.option;
     option->delimiter(',')->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)->expected(1, 1 << 20);
   }
 
+  Status check_lists(const std::vector<std::string>& arguments) const;
+  Status check_environment(const std::vector<std::string>& arguments) const;
   Status read_config_file(const std::vector<std::string>& arguments);
   Status apply(const std::string& path, const Json& json);
 };
@@ -247,7 +282,8 @@ void Flags::add_choice(const std::string& n, std::string& t, const std::vector<s
   bound.choices = choices;
   bound.wanted = fmt::format("one of {}", fmt::join(choices, ", "));
   bound.option->type_name(fmt::format("{}", fmt::join(choices, "|")));
-  bound.option->check([choices](const std::string& value) { return not_among(value, choices); }, "");
+  bound.problem = [choices](const std::string& value) { return not_among(value, choices); };
+  bound.option->check(bound.problem, "");
 }
 
 void Flags::add_positional(const std::string& n, std::string& t, const std::string& h) {
@@ -270,6 +306,47 @@ void Flags::add_config() {
       ->description(
           "JSON object of these flags by name, for example {\"max_sequences\": 64} [default: none] [env: "
           "QUIRE_CONFIG]");
+}
+
+// CLI11 blames the flag for what the environment says.
+Status Flags::State::check_environment(const std::vector<std::string>& arguments) const {
+  for (const auto& [name, flag] : bound) {
+    const std::string variable = environment_name(name), option = "--" + name;
+    const char* const set = std::getenv(variable.c_str());
+    const bool overridden = std::ranges::any_of(arguments, [&](const std::string& argument) {
+      return argument == option || argument.starts_with(option + "=");
+    });
+    if (set == nullptr || *set == 0 || !flag.problem || overridden) continue;
+    const std::string value = set;
+    if (is_service_link(variable, value)) {
+      log_line(
+          LogLevel::kWarn, "environment_ignored",
+          {{"name", variable}, {"value", value}, {"why", "Kubernetes sets it for a service of that name"}});
+      unsetenv(variable.c_str());
+      continue;
+    }
+    if (flag.is_list && has_empty_entry(value))
+      return invalid(fmt::format("{}: '{}' has an empty entry", variable, value));
+    for (const std::string& entry : flag.is_list ? CLI::detail::split(value, ',') : std::vector{value})
+      if (const std::string problem = flag.problem(entry); !problem.empty())
+        return invalid(fmt::format("{}: {}", variable, problem));
+  }
+  return ok();
+}
+
+// CLI11 drops an empty entry of a list.
+Status Flags::State::check_lists(const std::vector<std::string>& arguments) const {
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const size_t equals = arguments[i].find('=');
+    const std::string option = arguments[i].substr(0, equals);
+    const auto found = option.starts_with("--") ? bound.find(option.substr(2)) : bound.end();
+    if (found == bound.end() || !found->second.is_list) continue;
+    const std::string value = equals != std::string::npos ? arguments[i].substr(equals + 1)
+                              : i + 1 < arguments.size()  ? arguments[i + 1]
+                                                          : std::string();
+    if (has_empty_entry(value)) return invalid(fmt::format("{} '{}' has an empty entry", option, value));
+  }
+  return ok();
 }
 
 // The file comes first: it moves the defaults that environment and command line then override.
@@ -309,6 +386,8 @@ Status Flags::State::apply(const std::string& path, const Json& json) {
 Result<bool> Flags::parse(const std::vector<std::string>& arguments) {
   if (state_->takes_config)
     if (Status read = state_->read_config_file(arguments); !read) return read.error();
+  if (Status lists = state_->check_lists(arguments); !lists) return lists.error();
+  if (Status environment = state_->check_environment(arguments); !environment) return environment.error();
   std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());  // as CLI11 wants a vector
   try {
     state_->app.parse(reversed);

@@ -48,6 +48,18 @@ GenerateCall::GenerateCall(Engine& engine, CallRegistry& registry, const StreamL
       name_(std::move(name)),
       started_us_(now_us()) {}
 
+GenerateCall::~GenerateCall() {
+  log_call({.request = id_,
+            .name = name_,
+            .finish = finish_,
+            .usage = usage_,
+            .timings = timings_,
+            .total_ms = total_ms_,
+            .traceparent = traceparent_,
+            .refusal = refusal_},
+           outcome_);
+}
+
 bool GenerateCall::enter() {
   registered_ = true;  // before an Abort can find it
   if (registry_.add(name_, shared_from_this())) return true;
@@ -91,6 +103,7 @@ void GenerateCall::on_event(const TokenEvent& event) {
   v1::GenerateResponse message = to_wire(event);
   {
     const std::lock_guard lock(mutex_);
+    if (ended_ && event.last) take_end(event);
     if (ended_) return;
     id_ = event.request;
     usage_.prompt_tokens += static_cast<int32_t>(event.prompt_token_ids.size());
@@ -100,13 +113,17 @@ void GenerateCall::on_event(const TokenEvent& event) {
       ended_ = true;
       outcome_ =
           is_stopped_by_drain(event) ? outlasted_drain(engine_.config().drain_timeout_ms) : outcome_of(event);
-      finish_ = event.finish;
-      usage_ = event.usage;
-      timings_ = event.timings;
+      take_end(event);
     }
     enqueue(serialize(message));
   }
   pump();
+}
+
+void GenerateCall::take_end(const TokenEvent& last) {
+  finish_ = last.finish;
+  usage_ = last.usage;
+  timings_ = last.timings;
 }
 
 bool GenerateCall::is_stopped_by_drain(const TokenEvent& event) const {
@@ -201,23 +218,13 @@ void GenerateCall::end_if_stalled(int64_t now) {
   context_.TryCancel();
 }
 
-// With the lock, as all that was written was written with it, by whichever thread: gRPC orders it before OnDone, and this says so.
-void GenerateCall::log_end() {
-  const std::lock_guard lock(mutex_);
-  log_call({.request = id_,
-            .name = name_,
-            .finish = finish_,
-            .usage = usage_,
-            .timings = timings_,
-            .total_ms = static_cast<double>(now_us() - started_us_) / 1000.0,
-            .traceparent = traceparent(context_),
-            .refusal = refusal_},
-           outcome_);
-}
-
 void GenerateCall::OnDone() {
   if (registered_) registry_.finished();
-  log_end();
+  {
+    const std::lock_guard lock(mutex_);  // gRPC's context goes with this call
+    total_ms_ = static_cast<double>(now_us() - started_us_) / 1000.0;
+    traceparent_ = traceparent(context_);
+  }
   self_.reset();  // the last owner unless the engine still holds its sink
 }
 

@@ -44,6 +44,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   GenerateCall(Engine& engine, CallRegistry& registry, const StreamLimits& limits,
                grpc::CallbackServerContext& context, std::string name);
+  ~GenerateCall()
+      override;  // writes the log's line: the engine has told by then what it knows of the request
 
   void on_event(const TokenEvent& event) override;
   void abort() override;
@@ -61,7 +63,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void end_early(grpc::Status outcome);  // with mutex_ held: nothing more is written, the engine's work ends
   void enqueue(grpc::ByteBuffer message);                   // with mutex_ held
   bool is_stopped_by_drain(const TokenEvent& event) const;  // with mutex_ held
-  void log_end();
+  void take_end(const TokenEvent& last);                    // with mutex_ held
   void pump();  // without mutex_: starts the next write, or Finish
 
   Engine& engine_;
@@ -95,6 +97,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   FinishReason finish_ = FinishReason::kNone;
   Usage usage_;
   Timings timings_;
+  double total_ms_ = 0;
+  std::string traceparent_;
 };
 
 }  // namespace quire::server

@@ -119,7 +119,7 @@ Status read_field(const Json& json, const std::string& path, Message& message, c
 
 Status read_object(const Json& json, const std::string& path, Message& message) {
   const Descriptor& type = *message.GetDescriptor();
-  if (const FieldDescriptor* list = wrapped_list(type); list != nullptr && json.is_array())
+  if (const FieldDescriptor* list = wrapped_list(type); list != nullptr && !json.is_object())
     return read_list(json, path, message, *list);
   if (!json.is_object()) return wrong_type(path.empty() ? "the request" : path, "an object", json);
   for (const auto& [key, value] : json.items()) {
@@ -138,6 +138,9 @@ Result<Json> to_wire_shape(const Json& line) {
   Json sampling = Json::object();
   for (const auto& [key, value] : line.items()) {
     const bool is_prompt = key == "prompt" || key == "prompt_ids" || key == "prompt_token_ids";
+    if (is_prompt && !value.is_array() && !(key == "prompt" && value.is_string()))
+      return wrong_type(key, key == "prompt" ? "a text or a list of token ids" : "a list of token ids",
+                        value);
     const std::string name = !is_prompt ? key : key == "prompt" && value.is_string() ? "text" : "token_ids";
     if (name == "sampling" && value.is_object()) {
       for (const auto& [field, nested] : value.items())
@@ -159,7 +162,7 @@ Result<Json> to_wire_shape(const Json& line) {
 Result<v1::GenerateRequest> request_from_json(std::string_view text) {
   if (const auto offset = find_invalid_utf8(text))
     return invalid(fmt::format("not UTF-8 at byte {}", *offset));
-  const Result<Json> line = parse_json(text);
+  const Result<Json> line = parse_unambiguous_json(text);
   if (!line) return line.error();
   if (!line->is_object()) return wrong_type("the request", "an object", *line);
   const Result<Json> shaped = to_wire_shape(*line);

@@ -91,6 +91,7 @@ Result<std::unique_ptr<Listener>> Listener::open(const ListenOptions& options, g
   if (options.port < 0 || options.port > 65535)
     return invalid(fmt::format("port is {}; it must be from 0 to 65535", options.port), "port");
   adopt_library_logs();
+  if (Status known = check_host(options.host); !known) return known.error();
   const auto credentials = make_credentials(options);
   if (!credentials) return credentials.error();
   grpc::EnableDefaultHealthCheckService(true);

@@ -25,6 +25,17 @@ std::string without_brackets(const std::string& host) {
   return host.starts_with("[") && host.ends_with("]") ? host.substr(1, host.size() - 2) : host;
 }
 
+Result<Addresses> resolve(const std::string& host, int32_t port) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE;
+  addrinfo* found = nullptr;
+  const int code = getaddrinfo(without_brackets(host).c_str(), std::to_string(port).c_str(), &hints, &found);
+  if (code != 0)
+    return invalid(fmt::format("--host '{}' names no address: {}", host, gai_strerror(code)), "host");
+  return Addresses(found, freeaddrinfo);
+}
+
 void set_option(int fd, int level, int option, int value) {
   setsockopt(fd, level, option, &value, sizeof value);
 }
@@ -68,6 +79,12 @@ bool is_of_another_machine(int reason) {
 
 }  // namespace
 
+Status check_host(const std::string& host) {
+  if (host.starts_with("unix:")) return ok();
+  const Result<Addresses> addresses = resolve(host, 0);
+  return addresses ? ok() : addresses.error();
+}
+
 Result<ListeningSockets> ListeningSockets::open(const std::string& host, int32_t port) {
   ListeningSockets sockets;
   const bool is_unix = host.starts_with("unix:");
@@ -105,18 +122,13 @@ Status ListeningSockets::listen_on_path(const std::string& path) {
 }
 
 Status ListeningSockets::listen_on_name(const std::string& host, int32_t port) {
-  addrinfo hints{};
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_PASSIVE;
-  addrinfo* found = nullptr;
   const auto cannot = [&](const char* reason) {
     return error(Code::kUnavailable, fmt::format("cannot listen on {}:{}: {}", host, port, reason));
   };
-  const int code = getaddrinfo(without_brackets(host).c_str(), std::to_string(port).c_str(), &hints, &found);
-  if (code != 0) return cannot(gai_strerror(code));
-  const Addresses addresses(found, freeaddrinfo);
+  const Result<Addresses> addresses = resolve(host, port);
+  if (!addresses) return addresses.error();
   int reason = EADDRNOTAVAIL;
-  for (const addrinfo* a = found; a != nullptr; a = a->ai_next) {
+  for (const addrinfo* a = addresses->get(); a != nullptr; a = a->ai_next) {
     if (port_ != 0) set_port(a->ai_addr, port_);  // one port for all
     const int fd = listen_at(a->ai_addr, a->ai_addrlen);
     if (fd < 0) reason = errno;

@@ -9,6 +9,9 @@
 
 namespace quire::server {
 
+// kInvalidArgument: a host that is no address, no name of one and no unix:PATH.
+Status check_host(const std::string& host);
+
 // Owns the descriptors, and the file of a Unix socket.
 class ListeningSockets {
  public:

@@ -126,6 +126,7 @@ Result<Request> to_request(const v1::GenerateRequest& wire, int32_t vocab_size, 
   request.prompt = std::move(prompt).value();
   read_choice(wire.sampling(), request.sampling);
   read_ends(wire.sampling(), request.sampling);
+  if (wire.sampling().has_max_tokens()) request.fit_max_tokens = false;
   read_counts_and_reports(wire.sampling(), request.sampling);
   if (wire.has_add_special_tokens()) request.add_special_tokens = wire.add_special_tokens();
   if (wire.has_special_as_text()) request.special_as_text = wire.special_as_text();

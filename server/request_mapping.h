@@ -12,10 +12,18 @@ namespace quire::server {
 inline constexpr size_t kMaxNameBytes = 256;     // request_id, tenant, cache_salt, role of a message
 inline constexpr size_t kMaxPolicyBytes = 1024;  // kv_policy
 
+// A default max_tokens fits itself to the context; one that was asked for is refused where it does not.
+inline Request wire_defaults() {
+  Request request;
+  request.fit_max_tokens = true;
+  return request;
+}
+
 // Checks shape (a prompt is there, names fit, ids lie in [0, vocab_size)); ranges of the sampling values are
 // the engine's validate(). vocab_size 0 leaves ids unchecked. What the wire leaves out is taken from
 // `defaults`.
-Result<Request> to_request(const v1::GenerateRequest& wire, int32_t vocab_size, const Request& defaults = {});
+Result<Request> to_request(const v1::GenerateRequest& wire, int32_t vocab_size,
+                           const Request& defaults = wire_defaults());
 
 // "token_ids has id 512 at position 3; ids of this model run from 0 to 511".
 Status check_token_ids(const google::protobuf::RepeatedField<int32_t>& ids, int32_t vocab_size,

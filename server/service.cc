@@ -32,7 +32,7 @@ grpc::Status refusal(const Error& error, const std::string& name = {}) {
 
 // What the wire leaves out of its sampling is the model's to say.
 Result<Request> request_of(const v1::GenerateRequest& wire, const ModelCard& model) {
-  Request defaults;
+  Request defaults = wire_defaults();
   defaults.sampling = model.default_sampling;
   return to_request(wire, model.vocab_size, defaults);
 }

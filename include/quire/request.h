@@ -36,8 +36,9 @@ struct Request {
   // read special tokens that stand in the text as plain text, so text cannot forge a role
   bool special_as_text = true;
   SamplingParams sampling;
-  std::string kv_policy;  // "" = keep all; "window:size=128", "stream:sinks=4,recent=124", ...
-  bool dump_kv = false;   // report the positions still visible at the end
+  bool fit_max_tokens = false;  // max_tokens gives way to what the context has left after the prompt
+  std::string kv_policy;        // "" = keep all; "window:size=128", "stream:sinks=4,recent=124", ...
+  bool dump_kv = false;         // report the positions still visible at the end
   bool bypass_prefix_cache = false;
   std::string cache_salt;  // tenants with different salts never share cache entries
   KvRetention kv_retention;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <iostream>
 
@@ -71,11 +72,42 @@ class Conversation {
     if (!system_.empty()) messages_.push_back({.role = "system", .content = system_});
   }
 
+  // The oldest turns make way for the answer.
+  void make_room() {
+    int32_t dropped = 0;
+    while (!leaves_room() && drop_oldest_turn()) ++dropped;
+    if (dropped > 0)
+      fmt::print(stderr,
+                 "({} of the oldest turns forgotten: the conversation no longer fits into the model's {} "
+                 "tokens; /reset forgets all)\n",
+                 dropped, engine_.model().max_context_tokens);
+  }
+
+  // For what an answer may take, or a quarter of the context where that is less.
+  bool leaves_room() const {
+    const Result<std::string> text = engine_.render_chat(messages_);
+    if (!text) return true;  // submitting tells why
+    const auto ids = engine_.tokenize(*text, /*add_special_tokens=*/false, /*special_as_text=*/false);
+    if (!ids) return true;
+    const int32_t context = engine_.model().max_context_tokens;
+    const int32_t wanted = std::min(defaults_.sampling.max_tokens, context / 4);
+    return static_cast<int64_t>(ids->size()) + wanted <= context;
+  }
+
+  bool drop_oldest_turn() {
+    const ptrdiff_t first = system_.empty() ? 0 : 1;
+    if (std::ssize(messages_) - first < 3) return false;  // what is left is the question
+    messages_.erase(messages_.begin() + first, messages_.begin() + first + 2);
+    return true;
+  }
+
   bool turn(const std::string& line) {
     if (const auto offset = find_invalid_utf8(line))
       return fail(invalid(fmt::format("the line is not UTF-8 at byte {}", *offset))) == 0;
     messages_.push_back({.role = "user", .content = line});
+    make_room();
     Request request = defaults_;
+    request.fit_max_tokens = true;
     request.prompt = messages_;
     const auto collector = std::make_shared<Collector>([this](const std::string& text) {
       if (!as_text_) return;

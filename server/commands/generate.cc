@@ -194,6 +194,7 @@ int run_generate(const Arguments& arguments) {
   if (!requests) return fail(requests.error());
   const auto engine = Engine::open(options.engine);
   if (!engine) return fail(engine.error());
+  defaults->fit_max_tokens = !flags.given("max-tokens");
   take_model_defaults(flags, (*engine)->model().default_sampling, defaults->sampling);
   return Runner(**engine, *defaults, options.output).run(*requests) == 0 ? 0 : kExitFailed;
 }

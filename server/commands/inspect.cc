@@ -7,10 +7,11 @@
 #include "server/commands/command.h"
 #include "server/commands/text_file.h"
 #include "server/flags.h"
-#include "src/base/text_file.h"
 #include "src/model/checkpoint.h"
 #include "src/model/config.h"
 #include "src/model/weight_source.h"
+#include "src/text/chat_template.h"
+#include "src/text/tokenizer.h"
 
 namespace quire::server {
 namespace {
@@ -142,10 +143,9 @@ Json model_report(const ModelSpec& spec) {
        {{"cuda", kv_cost(spec, spec.checkpoint_dtype)}, {"cpu", kv_cost(spec, DType::kF32)}}}};
 }
 
-// Weights are told where they are there: a directory may hold only a configuration. They pass what the loader asks of
-// them, or the first faults are told.
-Status add_weights(const std::string& dir, const ModelSpec& spec, Json& report) {
-  if (!entry_exists(dir + "/model.safetensors") && !entry_exists(dir + "/model.safetensors.index.json")) {
+// They pass what the loader asks of them, or the first faults are told.
+Status add_weights(const std::string& dir, const ModelSpec& spec, const std::string& weights, Json& report) {
+  if (weights != "checkpoint") {
     report["weights"] = nullptr;
     return ok();
   }
@@ -153,6 +153,22 @@ Status add_weights(const std::string& dir, const ModelSpec& spec, Json& report) 
   const auto checkpoint = Checkpoint::open(dir);
   if (!checkpoint) return checkpoint.error();
   report["weights"] = {{"tensors", checkpoint->names().size()}, {"bytes", checkpoint->bytes()}};
+  return ok();
+}
+
+// As the server opens them: a tokenizer of another vocabulary, or one that does not parse, is an error.
+Status add_texts(const std::string& dir, const ModelSpec& spec, Json& report) {
+  report["tokenizer"] = nullptr;
+  report["chat_template"] = false;
+  if (!Tokenizer::exists(dir)) return ok();
+  const auto tokenizer = Tokenizer::open(dir, spec.vocab_size);
+  if (!tokenizer) return tokenizer.error();
+  int32_t known = 0;
+  for (int32_t id = 0; id < spec.vocab_size; ++id) known += (*tokenizer)->token_text(id).has_value() ? 1 : 0;
+  report["tokenizer"] = {{"tokens", known}, {"ids_without_a_token", spec.vocab_size - known}};
+  const auto chat = ChatTemplate::open(dir);
+  if (!chat) return chat.error();
+  report["chat_template"] = *chat != nullptr;
   return ok();
 }
 
@@ -189,13 +205,15 @@ int run_inspect_kv(const Arguments& arguments) {
 }
 
 int run_inspect_model(const Arguments& arguments) {
-  std::string dir, output = "text";
-  Flags flags(
-      "quire inspect model",
-      "What quire understood of a checkpoint. Presence, shape and element type of each tensor are checked as "
-      "they are before it is loaded; its numbers are not read.");
+  std::string dir, weights = "checkpoint", output = "text";
+  Flags flags("quire inspect model",
+              "What quire understood of a checkpoint. Configuration, tokenizer, chat template, and presence, "
+              "shape and element type of each tensor are checked as they are when it is served; its numbers "
+              "are not read.");
   flags.add_positional("DIR", dir, "Model directory");
   flags.require("DIR");
+  flags.add_choice("weights", weights, {"checkpoint", "random"},
+                   "What would be served; random: DIR needs only a config.json");
   flags.add_choice("output", output, {"text", "json"}, "Form of the answer");
   const Result<bool> parsed = flags.parse(arguments);
   if (!parsed) return fail(parsed.error(), kExitUsage);
@@ -203,7 +221,8 @@ int run_inspect_model(const Arguments& arguments) {
   const auto spec = read_model_config(dir);
   if (!spec) return fail(spec.error());
   Json report = model_report(*spec);
-  if (const Status added = add_weights(dir, *spec, report); !added) return fail(added.error());
+  if (const Status added = add_weights(dir, *spec, weights, report); !added) return fail(added.error());
+  if (const Status added = add_texts(dir, *spec, report); !added) return fail(added.error());
   if (output == "json") {
     fmt::print("{}\n", report.dump());
   } else {

@@ -76,7 +76,11 @@ Result<Json> detokenize(const Options& o, const Tokenizer& tokenizer, const Json
     };
     if (!list.is_array()) return bad();
     for (const Json& id : list) {
-      if (!id.is_number_integer() || id < 0 || id > INT32_MAX) return bad();
+      if (!id.is_number_integer()) return bad();
+      if (id < 0 || id >= tokenizer.vocab_size())
+        return invalid(fmt::format("--input {}: entry {} has {} at position {}; token ids run from 0 to {}",
+                                   o.input, results.size(), shown(id), ids.size(),
+                                   tokenizer.vocab_size() - 1));
       ids.push_back(id.get<int32_t>());
     }
     const auto text = tokenizer.decode(ids, !o.keep_special_tokens);

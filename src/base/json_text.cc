@@ -1,5 +1,9 @@
 #include "src/base/json_text.h"
 
+#include <optional>
+#include <set>
+#include <vector>
+
 namespace quire {
 
 bool nests_too_deep(std::string_view text) {
@@ -17,6 +21,31 @@ bool nests_too_deep(std::string_view text) {
     if (depth > kMaxJsonDepth) return true;
   }
   return false;
+}
+
+std::string out_of_range_number(std::string_view what) {
+  constexpr size_t kMaxShown = 40;
+  const size_t begin = what.find("parsing '"), end = what.rfind('\'');
+  if (begin == what.npos || end < begin + 9) return "not valid JSON: a number is out of range";
+  const std::string_view number = what.substr(begin + 9, end - begin - 9);
+  return "not valid JSON: the number " + std::string(number.substr(0, kMaxShown)) +
+         (number.size() > kMaxShown ? "..." : "") + " is out of range";
+}
+
+Result<nlohmann::json> parse_unambiguous_json(std::string_view text) {
+  using Json = nlohmann::json;
+  std::vector<std::set<std::string>> open;  // keys of the objects that the reader is in
+  std::optional<std::string> twice;
+  const auto look = [&](int, Json::parse_event_t event, Json& value) {
+    if (event == Json::parse_event_t::object_start) open.emplace_back();
+    if (event == Json::parse_event_t::object_end) open.pop_back();
+    if (event == Json::parse_event_t::key && !open.back().insert(value.get<std::string>()).second && !twice)
+      twice = value.get<std::string>();
+    return true;
+  };
+  Result<Json> whole = parse_json<Json>(text, look);
+  if (whole && twice) return invalid("key " + shown(Json(*twice)) + " is given twice");
+  return whole;
 }
 
 std::string shown(const nlohmann::json& value, size_t max_bytes) {

@@ -15,18 +15,24 @@ inline constexpr int kMaxJsonDepth = 64;  // of arrays and objects
 // Whether brackets outside strings nest deeper than that. Of a text that is not JSON: up to its first fault at least.
 bool nests_too_deep(std::string_view text);
 
+// "not valid JSON: the number 1e400 is out of range", of what nlohmann says of it.
+std::string out_of_range_number(std::string_view what);
+
 // kInvalidArgument: "not valid JSON at byte 7", "nested more than 64 deep", or a number beyond every range.
 template <class Json = nlohmann::json>
-Result<Json> parse_json(std::string_view text) {
+Result<Json> parse_json(std::string_view text, const typename Json::parser_callback_t& look = nullptr) {
   if (nests_too_deep(text)) return invalid("nested more than " + std::to_string(kMaxJsonDepth) + " deep");
   try {
-    return Json::parse(text.begin(), text.end());
+    return Json::parse(text.begin(), text.end(), look);
   } catch (const typename Json::parse_error& e) {  // its text quotes the file's bytes, which may be anything
     return invalid("not valid JSON at byte " + std::to_string(e.byte));
-  } catch (const typename Json::exception&) {
-    return invalid("not valid JSON: a number is out of range");
+  } catch (const typename Json::exception& e) {
+    return invalid(out_of_range_number(e.what()));
   }
 }
+
+// Of a hand-written text: a key that an object has twice is an error too.
+Result<nlohmann::json> parse_unambiguous_json(std::string_view text);
 
 // A parsed value for a message: at most max_bytes of its JSON, in ASCII.
 std::string shown(const nlohmann::json& value, size_t max_bytes = 60);

@@ -30,6 +30,13 @@ int64_t text_bytes(const Request& request) {
   return bytes;
 }
 
+void fit_max_tokens(Request& request, size_t prompt_tokens, int32_t max_context_tokens) {
+  const int64_t left = max_context_tokens - static_cast<int64_t>(prompt_tokens);
+  int32_t& max_tokens = request.sampling.max_tokens;
+  if (request.fit_max_tokens && left > 0)
+    max_tokens = static_cast<int32_t>(std::min<int64_t>(max_tokens, left));
+}
+
 uint64_t entropy() {
   std::random_device device;
   return (static_cast<uint64_t>(device()) << 32) | device();
@@ -124,6 +131,7 @@ Result<RequestId> ThreadedEngine::submit(Request request, std::shared_ptr<TokenS
     if (e.field.empty()) e.field = "prompt";
     return refuse(std::move(e), request.client_request_id);
   }
+  fit_max_tokens(request, prompt->size(), core_->limits().max_context_tokens);
   const Result<PolicySpec> policy = parts_.policies.choose(request);
   if (!policy) return refuse(policy.error(), request.client_request_id);
   if (Status s = check_door(request, *prompt, *policy); !s)

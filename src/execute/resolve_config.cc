@@ -42,6 +42,10 @@ Result<EngineConfig> resolve_config(const EngineConfig& config, const ModelSpec&
   }
   if (c.max_prefill_chunk_tokens == 0) c.max_prefill_chunk_tokens = c.max_step_tokens;
   if (c.served_model_name.empty()) c.served_model_name = directory_name(c.model_dir);
+  for (const char letter : c.served_model_name)  // it stands in the READY line
+    if (static_cast<unsigned char>(letter) < 0x20 || letter == 0x7f)
+      return invalid(fmt::format("served_model_name has a control character (byte 0x{:02x})", letter),
+                     "served_model_name");
   c.sampling_limits.vocab_size = spec.vocab_size;
   return c;
 }

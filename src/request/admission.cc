@@ -138,9 +138,11 @@ Status check_deadline(std::optional<int64_t> deadline_ms, int64_t queued_tokens,
   const auto wait_ms =
       static_cast<int64_t>(std::ceil(1e3 * static_cast<double>(queued_tokens) / tokens_per_s));
   if (wait_ms <= *deadline_ms) return ok();
-  Error e = error(Code::kResourceExhausted,
-                  fmt::format("deadline_ms is {}; the {} prompt tokens that wait need about {} ms",
-                              *deadline_ms, queued_tokens, wait_ms));
+  Error e = error(
+      Code::kResourceExhausted,
+      fmt::format("the deadline is in {} ms (deadline_ms, or the call's timeout); the {} prompt tokens that "
+                  "wait need about {} ms",
+                  *deadline_ms, queued_tokens, wait_ms));
   e.field = "deadline_ms";
   e.retry_delay_ms = wait_ms - *deadline_ms;
   return e;

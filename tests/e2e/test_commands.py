@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -65,6 +66,14 @@ def test_a_model_that_gives_nan_fails_the_request(tmp_path, flags):
     assert '"token_ids":[0' not in done.stdout
 
 
+def test_max_tokens_that_nobody_asked_for_fits_the_context():
+    ids = ",".join(["5"] * 60)
+    [answer] = generate("--prompt-ids", ids, "--max-context-tokens", 64, "--ignore-eos")
+    assert len(answer["outputs"][0]["token_ids"]) == 4
+    done = quire("generate", "--model", MODEL, "--prompt-ids", ids, "--max-context-tokens", 64, "--max-tokens", 16)
+    assert done.returncode == 1 and "max_tokens may be at most 4" in done.stderr
+
+
 def test_the_same_seed_gives_the_same_tokens():
     runs = [generate("--prompt", "Once", "--max-tokens", 12, "--seed", 7)[0]["outputs"] for _ in range(2)]
     assert runs[0] == runs[1]
@@ -97,6 +106,12 @@ def test_flags_are_the_defaults_of_lines(tmp_path):
         ('{"prompt": "a", "top_pp": 1}', "in.jsonl:2: unknown field 'top_pp'"),
         ('{"prompt": "a", "sampling": {"tmp": 1}}', "in.jsonl:2: unknown field 'sampling.tmp'"),
         ('{"prompt": "a", "n": "two"}', "in.jsonl:2: sampling.n must be an integer"),
+        ('{"prompt": 5}', "in.jsonl:2: prompt must be a text or a list of token ids, not 5"),
+        ('{"prompt_ids": 5}', "in.jsonl:2: prompt_ids must be a list of token ids, not 5"),
+        ('{"messages": "hi"}', 'in.jsonl:2: messages must be a list, not "hi"'),
+        ('{"prompt": "a", "temperature": 1e400}', "in.jsonl:2: not valid JSON: the number 1e400 is out of range"),
+        ('{"prompt": "a", "n": 1, "n": 2}', 'in.jsonl:2: key "n" is given twice'),
+        ('{"prompt": "a", "sampling": {"n": 1, "n": 1}}', 'in.jsonl:2: key "n" is given twice'),
         ('{"prompt": "a"', "in.jsonl:2: not valid JSON at byte"),
         ("[1, 2]", "in.jsonl:2: the request must be an object"),
     ],
@@ -342,6 +357,40 @@ def test_inspect_model_tells_shape_and_weights():
     assert report["layers"] == 6
     assert report["kv_bytes_per_token"] == {"cuda": {"dtype": "bf16", "bytes": 6144}, "cpu": {"dtype": "f32", "bytes": 12288}}
     assert report["weights"]["bytes"] == 2 * report["parameters"]
+    assert report["tokenizer"] == {"tokens": 4096, "ids_without_a_token": 0} and report["chat_template"] is False
+
+
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [
+        ("tokenizer_of_another_vocabulary", "its highest token id is"),
+        ("truncated_tokenizer", "tokenizer.json: "),
+        ("no_weights", "model.safetensors"),
+        ("broken_chat_template", "chat_template"),
+    ],
+)
+def test_inspect_model_refuses_what_the_server_refuses(tmp_path, fault, complaint):
+    for file in MODEL.iterdir():
+        if file.is_file() and not (fault == "no_weights" and "safetensors" in file.name):
+            shutil.copy(file, tmp_path)
+    tokenizer = tmp_path / "tokenizer.json"
+    if fault == "tokenizer_of_another_vocabulary":
+        known = json.loads(tokenizer.read_text())
+        known["added_tokens"].append({**known["added_tokens"][0], "id": 5000, "content": "<|beyond|>"})
+        tokenizer.write_text(json.dumps(known))
+    elif fault == "truncated_tokenizer":
+        tokenizer.write_bytes(tokenizer.read_bytes()[:1000])
+    elif fault == "broken_chat_template":
+        (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}")
+    inspected, served = quire("inspect", "model", tmp_path), quire("serve", "--model", tmp_path, "--port", 0)
+    assert inspected.returncode == 1 == served.returncode
+    assert complaint in inspected.stderr and inspected.stderr.splitlines()[-1] == served.stderr.splitlines()[-1]
+
+
+def test_inspect_model_of_a_configuration_alone(tmp_path):
+    shutil.copy(MODEL / "config.json", tmp_path)
+    report = json.loads(quire("inspect", "model", tmp_path, "--weights", "random", "--output", "json").stdout)
+    assert report["weights"] is None and report["tokenizer"] is None and report["layers"] == 6
 
 
 def rewritten_header(source: Path, target: Path, change) -> None:
@@ -404,6 +453,38 @@ def test_help_gives_each_flag_a_default_and_an_environment_name(command):
 
 
 @pytest.mark.parametrize(
+    ("variable", "value", "complaint"),
+    [
+        ("QUIRE_PORT", "high", "QUIRE_PORT: 'high' is not an integer"),
+        ("QUIRE_DEVICE", "gpu", "QUIRE_DEVICE: 'gpu' is not one of auto, cpu"),
+        ("QUIRE_PREFIX_CACHE", "maybe", "QUIRE_PREFIX_CACHE: 'maybe' is not true or false"),
+    ],
+)
+def test_a_bad_environment_variable_is_named(variable, value, complaint):
+    done = quire("serve", "--model", MODEL, environment={variable: value})
+    assert done.returncode == 2 and complaint in done.stderr and "--" + variable[6:].lower() not in done.stderr, done.stderr
+    flag = "--" + variable[6:].lower().replace("_", "-")
+    overridden = quire("serve", "--model", "/none", f"{flag}={'0' if variable == 'QUIRE_PORT' else 'cpu' if variable == 'QUIRE_DEVICE' else 'true'}", environment={variable: value})
+    assert overridden.returncode == 1 and variable not in overridden.stderr, overridden.stderr
+
+
+def test_a_bad_list_in_the_environment_is_named():
+    done = quire("generate", "--model", MODEL, "--prompt", "a", environment={"QUIRE_STOP_TOKEN_IDS": "1,x"})
+    assert done.returncode == 2 and "QUIRE_STOP_TOKEN_IDS: 'x' is not an integer" in done.stderr, done.stderr
+
+
+def test_what_kubernetes_sets_for_a_service_is_ignored():
+    done = quire("serve", "--model", "/none", environment={"QUIRE_PORT": "tcp://10.0.0.1:50051"})
+    assert done.returncode == 1 and "/none" in done.stderr
+    assert "environment_ignored name=QUIRE_PORT" in done.stderr and "Kubernetes" in done.stderr
+
+
+def test_a_host_without_an_address_is_no_public_address():
+    done = quire("serve", "--model", MODEL, "--host", "notahost.invalid")
+    assert done.returncode == 1 and "--host 'notahost.invalid' names no address: " in done.stderr
+
+
+@pytest.mark.parametrize(
     ("flag", "value"),
     [
         ("max-n", 0),
@@ -422,6 +503,27 @@ def test_a_limit_of_requests_is_checked_before_the_model_is_read(flag, value):
     assert done.returncode == 1 and f"{flag.replace('-', '_')} is {value}; it must be from " in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("flags", "code", "complaint"),
+    [
+        (["--prompt-ids", "1,,2"], 2, "--prompt-ids '1,,2' has an empty entry"),
+        (["--prompt-ids=1,"], 2, "--prompt-ids '1,' has an empty entry"),
+        (["--prompt", "a", "--logit-bias", "42:200"], 1, "logit_bias of token id 42 is 200; it must lie in [-100, 100]"),
+        (["--prompt", "a", "--served-model-name", "a\nREADY grpc=evil"], 1, "served_model_name has a control character (byte 0x0a)"),
+    ],
+)
+def test_a_message_names_the_thing_the_value_and_the_limit(flags, code, complaint):
+    done = quire("generate", "--model", MODEL, *flags)
+    assert done.returncode == code and complaint in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("bad", [-1, 4096, 2**40])
+def test_detokenize_names_the_id_and_its_place(bad, tmp_path):
+    (tmp_path / "ids.json").write_text(json.dumps([[1], [2, bad]]))
+    done = quire("detokenize", "--model", MODEL, "--input", tmp_path / "ids.json")
+    assert done.returncode == 1 and f"entry 1 has {bad} at position 1; token ids run from 0 to 4095" in done.stderr, done.stderr
+
+
 def test_chat_needs_a_template(tmp_path):
     for name in os.listdir(MODEL):
         if "tokenizer_config" not in name and "chat_template" not in name:
@@ -430,13 +532,32 @@ def test_chat_needs_a_template(tmp_path):
     assert done.returncode == 1 and "no chat template" in done.stderr
 
 
-def test_chat_answers_each_line_and_finds_its_history_in_the_cache(tmp_path):
+def chat_model(directory: Path) -> Path:
+    """The demo model with a chat template."""
     for name in os.listdir(MODEL):
         if name != "tokenizer_config.json":
-            (tmp_path / name).symlink_to(MODEL / name)
+            (directory / name).symlink_to(MODEL / name)
     template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     settings = json.loads((MODEL / "tokenizer_config.json").read_text())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+    (directory / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+    return directory
+
+
+def test_a_chat_goes_on_past_the_context(tmp_path):
+    turns = [f"Tell me about a dog, a cat and the number {i}." for i in range(12)]
+    flags = ("--max-context-tokens", 160, "--temperature", 0, "--ignore-eos", "--output", "jsonl")
+    done = quire("chat", "--model", chat_model(tmp_path), *flags, stdin="\n".join(turns))
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and len(answers) == len(turns), done.stderr
+    assert all(a["usage"]["prompt_tokens"] + a["usage"]["completion_tokens"] <= 160 for a in answers)
+    assert all(a["usage"]["completion_tokens"] >= 40 for a in answers), "room for an answer is made"
+    assert "of the oldest turns forgotten" in done.stderr and "160 tokens" in done.stderr
+    done = quire("chat", "--model", tmp_path, *flags, stdin="word " * 200 + "\nA dog.\n")
+    assert "at most 159 (max_context_tokens 160" in done.stderr and len(done.stdout.splitlines()) == 1, "the next line is answered"
+
+
+def test_chat_answers_each_line_and_finds_its_history_in_the_cache(tmp_path):
+    chat_model(tmp_path)
     done = quire("chat", "--model", tmp_path, "--max-tokens", 24, "--temperature", 0, "--output", "jsonl", stdin="Tell me about a dog and a cat.\nAnd then?\n/exit\n")
     assert done.returncode == 0, done.stderr
     first, second = map(json.loads, done.stdout.splitlines())

@@ -128,6 +128,13 @@ def test_a_prompt_over_the_context_is_refused_with_both_numbers(client):
         client.generate([1] * 5000).result()
 
 
+def test_a_default_max_tokens_fits_the_context_and_one_asked_for_does_not(client):
+    assert len(client.generate([1] * 4090, ignore_eos=True).result().outputs[0].token_ids) == 6
+    with pytest.raises(QuireError, match="max_tokens may be at most 6") as caught:
+        client.generate([1] * 4090, max_tokens=16).result()
+    assert caught.value.field == "sampling.max_tokens"
+
+
 def test_tokenize_detokenize_model_and_load(client):
     ids = client.tokenize("Once upon a time")
     assert client.detokenize(ids) == "Once upon a time"
@@ -351,6 +358,8 @@ def test_a_request_leaves_one_line_with_ids_and_no_prompt():
     with Client(server.address) as client:
         client.generate("A very secret prompt", max_tokens=2, ignore_eos=True, request_id="watched").result()
         client.dump_kv("A very secret prompt", max_tokens=2, ignore_eos=True, request_id="dumped")
+        with client.generate("A very secret prompt", max_tokens=3000, ignore_eos=True, request_id="dropped") as stream:
+            next(stream)
         for bad in ({"top_p": 2.0}, {"max_tokens": 5000}):  # refused by the mapping, and by the engine
             with pytest.raises(QuireError):
                 client.generate("A very secret prompt", request_id="refused", **bad).result()
@@ -363,6 +372,9 @@ def test_a_request_leaves_one_line_with_ids_and_no_prompt():
     assert [line["event"] for line in lines if "dumped" in line.values()] == ["call_end"]
     refused = [line for line in lines if "refused" in line.values()]
     assert [(line["event"], line["code"]) for line in refused] == [("call_refused", "INVALID_ARGUMENT")] * 2
+    [dropped] = [line for line in lines if "dropped" in line.values()]
+    assert dropped["code"] == "CANCELLED" and dropped["finish"] == "cancelled"
+    assert 0 <= dropped["queued_ms"] <= dropped["first_token_ms"] and dropped["completion_tokens"] > 0, "it ran before it was cancelled"
     assert all("5000" in line["message"] or "top_p" in line["message"] for line in refused)
 
 

@@ -71,7 +71,7 @@ TEST(JsonRequest, NamesWhatIsWrong) {
             "sampling.n must be an integer from -2147483648 to 2147483647, not 3000000000");
   EXPECT_EQ(why_refused(R"({"prompt":"a","n":1.5})"),
             "sampling.n must be an integer from -2147483648 to 2147483647, not 1.5");
-  EXPECT_EQ(why_refused(R"({"prompt":7})"), "token_ids must be an object, not 7");
+  EXPECT_EQ(why_refused(R"({"prompt":7})"), "prompt must be a text or a list of token ids, not 7");
   EXPECT_EQ(why_refused(R"({"text":"a","token_ids":[1]})"), "token_ids: a prompt is given already");
   EXPECT_EQ(why_refused(R"({"prompt":"a","n":1,"sampling":{"n":2}})"), "sampling.n is given twice");
   EXPECT_EQ(why_refused(R"({"prompt":"a","logit_bias":{"x":1}})"),

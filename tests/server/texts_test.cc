@@ -154,7 +154,8 @@ TEST(Texts, TheWaitCountsAgainstTheDeadline) {
   rig.engine.hold_texts(false);
   const grpc::Status status = late.get().status;
   EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
-  EXPECT_NE(status.error_message().find("deadline_ms of 20 passed"), std::string::npos)
+  EXPECT_NE(status.error_message().find("the deadline of 20 ms (deadline_ms, or the call's timeout) passed"),
+            std::string::npos)
       << status.error_message();
   EXPECT_TRUE(in_time.get().status.ok());
   EXPECT_LE(rig.engine.last_request().deadline_ms.value_or(0), 1'000'000 - 50);

@@ -70,6 +70,17 @@ TEST(JsonText, WhatNestsTooDeepIsRefusedBeforeItIsATree) {
   EXPECT_EQ(shown(*parse_json(R"(["\u00e9", 1])"), 5), R"(["\u0...)");
 }
 
+TEST(JsonText, AKeyGivenTwiceIsNamed) {
+  EXPECT_EQ(parse_unambiguous_json(R"({"a": 1, "b": {"a": 2}, "": [{}, {"a": 3}]})")->size(), 3u);
+  EXPECT_EQ(parse_unambiguous_json(R"({"a": 1, "a": 1})").error().message, "key \"a\" is given twice");
+  EXPECT_EQ(parse_unambiguous_json(R"({"b": [{"": 1, "c": {}, "": 1}], "b": 2})").error().message,
+            "key \"\" is given twice")
+      << "the first that is";
+  EXPECT_EQ(parse_unambiguous_json(R"({"a": 1, "a": 1)").error().message, "not valid JSON at byte 16");
+  EXPECT_EQ(parse_unambiguous_json("[1e400]").error().message,
+            "not valid JSON: the number 1e400 is out of range");
+}
+
 TEST(TextFile, SaysWhatIsWrongWithWhatItCannotRead) {
   const std::string dir = testing::TempDir(), loop = dir + "/quire_loop", away = dir + "/quire_away";
   std::filesystem::remove(loop);
