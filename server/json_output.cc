@@ -76,7 +76,8 @@ std::string to_json(const Completion& c) {
   object["kv"] = {{"blocks_peak", c.kv.blocks_peak},
                   {"blocks_shared_peak", c.kv.blocks_shared_peak},
                   {"copies_on_write", c.kv.copies_on_write},
-                  {"waste_percent", number(c.kv.waste_percent)}};
+                  {"waste_percent", number(c.kv.waste_percent)},
+                  {"prefill_mode", c.kv.prefill_mode}};
   object["timings"] = Json::object();
   for (const auto& [name, ms] :
        {std::pair{"queued_ms", c.timings.queued_ms}, std::pair{"first_token_ms", c.timings.first_token_ms},

@@ -31,6 +31,7 @@ void write_totals(const TokenEvent& event, v1::GenerateResponse& wire) {
   wire.mutable_kv()->set_blocks_shared_peak(event.kv.blocks_shared_peak);
   wire.mutable_kv()->set_copies_on_write(event.kv.copies_on_write);
   wire.mutable_kv()->set_waste_percent(event.kv.waste_percent);
+  wire.mutable_kv()->set_prefill_mode(event.kv.prefill_mode);
   write(event.timings, wire.mutable_timings());
 }
 
@@ -135,6 +136,21 @@ void set_tier(const TierStats& tier, int64_t prompt_tokens, v1::TierLoad& wire) 
   wire.set_read_failures_total(tier.read_failures_total);
 }
 
+void write_policies(const EngineStats& stats, v1::GetLoadResponse& wire) {
+  for (const PolicyStats& policy : stats.policies) {
+    v1::PolicyLoad& load = *wire.add_policies();
+    load.set_name(policy.name);
+    load.set_sequences(policy.sequences);
+    load.set_slots(policy.slots);
+    load.set_blocks(policy.blocks);
+  }
+  wire.set_policy_dropped_tokens_total(stats.policy_dropped_tokens_total);
+  wire.set_attention_read_bytes_total(stats.attention_read_bytes_total);
+  wire.set_bytes_from_device_total(stats.bytes_from_device_total);
+  wire.set_bytes_to_device_total(stats.bytes_to_device_total);
+  wire.set_bytes_host_to_disk_total(stats.bytes_host_to_disk_total);
+}
+
 }  // namespace
 
 v1::GetLoadResponse to_wire(const EngineStats& stats) {
@@ -180,6 +196,7 @@ v1::GetLoadResponse to_wire(const EngineStats& stats) {
   if (stats.disk.blocks_total > 0) set_tier(stats.disk, stats.prompt_tokens_total, *wire.mutable_disk_tier());
   wire.set_disk_kv_state(stats.disk_kv_state);
   wire.set_disk_corrupt_blocks_total(stats.disk_corrupt_blocks_total);
+  write_policies(stats, wire);
   return wire;
 }
 

@@ -32,6 +32,13 @@ struct TierStats {
   int64_t blocks_total = 0, blocks_cached = 0;
 };
 
+// Of the running sequences under one KV policy, now. A block that several of them hold counts for each.
+struct PolicyStats {
+  std::string name;  // "none", "window", ..
+  int32_t sequences = 0;
+  int64_t slots = 0, blocks = 0;
+};
+
 // Counters since start and gauges of now. Monotonic names end in _total.
 struct EngineStats {
   int64_t requests_submitted_total = 0, requests_finished_total = 0, requests_refused_total = 0,
@@ -45,6 +52,13 @@ struct EngineStats {
   int64_t uploaded_bytes_total = 0;  // arrays and block tables of steps, to a device with memory of its own
   int64_t failed_without_logits_total = 0;  // requests to which the model gave nothing but NaN and -infinity
   int64_t preemptions_total = 0, copies_on_write_total = 0, evictions_total = 0, steps_total = 0;
+  std::vector<PolicyStats> policies;        // every policy there is
+  int64_t policy_dropped_tokens_total = 0;  // that KV policies took out of lists, for all layers and heads
+  // K and V that decode steps' attention reads, by the lengths of lists; what sequences share and read once counts once. Layers with a
+  // window of the model's own read less.
+  int64_t attention_read_bytes_total = 0;
+  // Copied between the device and the host's memory or a disk, from either tier; and from the host's memory to a disk.
+  int64_t bytes_from_device_total = 0, bytes_to_device_total = 0, bytes_host_to_disk_total = 0;
   TierStats host, disk;
   int64_t disk_corrupt_blocks_total = 0;  // not what had been written there: lost, and computed again
   // "" = no disk tier was asked for | "on" | "off: REASON" (it could not be opened) | "not written: REASON" |

@@ -70,6 +70,9 @@ struct KvUsage {
   int32_t blocks_shared_peak = 0;
   int32_t copies_on_write = 0;
   double waste_percent = 0;  // slots reserved and not filled, at the peak
+  // How its prompt ran under its kv_policy: "full" attention, "full_then_cut" at the prompt's end, or "windowed", each chunk over what the
+  // policy keeps.
+  std::string prefill_mode;
 };
 
 struct Timings {          // ms from submission; -1 = did not happen

@@ -257,6 +257,18 @@ TierStats tier_stats(const KvCache* tier, const TierCounters::Tier& counted) {
   return stats;
 }
 
+std::vector<PolicyStats> policy_stats(std::span<Sequence* const> running) {
+  std::vector<PolicyStats> all;
+  for (std::string& name : policy_names()) all.push_back({.name = std::move(name)});
+  for (const Sequence* s : running) {
+    PolicyStats& policy = all[static_cast<size_t>(s->group->policy.kind)];
+    ++policy.sequences;
+    policy.slots += s->table.length();
+    policy.blocks += s->table.num_blocks();
+  }
+  return all;
+}
+
 }  // namespace
 
 std::string EngineCore::disk_kv_state() const {
@@ -267,6 +279,7 @@ std::string EngineCore::disk_kv_state() const {
 }
 
 void EngineCore::fill_stats(EngineStats& stats) const {
+  fill_policy_stats(stats);
   const SchedulerCounters& c = scheduler_.counters();
   const TierCounters& tiers = scheduler_.transfers().counters();
   stats.requests_finished_total = counts_.finished;
@@ -307,6 +320,19 @@ void EngineCore::fill_stats(EngineStats& stats) const {
   stats.waste_percent = cache_->waste_percent();
   stats.host_us_per_step_p50 = timer_.host_us_p50();
   stats.step_ms_p50 = timer_.step_ms_p50();
+}
+
+void EngineCore::fill_policy_stats(EngineStats& stats) const {
+  const SchedulerCounters& c = scheduler_.counters();
+  const TierCounters& tiers = scheduler_.transfers().counters();
+  const int64_t block_bytes = cache_->spec().groups.front().block_bytes();
+  stats.policies = policy_stats(scheduler_.running());
+  stats.policy_dropped_tokens_total = c.dropped_tokens;
+  stats.attention_read_bytes_total =
+      (c.decode_reads - shared_read_tokens_) * block_bytes / cache_->block_tokens();
+  stats.bytes_from_device_total = tiers.blocks_from_device * block_bytes;
+  stats.bytes_to_device_total = tiers.blocks_to_device * block_bytes;
+  stats.bytes_host_to_disk_total = tiers.blocks_host_to_disk * block_bytes;
 }
 
 }  // namespace quire

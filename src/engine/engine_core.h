@@ -135,6 +135,7 @@ class EngineCore {
   bool plan_step();
   void commit_step();
   void count_ends(size_t from);
+  void fill_policy_stats(EngineStats& stats) const;
   void watch();
 
   CoreOptions options_;

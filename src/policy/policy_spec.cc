@@ -24,6 +24,7 @@ struct PolicyForm {
 
 constexpr int32_t kMostSlots = 1 << 24;
 
+// In the order of RetentionKind.
 const std::vector<PolicyForm>& forms() {
   static const std::vector<PolicyForm> table = {
       {"none", RetentionKind::kKeepAll, {}},
@@ -126,6 +127,15 @@ std::string to_string(const PolicySpec& spec) {
     return settings.empty() ? form.name : fmt::format("{}:{}", form.name, fmt::join(settings, ","));
   }
   return "none";
+}
+
+std::string_view name_of(RetentionKind kind) {
+  return forms()[static_cast<size_t>(kind)].name;
+}
+
+std::string_view prefill_mode_of(const PolicySpec& spec) {
+  if (spec.kind == RetentionKind::kKeepAll) return "full";
+  return traits(spec).cuts_after_prompt ? "full_then_cut" : "windowed";
 }
 
 PolicyTraits traits(const PolicySpec& spec) {

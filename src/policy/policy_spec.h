@@ -69,6 +69,8 @@ std::string to_string(const PolicySpec& spec);
 std::vector<std::string> policy_names();
 
 PolicyTraits traits(const PolicySpec& spec);
+std::string_view name_of(RetentionKind kind);
+std::string_view prefill_mode_of(const PolicySpec& spec);  // KvUsage::prefill_mode
 // For a prompt of `prompt_tokens`, at most `max_new_tokens` more, prefilled in chunks of at most `chunk_tokens`.
 PolicyBound bound(const PolicySpec& spec, int64_t prompt_tokens, int64_t max_new_tokens,
                   int64_t chunk_tokens);

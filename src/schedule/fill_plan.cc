@@ -67,6 +67,7 @@ std::shared_ptr<const BatchPlan> Scheduler::submit() {
     fill_sequence(work, plan.sequences[i], step);
     work.sequence->num_planned = work.first + work.count;
     if (work.cut >= 0) work.sequence->list_cut = true;
+    count_policy_work(work);
     work.sequence->group->kv.copies_on_write += work.copied ? 1 : 0;
     if (work.sample) fill_samples(work, plan.sequences[i], step);
   }

@@ -34,4 +34,17 @@ void Scheduler::measure(SequenceGroup& group) {
       100.0 * (1.0 - static_cast<double>(filled) / (static_cast<double>(blocks) * block_tokens_));
 }
 
+// What a planned decode reads of its list, and what its policy takes out of it. Tokens that are computed again after a preemption run in
+// chunks, as a prompt does.
+void Scheduler::count_policy_work(const PlannedWork& work) {
+  const Sequence& s = *work.sequence;
+  if (work.first < s.num_prompt_tokens || work.count != 1) return;
+  const PolicySpec& policy = s.group->policy;
+  const bool slides = policy.kind == RetentionKind::kWindow || policy.kind == RetentionKind::kStream;
+  const int32_t length = s.table.length();
+  counters_.decode_reads += slides ? std::min(length, capacity(policy)) : length;
+  if (work.cut >= 0) counters_.dropped_tokens += s.num_prompt_tokens - work.list_before;
+  if (work.overwrites) ++counters_.dropped_tokens;
+}
+
 }  // namespace quire

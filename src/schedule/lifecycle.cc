@@ -217,6 +217,7 @@ void Scheduler::close_group(SequenceGroup& group, FinishReason reason, int64_t n
   end.cached_tokens = group.cached_tokens;
   end.output_tokens = group.num_output_tokens;
   end.kv = group.kv;
+  end.kv.prefill_mode = prefill_mode_of(group.policy);
   end.timings.queued_ms = ms_since(group.times.arrival_us, group.times.first_step_us);
   end.timings.first_token_ms = ms_since(group.times.arrival_us, group.times.first_token_us);
   end.timings.total_ms = ms_since(group.times.arrival_us, now_us);

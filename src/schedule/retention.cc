@@ -18,7 +18,9 @@ void Scheduler::slide(Sequence& s) {
   const int32_t first_seen = s.table.next_position() - window + 1;
   const int32_t dropped = (s.table.next_position() - s.table.length()) / block_tokens_;
   const int32_t count = first_seen / block_tokens_ - sink_blocks - dropped;
-  if (first_seen > 0 && count > 0) cache_.drop_blocks(s.table, sink_blocks, count, deferred_now());
+  if (first_seen <= 0 || count <= 0) return;
+  cache_.drop_blocks(s.table, sink_blocks, count, deferred_now());
+  counters_.dropped_tokens += count * block_tokens_;
 }
 
 // One token of a sequence whose list is cut after its prompt, appended to until it is full, and overwritten from then on.

@@ -81,7 +81,9 @@ struct StepView {
   const Error* failure_of(SequenceId sequence) const;
 };
 
-struct SchedulerCounters {  // since start
+struct SchedulerCounters {     // since start
+  int64_t dropped_tokens = 0;  // by KV policies, per list
+  int64_t decode_reads = 0;    // slots that decode rows attend to
   int64_t preemptions = 0, steps = 0;
   int64_t tail_drops = 0,
           heads_shortened = 0;  // preemptions that left a head; times that one lost blocks later
@@ -327,6 +329,7 @@ class Scheduler {
 
   // kv_usage.cc
   void measure(SequenceGroup& group);
+  void count_policy_work(const PlannedWork& work);
 
   static constexpr size_t kSparePlans = 4;
 

@@ -21,6 +21,7 @@ TierTransfers::UnderWay& TierTransfers::begin(std::span<Sequence* const> sequenc
   transfer.id = next_id_++;
   transfer.sequences.assign(sequences.begin(), sequences.end());
   transfer.direction = direction;
+  count(direction, copies);
   new_.push_back({transfer.id, direction, std::move(copies)});
   for (Sequence* sequence : sequences) {
     ++sequence->num_in_flight;
@@ -221,6 +222,13 @@ bool TierTransfers::hangs(TransferDirection direction) const {
 
 int32_t TierTransfers::num_overdue() const {
   return static_cast<int32_t>(std::ranges::count_if(under_way_, &UnderWay::is_overdue));
+}
+
+void TierTransfers::count(TransferDirection direction, std::span<const TierCopy> copies) {
+  for (const TierCopy& copy : copies)
+    ++(direction == TransferDirection::kToDevice ? counters_.blocks_to_device
+       : copy.device != kNoBlock                 ? counters_.blocks_from_device
+                                                 : counters_.blocks_host_to_disk);
 }
 
 TierCounters::Tier& TierTransfers::counters_of(CacheTier tier) {

@@ -26,6 +26,7 @@ struct TierCounters {  // since start
     int64_t hit_tokens = 0, writes = 0, write_failures = 0, read_failures = 0;
   };
   Tier host, disk;
+  int64_t blocks_from_device = 0, blocks_to_device = 0, blocks_host_to_disk = 0;  // copies begun
   int64_t corrupt_blocks = 0;  // of the disk: not what had been written
   int64_t waits_given_up = 0;  // of requests, for a prefix that did not come in time
 };
@@ -111,6 +112,7 @@ class TierTransfers {
   std::optional<CacheTier> worth_fetching_from(NamespaceId ns, std::span<const TokenId> wanted, int32_t here);
   bool holds_device_blocks(const UnderWay& transfer) const;
   TierCounters::Tier& counters_of(CacheTier tier);
+  void count(TransferDirection direction, std::span<const TierCopy> copies);
   int64_t token_bytes() const { return cache_.spec().groups.front().token_bytes(); }
 
   KvCache& cache_;

@@ -23,7 +23,7 @@ def test_generate_prints_the_documented_object():
         assert entry["token_id"] == token_id == entry["top"][0]["token_id"], "greedy takes the likeliest"
         assert entry["logprob"] == entry["top"][0]["logprob"] >= entry["top"][1]["logprob"]
     assert answer["usage"]["prompt_tokens"] == len(answer["prompt_token_ids"])
-    assert set(answer["kv"]) == {"blocks_peak", "blocks_shared_peak", "copies_on_write", "waste_percent"}
+    assert set(answer["kv"]) == {"blocks_peak", "blocks_shared_peak", "copies_on_write", "waste_percent", "prefill_mode"}
 
 
 def test_generate_gives_the_golden_tokens(recall_goldens, tmp_path):

@@ -215,6 +215,20 @@ def test_the_prompt_of_h2o_fills_the_cache_for_others():
     assert [a["usage"]["cached_tokens"] for a in answers] == [0, 80, 89, 0], "whole blocks by H2O, the rest by the request without a policy"
 
 
+def test_the_answer_and_the_servers_figures_say_what_a_policy_did(client):
+    modes = {"none": "full", "window:size=8": "windowed", "stream:sinks=1,recent=8": "windowed", "tova:budget=8": "full_then_cut", "h2o:heavy=4,recent=4": "full_then_cut"}
+    answers = run([{"token_ids": prompt_of(40), "max_tokens": 1, "kv_policy": k} for k in modes])
+    assert [a["kv"]["prefill_mode"] for a in answers] == list(modes.values())
+    before = client.load()
+    assert [(p.name, p.sequences, p.slots, p.blocks) for p in before.policies] == [(name, 0, 0, 0) for name in ("none", "window", "stream", "tova", "h2o")]
+    done = client.generate(prompt_of(40), max_tokens=3, temperature=0, ignore_eos=True, kv_policy="tova:budget=8").result()
+    assert done.kv.prefill_mode == "full_then_cut"
+    after = client.load()
+    assert after.totals["policy_dropped_tokens_total"] - before.totals["policy_dropped_tokens_total"] == 32 + 1
+    read = after.totals["attention_read_bytes_total"] - before.totals["attention_read_bytes_total"]
+    assert read == 2 * 9 * client.model().kv_bytes_per_token, "two decodes over the 8 that are kept and the new one"
+
+
 def test_an_operator_chooses_policies():
     [by_default] = run([{"token_ids": prompt_of(40), "max_tokens": 2, "dump_kv": True}], "--default-kv-policy", "window:size=5")
     assert kept_of(by_default["outputs"][0]) == [[[36, 37, 38, 39, 40]]] * 6

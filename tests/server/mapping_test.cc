@@ -165,7 +165,7 @@ TEST(JsonOutput, HasTheFormThatScriptsRelyOn) {
       R"("logprobs":[{"token_id":5,"logprob":-0.1,"top":[{"token_id":5,"logprob":-0.1},{"token_id":6,"logprob":null}]}],)"
       R"("kv_dump":{"layers":[{"heads":[[0,1]]},{"heads":[[0],[1]]}]}}],)"
       R"("usage":{"prompt_tokens":2,"completion_tokens":1,"cached_tokens":0},)"
-      R"("kv":{"blocks_peak":0,"blocks_shared_peak":0,"copies_on_write":0,"waste_percent":0.0},)"
+      R"("kv":{"blocks_peak":0,"blocks_shared_peak":0,"copies_on_write":0,"waste_percent":0.0,"prefill_mode":""},)"
       R"("timings":{"queued_ms":0.5,"first_token_ms":1.5,"total_ms":2.0}})");
 }
 

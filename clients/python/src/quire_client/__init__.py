@@ -16,7 +16,7 @@ from .channel import Tls
 from .client import Client, Generation
 from .errors import QuireError
 from .request import Message, Prompt, RequestOptions
-from .types import Completion, Event, KvUsage, Load, Model, Output, TierLoad, Timings, TokenLogprob, Usage
+from .types import Completion, Event, KvUsage, Load, Model, Output, PolicyLoad, TierLoad, Timings, TokenLogprob, Usage
 
 __all__ = [
     "AsyncClient",
@@ -33,6 +33,7 @@ __all__ = [
     "Prompt",
     "QuireError",
     "RequestOptions",
+    "PolicyLoad",
     "TierLoad",
     "Timings",
     "Tls",

@@ -33,6 +33,7 @@ class KvUsage:
     blocks_shared_peak: int
     copies_on_write: int
     waste_percent: float
+    prefill_mode: str  # "full", "full_then_cut" or "windowed", as its kv_policy has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,16 @@ class TierLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyLoad:
+    """Running sequences under one KV policy."""
+
+    name: str
+    sequences: int
+    slots: int
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """Gauges of now; the wire's counters stand in `totals` by name."""
 
@@ -185,6 +196,7 @@ class Load:
     host_tier: TierLoad | None  # where there is one
     disk_tier: TierLoad | None
     disk_kv_state: str  # "" = no disk tier was asked for, "on", "off: REASON", "not written: REASON"
+    policies: tuple[PolicyLoad, ...]  # every policy there is
     totals: dict[str, int]
 
 
@@ -215,7 +227,7 @@ def event_from_wire(m: generation_pb2.GenerateResponse) -> Event:
         prompt_token_ids=tuple(m.prompt_token_ids),
         prompt_logprobs=_logprobs(m.prompt_logprobs),
         usage=Usage(m.usage.prompt_tokens, m.usage.completion_tokens, m.usage.cached_tokens) if last else None,
-        kv=KvUsage(m.kv.blocks_peak, m.kv.blocks_shared_peak, m.kv.copies_on_write, m.kv.waste_percent) if last else None,
+        kv=KvUsage(m.kv.blocks_peak, m.kv.blocks_shared_peak, m.kv.copies_on_write, m.kv.waste_percent, m.kv.prefill_mode) if last else None,
         timings=Timings(*(_optional(m.timings, name) for name in Timings.__slots__)) if last else None,
     )
 
@@ -235,5 +247,6 @@ def _tier_from_wire(m: service_pb2.GetLoadResponse, name: str) -> TierLoad | Non
 def load_from_wire(m: service_pb2.GetLoadResponse) -> Load:
     names = [f.name for f in m.DESCRIPTOR.fields]
     totals = {name: getattr(m, name) for name in names if name.endswith("_total") and name not in Load.__slots__}
-    plain = {name: getattr(m, name) for name in names if name in Load.__slots__ and not name.endswith("_tier")}
-    return Load(**plain, host_tier=_tier_from_wire(m, "host_tier"), disk_tier=_tier_from_wire(m, "disk_tier"), totals=totals)
+    plain = {name: getattr(m, name) for name in names if name in Load.__slots__ and not name.endswith("_tier") and name != "policies"}
+    policies = tuple(PolicyLoad(p.name, p.sequences, p.slots, p.blocks) for p in m.policies)
+    return Load(**plain, host_tier=_tier_from_wire(m, "host_tier"), disk_tier=_tier_from_wire(m, "disk_tier"), policies=policies, totals=totals)

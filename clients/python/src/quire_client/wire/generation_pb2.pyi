@@ -143,16 +143,18 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
 
 class KvUsage(_message.Message):
-    __slots__ = ("blocks_peak", "blocks_shared_peak", "copies_on_write", "waste_percent")
+    __slots__ = ("blocks_peak", "blocks_shared_peak", "copies_on_write", "waste_percent", "prefill_mode")
     BLOCKS_PEAK_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_SHARED_PEAK_FIELD_NUMBER: _ClassVar[int]
     COPIES_ON_WRITE_FIELD_NUMBER: _ClassVar[int]
     WASTE_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_MODE_FIELD_NUMBER: _ClassVar[int]
     blocks_peak: int
     blocks_shared_peak: int
     copies_on_write: int
     waste_percent: float
-    def __init__(self, blocks_peak: _Optional[int] = ..., blocks_shared_peak: _Optional[int] = ..., copies_on_write: _Optional[int] = ..., waste_percent: _Optional[float] = ...) -> None: ...
+    prefill_mode: str
+    def __init__(self, blocks_peak: _Optional[int] = ..., blocks_shared_peak: _Optional[int] = ..., copies_on_write: _Optional[int] = ..., waste_percent: _Optional[float] = ..., prefill_mode: _Optional[str] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queued_ms", "first_token_ms", "total_ms")

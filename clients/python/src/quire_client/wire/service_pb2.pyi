@@ -105,7 +105,7 @@ class GetLoadRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetLoadResponse(_message.Message):
-    __slots__ = ("requests_waiting", "sequences_running", "blocks_total", "blocks_free", "blocks_held", "blocks_cached", "block_tokens", "kv_bytes_total", "kv_usage", "waste_percent", "requests_submitted_total", "requests_finished_total", "requests_refused_total", "requests_cancelled_total", "requests_failed_total", "prompt_tokens_total", "generation_tokens_total", "cached_tokens_total", "prefix_queries_tokens_total", "preemptions_total", "copies_on_write_total", "evictions_total", "steps_total", "failed_without_logits_total", "shared_read_tokens_total", "tail_drops_total", "heads_shortened_total", "swap_outs_total", "swap_ins_total", "swap_failures_total", "swap_blocks_total", "swap_blocks_held", "host_us_per_step_p50", "step_ms_p50", "last_step_age_ms", "host_tier", "disk_tier", "disk_kv_state", "disk_corrupt_blocks_total", "tier_waits_given_up_total")
+    __slots__ = ("requests_waiting", "sequences_running", "blocks_total", "blocks_free", "blocks_held", "blocks_cached", "block_tokens", "kv_bytes_total", "kv_usage", "waste_percent", "requests_submitted_total", "requests_finished_total", "requests_refused_total", "requests_cancelled_total", "requests_failed_total", "prompt_tokens_total", "generation_tokens_total", "cached_tokens_total", "prefix_queries_tokens_total", "preemptions_total", "copies_on_write_total", "evictions_total", "steps_total", "failed_without_logits_total", "shared_read_tokens_total", "tail_drops_total", "heads_shortened_total", "swap_outs_total", "swap_ins_total", "swap_failures_total", "swap_blocks_total", "swap_blocks_held", "host_us_per_step_p50", "step_ms_p50", "last_step_age_ms", "host_tier", "disk_tier", "disk_kv_state", "disk_corrupt_blocks_total", "tier_waits_given_up_total", "policies", "policy_dropped_tokens_total", "attention_read_bytes_total", "bytes_from_device_total", "bytes_to_device_total", "bytes_host_to_disk_total")
     REQUESTS_WAITING_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_RUNNING_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +146,12 @@ class GetLoadResponse(_message.Message):
     DISK_KV_STATE_FIELD_NUMBER: _ClassVar[int]
     DISK_CORRUPT_BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     TIER_WAITS_GIVEN_UP_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
+    POLICY_DROPPED_TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_READ_BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FROM_DEVICE_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    BYTES_TO_DEVICE_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    BYTES_HOST_TO_DISK_TOTAL_FIELD_NUMBER: _ClassVar[int]
     requests_waiting: int
     sequences_running: int
     blocks_total: int
@@ -186,7 +192,25 @@ class GetLoadResponse(_message.Message):
     disk_kv_state: str
     disk_corrupt_blocks_total: int
     tier_waits_given_up_total: int
-    def __init__(self, requests_waiting: _Optional[int] = ..., sequences_running: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_held: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., block_tokens: _Optional[int] = ..., kv_bytes_total: _Optional[int] = ..., kv_usage: _Optional[float] = ..., waste_percent: _Optional[float] = ..., requests_submitted_total: _Optional[int] = ..., requests_finished_total: _Optional[int] = ..., requests_refused_total: _Optional[int] = ..., requests_cancelled_total: _Optional[int] = ..., requests_failed_total: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., generation_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., prefix_queries_tokens_total: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., copies_on_write_total: _Optional[int] = ..., evictions_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., failed_without_logits_total: _Optional[int] = ..., shared_read_tokens_total: _Optional[int] = ..., tail_drops_total: _Optional[int] = ..., heads_shortened_total: _Optional[int] = ..., swap_outs_total: _Optional[int] = ..., swap_ins_total: _Optional[int] = ..., swap_failures_total: _Optional[int] = ..., swap_blocks_total: _Optional[int] = ..., swap_blocks_held: _Optional[int] = ..., host_us_per_step_p50: _Optional[float] = ..., step_ms_p50: _Optional[float] = ..., last_step_age_ms: _Optional[float] = ..., host_tier: _Optional[_Union[TierLoad, _Mapping]] = ..., disk_tier: _Optional[_Union[TierLoad, _Mapping]] = ..., disk_kv_state: _Optional[str] = ..., disk_corrupt_blocks_total: _Optional[int] = ..., tier_waits_given_up_total: _Optional[int] = ...) -> None: ...
+    policies: _containers.RepeatedCompositeFieldContainer[PolicyLoad]
+    policy_dropped_tokens_total: int
+    attention_read_bytes_total: int
+    bytes_from_device_total: int
+    bytes_to_device_total: int
+    bytes_host_to_disk_total: int
+    def __init__(self, requests_waiting: _Optional[int] = ..., sequences_running: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_held: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., block_tokens: _Optional[int] = ..., kv_bytes_total: _Optional[int] = ..., kv_usage: _Optional[float] = ..., waste_percent: _Optional[float] = ..., requests_submitted_total: _Optional[int] = ..., requests_finished_total: _Optional[int] = ..., requests_refused_total: _Optional[int] = ..., requests_cancelled_total: _Optional[int] = ..., requests_failed_total: _Optional[int] = ..., prompt_tokens_total: _Optional[int] = ..., generation_tokens_total: _Optional[int] = ..., cached_tokens_total: _Optional[int] = ..., prefix_queries_tokens_total: _Optional[int] = ..., preemptions_total: _Optional[int] = ..., copies_on_write_total: _Optional[int] = ..., evictions_total: _Optional[int] = ..., steps_total: _Optional[int] = ..., failed_without_logits_total: _Optional[int] = ..., shared_read_tokens_total: _Optional[int] = ..., tail_drops_total: _Optional[int] = ..., heads_shortened_total: _Optional[int] = ..., swap_outs_total: _Optional[int] = ..., swap_ins_total: _Optional[int] = ..., swap_failures_total: _Optional[int] = ..., swap_blocks_total: _Optional[int] = ..., swap_blocks_held: _Optional[int] = ..., host_us_per_step_p50: _Optional[float] = ..., step_ms_p50: _Optional[float] = ..., last_step_age_ms: _Optional[float] = ..., host_tier: _Optional[_Union[TierLoad, _Mapping]] = ..., disk_tier: _Optional[_Union[TierLoad, _Mapping]] = ..., disk_kv_state: _Optional[str] = ..., disk_corrupt_blocks_total: _Optional[int] = ..., tier_waits_given_up_total: _Optional[int] = ..., policies: _Optional[_Iterable[_Union[PolicyLoad, _Mapping]]] = ..., policy_dropped_tokens_total: _Optional[int] = ..., attention_read_bytes_total: _Optional[int] = ..., bytes_from_device_total: _Optional[int] = ..., bytes_to_device_total: _Optional[int] = ..., bytes_host_to_disk_total: _Optional[int] = ...) -> None: ...
+
+class PolicyLoad(_message.Message):
+    __slots__ = ("name", "sequences", "slots", "blocks")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    sequences: int
+    slots: int
+    blocks: int
+    def __init__(self, name: _Optional[str] = ..., sequences: _Optional[int] = ..., slots: _Optional[int] = ..., blocks: _Optional[int] = ...) -> None: ...
 
 class TierLoad(_message.Message):
     __slots__ = ("blocks_total", "blocks_cached", "hit_tokens_total", "hit_rate", "blocks_written_total", "evictions_total", "write_failures_total", "read_failures_total")
