@@ -4,7 +4,6 @@
 #include <cstring>
 #include <vector>
 
-#include "kernels/cpu/op_table.h"
 #include "kernels/op_checks.h"
 #include "src/base/f32_at.h"
 
@@ -30,7 +29,7 @@ SourceRow find_row(std::span<const HostMatrix> parts, int64_t row) {
   return {};
 }
 
-// [k][64], or [k / 2][64][2] where `step` is 2. A stretch of k at a time, so that the 64 rows read and the
+// [k][kPanelColumns], or [k / 2][kPanelColumns][2] where `step` is 2. A stretch of k at a time, so that the rows read and the
 // run written both stay in the first cache.
 template <class T, class Read>
 void fill_panel(std::span<const SourceRow> rows, int64_t cols, int64_t step, T* panel, Read read) {
@@ -39,14 +38,16 @@ void fill_panel(std::span<const SourceRow> rows, int64_t cols, int64_t step, T* 
     const int64_t k1 = std::min(cols, k0 + kStretch);
     for (int64_t n = 0; n < static_cast<int64_t>(rows.size()); ++n) {
       if (rows[n].data == nullptr) continue;
-      for (int64_t k = k0; k < k1; ++k) panel[k / step * step * 64 + n * step + k % step] = read(rows[n], k);
+      for (int64_t k = k0; k < k1; ++k)
+        panel[k / step * step * kPanelColumns + n * step + k % step] = read(rows[n], k);
     }
   }
 }
 
 void pack_panel(const PackedWeight& weight, std::span<const HostMatrix> parts, int64_t index) {
-  std::array<SourceRow, 64> rows;
-  for (int64_t n = 0; n < 64; ++n) rows[static_cast<size_t>(n)] = find_row(parts, index * 64 + n);
+  std::array<SourceRow, kPanelColumns> rows;
+  for (int64_t n = 0; n < kPanelColumns; ++n)
+    rows[static_cast<size_t>(n)] = find_row(parts, index * kPanelColumns + n);
   char* panel = weight.panels.as<char>() + index * weight.panel_bytes();
   std::memset(panel, 0, static_cast<size_t>(weight.panel_bytes()));
   if (weight.dtype == DType::kF32) {

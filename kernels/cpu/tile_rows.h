@@ -45,17 +45,22 @@ void embed(const EmbedParams& p, DType act, int64_t first, int64_t last) {
   });
 }
 
+template <class Act>
+const Act* delta_of(const AddRmsNormParams& p, int64_t row) {
+  return p.delta == nullptr ? nullptr : static_cast<const Act*>(p.delta) + row * p.hidden;
+}
+
 // residual + delta of one row, rounded to the activation type (the norm sees what the next layer will),
 // written back where the op says so. Returns the sum of squares.
 template <class V, class Act>
 float add_delta(const AddRmsNormParams& p, int64_t source) {
   Act* residual = static_cast<Act*>(p.residual) + source * p.hidden;
-  const Act* delta = static_cast<const Act*>(p.delta) + source * p.hidden;
+  const Act* delta = delta_of<Act>(p, source);
   typename V::F squares = V::zero();
   for (int64_t i = 0; i < p.hidden; i += 16) {
     const int64_t count = std::min<int64_t>(16, p.hidden - i);
     typename V::F x = load_some<V>(residual + i, count);
-    if (p.delta != nullptr) {
+    if (delta != nullptr) {
       Act rounded[16];
       V::store(rounded, V::add(x, load_some<V>(delta + i, count)));
       x = V::load(rounded);
@@ -72,9 +77,9 @@ void norm_rows(const AddRmsNormParams& p, int64_t first, int64_t last) {
     const int64_t source = p.row_index == nullptr ? r : p.row_index[r];
     const typename V::F scale = V::set(rms_scale<V>(add_delta<V, Act>(p, source), p.hidden, p.eps));
     const Act* residual = static_cast<const Act*>(p.residual) + source * p.hidden;
-    const Act* delta = static_cast<const Act*>(p.delta) + source * p.hidden;
+    const Act* delta = delta_of<Act>(p, source);
     Act* out = static_cast<Act*>(p.out) + r * p.hidden;
-    const bool adds = p.delta != nullptr && p.row_index != nullptr;  // nothing was written back
+    const bool adds = delta != nullptr && p.row_index != nullptr;  // nothing was written back
     for (int64_t i = 0; i < p.hidden; i += 16) {
       const int64_t count = std::min<int64_t>(16, p.hidden - i);
       typename V::F x = load_some<V>(residual + i, count);
