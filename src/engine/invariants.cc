@@ -198,6 +198,33 @@ Broken swapped_lists_are_at_rest(const EngineCore& core) {
   return {};
 }
 
+// What a request has paid of what it costs: at least its output, of which beams tell only a part, at most all that it may cost.
+Broken has_paid_its_share(const SequenceGroup& group) {
+  const auto output = static_cast<double>(group.num_output_tokens);
+  const double prompt = group.num_prompt_tokens(), rest = group.max_total_tokens - prompt;
+  const double least = group.is_beam ? 0 : WaitingQueue::kOutputWeight * output;
+  const double most =
+      WaitingQueue::kPromptWeight * prompt + WaitingQueue::kOutputWeight * group.num_slots() * rest;
+  if (group.paid >= least && group.paid <= most) return {};
+  return fmt::format("invariant 11: request {} has paid {}; with {} tokens put out it pays from {} to {}",
+                     group.request, group.paid, group.num_output_tokens, least, most);
+}
+
+// Nobody who waits is passed by more often, or by others, than the order says.
+Broken nobody_is_starved(const EngineCore& core) {
+  for (const SequenceGroup* group : core.scheduler().groups()) {
+    if (Broken b = has_paid_its_share(*group)) return b;
+    if (group->times_overtaken > Scheduler::kMaxOvertakes)
+      return fmt::format("invariant 11: request {} was overtaken {} times; at most {}", group->request,
+                         group->times_overtaken, Scheduler::kMaxOvertakes);
+  }
+  if (const std::optional<Unfairness> u = core.scheduler().find_unfair())
+    return fmt::format(
+        "invariant 11: tenant '{}' was let in at {} tokens while '{}' waited, which has paid {}", u->served,
+        u->served_at, u->waiting, u->waiting_at);
+  return {};
+}
+
 Broken slots_of_running(const EngineCore& core) {
   const auto n = static_cast<int32_t>(core.scheduler().running().size());
   if (n <= core.scheduler().limits().max_sequences) return {};
@@ -225,6 +252,7 @@ Broken check_all(const EngineCore& core) {
   if (Broken b = policy_memory_adds_up(core)) return b;
   if (Broken b = swapped_lists_are_at_rest(core)) return b;
   if (Broken b = heads_are_whole(core)) return b;
+  if (Broken b = nobody_is_starved(core)) return b;
   if (Broken b = core.cache().audit(core.scheduler().tables(), core.scheduler().deferred(),
                                     core.scheduler().swapped(), core.scheduler().transfers().traffic()))
     return "cache: " + *b;

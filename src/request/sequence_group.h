@@ -40,6 +40,7 @@ struct SequenceGroup {
   RequestId request = 0;
   std::shared_ptr<const SamplingParams> sampling;
   TenantShare* share = nullptr;   // the tenant's counter, while queued or running
+  double paid = 0;                // to that counter
   int32_t max_total_tokens = 0;   // prompt + output
   int32_t num_output_tokens = 0;  // committed, over all sequences
   GroupState state = GroupState::kWaiting;

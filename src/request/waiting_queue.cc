@@ -54,8 +54,9 @@ void WaitingQueue::forget_one() {
 
 void WaitingQueue::push(SequenceGroup& group) {
   Line& line = by_rank_[group.rank()][group.tenant];
+  if (line.groups.empty()) line.since = ++num_events_;
   const auto earlier = [](const SequenceGroup* a, const SequenceGroup* b) { return a->order < b->order; };
-  line.insert(std::upper_bound(line.begin(), line.end(), &group, earlier), &group);
+  line.groups.insert(std::upper_bound(line.groups.begin(), line.groups.end(), &group, earlier), &group);
   ++size_;
 }
 
@@ -64,12 +65,20 @@ void WaitingQueue::erase(SequenceGroup& group) {
   check(lines != by_rank_.end(), "an erased request is queued");
   const auto line = lines->second.find(group.tenant);
   check(line != lines->second.end(), "an erased request is in its tenant's line");
-  const auto it = std::find(line->second.begin(), line->second.end(), &group);
-  check(it != line->second.end(), "an erased request stands in line");
-  line->second.erase(it);
+  std::vector<SequenceGroup*>& groups = line->second.groups;
+  const auto it = std::find(groups.begin(), groups.end(), &group);
+  check(it != groups.end(), "an erased request stands in line");
+  groups.erase(it);
   --size_;
-  if (line->second.empty()) lines->second.erase(line);
+  if (groups.empty()) lines->second.erase(line);
   if (lines->second.empty()) by_rank_.erase(lines);
+}
+
+void WaitingQueue::admit(SequenceGroup& group) {
+  TenantShare& share = *group.share;
+  share.admitted_in = ++num_events_;
+  share.admitted_rank = group.rank();
+  share.admitted_at = share.counter;
 }
 
 void WaitingQueue::promote(int64_t arrived_by_us) {
@@ -77,7 +86,7 @@ void WaitingQueue::promote(int64_t arrived_by_us) {
   std::vector<SequenceGroup*> overdue;
   for (auto lines = std::next(by_rank_.begin()); lines != by_rank_.end(); ++lines)
     for (const auto& [tenant, line] : lines->second)
-      for (SequenceGroup* group : line) {
+      for (SequenceGroup* group : line.groups) {
         if (group->times.arrival_us > arrived_by_us) break;
         overdue.push_back(group);
       }
@@ -89,15 +98,28 @@ void WaitingQueue::promote(int64_t arrived_by_us) {
 }
 
 std::span<SequenceGroup* const> WaitingQueue::line_of(const SequenceGroup& group) const {
-  return by_rank_.at(group.rank()).at(group.tenant);
+  return by_rank_.at(group.rank()).at(group.tenant).groups;
+}
+
+// Counters only grow: who has paid less now had paid less when the other was let in.
+std::optional<Unfairness> WaitingQueue::find_unfair() const {
+  for (const auto& [rank, lines] : by_rank_)
+    for (const auto& [tenant, line] : lines) {
+      const TenantShare& waits = *line.groups.front()->share;
+      for (const auto& [name, served] : shares_)
+        if (served.admitted_in > line.since && served.admitted_rank == rank &&
+            served.admitted_at > waits.counter)
+          return Unfairness{name, tenant, served.admitted_at, waits.counter};
+    }
+  return {};
 }
 
 double WaitingQueue::widest_gap() const {
   if (by_rank_.empty()) return 0;
   double least = std::numeric_limits<double>::infinity(), most = -least;
   for (const auto& [tenant, line] : by_rank_.begin()->second) {
-    least = std::min(least, line.front()->share->counter);
-    most = std::max(most, line.front()->share->counter);
+    least = std::min(least, line.groups.front()->share->counter);
+    most = std::max(most, line.groups.front()->share->counter);
   }
   return most - least;
 }
@@ -106,7 +128,7 @@ SequenceGroup* WaitingQueue::next() const {
   if (by_rank_.empty()) return nullptr;
   SequenceGroup* best = nullptr;
   for (const auto& [tenant, line] : by_rank_.begin()->second) {
-    SequenceGroup* head = line.front();
+    SequenceGroup* head = line.groups.front();
     const bool first = best == nullptr || head->share->counter < best->share->counter ||
                        (head->share->counter == best->share->counter && head->order < best->order);
     if (first) best = head;

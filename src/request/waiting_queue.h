@@ -5,13 +5,15 @@
 // Fair shares are virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", OSDI
 // 2024): a tenant pays for each prompt token computed and, twice as much, for each token generated; the
 // tenant who has paid least is next. A tenant who comes back after being idle is lifted to the least counter
-// of those who are there, or, if nobody is, to that of whoever left last: idleness saves nothing. So between two tenants of one priority who both wait all
-// the time, counters differ by no more than what one of them can have running at once: output is paid for as
-// it comes.
+// of those who are there, or, if nobody is, to that of whoever left last: idleness saves nothing. Nobody is admitted
+// past a tenant that waits at the same rank and has paid less. So for as long as a tenant waits, each other that
+// has been admitted at its rank meanwhile is ahead of it by no more than what that one can have running at once:
+// output is paid for as it comes (invariant 11).
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -28,6 +30,16 @@ struct TenantShare {
   int32_t num_present = 0;  // of its requests, queued, parked or running
   std::string_view tenant;
   double indexed_at = 0;  // its counter when it was put among those that are present
+  // When one of its requests was admitted last: its place among the queue's events, the rank, and what the tenant had paid.
+  uint64_t admitted_in = 0;
+  int32_t admitted_rank = 0;
+  double admitted_at = 0;
+};
+
+// Who was let in although another waited who had paid less.
+struct Unfairness {
+  std::string_view served, waiting;
+  double served_at = 0, waiting_at = 0;  // their counters: the first's at its admission
 };
 
 class WaitingQueue {
@@ -39,18 +51,17 @@ class WaitingQueue {
   void enter(SequenceGroup& group);  // once per request: counts its tenant as present
   void leave(SequenceGroup& group);  // once, at its end
   void push(SequenceGroup& group);   // at its place by arrival
+  void admit(SequenceGroup& group);  // while it still stands in line, before it pays
   void erase(SequenceGroup& group);
   // Those who arrived at or before this time are overdue. O(tenants), and nothing while one priority waits.
   void promote(int64_t arrived_by_us);
   SequenceGroup* next() const;  // nullptr when empty
   // Those of the group's rank and tenant, by arrival; the group is queued.
   std::span<SequenceGroup* const> line_of(const SequenceGroup& group) const;
-  static void charge_prompt(SequenceGroup& group, int64_t tokens) {
-    group.share->counter += kPromptWeight * static_cast<double>(tokens);
-  }
-  static void charge_output(SequenceGroup& group, int64_t tokens) {
-    group.share->counter += kOutputWeight * static_cast<double>(tokens);
-  }
+  static void charge_prompt(SequenceGroup& group, int64_t tokens) { charge(group, kPromptWeight, tokens); }
+  static void charge_output(SequenceGroup& group, int64_t tokens) { charge(group, kOutputWeight, tokens); }
+  // The first breach of fair shares among those who wait now. O(lines x tenants): for audits.
+  std::optional<Unfairness> find_unfair() const;
   // Between the counters of two tenants who wait at the rank that is next; 0 if fewer than two do.
   double widest_gap() const;
   int32_t size() const { return size_; }
@@ -58,7 +69,10 @@ class WaitingQueue {
   size_t num_tenants() const { return shares_.size(); }  // present or remembered
 
  private:
-  using Line = std::vector<SequenceGroup*>;             // of one tenant, by arrival
+  struct Line {                          // of one tenant
+    std::vector<SequenceGroup*> groups;  // by arrival
+    uint64_t since = 0;                  // the queue's event that made it: somebody stands in it all the time
+  };
   using Lines = std::unordered_map<std::string, Line>;  // tenants with someone in line
   struct Place {                                        // by counter, then name
     double counter = 0;
@@ -67,6 +81,11 @@ class WaitingQueue {
       return counter != other.counter ? counter < other.counter : share->tenant < other.share->tenant;
     }
   };
+  static void charge(SequenceGroup& group, double weight, int64_t tokens) {
+    const double paid = weight * static_cast<double>(tokens);
+    group.paid += paid;
+    group.share->counter += paid;
+  }
   double floor();  // the least counter of tenants that are present, of which there is one
   void forget_one();
 
@@ -75,6 +94,7 @@ class WaitingQueue {
   std::set<Place> present_, idle_;  // each tenant is in one of them
   double left_last_ = 0;            // the counter of the tenant that went last
   int32_t size_ = 0;
+  uint64_t num_events_ = 0;  // lines that began, and admissions
 };
 
 }  // namespace quire

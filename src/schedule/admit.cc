@@ -10,8 +10,7 @@
 namespace quire {
 namespace {
 
-constexpr int32_t kMaxOvertakes = 16;  // of one request
-constexpr int kLooksPerDraft = 4;      // a lookup of a long prompt takes as long as planning ten sequences
+constexpr int kLooksPerDraft = 4;  // a lookup of a long prompt takes as long as planning ten sequences
 
 // Siblings come back one after the other: while one runs their prompt again, the others wait to share it with
 // it.
@@ -177,6 +176,7 @@ bool Scheduler::admit_waiting(StepTransaction& step, SequenceGroup& group, int64
     if (overtaken == &group) break;
     ++overtaken->times_overtaken;
   }
+  queue_.admit(group);
   leave_waiting(group);
   group.state = GroupState::kAdmitted;
   group.times.first_step_us = now_us;

@@ -118,6 +118,8 @@ struct SubmittedStep {
 
 class Scheduler {
  public:
+  static constexpr int32_t kMaxOvertakes = 16;  // of one request, by later ones of its tenant
+
   // Both outlive it. `queue_budget` gets back what a request took when it stops waiting.
   Scheduler(const ScheduleLimits& limits, KvCache& cache, QueueBudget& queue_budget);
   ~Scheduler();
@@ -155,6 +157,7 @@ class Scheduler {
   int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
   int32_t num_waiting_groups() const { return num_waiting_; }
   double widest_fairness_gap() const { return queue_.widest_gap(); }
+  std::optional<Unfairness> find_unfair() const { return queue_.find_unfair(); }
   int32_t num_admitted_groups() const {
     return static_cast<int32_t>(groups_.size() - ended_.size()) - num_waiting_;
   }

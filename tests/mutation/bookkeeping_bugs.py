@@ -186,6 +186,11 @@ BUGS = [
     (False, "a model's identity is not compared", STORE, "  if (*identity != setup_.identity)\n", "  if (identity->empty())\n"),
     (False, "another block's serial is taken for the one asked for", STORE, "  if (record->block.serial != serial)", "  if (record->block.serial == 0)"),
     (False, "a directory is used by two at a time", STORE, "flock(index_, LOCK_EX | LOCK_NB) != 0", "flock(index_, LOCK_SH | LOCK_NB) != 0"),
+    (False, "tenants are served first come first", QUEUE,
+     "head->share->counter < best->share->counter ||\n                       "
+     "(head->share->counter == best->share->counter && head->order < best->order);", "head->order < best->order;"),
+    (False, "output is paid for twice", COMMIT, "  WaitingQueue::charge_output(group, 1);\n", "  WaitingQueue::charge_output(group, 2);\n"),
+    (False, "a request may be overtaken for ever", ADMIT, " && ahead[i - 1]->times_overtaken < kMaxOvertakes", ""),
     (False, "an end is counted twice", CORE, "  counted_ends_ = outcome_.request_ends.size();\n", ""),
 ]
 
