@@ -202,7 +202,10 @@ void draw_swap(SimSetup& setup, Random& random, bool draws_cache) {
   const int64_t least = 512 / group.block_tokens;  // one sequence of the longest
   const int64_t blocks =
       draws_cache ? std::max(least, setup.model.num_blocks / random.between(2, 8)) : setup.model.num_blocks;
-  BlocksBelow below{.swap = random.between(1, 2 * blocks)};
+  // Half of them just hold what one request's sequences have, or do not.
+  const int64_t a_request = 2 * (160 / group.block_tokens);
+  const int64_t most = random.chance(0.5) ? std::min(a_request, 2 * blocks) : 2 * blocks;
+  BlocksBelow below{.swap = random.between(1, most)};
   if (random.chance(0.6)) below.host = random.between(1, 4 * blocks);
   if (random.chance(0.5)) below.disk = random.between(1, 8 * blocks);
   set_cache(setup, group, blocks, below);

@@ -54,7 +54,10 @@ class RandomWorkload final : public Workload {
       if (random_.chance(kLevelChange)) level_ = draw_level();
       return {};
     }
-    return draw_request(now_us);
+    if (last_beams_ && random_.chance(0.03)) return draw_twin(now_us);
+    CoreRequest r = draw_request(now_us);
+    if (r.sampling->beam_width > 0) last_beams_ = r;
+    return r;
   }
   std::optional<int64_t> next_arrival_us() const override { return {}; }
   bool exhausted() const override { return false; }
@@ -66,6 +69,12 @@ class RandomWorkload final : public Workload {
   int64_t draw_level() {
     if (random_.chance(0.2)) return 2 * max_sequences_;
     return random_.chance(0.1) ? 0 : random_.between(1, std::max<int64_t>(1, max_sequences_ / 2));
+  }
+  // Of the last beams: each block of the one is another's already once the other has published it.
+  CoreRequest draw_twin(int64_t now_us) {
+    CoreRequest r = *last_beams_;
+    if (r.deadline_us != kNoDeadline) r.deadline_us = now_us + random_.between(1, 3'000'000);
+    return r;
   }
   CoreRequest draw_request(int64_t now_us) {
     CoreRequest r;
@@ -107,6 +116,7 @@ class RandomWorkload final : public Workload {
   int32_t vocab_size_;
   bool deadlines_;
   std::vector<std::vector<TokenId>> prefixes_;
+  std::optional<CoreRequest> last_beams_;
 };
 
 class TraceWorkload final : public Workload {

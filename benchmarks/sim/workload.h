@@ -23,7 +23,7 @@ class Workload {
 };
 
 // Crowds of up to twice max_sequences requests and lulls with few or none, redrawn every few hundred steps:
-// shared prefixes, samples, beams, deadlines, tenants, priorities.
+// shared prefixes, samples, beams and twins of them, deadlines, tenants, priorities.
 std::unique_ptr<Workload> make_random_workload(uint64_t seed, int32_t max_sequences, int32_t vocab_size,
                                                bool deadlines);
 std::unique_ptr<Workload> make_trace_workload(Trace trace, double speed, int32_t vocab_size);

@@ -19,11 +19,11 @@ void add_flags(Flags& flags, SimOptions& sim, Choices& choices) {
             "drained, in drain_steps more");
   flags.add("seconds", sim.seconds, "of real time, 0 = no limit");
   flags.add("sequences", sim.sequences, "sequences running at once");
-  flags.add_choice("faults", choices.faults, {"on", "off", "auto"},
-                   "auto: on, but not with a trace; cancels at every stage, deadlines, slow readers, stops, "
-                   "failed steps, failed and slow "
-                   "copies, corrupt blocks on disk, "
-                   "failed allocations, clock jumps");
+  flags.add_choice(
+      "faults", choices.faults, {"on", "off", "auto"},
+      "auto: on, but not with a trace; cancels at every stage, deadlines, slow readers, stops, "
+      "failed steps, failed, slow and hanging copies, corrupt blocks on disk, failed allocations, "
+      "clock jumps");
   flags.add("audit-every", sim.audit_every, "steps between full audits of cache and lists");
   flags.add("script", sim.script, "play this script of events instead: what a failing seed was shrunk to");
   flags.add("script-out", sim.script_out,
