@@ -111,9 +111,25 @@ void EngineCore::submit(CoreRequest request) {
   key.salt = std::move(request.cache_salt);
   setup.ns = cache_->open_namespace(key);
   ++counts_.accepted;
-  if (request.deadline_us != kNoDeadline)
-    deadline_of_.emplace(request.request, deadlines_.emplace(request.deadline_us, request.request));
   scheduler_.add(make_group(std::move(setup)));
+  if (request.deadline_us != kNoDeadline) take_deadline(request.request, request.deadline_us);
+}
+
+// Of prompts, if every step were as full as it may be: that takes no less time than those of late did.
+double EngineCore::most_tokens_per_s() const {
+  const double step_us = timer_.prompt_step_us();
+  return step_us > 0 ? 1e6 * scheduler_.limits().max_step_tokens / step_us : 0;
+}
+
+// One that cannot be met is told at once, before the request has cost anything.
+void EngineCore::take_deadline(RequestId request, int64_t deadline_us) {
+  deadline_of_.emplace(request, deadlines_.emplace(deadline_us, request));
+  const int64_t now_us = clock_.now_us();
+  std::optional<Error> hopeless = refuse_hopeless(
+      deadline_us - now_us, scheduler_.work_ahead(*scheduler_.find(request)), most_tokens_per_s());
+  if (!hopeless) return;
+  scheduler_.end(request, FinishReason::kDeadline, std::move(hopeless), now_us, outcome_);
+  count_ends(counted_ends_);
 }
 
 void EngineCore::abort(RequestId request) {

@@ -81,6 +81,7 @@ class EngineCore {
   int32_t max_kv_retention_class() const { return options_.config.max_kv_retention_class; }
   QueueBudget& queue_budget() { return queue_budget_; }
   double tokens_per_s() const { return timer_.tokens_per_s(); }
+  double most_tokens_per_s() const;
 
   // ---- engine thread
   // -----------------------------------------------------------------------------------------------------
@@ -136,6 +137,7 @@ class EngineCore {
   void commit_step();
   void count_ends(size_t from);
   void fill_policy_stats(EngineStats& stats) const;
+  void take_deadline(RequestId request, int64_t deadline_us);
   void watch();
 
   CoreOptions options_;

@@ -45,17 +45,21 @@ class StepTimer {
     // Of sums: two commits that follow at once make one step look free, and the other dear.
     prompt_us_ = (1 - kSmooth) * prompt_us_ + static_cast<double>(step_us);
     prompt_tokens_ = (1 - kSmooth) * prompt_tokens_ + static_cast<double>(tokens);
+    prompt_steps_ = (1 - kSmooth) * prompt_steps_ + 1;
     if (prompt_us_ > 0) tokens_per_s_.store(1e6 * prompt_tokens_ / prompt_us_, std::memory_order_relaxed);
   }
   double host_us_p50() const { return host_us_.median(); }
   double step_ms_p50() const { return step_ms_.median(); }
   double tokens_per_s() const { return tokens_per_s_.load(std::memory_order_relaxed); }
+  // Mean of the steps that run prompts; 0: there was none. Engine thread.
+  double prompt_step_us() const { return prompt_steps_ > 0 ? prompt_us_ / prompt_steps_ : 0; }
 
  private:
   static constexpr double kSmooth = 1.0 / 32;
   RunningMedian host_us_, step_ms_;
   double plan_us_ = 0;
-  double prompt_us_ = 0, prompt_tokens_ = 0;  // of steps that run prompts, the last ones most
+  double prompt_us_ = 0, prompt_tokens_ = 0,
+         prompt_steps_ = 0;  // of steps that run prompts, the last ones most
   std::atomic<double> tokens_per_s_{0};
 };
 

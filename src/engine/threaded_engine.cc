@@ -109,7 +109,7 @@ Status ThreadedEngine::check_door(const Request& request, const std::vector<int3
   if (!request.sampling.stop.empty() && !parts_.text->has_tokenizer())
     return invalid("stop texts need a tokenizer, and this engine has none; use stop_token_ids",
                    "sampling.stop");
-  return check_deadline(request.deadline_ms, core_->queue_budget().num_tokens(), core_->tokens_per_s());
+  return check_deadline(request.deadline_ms);
 }
 
 Error ThreadedEngine::refuse(Error error, const std::string& client_request_id) {

@@ -129,22 +129,24 @@ Status check_retention(const KvRetention& retention, int32_t max_class) {
   return ok();
 }
 
-Status check_deadline(std::optional<int64_t> deadline_ms, int64_t queued_tokens, double tokens_per_s) {
-  if (!deadline_ms) return ok();
-  if (*deadline_ms < 1 || *deadline_ms > kLongestMs)
-    return invalid(fmt::format("deadline_ms is {}; it must be from 1 to {}", *deadline_ms, kLongestMs),
-                   "deadline_ms");
-  if (tokens_per_s <= 0) return ok();
-  const auto wait_ms =
-      static_cast<int64_t>(std::ceil(1e3 * static_cast<double>(queued_tokens) / tokens_per_s));
-  if (wait_ms <= *deadline_ms) return ok();
-  Error e = error(
-      Code::kResourceExhausted,
-      fmt::format("the deadline is in {} ms (deadline_ms, or the call's timeout); the {} prompt tokens that "
-                  "wait need about {} ms",
-                  *deadline_ms, queued_tokens, wait_ms));
+Status check_deadline(std::optional<int64_t> deadline_ms) {
+  if (!deadline_ms || (*deadline_ms >= 1 && *deadline_ms <= kLongestMs)) return ok();
+  return invalid(fmt::format("deadline_ms is {}; it must be from 1 to {}", *deadline_ms, kLongestMs),
+                 "deadline_ms");
+}
+
+std::optional<Error> refuse_hopeless(int64_t left_us, const WorkAhead& work, double tokens_per_s) {
+  if (tokens_per_s <= 0) return {};
+  const int64_t tokens = work.running + work.waiting + work.own;
+  const auto need_us = static_cast<int64_t>(std::ceil(1e6 * static_cast<double>(tokens) / tokens_per_s));
+  if (need_us <= left_us) return {};
+  Error e = error(Code::kResourceExhausted,
+                  fmt::format("the deadline is in {} ms (deadline_ms, or the call's timeout); {} prompt "
+                              "tokens of its own, {} that "
+                              "run and {} that wait before it need about {} ms",
+                              left_us / 1000, work.own, work.running, work.waiting, need_us / 1000));
   e.field = "deadline_ms";
-  e.retry_delay_ms = wait_ms - *deadline_ms;
+  e.retry_delay_ms = (need_us - left_us + 999) / 1000;
   return e;
 }
 

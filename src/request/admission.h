@@ -43,8 +43,18 @@ Status check_request(const SamplingParams& sampling, std::span<const TokenId> pr
 // kInvalidArgument: a class, time to live or cost out of range.
 Status check_retention(const KvRetention& retention, int32_t max_class);
 
-// A deadline that the queue alone makes impossible is refused at once. rate: tokens per second that the
-// engine has computed of late, 0 = unknown. queued_tokens: prompt tokens ahead of it.
-Status check_deadline(std::optional<int64_t> deadline_ms, int64_t queued_tokens, double tokens_per_s);
+// kInvalidArgument: out of range.
+Status check_deadline(std::optional<int64_t> deadline_ms);
+
+// Prompt tokens to be computed before the first token of a request can come.
+struct WorkAhead {
+  int64_t running = 0;  // of those that run
+  int64_t waiting = 0;  // of those whose turn is before its own
+  int64_t own = 0;
+};
+
+// The refusal of a deadline that comes before this work can be done. tokens_per_s: the most that the engine can
+// compute, 0 = unknown, and then nothing is refused. Output is not reckoned with: it may end at any token.
+std::optional<Error> refuse_hopeless(int64_t left_us, const WorkAhead& work, double tokens_per_s);
 
 }  // namespace quire

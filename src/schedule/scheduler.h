@@ -20,6 +20,7 @@
 #include "quire/result.h"
 #include "src/cache/kv_cache.h"
 #include "src/policy/policy_memory.h"
+#include "src/request/admission.h"
 #include "src/request/queue_budget.h"
 #include "src/request/sequence_group.h"
 #include "src/request/waiting_queue.h"
@@ -165,6 +166,7 @@ class Scheduler {
   const KvCache& cache() const { return cache_; }
   const ScheduleLimits& limits() const { return limits_; }
   const SequenceGroup* find(RequestId request) const;
+  WorkAhead work_ahead(const SequenceGroup& group) const;  // of one that waits
 
   // For the invariants: everything that holds blocks.
   std::vector<const BlockTable*> tables() const;

@@ -41,7 +41,7 @@ QUEUE, GROUP, DOOR = "src/request/waiting_queue.cc", "src/request/sequence_group
 PLAN, FILL, ADMIT, COMMIT = "src/schedule/plan.cc", "src/schedule/fill_plan.cc", "src/schedule/admit.cc", "src/schedule/commit.cc"
 TIER, RESTORE, BEHIND = "src/cache/tier.cc", "src/cache/restore.cc", "src/schedule/tiers.cc"
 TRANSFERS = "src/schedule/tier_transfers.cc"
-STORE = "src/execute/disk_store.cc"
+STORE, AHEAD = "src/execute/disk_store.cc", "src/schedule/work_ahead.cc"
 BEAMS, RETENTION = "src/schedule/commit_beams.cc", "src/schedule/retention.cc"
 SWAP, LISTS, HOST = "src/schedule/swap.cc", "src/cache/swap.cc", "src/cache/host_pool.cc"
 LIFE, PREEMPT, CORE, EPISODE = "src/schedule/lifecycle.cc", "src/schedule/preempt.cc", "src/engine/engine_core.cc", "benchmarks/sim/episode.cc"
@@ -191,6 +191,9 @@ BUGS = [
      "(head->share->counter == best->share->counter && head->order < best->order);", "head->order < best->order;"),
     (False, "output is paid for twice", COMMIT, "  WaitingQueue::charge_output(group, 1);\n", "  WaitingQueue::charge_output(group, 2);\n"),
     (False, "a request may be overtaken for ever", ADMIT, " && ahead[i - 1]->times_overtaken < kMaxOvertakes", ""),
+    (False, "running prompts stand before nobody", AHEAD, "    if (!r->group->paused) work", "    if (r->group->paused) work"),
+    (False, "what is cached counts as work ahead", AHEAD, "own.num_prompt_tokens - cached)", "own.num_prompt_tokens - 0 * cached)"),
+    (False, "a deadline that cannot be met is waited for", CORE, "  if (!hopeless) return;\n", "  if (hopeless || !hopeless) return;\n"),
     (False, "an end is counted twice", CORE, "  counted_ends_ = outcome_.request_ends.size();\n", ""),
 ]
 

@@ -73,17 +73,25 @@ TEST(Admission, PeakBlocksShareThePromptAndNotTheTails) {
       << "two full blocks shared, four tails and outputs, one copy under way";
 }
 
-TEST(Admission, ADeadlineThatTheQueueMakesImpossibleIsRefusedWithADelay) {
-  EXPECT_TRUE(check_deadline(100, 1000, 0).has_value()) << "no rate is known yet";
-  EXPECT_TRUE(check_deadline(100, 1000, 20000).has_value());
-  const Status s = check_deadline(100, 10000, 20000);
-  ASSERT_FALSE(s.has_value());
-  EXPECT_EQ(s.error().code, Code::kResourceExhausted);
-  EXPECT_EQ(s.error().retry_delay_ms, 400);
+TEST(Admission, ADeadlineThatTheWorkAheadMakesImpossibleIsRefusedWithADelay) {
+  EXPECT_FALSE(refuse_hopeless(100'000, {.own = 1000}, 0)) << "no rate is known yet";
+  EXPECT_FALSE(refuse_hopeless(100'000, {.running = 1000, .waiting = 500, .own = 500}, 20000));
+  const std::optional<Error> e =
+      refuse_hopeless(100'000, {.running = 1000, .waiting = 8000, .own = 1000}, 20000);
+  ASSERT_TRUE(e);
+  EXPECT_EQ(e->code, Code::kResourceExhausted);
+  EXPECT_EQ(e->retry_delay_ms, 400);
+  EXPECT_EQ(
+      e->message,
+      "the deadline is in 100 ms (deadline_ms, or the call's timeout); 1000 prompt tokens of its own, 1000 "
+      "that run and 8000 that wait before it need about 500 ms");
+  for (const WorkAhead& alone :
+       {WorkAhead{.running = 2001}, WorkAhead{.waiting = 2001}, WorkAhead{.own = 2001}})
+    EXPECT_TRUE(refuse_hopeless(100'000, alone, 20000));
   for (const int64_t ms : {int64_t{0}, kLongestMs + 1, INT64_MAX})
-    EXPECT_EQ(check_deadline(ms, 0, 0).error().message,
+    EXPECT_EQ(check_deadline(ms).error().message,
               "deadline_ms is " + std::to_string(ms) + "; it must be from 1 to 1099511627776");
-  EXPECT_TRUE(check_deadline(kLongestMs, 0, 0).has_value());
+  EXPECT_TRUE(check_deadline(kLongestMs).has_value());
 }
 
 TEST(Admission, RetentionOutOfRangeIsNamedWithItsLimit) {
