@@ -107,12 +107,13 @@ Broken list_within_bound(const EngineCore& core, const Sequence& s) {
   if (s.table.num_blocks() != (s.table.length() + block_tokens - 1) / block_tokens)
     return fmt::format("invariant 8: a list of {} slots has {} blocks of {}", s.table.length(),
                        s.table.num_blocks(), block_tokens);
-  const bool cut_to_come = s.group->traits.cuts_after_prompt && !s.list_cut;
-  const int64_t list = list_blocks(
-      policy, s.group->max_total_tokens,
-      most_chunk_tokens(policy, s.num_prompt_tokens, core.limits().max_chunk_tokens), block_tokens);
-  const int64_t prompt = (s.num_prompt_tokens + block_tokens - 1) / block_tokens;
-  const int64_t most = cut_to_come ? std::max(prompt, list) : list;
+  const int64_t chunk = most_chunk_tokens(policy, s.num_prompt_tokens, core.limits().max_chunk_tokens);
+  const int64_t total = s.group->max_total_tokens;
+  const PolicyBound slots = bound(policy, s.num_prompt_tokens, total - s.num_prompt_tokens, chunk);
+  const int64_t most = s.group->traits.cuts_after_prompt
+                           ? core.cache().block_size().blocks_for(
+                                 static_cast<int32_t>(s.list_cut ? slots.steady_slots : slots.peak_slots))
+                           : list_blocks(policy, total, chunk, block_tokens);
   if (policy.kind == RetentionKind::kKeepAll || s.table.num_blocks() <= most) return {};
   return fmt::format("invariant 8: sequence {} holds {} blocks; {} may hold {}", value(s.id),
                      s.table.num_blocks(), to_string(policy), most);

@@ -23,7 +23,7 @@ int32_t window_of(const PolicySpec& policy) {
                                                  : 0;
 }
 int32_t sinks_of(const PolicySpec& policy) {
-  return policy.kind == RetentionKind::kStream ? policy.sinks : 0;
+  return traits(policy).sink_rotation ? policy.sinks : 0;
 }
 
 }  // namespace

@@ -21,7 +21,7 @@ int64_t num_lists(const PolicyTraits& t, const PolicyMemoryLimits& shape) {
 
 int32_t list_room(const PolicySpec& policy, int64_t total_tokens) {
   if (!traits(policy).row_logits) return 0;
-  return static_cast<int32_t>(std::min(int64_t{capacity(policy)} + 1, total_tokens));
+  return static_cast<int32_t>(bound(policy, total_tokens, 0, 1).steady_slots);
 }
 
 // Positions, one free slot a list and, where sums decide, scores.

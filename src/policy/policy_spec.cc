@@ -145,16 +145,15 @@ PolicyTraits traits(const PolicySpec& spec) {
     // Position-only: a row sees a function of its position, so every chunking and every recomputation gives the same numbers.
     // On a model trained with full attention the K and V above layer 0 depend on the policy, so they are published under its key.
     case RetentionKind::kWindow:
-      return {.output_is_pristine = false, .prefix = PrefixRule::kOwnPolicy};
+      return {.prefix = PrefixRule::kOwnPolicy};
     case RetentionKind::kStream:
-      return {.sink_rotation = true, .output_is_pristine = false, .prefix = PrefixRule::kOwnPolicy};
+      return {.sink_rotation = true, .prefix = PrefixRule::kOwnPolicy};
     case RetentionKind::kTova:
       return {.shard = ListShard::kLayer,
               .row_logits = true,
               .cuts_after_prompt = true,
               .overwrites_slots = true,
               .recompute_safe = false,
-              .output_is_pristine = false,
               .prefix = PrefixRule::kBlocks};
     case RetentionKind::kH2o:
       return {.shard = ListShard::kLayerHead,
@@ -163,7 +162,6 @@ PolicyTraits traits(const PolicySpec& spec) {
               .cuts_after_prompt = true,
               .overwrites_slots = true,
               .recompute_safe = false,
-              .output_is_pristine = false,
               .prefix = PrefixRule::kNone};
   }
   return {};
@@ -243,7 +241,7 @@ int64_t list_blocks(const PolicySpec& spec, int64_t tokens, int64_t chunk_tokens
     }
     case RetentionKind::kTova:
     case RetentionKind::kH2o:
-      return std::min(all, blocks_for(capacity(spec) + 1, block_tokens));
+      return blocks_for(bound(spec, tokens, 0, chunk_tokens).steady_slots, block_tokens);
   }
   return all;
 }

@@ -53,12 +53,12 @@ struct PolicyTraits {
   bool cuts_after_prompt = false;  // P1: full attention over the prompt, one cut at its end
   bool overwrites_slots =
       false;  // a new token takes the victim's slot: blocks cannot be shared or published afterwards
-  bool recompute_safe = true;      // re-running prompt + output gives the same cache
-  bool output_is_pristine = true;  // K and V of generated tokens are what full attention would give
+  bool recompute_safe = true;  // re-running prompt + output gives the same cache
   PrefixRule prefix = PrefixRule::kBlocks;
 };
 
-// Slots of one list. Admission reserves peak; after the prompt the list shrinks to steady.
+// Slots of one list that its rows see: peak while the prompt runs, steady after it. Where a policy goes by scores they are all that
+// the list has; windows let go of whole blocks only, later (list_blocks).
 struct PolicyBound {
   int64_t peak_slots = 0, steady_slots = 0;
 };
