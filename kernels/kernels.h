@@ -158,6 +158,10 @@ struct AttentionParams {
   // before it still runs. False where a policy lets a new token overwrite an old slot.
   bool early_fetch = false;
 
+  // How the work of one-row sequences is shared out: plan_attention() writes it, attention() reads it, which may then differ in q, out,
+  // arena and side outputs alone. A kernel must lie between the two. Null: attention() makes one for itself.
+  void* plan = nullptr;
+
   // The first sink_slots[s] slots of a list are seen whatever the window, through a second rotation of q (Xiao et al. 2023, Efficient
   // Streaming Language Models with Attention Sinks, 3.2). Both or neither.
   const void* q_sink = nullptr;         // as q
@@ -285,6 +289,12 @@ class Kernels {
   virtual void matmul(const MatmulParams& p) = 0;
   virtual void rope_kv_write(const RopeKvWriteParams& p) = 0;
   virtual void attention(const AttentionParams& p) = 0;
+  // What is the same in all layers of a step that read their lists alike, found once (AttentionParams::plan), in so many bytes of device
+  // memory. 0: this back end has no use for it.
+  virtual int64_t attention_plan_bytes(const ScratchLimits&) const { return 0; }
+  virtual void plan_attention(const AttentionParams&) {
+    check_failed("this back end makes no plan of attention", __FILE__, __LINE__);
+  }
   virtual void silu_mul(const SiluMulParams& p) = 0;
   virtual void copy_blocks(const BlockCopyParams& p) = 0;
   virtual void move_slots(const MoveSlotsParams& p) = 0;

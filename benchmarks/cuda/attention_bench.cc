@@ -94,9 +94,12 @@ class AttentionBench {
     problem.poison_results();
     return rig_.time(layers, call);
   }
+  // With the plan that a step makes once.
   Timing time_attention(const AttentionProblem& problem, int layers, const AttentionChoice& choice = {}) {
-    return time_calls(problem, layers,
-                      [&](int layer) { rig_.ops().attention(problem.params(layer), choice); });
+    return time_calls(problem, layers, [&](int layer) {
+      if (layer == 0) problem.make_plan(problem.params(0), choice);
+      rig_.ops().attention(problem.params(layer), choice);
+    });
   }
 
   void decode(const AttentionModel& model) {
@@ -115,7 +118,15 @@ class AttentionBench {
                    {"length", b.length},
                    {"q_heads", model.q_heads}};
       report_.add(line);
+      plan(problem, line.name);
     }
+  }
+
+  // What the plan takes, once a step: part of every line in its share.
+  void plan(const AttentionProblem& problem, const std::string& of) {
+    Line line{.part = "decode", .name = "plan of " + of};
+    line.time = rig_.time(8, [&](int) { rig_.ops().plan_attention(problem.params(0), {}); });
+    report_.add(line);
   }
 
   // Lists of lengths that nobody would choose, short ones together; and those of a batch in service.
@@ -125,16 +136,25 @@ class AttentionBench {
     for (int i = 0; i < (o_.tiny ? 4 : 64); ++i) served.push_back(100 + i * 1237 % 1800 / (o_.tiny ? 30 : 1));
     ragged(model, "1 to 3000", odd);
     ragged(model, "100 to 1900", served);
+    if (!o_.wants("split")) return;
+    for (const int cost : {0, 2, 4, 8})
+      for (const bool split_first : {false, true}) {
+        const AttentionChoice choice{.unit_cost = cost, .split_first = split_first};
+        const std::string name = fmt::format("cost {}{}, ", cost, split_first ? " split first" : "");
+        ragged(model, name + "1 to 3000", odd, choice);
+        ragged(model, name + "100 to 1900", served, choice);
+      }
   }
 
-  void ragged(const AttentionModel& model, const char* lengths, const std::vector<int>& lists) {
+  void ragged(const AttentionModel& model, const std::string& lengths, const std::vector<int>& lists,
+              const AttentionChoice& choice = {}) {
     const ProblemShape shape{.lengths = lists, .rows = std::vector<int>(lists.size(), 1), .shared_slots = 0};
     const AttentionProblem problem(rig_, pool_, model, shape);
     if (!problem.fits()) return;
     Line line{
         .part = "decode",
         .name = fmt::format("{} lists of {} {}/{}", lists.size(), lengths, model.q_heads, model.kv_heads)};
-    line.time = time_attention(problem, model.layers);
+    line.time = time_attention(problem, model.layers, choice);
     line.bytes = problem.kv_bytes();
     line.error = problem.worst_error(model.layers - 1);
     report_.add(line);
@@ -189,6 +209,7 @@ class AttentionBench {
       line.time = time_calls(problem, layers, [&](int layer) {
         AttentionParams p = problem.params(layer);
         problem.share(p, rig_.ops());
+        if (layer == 0) problem.make_plan(p, {});
         rig_.ops().attention(p, {});
       });
       line.error = problem.worst_error(layers - 1);
@@ -218,6 +239,7 @@ class AttentionBench {
       line.time = time_calls(problem, layers, [&](int layer) {
         AttentionParams call = problem.params(layer);
         ask(call);
+        if (layer == 0) problem.make_plan(call, {});
         rig_.ops().attention(call, {});
       });
       line.error = problem.worst_error(layers - 1);
@@ -283,9 +305,10 @@ int main(int argc, char** argv) {
   double pool_gib = 48;
   CLI::App app{
       "Times attention on a card, beside the bare read of the same blocks; checks results in float64."};
-  app.add_option("--part", o.parts, "decode,prefill,cascade,sides,tune")
+  app.add_option("--part", o.parts,
+                 "decode,prefill,cascade,sides,tune; split: decode's ways to share out lists")
       ->delimiter(',')
-      ->check(CLI::IsMember({"decode", "prefill", "cascade", "sides", "tune"}))
+      ->check(CLI::IsMember({"decode", "prefill", "cascade", "sides", "tune", "split"}))
       ->capture_default_str();
   app.add_option("--device", o.rig.device, "cuda | cuda-host (the host shim)")->capture_default_str();
   app.add_option("--pool-gib", pool_gib, "memory of random K and V; shapes that do not fit are left out")

@@ -88,6 +88,7 @@ void AttentionProblem::upload_arrays() {
   lengths_ = rig_.upload(shape_.lengths, "lengths");
   starts_ = rig_.upload(query_start_, "query starts");
   blocks_ = rig_.upload(table_, "block table");
+  plan_ = rig_.buffer(rig_.ops().attention_plan_bytes(), "plan of attention");
   std::vector<int32_t> all(static_cast<size_t>(sequences)), starts(static_cast<size_t>(sequences) + 1);
   std::iota(all.begin(), all.end(), 0);
   std::iota(starts.begin(), starts.end(), 0);
@@ -127,7 +128,13 @@ AttentionParams AttentionProblem::params(int layer) const {
   p.block_table = blocks_.as<int32_t>();
   p.table_stride = table_stride_;
   p.early_fetch = true;
+  p.plan = plan_.data();
   return p;
+}
+
+void AttentionProblem::make_plan(const AttentionParams& p, const AttentionChoice& choice) const {
+  rig_.ops().plan_attention(p, choice);
+  rig_.ops().read_all(q_.data(), 16);
 }
 
 void AttentionProblem::share(AttentionParams& p, const BenchOps& ops) const {

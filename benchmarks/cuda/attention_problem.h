@@ -35,6 +35,8 @@ class AttentionProblem {
 
   AttentionParams params(
       int layer) const;  // layers lie apart in the pool, so none finds its tiles in the cache
+  // The plan of p's lists and, as a step has between it and the first layer, another kernel.
+  void make_plan(const AttentionParams& p, const AttentionChoice& choice) const;
   void share(AttentionParams& p, const BenchOps& ops) const;  // one node over all sequences
   bool fits() const { return fits_; }  // false: the pool is too small, use nothing else
   double kv_bytes() const;             // a layer's K and V of all lists
@@ -58,7 +60,7 @@ class AttentionProblem {
   std::vector<int32_t> table_;
   int table_stride_ = 0, max_length_ = 0, max_rows_ = 0;
   bool fits_ = false;
-  DeviceBuffer q_, out_, lengths_, starts_, blocks_;
+  DeviceBuffer q_, out_, lengths_, starts_, blocks_, plan_;
   DeviceBuffer node_slots_, node_start_, members_, member_start_, of_sequence_, private_start_;
 };
 

@@ -136,10 +136,9 @@ class SideOps final : public bench::BenchOps {
                             .shared_bytes_per_block = f.shared_bytes_per_block,
                             .compute_capability = f.kernel_capability}};
     // Twice the blocks a multiprocessor that the default has, so that tuning may try two.
-    DecodeTuning largest;
-    largest.blocks_per_multiprocessor = 2;
+    largest_.blocks_per_multiprocessor = 2;
     const AttentionScratchNeed need =
-        attention_scratch_need(context_.machine, largest, kMaxRows, kMaxSequences, kMaxQHeads, kMaxHeadDim);
+        attention_scratch_need(context_.machine, largest_, kMaxRows, kMaxSequences, kMaxQHeads, kMaxHeadDim);
     scratch_ = allocated(device, need.bytes(), "scratch of attention");
     context_.scratch = need.place(scratch_.data());
     device.set_zero(scratch_.data(), need.bytes());
@@ -165,15 +164,13 @@ class SideOps final : public bench::BenchOps {
     launch<QUIRE_SIDE::read_tiles<8>>(config, params);
   }
   void attention(const AttentionParams& p, const AttentionChoice& choice) override {
-    AttentionContext context = context_;
-    if (choice.compute_capability > 0) context.machine.compute_capability = choice.compute_capability;
-    DecodeTuning& t = context.decode;
-    if (choice.warps > 0) t.warps = choice.warps;
-    if (choice.stages > 0) t.stages = choice.stages;
-    if (choice.min_tiles > 0) t.min_tiles = choice.min_tiles;
-    if (choice.blocks_per_multiprocessor > 0) t.blocks_per_multiprocessor = choice.blocks_per_multiprocessor;
-    t.aligned = choice.aligned;
-    QUIRE_SIDE::attention(context, DType::kBF16, p);
+    QUIRE_SIDE::attention(context_of(choice), DType::kBF16, p);
+  }
+  int64_t attention_plan_bytes() const override {
+    return QUIRE_SIDE::attention_plan_bytes(context_.machine, largest_, kMaxSequences, kMaxQHeads);
+  }
+  void plan_attention(const AttentionParams& p, const AttentionChoice& choice) override {
+    QUIRE_SIDE::plan_attention(context_of(choice), DType::kBF16, p);
   }
   int32_t prefix_splits(const PrefixCounts& shared, int32_t num_q_heads, int32_t num_kv_heads,
                         int32_t head_dim) const override {
@@ -181,6 +178,19 @@ class SideOps final : public bench::BenchOps {
   }
 
  private:
+  AttentionContext context_of(const AttentionChoice& choice) const {
+    AttentionContext context = context_;
+    if (choice.compute_capability > 0) context.machine.compute_capability = choice.compute_capability;
+    DecodeTuning& t = context.decode;
+    if (choice.warps > 0) t.warps = choice.warps;
+    if (choice.stages > 0) t.stages = choice.stages;
+    if (choice.min_tiles > 0) t.min_tiles = choice.min_tiles;
+    if (choice.blocks_per_multiprocessor > 0) t.blocks_per_multiprocessor = choice.blocks_per_multiprocessor;
+    if (choice.unit_cost >= 0) t.unit_cost = choice.unit_cost;
+    t.aligned = choice.aligned;
+    t.split_first = choice.split_first;
+    return context;
+  }
   LaunchConfig wide() const {
     return {.grid = as_grid(int64_t{device_.facts().multiprocessors} * 4),
             .block = kThreads,
@@ -188,6 +198,7 @@ class SideOps final : public bench::BenchOps {
   }
 
   StreamDevice& device_;
+  DecodeTuning largest_;
   DeviceBuffer sink_, scratch_;
   AttentionContext context_;
 };

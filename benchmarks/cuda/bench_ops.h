@@ -14,7 +14,8 @@ namespace quire::bench {
 // 0 and absent: the kernels' own default.
 struct AttentionChoice {
   int warps = 0, stages = 0, min_tiles = 0, blocks_per_multiprocessor = 0;
-  bool aligned = true;
+  int unit_cost = -1;  // below 0: the default
+  bool aligned = true, split_first = true;
   int compute_capability = 0;  // 80 keeps a Hopper card to the portable kernels
 };
 
@@ -30,6 +31,9 @@ class BenchOps {
   // each in flight, `splits` blocks of threads a (sequence, KV head).
   virtual void read_tiles(const AttentionParams& p, int splits, int ahead) = 0;
   virtual void attention(const AttentionParams& p, const AttentionChoice& choice) = 0;
+  // Its plan, for choices alike, in so many bytes.
+  virtual int64_t attention_plan_bytes() const = 0;
+  virtual void plan_attention(const AttentionParams& p, const AttentionChoice& choice) = 0;
   virtual int32_t prefix_splits(const PrefixCounts& shared, int32_t num_q_heads, int32_t num_kv_heads,
                                 int32_t head_dim) const = 0;
 };

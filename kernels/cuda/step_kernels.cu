@@ -100,6 +100,13 @@ class StepKernels final : public Kernels {
   void attention(const AttentionParams& p) override {
     QUIRE_SIDE::attention(attention_, options_.activations, p);
   }
+  int64_t attention_plan_bytes(const ScratchLimits& l) const override {
+    return QUIRE_SIDE::attention_plan_bytes(attention_.machine, attention_.decode, l.max_sequences,
+                                            l.max_q_heads);
+  }
+  void plan_attention(const AttentionParams& p) override {
+    QUIRE_SIDE::plan_attention(attention_, options_.activations, p);
+  }
 
   void retention_slots(const RetentionSlotsParams& p) override { QUIRE_SIDE::retention_slots(target_, p); }
   void retention_scores(const RetentionScoresParams& p) override { QUIRE_SIDE::retention_scores(target_, p); }

@@ -36,6 +36,21 @@ ScratchLimits scratch_limits(const ModelSpec& spec, const ForwardLimits& limits)
           .max_length = limits.max_context_tokens};
 }
 
+// Layers of one window read their lists alike. Of each layer, which of the different windows is its.
+std::vector<int32_t> window_indices(const ModelSpec& spec) {
+  std::vector<int32_t> windows, indices;
+  for (const int32_t window : spec.window) {
+    const auto at = std::find(windows.begin(), windows.end(), window);
+    indices.push_back(static_cast<int32_t>(at - windows.begin()));
+    if (at == windows.end()) windows.push_back(window);
+  }
+  return indices;
+}
+
+int64_t num_plans(const std::vector<int32_t>& plan_of_layer) {
+  return *std::max_element(plan_of_layer.begin(), plan_of_layer.end()) + 1;
+}
+
 }  // namespace
 
 int64_t ForwardPass::workspace_bytes(const Kernels& kernels, const ModelSpec& spec,
@@ -45,7 +60,8 @@ int64_t ForwardPass::workspace_bytes(const Kernels& kernels, const ModelSpec& sp
                 kept = w.hidden + w.attention;
   const int64_t rope = int64_t{limits.max_context_tokens} * spec.head_dim * bytes_of(DType::kF32);
   return (rows_of(limits) * all + limits.max_logits_rows * kept) * bytes_of(kernels.options().activations) +
-         rope + kernels.scratch_bytes(scratch_limits(spec, limits));
+         rope + kernels.scratch_bytes(scratch_limits(spec, limits)) +
+         num_plans(window_indices(spec)) * kernels.attention_plan_bytes(scratch_limits(spec, limits));
 }
 
 ForwardPass::ForwardPass(Kernels& kernels, const ModelSpec& spec, Weights weights,
@@ -55,7 +71,9 @@ ForwardPass::ForwardPass(Kernels& kernels, const ModelSpec& spec, Weights weight
       weights_(std::move(weights)),
       limits_(limits),
       layout_(layout),
-      arena_(arena) {}
+      arena_(arena),
+      plan_bytes_(kernels.attention_plan_bytes(scratch_limits(spec, limits))),
+      plan_of_layer_(window_indices(spec)) {}
 
 Result<std::unique_ptr<ForwardPass>> ForwardPass::create(Kernels& kernels, const ModelSpec& spec,
                                                          Weights weights, const ForwardLimits& limits,
@@ -90,7 +108,8 @@ Status ForwardPass::allocate() {
       {&product_, rows * w.product * element},
       {&kept_residual_, limits_.max_logits_rows * w.hidden * element},
       {&kept_attention_, limits_.max_logits_rows * w.attention * element},
-      {&rope_table_, table_elements * bytes_of(DType::kF32)}};
+      {&rope_table_, table_elements * bytes_of(DType::kF32)},
+      {&plans_, num_plans(plan_of_layer_) * plan_bytes_}};
   for (const auto& [buffer, bytes] : buffers) {
     Result<DeviceBuffer> memory = kernels_.device().allocate(bytes, "workspace of the forward pass");
     if (!memory) return memory.error();
@@ -126,6 +145,7 @@ void ForwardPass::run(const StepArrays& step, const AfterAttention& after_attent
                   .out = residual_.data(),
                   .rows = step.rows,
                   .hidden = spec_.hidden_size});
+  if (plan_bytes_ > 0) plan_attention(step);
   const int32_t last = spec_.num_layers - 1;
   for (int32_t layer = 0; layer < last; ++layer) {
     run_projection(step, layer, layer == 0);
@@ -194,40 +214,56 @@ void ForwardPass::run_projection(const StepArrays& step, int32_t layer, bool fir
                           .rows = step.rows});
 }
 
+// After the embedding, so that the arrays are older than the kernel before.
+void ForwardPass::plan_attention(const StepArrays& step) {
+  for (int32_t layer = 0; layer < spec_.num_layers; ++layer) {
+    const auto layers_of_plan = plan_of_layer_.begin() + layer;
+    const bool first_of_its_plan =
+        std::find(plan_of_layer_.begin(), layers_of_plan, *layers_of_plan) == layers_of_plan;
+    if (first_of_its_plan) kernels_.plan_attention(attention_of(step, layer));
+  }
+}
+
 void ForwardPass::run_attention(const StepArrays& step, int32_t layer) {
+  kernels_.attention(attention_of(step, layer));
+}
+
+AttentionParams ForwardPass::attention_of(const StepArrays& step, int32_t layer) const {
   const Widths w = widths_of(spec_);
-  kernels_.attention(
-      {.q = qkv_.data(),
-       .q_stride = w.qkv,
-       .out = attention_.data(),
-       .arena = arena_ + layer * layout_.layer_stride(),
-       .layout = layout_,
-       .num_q_heads = spec_.num_q_heads,
-       .num_kv_heads = spec_.num_kv_heads,
-       .head_dim = spec_.head_dim,
-       .scale = 1.0f / std::sqrt(static_cast<float>(spec_.head_dim)),
-       .window = spec_.window[static_cast<size_t>(layer)],
-       .windows = step.windows,
-       .num_sequences = step.num_sequences,
-       .rows = step.rows,
-       .max_rows = step.max_rows,
-       .max_length = step.max_length,
-       .query_start = step.query_start,
-       .lengths = step.lengths,
-       .block_table = step.block_table,
-       .table_stride = step.table_stride,
-       .early_fetch = !step.overwrites,
-       .q_sink = step.sink_slots == nullptr ? nullptr : q_sink_.data(),
-       .sink_slots = step.sink_slots,
-       // In a layer with a window of its own rows do not see all of a prefix.
-       .prefixes = spec_.window[static_cast<size_t>(layer)] == 0 ? step.prefixes : SharedPrefixes{},
-       .lse = step.lse,
-       .row_logits = step.row_logits,
-       .row_logits_stride = step.side_stride,
-       .row_logits_start = step.row_logits_start,
-       .column_sums = step.column_sums,
-       .column_sums_stride = step.side_stride,
-       .column_sums_start = step.column_sums_start});
+  return {.q = qkv_.data(),
+          .q_stride = w.qkv,
+          .out = attention_.data(),
+          .arena = arena_ + layer * layout_.layer_stride(),
+          .layout = layout_,
+          .num_q_heads = spec_.num_q_heads,
+          .num_kv_heads = spec_.num_kv_heads,
+          .head_dim = spec_.head_dim,
+          .scale = 1.0f / std::sqrt(static_cast<float>(spec_.head_dim)),
+          .window = spec_.window[static_cast<size_t>(layer)],
+          .windows = step.windows,
+          .num_sequences = step.num_sequences,
+          .rows = step.rows,
+          .max_rows = step.max_rows,
+          .max_length = step.max_length,
+          .query_start = step.query_start,
+          .lengths = step.lengths,
+          .block_table = step.block_table,
+          .table_stride = step.table_stride,
+          .early_fetch = !step.overwrites,
+          .plan = plan_bytes_ == 0
+                      ? nullptr
+                      : plans_.as<char>() + plan_of_layer_[static_cast<size_t>(layer)] * plan_bytes_,
+          .q_sink = step.sink_slots == nullptr ? nullptr : q_sink_.data(),
+          .sink_slots = step.sink_slots,
+          // In a layer with a window of its own rows do not see all of a prefix.
+          .prefixes = spec_.window[static_cast<size_t>(layer)] == 0 ? step.prefixes : SharedPrefixes{},
+          .lse = step.lse,
+          .row_logits = step.row_logits,
+          .row_logits_stride = step.side_stride,
+          .row_logits_start = step.row_logits_start,
+          .column_sums = step.column_sums,
+          .column_sums_stride = step.side_stride,
+          .column_sums_start = step.column_sums_start};
 }
 
 ForwardPass::Rows ForwardPass::keep_logits_rows(const StepArrays& step) {

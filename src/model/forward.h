@@ -71,6 +71,8 @@ class ForwardPass {
   Status allocate();
   void check_step(const StepArrays& step) const;
   void run_projection(const StepArrays& step, int32_t layer, bool first);
+  AttentionParams attention_of(const StepArrays& step, int32_t layer) const;
+  void plan_attention(const StepArrays& step);
   void run_attention(const StepArrays& step, int32_t layer);
   Rows keep_logits_rows(const StepArrays& step);
   void gather(const StepArrays& step, const void* source, int64_t width, void* out);
@@ -91,6 +93,10 @@ class ForwardPass {
   DeviceBuffer residual_, normed_, delta_, qkv_, q_sink_, attention_, gate_up_, product_;
   DeviceBuffer kept_residual_, kept_attention_;  // logits rows of the last layer
   DeviceBuffer rope_table_;                      // [max_context_tokens, head_dim] f32
+  // How attention shares out its work, the same for all layers of one window: made once a step. Empty where the kernels want none.
+  DeviceBuffer plans_;
+  int64_t plan_bytes_ = 0;  // of one
+  std::vector<int32_t> plan_of_layer_;
   bool fused_ = false;           // the step in hand goes through fused_matmul: delta_ is not used
   int64_t num_logits_rows_ = 0;  // of the last run()
   Rows kept_;                    // the same rows' residual stream, with fused_

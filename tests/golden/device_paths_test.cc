@@ -3,6 +3,8 @@
 // QUIRE_TEST_DEVICE=cuda runs it on a card.
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "src/engine/threaded_engine.h"
 #include "src/model/config.h"
@@ -150,6 +152,44 @@ TEST_F(DevicePaths, LogprobsOfPromptsAreTheCpusInChunks) {
     EXPECT_EQ(got[i]->collector.ids(), wanted[i]->collector.ids());
     expect_same_logprobs(got[i]->prompt_logprobs, wanted[i]->prompt_logprobs);
   }
+}
+
+// Layers that see all and layers with a window, whose decode has a plan each: tokens as they were decoded, alone and beside
+// others, have the logprobs that they have in a prompt, where no plan is made. bf16 and a head size that decode's own kernel takes.
+TEST_F(DevicePaths, LayersOfTwoWindowsHaveAPlanEach) {
+  std::ifstream source(root_dir() + "/tests/golden/families/qwen2-window/config.json");
+  nlohmann::json model = nlohmann::json::parse(source);
+  model["hidden_size"] = 256;  // heads of 64
+  model["num_hidden_layers"] = 4;
+  model["layer_types"] = {"full_attention", "sliding_attention", "full_attention", "sliding_attention"};
+  std::string dir = testing::TempDir() + "quire_two_windows_XXXXXX";
+  ASSERT_NE(mkdtemp(dir.data()), nullptr);
+  std::ofstream(dir + "/config.json") << model.dump();
+  config_.model_dir = dir;
+  config_.weights = "random:5";
+  config_.dtype = "bf16";
+  open(device_);
+  std::vector<Ask> asks;
+  for (const int32_t length : {3, 20, 41}) {
+    asks.push_back({.prompt = prompt_of(length, length), .sampling = greedy(30)});
+    for (int32_t& id : asks.back().prompt) id %= 128;
+    asks.back().sampling.logprobs = 0;
+  }
+  const auto decoded = run(asks);
+  for (size_t i = 0; i < asks.size(); ++i) {
+    SCOPED_TRACE(asks[i].prompt.size());
+    const std::vector<int32_t> ids = decoded[i]->collector.ids();
+    const auto& logprobs = decoded[i]->collector.logprobs();
+    ASSERT_GT(ids.size(), 12u);
+    Ask again{.prompt = asks[i].prompt, .sampling = greedy(1)};
+    again.prompt.insert(again.prompt.end(), ids.begin(), ids.end());
+    again.sampling.prompt_logprobs = 0;
+    const auto scored = run({again});
+    for (size_t k = 0; k < ids.size(); ++k)
+      EXPECT_NEAR(logprobs[k].logprob, scored[0]->prompt_logprobs[asks[i].prompt.size() + k].logprob, 0.02)
+          << k;
+  }
+  std::filesystem::remove_all(dir);
 }
 
 // Six prompts through a cache that holds two or three, three times over.

@@ -21,9 +21,17 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
          (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
+// What a step has between attention's plan and the first attention: a kernel, in whose place the plan is not read before it is whole.
+__global__ void stand_between(int) {
+  cuda_host::wait_for_previous_kernel();
+}
+
+enum class Plan { kOfTheCall, kOfTheStep };
+
 // Runs p, a problem of c with its outputs attached, on the shim.
 void run_on_shim(
-    Case& c, AttentionParams p, uint64_t order_seed, const std::function<void()>& before = [] {}) {
+    Case& c, AttentionParams p, uint64_t order_seed, const std::function<void()>& before = [] {},
+    Plan plan = Plan::kOfTheCall) {
   cuda_host::AttentionContext context;
   context.machine.multiprocessors = c.shape().multiprocessors;
   context.decode = {.warps = c.shape().warps,
@@ -38,22 +46,31 @@ void run_on_shim(
   p.prefixes.num_splits = cuda_host::prefix_splits(context, c.shape().dtype, c.prefix_counts(), p.num_q_heads,
                                                    p.num_kv_heads, p.head_dim);
   shim::set_shim_options({.checking = true, .order_seed = order_seed});
+  Region planned(
+      cuda_host::attention_plan_bytes(context.machine, context.decode, p.num_sequences, p.num_q_heads));
+  if (plan == Plan::kOfTheStep) {
+    p.plan = planned.data();
+    cuda_host::plan_attention(context, c.shape().dtype, p);
+    cuda_host::launch<stand_between>({.dependent = true}, 0);
+  }
   before();
   cuda_host::attention(context, c.shape().dtype, p);
   for (int64_t i = 0; i < need.num_counters; ++i)
     EXPECT_EQ(context.scratch.counters[i], 0) << "counter " << i;
 }
 
-Outputs on_shim(Case& c, uint64_t order_seed, const std::function<void()>& before = [] {}) {
+Outputs on_shim(
+    Case& c, uint64_t order_seed, const std::function<void()>& before = [] {}, Plan plan = Plan::kOfTheCall) {
   AttentionParams p = c.problem();
   OutputRegions out(p, c.shape().dtype);
   out.attach(p);
-  run_on_shim(c, p, order_seed, before);
+  run_on_shim(c, p, order_seed, before, plan);
   return out.take(c.shape().dtype, p.prefixes.num_nodes == 0);
 }
 
 void expect_right_after(Case& c, const std::function<void()>& before) {
-  EXPECT_EQ(difference(c, on_shim(c, 0, before), c.reference()), "");
+  for (const Plan plan : {Plan::kOfTheCall, Plan::kOfTheStep})
+    EXPECT_EQ(difference(c, on_shim(c, 0, before, plan), c.reference()), "");
 }
 
 void expect_right(const Shape& shape) {
@@ -61,7 +78,7 @@ void expect_right(const Shape& shape) {
   const Outputs got = on_shim(c, 0);
   EXPECT_EQ(difference(c, got, c.reference()), "");
   for (const uint64_t order : {1, 2}) {
-    const Outputs again = on_shim(c, order);
+    const Outputs again = on_shim(c, order, [] {}, order == 1 ? Plan::kOfTheStep : Plan::kOfTheCall);
     EXPECT_TRUE(same_bits(got.values, again.values))
         << "values depend on the order of blocks, seed " << order;
     EXPECT_TRUE(same_bits(got.lse, again.lse)) << "lse depends on the order of blocks, seed " << order;

@@ -4,6 +4,7 @@
 #include <bit>
 #include <utility>
 
+#include "kernels/cuda/attention/decode.h"
 #include "kernels/op_checks.h"
 
 namespace quire::QUIRE_SIDE {
@@ -44,26 +45,31 @@ void check_prefixes(const AttentionContext& context, const AttentionParams& p) {
 }
 
 void run_decode(const AttentionContext& context, const AttentionParams& p) {
-  if (p.prefixes.num_nodes == 0) return launch_decode_attention(context, p, {}, nullptr);
+  if (p.prefixes.num_nodes == 0) return launch_decode_attention(context, p, {});
   check_prefixes(context, p);
   launch_prefix_attention(context, p);
   const PrefixPartials partials{.rows = context.scratch.prefix_partials,
                                 .member_start = p.prefixes.sequence_member_start,
                                 .members_of_sequence = p.prefixes.sequence_members,
                                 .splits = p.prefixes.num_splits};
-  launch_decode_attention(context, p, partials, p.prefixes.private_start);
+  launch_decode_attention(context, p, partials);
+}
+
+// One sequence of many rows has no list for decode.
+bool has_decode(DType activations, const AttentionParams& p) {
+  return has_tensor_core_kernel(activations, p) && (p.max_rows == 1 || p.num_sequences > 1);
 }
 
 }  // namespace
 
 int64_t AttentionScratchNeed::bytes() const {
   return aligned(partial_floats * 4) + aligned(num_counters * 4) + aligned(prefix_floats * 4) +
-         aligned(lse_floats * 4);
+         aligned(lse_floats * 4) + aligned(plan_bytes);
 }
 
 AttentionScratch AttentionScratchNeed::place(void* memory) const {
   char* next = static_cast<char*>(memory);
-  const auto take = [&](int64_t count) { return std::exchange(next, next + aligned(count * 4)); };
+  const auto take = [&](int64_t floats) { return std::exchange(next, next + aligned(floats * 4)); };
   AttentionScratch s;
   s.partials = reinterpret_cast<float*>(take(partial_floats));
   s.partial_floats = partial_floats;
@@ -73,6 +79,7 @@ AttentionScratch AttentionScratchNeed::place(void* memory) const {
   s.prefix_floats = prefix_floats;
   s.lse = reinterpret_cast<float*>(take(lse_floats));
   s.lse_floats = lse_floats;
+  s.plan = next;
   return s;
 }
 
@@ -84,7 +91,20 @@ AttentionScratchNeed attention_scratch_need(const AttentionMachine& machine, con
           .num_counters = max_sequences * max_q_heads,  // a unit has at least one query head
           // Two nodes a sequence in four splits, or one in eight.
           .prefix_floats = kMaxPrefixSplits * max_sequences * max_q_heads * (max_head_dim + 4),
-          .lse_floats = max_rows * max_q_heads};
+          .lse_floats = max_rows * max_q_heads,
+          .plan_bytes = attention_plan_bytes(machine, tuning, max_sequences, max_q_heads)};
+}
+
+// A list has at least one query head of its own.
+int64_t attention_plan_bytes(const AttentionMachine& machine, const DecodeTuning& tuning,
+                             int64_t max_sequences, int32_t max_q_heads) {
+  return decode_plan_bytes(machine.multiprocessors * tuning.blocks_per_multiprocessor,
+                           max_sequences * max_q_heads);
+}
+
+void plan_attention(const AttentionContext& context, DType activations, const AttentionParams& p) {
+  check_given("plan of attention", p.plan);
+  if (p.num_sequences > 0 && has_decode(activations, p)) plan_decode_attention(context, p);
 }
 
 // So many parts that the tiles of the shared prefixes fill the card twice, none shorter than kMinSplitSlots
@@ -115,8 +135,7 @@ void attention(const AttentionContext& context, DType activations, const Attenti
   if (!has_tensor_core_kernel(activations, p)) {
     launch_plain_attention(context, activations, p);
   } else {
-    const bool one_sequence_of_many = p.max_rows > 1 && p.num_sequences == 1;
-    if (!one_sequence_of_many) run_decode(context, p);
+    if (has_decode(activations, p)) run_decode(context, p);
     if (p.max_rows > 1) {
       launch_prefill_attention(context, p);
       if (p.row_logits != nullptr) launch_last_row_logits(context, p);

@@ -27,6 +27,8 @@ struct DecodeTuning {
   int min_tiles = 8;
   bool aligned = true;  // work_split.h
   int blocks_per_multiprocessor = 1;
+  int unit_cost = 8;        // decode.h
+  bool split_first = true;  // decode.h
 };
 
 struct AttentionScratch {
@@ -36,6 +38,7 @@ struct AttentionScratch {
   int64_t num_counters = 0;
   float* prefix_partials = nullptr;
   int64_t prefix_floats = 0;
+  void* plan = nullptr;  // of decode, for a call without one
   float* lse = nullptr;  // [max_rows, max_q_heads], for column sums when the caller did not ask for LSE
   int64_t lse_floats = 0;
 };
@@ -50,7 +53,7 @@ struct AttentionContext {
 // Scratch for any call within these sizes: its bytes, and its parts in memory of so many bytes, aligned to
 // 256. The caller zeroes the counters once.
 struct AttentionScratchNeed {
-  int64_t partial_floats = 0, num_counters = 0, prefix_floats = 0, lse_floats = 0;
+  int64_t partial_floats = 0, num_counters = 0, prefix_floats = 0, lse_floats = 0, plan_bytes = 0;
   int64_t bytes() const;
   AttentionScratch place(void* memory) const;
 };
@@ -62,13 +65,19 @@ AttentionScratchNeed attention_scratch_need(const AttentionMachine& machine, con
 int32_t prefix_splits(const AttentionContext& context, DType activations, const PrefixCounts& shared,
                       int32_t num_q_heads, int32_t num_kv_heads, int32_t head_dim);
 
+// Kernels::attention_plan_bytes() and plan_attention().
+int64_t attention_plan_bytes(const AttentionMachine& machine, const DecodeTuning& tuning,
+                             int64_t max_sequences, int32_t max_q_heads);
+void plan_attention(const AttentionContext& context, DType activations, const AttentionParams& p);
+
 // The whole op. `activations`: dtype of q and out.
 void attention(const AttentionContext& context, DType activations, const AttentionParams& p);
 
 // ---- its parts ----
 int64_t decode_partial_floats(int grid, int head_dim);
+void plan_decode_attention(const AttentionContext& context, const AttentionParams& p);
 void launch_decode_attention(const AttentionContext& context, const AttentionParams& p,
-                             const PrefixPartials& prefix, const int32_t* private_start);
+                             const PrefixPartials& prefix);
 void launch_prefill_attention(const AttentionContext& context, const AttentionParams& p);
 void launch_prefix_attention(const AttentionContext& context, const AttentionParams& p);
 void launch_plain_attention(const AttentionContext& context, DType activations, const AttentionParams& p);

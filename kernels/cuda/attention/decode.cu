@@ -24,7 +24,7 @@ struct Decode {
   static constexpr int kLaneVectors = (kDim / 4 + kWarp - 1) / kWarp;  // float4s of a head that a lane merges
 
   static constexpr int shared_bytes(int warps, int stages) {
-    return warps * stages * kStageBytes + warps * kHeads * (kRowFloats * 4 + 8) + (kScanInts + 4) * 4;
+    return warps * stages * kStageBytes + warps * kHeads * (kRowFloats * 4 + 8) + 16;
   }
 
   const DecodeParams& a;
@@ -33,14 +33,12 @@ struct Decode {
   EvictFirst policy;                  // of K and V, which no one reads again this step
   Shared<float> merged;               // [warps][kHeads][kRowFloats]
   Shared<float2> states;              // [warps][kHeads] largest, sum
-  Shared<int32_t> scratch;
-  int entries;
-  Ranges ranges;
-  int lo, hi;  // this block's tiles
+  Shared<int32_t> is_last;            // this block is the last to arrive at the unit in hand
+  DecodeShare share;
 
   // Fetching: the warp's next tile, its unit, and the physical blocks of its next 32 tiles, one a lane.
   UnitCursor fetch_at;
-  int fetch_tile, fetch_stage, ids_used;
+  int fetch_tile, fetch_end, fetch_stage, ids_used;
   int ids_entry, ids_from;  // the list and the tile of a unit that the ids begin with
   int32_t id_low, id_high;  // blocks of a tile's two halves of 8 tokens
 
@@ -62,113 +60,116 @@ struct Decode {
     const Shared<char> after_rings = shared + warps * a.stages * kStageBytes;
     merged = after_rings.template as<float>();
     states = (after_rings + warps * kHeads * kRowFloats * 4).template as<float2>();
-    scratch = (after_rings + warps * kHeads * (kRowFloats * 4 + 8)).template as<int32_t>();
-    entries = a.view.num_sequences * a.lists;
+    is_last = (after_rings + warps * kHeads * (kRowFloats * 4 + 8)).template as<int32_t>();
   }
 
   __device__ void run() {
-    UnitCursor at;
-    const bool has_work = find_range(at);
-    if (has_work && a.early_fetch) fetch_before_wait();
-    wait_for_previous_kernel();
+    if (!a.plan_is_old) wait_for_previous_kernel();
+    share = load(a.plan.shares + blockIdx.x);
+    const bool has_work = share.from < share.to;
+    UnitCursor unit = {share.list, share.start};
+    if (has_work) begin_fetching();
+    if (has_work && a.plan_is_old && a.early_fetch) fetch_before_wait();
+    if (a.plan_is_old) wait_for_previous_kernel();
     let_next_kernel_start();
     if (!has_work) return;
     while (fetched < a.stages) fetch();
     int stage = 0;
-    load_queries(at);
-    for (int begin = max(lo, at.begin); begin < hi;) {
-      const int end = min(at.end(), hi);
+    load_queries(unit);
+    for (bool more = true; more;) {
+      const int begin = first_tile_here(unit), end = end_here(unit);
       start_unit();
       for (int tile = begin + warp; tile < end; tile += warps) {
         wait_for_tile();
-        consume(at, tile, ring + stage * kStageBytes);
+        consume(unit, tile, ring + stage * kStageBytes);
         sync_warp();  // all lanes have read the stage that the next copies overwrite
         stage = stage + 1 == a.stages ? 0 : stage + 1;
         fetch();
       }
-      const UnitCursor done = at;
-      const bool last = at.behind() >= hi;
-      if (!last) {  // the next unit's queries come while this one's results are merged
-        at.next(a, entries);
-        load_queries(at);
-      }
+      const UnitCursor done = unit;
+      more = walk(unit);
+      if (more) load_queries(unit);  // which come while this unit's results are merged
       finish_unit(done, begin, end);
-      begin = last ? hi : at.begin;
     }
   }
 
   // ---- the block's share ----
-  __device__ bool find_range(UnitCursor& at) {
-    const auto weight = [&](int e) {
-      UnitCursor c;
-      c.load_list(a, e);
-      return c.span * a.units_per_list;
-    };
-    const WorkStart start = find_work(scratch, entries, weight, [&](int total, int uniform) {
-      const int unit = a.aligned ? uniform / a.units_per_list : 0;
-      ranges = Ranges::best(total, gridDim.x, a.min_tiles, unit);
-      return static_cast<int>(blockIdx.x) < ranges.parts ? ranges.begin(blockIdx.x) : total;
-    });
-    if (start.entry == entries) return false;
-    lo = ranges.begin(blockIdx.x);
-    hi = ranges.begin(blockIdx.x + 1);
-    at.load_list(a, start.entry);
-    at.entry_unit = (lo - start.entry_begin) / at.span;
-    at.begin = start.entry_begin + at.entry_unit * at.span;
-    if (lo >= at.end()) {  // the range begins behind the tiles of a short unit
-      if (at.behind() >= hi) return false;
-      at.next(a, entries);
+  __device__ int first_tile_here(const UnitCursor& unit) const { return max(share.from, unit.at.begin); }
+  __device__ int end_here(const UnitCursor& unit) const { return min(unit.end(), share.to); }
+
+  // To the next unit of the share; false at its end.
+  __device__ bool walk(UnitCursor& unit) const {
+    const auto list_of = [&](int e) { return load(a.plan.lists + e); };
+    if (unit.at.begin >= share.stop) {  // the last unit, which came first
+      unit.at = share.then;
+      unit.list = list_of(unit.entry(a));
+      return true;
     }
-    fetch_at = at;
-    fetch_tile = max(lo, at.begin) + warp;
-    fetch_stage = 0;
-    fetched = 0;
-    ids_used = kWarp;
-    ids_entry = -1;
-    settle_fetch();
+    if (unit.behind(a) >= share.stop) return false;
+    unit.next(a, list_of);
     return true;
   }
 
   // ---- fetching ----
   int fetched;  // groups committed before the first tile is used, at most stages
+  static constexpr int kNoTile = 0x7fffffff;
+
+  __device__ void begin_fetching() {
+    fetch_at = {share.list, share.start};
+    fetch_stage = 0;
+    fetched = 0;
+    ids_entry = -1;
+    fetch_from_unit();
+    settle_fetch();
+  }
+
+  __device__ void fetch_from_unit() {
+    fetch_tile = first_tile_here(fetch_at) + warp;
+    fetch_end = end_here(fetch_at);
+    // Another head of the same list lies in the same blocks.
+    const bool same_blocks = ids_entry == fetch_at.entry(a) && ids_from == fetch_tile - fetch_at.at.begin;
+    ids_used = same_blocks ? 0 : kWarp;
+  }
 
   __device__ void settle_fetch() {
-    while (fetch_tile >= fetch_at.end()) {
-      if (fetch_at.behind() >= hi) {
-        fetch_tile = hi;
+    while (fetch_tile >= fetch_end) {
+      if (!walk(fetch_at)) {
+        fetch_tile = kNoTile;
         return;
       }
-      fetch_at.next(a, entries);
-      fetch_tile = fetch_at.begin + warp;
-      // Another head of the same list lies in the same blocks.
-      ids_used = ids_entry == fetch_at.entry && ids_from == warp ? 0 : kWarp;
+      fetch_from_unit();
     }
   }
 
+  __device__ int slot_of(const UnitCursor& unit, int tile) const {
+    return (unit.list.first_tile() + tile - unit.at.begin) * kTileTokens;
+  }
+
+  // Of all the unit's tiles, whatever the share ends with: the next unit may go on with them.
   __device__ void load_block_ids() {
     const int tile = fetch_tile + lane * warps;
-    const int slot = (fetch_at.first_tile() + tile - fetch_at.begin) * kTileTokens;
+    const int slot = slot_of(fetch_at, tile);
     id_low = id_high = 0;
-    if (tile < min(fetch_at.end(), hi)) {
-      const int32_t* table = table_of(a.view, fetch_at.sequence, fetch_at.list_head);
+    if (tile < fetch_at.end()) {
+      const int32_t* table = table_of(a.view, fetch_at.at.sequence, fetch_at.at.kv_head);
       id_low = load(table + (slot >> a.view.block_shift));
       id_high = id_low;
-      if (a.view.block_shift == 3 && slot + 8 < fetch_at.length) id_high = load(table + (slot >> 3) + 1);
+      if (a.view.block_shift == 3 && slot + 8 < fetch_at.list.length) id_high = load(table + (slot >> 3) + 1);
     }
     ids_used = 0;
-    ids_entry = fetch_at.entry;
-    ids_from = fetch_tile - fetch_at.begin;
+    ids_entry = fetch_at.entry(a);
+    ids_from = fetch_tile - fetch_at.at.begin;
   }
 
   // Whether the next tile holds slots that the kernel before this one writes.
   __device__ bool next_is_fresh() const { return fetch_tile == fetch_at.end() - 1; }
 
   __device__ void fetch_before_wait() {
-    while (fetched < a.stages && fetch_tile < hi && !next_is_fresh()) fetch();
+    while (fetched < a.stages && fetch_tile != kNoTile && !next_is_fresh()) fetch();
   }
 
   __device__ void fetch() {
-    if (fetch_tile < hi) {
+    if (fetch_tile != kNoTile) {
       if (ids_used == kWarp) load_block_ids();
       const int32_t low = shfl(id_low, ids_used), high = shfl(id_high, ids_used);
       ++ids_used;
@@ -183,13 +184,13 @@ struct Decode {
 
   __device__ void copy_tile(int32_t low_id, int32_t high_id) {
     const AttentionView& v = a.view;
-    const int slot = (fetch_at.first_tile() + fetch_tile - fetch_at.begin) * kTileTokens;
-    const int in_block = slot & ((1 << v.block_shift) - 1), head = fetch_at.head(a);
+    const int slot = slot_of(fetch_at, fetch_tile);
+    const int in_block = slot & ((1 << v.block_shift) - 1), head = fetch_at.at.kv_head;
     const char* low = tile_of(v, low_id, head) + in_block * (kDim * 2);
     const char* high = tile_of(v, high_id, head) + (v.block_shift == 3 ? 0 : (in_block + 8) * (kDim * 2));
     high -= 8 * kDim * 2;  // so that both halves are addressed by the chunk's place in the tile
     const Shared<char> stage = ring + fetch_stage * kStageBytes;
-    const int rows = fetch_at.length - slot;
+    const int rows = fetch_at.list.length - slot;
 #pragma unroll
     for (int i = 0; i < kTileTokens * Layout::kChunks / kWarp; ++i) {
       const int chunk = i * kWarp + lane, row = chunk / Layout::kChunks;
@@ -214,22 +215,22 @@ struct Decode {
 
   // ---- one unit ----
   // The query head of column n of a pass; columns past the group repeat its last head and are dropped.
-  __device__ int head_in_group(const UnitCursor& at, int n) const { return at.pass(a) * kHeads + n; }
+  __device__ int head_in_group(const UnitCursor& unit, int n) const { return unit.at.pass * kHeads + n; }
 
-  __device__ const T* query(const void* source, const UnitCursor& at, int block) const {
-    const int in_group = min(head_in_group(at, block * kHeadBlock + g), a.view.group - 1);
-    return static_cast<const T*>(source) + at.row * a.view.q_stride +
-           (at.head(a) * a.view.group + in_group) * kDim + 2 * t;
+  __device__ const T* query(const void* source, const UnitCursor& unit, int block) const {
+    const int in_group = min(head_in_group(unit, block * kHeadBlock + g), a.view.group - 1);
+    return static_cast<const T*>(source) + unit.list.row * a.view.q_stride +
+           (unit.at.kv_head * a.view.group + in_group) * kDim + 2 * t;
   }
   __device__ void load_q(const T* query, int step, uint32_t (&pair)[2]) {
     pair[0] = load(reinterpret_cast<const uint32_t*>(query + step * 16));
     pair[1] = load(reinterpret_cast<const uint32_t*>(query + step * 16 + 8));
   }
 
-  __device__ void load_queries(const UnitCursor& at) {
+  __device__ void load_queries(const UnitCursor& unit) {
 #pragma unroll
     for (int n = 0; n < kHeadBlocks; ++n) {
-      const T* p = query(a.view.q, at, n);
+      const T* p = query(a.view.q, unit, n);
 #pragma unroll
       for (int k = 0; k < kDimSteps; ++k) load_q(p, k, q[n][k]);
     }
@@ -247,9 +248,9 @@ struct Decode {
     }
   }
 
-  __device__ void consume(const UnitCursor& at, int tile, Shared<char> stage) {
-    const int slot = (at.first_tile() + tile - at.begin) * kTileTokens;
-    if (slot >= at.sink_slots && slot + kTileTokens <= at.first_slot)
+  __device__ void consume(const UnitCursor& unit, int tile, Shared<char> stage) {
+    const int slot = slot_of(unit, tile);
+    if (slot >= unit.list.sink_slots && slot + kTileTokens <= unit.list.first_slot)
       return;  // between the sinks and the window
     float s[kHeadBlocks][4] = {};
 #pragma unroll
@@ -259,21 +260,21 @@ struct Decode {
 #pragma unroll
       for (int n = 0; n < kHeadBlocks; ++n) mma_16816<T>(s[n], keys, q[n][k]);
     }
-    if (a.view.q_sink != nullptr) use_sink_query(at, slot, stage, s);
+    if (a.view.q_sink != nullptr) use_sink_query(unit, slot, stage, s);
 #pragma unroll
     for (int n = 0; n < kHeadBlocks; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) s[n][i] = log2_logit(a.view, s[n][i]);
-    if (a.view.row_logits != nullptr) store_row_logits(at, slot, s);
-    if (slot < at.first_slot || slot + kTileTokens > at.length) mask(at, slot, s);
+    if (a.view.row_logits != nullptr) store_row_logits(unit, slot, s);
+    if (slot < unit.list.first_slot || slot + kTileTokens > unit.list.length) mask(unit, slot, s);
     follow_largest(s);
     add_values(s, stage + kTileBytes);
   }
 
   // Slots below sink_slots take their logits from the second rotation of q (K8).
-  __device__ void use_sink_query(const UnitCursor& at, int slot, Shared<char> stage,
+  __device__ void use_sink_query(const UnitCursor& unit, int slot, Shared<char> stage,
                                  float (&s)[kHeadBlocks][4]) {
-    if (slot >= at.sink_slots) return;
+    if (slot >= unit.list.sink_slots) return;
     float from_sink[kHeadBlocks][4] = {};
     for (int k = 0; k < kDimSteps; ++k) {
       uint32_t keys[4];
@@ -281,7 +282,7 @@ struct Decode {
 #pragma unroll
       for (int n = 0; n < kHeadBlocks; ++n) {
         uint32_t pair[2];
-        load_q(query(a.view.q_sink, at, n), k, pair);
+        load_q(query(a.view.q_sink, unit, n), k, pair);
         mma_16816<T>(from_sink[n], keys, pair);
       }
     }
@@ -289,26 +290,28 @@ struct Decode {
     for (int n = 0; n < kHeadBlocks; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        if (slot + g + i / 2 * 8 < at.sink_slots) s[n][i] = from_sink[n][i];
+        if (slot + g + i / 2 * 8 < unit.list.sink_slots) s[n][i] = from_sink[n][i];
   }
 
-  __device__ void store_row_logits(const UnitCursor& at, int slot, const float (&s)[kHeadBlocks][4]) {
+  __device__ void store_row_logits(const UnitCursor& unit, int slot, const float (&s)[kHeadBlocks][4]) {
 #pragma unroll
     for (int n = 0; n < kHeadBlocks; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int in_group = head_in_group(at, n * kHeadBlock + 2 * t + i % 2), token = slot + g + i / 2 * 8;
-        if (in_group >= a.view.group || !at.sees(token)) continue;
-        float* row = row_logits_of(a.view, at.sequence, at.head(a) * a.view.group + in_group, at.length);
+        const int in_group = head_in_group(unit, n * kHeadBlock + 2 * t + i % 2),
+                  token = slot + g + i / 2 * 8;
+        if (in_group >= a.view.group || !unit.list.sees(token)) continue;
+        float* row = row_logits_of(a.view, unit.at.sequence, unit.at.kv_head * a.view.group + in_group,
+                                   unit.list.length);
         if (row != nullptr) store(row + token, s[n][i] * kLn2);
       }
   }
 
-  __device__ void mask(const UnitCursor& at, int slot, float (&s)[kHeadBlocks][4]) {
+  __device__ void mask(const UnitCursor& unit, int slot, float (&s)[kHeadBlocks][4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int token = slot + g + i / 2 * 8;
-      if (at.sees(token)) continue;
+      if (unit.list.sees(token)) continue;
 #pragma unroll
       for (int n = 0; n < kHeadBlocks; ++n) s[n][i] = kNegativeInfinity;
     }
@@ -481,12 +484,12 @@ struct Decode {
     }
   }
 
-  __device__ void store_output(const UnitCursor& at, Head head, int in_group) {
+  __device__ void store_output(const UnitCursor& unit, Head head, int in_group) {
     const AttentionView& v = a.view;
-    const int q_head = at.head(a) * v.group + in_group;
-    if (a.prefix.member_start != nullptr) fold_prefixes(at.sequence, q_head, head);
+    const int q_head = unit.at.kv_head * v.group + in_group;
+    if (a.prefix.member_start != nullptr) fold_prefixes(unit.at.sequence, q_head, head);
     const float norm = normaliser(v, head.state, q_head);
-    const int64_t row = int64_t{at.row} * v.num_q_heads + q_head;
+    const int64_t row = int64_t{unit.list.row} * v.num_q_heads + q_head;
     uint2* out = reinterpret_cast<uint2*>(static_cast<T*>(v.out) + row * kDim);
 #pragma unroll
     for (int i = 0; i < kLaneVectors; ++i) {
@@ -509,30 +512,31 @@ struct Decode {
 
   // Tiles [begin, end) of the unit are done by this block's warps. Warps without a head to merge go on at once; the last
   // warps merge, which have a tile less where a unit's tiles are no multiple of the warps.
-  __device__ void finish_unit(const UnitCursor& at, int begin, int end) {
+  __device__ void finish_unit(const UnitCursor& unit, int begin, int end) {
     sync_threads();  // the unit before is merged
     store_warp();
     sync_threads();
-    const bool whole = begin == at.begin && end == at.end();
-    const int heads = min(kHeads, a.view.group - at.pass(a) * kHeads);
+    const bool whole = begin == unit.at.begin && end == unit.end(), second = begin != share.from;
+    const int heads = min(kHeads, a.view.group - unit.at.pass * kHeads);
     for (int h = warps - 1 - warp; h < heads; h += warps) {
       const Head head = merge_warps(h);
       if (whole) {
-        store_output(at, head, head_in_group(at, h));
+        store_output(unit, head, head_in_group(unit, h));
       } else {
-        store_partial(head, partial(blockIdx.x, begin != lo, h));
+        store_partial(head, partial(blockIdx.x, second, h));
       }
     }
-    if (!whole) merge_blocks(at, heads);
+    if (!whole) merge_blocks(unit, second, heads);
   }
 
-  __device__ void merge_blocks(const UnitCursor& at, int heads) {
-    const int first = ranges.owner(at.begin), last = ranges.owner(at.end() - 1);
-    const Shared<int32_t> is_last = scratch + kScanInts;
+  // second: the unit begins within this block's range, so its part of it is this block's second.
+  __device__ void merge_blocks(const UnitCursor& unit, bool second, int heads) {
+    const int first = second ? static_cast<int>(blockIdx.x) : share.front_first;
+    const int last = second ? share.back_last : share.front_last;
     fence_grid();
     sync_threads();
     if (threadIdx.x == 0) {
-      int32_t* counter = a.counters + at.unit(a);
+      int32_t* counter = a.counters + unit.unit(a);
       const bool arrived_last = atomic_add(counter, 1) == last - first;
       if (arrived_last) store(counter, 0);
       is_last[0] = arrived_last;
@@ -541,12 +545,12 @@ struct Decode {
     if (is_last[0] == 0) return;
     fence_grid();
     // Only its first part can be the second of its block: one that begins inside that block's range.
-    const bool starts_inside = ranges.begin(first) < at.begin;
+    const bool starts_inside = second || share.front_inside != 0;
     for (int h = warps - 1 - warp; h < heads; h += warps) {
       Head head = {};
       fold_partials(head, last - first + 1,
                     [&](int j) { return partial(first + j, j == 0 && starts_inside, h); });
-      store_output(at, head, head_in_group(at, h));
+      store_output(unit, head, head_in_group(unit, h));
     }
   }
 };
@@ -561,7 +565,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 // 8 do not.
 template <class T, int kDim, int kHeadBlocks>
 void launch_decode(void* stream, const AttentionMachine& machine, const DecodeTuning& tuning,
-                   DecodeParams params, int grid) {
+                   DecodeParams params) {
   using D = Decode<T, kDim, kHeadBlocks>;
   int warps = tuning.warps, stages = tuning.stages;
   const int sequences = params.view.num_sequences;
@@ -572,7 +576,7 @@ void launch_decode(void* stream, const AttentionMachine& machine, const DecodeTu
   while (!fits() && warps > 1) warps /= 2;
   check(fits(), "decode attention: two stages do not fit the card's shared memory");
   params.stages = stages;
-  launch<decode_attention<T, kDim, kHeadBlocks>>({.grid = dim3(grid),
+  launch<decode_attention<T, kDim, kHeadBlocks>>({.grid = dim3(params.blocks),
                                                   .block = dim3(warps * kWarp),
                                                   .shared_bytes = D::shared_bytes(warps, stages),
                                                   .stream = stream,
@@ -583,28 +587,27 @@ void launch_decode(void* stream, const AttentionMachine& machine, const DecodeTu
 
 template <class T, int kDim>
 void launch_for_group(void* stream, const AttentionMachine& machine, const DecodeTuning& tuning,
-                      const DecodeParams& params, int grid) {
+                      const DecodeParams& params) {
   if constexpr (kDim <= 128) {  // two head blocks of 256 would spill
-    if (params.view.group > kHeadBlock)
-      return launch_decode<T, kDim, 2>(stream, machine, tuning, params, grid);
+    if (params.view.group > kHeadBlock) return launch_decode<T, kDim, 2>(stream, machine, tuning, params);
   }
-  launch_decode<T, kDim, 1>(stream, machine, tuning, params, grid);
+  launch_decode<T, kDim, 1>(stream, machine, tuning, params);
 }
 
 template <class T>
 void launch_for_dim(void* stream, const AttentionMachine& machine, const DecodeTuning& tuning,
-                    const DecodeParams& params, int grid) {
+                    const DecodeParams& params) {
   switch (params.view.head_dim) {
     case 64:
-      return launch_for_group<T, 64>(stream, machine, tuning, params, grid);
+      return launch_for_group<T, 64>(stream, machine, tuning, params);
     case 80:
-      return launch_for_group<T, 80>(stream, machine, tuning, params, grid);
+      return launch_for_group<T, 80>(stream, machine, tuning, params);
     case 96:
-      return launch_for_group<T, 96>(stream, machine, tuning, params, grid);
+      return launch_for_group<T, 96>(stream, machine, tuning, params);
     case 128:
-      return launch_for_group<T, 128>(stream, machine, tuning, params, grid);
+      return launch_for_group<T, 128>(stream, machine, tuning, params);
     case 256:
-      return launch_for_group<T, 256>(stream, machine, tuning, params, grid);
+      return launch_for_group<T, 256>(stream, machine, tuning, params);
     default:
       check(false, "decode attention: head_dim has no tensor-core kernel");
   }
@@ -616,29 +619,56 @@ int64_t decode_partial_floats(int grid, int head_dim) {
   return int64_t{grid} * 2 * (2 * kHeadBlock) * (head_dim + 4);
 }
 
-void launch_decode_attention(const AttentionContext& context, const AttentionParams& p,
-                             const PrefixPartials& prefix, const int32_t* private_start) {
+namespace {
+
+int decode_blocks(const AttentionContext& context) {
+  return context.machine.multiprocessors * context.decode.blocks_per_multiprocessor;
+}
+
+// What the plan goes by, and where it lies; decode needs more.
+DecodeParams planned_params(const AttentionContext& context, const AttentionParams& p) {
   const bool list_per_head = p.head_table_stride != 0;
-  DecodeParams a = {.view = view_of(p),
-                    .prefix = prefix,
-                    .partials = context.scratch.partials,
-                    .counters = context.scratch.counters};
-  a.view.private_start = private_start;
+  const DecodeTuning& tuning = context.decode;
+  DecodeParams a = {.view = view_of(p)};
+  if (p.prefixes.num_nodes > 0) a.view.private_start = p.prefixes.private_start;
+  a.blocks = decode_blocks(context);
+  a.plan = decode_plan_at(p.plan, a.blocks);
   a.lists = list_per_head ? p.num_kv_heads : 1;
   const int heads = a.view.group <= kHeadBlock || p.head_dim > 128 ? kHeadBlock : 2 * kHeadBlock;
   a.passes = (a.view.group + heads - 1) / heads;
-  a.units_per_list = a.passes * (list_per_head ? 1 : p.num_kv_heads);
-  a.min_tiles = context.decode.min_tiles;
-  a.aligned = context.decode.aligned;
-  a.early_fetch = p.early_fetch;
-  const int grid = context.machine.multiprocessors * context.decode.blocks_per_multiprocessor;
-  check(int64_t{p.num_sequences} * a.lists * a.units_per_list <= context.scratch.num_counters,
+  a.min_tiles = tuning.min_tiles;
+  a.unit_cost = tuning.unit_cost;
+  a.aligned = tuning.aligned;
+  a.split_first = tuning.split_first;
+  check(int64_t{p.num_sequences} * p.num_kv_heads * a.passes <= context.scratch.num_counters,
         "attention: more units than reserved counters");
-  check(decode_partial_floats(grid, p.head_dim) <= context.scratch.partial_floats,
+  return a;
+}
+
+}  // namespace
+
+void plan_decode_attention(const AttentionContext& context, const AttentionParams& p) {
+  launch_decode_plan(context.stream, planned_params(context, p));
+}
+
+void launch_decode_attention(const AttentionContext& context, const AttentionParams& given,
+                             const PrefixPartials& prefix) {
+  AttentionParams p = given;
+  if (given.plan == nullptr) {
+    p.plan = context.scratch.plan;
+    plan_decode_attention(context, p);
+  }
+  DecodeParams a = planned_params(context, p);
+  a.prefix = prefix;
+  a.partials = context.scratch.partials;
+  a.counters = context.scratch.counters;
+  a.early_fetch = p.early_fetch;
+  a.plan_is_old = given.plan != nullptr;
+  check(decode_partial_floats(a.blocks, p.head_dim) <= context.scratch.partial_floats,
         "attention: partials exceed the reserved scratch");
   if (p.layout.dtype == DType::kBF16)
-    return launch_for_dim<bf16>(context.stream, context.machine, context.decode, a, grid);
-  launch_for_dim<f16>(context.stream, context.machine, context.decode, a, grid);
+    return launch_for_dim<bf16>(context.stream, context.machine, context.decode, a);
+  launch_for_dim<f16>(context.stream, context.machine, context.decode, a);
 }
 
 }  // namespace quire::QUIRE_SIDE
