@@ -85,8 +85,9 @@ class PipelinedExecutor final : public Executor {
     while (true) {
       std::shared_ptr<const BatchPlan> plan = next_plan();
       if (plan == nullptr && queued_.empty()) break;
-      if (plan != nullptr) queued_.push_back(runner_->queue(std::move(plan)));
-      if (plan == nullptr || queued_.size() == kMaxUnderWay || queued_.front()->reached()) deliver_oldest();
+      const bool has_plan = plan != nullptr;
+      if (has_plan) queued_.push_back(runner_->queue(std::move(plan)));
+      if (!has_plan || queued_.size() == kMaxUnderWay || queued_.front()->reached()) deliver_oldest();
     }
     runner_.reset();  // the device is let go by the thread that used it
   }
