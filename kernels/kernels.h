@@ -239,9 +239,23 @@ struct TableRow {
   // Where the added ones begin in BringStepParams::entries; where one is added, as a list does that grows, the entry itself.
   int32_t entries = 0;
 };
-// Sources may be mapped host memory, as of CopyBytesParams: rows are read once, entries by those rows that add more than one.
+
+// ids[i] = tokens[source[i]] (0 for what is no token) where source[i] >= 0, else given[i]: a decode row takes what the step before sampled,
+// without a detour over the host. Then histories[history_at[i]] = ids[i] where history_at[i] >= 0.
+struct TakeSampledParams {
+  int32_t* ids = nullptr;           // [rows]
+  const int32_t* given = nullptr;   // [rows]
+  const int32_t* source = nullptr;  // [rows]
+  const int32_t* tokens = nullptr;  // of the step before
+  int64_t rows = 0;
+  int32_t* histories = nullptr;         // null: no sequence of the step keeps one here
+  const int64_t* history_at = nullptr;  // [rows]
+};
+// What is only read may be mapped host memory, but for the tables before and the tokens: rows are read once, entries by those rows that add
+// more than one.
 struct BringStepParams {
   CopyBytesParams arrays;
+  TakeSampledParams ids;
   const TableRow* rows = nullptr;    // [num_rows], aligned to 16
   const int32_t* entries = nullptr;  // of all rows
   const int32_t* before = nullptr;   // [rows, stride]
@@ -323,9 +337,6 @@ class Kernels {
   // Sampling on the device: the CUDA back end. A back end of 0 bytes samples on the host (src/sample) and is never asked.
   virtual int64_t sample_space_bytes() const { return 0; }
   virtual void sample(const SampleParams&) {
-    check_failed("this back end samples on the host", __FILE__, __LINE__);
-  }
-  virtual void take_sampled(const TakeSampledParams&) {
     check_failed("this back end samples on the host", __FILE__, __LINE__);
   }
   virtual void edit_logits(const EditLogitsParams&) {

@@ -32,8 +32,10 @@ struct SampleParams {
   const SampleSettings* settings = nullptr;  // [num_samples], device memory
   // num_samples * sample_space_bytes(), 16-byte aligned; contents need no preparation
   void* workspace = nullptr;
-  int32_t* tokens = nullptr;  // [num_samples] out; kRulesLeaveNoToken, kNoLogitInRow
-  // [num_samples] out: natural log of the token's probability before temperature and filters, in the row that it was chosen from
+  int32_t* tokens = nullptr;       // [num_samples] out; kRulesLeaveNoToken, kNoLogitInRow
+  int32_t* host_tokens = nullptr;  // the same in mapped host memory; or null
+  // [num_samples] out, device or mapped host memory: natural log of the token's probability before temperature and filters, in the row that
+  // it was chosen from
   float* logprobs = nullptr;
   int32_t num_samples = 0;
   int32_t vocab = 0;
@@ -85,21 +87,10 @@ struct ReportLogprobsParams {
   const float* logits = nullptr;           // [rows of logits, vocab]
   const LogprobReport* reports = nullptr;  // [num_reports], device memory
   const int32_t* tokens = nullptr;         // [samples]
-  float* logprobs = nullptr;               // [samples] out
+  float* logprobs = nullptr;               // [samples] out; this and the next: device or mapped host memory
   TopLogprobs* top = nullptr;              // [num_reports] out: the first num_top of each
   int32_t num_reports = 0;
   int32_t vocab = 0;
-};
-
-// ids[i] = tokens[source[i]] (0 for what is no token) where source[i] >= 0: a decode row takes what the step before sampled, without a detour over the host.
-// Then histories[history_at[i]] = ids[i] where history_at[i] >= 0.
-struct TakeSampledParams {
-  int32_t* ids = nullptr;           // [rows]
-  const int32_t* source = nullptr;  // [rows]
-  const int32_t* tokens = nullptr;  // of the step before
-  int64_t rows = 0;
-  int32_t* histories = nullptr;         // null: no sequence of the step keeps one here
-  const int64_t* history_at = nullptr;  // [rows]
 };
 
 }  // namespace quire

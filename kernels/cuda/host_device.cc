@@ -95,6 +95,7 @@ class HostDevice final : public StreamDevice {
     for (const auto& call : static_cast<const HostGraph&>(graph).calls) call();
   }
   std::unique_ptr<StreamEvent> make_event() override { return std::make_unique<HostEvent>(); }
+  std::unique_ptr<StreamEvent> make_mark() override { return make_event(); }
   std::unique_ptr<CopyStream> make_copy_stream() override { return make_host_copy_stream(); }
   int64_t free_bytes() const override { return facts_.free_bytes - allocated_bytes(); }
 

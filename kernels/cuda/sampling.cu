@@ -234,39 +234,14 @@ __global__ void __launch_bounds__(kSampleThreads, 2) choose(SampleParams p, int 
   if (threadIdx.x == 0) {
     const float x = load(row.logits + max(token, 0));
     store(p.tokens + sample, token);
+    if (p.host_tokens != nullptr) store(p.host_tokens + sample, token);
     store(p.logprobs + sample, row.sums.sum > 0.0f ? x - row.sums.highest - log2_approx(row.sums.sum) * kLn2
                                : x > 0.0f          ? 0.0f
                                                    : kMasked);
   }
 }
 
-__global__ void __launch_bounds__(kSampleThreads) take_sampled_rows(TakeSampledParams p) {
-  wait_for_previous_kernel();
-  let_next_kernel_start();
-  const int64_t row = int64_t{blockIdx.x} * kSampleThreads + threadIdx.x;
-  if (row >= p.rows) return;
-  const int32_t source = load(p.source + row);
-  int32_t id = kNoId;
-  if (source >= 0) {
-    id = max(load(p.tokens + source), 0);
-    store(p.ids + row, id);
-  }
-  if (p.histories == nullptr) return;
-  const int64_t at = load(p.history_at + row);
-  if (at >= 0) store(p.histories + at, source >= 0 ? id : load(p.ids + row));
-}
-
 }  // namespace
-
-void take_sampled(const Target& target, const TakeSampledParams& params) {
-  if (params.rows == 0) return;
-  launch<take_sampled_rows>({.grid = as_grid(ceil_div<int64_t>(params.rows, kSampleThreads)),
-                             .block = kSampleThreads,
-                             .stream = target.stream,
-                             .dependent = true,
-                             .carveout = carveout_of(params.rows)},
-                            params);
-}
 
 int64_t sample_space_bytes() {
   return sizeof(SampleSpace);

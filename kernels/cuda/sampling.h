@@ -8,7 +8,6 @@ namespace quire::QUIRE_SIDE {
 
 int64_t sample_space_bytes();  // workspace of one sample
 void sample(const Target& target, const SampleParams& params);
-void take_sampled(const Target& target, const TakeSampledParams& params);
 void edit_logits(const Target& target, const EditLogitsParams& params);
 void report_logprobs(const Target& target, const ReportLogprobsParams& params);
 

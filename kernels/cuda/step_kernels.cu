@@ -119,7 +119,6 @@ class StepKernels final : public Kernels {
 
   int64_t sample_space_bytes() const override { return QUIRE_SIDE::sample_space_bytes(); }
   void sample(const SampleParams& p) override { QUIRE_SIDE::sample(target_, p); }
-  void take_sampled(const TakeSampledParams& p) override { QUIRE_SIDE::take_sampled(target_, p); }
   void edit_logits(const EditLogitsParams& p) override { QUIRE_SIDE::edit_logits(target_, p); }
   void report_logprobs(const ReportLogprobsParams& p) override { QUIRE_SIDE::report_logprobs(target_, p); }
 

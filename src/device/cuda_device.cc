@@ -18,9 +18,9 @@ constexpr const char* kArchitectures = QUIRE_BUILT_ARCHITECTURES;
 
 class CudaEventMark final : public StreamEvent {
  public:
-  explicit CudaEventMark(cudaStream_t stream) : stream_(stream) {
+  CudaEventMark(cudaStream_t stream, unsigned flags) : stream_(stream) {
     cudaEvent_t e = nullptr;
-    check_cuda_call(cudaEventCreate(&e));
+    check_cuda_call(cudaEventCreateWithFlags(&e, flags));
     event_ = CudaEvent(e);
   }
   void record() override { check_cuda_call(cudaEventRecord(event_.get(), stream_)); }
@@ -137,7 +137,10 @@ class CudaDevice final : public StreamDevice {
     check_cuda_call(cudaGraphLaunch(static_cast<const CudaCapturedGraph&>(graph).exec(), stream_.get()));
   }
   std::unique_ptr<StreamEvent> make_event() override {
-    return std::make_unique<CudaEventMark>(stream_.get());
+    return std::make_unique<CudaEventMark>(stream_.get(), cudaEventDefault);
+  }
+  std::unique_ptr<StreamEvent> make_mark() override {
+    return std::make_unique<CudaEventMark>(stream_.get(), cudaEventDisableTiming);
   }
   std::unique_ptr<CopyStream> make_copy_stream() override { return std::make_unique<CudaCopyStream>(); }
 

@@ -1,9 +1,7 @@
 #include "src/execute/cpu_runner.h"
 
-#include <chrono>
 #include <new>
 
-#include "src/base/clock.h"
 #include "src/execute/host_sampling.h"
 #include "src/execute/retention_runner.h"
 #include "src/execute/sampler_steps.h"
@@ -22,14 +20,12 @@ class CpuRunner final : public StepRunner {
         sampling_(parts_.logits_rows, parts_.limits.vocab_size) {}
 
   StepResult run(const BatchPlan& plan) override {
-    const int64_t start_us = clock_.now_us();
     StepResult result{.step = plan.step};
     try {
       result.status = run_checked(plan, result);
     } catch (const std::bad_alloc&) {
       result.status = error(Code::kResourceExhausted, "no host memory for the step's results");
     }
-    result.execute_ms = static_cast<double>(clock_.now_us() - start_us) / 1000.0;
     return result;
   }
 
@@ -70,7 +66,6 @@ class CpuRunner final : public StepRunner {
   RetentionRunner retention_;
   HostSampling sampling_;
   std::unique_ptr<Sampler> sampler_ = make_cpu_sampler();
-  SteadyClock clock_;
 };
 
 }  // namespace

@@ -38,8 +38,7 @@ class CudaQueuedStep final : public QueuedStep {
   std::shared_ptr<const BatchPlan> plan;
   StepResult result;                         // complete where sampling was done on the host
   std::vector<DeviceSample> device_samples;  // whose tokens come back, in order
-  StreamEvent* begun = nullptr;              // null: nothing was queued
-  StreamEvent* done = nullptr;
+  StreamEvent* done = nullptr;               // null: nothing is under way
   int turn = 0;
   bool tables_queued = false;  // on their way back, to be checked
   std::vector<QueuedDump> dumps;
@@ -76,10 +75,7 @@ class CudaRunner final : public QueueingRunner {
     if (!arrays) return arrays.error();
     arrays_ = std::move(*arrays);
     if (Status allocated = sampling_.allocate(); !allocated) return allocated;
-    for (Turn& turn : turns_) {
-      turn.begun = device_.make_event();
-      turn.done = device_.make_event();
-    }
+    for (std::unique_ptr<StreamEvent>& done : done_) done = device_.make_mark();
     if (Status reserved = retention_.reserve(parts_.retention); !reserved) return reserved;
     device_.synchronize();
     return parts_.check_tables ? table_check_.allocate(max_samples(), stride) : ok();
@@ -109,7 +105,6 @@ class CudaRunner final : public QueueingRunner {
     if (newest_ == &step) newest_ = nullptr;
     if (step.done == nullptr) return std::move(step.result);
     step.done->wait();
-    step.result.execute_ms = step.done->ms_since(*step.begun);
     if (step.tables_queued && step.result.status)
       step.result.status = table_check_.compare(*step.plan, step.turn);
     for (QueuedDump& dump : step.dumps) retention_.report(std::move(dump), step.result.kv_dumps);
@@ -120,10 +115,6 @@ class CudaRunner final : public QueueingRunner {
   }
 
  private:
-  struct Turn {
-    std::unique_ptr<StreamEvent> begun, done;
-  };
-
   int32_t max_samples() const { return static_cast<int32_t>(decode_bucket(parts_.limits.max_sequences)); }
   int64_t vocab() const { return parts_.limits.vocab_size; }
 
@@ -146,9 +137,6 @@ class CudaRunner final : public QueueingRunner {
     if (Status built = step_.build(plan); !built) return built;
     if (Status built = tables_.build(plan); !built) return built;
     if (Status begun = retention_.begin(plan, decode_bucket(step_.arrays().rows)); !begun) return begun;
-    Turn& turn = turns_[queued.turn];
-    queued.begun = turn.begun.get();
-    queued.begun->record();
     take_sampled_ids();
     sampling_.note_rows(plan, step_.arrays());
     const bool on_host = step_.arrays().num_logits_rows > parts_.logits_rows ||
@@ -156,8 +144,8 @@ class CudaRunner final : public QueueingRunner {
     if (on_host) queued.device_samples.clear();
     run(plan, queued, on_host);
     retention_.end(plan, queued.dumps, queued.result.failures);
-    turn.done->record();
-    queued.done = turn.done.get();
+    done_[queued.turn]->record();
+    queued.done = done_[queued.turn].get();
     return ok();
   }
 
@@ -271,8 +259,8 @@ class CudaRunner final : public QueueingRunner {
   void run_model(const PlacedStep& placed, const StepShape& shape) {
     BringStepParams p = placed.bring;
     if (!by_kernel(shape)) p.arrays.bytes = 0;  // the copy engine has done it
+    sampling_.give(p.ids);
     parts_.kernels->bring_step(p);
-    sampling_.take_sampled(placed.ids, placed.id_source, placed.sampling.history_at, shape.rows);
     run_forward(placed, shape);
   }
 
@@ -324,7 +312,7 @@ class CudaRunner final : public QueueingRunner {
   std::unique_ptr<Sampler> sampler_;  // what is sampled on the host
   DeviceStep arrays_;
   std::string plan_notes_[2];  // by turn
-  Turn turns_[2];
+  std::unique_ptr<StreamEvent> done_[2];
   int next_turn_ = 0;
   int64_t num_steps_ = 0;
   CudaQueuedStep* newest_ = nullptr;  // unless it is finished

@@ -92,16 +92,15 @@ DeviceSampling::DeviceSampling(StreamDevice& device, Kernels& kernels, const Dev
 }
 
 int64_t DeviceSampling::device_bytes(const DeviceSamplingSizes& s, int64_t sample_space_bytes) {
-  return s.max_samples * (8 + sample_space_bytes + int64_t{sizeof(TopLogprobs)}) +
-         num_edited_rows(s) * s.vocab * 4 + num_slots(s) * (history_ints_of(s) + kListInts) * 4;
+  return s.max_samples * (4 + sample_space_bytes) + num_edited_rows(s) * s.vocab * 4 +
+         num_slots(s) * (history_ints_of(s) + kListInts) * 4;
 }
 
 Status DeviceSampling::allocate() {
   const int64_t samples = sizes_.max_samples, back = samples * (8 + int64_t{sizeof(TopLogprobs)});
   const std::pair<DeviceBuffer*, int64_t> buffers[] = {
       {&space_, samples * kernels_.sample_space_bytes()},
-      {&sampled_, samples * 8},
-      {&top_, samples * int64_t{sizeof(TopLogprobs)}},
+      {&sampled_, samples * 4},
       {&edited_, int64_t{edited_rows_} * sizes_.vocab * 4},
       {&slots_, static_cast<int64_t>(free_slots_.size()) * slot_ints_ * 4}};
   for (const auto& [buffer, bytes] : buffers) {
@@ -268,19 +267,14 @@ void DeviceSampling::add(const PlannedSample& sample, int32_t logits_row,
   samples.push_back(out);
 }
 
-void DeviceSampling::take_sampled(int32_t* ids, const int32_t* source, const int64_t* history_at,
-                                  int64_t rows) {
-  kernels_.take_sampled({.ids = ids,
-                         .source = source,
-                         .tokens = sampled_.as<int32_t>(),
-                         .rows = rows,
-                         .histories = history_at != nullptr ? slots_.as<int32_t>() : nullptr,
-                         .history_at = history_at});
+void DeviceSampling::give(TakeSampledParams& ids) const {
+  ids.tokens = sampled_.as<const int32_t>();
+  ids.histories = ids.history_at != nullptr ? slots_.as<int32_t>() : nullptr;
 }
 
 void DeviceSampling::run(const PlacedSampling& step, const float* logits, int turn) {
   auto* tokens = sampled_.as<int32_t>();
-  float* logprobs = sampled_.as<float>() + sizes_.max_samples;
+  const Back back = back_of(turn);
   if (step.num_edits > 0)
     kernels_.edit_logits({.logits = logits,
                           .edited = edited_.as<float>(),
@@ -293,44 +287,43 @@ void DeviceSampling::run(const PlacedSampling& step, const float* logits, int tu
                    .settings = step.settings,
                    .workspace = space_.data(),
                    .tokens = tokens,
-                   .logprobs = logprobs,
+                   .host_tokens = back.tokens,
+                   .logprobs = back.logprobs,
                    .num_samples = step.num_samples,
                    .vocab = sizes_.vocab});
   if (step.num_reports > 0)
     kernels_.report_logprobs({.logits = logits,
                               .reports = step.reports,
                               .tokens = tokens,
-                              .logprobs = logprobs,
-                              .top = top_.as<TopLogprobs>(),
+                              .logprobs = back.logprobs,
+                              .top = back.top,
                               .num_reports = step.num_reports,
                               .vocab = sizes_.vocab});
-  char* back = turns_[turn].back.as<char>();
-  kernels_.copy_bytes({.source = sampled_.data(),
-                       .target = back,
-                       .bytes = (int64_t{sizes_.max_samples} + step.num_samples) * 4});
-  if (step.num_reports > 0)
-    kernels_.copy_bytes({.source = top_.data(),
-                         .target = back + int64_t{sizes_.max_samples} * 8,
-                         .bytes = step.num_reports * int64_t{sizeof(TopLogprobs)}});
+}
+
+DeviceSampling::Back DeviceSampling::back_of(int turn) const {
+  char* memory = turns_[turn].back.as<char>();
+  const int64_t samples = sizes_.max_samples;
+  return {.tokens = reinterpret_cast<int32_t*>(memory),
+          .logprobs = reinterpret_cast<float*>(memory + samples * 4),
+          .top = reinterpret_cast<TopLogprobs*>(memory + samples * 8)};
 }
 
 // ---- results ----
 SampledToken DeviceSampling::result(const std::vector<DeviceSample>& samples, size_t i, int turn) const {
-  const char* back = turns_[turn].back.as<const char>();
-  const auto max_samples = static_cast<size_t>(sizes_.max_samples);
-  const auto* tokens = reinterpret_cast<const int32_t*>(back);
-  const auto* logprobs = reinterpret_cast<const float*>(back) + max_samples;
+  const Back back = back_of(turn);
   const DeviceSample& sample = samples[i];
-  SampledToken out{.sequence = sample.sequence, .token = tokens[i], .logprob = logprobs[i], .top = {}};
+  SampledToken out{
+      .sequence = sample.sequence, .token = back.tokens[i], .logprob = back.logprobs[i], .top = {}};
   if (sample.report < 0) return out;
-  const auto* top = reinterpret_cast<const TopLogprobs*>(back + max_samples * 8) + sample.report;
+  const TopLogprobs* top = back.top + sample.report;
   for (int32_t k = 0; k < sample.num_top && top->ids[k] >= 0; ++k)
     out.top.emplace_back(top->ids[k], top->logprobs[k]);
   return out;
 }
 
 void DeviceSampling::follow(std::vector<DeviceSample>& samples, int turn, Sampler& sampler) const {
-  const auto* tokens = turns_[turn].back.as<const int32_t>();
+  const int32_t* tokens = back_of(turn).tokens;
   for (size_t i = 0; i < samples.size(); ++i) {
     if (!samples[i].followed || !sequences_.contains(samples[i].sequence))
       continue;                                                          // it may have left meanwhile

@@ -39,7 +39,6 @@ struct PlacedSampling {
   const SampleSettings* settings = nullptr;
   const LogitEdit* edits = nullptr;
   const LogprobReport* reports = nullptr;
-  const int64_t* history_at = nullptr;
   int32_t num_samples = 0, num_edits = 0, num_reports = 0;
 };
 
@@ -73,7 +72,8 @@ class DeviceSampling {
   int32_t last_index(SequenceId sequence) const;
   void sampled_on_host(SequenceId sequence);
 
-  void take_sampled(int32_t* ids, const int32_t* source, const int64_t* history_at, int64_t rows);
+  // Fills in what the ids of a step are taken from, and the histories that they go to.
+  void give(TakeSampledParams& ids) const;
   void run(const PlacedSampling& step, const float* logits, int turn);
 
   // What came back in a turn that has ended.
@@ -93,10 +93,18 @@ class DeviceSampling {
     LogitEdit edit;  // what is the same in every step
   };
   struct Turn {
-    DeviceBuffer back;     // pinned: tokens, logprobs, the likeliest tokens
+    DeviceBuffer back;     // pinned: what Back points to
     DeviceBuffer staging;  // pinned: histories and lists on their way to a slot
     int64_t staged_bytes = 0;
   };
+
+  // What the kernels write for the host, in its own memory: a copy of it would be one kernel more at a step's end.
+  struct Back {
+    int32_t* tokens;   // [max_samples]
+    float* logprobs;   // [max_samples]
+    TopLogprobs* top;  // [max_samples]
+  };
+  Back back_of(int turn) const;
 
   const Sequence& sequence(SequenceId id) const;
   bool takes(const PlannedSample& sample) const;
@@ -111,7 +119,7 @@ class DeviceSampling {
   int32_t edited_rows_ = 0;
   std::vector<int32_t> free_slots_;
   std::unordered_map<SequenceId, Sequence> sequences_;
-  DeviceBuffer space_, sampled_, top_, edited_, slots_;
+  DeviceBuffer space_, sampled_, edited_, slots_;
   Turn turns_[2];
   int turn_ = 0;
   std::vector<SampleSettings> settings_;

@@ -10,8 +10,9 @@ namespace {
 
 // Byte offsets of a shape's arrays, each aligned for 16-byte reads.
 struct Layout {
-  int64_t table_rows, ids, positions, id_source, slots, query_start, lengths, logits_rows, settings, edits,
-      reports, history_at, windows, sink_slots, sink_positions;
+  int64_t table_rows, ids, id_source, history_at;  // read where they are packed
+  int64_t positions, slots, query_start, lengths, logits_rows, settings, edits, reports, windows, sink_slots,
+      sink_positions;
   int64_t node_slots, node_sequence_start, node_sequences, sequence_member_start, sequence_members,
       private_start;
   int64_t items, item_of_row, row_logits_start, column_sums_start, cut_blocks;
@@ -24,10 +25,11 @@ struct Layout {
       at += (count * bytes + 15) / 16 * 16;
       return begin;
     };
-    table_rows = take(s.sequences, sizeof(TableRow));  // read where it is packed
+    table_rows = take(s.sequences, sizeof(TableRow));
     ids = take(s.rows, 4);
-    positions = take(s.rows, 4);
     id_source = take(s.rows, 4);
+    history_at = take(s.histories ? s.rows : 0, 8);
+    positions = take(s.rows, 4);
     slots = take(s.rows, 8);
     query_start = take(s.sequences + 1, 4);
     lengths = take(s.sequences, 4);
@@ -35,7 +37,6 @@ struct Layout {
     settings = take(s.samples, sizeof(SampleSettings));
     edits = take(s.edits, sizeof(LogitEdit));
     reports = take(s.reports, sizeof(LogprobReport));
-    history_at = take(s.histories ? s.rows : 0, 8);
     windows = take(s.windows ? s.sequences : 0, 4);
     sink_slots = take(s.sinks ? s.sequences : 0, 4);
     sink_positions = take(s.sinks ? s.rows : 0, 4);
@@ -170,10 +171,16 @@ PlacedStep DeviceStep::pack(const HostStep& step, const TableDeltas& tables, con
   char* pairs = base + at.arrays_end;
   PlacedStep placed{
       .arrays = step.arrays(),
-      .ids = ints(at.ids),
-      .id_source = ints(at.id_source),
       .copy_pairs = reinterpret_cast<const int32_t*>(pairs),
-      .bring = {.arrays = {.source = host + at.ids, .target = base + at.ids, .bytes = at.arrays_end - at.ids},
+      .bring = {.arrays = {.source = host + at.positions,
+                           .target = base + at.positions,
+                           .bytes = at.arrays_end - at.positions},
+                .ids = {.ids = ints(at.ids),
+                        .given = reinterpret_cast<const int32_t*>(host + at.ids),
+                        .source = reinterpret_cast<const int32_t*>(host + at.id_source),
+                        .rows = shape.rows,
+                        .history_at = shape.histories ? reinterpret_cast<const int64_t*>(host + at.history_at)
+                                                      : nullptr},
                 .rows = reinterpret_cast<const TableRow*>(host + at.table_rows),
                 .entries = reinterpret_cast<const int32_t*>(host + at.table_entries),
                 .before = tables_[1 - turn].as<const int32_t>(),
@@ -182,7 +189,7 @@ PlacedStep DeviceStep::pack(const HostStep& step, const TableDeltas& tables, con
                 .num_rows = shape.sequences},
       .bring_pairs = {.source = host + at.copy_pairs, .target = pairs, .bytes = at.end - at.copy_pairs},
       .bytes = at.end};
-  placed.arrays.ids = placed.ids;
+  placed.arrays.ids = placed.bring.ids.ids;
   placed.arrays.positions = ints(at.positions);
   placed.arrays.slots = reinterpret_cast<const int64_t*>(base + at.slots);
   placed.arrays.query_start = ints(at.query_start);
@@ -201,7 +208,6 @@ PlacedStep DeviceStep::pack(const HostStep& step, const TableDeltas& tables, con
   placed.sampling = {.settings = reinterpret_cast<const SampleSettings*>(base + at.settings),
                      .edits = reinterpret_cast<const LogitEdit*>(base + at.edits),
                      .reports = reinterpret_cast<const LogprobReport*>(base + at.reports),
-                     .history_at = shape.histories ? longs(at.history_at) : nullptr,
                      .num_samples = shape.samples,
                      .num_edits = shape.edits,
                      .num_reports = shape.reports};

@@ -48,8 +48,6 @@ struct DeviceStepExtras {
 // Device pointers of a placed step.
 struct PlacedStep {
   StepArrays arrays;
-  int32_t* ids = nullptr;
-  const int32_t* id_source = nullptr;
   const int32_t* copy_pairs = nullptr;
   PlacedSampling sampling;
   PlacedRetention retention;

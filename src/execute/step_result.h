@@ -47,7 +47,6 @@ struct StepResult {
   int64_t uploaded_bytes = 0;  // arrays and block tables, from the host to a device with memory of its own
   Status status = ok();        // a failed step fails its sequences, not the engine
   std::vector<SequenceFailure> failures;  // of a step that did not fail: these end, the others go on
-  double execute_ms = 0;
 };
 
 }  // namespace quire

@@ -1,4 +1,4 @@
-// The ops that move a row, a block or bytes: embed, add_rms_norm, silu_mul, copy_blocks, copy_bytes, take_sampled, and add_bias, against
+// The ops that move a row, a block or bytes: embed, add_rms_norm, silu_mul, copy_blocks, copy_bytes, and add_bias, against
 // kernels/reference; of all of them and of the other ops of a step, that empty work touches nothing and that a step may have more rows
 // than a grid has blocks along y (65535). Method: cuda_test_rig.h. Tolerances: a handful of float32 roundings (2^-24 each) of values of
 // order 1 to 4, and sqrt(hidden) of them in a norm.
@@ -145,11 +145,13 @@ TEST_P(CudaElementwise, TakeSampledFillsTheRowsThatHaveASource) {
   std::vector<int32_t> wanted = ids;
   for (size_t i = 0; i < kMany; ++i)
     if (source[i] >= 0) wanted[i] = tokens[static_cast<size_t>(source[i])];
-  const DeviceBuffer there = upload(ids), from = upload(source), sampled = upload(tokens);
-  kernels_->take_sampled({.ids = there.as<int32_t>(),
-                          .source = from.as<int32_t>(),
-                          .tokens = sampled.as<int32_t>(),
-                          .rows = kMany});
+  const DeviceBuffer there = upload(std::vector<int32_t>(kMany, -7)), given = upload(ids),
+                     from = upload(source), sampled = upload(tokens);
+  kernels_->bring_step({.ids = {.ids = there.as<int32_t>(),
+                                .given = given.as<int32_t>(),
+                                .source = from.as<int32_t>(),
+                                .tokens = sampled.as<int32_t>(),
+                                .rows = kMany}});
   download(there, ids.data());
   EXPECT_EQ(ids, wanted);
 }
@@ -166,7 +168,7 @@ TEST_P(CudaElementwise, EmptyWorkOfEveryOpTouchesNothing) {
   kernels_->copy_blocks({});
   kernels_->move_slots({});
   kernels_->copy_bytes({});
-  kernels_->take_sampled({});
+  kernels_->bring_step({});
   kernels_->sample({});
   kernels_->retention_slots({});
   kernels_->retention_scores({});

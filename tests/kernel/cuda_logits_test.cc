@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "kernels/cuda/host_shim/runner.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/sampling.h"
 #include "src/base/random.h"
 #include "src/sample/filters.h"
@@ -273,19 +274,20 @@ TEST(CudaEditedRows, AreChosenFromOrSayThatNothingIsLeftUnlessTheTokenIsForced) 
   EXPECT_NEAR(logprobs[4], log_probability(logits[77], log_sum_exp(logits)), 1e-5);
 }
 
-TEST(CudaTakeSampled, HistoriesGetWhatTheRowsHold) {
+TEST(CudaBringStep, HistoriesGetWhatTheRowsHold) {
   shim::set_shim_options({.checking = true, .order_seed = 0});
-  std::vector<int32_t> ids = {10, 11, 12}, histories(8, -1);
-  const std::vector<int32_t> source = {-1, 1, 0}, tokens = {20, 21};
+  std::vector<int32_t> ids(3, -7), histories(8, -1);
+  const std::vector<int32_t> given = {10, 11, 12}, source = {-1, 1, 0}, tokens = {20, 21};
   const std::vector<int64_t> at = {3, 5, -1};
-  const Registered memory[] = {Registered(ids), Registered(histories), Registered(source), Registered(tokens),
-                               Registered(at)};
-  cuda_host::take_sampled(kTarget, {.ids = ids.data(),
-                                    .source = source.data(),
-                                    .tokens = tokens.data(),
-                                    .rows = 3,
-                                    .histories = histories.data(),
-                                    .history_at = at.data()});
+  const Registered memory[] = {Registered(ids),    Registered(histories), Registered(given),
+                               Registered(source), Registered(tokens),    Registered(at)};
+  cuda_host::bring_step(kTarget, {.ids = {.ids = ids.data(),
+                                          .given = given.data(),
+                                          .source = source.data(),
+                                          .tokens = tokens.data(),
+                                          .rows = 3,
+                                          .histories = histories.data(),
+                                          .history_at = at.data()}});
   EXPECT_EQ(ids, (std::vector<int32_t>{10, 21, 20}));
   EXPECT_EQ(histories, (std::vector<int32_t>{-1, -1, -1, 10, -1, 21, -1, -1}));
 }

@@ -141,7 +141,15 @@ TEST_P(CudaRows, BringsAStepsArraysAndItsTablesFromThoseBefore) {
   const DeviceBuffer tables = upload(before), after = upload(std::vector<int32_t>(before.size(), kPoison)),
                      records = upload(rows), more = upload(entries), source = upload(words),
                      target = upload(std::vector<int32_t>(words.size(), kPoison));
+  const std::vector<int32_t> given = {5, 6, 7}, from = {-1, 2, 0}, sampled = {70, 80, 90};
+  const DeviceBuffer ids = upload(std::vector<int32_t>(3, kPoison)), known = upload(given),
+                     sources = upload(from), tokens = upload(sampled);
   BringStepParams p{.arrays = {.source = source.data(), .target = target.data(), .bytes = 999 * 4},
+                    .ids = {.ids = ids.as<int32_t>(),
+                            .given = known.as<int32_t>(),
+                            .source = sources.as<int32_t>(),
+                            .tokens = tokens.as<int32_t>(),
+                            .rows = 3},
                     .rows = records.as<TableRow>(),
                     .entries = more.as<int32_t>(),
                     .before = tables.as<int32_t>(),
@@ -152,9 +160,12 @@ TEST_P(CudaRows, BringsAStepsArraysAndItsTablesFromThoseBefore) {
   std::vector<int32_t> got(before.size()), copied(words.size());
   download(after, got.data()), download(target, copied.data());
   EXPECT_EQ(got, wanted);
+  std::vector<int32_t> taken(3);
+  download(ids, taken.data());
+  EXPECT_EQ(taken, (std::vector<int32_t>{5, 90, 70}));
   words.back() = kPoison;
   EXPECT_EQ(copied, words);
-  p.arrays.bytes = 0;
+  p.arrays.bytes = p.ids.rows = 0;
   kernels_->bring_step(p);  // the tables alone
   p.num_rows = 0;
   kernels_->bring_step(p);  // nothing

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "kernels/cuda/host_shim/runner.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/sampling.h"
 #include "src/base/random.h"
 #include "src/sample/filters.h"
@@ -33,17 +34,21 @@ Drawn run_kernels(Case& c, uint64_t order_seed = 0) {
   Drawn out{std::vector<int32_t>(c.settings.size(), -7), std::vector<float>(c.settings.size(), NAN)};
   std::vector<double> workspace(
       static_cast<size_t>(cuda_host::sample_space_bytes()) * c.settings.size() / sizeof(double) + 2, NAN);
-  const Registered memory[] = {Registered(c.logits),   Registered(c.settings),   Registered(workspace),
-                               Registered(out.tokens), Registered(out.logprobs), Registered(c.edited)};
+  std::vector<int32_t> on_host(c.settings.size(), -7);
+  const Registered memory[] = {Registered(c.logits),   Registered(c.settings), Registered(workspace),
+                               Registered(out.tokens), Registered(on_host),    Registered(out.logprobs),
+                               Registered(c.edited)};
   cuda_host::sample({.stream = nullptr, .multiprocessors = 4, .activations = DType::kF32},
                     {.logits = c.logits.data(),
                      .edited = c.edited.empty() ? nullptr : c.edited.data(),
                      .settings = c.settings.data(),
                      .workspace = workspace.data(),
                      .tokens = out.tokens.data(),
+                     .host_tokens = on_host.data(),
                      .logprobs = out.logprobs.data(),
                      .num_samples = static_cast<int32_t>(c.settings.size()),
                      .vocab = c.vocab});
+  EXPECT_EQ(on_host, out.tokens);
   return out;
 }
 
@@ -184,17 +189,18 @@ TEST(CudaSamplingRows, NoTokenComesFromARowThatItsEditsEmptied) {
 // What takes them on the device must stay inside the vocabulary.
 TEST(CudaSamplingRows, WhatIsNoTokenIsTakenAsIdZero) {
   std::vector<int32_t> ids = {9, 9, 9}, tokens = {kRulesLeaveNoToken, 4, kNoLogitInRow}, history = {9, 9, 9};
-  const std::vector<int32_t> source = {0, 1, 2};
+  const std::vector<int32_t> source = {0, 1, 2}, given = {9, 9, 9};
   const std::vector<int64_t> at = {2, 1, 0};
-  const Registered memory[] = {Registered(ids), Registered(tokens), Registered(history), Registered(source),
-                               Registered(at)};
-  cuda_host::take_sampled({.stream = nullptr, .multiprocessors = 4, .activations = DType::kF32},
-                          {.ids = ids.data(),
-                           .source = source.data(),
-                           .tokens = tokens.data(),
-                           .rows = 3,
-                           .histories = history.data(),
-                           .history_at = at.data()});
+  const Registered memory[] = {Registered(ids),    Registered(tokens), Registered(history),
+                               Registered(source), Registered(given),  Registered(at)};
+  cuda_host::bring_step({.stream = nullptr, .multiprocessors = 4, .activations = DType::kF32},
+                        {.ids = {.ids = ids.data(),
+                                 .given = given.data(),
+                                 .source = source.data(),
+                                 .tokens = tokens.data(),
+                                 .rows = 3,
+                                 .histories = history.data(),
+                                 .history_at = at.data()}});
   EXPECT_EQ(ids, (std::vector<int32_t>{0, 4, 0}));
   EXPECT_EQ(history, (std::vector<int32_t>{0, 4, 0}));
 }

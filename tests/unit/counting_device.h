@@ -64,6 +64,7 @@ class CountingDevice final : public StreamDevice {
   std::unique_ptr<StreamEvent> make_event() override {
     return event_clock == nullptr ? nullptr : std::make_unique<Mark>(*event_clock);
   }
+  std::unique_ptr<StreamEvent> make_mark() override { return make_event(); }
   const Clock* event_clock = nullptr;
   std::unique_ptr<CopyStream> make_copy_stream() override { return nullptr; }
   void set_zero(void*, int64_t) override {}
