@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
+#include <utility>
 #include <vector>
 
 #include "kernels/cuda/host_shim/memory_check.h"
@@ -20,23 +22,72 @@ class HostGraph final : public CapturedGraph {
   std::vector<std::function<void()>> calls;
 };
 
-// Work is done when its call returns, so an event is reached once recorded.
+// Calls in the order they were queued. Late: each is run when something behind it is waited for.
+class HostQueue {
+ public:
+  explicit HostQueue(bool late) { stream_.recording = late ? &calls_ : nullptr; }
+
+  shim::HostStream& stream() { return stream_; }
+  bool late() const { return stream_.recording == &calls_; }
+  int64_t queued() const { return num_gone_ + static_cast<int64_t>(calls_.size()); }
+  int64_t run() const { return num_gone_ + static_cast<int64_t>(next_); }
+
+  void add(const std::vector<std::function<void()>>& calls) {
+    for (const auto& call : calls) shim::run_or_record(&stream_, call);
+  }
+  void run_through(int64_t count) {
+    while (run() < count) calls_[next_++]();
+    if (next_ < calls_.size()) return;
+    num_gone_ += static_cast<int64_t>(calls_.size());
+    calls_.clear();
+    next_ = 0;
+  }
+  void run_all() { run_through(queued()); }
+
+  // What is queued between the two goes to `calls`.
+  void begin_capture(std::vector<std::function<void()>>& calls) {
+    before_capture_ = std::exchange(stream_.recording, &calls);
+  }
+  void end_capture() { stream_.recording = before_capture_; }
+
+ private:
+  shim::HostStream stream_;
+  std::vector<std::function<void()>> calls_;
+  size_t next_ = 0;       // of calls_
+  int64_t num_gone_ = 0;  // run before those
+  std::vector<std::function<void()>>* before_capture_ = nullptr;
+};
+
 class HostEvent final : public StreamEvent {
  public:
-  void record() override { at_us_ = SteadyClock().now_us(); }
-  bool reached() override { return true; }
-  void wait() override {}
+  explicit HostEvent(HostQueue& queue) : queue_(queue) {}
+  void record() override {
+    behind_ = queue_.queued();
+    times_asked_ = 0;
+    shim::run_or_record(&queue_.stream(), [this] { at_us_ = SteadyClock().now_us(); });
+  }
+  // Late work gets on while it is asked after, or who waits by asking would wait for ever.
+  bool reached() override {
+    if (++times_asked_ > kAskedInVain) wait();
+    return queue_.run() > behind_ || !queue_.late();
+  }
+  void wait() override { queue_.run_through(behind_ + (queue_.late() ? 1 : 0)); }
   double ms_since(const StreamEvent& earlier) const override {
     return static_cast<double>(at_us_ - static_cast<const HostEvent&>(earlier).at_us_) / 1000.0;
   }
 
  private:
+  // The executor asks every 20 us, and an engine plans the next step in less than all of these.
+  static constexpr int kAskedInVain = 50;
+  HostQueue& queue_;
+  int64_t behind_ = 0;  // so many calls
+  int times_asked_ = 0;
   int64_t at_us_ = 0;
 };
 
 class HostDevice final : public StreamDevice {
  public:
-  explicit HostDevice(const HostDeviceOptions& options) {
+  explicit HostDevice(const HostDeviceOptions& options) : queue_(options.late) {
     facts_ = {.kind = DeviceKind::kCudaHost,
               .name = "CUDA kernels on the host shim",
               .memory_bytes = physical_host_bytes(),
@@ -48,7 +99,7 @@ class HostDevice final : public StreamDevice {
   }
 
   const DeviceFacts& facts() const override { return facts_; }
-  void* stream() const override { return const_cast<shim::HostStream*>(&stream_); }
+  void* stream() const override { return &queue_.stream(); }
 
   Result<DeviceBuffer> allocate(int64_t bytes, const char* what) override {
     check(bytes >= 0, "allocate: negative size");
@@ -64,37 +115,52 @@ class HostDevice final : public StreamDevice {
     return DeviceBuffer(this, p, bytes);
   }
   Result<DeviceBuffer> allocate_pinned(int64_t bytes, const char* what) override {
-    return allocate(bytes, what);
+    Result<DeviceBuffer> buffer = allocate(bytes, what);
+    if (buffer && bytes > 0) pinned_[static_cast<const char*>(buffer->data())] = bytes;
+    return buffer;
   }
   void free(void* data) override {
+    queue_.run_all();
+    pinned_.erase(static_cast<const char*>(data));
     shim::unregister_memory(data);
     std::free(data);
   }
 
-  void copy_to_device(void* target, const void* host, int64_t bytes) override { copy(target, host, bytes); }
-  void copy_to_host(void* host, const void* source, int64_t bytes) override { copy(host, source, bytes); }
+  // As a card's driver does: memory that is not pinned is read before the call returns, and written.
+  void copy_to_device(void* target, const void* host, int64_t bytes) override {
+    if (!queue_.late() || is_pinned(host)) return copy(target, host, bytes);
+    const auto* from = static_cast<const char*>(host);
+    shim::run_or_record(&queue_.stream(), [target, held = std::vector<char>(from, from + bytes)] {
+      std::memcpy(target, held.data(), held.size());
+    });
+  }
+  void copy_to_host(void* host, const void* source, int64_t bytes) override {
+    copy(host, source, bytes);
+    if (!is_pinned(host)) queue_.run_all();
+  }
   void copy_on_device(void* target, const void* source, int64_t bytes) override {
     copy(target, source, bytes);
   }
   void set_zero(void* target, int64_t bytes) override {
-    shim::run_or_record(&stream_, [=] { std::memset(target, 0, static_cast<size_t>(bytes)); });
+    shim::run_or_record(&queue_.stream(), [=] { std::memset(target, 0, static_cast<size_t>(bytes)); });
   }
-  void synchronize() override { check(stream_.recording == nullptr, "synchronize while capturing"); }
+  void synchronize() override {
+    check(capturing_ == nullptr, "synchronize while capturing");
+    queue_.run_all();
+  }
 
   void begin_capture() override {
-    check(stream_.recording == nullptr, "begin_capture while capturing");
+    check(capturing_ == nullptr, "begin_capture while capturing");
     capturing_ = std::make_unique<HostGraph>();
-    stream_.recording = &capturing_->calls;
+    queue_.begin_capture(capturing_->calls);
   }
   std::unique_ptr<CapturedGraph> end_capture() override {
-    check(stream_.recording != nullptr, "end_capture without begin_capture");
-    stream_.recording = nullptr;
+    check(capturing_ != nullptr, "end_capture without begin_capture");
+    queue_.end_capture();
     return std::move(capturing_);
   }
-  void run(const CapturedGraph& graph) override {
-    for (const auto& call : static_cast<const HostGraph&>(graph).calls) call();
-  }
-  std::unique_ptr<StreamEvent> make_event() override { return std::make_unique<HostEvent>(); }
+  void run(const CapturedGraph& graph) override { queue_.add(static_cast<const HostGraph&>(graph).calls); }
+  std::unique_ptr<StreamEvent> make_event() override { return std::make_unique<HostEvent>(queue_); }
   std::unique_ptr<StreamEvent> make_mark() override { return make_event(); }
   std::unique_ptr<CopyStream> make_copy_stream() override { return make_host_copy_stream(); }
   int64_t free_bytes() const override { return facts_.free_bytes - allocated_bytes(); }
@@ -102,11 +168,18 @@ class HostDevice final : public StreamDevice {
  private:
   void copy(void* target, const void* source, int64_t bytes) {
     if (bytes > 0)
-      shim::run_or_record(&stream_, [=] { std::memcpy(target, source, static_cast<size_t>(bytes)); });
+      shim::run_or_record(&queue_.stream(), [=] { std::memcpy(target, source, static_cast<size_t>(bytes)); });
+  }
+  bool is_pinned(const void* p) const {
+    const auto behind = pinned_.upper_bound(static_cast<const char*>(p));
+    if (behind == pinned_.begin()) return false;
+    const auto& [begin, bytes] = *std::prev(behind);
+    return static_cast<const char*>(p) < begin + bytes;
   }
 
   DeviceFacts facts_;
-  shim::HostStream stream_;
+  mutable HostQueue queue_;
+  std::map<const char*, int64_t> pinned_;  // bytes by where they begin
   std::unique_ptr<HostGraph> capturing_;
 };
 

@@ -33,7 +33,7 @@ Status choose_types(Opening& o) {
 }
 
 Result<std::unique_ptr<StreamDevice>> open_stream_device(DeviceKind kind) {
-  if (kind == DeviceKind::kCudaHost) return open_cuda_host_device();
+  if (kind == DeviceKind::kCudaHost) return open_cuda_host_device({.late = true});
   return open_cuda_device();
 }
 
