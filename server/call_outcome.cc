@@ -35,6 +35,11 @@ grpc::Status outlasted_drain(int64_t drain_timeout_ms) {
        .retry_delay_ms = kRestartRetryMs});
 }
 
+int64_t tokens_used(const TokenEvent& last) {
+  if (last.timings.queued_ms < 0) return 0;
+  return int64_t{last.usage.prompt_tokens} + last.usage.completion_tokens;
+}
+
 grpc::Status cancelled_by_name() {
   return {grpc::StatusCode::CANCELLED, "the request was cancelled"};
 }

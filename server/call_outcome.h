@@ -15,6 +15,8 @@ namespace quire::server {
 grpc::Status outcome_of(const TokenEvent& last);
 // Of a request that the end of a drain cancelled: with the delay after which another server, or this one started again, takes it.
 grpc::Status outlasted_drain(int64_t drain_timeout_ms);
+// What it used of the tokens its client may use: nothing where no step ran a token of it.
+int64_t tokens_used(const TokenEvent& last);
 grpc::Status cancelled_by_name();
 grpc::Status lost_client();
 Error name_is_taken(const std::string& name);

@@ -11,11 +11,12 @@ namespace quire::server {
 
 DumpCall* DumpCall::start(Engine& engine, CallRegistry& registry, WorkPool& pool,
                           grpc::CallbackServerContext& context, grpc::ByteBuffer& answer, Request request,
-                          int64_t text_bytes) {
+                          int64_t text_bytes, TenantLease lease) {
   if (request.client_request_id.empty()) request.client_request_id = registry.make_name();
   request.dump_kv = true;
   request.stream = false;
-  auto call = std::make_shared<DumpCall>(engine, registry, context, answer, request.client_request_id);
+  auto call = std::make_shared<DumpCall>(engine, registry, context, answer, request.client_request_id,
+                                         std::move(lease));
   call->self_ = call;
   call->registered_ = true;  // before an Abort can find it
   if (!registry.add(call->name_, call)) {
@@ -30,19 +31,21 @@ DumpCall* DumpCall::start(Engine& engine, CallRegistry& registry, WorkPool& pool
 }
 
 DumpCall::DumpCall(Engine& engine, CallRegistry& registry, grpc::CallbackServerContext& context,
-                   grpc::ByteBuffer& answer, std::string name)
+                   grpc::ByteBuffer& answer, std::string name, TenantLease lease)
     : engine_(engine),
       registry_(registry),
       context_(context),
       answer_(answer),
       name_(std::move(name)),
-      started_us_(SteadyClock().now_us()) {}
+      started_us_(SteadyClock().now_us()),
+      lease_(std::move(lease)) {}
 
 // What ended it while it waited, if something did.
 std::optional<Error> DumpCall::begin(Request& request) {
   const std::lock_guard lock(mutex_);
   queued_ = false;
   if (finished_) return error(Code::kCancelled, "it ended while its text waited to be read");
+  handed_over_ = true;
   return charge_wait(request, started_us_, SteadyClock().now_us());
 }
 
@@ -57,6 +60,7 @@ void DumpCall::submit(Request request) {
 
 void DumpCall::refuse(const Error& error) {
   const std::lock_guard lock(mutex_);
+  lease_.settle(0);
   if (finished_) return;
   refusal_ = error;
   finish(to_grpc_status(error));
@@ -64,6 +68,7 @@ void DumpCall::refuse(const Error& error) {
 
 void DumpCall::on_event(const TokenEvent& event) {
   const std::lock_guard lock(mutex_);
+  if (event.last) lease_.settle(tokens_used(event));  // also of a call that was cut off
   if (finished_) return;
   id_ = event.request;
   if (!event.prompt_token_ids.empty())
@@ -121,6 +126,8 @@ void DumpCall::finish(const grpc::Status& status) {
             .refusal = refusal_},
            status);
   if (status.ok()) answer_ = serialize(response_);
+  lease_.leave();
+  if (!handed_over_) lease_.settle(0);
   if (registered_) registry_.finishing(name_);
   Finish(status);
 }

@@ -13,6 +13,7 @@
 #include "quire/engine.h"
 #include "quire/v1/service.pb.h"
 #include "server/call_registry.h"
+#include "server/tenant_limits.h"
 #include "server/work_pool.h"
 
 namespace quire::server {
@@ -24,10 +25,10 @@ class DumpCall final : public grpc::ServerUnaryReactor,
  public:
   static DumpCall* start(Engine& engine, CallRegistry& registry, WorkPool& pool,
                          grpc::CallbackServerContext& context, grpc::ByteBuffer& answer, Request request,
-                         int64_t text_bytes);
+                         int64_t text_bytes, TenantLease lease);
 
   DumpCall(Engine& engine, CallRegistry& registry, grpc::CallbackServerContext& context,
-           grpc::ByteBuffer& answer, std::string name);
+           grpc::ByteBuffer& answer, std::string name, TenantLease lease);
 
   void on_event(const TokenEvent& event) override;
   void abort() override;
@@ -52,8 +53,10 @@ class DumpCall final : public grpc::ServerUnaryReactor,
   std::shared_ptr<DumpCall> self_;  // until OnDone
 
   std::mutex mutex_;
-  RequestId id_ = 0;    // 0 until the engine gave one
-  bool queued_ = true;  // waits for a thread of the pool
+  RequestId id_ = 0;          // 0 until the engine gave one
+  bool queued_ = true;        // waits for a thread of the pool
+  bool handed_over_ = false;  // to the engine, which refuses it or tells its last event
+  TenantLease lease_;
   bool abort_wanted_ = false;
   bool registered_ = false;
   bool finished_ = false;

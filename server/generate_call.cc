@@ -20,9 +20,10 @@ int64_t now_us() {
 
 GenerateCall* GenerateCall::start(Engine& engine, CallRegistry& registry, WorkPool& pool,
                                   const StreamLimits& limits, grpc::CallbackServerContext& context,
-                                  Request request, int64_t text_bytes) {
+                                  Request request, int64_t text_bytes, TenantLease lease) {
   if (request.client_request_id.empty()) request.client_request_id = registry.make_name();
-  auto call = std::make_shared<GenerateCall>(engine, registry, limits, context, request.client_request_id);
+  auto call = std::make_shared<GenerateCall>(engine, registry, limits, context, request.client_request_id,
+                                             std::move(lease));
   call->self_ = call;
   if (!call->enter()) return call.get();
   if (std::holds_alternative<std::vector<int32_t>>(request.prompt)) {
@@ -40,13 +41,14 @@ GenerateCall* GenerateCall::start(Engine& engine, CallRegistry& registry, WorkPo
 }
 
 GenerateCall::GenerateCall(Engine& engine, CallRegistry& registry, const StreamLimits& limits,
-                           grpc::CallbackServerContext& context, std::string name)
+                           grpc::CallbackServerContext& context, std::string name, TenantLease lease)
     : engine_(engine),
       registry_(registry),
       limits_(limits),
       context_(context),
       name_(std::move(name)),
-      started_us_(now_us()) {}
+      started_us_(now_us()),
+      lease_(std::move(lease)) {}
 
 GenerateCall::~GenerateCall() {
   log_call({.request = id_,
@@ -71,6 +73,7 @@ bool GenerateCall::enter() {
 void GenerateCall::refuse(const Error& error) {
   {
     const std::lock_guard lock(mutex_);
+    lease_.settle(0);
     if (!ended_) {
       outcome_ = to_grpc_status(error);
       refusal_ = error;
@@ -84,6 +87,7 @@ std::optional<Error> GenerateCall::begin(Request& request) {
   const std::lock_guard lock(mutex_);
   queued_ = false;
   if (ended_) return error(Code::kCancelled, "it ended while its text waited to be read");
+  handed_over_ = true;
   return charge_wait(request, started_us_, now_us());
 }
 
@@ -124,6 +128,7 @@ void GenerateCall::take_end(const TokenEvent& last) {
   finish_ = last.finish;
   usage_ = last.usage;
   timings_ = last.timings;
+  lease_.settle(tokens_used(last));
 }
 
 bool GenerateCall::is_stopped_by_drain(const TokenEvent& event) const {
@@ -152,6 +157,8 @@ void GenerateCall::pump() {
       write_started_us_ = now_us();
     } else if (ended_) {
       finish_called_ = true;
+      lease_.leave();  // before its client can have read the status, so a retry at once may have its place
+      if (!handed_over_) lease_.settle(0);
     } else {
       return;
     }

@@ -22,6 +22,7 @@
 
 #include "quire/engine.h"
 #include "server/call_registry.h"
+#include "server/tenant_limits.h"
 #include "server/work_pool.h"
 
 namespace quire::server {
@@ -40,10 +41,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // status. text_bytes: of the message it came in. Returns the reactor to hand to gRPC.
   static GenerateCall* start(Engine& engine, CallRegistry& registry, WorkPool& pool,
                              const StreamLimits& limits, grpc::CallbackServerContext& context,
-                             Request request, int64_t text_bytes);
+                             Request request, int64_t text_bytes, TenantLease lease);
 
   GenerateCall(Engine& engine, CallRegistry& registry, const StreamLimits& limits,
-               grpc::CallbackServerContext& context, std::string name);
+               grpc::CallbackServerContext& context, std::string name, TenantLease lease);
   ~GenerateCall()
       override;  // writes the log's line: the engine has told by then what it knows of the request
 
@@ -75,8 +76,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   std::shared_ptr<GenerateCall> self_;  // until OnDone
 
   std::mutex mutex_;
-  RequestId id_ = 0;     // 0 until the engine gave one
-  bool queued_ = false;  // waits for a thread of the pool
+  RequestId id_ = 0;          // 0 until the engine gave one
+  bool queued_ = false;       // waits for a thread of the pool
+  bool handed_over_ = false;  // to the engine, which refuses it or tells its last event
+  TenantLease lease_;
   bool abort_wanted_ = false;
   bool first_message_ = true;
   bool registered_ = false;

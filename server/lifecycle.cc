@@ -123,6 +123,12 @@ Status check_limits(const ServeOptions& options) {
         Limit{"--text-threads", service.texts.threads, 0, 1024},
         Limit{"--max-queued-texts", service.texts.max_queued, 1, kInt},
         Limit{"--max-queued-text-bytes", service.texts.max_queued_bytes, 1, int64_t{1} << 40},
+        Limit{"--max-tenant-parallel-requests", service.tenants.max_parallel_requests, 0, kInt},
+        Limit{"--max-tenant-requests-per-minute", service.tenants.max_requests_per_minute, 0,
+              TokenBucket::kMostPerMinute},
+        Limit{"--max-tenant-tokens-per-minute", service.tenants.max_tokens_per_minute, 0,
+              TokenBucket::kMostPerMinute},
+        Limit{"--max-host-memory-bytes", service.host_memory.max_bytes, -1, int64_t{1} << 60},
         Limit{"--wedged-after-ms", options.wedged_after_ms, 1, kInt}})
     if (limit.value < limit.least || limit.value > limit.most)
       return invalid(fmt::format("{} is {}; it must be from {} to {}", limit.flag, limit.value, limit.least,
@@ -152,6 +158,7 @@ Status serve(const ServeOptions& options,
     if (!opened) return opened.error();
     engine = std::move(opened).value();
   }
+  if (Status room = service.watch_host_memory(engine->config()); !room) return room;
   service.set_engine(engine.get());
   (*listener)->set_serving(kServiceName, true);
   std::printf("READY grpc=%s model=%s\n", (*listener)->address().c_str(), engine->model().name.c_str());

@@ -200,4 +200,15 @@ v1::GetLoadResponse to_wire(const EngineStats& stats) {
   return wire;
 }
 
+void add_to_wire(const TenantStats& tenants, const HostMemoryStats& memory, v1::GetLoadResponse& load) {
+  load.set_tenants_tracked(tenants.tenants);
+  load.set_refused_tenant_parallel_total(tenants.refused_parallel_total);
+  load.set_refused_tenant_requests_total(tenants.refused_requests_total);
+  load.set_refused_tenant_tokens_total(tenants.refused_tokens_total);
+  load.set_host_memory_bytes(memory.bytes);
+  load.set_max_host_memory_bytes(memory.max_bytes);
+  load.set_host_memory_pressure(to_string(memory.pressure));
+  load.set_refused_host_memory_total(memory.refused_total);
+}
+
 }  // namespace quire::server

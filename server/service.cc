@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "server/call_log.h"
+#include "server/client.h"
 #include "server/dump_call.h"
 #include "server/request_mapping.h"
 #include "server/response_mapping.h"
@@ -24,8 +25,9 @@ Error debugging_is_off() {
 }
 
 // With its line in the log.
-grpc::Status refusal(const Error& error, const std::string& name = {}) {
-  grpc::Status status = to_grpc_status(error);
+grpc::Status refusal(const Error& error, const std::string& name = {},
+                     std::span<const QuotaViolation> violations = {}) {
+  grpc::Status status = to_grpc_status(error, violations);
   log_call({.name = name}, status);
   return status;
 }
@@ -41,6 +43,9 @@ Result<Request> request_of(const v1::GenerateRequest& wire, const ModelCard& mod
 class RefusedStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
   explicit RefusedStream(const Error& error, const std::string& name = {}) { Finish(refusal(error, name)); }
+  RefusedStream(const QuotaRefusal& quota, const std::string& name) {
+    Finish(refusal(quota.error, name, quota.violations));
+  }
   void OnDone() override { delete this; }
 };
 
@@ -66,16 +71,31 @@ grpc::ServerUnaryReactor* answer(grpc::CallbackServerContext& context, const grp
 
 // On a thread of the pool: for texts. Context, request and response are gRPC's and live until Finish.
 template <class RequestMessage, class Handler>
-grpc::ServerUnaryReactor* answer_from(WorkPool& pool, grpc::CallbackServerContext& context,
-                                      const grpc::ByteBuffer& bytes, grpc::ByteBuffer& response,
-                                      const Handler& handler) {
+grpc::ServerUnaryReactor* answer_from(WorkPool& pool, HostMemory& memory,
+                                      grpc::CallbackServerContext& context, const grpc::ByteBuffer& bytes,
+                                      grpc::ByteBuffer& response, const Handler& handler) {
   grpc::ServerUnaryReactor* reactor = context.DefaultReactor();
+  if (const std::optional<Error> full = memory.refuse_text()) {
+    reactor->Finish(to_grpc_status(*full));
+    return reactor;
+  }
   const Status queued = pool.submit(static_cast<int64_t>(bytes.Length()), [&, reactor, handler] {
     if (context.IsCancelled()) return reactor->Finish(grpc::Status::CANCELLED);
     reactor->Finish(respond<RequestMessage>(bytes, response, handler));
   });
   if (!queued) reactor->Finish(to_grpc_status(queued.error()));
   return reactor;
+}
+
+// Bytes of KV cache in host memory, which is touched only as it fills. Pinned memory beside a card is touched at the start.
+int64_t untouched_bytes(const EngineConfig& config) {
+  if (config.device == "cuda") return 0;
+  return config.kv_cache_bytes + config.host_kv_bytes + config.swap_space_bytes;
+}
+
+const Clock& real_clock() {
+  static const SteadyClock clock;
+  return clock;
 }
 
 // The call's own gRPC deadline, told to the engine so that it can refuse what it cannot finish in time.
@@ -94,6 +114,9 @@ void apply_call_deadline(const grpc::CallbackServerContext& context, Request& re
 // A stall is noticed at most an eighth of the limit late.
 GenerationServer::GenerationServer(const ServiceOptions& options)
     : options_(options),
+      memory_(options.host_memory),
+      tenants_(std::make_shared<TenantLimiter>(options.tenants,
+                                               options.clock != nullptr ? *options.clock : real_clock())),
       registry_(std::clamp<int64_t>(options.stream.max_stall_ms / 8, 10, 1000)),
       texts_(options.texts) {}
 
@@ -105,8 +128,26 @@ Result<Engine*> GenerationServer::engine() const {
                .retry_delay_ms = kLoadingRetryMs};
 }
 
+Result<Engine*> GenerationServer::ready_engine() {
+  Result<Engine*> engine = this->engine();
+  if (!engine) return engine;
+  if (std::optional<Error> full = memory_.refuse_request()) return *std::move(full);
+  return engine;
+}
+
+Status GenerationServer::watch_host_memory(const EngineConfig& config) {
+  return memory_.watch(untouched_bytes(config));
+}
+
+TenantLimiter::Admission GenerationServer::admit(const Request& request, const Context& context,
+                                                 const Engine& engine) {
+  if (!options_.tenants.any()) return {};
+  return tenants_->admit(client_of(request.tenant, context.peer()),
+                         most_tokens(request, engine.config().sampling_limits));
+}
+
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServer::Generate(Context* context, const Bytes* bytes) {
-  const Result<Engine*> engine = this->engine();
+  const Result<Engine*> engine = ready_engine();
   if (!engine) return new RefusedStream(engine.error());
   v1::GenerateRequest wire;
   if (const Status parsed = parse(*bytes, wire); !parsed) return new RefusedStream(parsed.error());
@@ -114,14 +155,17 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServer::Generate(Context* 
   if (!request) return new RefusedStream(request.error(), wire.request_id());
   if (request->dump_kv && !options_.allow_debug)
     return new RefusedStream(debugging_is_off(), wire.request_id());
+  TenantLimiter::Admission admission = admit(*request, *context, **engine);
+  if (admission.refusal) return new RefusedStream(*admission.refusal, wire.request_id());
   apply_call_deadline(*context, *request);
   return GenerateCall::start(**engine, registry_, texts_, options_.stream, *context,
-                             std::move(request).value(), static_cast<int64_t>(bytes->Length()));
+                             std::move(request).value(), static_cast<int64_t>(bytes->Length()),
+                             std::move(admission.lease));
 }
 
 grpc::ServerUnaryReactor* GenerationServer::Tokenize(Context* context, const Bytes* bytes, Bytes* response) {
   return answer_from<v1::TokenizeRequest>(
-      texts_, *context, *bytes, *response,
+      texts_, memory_, *context, *bytes, *response,
       [this](const v1::TokenizeRequest& wire) -> Result<v1::TokenizeResponse> {
         const Result<Engine*> engine = this->engine();
         if (!engine) return engine.error();
@@ -138,7 +182,7 @@ grpc::ServerUnaryReactor* GenerationServer::Tokenize(Context* context, const Byt
 grpc::ServerUnaryReactor* GenerationServer::Detokenize(Context* context, const Bytes* bytes,
                                                        Bytes* response) {
   return answer_from<v1::DetokenizeRequest>(
-      texts_, *context, *bytes, *response,
+      texts_, memory_, *context, *bytes, *response,
       [this](const v1::DetokenizeRequest& wire) -> Result<v1::DetokenizeResponse> {
         const Result<Engine*> engine = this->engine();
         if (!engine) return engine.error();
@@ -169,7 +213,9 @@ grpc::ServerUnaryReactor* GenerationServer::GetLoad(Context* context, const Byte
                                     [&](const v1::GetLoadRequest&) -> Result<v1::GetLoadResponse> {
                                       const Result<Engine*> engine = this->engine();
                                       if (!engine) return engine.error();
-                                      return to_wire((*engine)->stats());
+                                      v1::GetLoadResponse load = to_wire((*engine)->stats());
+                                      add_to_wire(tenants_->stats(), memory_.stats(), load);
+                                      return load;
                                     });
 }
 
@@ -184,21 +230,23 @@ grpc::ServerUnaryReactor* GenerationServer::Abort(Context* context, const Bytes*
 }
 
 grpc::ServerUnaryReactor* GenerationServer::DumpKv(Context* context, const Bytes* bytes, Bytes* response) {
-  const auto refuse = [&](const Error& error) {
+  const auto refuse = [&](const Error& error, std::span<const QuotaViolation> violations = {}) {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(refusal(error));
+    reactor->Finish(refusal(error, {}, violations));
     return reactor;
   };
   if (!options_.allow_debug) return refuse(debugging_is_off());
-  const Result<Engine*> engine = this->engine();
+  const Result<Engine*> engine = ready_engine();
   if (!engine) return refuse(engine.error());
   v1::DumpKvRequest wire;
   if (const Status parsed = parse(*bytes, wire); !parsed) return refuse(parsed.error());
   Result<Request> request = request_of(wire.request(), (*engine)->model());
   if (!request) return refuse(request.error());
+  TenantLimiter::Admission admission = admit(*request, *context, **engine);
+  if (admission.refusal) return refuse(admission.refusal->error, admission.refusal->violations);
   apply_call_deadline(*context, *request);
   return DumpCall::start(**engine, registry_, texts_, *context, *response, std::move(request).value(),
-                         static_cast<int64_t>(bytes->Length()));
+                         static_cast<int64_t>(bytes->Length()), std::move(admission.lease));
 }
 
 }  // namespace quire::server

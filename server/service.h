@@ -3,11 +3,14 @@
 #pragma once
 
 #include <atomic>
+#include <memory>
 
 #include "quire/engine.h"
 #include "quire/v1/service.grpc.pb.h"
 #include "server/call_registry.h"
 #include "server/generate_call.h"
+#include "server/host_memory.h"
+#include "server/tenant_limits.h"
 #include "server/work_pool.h"
 
 namespace quire::server {
@@ -15,7 +18,10 @@ namespace quire::server {
 struct ServiceOptions {
   StreamLimits stream;
   WorkPoolOptions texts;
-  bool allow_debug = true;  // DumpKv, and dump_kv of Generate
+  TenantLimits tenants;
+  HostMemoryOptions host_memory;
+  const Clock* clock = nullptr;  // of the tenants' limits; none = the real one. It outlives the engine
+  bool allow_debug = true;       // DumpKv, and dump_kv of Generate
 };
 
 // Each method takes and gives bytes (see wire_codec.h); the generated mix-ins say so one by one.
@@ -32,6 +38,8 @@ class GenerationServer final : public detail::RawService {
  public:
   explicit GenerationServer(const ServiceOptions& options);
 
+  // Once, when the engine is open: from here on its memory has a ceiling.
+  Status watch_host_memory(const EngineConfig& config);
   // Until an engine is set every call gets UNAVAILABLE. It must outlive the gRPC server.
   void set_engine(Engine* engine) { engine_ = engine; }
   void set_draining() { registry_.set_draining(); }
@@ -50,9 +58,14 @@ class GenerationServer final : public detail::RawService {
 
  private:
   Result<Engine*> engine() const;
+  // What may run a request: an engine, and host memory.
+  Result<Engine*> ready_engine();
+  TenantLimiter::Admission admit(const Request& request, const Context& context, const Engine& engine);
 
   const ServiceOptions options_;
   std::atomic<Engine*> engine_{nullptr};
+  HostMemory memory_;
+  const std::shared_ptr<TenantLimiter> tenants_;  // calls that the engine still holds share it
   CallRegistry registry_;
   WorkPool texts_;  // ends first: its work names the others
 };

@@ -5,11 +5,26 @@
 #include "src/base/utf8.h"
 
 namespace quire::server {
+namespace {
 
-grpc::Status to_grpc_status(const Error& error) {
+google::rpc::QuotaFailure to_quota_failure(std::span<const QuotaViolation> violations) {
+  google::rpc::QuotaFailure details;
+  for (const QuotaViolation& from : violations) {
+    auto* violation = details.add_violations();
+    violation->set_subject(from.subject);
+    violation->set_description(from.description);
+    violation->set_quota_id(from.limit);
+    violation->set_quota_value(from.value);
+  }
+  return details;
+}
+
+}  // namespace
+
+grpc::Status to_grpc_status(const Error& error, std::span<const QuotaViolation> violations) {
   const auto code = static_cast<grpc::StatusCode>(error.code);
   const std::string message = cut_text(error.message, kMaxMessageBytes);
-  if (error.field.empty() && !error.retry_delay_ms) return {code, message};
+  if (error.field.empty() && !error.retry_delay_ms && violations.empty()) return {code, message};
   google::rpc::Status status;
   status.set_code(static_cast<int>(error.code));
   status.set_message(message);
@@ -26,6 +41,7 @@ grpc::Status to_grpc_status(const Error& error) {
     details.mutable_retry_delay()->set_nanos(static_cast<int32_t>(*error.retry_delay_ms % 1000 * 1'000'000));
     status.add_details()->PackFrom(details);
   }
+  if (!violations.empty()) status.add_details()->PackFrom(to_quota_failure(violations));
   return {code, message, status.SerializeAsString()};
 }
 

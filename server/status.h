@@ -3,6 +3,9 @@
 
 #include <grpcpp/support/status.h>
 
+#include <span>
+#include <string>
+
 #include "quire/result.h"
 
 namespace quire::server {
@@ -11,8 +14,17 @@ namespace quire::server {
 // and twice more among the details (in base64).
 inline constexpr size_t kMaxMessageBytes = 1024;
 
-// BadRequest.FieldViolation where the error names a field, RetryInfo where it names a delay. A longer message is cut.
-grpc::Status to_grpc_status(const Error& error);
+// A limit of one client that a request went against.
+struct QuotaViolation {
+  std::string subject;      // whose: "tenant:NAME", "clientip:ADDRESS"
+  std::string description;  // what was asked for, and what may be
+  const char* limit = "";   // its name, as the flag with _
+  int64_t value = 0;
+};
+
+// BadRequest.FieldViolation where the error names a field, RetryInfo where it names a delay, QuotaFailure where there are violations.
+// A longer message is cut.
+grpc::Status to_grpc_status(const Error& error, std::span<const QuotaViolation> violations = {});
 
 // The name of a code as gRPC writes it: "INVALID_ARGUMENT".
 const char* code_name(Code code);

@@ -5,10 +5,7 @@
 #include <algorithm>
 #include <utility>
 
-#ifdef __GLIBC__
-#include <malloc.h>
-#endif
-
+#include "server/host_memory.h"
 #include "src/base/clock.h"
 
 namespace quire::server {
@@ -22,12 +19,6 @@ constexpr double kSmooth = 1.0 / 8;
 int32_t num_threads_of(int32_t asked) {
   if (asked > 0) return asked;
   return std::clamp(static_cast<int32_t>(std::thread::hardware_concurrency()) / 4, 2, 8);
-}
-
-void give_freed_memory_back() {
-#ifdef __GLIBC__
-  malloc_trim(0);
-#endif
 }
 
 int64_t time_of(const std::function<void()>& work) {

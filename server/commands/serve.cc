@@ -42,6 +42,17 @@ void bind(Flags& flags, Options& o) {
       "Threads that tokenise and detokenise texts of requests; 0 = a quarter of the cores, from 2 to 8");
   flags.add("max-queued-texts", texts.max_queued, "Texts waiting for them at once");
   flags.add("max-queued-text-bytes", texts.max_queued_bytes, "The same, bytes");
+  TenantLimits& tenants = o.serve.service.tenants;
+  flags.add("max-tenant-parallel-requests", tenants.max_parallel_requests,
+            "Requests of one tenant running or waiting at once; a request without a tenant counts for its "
+            "address; 0 = no limit");
+  flags.add("max-tenant-requests-per-minute", tenants.max_requests_per_minute,
+            "Requests that one tenant may begin in a minute; 0 = no limit");
+  flags.add("max-tenant-tokens-per-minute", tenants.max_tokens_per_minute,
+            "Tokens of prompts and outputs that one tenant may use in a minute; 0 = no limit");
+  flags.add("max-host-memory-bytes", o.serve.service.host_memory.max_bytes,
+            "Host memory at which requests are refused, bytes; 0 = what the cgroup or the machine allows, -1 "
+            "= no ceiling");
   flags.add("wedged-after-ms", o.serve.wedged_after_ms,
             "Not ready when work is there and no step ends for this time, ms");
   flags.add("reflection", o.reflection, "gRPC reflection on a public address too");

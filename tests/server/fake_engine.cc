@@ -176,6 +176,7 @@ std::vector<TokenEvent> FakeEngine::advance(RequestId id, Running& running) {
     if (event.last)
       event.usage = {
           .prompt_tokens = 3, .completion_tokens = running.made * request.sampling.n, .cached_tokens = 2};
+    if (event.last) event.timings.queued_ms = 0;
     if (event.last && event.finish == FinishReason::kDeadline)
       event.error =
           error(Code::kDeadlineExceeded, fmt::format("deadline_ms of {} passed", *request.deadline_ms));

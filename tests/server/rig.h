@@ -26,6 +26,8 @@ struct Rig {
                ListenOptions listen = ListenOptions{.port = 0})
       : engine(engine_options), service(service_options) {
     configure_log(LogFormat::kKeyValue, LogLevel::kError);
+    if (Status room = service.watch_host_memory(engine.config()); !room)
+      throw std::runtime_error(room.error().message);
     service.set_engine(&engine);
     auto opened = Listener::open(listen, service);
     if (!opened) throw std::runtime_error(opened.error().message);

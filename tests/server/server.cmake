@@ -10,7 +10,7 @@ if(TARGET quire_server)
       target_link_options(quire_fake_engine INTERFACE -Wl,--wrap=${call})
     endforeach()
   endif()
-  foreach(area generate service texts lifecycle)
+  foreach(area generate service texts lifecycle tenant_limits host_memory)
     quire_test(server_${area}_test LABEL server SOURCES ${QUIRE_TEST_DIR}/${area}_test.cc LIBS quire_fake_engine)
     if(QUIRE_SANITIZE STREQUAL "thread")  # accesses from interceptors are those of code that is not instrumented
       set_property(TEST server_${area}_test APPEND PROPERTY ENVIRONMENT

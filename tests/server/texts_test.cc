@@ -12,7 +12,7 @@
 namespace quire::server {
 namespace {
 
-constexpr ServiceOptions kOneThread{.texts = {.threads = 1}};
+const ServiceOptions kOneThread{.texts = {.threads = 1}};
 
 struct Tokenized {
   grpc::Status status;

@@ -1,0 +1,161 @@
+#include "server/tenant_limits.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace quire::server {
+namespace {
+
+constexpr double kSmooth = 1.0 / 8;
+constexpr int64_t kMinRetryMs = 50, kMaxRetryMs = 60'000;  // of a wait that is an estimate
+
+int64_t ms_rounded_up(int64_t us) {
+  return (us + 999) / 1000;
+}
+
+}  // namespace
+
+// ---- leases ----
+
+struct TenantLease::Held {
+  std::shared_ptr<TenantLimiter> limiter;
+  TenantLimiter::Tenant& tenant;  // not forgotten before its leases are settled
+  int64_t charged_tokens, started_us;
+  bool runs = true;
+};
+
+TenantLease::TenantLease() = default;
+TenantLease::TenantLease(TenantLease&& other) noexcept = default;
+TenantLease::TenantLease(std::unique_ptr<Held> held) : held_(std::move(held)) {}
+
+TenantLease::~TenantLease() {
+  settle(0);
+}
+
+void TenantLease::leave() {
+  if (!held_ || !std::exchange(held_->runs, false)) return;
+  TenantLimiter& limiter = *held_->limiter;
+  const std::lock_guard lock(limiter.mutex_);
+  const auto ran_us = static_cast<double>(limiter.clock_.now_us() - held_->started_us);
+  limiter.mean_run_us_ += kSmooth * (ran_us - limiter.mean_run_us_);
+  --held_->tenant.num_running;
+}
+
+void TenantLease::settle(int64_t used_tokens) {
+  if (!held_) return;
+  leave();
+  const std::unique_ptr<Held> held = std::move(held_);
+  TenantLimiter& limiter = *held->limiter;
+  const std::lock_guard lock(limiter.mutex_);
+  const int64_t now_us = limiter.clock_.now_us();
+  held->tenant.tokens.take(used_tokens - held->charged_tokens, now_us);
+  if (--held->tenant.num_leases == 0) limiter.become_idle(held->tenant, now_us);
+}
+
+// ---- who may ----
+
+// What stands in the way of one request.
+struct TenantLimiter::Verdict {
+  const std::string& tenant;
+  std::string message;
+  std::vector<QuotaViolation> violations;
+  std::optional<int64_t> retry_ms = 0;  // none: trying again does not help
+
+  void add(const char* limit, int64_t value, const std::string& what, std::optional<int64_t> wait_ms) {
+    message += fmt::format("{}{} ({})", message.empty() ? "" : "; ", what, limit);
+    violations.push_back({.subject = tenant, .description = what, .limit = limit, .value = value});
+    if (retry_ms) retry_ms = wait_ms ? std::optional(std::max(*retry_ms, *wait_ms)) : std::nullopt;
+  }
+};
+
+TenantLimiter::Admission TenantLimiter::admit(const std::string& tenant_name, int64_t tokens) {
+  if (!limits_.any()) return {};
+  const std::lock_guard lock(mutex_);
+  const int64_t now_us = clock_.now_us();
+  forget_full(now_us);
+  Tenant& tenant = find(tenant_name, now_us);
+  if (std::optional<QuotaRefusal> refusal = check(tenant, tokens, now_us)) {
+    if (tenant.num_leases == 0) become_idle(tenant, now_us);
+    return {.lease = {}, .refusal = std::move(refusal)};
+  }
+  tenant.requests.take(1, now_us);
+  tenant.tokens.take(tokens, now_us);
+  ++tenant.num_running;
+  ++tenant.num_leases;
+  return {
+      .lease = TenantLease(std::make_unique<TenantLease::Held>(TenantLease::Held{
+          .limiter = shared_from_this(), .tenant = tenant, .charged_tokens = tokens, .started_us = now_us})),
+      .refusal = {}};
+}
+
+std::optional<QuotaRefusal> TenantLimiter::check(Tenant& tenant, int64_t tokens, int64_t now_us) {
+  Verdict verdict{.tenant = *tenant.name, .message = {}, .violations = {}};
+  if (limits_.max_parallel_requests > 0 && tenant.num_running >= limits_.max_parallel_requests) {
+    ++stats_.refused_parallel_total;
+    const double until_one_ends_ms = mean_run_us_ / 1000 / static_cast<double>(tenant.num_running);
+    verdict.add(
+        "max_tenant_parallel_requests", limits_.max_parallel_requests,
+        fmt::format("{} requests run; at most {} may", tenant.num_running, limits_.max_parallel_requests),
+        std::clamp(static_cast<int64_t>(until_one_ends_ms), kMinRetryMs, kMaxRetryMs));
+  }
+  if (const auto wait_us = tenant.requests.wait_us(1, now_us); wait_us != 0) {
+    ++stats_.refused_requests_total;
+    verdict.add("max_tenant_requests_per_minute", limits_.max_requests_per_minute,
+                fmt::format("{} requests a minute may be made, and all are", limits_.max_requests_per_minute),
+                ms_rounded_up(*wait_us));
+  }
+  if (const auto wait_us = tenant.tokens.wait_us(tokens, now_us); wait_us != 0) {
+    ++stats_.refused_tokens_total;
+    verdict.add("max_tenant_tokens_per_minute", limits_.max_tokens_per_minute,
+                fmt::format("the request may use {} tokens; of {} a minute {} are left", tokens,
+                            limits_.max_tokens_per_minute, tenant.tokens.left()),
+                wait_us ? std::optional(ms_rounded_up(*wait_us)) : std::nullopt);
+  }
+  if (verdict.violations.empty()) return {};
+  return QuotaRefusal{.error = {.code = Code::kResourceExhausted,
+                                .message = fmt::format("{}: {}", *tenant.name, verdict.message),
+                                .field = {},
+                                .retry_delay_ms = verdict.retry_ms},
+                      .violations = std::move(verdict.violations)};
+}
+
+TenantStats TenantLimiter::stats() const {
+  const std::lock_guard lock(mutex_);
+  TenantStats stats = stats_;
+  stats.tenants = static_cast<int64_t>(tenants_.size());
+  return stats;
+}
+
+// ---- who is remembered ----
+
+TenantLimiter::Tenant& TenantLimiter::find(const std::string& name, int64_t now_us) {
+  const auto [at, is_new] = tenants_.try_emplace(name, limits_, now_us);
+  Tenant& tenant = at->second;
+  tenant.name = &at->first;
+  if (!is_new && tenant.num_leases == 0) idle_.erase(tenant.in_idle);
+  return tenant;
+}
+
+void TenantLimiter::become_idle(Tenant& tenant, int64_t now_us) {
+  tenant.in_idle = idle_.insert(idle_.end(), &tenant);
+  forget_full(now_us);
+  if (idle_.size() > kMaxIdle) forget(*idle_.front());
+}
+
+void TenantLimiter::forget(Tenant& tenant) {
+  idle_.erase(tenant.in_idle);
+  tenants_.erase(tenants_.find(*tenant.name));
+}
+
+// Two at a time: as many as could have come since the last call, and one more.
+void TenantLimiter::forget_full(int64_t now_us) {
+  for (int i = 0; i < 2 && !idle_.empty(); ++i) {
+    Tenant& oldest = *idle_.front();
+    if (!oldest.requests.is_full(now_us) || !oldest.tokens.is_full(now_us)) return;
+    forget(oldest);
+  }
+}
+
+}  // namespace quire::server

@@ -1,0 +1,490 @@
+// What one client may take. First the sums, with a clock that is moved by hand; then what a client sees of them, over real loopback
+// connections and with a clock of the test's.
+#include <fmt/format.h>
+
+#include <atomic>
+#include <thread>
+
+#include "server/client.h"
+#include "server/tenant_limits.h"
+#include "server/token_bucket.h"
+#include "tests/server/rig.h"
+
+namespace quire::server {
+namespace {
+
+constexpr int64_t kSecondUs = 1'000'000;
+constexpr int32_t kForever = 1'000'000;  // tokens: longer than any test waits
+
+// ---- token buckets ----
+
+TEST(TokenBucket, BeginsFullAndFillsAtItsRate) {
+  TokenBucket bucket(60, 0);
+  EXPECT_EQ(bucket.wait_us(60, 0), 0);
+  bucket.take(60, 0);
+  EXPECT_EQ(bucket.wait_us(1, 0), kSecondUs);
+  EXPECT_EQ(bucket.wait_us(1, kSecondUs - 1), 1);
+  EXPECT_EQ(bucket.wait_us(1, kSecondUs), 0);
+  EXPECT_EQ(bucket.wait_us(60, kSecondUs), 59 * kSecondUs);
+}
+
+TEST(TokenBucket, WaitsExactlyWhereTheRateDoesNotDivide) {
+  TokenBucket bucket(7, 0);
+  bucket.take(7, 0);
+  EXPECT_EQ(bucket.wait_us(1, 0), 8'571'429);
+  for (int64_t now = 0; now < 8'571'429; now += 1'000'003) EXPECT_EQ(bucket.wait_us(1, now), 8'571'429 - now);
+  EXPECT_EQ(bucket.wait_us(1, 8'571'428), 1);
+  EXPECT_EQ(bucket.wait_us(1, 8'571'429), 0);
+}
+
+TEST(TokenBucket, HoldsNoMoreThanAMinuteBrings) {
+  TokenBucket bucket(10, 0);
+  EXPECT_EQ(bucket.wait_us(10, 3600 * kSecondUs), 0);
+  bucket.take(10, 3600 * kSecondUs);
+  EXPECT_EQ(bucket.wait_us(1, 3600 * kSecondUs), 6 * kSecondUs);
+  bucket.take(-100, 3600 * kSecondUs);
+  EXPECT_EQ(bucket.left(), 10);
+  EXPECT_EQ(bucket.wait_us(11, 3600 * kSecondUs), std::nullopt) << "however long one waits";
+}
+
+TEST(TokenBucket, WaitsOffWhatWasTakenFromBelowNothing) {
+  TokenBucket bucket(60, 0);
+  bucket.take(100, 0);
+  EXPECT_EQ(bucket.left(), -40);
+  EXPECT_EQ(bucket.wait_us(1, 0), 41 * kSecondUs);
+  EXPECT_FALSE(bucket.is_full(99 * kSecondUs));
+  EXPECT_TRUE(bucket.is_full(100 * kSecondUs));
+}
+
+TEST(TokenBucket, OverflowsWithNoAmountAndNoTime) {
+  TokenBucket bucket(TokenBucket::kMostPerMinute, 0);
+  for (int i = 0; i < 100; ++i) bucket.take(INT64_MAX, 0);
+  EXPECT_LT(bucket.left(), 0);
+  EXPECT_GT(*bucket.wait_us(1, 0), 0);
+  EXPECT_EQ(bucket.wait_us(TokenBucket::kMostPerMinute, INT64_MAX), 0);
+}
+
+TEST(TokenBucket, OfNoLimitIsAlwaysFull) {
+  TokenBucket bucket(0, 0);
+  bucket.take(1'000'000, 0);
+  EXPECT_EQ(bucket.wait_us(1'000'000, 0), 0);
+  EXPECT_TRUE(bucket.is_full(0));
+}
+
+// ---- whose request, and what it may cost ----
+
+TEST(Client, IsTheTenantOrElseTheAddressItComesFrom) {
+  EXPECT_EQ(client_of("a", "ipv4:10.0.0.1:4711"), "tenant:a");
+  EXPECT_EQ(client_of("", "ipv4:10.0.0.1:4711"), "clientip:10.0.0.1");
+  EXPECT_EQ(client_of("", "ipv4:10.0.0.1:4712"), "clientip:10.0.0.1");
+  EXPECT_EQ(client_of("", "ipv6:%5B2001:db8:1:2:3:4:5:6%5D:4711"), "clientip:2001:db8:1:2::/64");
+  EXPECT_EQ(client_of("", "ipv6:[2001:db8:1:2::9]:4711"), "clientip:2001:db8:1:2::/64");
+  EXPECT_EQ(client_of("", "ipv6:%5Bfe80::1%25eth0%5D:4711"), "clientip:fe80::/64");
+  EXPECT_EQ(client_of("", "ipv6:%5B::ffff:10.0.0.1%5D:4711"), "clientip:10.0.0.1");
+  EXPECT_EQ(client_of("", "unix:/run/quire.sock"), "clientip:unix");
+  EXPECT_EQ(client_of("", "unix:"), "clientip:unix");
+  EXPECT_NE(client_of("clientip:10.0.0.1", "unix:"), client_of("", "ipv4:10.0.0.1:1"))
+      << "no name is an address";
+}
+
+TEST(Client, CostsItsPromptAndAllThatItsContinuationsMayBe) {
+  const SamplingLimits limits{.max_n = 8, .max_beam_width = 4};
+  Request request;
+  request.prompt = std::vector<int32_t>(10, 1);
+  request.sampling.max_tokens = 5;
+  EXPECT_EQ(most_tokens(request, limits), 15);
+  request.sampling.best_of = 3;
+  EXPECT_EQ(most_tokens(request, limits), 25);
+  request.sampling.n = 1 << 30;
+  EXPECT_EQ(most_tokens(request, limits), 10 + 8 * 5) << "more are refused, and cost no more until then";
+  request.sampling = {};
+  request.sampling.max_tokens = -7;
+  request.prompt = std::string("nine byte");
+  EXPECT_EQ(most_tokens(request, limits), 3) << "a token for each 4 bytes of text";
+  request.prompt =
+      std::vector<ChatMessage>{{.role = "user", .content = "four"}, {.role = "x", .content = ""}};
+  EXPECT_EQ(most_tokens(request, limits), 3);
+}
+
+// ---- the limiter ----
+
+std::shared_ptr<TenantLimiter> limiter_of(const TenantLimits& limits, const Clock& clock) {
+  return std::make_shared<TenantLimiter>(limits, clock);
+}
+
+TEST(TenantLimiter, LimitsNothingByDefault) {
+  const ManualClock clock;
+  const auto limiter = limiter_of({}, clock);
+  for (int i = 0; i < 10'000; ++i) EXPECT_FALSE(limiter->admit("tenant:a", 1 << 30).refusal);
+  EXPECT_EQ(limiter->stats().tenants, 0);
+}
+
+TEST(TenantLimiter, AdmitsSoManyAtOnceOfEachTenant) {
+  const ManualClock clock;
+  const auto limiter = limiter_of({.max_parallel_requests = 2}, clock);
+  auto first = limiter->admit("tenant:a", 1), second = limiter->admit("tenant:a", 1);
+  ASSERT_FALSE(first.refusal);
+  ASSERT_FALSE(second.refusal);
+  const auto third = limiter->admit("tenant:a", 1);
+  ASSERT_TRUE(third.refusal);
+  EXPECT_EQ(third.refusal->error.code, Code::kResourceExhausted);
+  EXPECT_EQ(third.refusal->error.message,
+            "tenant:a: 2 requests run; at most 2 may (max_tenant_parallel_requests)");
+  EXPECT_FALSE(limiter->admit("tenant:b", 1).refusal);
+  first.lease.leave();
+  EXPECT_FALSE(limiter->admit("tenant:a", 1).refusal) << "a place is free before the tokens are settled";
+  EXPECT_EQ(limiter->stats().refused_parallel_total, 1);
+}
+
+TEST(TenantLimiter, FreesOnePlaceForEachLeaseHoweverOftenItIsTold) {
+  const ManualClock clock;
+  const auto limiter = limiter_of({.max_parallel_requests = 2}, clock);
+  auto first = limiter->admit("tenant:a", 1), second = limiter->admit("tenant:a", 1);
+  first.lease.leave();
+  first.lease.leave();
+  first.lease.settle(1);
+  first.lease.settle(1);
+  const auto third = limiter->admit("tenant:a", 1), fourth = limiter->admit("tenant:a", 1);
+  EXPECT_FALSE(third.refusal);
+  EXPECT_TRUE(fourth.refusal);
+}
+
+TEST(TenantLimiter, GuessesTheWaitForAPlaceFromHowLongRequestsRan) {
+  ManualClock clock;
+  const auto limiter = limiter_of({.max_parallel_requests = 2}, clock);
+  for (int i = 0; i < 200; ++i) {
+    auto run = limiter->admit("tenant:a", 1);
+    clock.advance_us(8 * kSecondUs);
+  }
+  const auto first = limiter->admit("tenant:a", 1), second = limiter->admit("tenant:a", 1);
+  const auto third = limiter->admit("tenant:a", 1);
+  ASSERT_TRUE(third.refusal);
+  EXPECT_NEAR(static_cast<double>(*third.refusal->error.retry_delay_ms), 4000, 10) << "two run, for 8 s each";
+}
+
+TEST(TenantLimiter, TellsExactlyWhenTheNextRequestMayCome) {
+  ManualClock clock;
+  const auto limiter = limiter_of({.max_requests_per_minute = 7}, clock);
+  for (int i = 0; i < 7; ++i) EXPECT_FALSE(limiter->admit("tenant:a", 1).refusal);
+  for (int round = 0; round < 20; ++round) {
+    const auto refused = limiter->admit("tenant:a", 1);
+    ASSERT_TRUE(refused.refusal);
+    const int64_t retry_ms = *refused.refusal->error.retry_delay_ms;
+    clock.advance_us((retry_ms - 1) * 1000);
+    EXPECT_TRUE(limiter->admit("tenant:a", 1).refusal)
+        << "a millisecond early; and who was refused has paid nothing";
+    clock.advance_us(1000);
+    EXPECT_FALSE(limiter->admit("tenant:a", 1).refusal);
+  }
+  EXPECT_EQ(limiter->stats().refused_requests_total, 40);
+}
+
+TEST(TenantLimiter, GivesBackTokensThatWereNotUsed) {
+  const ManualClock clock;
+  const auto limiter = limiter_of({.max_tokens_per_minute = 1000}, clock);
+  auto first = limiter->admit("tenant:a", 900);
+  ASSERT_FALSE(first.refusal);
+  const auto refused = limiter->admit("tenant:a", 400);
+  ASSERT_TRUE(refused.refusal);
+  EXPECT_EQ(refused.refusal->error.message,
+            "tenant:a: the request may use 400 tokens; of 1000 a minute 100 are left "
+            "(max_tenant_tokens_per_minute)");
+  EXPECT_EQ(refused.refusal->error.retry_delay_ms, 18'000) << "300 at 1000 a minute";
+  first.lease.settle(600);
+  EXPECT_FALSE(limiter->admit("tenant:a", 400).refusal);
+}
+
+TEST(TenantLimiter, ChargesWhatAnEstimateLeftOut) {
+  ManualClock clock;
+  const auto limiter = limiter_of({.max_tokens_per_minute = 60}, clock);
+  limiter->admit("tenant:a", 10).lease.settle(90);
+  const auto refused = limiter->admit("tenant:a", 1);
+  ASSERT_TRUE(refused.refusal);
+  EXPECT_EQ(refused.refusal->error.retry_delay_ms, 31'000);
+  clock.advance_us(31 * kSecondUs);
+  EXPECT_FALSE(limiter->admit("tenant:a", 1).refusal);
+}
+
+TEST(TenantLimiter, PromisesNothingToARequestThatNeverFits) {
+  const ManualClock clock;
+  const auto limiter = limiter_of({.max_tokens_per_minute = 60}, clock);
+  const auto refused = limiter->admit("tenant:a", 61);
+  ASSERT_TRUE(refused.refusal);
+  EXPECT_FALSE(refused.refusal->error.retry_delay_ms);
+  EXPECT_EQ(refused.refusal->violations.size(), 1u);
+  EXPECT_FALSE(limiter->admit("tenant:a", 60).refusal);
+}
+
+TEST(TenantLimiter, NamesEveryLimitThatIsReachedAndTheLongestWait) {
+  const ManualClock clock;
+  const auto limiter = limiter_of(
+      {.max_parallel_requests = 1, .max_requests_per_minute = 1, .max_tokens_per_minute = 60}, clock);
+  const auto running = limiter->admit("tenant:a", 59);
+  const auto refused = limiter->admit("tenant:a", 2);
+  ASSERT_TRUE(refused.refusal);
+  ASSERT_EQ(refused.refusal->violations.size(), 3u);
+  EXPECT_STREQ(refused.refusal->violations[0].limit, "max_tenant_parallel_requests");
+  EXPECT_STREQ(refused.refusal->violations[1].limit, "max_tenant_requests_per_minute");
+  EXPECT_STREQ(refused.refusal->violations[2].limit, "max_tenant_tokens_per_minute");
+  EXPECT_EQ(refused.refusal->violations[2].value, 60);
+  EXPECT_EQ(refused.refusal->violations[2].subject, "tenant:a");
+  EXPECT_EQ(refused.refusal->error.retry_delay_ms, 60'000) << "of 1 s, 60 s and 1 s";
+}
+
+TEST(TenantLimiter, RemembersABoundedNumberOfTenantsAndNoneForLong) {
+  ManualClock clock;
+  const auto limiter = limiter_of({.max_requests_per_minute = 10}, clock);
+  const auto running = limiter->admit("tenant:running", 1);
+  for (int i = 0; i < 100'000; ++i) limiter->admit(fmt::format("tenant:{}", i), 1);
+  EXPECT_EQ(limiter->stats().tenants, static_cast<int64_t>(TenantLimiter::kMaxIdle) + 1);
+  clock.advance_us(60 * kSecondUs);
+  for (int i = 0; i < 1000; ++i) limiter->admit("tenant:late", 1);
+  EXPECT_EQ(limiter->stats().tenants, 2) << "those whose buckets are full again are as good as never seen";
+}
+
+TEST(TenantLimiter, ForgetsNoneThatOwesOrRunsWhileThereIsRoom) {
+  ManualClock clock;
+  const auto limiter = limiter_of({.max_parallel_requests = 1, .max_requests_per_minute = 1}, clock);
+  const auto running = limiter->admit("tenant:running", 1);
+  limiter->admit("tenant:owes", 1);
+  for (int i = 0; i < 1000; ++i) limiter->admit(fmt::format("tenant:{}", i), 1);
+  EXPECT_TRUE(limiter->admit("tenant:owes", 1).refusal);
+  EXPECT_TRUE(limiter->admit("tenant:running", 1).refusal);
+  clock.advance_us(61 * kSecondUs);
+  for (int i = 0; i < 5000; ++i) limiter->admit(fmt::format("tenant:more{}", i), 1);
+  const auto refused = limiter->admit("tenant:running", 1);
+  ASSERT_TRUE(refused.refusal);
+  EXPECT_STREQ(refused.refusal->violations[0].limit, "max_tenant_parallel_requests");
+}
+
+TEST(TenantLimiter, OutlivesItsServerInALease) {
+  const ManualClock clock;
+  auto limiter = limiter_of({.max_tokens_per_minute = 10}, clock);
+  auto admitted = limiter->admit("tenant:a", 5);
+  limiter.reset();
+  admitted.lease.settle(1);  // with a sanitizer: touches nothing that is gone
+}
+
+TEST(TenantLimiter, CountsRightUnderManyThreads) {
+  const ManualClock clock;
+  const auto limiter =
+      limiter_of({.max_parallel_requests = 3, .max_tokens_per_minute = 1'000'000'000}, clock);
+  std::array<std::atomic<int>, 4> running{};
+  std::atomic<int> most = 0;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 8; ++t)
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 2000; ++i) {
+        const size_t tenant = static_cast<size_t>(t + i) % running.size();
+        auto admitted = limiter->admit(fmt::format("tenant:{}", tenant), 10);
+        if (admitted.refusal) continue;
+        const int now = ++running[tenant];
+        for (int seen = most; now > seen && !most.compare_exchange_weak(seen, now);) {
+        }
+        --running[tenant];
+        admitted.lease.settle(10);
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_LE(most, 3);
+  for (int i = 0; i < 4; ++i)
+    EXPECT_FALSE(limiter->admit(fmt::format("tenant:{}", i), 10).refusal) << "all left";
+}
+
+// ---- over the wire ----
+
+class SharedClock final : public Clock {
+ public:
+  int64_t now_us() const override { return now_us_; }
+  void advance_us(int64_t delta) { now_us_ += delta; }
+
+ private:
+  std::atomic<int64_t> now_us_ = 0;
+};
+
+v1::GenerateRequest request_of(const std::string& tenant, int32_t max_tokens) {
+  v1::GenerateRequest request =
+      text_request("hello", max_tokens);  // 5 bytes: 2 tokens at the door, 3 in the engine
+  request.set_tenant(tenant);
+  return request;
+}
+
+// A stream that has begun.
+struct Stream {
+  Stream(Rig& rig, const v1::GenerateRequest& request) : reader(rig.stub->Generate(&context, request)) {
+    v1::GenerateResponse message;
+    EXPECT_TRUE(reader->Read(&message));
+  }
+  grpc::StatusCode cancel() {
+    context.TryCancel();
+    for (v1::GenerateResponse message; reader->Read(&message);) {
+    }
+    return reader->Finish().error_code();
+  }
+  grpc::ClientContext context;
+  std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> reader;
+};
+
+int64_t retry_ms_of(const grpc::Status& status) {
+  const auto retry = error_detail<google::rpc::RetryInfo>(status);
+  return retry ? retry->retry_delay().seconds() * 1000 + retry->retry_delay().nanos() / 1'000'000 : -1;
+}
+
+google::rpc::QuotaFailure::Violation violation_of(const grpc::Status& status) {
+  const auto quota = error_detail<google::rpc::QuotaFailure>(status);
+  return quota && quota->violations_size() == 1 ? quota->violations(0)
+                                                : google::rpc::QuotaFailure::Violation();
+}
+
+v1::GetLoadResponse load_of(Rig& rig) {
+  grpc::ClientContext context;
+  v1::GetLoadResponse load;
+  EXPECT_TRUE(rig.stub->GetLoad(&context, {}, &load).ok());
+  return load;
+}
+
+TEST(TenantLimits, RefuseTheRequestPastThoseAtOnceWithTenantValueAndLimit) {
+  Rig rig({}, {.tenants = {.max_parallel_requests = 2}});
+  Stream first(rig, request_of("a", kForever)), second(rig, request_of("a", kForever));
+  const grpc::Status refused = run_stream(*rig.stub, request_of("a", 1)).status;
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(refused.error_message(),
+            "tenant:a: 2 requests run; at most 2 may (max_tenant_parallel_requests)");
+  EXPECT_GE(retry_ms_of(refused), 50);
+  EXPECT_EQ(violation_of(refused).subject(), "tenant:a");
+  EXPECT_EQ(violation_of(refused).quota_id(), "max_tenant_parallel_requests");
+  EXPECT_EQ(violation_of(refused).quota_value(), 2);
+  EXPECT_TRUE(run_stream(*rig.stub, request_of("b", 1)).status.ok()) << "another tenant";
+  EXPECT_EQ(load_of(rig).refused_tenant_parallel_total(), 1);
+  EXPECT_EQ(rig.engine.stats().requests_submitted_total, 3) << "the engine knows nothing of it";
+  first.cancel();
+  EXPECT_TRUE(rig.engine.eventually([&] { return run_stream(*rig.stub, request_of("a", 1)).status.ok(); }));
+  second.cancel();
+}
+
+// Its client may come again the moment it has read the status.
+TEST(TenantLimits, FreeThePlaceBeforeTheStatusIsOut) {
+  Rig rig({}, {.tenants = {.max_parallel_requests = 1}});
+  for (int i = 0; i < 100; ++i) {
+    const grpc::Status status = run_stream(*rig.stub, request_of("a", 1)).status;
+    ASSERT_TRUE(status.ok()) << i << ": " << status.error_message();
+  }
+}
+
+TEST(TenantLimits, AreAskedBeforeATextWaitsToBeRead) {
+  Rig rig({}, {.texts = {.threads = 1}, .tenants = {.max_parallel_requests = 1}});
+  rig.engine.hold_texts(true);
+  std::thread waiting([&] { run_stream(*rig.stub, request_of("a", 1)); });
+  ASSERT_TRUE(rig.engine.eventually([&] { return rig.engine.num_reading() == 1; }));
+  const grpc::Status refused = run_stream(*rig.stub, request_of("a", 1)).status;
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(rig.service.num_queued_texts(), 0u);
+  EXPECT_EQ(rig.service.num_calls(), 1u);
+  rig.engine.hold_texts(false);
+  waiting.join();
+}
+
+TEST(TenantLimits, TellWhenTheNextRequestOfTheMinuteMayCome) {
+  SharedClock clock;
+  Rig rig({}, {.tenants = {.max_requests_per_minute = 2}, .clock = &clock});
+  for (int i = 0; i < 2; ++i) EXPECT_TRUE(run_stream(*rig.stub, request_of("a", 1)).status.ok());
+  const grpc::Status refused = run_stream(*rig.stub, request_of("a", 1)).status;
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(retry_ms_of(refused), 30'000);
+  EXPECT_EQ(violation_of(refused).quota_id(), "max_tenant_requests_per_minute");
+  clock.advance_us(30 * kSecondUs - 1);
+  EXPECT_EQ(retry_ms_of(run_stream(*rig.stub, request_of("a", 1)).status), 1);
+  clock.advance_us(1);
+  EXPECT_TRUE(run_stream(*rig.stub, request_of("a", 1)).status.ok());
+  EXPECT_EQ(load_of(rig).refused_tenant_requests_total(), 2);
+}
+
+TEST(TenantLimits, ChargeTheTokensThatARequestUsed) {
+  SharedClock clock;
+  Rig rig({}, {.tenants = {.max_tokens_per_minute = 600}, .clock = &clock});
+  EXPECT_TRUE(run_stream(*rig.stub, request_of("a", 97))
+                  .status.ok());  // with 3 of the prompt, of which 2 were foreseen
+  const grpc::Status refused = run_stream(*rig.stub, request_of("a", 499)).status;
+  EXPECT_EQ(refused.error_message(),
+            "tenant:a: the request may use 501 tokens; of 600 a minute 500 are left "
+            "(max_tenant_tokens_per_minute)");
+  EXPECT_EQ(retry_ms_of(refused), 100);
+  EXPECT_TRUE(run_stream(*rig.stub, request_of("a", 498)).status.ok());
+  EXPECT_EQ(load_of(rig).refused_tenant_tokens_total(), 1);
+}
+
+TEST(TenantLimits, GiveBackWhatACancelledRequestDidNotUse) {
+  SharedClock clock;
+  Rig rig({.step_us = 20'000}, {.tenants = {.max_tokens_per_minute = 100'000}, .clock = &clock});
+  Stream stream(rig, request_of("a", 90'000));
+  EXPECT_EQ(run_stream(*rig.stub, request_of("a", 80'000)).status.error_code(),
+            grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(stream.cancel(), grpc::StatusCode::CANCELLED);
+  ASSERT_TRUE(rig.engine.eventually([&] { return rig.engine.num_running() == 0; }));
+  EXPECT_TRUE(rig.engine.eventually([&] {
+    grpc::ClientContext context;
+    const auto reader = rig.stub->Generate(&context, request_of("a", 80'000));
+    v1::GenerateResponse message;
+    const bool served = reader->Read(&message);
+    context.TryCancel();
+    while (reader->Read(&message)) {
+    }
+    reader->Finish();
+    return served;
+  }));
+}
+
+TEST(TenantLimits, ChargeNoTokensToARequestThatWasRefused) {
+  SharedClock clock;
+  Rig rig({.max_requests = 0}, {.tenants = {.max_tokens_per_minute = 1000}, .clock = &clock});
+  for (int i = 0; i < 3; ++i) {
+    const grpc::Status refused = run_stream(*rig.stub, request_of("a", 900)).status;
+    EXPECT_NE(refused.error_message().find("max_queued_requests"), std::string::npos)
+        << refused.error_message();
+  }
+  v1::GenerateRequest ids = request_of("a", 900);
+  ids.mutable_token_ids()->add_ids(1);
+  EXPECT_NE(run_stream(*rig.stub, ids).status.error_message().find("max_queued_requests"), std::string::npos);
+}
+
+TEST(TenantLimits, CountByAddressWhereNoTenantIsNamed) {
+  Rig rig({}, {.tenants = {.max_parallel_requests = 1}});
+  Stream running(rig, request_of("", kForever));
+  const auto other = v1::GenerationService::NewStub(rig.channel());
+  const grpc::Status refused = run_stream(*other, request_of("", 1)).status;
+  EXPECT_EQ(violation_of(refused).subject(), "clientip:127.0.0.1") << refused.error_message();
+  EXPECT_TRUE(run_stream(*other, request_of("a", 1)).status.ok());
+  running.cancel();
+}
+
+TEST(TenantLimits, CountDumpsToo) {
+  SharedClock clock;
+  Rig rig({}, {.tenants = {.max_parallel_requests = 1, .max_tokens_per_minute = 600}, .clock = &clock});
+  const auto dump = [&](int32_t max_tokens) {
+    v1::DumpKvRequest request;
+    *request.mutable_request() = request_of("a", max_tokens);
+    grpc::ClientContext context;
+    v1::DumpKvResponse out;
+    return rig.stub->DumpKv(&context, request, &out);
+  };
+  EXPECT_TRUE(dump(97).ok());
+  EXPECT_TRUE(dump(97).ok()) << "the first one's place is free";
+  EXPECT_EQ(violation_of(dump(399)).quota_id(), "max_tenant_tokens_per_minute")
+      << "of 400 left it may use 401";
+  Stream running(rig, request_of("a", 300));
+  EXPECT_EQ(violation_of(dump(1)).quota_id(), "max_tenant_parallel_requests");
+  running.cancel();
+}
+
+TEST(TenantLimits, AreOffByDefault) {
+  Rig rig({.step_us = 20'000});
+  std::vector<std::unique_ptr<Stream>> streams;
+  for (int i = 0; i < 256; ++i) streams.push_back(std::make_unique<Stream>(rig, request_of("a", kForever)));
+  EXPECT_EQ(rig.engine.num_running(), 256);
+  EXPECT_EQ(load_of(rig).tenants_tracked(), 0);
+  for (const auto& stream : streams) stream->context.TryCancel();
+  for (const auto& stream : streams) stream->cancel();
+}
+
+}  // namespace
+}  // namespace quire::server
