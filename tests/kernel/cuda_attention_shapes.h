@@ -194,6 +194,11 @@ inline std::vector<Shape> plain_shapes() {
 inline std::vector<Shape> cascade_shapes() {
   return {
       {.name = "one_prefix", .lengths = {80, 70, 65, 100}, .prefixes = {{0, 64, {0, 1, 2, 3}}}},
+      {.name = "many_tails",  // so many that decode runs as kTailTuning says
+       .head_dim = 128,
+       .lengths = {80, 70, 65, 100, 210, 96},
+       .multiprocessors = 2,
+       .prefixes = {{0, 64, {0, 1, 2, 3, 4, 5}}, {64, 80, {3, 4}}}},
       {.name = "tree",
        .head_dim = 128,
        .kv_heads = 1,

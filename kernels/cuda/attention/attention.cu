@@ -55,6 +55,12 @@ void run_decode(const AttentionContext& context, const AttentionParams& p) {
   launch_decode_attention(context, p, partials);
 }
 
+// Of decode, by this tuning or that of tails.
+int most_blocks(const AttentionMachine& machine, const DecodeTuning& tuning) {
+  return machine.multiprocessors *
+         std::max(tuning.blocks_per_multiprocessor, kTailTuning.blocks_per_multiprocessor);
+}
+
 // One sequence of many rows has no list for decode.
 bool has_decode(DType activations, const AttentionParams& p) {
   return has_tensor_core_kernel(activations, p) && (p.max_rows == 1 || p.num_sequences > 1);
@@ -86,8 +92,7 @@ AttentionScratch AttentionScratchNeed::place(void* memory) const {
 AttentionScratchNeed attention_scratch_need(const AttentionMachine& machine, const DecodeTuning& tuning,
                                             int64_t max_rows, int64_t max_sequences, int32_t max_q_heads,
                                             int32_t max_head_dim) {
-  return {.partial_floats =
-              decode_partial_floats(machine.multiprocessors * tuning.blocks_per_multiprocessor, max_head_dim),
+  return {.partial_floats = decode_partial_floats(most_blocks(machine, tuning), max_head_dim),
           .num_counters = max_sequences * max_q_heads,  // a unit has at least one query head
           // Two nodes a sequence in four splits, or one in eight.
           .prefix_floats = kMaxPrefixSplits * max_sequences * max_q_heads * (max_head_dim + 4),
@@ -98,8 +103,7 @@ AttentionScratchNeed attention_scratch_need(const AttentionMachine& machine, con
 // A list has at least one query head of its own.
 int64_t attention_plan_bytes(const AttentionMachine& machine, const DecodeTuning& tuning,
                              int64_t max_sequences, int32_t max_q_heads) {
-  return decode_plan_bytes(machine.multiprocessors * tuning.blocks_per_multiprocessor,
-                           max_sequences * max_q_heads);
+  return decode_plan_bytes(most_blocks(machine, tuning), max_sequences * max_q_heads);
 }
 
 void plan_attention(const AttentionContext& context, DType activations, const AttentionParams& p) {

@@ -30,6 +30,9 @@ struct DecodeTuning {
   int unit_cost = 8;        // decode.h
   bool split_first = true;  // decode.h
 };
+// Of many lists that begin with a shared prefix, which another kernel has read: a unit is short and waits for the prefix's results
+// too, so two small blocks a multiprocessor wait apart.
+inline constexpr DecodeTuning kTailTuning = {.warps = 4, .stages = 2, .blocks_per_multiprocessor = 2};
 
 struct AttentionScratch {
   float* partials = nullptr;
@@ -48,6 +51,7 @@ struct AttentionContext {
   AttentionMachine machine;
   DecodeTuning decode;
   AttentionScratch scratch;
+  DecodeTuning tails = kTailTuning;
 };
 
 // Scratch for any call within these sizes: its bytes, and its parts in memory of so many bytes, aligned to

@@ -621,17 +621,19 @@ int64_t decode_partial_floats(int grid, int head_dim) {
 
 namespace {
 
-int decode_blocks(const AttentionContext& context) {
-  return context.machine.multiprocessors * context.decode.blocks_per_multiprocessor;
+// Where there are not two units a multiprocessor, more warps are at one unit's tiles.
+const DecodeTuning& tuning_of(const AttentionContext& context, const AttentionParams& p) {
+  const bool many = int64_t{p.num_sequences} * p.num_kv_heads >= 2 * context.machine.multiprocessors;
+  return p.prefixes.num_nodes > 0 && many ? context.tails : context.decode;
 }
 
 // What the plan goes by, and where it lies; decode needs more.
 DecodeParams planned_params(const AttentionContext& context, const AttentionParams& p) {
   const bool list_per_head = p.head_table_stride != 0;
-  const DecodeTuning& tuning = context.decode;
+  const DecodeTuning& tuning = tuning_of(context, p);
   DecodeParams a = {.view = view_of(p)};
   if (p.prefixes.num_nodes > 0) a.view.private_start = p.prefixes.private_start;
-  a.blocks = decode_blocks(context);
+  a.blocks = context.machine.multiprocessors * tuning.blocks_per_multiprocessor;
   a.plan = decode_plan_at(p.plan, a.blocks);
   a.lists = list_per_head ? p.num_kv_heads : 1;
   const int heads = a.view.group <= kHeadBlock || p.head_dim > 128 ? kHeadBlock : 2 * kHeadBlock;
@@ -667,8 +669,8 @@ void launch_decode_attention(const AttentionContext& context, const AttentionPar
   check(decode_partial_floats(a.blocks, p.head_dim) <= context.scratch.partial_floats,
         "attention: partials exceed the reserved scratch");
   if (p.layout.dtype == DType::kBF16)
-    return launch_for_dim<bf16>(context.stream, context.machine, context.decode, a);
-  launch_for_dim<f16>(context.stream, context.machine, context.decode, a);
+    return launch_for_dim<bf16>(context.stream, context.machine, tuning_of(context, p), a);
+  launch_for_dim<f16>(context.stream, context.machine, tuning_of(context, p), a);
 }
 
 }  // namespace quire::QUIRE_SIDE
