@@ -64,6 +64,7 @@ class CudaRunner final : public QueueingRunner {
   ~CudaRunner() override {
     log_line(LogLevel::kInfo, "step_graphs",
              {{"steps", num_steps_},
+              {"queued_late", num_late_},
               {"run_as_graphs", graphs_.num_runs()},
               {"captured", graphs_.num_captured()},
               {"bytes", graphs_.bytes()}});
@@ -88,6 +89,7 @@ class CudaRunner final : public QueueingRunner {
     queued->result.step = queued->plan->step;
     next_turn_ = 1 - next_turn_;
     ++num_steps_;
+    if (newest_ == nullptr || newest_->reached()) ++num_late_;
     try {
       note_plan(*queued);
       if (Status done = queue_checked(*queued); !done) queued->result.status = done;
@@ -314,7 +316,7 @@ class CudaRunner final : public QueueingRunner {
   std::string plan_notes_[2];  // by turn
   std::unique_ptr<StreamEvent> done_[2];
   int next_turn_ = 0;
-  int64_t num_steps_ = 0;
+  int64_t num_steps_ = 0, num_late_ = 0;  // late: the device had nothing left to do
   CudaQueuedStep* newest_ = nullptr;  // unless it is finished
   std::vector<int32_t> id_source_;
   std::vector<float> host_logits_;
