@@ -317,7 +317,7 @@ class CudaRunner final : public QueueingRunner {
   std::unique_ptr<StreamEvent> done_[2];
   int next_turn_ = 0;
   int64_t num_steps_ = 0, num_late_ = 0;  // late: the device had nothing left to do
-  CudaQueuedStep* newest_ = nullptr;  // unless it is finished
+  CudaQueuedStep* newest_ = nullptr;      // unless it is finished
   std::vector<int32_t> id_source_;
   std::vector<float> host_logits_;
 };
