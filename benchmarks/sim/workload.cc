@@ -83,7 +83,7 @@ class RandomWorkload final : public Workload {
     r.prompt = random_.chance(0.6) ? prefixes_[random_.below(prefixes_.size())] : std::vector<TokenId>{};
     const std::vector<TokenId> own = draw(random_.between(1, random_.chance(0.1) ? 250 : 30));
     r.prompt.insert(r.prompt.end(), own.begin(), own.end());
-    r.sampling = std::make_shared<const SamplingParams>(draw_sampling(random_));
+    SamplingParams p = draw_sampling(random_);
     r.tenant = std::string(1, static_cast<char>('a' + random_.below(4)));
     r.cache_salt = random_.chance(0.1) ? r.tenant : "";
     r.bypass_prefix_cache = random_.chance(0.05);
@@ -91,10 +91,13 @@ class RandomWorkload final : public Workload {
     if (deadlines_ && random_.chance(0.05)) r.deadline_us = now_us + random_.between(1, 3'000'000);
     if (random_.chance(0.1)) {
       const PolicySpec policy = draw_policy(random_);
-      const SamplingParams& p = *r.sampling;
       if (check_policy(policy, {.prompt_logprobs = p.prompt_logprobs >= 0, .beam_search = p.beam_width > 0}))
         r.policy = policy;
+      // Each sample cuts the prompt that they share for itself.
+      if (r.policy == policy && p.num_sequences() == 1 && p.beam_width == 0 && random_.chance(0.3))
+        p.n = static_cast<int32_t>(random_.between(2, 6));
     }
+    r.sampling = std::make_shared<const SamplingParams>(p);
     if (random_.chance(0.1)) r.retention = draw_retention();
     r.seed = random_.next();
     return r;

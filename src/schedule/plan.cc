@@ -9,6 +9,7 @@ namespace quire {
 
 std::shared_ptr<const BatchPlan> Scheduler::plan(int64_t now_us, Outcome& out) {
   bool retried = false;
+  decodes_may_wait_ = false;
   give_up_overdue(now_us);
   while (num_in_flight() < kMaxStepsInFlight) {
     sweep();  // what an attempt deferred while nothing was submitted is room for the next
@@ -19,7 +20,10 @@ std::shared_ptr<const BatchPlan> Scheduler::plan(int64_t now_us, Outcome& out) {
     if (in_flight_.empty() && !idle_deferred_.empty() && !std::exchange(retried, true)) continue;
     // A victim must not be in a submitted step, and what that step or a copy under way frees may be enough:
     // wait for it.
-    if (!in_flight_.empty() || transfers_.num_of_device() > 0 || !make_progress(now_us, out)) break;
+    if (!in_flight_.empty() || transfers_.num_of_device() > 0) break;
+    if (make_progress(now_us, out)) continue;
+    // Nobody can be made to give way: those that have room run without the others, and may bring some.
+    if (std::exchange(decodes_may_wait_, true)) break;
   }
   return nullptr;
 }
@@ -79,14 +83,16 @@ bool Scheduler::wants_decode(const Sequence& s) const {
 }
 
 // While a copy is under way nobody can be made to give way, and one to the host brings room when it ends: who
-// finds none meanwhile waits, and those that have room run on.
+// finds none meanwhile waits, and those that have room run on. So it is where nobody can give way at all: samples of a
+// prompt that is cut have no room all at once where what they share is held twice, and do one after the other.
 bool Scheduler::plan_decodes(StepTransaction& step) {
   decodes_wait_ = false;
   for (Sequence* s : running_) {
     if (!wants_decode(*s) || !has_score_room(*s, 1)) continue;
     const bool fits = s->group->is_beam ? plan_beams(step, *s->group) : add_work(step, *s, 1, true);
     if (fits) continue;
-    if (transfers_.num_of_device() == 0 || s->group->is_beam) return false;
+    const bool may_wait = decodes_may_wait_ || transfers_.num_of_device() > 0;
+    if (!may_wait || s->group->is_beam) return false;
     decodes_wait_ = true;
   }
   return true;

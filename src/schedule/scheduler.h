@@ -373,7 +373,8 @@ class Scheduler {
   SequenceId blocked_{};
   uint64_t blocked_epoch_ = 0, room_epoch_ = 1;
   bool admission_blocked_ = false;  // the draft left someone outside
-  bool decodes_wait_ = false;       // the draft left a decode out, since a copy under way brings room
+  bool decodes_wait_ = false;       // the draft left a decode out, since others bring room
+  bool decodes_may_wait_ = false;   // even with no copy under way
   double reserve_ratio_;            // see ReserveRule
   uint64_t next_step_ = 1, next_sequence_ = 1;
   SchedulerCounters counters_;

@@ -50,6 +50,29 @@ TEST(PolicyMemoryOfRequests, WhoFindsNoRoomWaitsUntilAnotherIsGone) {
   EXPECT_EQ(h.core().scheduler().policy_memory().used(), 0);
 }
 
+// What the prompt shares with one that is cached is another's block for the first sample only: the others hold their own. So
+// there is no room for all cuts at once where there is for each after the other.
+TEST(PolicyMemoryOfRequests, SamplesCutTheirPromptOneAfterTheOtherWhereRoomIsTight) {
+  for (int32_t num_blocks = 12; num_blocks <= 30; ++num_blocks) {
+    for (const int32_t shared : {0, 7, 16, 24, 30}) {
+      HarnessOptions o;
+      o.num_blocks = num_blocks;
+      o.max_step_tokens = o.max_sequences = 12;  // the prompt is published chunk by chunk
+      Harness h(o);
+      std::vector<TokenId> cached = ids(0);
+      std::fill(cached.begin() + shared, cached.end(), 999);
+      h.submit(cached, Harness::greedy(1));
+      h.run();
+      const RequestId id = submit(h, 0, kH2o, 6);
+      if (id == 0) continue;  // refused: never as much room
+      h.run();
+      h.expect_sound();
+      h.expect_all_ended();
+      EXPECT_EQ(h.record(id).end.finish, FinishReason::kLength) << num_blocks << " blocks, shared " << shared;
+    }
+  }
+}
+
 TEST(PolicyMemoryOfRequests, OthersRunBesideThoseThatWait) {
   Harness h(options_for(bytes_of_one()));
   submit(h, 0, kH2o);
