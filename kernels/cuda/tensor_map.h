@@ -29,22 +29,57 @@ inline EncodeTiled encode_tiled() {
   return function;
 }
 
+struct MapShape {
+  const void* data = nullptr;
+  int rank = 0;
+  cuuint64_t sizes[4] = {}, strides[3] = {};  // innermost first; strides in bytes, of all dimensions but that
+  cuuint32_t box[4] = {};
+
+  CUtensorMap encode(DType dtype) const {
+    const cuuint32_t steps[4] = {1, 1, 1, 1};
+    CUtensorMap map;
+    const CUresult result = encode_tiled()(
+        &map, dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        static_cast<cuuint32_t>(rank), const_cast<void*>(data), sizes, strides, box, steps,
+        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    check(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled refused a map");
+    return map;
+  }
+};
+
 struct MapOfRows {
   const void* data = nullptr;
   int64_t rows = 0, columns = 0, stride = 0;  // elements; what a box reaches beyond them are zeros
   int box_rows = 0;                           // at most 256
 
   CUtensorMap encode(DType dtype) const {
-    const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)},
-                     strides[1] = {static_cast<cuuint64_t>(stride) * 2};
-    const cuuint32_t box[2] = {kMapColumns, static_cast<cuuint32_t>(box_rows)}, steps[2] = {1, 1};
-    CUtensorMap map;
-    const CUresult result = encode_tiled()(
-        &map, dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2,
-        const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    check(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled refused a map of rows");
-    return map;
+    return MapShape{.data = data,
+                    .rank = 2,
+                    .sizes = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)},
+                    .strides = {static_cast<cuuint64_t>(stride) * 2},
+                    .box = {kMapColumns, static_cast<cuuint32_t>(box_rows)}}
+        .encode(dtype);
+  }
+};
+
+// Rows of `columns` elements without gaps, by eights. A box is whole rows, and lands as [row / 8][column / 64][row % 8][64
+// columns]: its bytes lie in one piece whatever `columns` is, where a box of MapOfRows holds 64 columns.
+struct MapOfEights {
+  const void* data = nullptr;
+  int64_t eights = 0, columns = 0;
+  int box_rows = 0;
+
+  CUtensorMap encode(DType dtype) const {
+    const auto row_bytes = static_cast<cuuint64_t>(columns) * 2,
+               panels = static_cast<cuuint64_t>(columns) / kMapColumns;
+    return MapShape{
+        .data = data,
+        .rank = 4,
+        .sizes = {kMapColumns, 8, panels, static_cast<cuuint64_t>(eights)},
+        .strides = {row_bytes, kMapColumns * 2, 8 * row_bytes},
+        .box = {kMapColumns, 8, static_cast<cuuint32_t>(panels), static_cast<cuuint32_t>(box_rows / 8)}}
+        .encode(dtype);
   }
 };
 

@@ -74,7 +74,17 @@ __device__ inline void copy_box(uint32_t target, const CUtensorMap* map, int col
       "l"(map), "r"(column), "r"(row), "r"(barrier.address)
       : "memory");
 }
-// The same, of what is read once: first to leave the cache.
+// A box of a map of eights (tensor_map.h), at the eight so many from its start.
+__device__ inline void copy_eights(uint32_t target, const CUtensorMap* map, int eight,
+                                   TransactionBarrier barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %2, %2, "
+      "%3}], "
+      "[%4];" ::"r"(target),
+      "l"(map), "r"(0), "r"(eight), "r"(barrier.address)
+      : "memory");
+}
+// A box of rows that is read once: first to leave the cache.
 __device__ inline void copy_box_once(uint32_t target, const CUtensorMap* map, int column, int row,
                                      TransactionBarrier barrier, EvictFirst once) {
   asm volatile(
@@ -90,11 +100,18 @@ __device__ inline void prefetch_map(const CUtensorMap* map) {
 // ---- warpgroup products -------------------------------------------------------------------------------------------------------
 // Operands in shared memory lie as tensor copies with a 128-byte swizzle leave them: rows of 128 bytes (64 elements), eight rows
 // to an atom of 1 KiB, atoms of further rows behind; further columns 64 to the right in another such panel.
-//   k along the row (K, and Q as A): stride between atoms of rows; the step to the next 16 of k is 32 bytes.
-//   k down the rows (V): `panel_bytes` to the next 64 columns; the step to the next 16 of k is two atoms, 2 KiB.
-__device__ inline uint64_t operand_descriptor(uint32_t address, uint32_t panel_bytes) {
-  constexpr uint64_t kSwizzle128 = 1ull << 62, kAtomStride = uint64_t{1024 >> 4} << 32;
-  return kSwizzle128 | kAtomStride | uint64_t{panel_bytes >> 4 & 0x3fffu} << 16 | (address >> 4 & 0x3fffu);
+//   k along the row (K, and Q as A): `atom_bytes` to the next eight rows; the step to the next 16 of k is 32 bytes.
+//   k down the rows (V): `panel_bytes` to the next 64 columns; the step to the next 16 of k is two atoms' strides.
+__device__ inline uint64_t operand_descriptor(uint32_t address, uint32_t panel_bytes,
+                                              uint32_t atom_bytes = 1024) {
+  constexpr uint64_t kSwizzle128 = 1ull << 62;
+  return kSwizzle128 | uint64_t{atom_bytes >> 4} << 32 | uint64_t{panel_bytes >> 4 & 0x3fffu} << 16 |
+         (address >> 4 & 0x3fffu);
+}
+// The descriptor of what lies so many bytes further: one addition, where a new descriptor takes five instructions.
+__device__ inline uint64_t further(uint64_t descriptor, uint32_t bytes) {
+  return (descriptor & 0xffffffff00000000ull) |
+         static_cast<uint32_t>(static_cast<uint32_t>(descriptor) + (bytes >> 4));
 }
 __device__ inline void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");

@@ -24,7 +24,7 @@ struct Decode {
   static constexpr int kLaneVectors = (kDim / 4 + kWarp - 1) / kWarp;  // float4s of a head that a lane merges
 
   static constexpr int shared_bytes(int warps, int stages) {
-    return warps * stages * kStageBytes + warps * kHeads * (kRowFloats * 4 + 8);
+    return warps * stages * kStageBytes + warps * kHeads * (kRowFloats * 4 + 8) + 16;
   }
 
   const DecodeParams& a;
@@ -33,6 +33,7 @@ struct Decode {
   EvictFirst policy;                  // of K and V, which no one reads again this step
   Shared<float> merged;               // [warps][kHeads][kRowFloats]
   Shared<float2> states;              // [warps][kHeads] largest, sum
+  Shared<int32_t> is_last;            // this block is the last to arrive at the unit in hand
   DecodeShare share;
 
   // Fetching: the warp's next tile, its unit, and the physical blocks of its next 32 tiles, one a lane.
@@ -59,6 +60,7 @@ struct Decode {
     const Shared<char> after_rings = shared + warps * a.stages * kStageBytes;
     merged = after_rings.template as<float>();
     states = (after_rings + warps * kHeads * kRowFloats * 4).template as<float2>();
+    is_last = (after_rings + warps * kHeads * (kRowFloats * 4 + 8)).template as<int32_t>();
   }
 
   __device__ void run() {
@@ -447,32 +449,38 @@ struct Decode {
       store(reinterpret_cast<float2*>(target + kDim), make_float2(head.state.largest, head.state.sum));
   }
 
-  // Folds `count` partial rows into head; row(j) is the j-th. States and values of a batch are under way together.
+  // Folds `count` partial rows into head; row(j) is the j-th.
   template <class Row>
   __device__ void fold_partials(Head& head, int count, Row row) {
-    for (int from = 0; from < count; from += kRowsAhead) {
-      const int here = min(kRowsAhead, count - from);
+    for (int from = 0; from < count; from += kWarp) {
       float2 state = make_float2(kNegativeInfinity, 0);
-      if (lane < here) state = load_shared_by_grid(reinterpret_cast<const float2*>(row(from + lane) + kDim));
-      float4 part[kRowsAhead][kLaneVectors];
-#pragma unroll
-      for (int j = 0; j < kRowsAhead; ++j) {
-        if (j >= here) break;
-        const float4* source = reinterpret_cast<const float4*>(row(from + j));
-#pragma unroll
-        for (int i = 0; i < kLaneVectors; ++i)
-          if (has_vector(i)) part[j][i] = load_shared_by_grid(source + i * kWarp + lane);
-      }
+      if (from + lane < count)
+        state = load_shared_by_grid(reinterpret_cast<const float2*>(row(from + lane) + kDim));
       const float common = fmaxf(head.state.largest, warp_max(state.x));
       scale_head(head, rescale(head.state.largest, common));
       const float factor = rescale(state.x, common);
       head.state = {common, head.state.sum + warp_sum(state.y * factor)};
+      const int here = min(kWarp, count - from);
+      for (int first = 0; first < here; first += kRowsAhead) add_rows(head, factor, first, here, from, row);
+    }
+  }
+  // Rows [first, here) of those from `from` on, at most kRowsAhead, whose loads are all under way before the first is used.
+  template <class Row>
+  __device__ void add_rows(Head& head, float factor, int first, int here, int from, Row row) {
+    float4 part[kRowsAhead][kLaneVectors];
 #pragma unroll
-      for (int j = 0; j < kRowsAhead; ++j) {
-        if (j >= here) break;
-        const float f = shfl(factor, j);
-        add_part(head, f, [&](int i) { return part[j][i]; });
-      }
+    for (int j = 0; j < kRowsAhead; ++j) {
+      if (first + j >= here) break;
+      const float4* source = reinterpret_cast<const float4*>(row(from + first + j));
+#pragma unroll
+      for (int i = 0; i < kLaneVectors; ++i)
+        if (has_vector(i)) part[j][i] = load_shared_by_grid(source + i * kWarp + lane);
+    }
+#pragma unroll
+    for (int j = 0; j < kRowsAhead; ++j) {
+      if (first + j >= here) break;
+      const float f = shfl(factor, first + j);
+      add_part(head, f, [&](int i) { return part[j][i]; });
     }
   }
 
@@ -511,34 +519,39 @@ struct Decode {
     const bool whole = begin == unit.at.begin && end == unit.end(), second = begin != share.from;
     const int heads = min(kHeads, a.view.group - unit.at.pass * kHeads);
     for (int h = warps - 1 - warp; h < heads; h += warps) {
-      Head head = merge_warps(h);
-      if (!whole) {
+      const Head head = merge_warps(h);
+      if (whole) {
+        store_output(unit, head, head_in_group(unit, h));
+      } else {
         store_partial(head, partial(blockIdx.x, second, h));
-        if (!merge_blocks(unit, second, h, head)) continue;
       }
-      store_output(unit, head, head_in_group(unit, h));
     }
+    if (!whole) merge_blocks(unit, second, heads);
   }
 
-  // This warp has stored its block's part of a head; the last to do so has all parts in `head` then.
   // second: the unit begins within this block's range, so its part of it is this block's second.
-  __device__ bool merge_blocks(const UnitCursor& unit, bool second, int h, Head& head) {
+  __device__ void merge_blocks(const UnitCursor& unit, bool second, int heads) {
     const int first = second ? static_cast<int>(blockIdx.x) : share.front_first;
     const int last = second ? share.back_last : share.front_last;
-    int32_t* counter = a.counters + unit.at.sequence * a.view.num_q_heads + unit.at.kv_head * a.view.group +
-                       head_in_group(unit, h);
-    int before = 0;
-    sync_warp();
-    if (lane == 0) before = atomic_add_in_order(counter, 1);
-    if (shfl(before, 0) != last - first) return false;
-    sync_warp();
-    if (lane == 0) store(counter, 0);
+    fence_grid();
+    sync_threads();
+    if (threadIdx.x == 0) {
+      int32_t* counter = a.counters + unit.unit(a);
+      const bool arrived_last = atomic_add(counter, 1) == last - first;
+      if (arrived_last) store(counter, 0);
+      is_last[0] = arrived_last;
+    }
+    sync_threads();
+    if (is_last[0] == 0) return;
+    fence_grid();
     // Only its first part can be the second of its block: one that begins inside that block's range.
     const bool starts_inside = second || share.front_inside != 0;
-    head = {};
-    fold_partials(head, last - first + 1,
-                  [&](int j) { return partial(first + j, j == 0 && starts_inside, h); });
-    return true;
+    for (int h = warps - 1 - warp; h < heads; h += warps) {
+      Head head = {};
+      fold_partials(head, last - first + 1,
+                    [&](int j) { return partial(first + j, j == 0 && starts_inside, h); });
+      store_output(unit, head, head_in_group(unit, h));
+    }
   }
 };
 
@@ -629,8 +642,8 @@ DecodeParams planned_params(const AttentionContext& context, const AttentionPara
   a.unit_cost = tuning.unit_cost;
   a.aligned = tuning.aligned;
   a.split_first = tuning.split_first;
-  check(int64_t{p.num_sequences} * p.num_q_heads <= context.scratch.num_counters,
-        "attention: more heads than reserved counters");
+  check(int64_t{p.num_sequences} * p.num_kv_heads * a.passes <= context.scratch.num_counters,
+        "attention: more units than reserved counters");
   return a;
 }
 

@@ -262,13 +262,16 @@ struct FlashEpilogue {
   __device__ void write_rows(int first_row, const SoftmaxState (&state)[2],
                              const float (&values)[kDim / 8][4], Shared<char> staging) {
     const AttentionView& v = a.view;
+    // Of row lane % 16: its row of the output, -1 past the last. Divided once here; for every chunk it would be longer than
+    // the rest.
+    const int packed = first_row + lane % 16, in_group = packed % v.group;
+    const int64_t mine = packed < task.rows ? output_row(packed / v.group, in_group) : -1;
     float norm[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int packed = first_row + g + i * 8;
-      norm[i] = normaliser(v, state[i], task.head * v.group + packed % v.group);
-      if (v.lse != nullptr && t == 0 && packed < task.rows)
-        store(v.lse + output_row(packed), lse_of(state[i]));
+      norm[i] = normaliser(v, state[i], task.head * v.group + shfl(in_group, g + i * 8));
+      const int64_t row = shfl(mine, g + i * 8);
+      if (v.lse != nullptr && t == 0 && row >= 0) store(v.lse + row, lse_of(state[i]));
     }
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
@@ -279,15 +282,15 @@ struct FlashEpilogue {
     }
     sync_warp();
     for (int chunk = lane; chunk < 16 * Layout::kChunks; chunk += kWarp) {
-      const int packed = first_row + chunk / Layout::kChunks, column = chunk % Layout::kChunks;
-      if (packed >= task.rows) continue;
-      const uint4 x = (staging + Layout::offset(chunk / Layout::kChunks, column)).template as<uint4>()[0];
-      store(static_cast<uint4*>(v.out) + output_row(packed) * Layout::kChunks + column, x);
+      const int row = chunk / Layout::kChunks, column = chunk % Layout::kChunks;
+      const int64_t to = shfl(mine, row);
+      if (to < 0) continue;
+      const uint4 x = (staging + Layout::offset(row, column)).template as<uint4>()[0];
+      store(static_cast<uint4*>(v.out) + to * Layout::kChunks + column, x);
     }
   }
-  __device__ int64_t output_row(int packed) const {
-    return int64_t{task.query_row + packed / a.view.group} * a.view.num_q_heads + task.head * a.view.group +
-           packed % a.view.group;
+  __device__ int64_t output_row(int row, int in_group) const {
+    return int64_t{task.query_row + row} * a.view.num_q_heads + task.head * a.view.group + in_group;
   }
 
   __device__ void write_partials(int first_row, const SoftmaxState (&state)[2],
