@@ -3,6 +3,8 @@
 // arena. A lane holds eight elements of a head's first half and the eight that pair with them in the second,
 // so the rotation needs no exchange; head_dim / 16 lanes take a head, rounded up to a power of two so that
 // the norm's sum is a few shuffles.
+#include <algorithm>
+
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/vector.h"
 #include "kernels/op_checks.h"
@@ -10,7 +12,11 @@
 namespace quire::QUIRE_SIDE {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 128, kMostThreads = 256;
+constexpr int kManyRows = 512;     // from here on bytes in flight bound the kernel
+constexpr int kManyRowsHeads = 3;  // a thread then; 8192 rows: 74 us, with two 76, with four 77
+constexpr int kManyRowsBlocks =
+    3;  // of most threads a multiprocessor: 80 registers. Two: 74 to 78 us; four spill, 82 us
 
 // One head of one row: where it is read, where it goes, and what is done to it.
 template <class Act, class Kv>
@@ -83,41 +89,40 @@ __device__ inline void rotate(const Turn& turn, Chunk& a, Chunk& b) {
   }
 }
 
-// head_dim a multiple of 16, all of it rotated. `lanes` (a power of two) threads a head. Slots, positions and angles,
-// two trips to L2, are read before the dependency wait: the kernel before makes q, k and v alone.
+// The sixteen elements of a head that a lane holds, as they lie in memory.
+template <class Act>
+struct Sixteen {
+  RawChunk<Act> a, b;
+};
+
+__device__ inline void scale_by(Chunk& c, float scale, const float* weights) {
+  const Chunk w = load_chunk(weights);
+#pragma unroll
+  for (int j = 0; j < kChunk; ++j) c.v[j] *= scale * w.v[j];
+}
+
+// RMSNorm over the head that `lanes` lanes hold between them; all lanes of the warp come here.
 template <class Act, class Kv>
-__global__ void __launch_bounds__(kThreads) rope_kv_write_chunks(RopeKvWriteParams p, int lanes) {
-  const int64_t row = blockIdx.x;
-  const int lane = static_cast<int>(threadIdx.x) % lanes, half = p.head_dim / 2, i = lane * kChunk;
-  const Head<Act, Kv> head =
-      head_of<Act, Kv>(p, row, static_cast<int>(blockIdx.y * (kThreads / lanes) + threadIdx.x / lanes));
-  const bool active = !head.skipped && i < half;
-  Turn turn{};
-  if (active && head.rotated) turn = turn_of(p, p.positions + row, i);
-  wait_for_previous_kernel();
-  let_next_kernel_start();
-  Chunk a{}, b{};
-  if (active) {
-    a = load_chunk(head.source + i);
-    b = load_chunk(head.source + half + i);
-  }
-  if (p.q_norm != nullptr || p.k_norm != nullptr) {  // every lane of the warp takes part in the sums
-    float squares = 0;
+__device__ inline void normalise(const RopeKvWriteParams& p, const Head<Act, Kv>& head, int i, int lanes,
+                                 Chunk& a, Chunk& b) {
+  float squares = 0;
 #pragma unroll
-    for (int j = 0; j < kChunk; ++j) squares += a.v[j] * a.v[j] + b.v[j] * b.v[j];
-    for (int mask = lanes / 2; mask > 0; mask /= 2) squares += shfl_xor(squares, mask);
-    const float scale = rsqrt_approx(squares / static_cast<float>(p.head_dim) + p.norm_eps);
-    if (active && head.norm != nullptr) {
-      const Chunk wa = load_chunk(head.norm + i), wb = load_chunk(head.norm + half + i);
-#pragma unroll
-      for (int j = 0; j < kChunk; ++j) {
-        a.v[j] *= scale * wa.v[j];
-        b.v[j] *= scale * wb.v[j];
-      }
-    }
-  }
-  if (!active) return;
-  if (head.q_sink_target != nullptr) {
+  for (int j = 0; j < kChunk; ++j) squares += a.v[j] * a.v[j] + b.v[j] * b.v[j];
+  for (int mask = lanes / 2; mask > 0; mask /= 2) squares += shfl_xor(squares, mask);
+  if (head.norm == nullptr || i >= p.head_dim / 2) return;
+  const float scale = rsqrt_approx(squares / static_cast<float>(p.head_dim) + p.norm_eps);
+  scale_by(a, scale, head.norm + i);
+  scale_by(b, scale, head.norm + p.head_dim / 2 + i);
+}
+
+template <class Act, class Kv, bool kSink>
+__device__ inline void finish_head(const RopeKvWriteParams& p, int64_t row, const Head<Act, Kv>& head,
+                                   const Turn& turn, int i, int lanes, const Sixteen<Act>& loaded) {
+  const int half = p.head_dim / 2;
+  Chunk a = unpack_chunk<Act>(loaded.a), b = unpack_chunk<Act>(loaded.b);
+  if (p.q_norm != nullptr || p.k_norm != nullptr) normalise(p, head, i, lanes, a, b);
+  if (head.skipped || i >= half) return;
+  if (kSink && head.q_sink_target != nullptr) {
     Chunk c = a, d = b;
     rotate(turn_of(p, p.sink_positions + row, i), c, d);
     store_chunk(head.q_sink_target + i, c);
@@ -126,6 +131,38 @@ __global__ void __launch_bounds__(kThreads) rope_kv_write_chunks(RopeKvWritePara
   if (head.rotated) rotate(turn, a, b);
   write_head(head, i, a);
   write_head(head, half + i, b);
+}
+
+// head_dim a multiple of 16, all of it rotated. `lanes` (a power of two) threads a head, kHeads heads a thread, which
+// share their angles. One head a thread is for few rows: latency counts, so slots, positions and angles, two trips to
+// L2, are read before the dependency wait (the kernel before makes q, k and v alone). Several are for many rows: bytes
+// in flight count, so all of a thread's are asked for before it is known where the first goes.
+template <class Act, class Kv, int kHeads>
+__global__ void __launch_bounds__(kMostThreads, kHeads == 1 || sizeof(Act) == 4 ? 1 : kManyRowsBlocks)
+    rope_kv_write_chunks(RopeKvWriteParams p, int lanes) {
+  const int64_t row = blockIdx.x;
+  const int lane = static_cast<int>(threadIdx.x) % lanes, half = p.head_dim / 2, i = lane * kChunk;
+  const int at_once = static_cast<int>(blockDim.x) / lanes;  // heads
+  const int first = static_cast<int>(blockIdx.y) * at_once * kHeads + static_cast<int>(threadIdx.x) / lanes;
+  Turn turn{};
+  if (i < half && first < p.num_q_heads + p.num_kv_heads) turn = turn_of(p, p.positions + row, i);
+  Head<Act, Kv> head;
+  if constexpr (kHeads == 1) head = head_of<Act, Kv>(p, row, first);
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const int heads = p.num_q_heads + 2 * p.num_kv_heads;
+  Sixteen<Act> loaded[kHeads] = {};
+#pragma unroll
+  for (int j = 0; j < kHeads; ++j) {
+    const int index = first + j * at_once;
+    const Act* source = static_cast<const Act*>(p.qkv) + (row * heads + index) * p.head_dim + i;
+    if (index < heads && i < half) loaded[j] = {load_raw(source), load_raw(source + half)};
+  }
+#pragma unroll
+  for (int j = 0; j < kHeads; ++j) {
+    if constexpr (kHeads > 1) head = head_of<Act, Kv>(p, row, first + j * at_once);
+    finish_head<Act, Kv, kHeads == 1>(p, row, head, turn, i, lanes, loaded[j]);
+  }
 }
 
 // Any head_dim and rotary_dim, element by element; a warp a head.
@@ -176,6 +213,30 @@ __global__ void __launch_bounds__(kThreads) rope_kv_write_elements(RopeKvWritePa
   for (int i = 2 * half + lane; i < p.head_dim; i += kWarp) write(i, normed(i));
 }
 
+// Blocks of `threads` at `lanes` a head, `heads_each` heads a thread, over all heads of a row.
+LaunchConfig launch_of(const Target& target, const RopeKvWriteParams& p, int lanes, int heads_each,
+                       int threads) {
+  const int64_t heads = p.num_q_heads + 2 * p.num_kv_heads;
+  return {.grid = {as_grid(p.rows), as_grid(ceil_div<int64_t>(heads, int64_t{threads} / lanes * heads_each))},
+          .block = static_cast<unsigned>(threads),
+          .stream = target.stream,
+          .dependent = true,
+          .carveout = carveout_of(p.rows)};
+}
+
+template <class Act, class Kv>
+void launch_chunks(const Target& target, const RopeKvWriteParams& p) {
+  int lanes = 1;
+  while (lanes * 2 * kChunk < p.head_dim) lanes *= 2;
+  if (p.rows < kManyRows || p.q_sink_out != nullptr)
+    return launch<rope_kv_write_chunks<Act, Kv, 1>>(launch_of(target, p, lanes, 1, kThreads), p, lanes);
+  const int64_t heads = p.num_q_heads + 2 * p.num_kv_heads;
+  const int64_t wanted = ceil_div<int64_t>(ceil_div<int64_t>(heads, kManyRowsHeads) * lanes, kWarp) * kWarp;
+  const int threads = static_cast<int>(std::min<int64_t>(wanted, kMostThreads));
+  launch<rope_kv_write_chunks<Act, Kv, kManyRowsHeads>>(launch_of(target, p, lanes, kManyRowsHeads, threads),
+                                                        p, lanes);
+}
+
 }  // namespace
 
 void rope_kv_write(const Target& target, const RopeKvWriteParams& p) {
@@ -183,21 +244,13 @@ void rope_kv_write(const Target& target, const RopeKvWriteParams& p) {
   check_op(p);
   const bool chunks =
       p.head_dim % (2 * kChunk) == 0 && p.rotary_dim == p.head_dim && p.head_dim <= 2 * kChunk * kWarp;
-  int lanes = chunks ? 1 : kWarp;
-  while (chunks && lanes * 2 * kChunk < p.head_dim) lanes *= 2;
-  const int64_t heads = p.num_q_heads + 2 * p.num_kv_heads;
-  const LaunchConfig config{.grid = {as_grid(p.rows), as_grid(ceil_div<int64_t>(heads, kThreads / lanes))},
-                            .block = kThreads,
-                            .stream = target.stream,
-                            .dependent = true,
-                            .carveout = carveout_of(p.rows)};
   const DType kv_dtype = p.num_kv_heads > 0 ? p.layout.dtype : target.activations;
   with_float_type(target.activations, [&](auto act) {
     with_float_type(kv_dtype, [&](auto kv) {
       using Act = decltype(act);
       using Kv = decltype(kv);
-      chunks ? launch<rope_kv_write_chunks<Act, Kv>>(config, p, lanes)
-             : launch<rope_kv_write_elements<Act, Kv>>(config, p);
+      chunks ? launch_chunks<Act, Kv>(target, p)
+             : launch<rope_kv_write_elements<Act, Kv>>(launch_of(target, p, kWarp, 1, kThreads), p);
     });
   });
 }

@@ -23,6 +23,30 @@ __device__ inline uint4 pack_chunk(const Chunk& c) {
                     pack2<T>(c.v[6], c.v[7]));
 }
 
+// A chunk as it lies in memory: half the registers of a 16-bit type's floats, where many are in flight.
+template <class T>
+struct RawChunk {
+  uint4 u[sizeof(T) * kChunk / sizeof(uint4)];
+};
+template <class T>
+__device__ inline RawChunk<T> load_raw(const T* p) {
+  RawChunk<T> raw;
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(T) * kChunk / sizeof(uint4)); ++i)
+    raw.u[i] = load(reinterpret_cast<const uint4*>(p) + i);
+  return raw;
+}
+template <class T>
+__device__ inline Chunk unpack_chunk(const RawChunk<T>& raw) {
+  if constexpr (sizeof(T) == 4) {
+    const uint4 a = raw.u[0], b = raw.u[1];
+    return {{bits_to_f32(a.x), bits_to_f32(a.y), bits_to_f32(a.z), bits_to_f32(a.w), bits_to_f32(b.x),
+             bits_to_f32(b.y), bits_to_f32(b.z), bits_to_f32(b.w)}};
+  } else {
+    return unpack_chunk<T>(raw.u[0]);
+  }
+}
+
 // p is aligned to 16 bytes.
 template <class T>
 __device__ inline Chunk load_chunk(const T* p) {

@@ -7,12 +7,30 @@ namespace {
 
 using CudaRows = CudaOps;
 
-constexpr int64_t kRows = 4, kPositions = 40;
-constexpr int32_t kQHeads = 4, kKvHeads = 2, kBlocks = 5;
+constexpr int64_t kPositions = 40;
+constexpr int32_t kQHeads = 4, kKvHeads = 2, kBlocks = 5, kBlockTokens = 8;
 
 struct RopeShape {
   int32_t dim = 64, rotary = 64;
-  bool norms = false;
+  bool norms = false, sinks = true;
+  int64_t rows = 4;
+};
+
+// Positions, positions for sinks, and a slot of its own for each head of a row. Row 2, and each seventh of many, is padding.
+struct RopeRows {
+  std::vector<int32_t> positions = {39, 3, 0, 20}, sink_positions = {9, 3, 0, 9};
+  std::vector<int64_t> slots = {3, 38, 17, 17, -1, -1, 30, 8};
+
+  explicit RopeRows(int64_t rows) {
+    for (int64_t r = 4; r < rows; ++r) {
+      positions.push_back(static_cast<int32_t>(r * 7 % kPositions));
+      sink_positions.push_back(static_cast<int32_t>(r * 3 % kPositions));
+      const bool padding = r % 7 == 2;
+      slots.push_back(padding ? -1 : 40 + r);
+      slots.push_back(padding ? -1 : 40 + rows - r);
+    }
+  }
+  int32_t blocks() const { return kBlocks + static_cast<int32_t>(positions.size()) / kBlockTokens + 1; }
 };
 
 // Both sides' outputs, NaN where nothing was written.
@@ -23,22 +41,26 @@ struct RopeOutputs {
 TEST_P(CudaRows, RotatesForSinksAndWritesEachHeadToItsOwnSlot) {
   Random random(11);
   const DType act = GetParam();
-  for (const RopeShape& shape : {RopeShape{}, RopeShape{.dim = 128, .rotary = 128, .norms = true},
-                                 RopeShape{.dim = 80, .rotary = 32}}) {
-    const KvLayout layout{
-        .dtype = act, .num_layers = 2, .num_kv_heads = kKvHeads, .head_dim = shape.dim, .block_tokens = 8};
+  for (const RopeShape& shape :
+       {RopeShape{}, RopeShape{.dim = 128, .rotary = 128, .norms = true}, RopeShape{.dim = 80, .rotary = 32},
+        RopeShape{.rows = 513}, RopeShape{.sinks = false, .rows = 515},
+        RopeShape{.dim = 128, .rotary = 128, .norms = true, .sinks = false, .rows = 520}}) {
+    const RopeRows rows(shape.rows);
+    const KvLayout layout{.dtype = act,
+                          .num_layers = 2,
+                          .num_kv_heads = kKvHeads,
+                          .head_dim = shape.dim,
+                          .block_tokens = kBlockTokens};
     const int64_t stride = (kQHeads + 2 * kKvHeads) * shape.dim,
-                  arena_elements = kBlocks * layout.block_bytes() / bytes_of(act);
-    const Tensor qkv = Tensor::random(random, act, kRows * stride),
+                  arena_elements = rows.blocks() * layout.block_bytes() / bytes_of(act);
+    const Tensor qkv = Tensor::random(random, act, shape.rows * stride),
                  turns = Tensor::random(random, DType::kF32, kPositions * shape.dim);
     const Tensor norms = Tensor::random(random, DType::kF32, 2 * shape.dim);
-    const std::vector<int32_t> positions = {39, 3, 0, 20}, sink_positions = {9, 3, 0, 9};
-    const std::vector<int64_t> slots = {3, 38, 17, 17, -1, -1, 30, 8};  // row 2 is padding
     const auto params = [&](void* q, void* sink, char* arena, const int32_t* at, const int32_t* sink_at,
                             const int64_t* to, const float* cos_sin, const float* norm) {
       return RopeKvWriteParams{.qkv = q,
-                               .q_sink_out = sink,
-                               .sink_positions = sink_at,
+                               .q_sink_out = shape.sinks ? sink : nullptr,
+                               .sink_positions = shape.sinks ? sink_at : nullptr,
                                .positions = at,
                                .slots = to,
                                .slot_stride = kKvHeads,
@@ -51,18 +73,18 @@ TEST_P(CudaRows, RotatesForSinksAndWritesEachHeadToItsOwnSlot) {
                                .num_q_heads = kQHeads,
                                .num_kv_heads = kKvHeads,
                                .head_dim = shape.dim,
-                               .rows = kRows};
+                               .rows = shape.rows};
     };
-    RopeOutputs wanted{qkv.as_f32(), Tensor::poisoned(DType::kF32, kRows * stride),
+    RopeOutputs wanted{qkv.as_f32(), Tensor::poisoned(DType::kF32, shape.rows * stride),
                        Tensor::poisoned(act, arena_elements)};
     reference().rope_kv_write(params(wanted.qkv.data(), wanted.q_sink.data(), wanted.arena.bytes(),
-                                     positions.data(), sink_positions.data(), slots.data(),
+                                     rows.positions.data(), rows.sink_positions.data(), rows.slots.data(),
                                      static_cast<const float*>(turns.data()),
                                      static_cast<const float*>(norms.data())));
-    RopeOutputs got{qkv, Tensor::poisoned(act, kRows * stride), Tensor::poisoned(act, arena_elements)};
+    RopeOutputs got{qkv, Tensor::poisoned(act, shape.rows * stride), Tensor::poisoned(act, arena_elements)};
     const DeviceBuffer q = upload(got.qkv), sink = upload(got.q_sink), arena = upload(got.arena),
-                       at = upload(positions), sink_at = upload(sink_positions), to = upload(slots),
-                       cos_sin = upload(turns), norm = upload(norms);
+                       at = upload(rows.positions), sink_at = upload(rows.sink_positions),
+                       to = upload(rows.slots), cos_sin = upload(turns), norm = upload(norms);
     kernels_->rope_kv_write(params(q.data(), sink.data(), arena.as<char>(), at.as<int32_t>(),
                                    sink_at.as<int32_t>(), to.as<int64_t>(), cos_sin.as<float>(),
                                    norm.as<float>()));
