@@ -78,7 +78,7 @@ class HostEvent final : public StreamEvent {
 
  private:
   // The executor asks every 20 us, and an engine plans the next step in less than all of these.
-  static constexpr int kAskedInVain = 50;
+  static constexpr int kAskedInVain = 10;
   HostQueue& queue_;
   int64_t behind_ = 0;  // so many calls
   int times_asked_ = 0;
