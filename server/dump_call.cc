@@ -126,7 +126,6 @@ void DumpCall::finish(const grpc::Status& status) {
             .refusal = refusal_},
            status);
   if (status.ok()) answer_ = serialize(response_);
-  lease_.leave();
   if (!handed_over_) lease_.settle(0);
   if (registered_) registry_.finishing(name_);
   Finish(status);

@@ -157,8 +157,7 @@ void GenerateCall::pump() {
       write_started_us_ = now_us();
     } else if (ended_) {
       finish_called_ = true;
-      lease_.leave();  // before its client can have read the status, so a retry at once may have its place
-      if (!handed_over_) lease_.settle(0);
+      if (!handed_over_) lease_.settle(0);  // before its client can have read the status
     } else {
       return;
     }

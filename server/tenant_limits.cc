@@ -21,9 +21,8 @@ int64_t ms_rounded_up(int64_t us) {
 
 struct TenantLease::Held {
   std::shared_ptr<TenantLimiter> limiter;
-  TenantLimiter::Tenant& tenant;  // not forgotten before its leases are settled
+  TenantLimiter::Tenant& tenant;  // not forgotten while it has requests running
   int64_t charged_tokens, started_us;
-  bool runs = true;
 };
 
 TenantLease::TenantLease() = default;
@@ -34,24 +33,16 @@ TenantLease::~TenantLease() {
   settle(0);
 }
 
-void TenantLease::leave() {
-  if (!held_ || !std::exchange(held_->runs, false)) return;
-  TenantLimiter& limiter = *held_->limiter;
-  const std::lock_guard lock(limiter.mutex_);
-  const auto ran_us = static_cast<double>(limiter.clock_.now_us() - held_->started_us);
-  limiter.mean_run_us_ += kSmooth * (ran_us - limiter.mean_run_us_);
-  --held_->tenant.num_running;
-}
-
 void TenantLease::settle(int64_t used_tokens) {
   if (!held_) return;
-  leave();
   const std::unique_ptr<Held> held = std::move(held_);
   TenantLimiter& limiter = *held->limiter;
   const std::lock_guard lock(limiter.mutex_);
   const int64_t now_us = limiter.clock_.now_us();
+  const auto ran_us = static_cast<double>(now_us - held->started_us);
+  limiter.mean_run_us_ += kSmooth * (ran_us - limiter.mean_run_us_);
   held->tenant.tokens.take(used_tokens - held->charged_tokens, now_us);
-  if (--held->tenant.num_leases == 0) limiter.become_idle(held->tenant, now_us);
+  if (--held->tenant.num_running == 0) limiter.become_idle(held->tenant, now_us);
 }
 
 // ---- who may ----
@@ -77,13 +68,12 @@ TenantLimiter::Admission TenantLimiter::admit(const std::string& tenant_name, in
   forget_full(now_us);
   Tenant& tenant = find(tenant_name, now_us);
   if (std::optional<QuotaRefusal> refusal = check(tenant, tokens, now_us)) {
-    if (tenant.num_leases == 0) become_idle(tenant, now_us);
+    if (tenant.num_running == 0) become_idle(tenant, now_us);
     return {.lease = {}, .refusal = std::move(refusal)};
   }
   tenant.requests.take(1, now_us);
   tenant.tokens.take(tokens, now_us);
   ++tenant.num_running;
-  ++tenant.num_leases;
   return {
       .lease = TenantLease(std::make_unique<TenantLease::Held>(TenantLease::Held{
           .limiter = shared_from_this(), .tenant = tenant, .charged_tokens = tokens, .started_us = now_us})),
@@ -134,7 +124,7 @@ TenantLimiter::Tenant& TenantLimiter::find(const std::string& name, int64_t now_
   const auto [at, is_new] = tenants_.try_emplace(name, limits_, now_us);
   Tenant& tenant = at->second;
   tenant.name = &at->first;
-  if (!is_new && tenant.num_leases == 0) idle_.erase(tenant.in_idle);
+  if (!is_new && tenant.num_running == 0) idle_.erase(tenant.in_idle);
   return tenant;
 }
 

@@ -54,9 +54,7 @@ class TenantLease {
   TenantLease& operator=(TenantLease&&) = delete;
   ~TenantLease();
 
-  // The request runs no more, so another may. Once; later calls do nothing, as with settle.
-  void leave();
-  // It used so many tokens: the rest goes back.
+  // The request has ended, so another may run, and used so many tokens: the rest goes back. Once; later calls do nothing.
   void settle(int64_t used_tokens);
 
  private:
@@ -88,10 +86,9 @@ class TenantLimiter : public std::enable_shared_from_this<TenantLimiter> {
         : requests(limits.max_requests_per_minute, now_us), tokens(limits.max_tokens_per_minute, now_us) {}
 
     const std::string* name = nullptr;  // the key it is under
-    int64_t num_running = 0;
-    int64_t num_leases = 0;  // running, or not yet settled: it is not forgotten
+    int64_t num_running = 0;            // not forgotten until there are none
     TokenBucket requests, tokens;
-    std::list<Tenant*>::iterator in_idle;  // where there are no leases
+    std::list<Tenant*>::iterator in_idle;  // where none runs
   };
   struct Verdict;
 

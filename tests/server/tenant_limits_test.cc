@@ -131,8 +131,8 @@ TEST(TenantLimiter, AdmitsSoManyAtOnceOfEachTenant) {
   EXPECT_EQ(third.refusal->error.message,
             "tenant:a: 2 requests run; at most 2 may (max_tenant_parallel_requests)");
   EXPECT_FALSE(limiter->admit("tenant:b", 1).refusal);
-  first.lease.leave();
-  EXPECT_FALSE(limiter->admit("tenant:a", 1).refusal) << "a place is free before the tokens are settled";
+  first.lease.settle(1);
+  EXPECT_FALSE(limiter->admit("tenant:a", 1).refusal);
   EXPECT_EQ(limiter->stats().refused_parallel_total, 1);
 }
 
@@ -140,8 +140,6 @@ TEST(TenantLimiter, FreesOnePlaceForEachLeaseHoweverOftenItIsTold) {
   const ManualClock clock;
   const auto limiter = limiter_of({.max_parallel_requests = 2}, clock);
   auto first = limiter->admit("tenant:a", 1), second = limiter->admit("tenant:a", 1);
-  first.lease.leave();
-  first.lease.leave();
   first.lease.settle(1);
   first.lease.settle(1);
   const auto third = limiter->admit("tenant:a", 1), fourth = limiter->admit("tenant:a", 1);
@@ -384,6 +382,25 @@ TEST(TenantLimits, AreAskedBeforeATextWaitsToBeRead) {
   waiting.join();
 }
 
+TEST(TenantLimits, FreeThePlaceOfATextWhoseClientIsGoneBeforeItIsRead) {
+  Rig rig({}, {.texts = {.threads = 1}, .tenants = {.max_parallel_requests = 2}});
+  rig.engine.hold_texts(true);
+  std::thread reading([&] { run_stream(*rig.stub, request_of("a", 1)); });
+  ASSERT_TRUE(rig.engine.eventually([&] { return rig.engine.num_reading() == 1; }));
+  grpc::ClientContext context;
+  const auto waiting = rig.stub->Generate(&context, request_of("a", 1));
+  ASSERT_TRUE(rig.engine.eventually([&] { return rig.service.num_queued_texts() == 1; }));
+  context.TryCancel();
+  waiting->Finish();
+  ASSERT_TRUE(rig.engine.eventually([&] { return rig.service.num_calls() == 1; }));
+  EXPECT_EQ(rig.engine.num_reading(), 1) << "nothing is read meanwhile";
+  v1::GenerateRequest ids = request_of("a", 1);
+  ids.mutable_token_ids()->add_ids(1);
+  EXPECT_TRUE(run_stream(*rig.stub, ids).status.ok());
+  rig.engine.hold_texts(false);
+  reading.join();
+}
+
 TEST(TenantLimits, TellWhenTheNextRequestOfTheMinuteMayCome) {
   SharedClock clock;
   Rig rig({}, {.tenants = {.max_requests_per_minute = 2}, .clock = &clock});
@@ -417,8 +434,9 @@ TEST(TenantLimits, GiveBackWhatACancelledRequestDidNotUse) {
   SharedClock clock;
   Rig rig({.step_us = 20'000}, {.tenants = {.max_tokens_per_minute = 100'000}, .clock = &clock});
   Stream stream(rig, request_of("a", 90'000));
-  EXPECT_EQ(run_stream(*rig.stub, request_of("a", 80'000)).status.error_code(),
-            grpc::StatusCode::RESOURCE_EXHAUSTED);
+  v1::GenerateRequest large = request_of("a", 80'000);
+  large.set_deadline_ms(1000);
+  EXPECT_EQ(run_stream(*rig.stub, large).status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_EQ(stream.cancel(), grpc::StatusCode::CANCELLED);
   ASSERT_TRUE(rig.engine.eventually([&] { return rig.engine.num_running() == 0; }));
   EXPECT_TRUE(rig.engine.eventually([&] {
