@@ -50,17 +50,29 @@ class Products {
   Products(Rig& rig, Report& report, bool tiny) : rig_(rig), report_(report), tiny_(tiny) {
     for (const Shape& s : tiny ? kTinyLayer : kLayer) layer_.push_back(make_weight(rig, s, kCopies));
     head_ = make_weight(rig, tiny ? kTinyHead : kHead, 1);
+    tune();
   }
 
   void run() {
-    for (const int rows : {1, 2, 4, 8, 16, 24, 32, 64, 80, 96, 128, 256, 2048}) {
+    for (const int rows : {1, 2, 4, 8, 16, 24, 32, 64, 80, 96, 128, 192, 256, 2048}) {
       if (tiny_ && rows > 64) continue;
       step(rows);
-      if (rows == 1 || rows == 8 || rows == 16 || rows == 64) singly(rows);
+      if (rows == 1 || rows == 8 || rows == 16 || rows == 64 || rows == 128 || rows == 256) singly(rows);
     }
   }
 
  private:
+  // As an engine does at its start.
+  void tune() {
+    std::vector<const MatmulWeight*> weights;
+    for (int copy = 0; copy < kCopies; ++copy)
+      for (const Weight& w : layer_) weights.push_back(w.copies[static_cast<size_t>(copy)].get());
+    rig_.kernels().tune({.weights = weights,
+                         .output = head_.copies[0].get(),
+                         .max_rows = 2048,
+                         .max_output_rows = 2048,
+                         .budget_ms = tiny_ ? 0 : 2000});
+  }
   void multiply(const Weight& w, int copy, const Rows& r, int64_t m) {
     rig_.kernels().matmul({.x = r.x.data(),
                            .weight = w.copies[static_cast<size_t>(copy) % w.copies.size()].get(),

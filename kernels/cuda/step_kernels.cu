@@ -34,12 +34,12 @@ class StepKernels final : public Kernels {
   // The memory of products that blocks share: they come before reserve(), in tests and benchmarks.
   Status allocate() {
     if (options_.activations == DType::kF32) return ok();
-    const int64_t bytes = WideScratch::bytes(target_);
+    const int64_t bytes = SharedSums::bytes(target_);
     Result<DeviceBuffer> memory = device_.allocate(bytes, "partial sums of products");
     if (!memory) return memory.error();
-    wide_memory_ = std::move(*memory);
-    wide_ = WideScratch::in(target_, wide_memory_.data());
-    device_.set_zero(wide_memory_.data(), bytes);
+    sums_memory_ = std::move(*memory);
+    sums_ = SharedSums::in(target_, sums_memory_.data());
+    device_.set_zero(sums_memory_.data(), bytes);
     return ok();
   }
 
@@ -208,7 +208,8 @@ class StepKernels final : public Kernels {
     if (p.m == 1 && gemv_takes(target_, p)) return gemv(target_, {}, p);
     if (options_.activations == DType::kF32) return tile_gemm_f32(target_, p);
     if (p.m <= kMaxSkinnyRows) return skinny_gemm(target_, {}, p);
-    if (p.m <= kMaxWideRows) return wide_gemm(target_, wide_, p);
+    if (broad_sm90_takes(target_, p)) return broad_gemm_sm90(target_, sums_, p);
+    if (p.m <= kMaxWideRows) return wide_gemm(target_, sums_, p);
     if (library_ == nullptr || !library_->takes(p)) return tile_gemm(target_, p);
     library_->run(p);
     if (p.bias != nullptr) add_bias(target_, p);
@@ -218,8 +219,8 @@ class StepKernels final : public Kernels {
   KernelOptions options_;
   Target target_;
   AttentionContext attention_;
-  DeviceBuffer scratch_, wide_memory_;
-  WideScratch wide_;
+  DeviceBuffer scratch_, sums_memory_;
+  SharedSums sums_;
   std::unique_ptr<GemmLibrary> library_;
 };
 

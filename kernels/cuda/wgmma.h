@@ -38,6 +38,26 @@ struct TransactionBarrier {
     }
   }
 };
+// ---- clusters: blocks that reach each other's shared memory ---------------------------------------------------------------------
+__device__ inline uint32_t rank_in_cluster() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// All threads of the cluster; orders barriers' initialisation (fence_barrier_init before it), no other memory.
+__device__ inline void meet_in_cluster() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// At the barrier of this address in a block of the cluster. Without a scope: with .release.cluster ptxas puts a fence of the whole card
+// before it.
+__device__ inline void arrive_in_cluster(TransactionBarrier barrier, uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier.address),
+      "r"(rank)
+      : "memory");
+}
 __device__ inline void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -91,6 +111,16 @@ __device__ inline void copy_box_once(uint32_t target, const CUtensorMap* map, in
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
       "[%1, {%2, %3}], [%4], %5;" ::"r"(target),
       "l"(map), "r"(column), "r"(row), "r"(barrier.address), "l"(once.policy)
+      : "memory");
+}
+// The same to the same place in both blocks of a cluster of two; the bytes complete on the barrier of each.
+__device__ inline void copy_box_once_to_both(uint32_t target, const CUtensorMap* map, int column, int row,
+                                             TransactionBarrier barrier, EvictFirst once) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::"
+      "cache_"
+      "hint [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(target),
+      "l"(map), "r"(column), "r"(row), "r"(barrier.address), "h"(uint16_t{3}), "l"(once.policy)
       : "memory");
 }
 __device__ inline void prefetch_map(const CUtensorMap* map) {

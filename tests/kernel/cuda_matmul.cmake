@@ -11,6 +11,12 @@ if(TARGET quire_kernels_cuda AND TARGET quire_kernels_reference)
     set_tests_properties(cuda_planted_product_bugs PROPERTIES LABELS kernel TIMEOUT 600)
   endif()
 endif()
+if(TARGET quire_kernels_cuda)
+  foreach(area epilogue broad_plan)
+    quire_test(cuda_${area}_test LABEL kernel SOURCES ${QUIRE_TEST_DIR}/cuda_${area}_test.cc
+      LIBS quire_kernels_cuda quire_cuda_shim quire_device quire_base)
+  endforeach()
+endif()
 if(TARGET quire_kernels_cuda AND TARGET quire_kernels_reference)
   foreach(area rows elementwise)
     quire_test(cuda_${area}_test LABEL kernel SOURCES ${QUIRE_TEST_DIR}/cuda_${area}_test.cc

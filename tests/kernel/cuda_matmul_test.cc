@@ -57,6 +57,8 @@ class CudaProducts : public testing::TestWithParam<DType> {
   DType act() const { return GetParam(); }
   // With and without bias, as activations and as f32, twice.
   void agree(std::span<const Shape> shapes, std::span<const int64_t> rows);
+  // Each fused op against what the single ops make of the same inputs.
+  void agree_fused(std::span<const Shape> shapes, std::span<const int64_t> rows);
 
   std::unique_ptr<Kernels> kernels_;
 };
@@ -179,9 +181,9 @@ struct Fusion {
   enum { kOut, kResidual, kGated, kLogits } end = kOut;
 };
 
-TEST_P(CudaProducts, FuseWhatTheSingleOpsWouldDo) {
+void CudaProducts::agree_fused(std::span<const Shape> shapes, std::span<const int64_t> rows) {
   Random random(2);
-  for (const Shape& s : kShapes) {
+  for (const Shape& s : shapes) {
     for (const Fusion& f : {Fusion{.norm = true}, Fusion{.norm = true, .bias = true, .end = Fusion::kGated},
                             Fusion{.bias = true, .end = Fusion::kResidual}, Fusion{.end = Fusion::kResidual},
                             Fusion{.norm = true, .end = Fusion::kLogits}, Fusion{.end = Fusion::kGated}}) {
@@ -208,7 +210,7 @@ TEST_P(CudaProducts, FuseWhatTheSingleOpsWouldDo) {
                 bias.at(static_cast<size_t>(is_up * half + i)));
       }
       const DeviceBuffer device_bias = upload(ordered_bias), device_norm = upload(norm_weight);
-      for (const int64_t m : kRows) {
+      for (const int64_t m : rows) {
         if (m > kernels_->fused_rows()) continue;
         const Tensor x = Tensor::random(random, act(), m * s.k),
                      before = Tensor::random(random, act(), m * n);
@@ -271,6 +273,24 @@ TEST_P(CudaProducts, FuseWhatTheSingleOpsWouldDo) {
     }
   }
 }
+
+TEST_P(CudaProducts, FuseWhatTheSingleOpsWouldDo) {
+  agree_fused(kShapes, kRows);
+}
+
+#ifdef QUIRE_ON_CARD
+// Weights that broad_sm90.cu takes (broad_plan.h): tiles in several waves and a last one in part; tall, k shared by blocks, in parts
+// of unequal length, for one, two and three warpgroups and for clusters of two.
+TEST_P(CudaProducts, AgreeForLargeWeights) {
+  if (act() == DType::kF32) GTEST_SKIP() << "f32 has one kernel for all rows";
+  const Shape wide[] = {{24592, 1032}}, tall[] = {{2064, 12296}};
+  const int64_t few[] = {33}, more[] = {40, 80, 150, 200};
+  agree(wide, few);
+  if (act() != DType::kBF16) return;  // the reference takes its time
+  agree_fused(wide, few);
+  agree(tall, more);
+}
+#endif
 
 INSTANTIATE_TEST_SUITE_P(Activations, CudaProducts, testing::Values(DType::kBF16, DType::kF16, DType::kF32),
                          [](const auto& dtype) { return std::string(name_of(dtype.param)); });

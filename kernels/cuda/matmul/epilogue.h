@@ -87,6 +87,39 @@ __device__ inline void put_gated_pair(const Product& p, int64_t m, int64_t n, fl
         pack2<T>(silu(rounded<T>(gate.x)) * rounded<T>(up.x), silu(rounded<T>(gate.y)) * rounded<T>(up.y)));
 }
 
+// ---- eight neighbouring columns of a row at once: n is a multiple of eight; nothing where m or n lies outside -------
+template <class T>
+__device__ inline void add_bias_chunk(const Product& p, int64_t n, Chunk& c) {
+  if (p.bias == nullptr) return;
+#pragma unroll
+  for (int i = 0; i < kChunk; ++i) c.v[i] += load(p.bias + n + i);
+}
+
+// The output is of the activation type, or the residual stream.
+template <class T>
+__device__ inline void put_chunk(const Product& p, int64_t m, int64_t n, Chunk c) {
+  if (m >= p.m || n >= p.n) return;
+  add_bias_chunk<T>(p, n, c);
+  const int64_t at = m * p.n + n;
+  if (p.residual == nullptr) return store_chunk(static_cast<T*>(p.out) + at, c);
+  T* const to = static_cast<T*>(p.residual) + at;
+  const Chunk before = load_chunk(static_cast<const T*>(to));
+#pragma unroll
+  for (int i = 0; i < kChunk; ++i) c.v[i] = before.v[i] + rounded<T>(c.v[i]);
+  store_chunk(to, c);
+}
+
+// n: the stored row of the first of eight gate columns; their up columns are kGateGroup further.
+template <class T>
+__device__ inline void put_gated_chunk(const Product& p, int64_t m, int64_t n, Chunk gate, Chunk up) {
+  if (m >= p.m || n >= p.n) return;
+  add_bias_chunk<T>(p, n, gate);
+  add_bias_chunk<T>(p, n + kGateGroup, up);
+#pragma unroll
+  for (int i = 0; i < kChunk; ++i) gate.v[i] = silu(rounded<T>(gate.v[i])) * rounded<T>(up.v[i]);
+  store_chunk(static_cast<T*>(p.out) + m * (p.n / 2) + n / 2, gate);
+}
+
 // Host: at most one of the three.
 inline void check_fusion(const Product& p) {
   check(!p.gated || (p.residual == nullptr && !p.out_f32 && p.n % (2 * kGateGroup) == 0),

@@ -2,6 +2,7 @@
 //   1 row                 gemv.cu      weights to registers, x in shared memory where it fits
 //   1 or 2 to 16, 16-bit  skinny.cu    tensor cores, weights and x through a ring in shared memory
 //   17 to 64, 16-bit      tensor cores, shared evenly among multiprocessors: wide_sm90.cu on Hopper, else wide.cu
+//   17 to 256, 16-bit     on Hopper broad_sm90.cu, large weights where it is the fastest (broad_sm90_pays)
 //   more, 16-bit          cuBLASLt where it can be opened (cublaslt.h), else tile.cu
 //   several, f32          tile_f32.cu
 // Weights of a step are read once and bound all but the last two; they do not depend on the kernel before, so
@@ -25,15 +26,16 @@ struct SkinnyTuning {
   int step = 0;  // columns of a stage: 256, 512 or 1024
 };
 
-// Memory for the sums of tiles that several blocks of threads make (wide_plan.h): one product at a time.
-inline constexpr int kMostWideTile = 128 * kMaxWideRows;  // sums of a tile
-struct WideScratch {
-  float* partials = nullptr;    // [2 * multiprocessors][kMostWideTile]
-  int32_t* arrivals = nullptr;  // [multiprocessors], zero between launches
+// Memory for the sums of tiles that several blocks of threads make (wide_plan.h, broad_plan.h): one product at a time.
+inline constexpr int kMostWideTile = 128 * kMaxWideRows;  // sums of a tile; a block leaves those of two
+inline constexpr int kMostBroadTile = 128 * 192;          // of a block's tile
+struct SharedSums {
+  float* partials = nullptr;    // [multiprocessors][2 * kMostWideTile or kMostBroadTile]
+  int32_t* arrivals = nullptr;  // [2 * multiprocessors], zero between launches
 
   static int64_t partial_bytes(const Target& target);
   static int64_t bytes(const Target& target);
-  static WideScratch in(const Target& target, void* memory);
+  static SharedSums in(const Target& target, void* memory);
 };
 
 // Whether the kernel for one row norms so many columns itself. Those for several rows do not: bringing all of
@@ -45,20 +47,26 @@ bool gemv_takes(const Target& target, const Product& p);
 
 void gemv(const Target& target, const GemvTuning& tuning, const Product& p);
 void skinny_gemm(const Target& target, const SkinnyTuning& tuning, const Product& p);
-void wide_gemm(const Target& target, const WideScratch& scratch, const Product& p);
+void wide_gemm(const Target& target, const SharedSums& scratch, const Product& p);
 void tile_gemm(const Target& target, const Product& p);
 void tile_gemm_f32(const Target& target, const Product& p);
 void add_bias(const Target& target, const Product& p);  // out += bias, after a library's product
 
-// Hopper's kernel, which the host side does not have.
+// Hopper's kernels, which the host side does not have.
 #if defined(__CUDACC__)
 bool wide_sm90_takes(const Target& target, const Product& p);
 void wide_gemm_sm90(const Target& target, const Product& p);
+bool broad_sm90_takes(const Target& target, const Product& p);
+void broad_gemm_sm90(const Target& target, const SharedSums& scratch, const Product& p);
 #else
 inline bool wide_sm90_takes(const Target&, const Product&) {
   return false;
 }
 inline void wide_gemm_sm90(const Target&, const Product&) {}
+inline bool broad_sm90_takes(const Target&, const Product&) {
+  return false;
+}
+inline void broad_gemm_sm90(const Target&, const SharedSums&, const Product&) {}
 #endif
 
 }  // namespace quire::QUIRE_SIDE

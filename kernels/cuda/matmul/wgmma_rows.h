@@ -1,4 +1,4 @@
-// wgmma with both operands in shared memory, k along their rows (wgmma.h): 64 rows of a times 8 to 256 rows of b, at most 128
+// wgmma with both operands in shared memory, k along their rows (wgmma.h): 64 rows of a times 8 to 224 rows of b, at most 112
 // accumulators a thread. Macros list them.
 #pragma once
 
@@ -34,10 +34,6 @@ __device__ void wgmma_rows(float (&d)[kUnits][4], uint64_t a, uint64_t b, int ac
   QUIRE_NAMES24                                                                      \
   ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109" \
   ", %110, %111"
-#define QUIRE_NAMES32                                                                    \
-  QUIRE_NAMES28                                                                          \
-  ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125" \
-  ", %126, %127"
 
 // a, b and accumulate are the operands behind the accumulators.
 #define QUIRE_WGMMA(T, type, units, columns, a_name, b_name, accumulate_name, ...)                           \
@@ -50,16 +46,14 @@ __device__ void wgmma_rows(float (&d)[kUnits][4], uint64_t a, uint64_t b, int ac
                  : __VA_ARGS__                                                                               \
                  : "l"(a), "l"(b), "r"(accumulate));                                                         \
   }
-#define QUIRE_WGMMAS(T, type)                                                                                \
-  QUIRE_WGMMA(T, type, 1, "8", "%4", "%5", "%6", QUIRE_SUMS1(0))                                             \
-  QUIRE_WGMMA(T, type, 2, "16", "%8", "%9", "%10", QUIRE_SUMS2(0))                                           \
-  QUIRE_WGMMA(T, type, 4, "32", "%16", "%17", "%18", QUIRE_SUMS4(0))                                         \
-  QUIRE_WGMMA(T, type, 8, "64", "%32", "%33", "%34", QUIRE_SUMS8(0))                                         \
-  QUIRE_WGMMA(T, type, 12, "96", "%48", "%49", "%50", QUIRE_SUMS8(0), QUIRE_SUMS4(8))                        \
-  QUIRE_WGMMA(T, type, 16, "128", "%64", "%65", "%66", QUIRE_SUMS16(0))                                      \
-  QUIRE_WGMMA(T, type, 24, "192", "%96", "%97", "%98", QUIRE_SUMS16(0), QUIRE_SUMS8(16))                     \
-  QUIRE_WGMMA(T, type, 28, "224", "%112", "%113", "%114", QUIRE_SUMS16(0), QUIRE_SUMS8(16), QUIRE_SUMS4(24)) \
-  QUIRE_WGMMA(T, type, 32, "256", "%128", "%129", "%130", QUIRE_SUMS16(0), QUIRE_SUMS16(16))
+#define QUIRE_WGMMAS(T, type)                                                            \
+  QUIRE_WGMMA(T, type, 1, "8", "%4", "%5", "%6", QUIRE_SUMS1(0))                         \
+  QUIRE_WGMMA(T, type, 2, "16", "%8", "%9", "%10", QUIRE_SUMS2(0))                       \
+  QUIRE_WGMMA(T, type, 4, "32", "%16", "%17", "%18", QUIRE_SUMS4(0))                     \
+  QUIRE_WGMMA(T, type, 8, "64", "%32", "%33", "%34", QUIRE_SUMS8(0))                     \
+  QUIRE_WGMMA(T, type, 16, "128", "%64", "%65", "%66", QUIRE_SUMS16(0))                  \
+  QUIRE_WGMMA(T, type, 24, "192", "%96", "%97", "%98", QUIRE_SUMS16(0), QUIRE_SUMS8(16)) \
+  QUIRE_WGMMA(T, type, 28, "224", "%112", "%113", "%114", QUIRE_SUMS16(0), QUIRE_SUMS8(16), QUIRE_SUMS4(24))
 QUIRE_WGMMAS(bf16, "bf16")
 QUIRE_WGMMAS(f16, "f16")
 
@@ -76,7 +70,6 @@ QUIRE_WGMMAS(f16, "f16")
 #undef QUIRE_NAMES16
 #undef QUIRE_NAMES24
 #undef QUIRE_NAMES28
-#undef QUIRE_NAMES32
 #undef QUIRE_WGMMA
 #undef QUIRE_WGMMAS
 

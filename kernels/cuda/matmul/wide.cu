@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, 1) wide_tiles(WideParams a) {
 }
 
 template <class T, int kTokens>
-void launch_wide(const Target& target, const WideScratch& scratch, const Product& p) {
+void launch_wide(const Target& target, const SharedSums& scratch, const Product& p) {
   const WideParams params = wide_params(p, scratch, kRows);
   const int blocks = std::min(target.multiprocessors, ceil_div(params.tiles * params.steps, kLeastWideSteps));
   launch<wide_tiles<T, kTokens>>({.grid = as_grid(blocks),
@@ -173,25 +173,26 @@ void launch_wide(const Target& target, const WideScratch& scratch, const Product
 }
 
 template <class T>
-void launch_wide(const Target& target, const WideScratch& scratch, const Product& p) {
+void launch_wide(const Target& target, const SharedSums& scratch, const Product& p) {
   if (p.m <= 32) return launch_wide<T, 32>(target, scratch, p);
   launch_wide<T, 64>(target, scratch, p);
 }
 
 }  // namespace
 
-int64_t WideScratch::partial_bytes(const Target& target) {
-  return int64_t{2} * target.multiprocessors * kMostWideTile * static_cast<int64_t>(sizeof(float));
+int64_t SharedSums::partial_bytes(const Target& target) {
+  const int64_t room = target.compute_capability == 90 ? kMostBroadTile : 2 * kMostWideTile;
+  return target.multiprocessors * room * static_cast<int64_t>(sizeof(float));
 }
-int64_t WideScratch::bytes(const Target& target) {
-  return partial_bytes(target) + target.multiprocessors * int64_t{4};
+int64_t SharedSums::bytes(const Target& target) {
+  return partial_bytes(target) + target.multiprocessors * int64_t{2 * sizeof(int32_t)};
 }
-WideScratch WideScratch::in(const Target& target, void* memory) {
+SharedSums SharedSums::in(const Target& target, void* memory) {
   return {.partials = static_cast<float*>(memory),
           .arrivals = reinterpret_cast<int32_t*>(static_cast<char*>(memory) + partial_bytes(target))};
 }
 
-void wide_gemm(const Target& target, const WideScratch& scratch, const Product& p) {
+void wide_gemm(const Target& target, const SharedSums& scratch, const Product& p) {
   check(target.activations != DType::kF32, "wide_gemm: f32 activations have tile_gemm_f32");
   check(p.norm_weight == nullptr, "wide_gemm: norms are a kernel of their own");
   check_at_least("wide_gemm, most rows less m", kMaxWideRows - p.m, 0);

@@ -20,7 +20,7 @@ inline constexpr int kLeastWideSteps = 4;    // of a range; fewer cost more in p
 
 struct WideParams {
   Product p;
-  WideScratch scratch;
+  SharedSums scratch;
   int32_t tiles = 0, steps = 0;  // steps: of one tile
 };
 
@@ -62,8 +62,7 @@ struct PartialSums {
   float4* base;
   int threads, thread;
 
-  __device__ static PartialSums of(const WideScratch& scratch, int block, bool head, int threads,
-                                   int thread) {
+  __device__ static PartialSums of(const SharedSums& scratch, int block, bool head, int threads, int thread) {
     const int64_t slot = int64_t{2} * block + (head ? 1 : 0);
     return {reinterpret_cast<float4*>(scratch.partials) + slot * kQuads * threads, threads, thread};
   }
@@ -125,7 +124,7 @@ __device__ inline void put_sums(const Product& p, int row0, const float (&sums)[
 }
 
 // Host.
-inline WideParams wide_params(const Product& p, const WideScratch& scratch, int rows) {
+inline WideParams wide_params(const Product& p, const SharedSums& scratch, int rows) {
   return {.p = p,
           .scratch = scratch,
           .tiles = ceil_div(p.n, rows),
