@@ -3,6 +3,9 @@
 #pragma once
 
 #include <ostream>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "tests/kernel/cuda_attention_case.h"
 
@@ -235,6 +238,39 @@ inline std::vector<Shape> cascade_shapes() {
        .windows = {0, 0, 20, 50},
        .prefixes = {{0, 48, {0, 1}}}},
   };
+}
+
+// What shares code but is compiled for each dtype and head size: a shared prefix, more query heads than a tile has rows in steps
+// of one and of many rows, and every option at once, over blocks of other sizes than 16.
+inline std::vector<Shape> shapes_of_every_head_size() {
+  std::vector<Shape> all;
+  for (const DType dtype : {DType::kBF16, DType::kF16})
+    for (const int head_dim : {64, 80, 96, 128, 256}) {
+      const Shape base{.dtype = dtype, .head_dim = head_dim, .kv_heads = 1};
+      const auto add = [&](const char* what, Shape shape) {
+        shape.name = std::string(dtype == DType::kF16 ? "f16_" : "bf16_") + std::to_string(head_dim) + what;
+        all.push_back(std::move(shape));
+      };
+      Shape cascade = base, prefill = base, options = base;
+      cascade.block_tokens = 32;
+      cascade.lengths = {80, 65, 100};
+      cascade.prefixes = {{0, 64, {0, 1, 2}}};
+      add("_cascade_block32", cascade);
+      prefill.block_tokens = 8;
+      prefill.group = 9;
+      prefill.lengths = {30, 20};
+      prefill.rows = {17, 3};
+      add("_prefill_group9_block8", prefill);
+      options.block_tokens = 64;
+      options.lengths = {70, 33};
+      options.window = 21;
+      options.soft_cap = 3.0f;
+      options.sinks = true;
+      add("_decode_options_block64", options);
+      options.rows = {20, 9};
+      add("_prefill_options_block64", options);
+    }
+  return all;
 }
 
 // Too slow for the shim: many tiles of rows and slots, more work than a card's multiprocessors.

@@ -100,6 +100,8 @@ INSTANTIATE_TEST_SUITE_P(Prefill, Attention, testing::ValuesIn(prefill_shapes())
 INSTANTIATE_TEST_SUITE_P(Plain, Attention, testing::ValuesIn(plain_shapes()), name_of_case);
 
 INSTANTIATE_TEST_SUITE_P(Cascade, Attention, testing::ValuesIn(cascade_shapes()), name_of_case);
+INSTANTIATE_TEST_SUITE_P(EveryHeadSize, Attention, testing::ValuesIn(shapes_of_every_head_size()),
+                         name_of_case);
 
 // Side outputs that lie one after another, each of its list's length, instead of at a stride; nobody wants those of sequence 1.
 void expect_side_outputs_at_starts(const Shape& shape) {

@@ -1,5 +1,5 @@
-// What KV policies ask of the CUDA row kernels: the second rotation of q, a slot of its own for each head in
-// common blocks, and the move of kept slots, against kernels/reference. Method: cuda_test_rig.h.
+// The CUDA row kernels: rotation with the write of K and V, also as KV policies ask (a second rotation of q, a slot of its own for
+// each head in common blocks), the move of kept slots and the bringing of a step, against kernels/reference. Method: cuda_test_rig.h.
 #include "tests/kernel/cuda_test_rig.h"
 
 namespace quire {
@@ -10,9 +10,10 @@ using CudaRows = CudaOps;
 constexpr int64_t kPositions = 40;
 constexpr int32_t kQHeads = 4, kKvHeads = 2, kBlocks = 5, kBlockTokens = 8;
 
+// `sinks`: q's second rotation. `own_slots`: a slot for each head, as KV policies ask; otherwise one for each row.
 struct RopeShape {
   int32_t dim = 64, rotary = 64;
-  bool norms = false, sinks = true;
+  bool norms = false, sinks = true, own_slots = true;
   int64_t rows = 4;
 };
 
@@ -30,22 +31,42 @@ struct RopeRows {
       slots.push_back(padding ? -1 : 40 + rows - r);
     }
   }
+  // Of the first heads alone.
+  std::vector<int64_t> slots_of_rows() const {
+    std::vector<int64_t> first;
+    for (size_t i = 0; i < slots.size(); i += kKvHeads) first.push_back(slots[i]);
+    return first;
+  }
   int32_t blocks() const { return kBlocks + static_cast<int32_t>(positions.size()) / kBlockTokens + 1; }
 };
+
+const std::vector<RopeShape> kRopeShapes = {
+    {},
+    {.dim = 128, .rotary = 128, .norms = true},
+    {.dim = 80, .rotary = 32},
+    {.dim = 80, .rotary = 80, .norms = true},
+    {.dim = 96, .rotary = 96, .norms = true},
+    {.dim = 256, .rotary = 256, .norms = true},
+    {.rows = 513},
+    {.sinks = false, .rows = 515},
+    {.dim = 128, .rotary = 128, .norms = true, .sinks = false, .rows = 520},
+    // As steps without a policy have it.
+    {.sinks = false, .own_slots = false},
+    {.dim = 80, .rotary = 32, .sinks = false, .own_slots = false},
+    {.dim = 256, .rotary = 256, .sinks = false, .own_slots = false},
+    {.dim = 128, .rotary = 128, .norms = true, .sinks = false, .own_slots = false, .rows = 520}};
 
 // Both sides' outputs, NaN where nothing was written.
 struct RopeOutputs {
   Tensor qkv, q_sink, arena;
 };
 
-TEST_P(CudaRows, RotatesForSinksAndWritesEachHeadToItsOwnSlot) {
+TEST_P(CudaRows, RotatesAlsoForSinksAndWritesEachRowOrHeadToItsSlot) {
   Random random(11);
   const DType act = GetParam();
-  for (const RopeShape& shape :
-       {RopeShape{}, RopeShape{.dim = 128, .rotary = 128, .norms = true}, RopeShape{.dim = 80, .rotary = 32},
-        RopeShape{.rows = 513}, RopeShape{.sinks = false, .rows = 515},
-        RopeShape{.dim = 128, .rotary = 128, .norms = true, .sinks = false, .rows = 520}}) {
+  for (const RopeShape& shape : kRopeShapes) {
     const RopeRows rows(shape.rows);
+    const std::vector<int64_t> slots = shape.own_slots ? rows.slots : rows.slots_of_rows();
     const KvLayout layout{.dtype = act,
                           .num_layers = 2,
                           .num_kv_heads = kKvHeads,
@@ -63,7 +84,7 @@ TEST_P(CudaRows, RotatesForSinksAndWritesEachHeadToItsOwnSlot) {
                                .sink_positions = shape.sinks ? sink_at : nullptr,
                                .positions = at,
                                .slots = to,
-                               .slot_stride = kKvHeads,
+                               .slot_stride = shape.own_slots ? kKvHeads : 1,
                                .cos_sin = cos_sin,
                                .rotary_dim = shape.rotary,
                                .q_norm = shape.norms ? norm : nullptr,
@@ -78,13 +99,13 @@ TEST_P(CudaRows, RotatesForSinksAndWritesEachHeadToItsOwnSlot) {
     RopeOutputs wanted{qkv.as_f32(), Tensor::poisoned(DType::kF32, shape.rows * stride),
                        Tensor::poisoned(act, arena_elements)};
     reference().rope_kv_write(params(wanted.qkv.data(), wanted.q_sink.data(), wanted.arena.bytes(),
-                                     rows.positions.data(), rows.sink_positions.data(), rows.slots.data(),
+                                     rows.positions.data(), rows.sink_positions.data(), slots.data(),
                                      static_cast<const float*>(turns.data()),
                                      static_cast<const float*>(norms.data())));
     RopeOutputs got{qkv, Tensor::poisoned(act, shape.rows * stride), Tensor::poisoned(act, arena_elements)};
     const DeviceBuffer q = upload(got.qkv), sink = upload(got.q_sink), arena = upload(got.arena),
-                       at = upload(rows.positions), sink_at = upload(rows.sink_positions),
-                       to = upload(rows.slots), cos_sin = upload(turns), norm = upload(norms);
+                       at = upload(rows.positions), sink_at = upload(rows.sink_positions), to = upload(slots),
+                       cos_sin = upload(turns), norm = upload(norms);
     kernels_->rope_kv_write(params(q.data(), sink.data(), arena.as<char>(), at.as<int32_t>(),
                                    sink_at.as<int32_t>(), to.as<int64_t>(), cos_sin.as<float>(),
                                    norm.as<float>()));
