@@ -83,6 +83,7 @@ class Suite:
     def part_tests(self) -> dict:
         programs = {"golden_device": ["--gtest_filter=*AloneTogether*/stories260K:*Preempted*/stories260K"] if self.dry else [],
                     "golden_device_noise": ["--gtest_filter=*SamePlans*"] if self.dry else [],
+                    "golden_device_paths": ["--gtest_filter=*Beams*"] if self.dry else [],
                     "golden_device_sampling": ["--gtest_filter=*GoesOn*"] if self.dry else [],
                     "golden_device_tables": [],
                     "golden_device_traffic": [],

@@ -13,6 +13,7 @@ class Row:
     value: float | None = None  # in `unit`
     unit: str = ""
     spread: float | None = None  # of the rounds: (most - least) / median
+    rounds: int = 0  # of the engine; said where they are fewer than 5
     share: float | None = None  # of the roof
     peer: str = ""  # the best one
     ratio: float | None = None  # the peer's time over ours
@@ -126,7 +127,8 @@ def engine_row(r: Results, part: str, name: str, what: str, figure: str, floor: 
     if w is None:
         return row
     row.value = w[figure]
-    row.spread = spread_of([one[figure] for one in w.get("rounds", []) if figure in one], row.value)
+    measured = [one[figure] for one in w.get("rounds", []) if figure in one]
+    row.spread, row.rounds = spread_of(measured, row.value), len(measured)
     roof = {"ms_per_decode_step": step_roof_ms, "prefill_ms": prefill_roof_ms}.get(figure, lambda *_: None)(r, w)
     row.share = roof / row.value if roof and row.value else None
     return row
@@ -152,6 +154,7 @@ def engine_rows(r: Results) -> list[Row]:
         row = Row(what=f"{what} offline list of 256", unit="s", of="value", floor=floor, target=target, recorded=recorded)
         if found := r.parts.get("lists", {}).get(part):
             row.value, row.spread = found["total_ms"] / 1e3, spread_of([one["total_ms"] for one in found["rounds"]], found["total_ms"])
+            row.rounds = len(found["rounds"])
         rows.append(row)
     first = r.workload("engine-8b", "batch 1")
     rows.append(Row(what="8B start to first token", value=first["start_to_first_token_ms"] / 1e3 if first else None, unit="s", of="value",
@@ -181,7 +184,8 @@ def format_row(row: Row, judge: bool) -> str:
     ratio = "-" if row.ratio is None else f"{row.ratio:.2f}x {row.peer}"
     verdict = row.verdict() if judge else ""
     spread = "-" if row.spread is None else f"{100 * row.spread:.0f} %"
-    return f"{row.what:<46}{number(row.value, 4):>9} {row.unit:<3}{spread:>7}{number(row.share):>8}  {ratio:<28}{bound:<22}{verdict:<13}{row.recorded:>8}"
+    what = f"{row.what} ({row.rounds} rounds)" if 0 < row.rounds < 5 else row.what
+    return f"{what:<46}{number(row.value, 4):>9} {row.unit:<3}{spread:>7}{number(row.share):>8}  {ratio:<28}{bound:<22}{verdict:<13}{row.recorded:>8}"
 
 
 def status_lines(results: dict) -> list[str]:

@@ -59,6 +59,7 @@ def check_table() -> list[str]:
         *expect("median of both passes", decode.value, 102.0),
         *expect("spread of both passes", round(decode.spread, 4), round((132 - 100) / 102, 4)),
         *expect("spread of an engine's rounds", round(step.spread, 4), round(0.2 / 5.2, 4)),
+        *expect("few rounds are said", "8B batch 1, step (2 rounds)" in text and text.count("rounds)") == 1, True),
         *expect("worst error", table.Results(results).ours("decode", "64x1024 32/8")["error"], 102.0 / 1e5),
         *expect("share of the bare read", round(decode.share, 4), round(96 / 102, 4)),
         *expect("verdict under the floor", decode.verdict(), "SHORT"),
