@@ -1,7 +1,10 @@
 // A sequence that is swapped out at every step of its life, its prompt's chunks among them, goes on bit for bit as if it had stayed, under
-// every KV policy. Method: the engine's core with the CPU executor, stepped by hand. After each step the sequence's reader stops, another
-// request takes the whole cache, and then it goes on. Tokens and log probabilities are compared by their bits, and kept positions where scores
-// choose them. Without swaps the same driver checks a list's slots and blocks against the policies' formulas after every step.
+// every KV policy. Method: the engine's core with the CPU executor, or that of QUIRE_TEST_DEVICE, stepped by hand. After each step the
+// sequence's reader stops, another request takes the whole cache, and then it goes on. Tokens and log probabilities are compared by their
+// bits, and kept positions where scores choose them. Without swaps the same driver checks a list's slots and blocks against the policies'
+// formulas after every step.
+#include <algorithm>
+#include <cctype>
 #include <cstring>
 #include <filesystem>
 
@@ -203,11 +206,16 @@ TEST_P(PolicySwap, SlotsAndBlocksAreWhatTheFormulaSays) {
   engine.expect_empty();
 }
 
-INSTANTIATE_TEST_SUITE_P(Policies, PolicySwap,
-                         testing::Values("none", "window:size=20", "window:size=8",
-                                         "stream:sinks=4,recent=16", "stream:sinks=9,recent=7",
-                                         "tova:budget=10", "tova:budget=1", "tova:budget=16",
-                                         "h2o:heavy=5,recent=5", "h2o:heavy=15,recent=1"));
+INSTANTIATE_TEST_SUITE_P(
+    Policies, PolicySwap,
+    testing::Values("none", "window:size=20", "window:size=8", "stream:sinks=4,recent=16",
+                    "stream:sinks=9,recent=7", "tova:budget=10", "tova:budget=1", "tova:budget=16",
+                    "h2o:heavy=5,recent=5", "h2o:heavy=15,recent=1"),
+    [](const auto& info) {
+      std::string name = info.param;
+      std::replace_if(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) == 0; }, '_');
+      return name;
+    });
 
 }  // namespace
 }  // namespace quire::golden
