@@ -142,7 +142,7 @@ class AttentionBench {
     ragged(model, "1 to 3000", odd);
     ragged(model, "100 to 1900", served);
     if (!o_.wants("split")) return;
-    for (const int cost : {0, 2, 4, 8})
+    for (const int cost : {0, 4, 8, 12, 16})
       for (const bool split_first : {false, true}) {
         const AttentionChoice choice{.unit_cost = cost, .split_first = split_first};
         const std::string name = fmt::format("cost {}{}, ", cost, split_first ? " split first" : "");

@@ -241,6 +241,11 @@ __device__ inline uint32_t atomic_add(uint32_t* p, uint32_t v) {
 __device__ inline float atomic_add(float* p, float v) {
   return atomicAdd(p, v);
 }
+__device__ inline int32_t atomic_add_in_order(int32_t* p, int32_t v) {
+  int32_t old;
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");
+  return old;
+}
 __device__ inline uint32_t atomic_max(uint32_t* p, uint32_t v) {
   return atomicMax(p, v);
 }

@@ -32,7 +32,9 @@
 // Tensor     ldmatrix_x4(r, row), ldmatrix_x4_trans(r, row), movmatrix_trans(r), mma_16816<T>(d, a, b)
 // Block      sync_threads(), sync_threads_or(p), fence_grid()
 // Atomics    atomic_add(int32_t* | uint32_t* | float*, v) gives the old value; atomic_max(uint32_t*, v);
-//            the same on Shared<T>
+//            the same on Shared<T>;
+//            atomic_add_in_order(int32_t*, v), by one thread for those that met it at a barrier or sync_warp() before
+//            and meet it at one behind: whoever sees the sum sees what they wrote, and what they then read is as new
 // Types      bf16, f16 (bits); to_f32(x), from_f32<T>(f), pack2<T>(low, high), unpack2<T>(u) -> float2
 // Maths      exp2_approx, log2_approx, reciprocal, rsqrt_approx, tanh_from_exp2
 #pragma once

@@ -93,7 +93,7 @@ AttentionScratchNeed attention_scratch_need(const AttentionMachine& machine, con
                                             int64_t max_rows, int64_t max_sequences, int32_t max_q_heads,
                                             int32_t max_head_dim) {
   return {.partial_floats = decode_partial_floats(most_blocks(machine, tuning), max_head_dim),
-          .num_counters = max_sequences * max_q_heads,  // a unit has at least one query head
+          .num_counters = max_sequences * max_q_heads,
           // Two nodes a sequence in four splits, or one in eight.
           .prefix_floats = kMaxPrefixSplits * max_sequences * max_q_heads * (max_head_dim + 4),
           .lse_floats = max_rows * max_q_heads,

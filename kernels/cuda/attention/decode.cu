@@ -11,7 +11,9 @@ namespace {
 
 constexpr int kMaxThreads = 256, kMaxWarps = kMaxThreads / kWarp;
 
-template <class T, int kDim, int kHeadBlocks>
+// kPlain: nothing but attention over lists. What few calls ask for is then not between the instructions that run: a step's
+// layers run each of them once, and code comes from L2 in lines.
+template <class T, int kDim, int kHeadBlocks, bool kPlain>
 struct Decode {
   using Layout = TileLayout<kDim>;
   static constexpr int kHeads = kHeadBlock * kHeadBlocks;
@@ -24,7 +26,7 @@ struct Decode {
   static constexpr int kLaneVectors = (kDim / 4 + kWarp - 1) / kWarp;  // float4s of a head that a lane merges
 
   static constexpr int shared_bytes(int warps, int stages) {
-    return warps * stages * kStageBytes + warps * kHeads * (kRowFloats * 4 + 8) + 16;
+    return warps * stages * kStageBytes + warps * kHeads * (kRowFloats * 4 + 8);
   }
 
   const DecodeParams& a;
@@ -33,7 +35,6 @@ struct Decode {
   EvictFirst policy;                  // of K and V, which no one reads again this step
   Shared<float> merged;               // [warps][kHeads][kRowFloats]
   Shared<float2> states;              // [warps][kHeads] largest, sum
-  Shared<int32_t> is_last;            // this block is the last to arrive at the unit in hand
   DecodeShare share;
 
   // Fetching: the warp's next tile, its unit, and the physical blocks of its next 32 tiles, one a lane.
@@ -60,7 +61,6 @@ struct Decode {
     const Shared<char> after_rings = shared + warps * a.stages * kStageBytes;
     merged = after_rings.template as<float>();
     states = (after_rings + warps * kHeads * kRowFloats * 4).template as<float2>();
-    is_last = (after_rings + warps * kHeads * (kRowFloats * 4 + 8)).template as<int32_t>();
   }
 
   __device__ void run() {
@@ -250,7 +250,7 @@ struct Decode {
 
   __device__ void consume(const UnitCursor& unit, int tile, Shared<char> stage) {
     const int slot = slot_of(unit, tile);
-    if (slot >= unit.list.sink_slots && slot + kTileTokens <= unit.list.first_slot)
+    if (!kPlain && slot >= unit.list.sink_slots && slot + kTileTokens <= unit.list.first_slot)
       return;  // between the sinks and the window
     float s[kHeadBlocks][4] = {};
 #pragma unroll
@@ -260,12 +260,13 @@ struct Decode {
 #pragma unroll
       for (int n = 0; n < kHeadBlocks; ++n) mma_16816<T>(s[n], keys, q[n][k]);
     }
-    if (a.view.q_sink != nullptr) use_sink_query(unit, slot, stage, s);
+    if (!kPlain && a.view.q_sink != nullptr) use_sink_query(unit, slot, stage, s);
 #pragma unroll
     for (int n = 0; n < kHeadBlocks; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) s[n][i] = log2_logit(a.view, s[n][i]);
-    if (a.view.row_logits != nullptr) store_row_logits(unit, slot, s);
+      for (int i = 0; i < 4; ++i)
+        s[n][i] = kPlain ? s[n][i] * a.view.scale * kLog2e : log2_logit(a.view, s[n][i]);
+    if (!kPlain && a.view.row_logits != nullptr) store_row_logits(unit, slot, s);
     if (slot < unit.list.first_slot || slot + kTileTokens > unit.list.length) mask(unit, slot, s);
     follow_largest(s);
     add_values(s, stage + kTileBytes);
@@ -449,46 +450,40 @@ struct Decode {
       store(reinterpret_cast<float2*>(target + kDim), make_float2(head.state.largest, head.state.sum));
   }
 
-  // Folds `count` partial rows into head; row(j) is the j-th.
+  // Folds `count` partial rows into head; row(j) is the j-th. States and values of a batch are under way together.
   template <class Row>
   __device__ void fold_partials(Head& head, int count, Row row) {
-    for (int from = 0; from < count; from += kWarp) {
+    for (int from = 0; from < count; from += kRowsAhead) {
+      const int here = min(kRowsAhead, count - from);
       float2 state = make_float2(kNegativeInfinity, 0);
-      if (from + lane < count)
-        state = load_shared_by_grid(reinterpret_cast<const float2*>(row(from + lane) + kDim));
+      if (lane < here) state = load_shared_by_grid(reinterpret_cast<const float2*>(row(from + lane) + kDim));
+      float4 part[kRowsAhead][kLaneVectors];
+#pragma unroll
+      for (int j = 0; j < kRowsAhead; ++j) {
+        if (j >= here) break;
+        const float4* source = reinterpret_cast<const float4*>(row(from + j));
+#pragma unroll
+        for (int i = 0; i < kLaneVectors; ++i)
+          if (has_vector(i)) part[j][i] = load_shared_by_grid(source + i * kWarp + lane);
+      }
       const float common = fmaxf(head.state.largest, warp_max(state.x));
       scale_head(head, rescale(head.state.largest, common));
       const float factor = rescale(state.x, common);
       head.state = {common, head.state.sum + warp_sum(state.y * factor)};
-      const int here = min(kWarp, count - from);
-      for (int first = 0; first < here; first += kRowsAhead) add_rows(head, factor, first, here, from, row);
-    }
-  }
-  // Rows [first, here) of those from `from` on, at most kRowsAhead, whose loads are all under way before the first is used.
-  template <class Row>
-  __device__ void add_rows(Head& head, float factor, int first, int here, int from, Row row) {
-    float4 part[kRowsAhead][kLaneVectors];
 #pragma unroll
-    for (int j = 0; j < kRowsAhead; ++j) {
-      if (first + j >= here) break;
-      const float4* source = reinterpret_cast<const float4*>(row(from + first + j));
-#pragma unroll
-      for (int i = 0; i < kLaneVectors; ++i)
-        if (has_vector(i)) part[j][i] = load_shared_by_grid(source + i * kWarp + lane);
-    }
-#pragma unroll
-    for (int j = 0; j < kRowsAhead; ++j) {
-      if (first + j >= here) break;
-      const float f = shfl(factor, first + j);
-      add_part(head, f, [&](int i) { return part[j][i]; });
+      for (int j = 0; j < kRowsAhead; ++j) {
+        if (j >= here) break;
+        const float f = shfl(factor, j);
+        add_part(head, f, [&](int i) { return part[j][i]; });
+      }
     }
   }
 
   __device__ void store_output(const UnitCursor& unit, Head head, int in_group) {
     const AttentionView& v = a.view;
     const int q_head = unit.at.kv_head * v.group + in_group;
-    if (a.prefix.member_start != nullptr) fold_prefixes(unit.at.sequence, q_head, head);
-    const float norm = normaliser(v, head.state, q_head);
+    if (!kPlain && a.prefix.member_start != nullptr) fold_prefixes(unit.at.sequence, q_head, head);
+    const float norm = kPlain ? reciprocal(head.state.sum) : normaliser(v, head.state, q_head);
     const int64_t row = int64_t{unit.list.row} * v.num_q_heads + q_head;
     uint2* out = reinterpret_cast<uint2*>(static_cast<T*>(v.out) + row * kDim);
 #pragma unroll
@@ -498,7 +493,7 @@ struct Decode {
         store(out + i * kWarp + lane,
               make_uint2(pack2<T>(x.x * norm, x.y * norm), pack2<T>(x.z * norm, x.w * norm)));
     }
-    if (v.lse != nullptr && lane == 0) store(v.lse + row, lse_of(head.state));
+    if (!kPlain && v.lse != nullptr && lane == 0) store(v.lse + row, lse_of(head.state));
   }
 
   __device__ void fold_prefixes(int sequence, int q_head, Head& head) {
@@ -519,54 +514,49 @@ struct Decode {
     const bool whole = begin == unit.at.begin && end == unit.end(), second = begin != share.from;
     const int heads = min(kHeads, a.view.group - unit.at.pass * kHeads);
     for (int h = warps - 1 - warp; h < heads; h += warps) {
-      const Head head = merge_warps(h);
-      if (whole) {
-        store_output(unit, head, head_in_group(unit, h));
-      } else {
+      Head head = merge_warps(h);
+      if (!whole) {
         store_partial(head, partial(blockIdx.x, second, h));
+        if (!merge_blocks(unit, second, h, head)) continue;
       }
-    }
-    if (!whole) merge_blocks(unit, second, heads);
-  }
-
-  // second: the unit begins within this block's range, so its part of it is this block's second.
-  __device__ void merge_blocks(const UnitCursor& unit, bool second, int heads) {
-    const int first = second ? static_cast<int>(blockIdx.x) : share.front_first;
-    const int last = second ? share.back_last : share.front_last;
-    fence_grid();
-    sync_threads();
-    if (threadIdx.x == 0) {
-      int32_t* counter = a.counters + unit.unit(a);
-      const bool arrived_last = atomic_add(counter, 1) == last - first;
-      if (arrived_last) store(counter, 0);
-      is_last[0] = arrived_last;
-    }
-    sync_threads();
-    if (is_last[0] == 0) return;
-    fence_grid();
-    // Only its first part can be the second of its block: one that begins inside that block's range.
-    const bool starts_inside = second || share.front_inside != 0;
-    for (int h = warps - 1 - warp; h < heads; h += warps) {
-      Head head = {};
-      fold_partials(head, last - first + 1,
-                    [&](int j) { return partial(first + j, j == 0 && starts_inside, h); });
       store_output(unit, head, head_in_group(unit, h));
     }
   }
+
+  // This warp has stored its block's part of a head; the last to do so has all parts in `head` then.
+  // second: the unit begins within this block's range, so its part of it is this block's second.
+  __device__ bool merge_blocks(const UnitCursor& unit, bool second, int h, Head& head) {
+    const int first = second ? static_cast<int>(blockIdx.x) : share.front_first;
+    const int last = second ? share.back_last : share.front_last;
+    int32_t* counter = a.counters + unit.at.sequence * a.view.num_q_heads + unit.at.kv_head * a.view.group +
+                       head_in_group(unit, h);
+    int before = 0;
+    sync_warp();
+    if (lane == 0) before = atomic_add_in_order(counter, 1);
+    if (shfl(before, 0) != last - first) return false;
+    sync_warp();
+    if (lane == 0) store(counter, 0);
+    // Only its first part can be the second of its block: one that begins inside that block's range.
+    const bool starts_inside = second || share.front_inside != 0;
+    head = {};
+    fold_partials(head, last - first + 1,
+                  [&](int j) { return partial(first + j, j == 0 && starts_inside, h); });
+    return true;
+  }
 };
 
-template <class T, int kDim, int kHeadBlocks>
+template <class T, int kDim, int kHeadBlocks, bool kPlain>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     decode_attention(const __grid_constant__ DecodeParams params) {
-  Decode<T, kDim, kHeadBlocks>(params).run();
+  Decode<T, kDim, kHeadBlocks, kPlain>(params).run();
 }
 
 // As many stages as asked for, fewer where the card's shared memory ends: 4 warps then hold their rings where
 // 8 do not.
-template <class T, int kDim, int kHeadBlocks>
+template <class T, int kDim, int kHeadBlocks, bool kPlain>
 void launch_decode(void* stream, const AttentionMachine& machine, const DecodeTuning& tuning,
                    DecodeParams params) {
-  using D = Decode<T, kDim, kHeadBlocks>;
+  using D = Decode<T, kDim, kHeadBlocks, kPlain>;
   int warps = tuning.warps, stages = tuning.stages;
   const int sequences = params.view.num_sequences;
   const int room = std::min(machine.shared_bytes_per_block,
@@ -576,22 +566,36 @@ void launch_decode(void* stream, const AttentionMachine& machine, const DecodeTu
   while (!fits() && warps > 1) warps /= 2;
   check(fits(), "decode attention: two stages do not fit the card's shared memory");
   params.stages = stages;
-  launch<decode_attention<T, kDim, kHeadBlocks>>({.grid = dim3(params.blocks),
-                                                  .block = dim3(warps * kWarp),
-                                                  .shared_bytes = D::shared_bytes(warps, stages),
-                                                  .stream = stream,
-                                                  .dependent = true,
-                                                  .carveout = carveout_of(sequences)},
-                                                 params);
+  launch<decode_attention<T, kDim, kHeadBlocks, kPlain>>({.grid = dim3(params.blocks),
+                                                          .block = dim3(warps * kWarp),
+                                                          .shared_bytes = D::shared_bytes(warps, stages),
+                                                          .stream = stream,
+                                                          .dependent = true,
+                                                          .carveout = carveout_of(sequences)},
+                                                         params);
+}
+
+bool is_plain(const DecodeParams& a) {
+  const AttentionView& v = a.view;
+  return v.q_sink == nullptr && v.row_logits == nullptr && v.sinks == nullptr && v.lse == nullptr &&
+         v.soft_cap == 0 && a.prefix.member_start == nullptr;
+}
+
+template <class T, int kDim, int kHeadBlocks>
+void launch_for_options(void* stream, const AttentionMachine& machine, const DecodeTuning& tuning,
+                        const DecodeParams& params) {
+  if (is_plain(params)) return launch_decode<T, kDim, kHeadBlocks, true>(stream, machine, tuning, params);
+  launch_decode<T, kDim, kHeadBlocks, false>(stream, machine, tuning, params);
 }
 
 template <class T, int kDim>
 void launch_for_group(void* stream, const AttentionMachine& machine, const DecodeTuning& tuning,
                       const DecodeParams& params) {
   if constexpr (kDim <= 128) {  // two head blocks of 256 would spill
-    if (params.view.group > kHeadBlock) return launch_decode<T, kDim, 2>(stream, machine, tuning, params);
+    if (params.view.group > kHeadBlock)
+      return launch_for_options<T, kDim, 2>(stream, machine, tuning, params);
   }
-  launch_decode<T, kDim, 1>(stream, machine, tuning, params);
+  launch_for_options<T, kDim, 1>(stream, machine, tuning, params);
 }
 
 template <class T>
@@ -642,8 +646,8 @@ DecodeParams planned_params(const AttentionContext& context, const AttentionPara
   a.unit_cost = tuning.unit_cost;
   a.aligned = tuning.aligned;
   a.split_first = tuning.split_first;
-  check(int64_t{p.num_sequences} * p.num_kv_heads * a.passes <= context.scratch.num_counters,
-        "attention: more units than reserved counters");
+  check(int64_t{p.num_sequences} * p.num_q_heads <= context.scratch.num_counters,
+        "attention: more heads than reserved counters");
   return a;
 }
 

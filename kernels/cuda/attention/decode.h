@@ -6,8 +6,8 @@
 // layers of a step (decode_plan.cu): a block reads its record of 64 bytes and asks for its first tiles. Within a unit
 // its warps take every warps-th tile, each through a ring of its own filled by 16-byte asynchronous copies that run on
 // across unit borders. Query heads are the n side of m16n8k16 (K tile x q, then V tile^T x p), so a group of up to 8
-// heads wastes nothing. Warps merge in shared memory, blocks through float32 partials; the last block to arrive at a
-// unit merges it with a warp a head. Bound: device memory; bytes = K and V of every live slot, once.
+// heads wastes nothing. Warps merge in shared memory, blocks through float32 partials: a warp stores its block's
+// part of a head, and the last to do so merges the head. Bound: device memory; bytes = K and V of every live slot, once.
 #pragma once
 
 #include "kernels/cuda/attention/paged_kv.h"
@@ -66,7 +66,7 @@ struct DecodeParams {
   PrefixPartials prefix;  // results of shared prefixes to fold in, or none
   DecodePlan plan;
   float* partials;    // [blocks][2][heads][head_dim + 4]
-  int32_t* counters;  // [units], zero between launches
+  int32_t* counters;  // [num_sequences, num_q_heads], zero between launches
   int32_t blocks;     // of threads, that the tiles are shared out over
   int32_t lists;      // per sequence: 1, or num_kv_heads
   int32_t passes;     // query heads of a group over the heads of a pass
@@ -98,9 +98,6 @@ struct UnitCursor {
   __device__ int behind(const DecodeParams& a) const { return at.begin + a.span(list.tiles()); }
   __device__ int entry(const DecodeParams& a) const {
     return a.lists == 1 ? at.sequence : at.sequence * a.lists + at.kv_head;
-  }
-  __device__ int unit(const DecodeParams& a) const {
-    return (at.sequence * a.view.num_kv_heads + at.kv_head) * a.passes + at.pass;
   }
   // To the next unit; list_of(e) gives list e. Behind the last unit its sequence is num_sequences.
   template <class ListOf>

@@ -51,10 +51,12 @@ struct DecodePlanner {
 
   __device__ void run() {
     sum_up();
+    const DecodeShare first = thread < a.blocks ? share_of(thread) : DecodeShare{};
     wait_for_previous_kernel();
     let_next_kernel_start();
     for (int e = from; e < to; ++e) store(a.plan.lists + e, read_list(a, e));
-    for (int part = thread; part < a.blocks; part += kPlanThreads)
+    if (thread < a.blocks) store(a.plan.shares + thread, first);
+    for (int part = thread + kPlanThreads; part < a.blocks; part += kPlanThreads)
       store(a.plan.shares + part, share_of(part));
   }
 

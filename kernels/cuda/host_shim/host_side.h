@@ -312,6 +312,9 @@ inline T atomic_add(T* p, T v) {
   store(p, static_cast<T>(old + v));
   return old;
 }
+inline int32_t atomic_add_in_order(int32_t* p, int32_t v) {
+  return atomic_add(p, v);
+}
 inline uint32_t atomic_max(uint32_t* p, uint32_t v) {
   const uint32_t old = load(p);
   store(p, old > v ? old : v);
