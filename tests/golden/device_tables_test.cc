@@ -6,7 +6,10 @@
 
 #include <filesystem>
 
+#include "kernels/cuda/host_device.h"
+#include "kernels/cuda/host_shim/runner.h"
 #include "src/base/check.h"
+#include "src/base/check_note.h"
 #include "src/execute/model_executor.h"
 #include "tests/golden/engine_rig.h"
 
@@ -200,6 +203,17 @@ TEST_F(DeviceTables, ACopiedBlockIsReadInThePlaceOfTheOld) {
   free_.push_back(old);
   for (int i = 0; i < 4; ++i) step({&b, &a});
   for (Track* t : {&a, &b}) expect_golden(*t);
+}
+
+// A made-up fault on the thread that queues: the runner notes each plan there (note_plan in src/execute/cuda_runner.cc).
+TEST(LateWork, AFaultEndsTheProcessWithThePlanQueuedLast) {
+  const auto fault = [] {
+    const std::unique_ptr<StreamDevice> device = open_cuda_host_device({.late = true});
+    note_for_check("plan queued last: step=7");
+    shim::run_or_record(device->stream(), [] { throw shim::ShimFault("some_kernel: out of bounds"); });
+    device->synchronize();
+  };
+  EXPECT_DEATH(fault(), "some_kernel: out of bounds\nquire: plan queued last: step=7\n$");
 }
 
 }  // namespace
