@@ -29,7 +29,8 @@ class StepKernels final : public Kernels {
                    .machine = {.multiprocessors = device.facts().multiprocessors,
                                .shared_bytes_per_block = device.facts().shared_bytes_per_block,
                                .compute_capability = device.facts().kernel_capability}},
-        library_(std::move(library)) {}
+        library_(std::move(library)),
+        uploader_(device) {}
 
   // The memory of products that blocks share: they come before reserve(), in tests and benchmarks.
   Status allocate() {
@@ -48,17 +49,18 @@ class StepKernels final : public Kernels {
 
   Result<std::unique_ptr<MatmulWeight>> pack(std::span<const HostMatrix> parts) override {
     check_parts(parts);
-    return upload_weight(device_, options_.activations, parts, 0);
+    return uploader_.upload(options_.activations, parts, 0);
   }
   Result<std::unique_ptr<MatmulWeight>> pack_gate_up(const HostMatrix& gate, const HostMatrix& up) override {
     const HostMatrix parts[] = {gate, up};
     check_parts(parts);
     check_equal("gate and up, rows", up.rows, gate.rows);
-    return upload_weight(device_, options_.activations, parts, gate.rows % kGateGroup == 0 ? kGateGroup : 0);
+    return uploader_.upload(options_.activations, parts, gate.rows % kGateGroup == 0 ? kGateGroup : 0);
   }
 
   int64_t scratch_bytes(const ScratchLimits& limits) const override { return scratch_need(limits).bytes(); }
   Status reserve(const ScratchLimits& limits) override {
+    uploader_.finish();  // the weights are there
     const AttentionScratchNeed need = scratch_need(limits);
     Result<DeviceBuffer> scratch = device_.allocate(need.bytes(), "scratch of attention");
     if (!scratch) return scratch.error();
@@ -222,6 +224,7 @@ class StepKernels final : public Kernels {
   DeviceBuffer scratch_, sums_memory_;
   SharedSums sums_;
   std::unique_ptr<GemmLibrary> library_;
+  WeightUploader uploader_;
 };
 
 }  // namespace

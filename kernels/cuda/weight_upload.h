@@ -10,7 +10,23 @@
 
 namespace quire {
 
-Result<std::unique_ptr<MatmulWeight>> upload_weight(StreamDevice& device, DType dtype,
-                                                    std::span<const HostMatrix> parts, int32_t gate_group);
+class WeightUploader {
+ public:
+  explicit WeightUploader(StreamDevice& device);
+  ~WeightUploader();
+
+  Result<std::unique_ptr<MatmulWeight>> upload(DType dtype, std::span<const HostMatrix> parts,
+                                               int32_t gate_group);
+  // Lets go the pinned memory that copies pass through, which is kept from weight to weight: to pin it takes as long as to fill it.
+  void finish();
+
+ private:
+  class PinnedChunks;
+  Result<PinnedChunks*> chunks_of(int64_t bytes);
+  void send_rows(std::span<const HostMatrix> parts, DType dtype, StoredWeight& weight, PinnedChunks& chunks);
+
+  StreamDevice& device_;
+  std::unique_ptr<PinnedChunks> chunks_;
+};
 
 }  // namespace quire

@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <sys/mman.h>
 
 #include <charconv>
 #include <cmath>
@@ -23,25 +24,53 @@ uint64_t key_of(uint64_t seed, std::string_view name) {
   return key;
 }
 
-void store(std::byte* out, DType dtype, int64_t i, float x) {
-  if (dtype == DType::kF32)
+template <DType kType>
+void store(std::byte* out, int64_t i, float x) {
+  if constexpr (kType == DType::kF32)
     reinterpret_cast<float*>(out)[i] = x;
-  else if (dtype == DType::kBF16)
+  else if constexpr (kType == DType::kBF16)
     reinterpret_cast<uint16_t*>(out)[i] = f32_to_bf16(x);
   else
     reinterpret_cast<uint16_t*>(out)[i] = f32_to_f16(x);
 }
 
+void store(std::byte* out, DType dtype, int64_t i, float x) {
+  if (dtype == DType::kF32)
+    store<DType::kF32>(out, i, x);
+  else if (dtype == DType::kBF16)
+    store<DType::kBF16>(out, i, x);
+  else
+    store<DType::kF16>(out, i, x);
+}
+
 // Elements [first, last): four from one hash, 16 bits each, uniform in (-limit, limit).
-void fill_range(std::byte* out, DType dtype, uint64_t key, float limit, int64_t first, int64_t last) {
+template <DType kType>
+void fill_range_of(std::byte* out, uint64_t key, float limit, int64_t first, int64_t last) {
   const float scale = limit / 32768.0f;
   for (int64_t i = first; i < last; i += 4) {
     const uint64_t bits = mix(key + static_cast<uint64_t>(i / 4) * kStep);
     for (int64_t k = 0; k < 4 && i + k < last; ++k) {
       const auto level = static_cast<float>((bits >> (16 * k)) & 0xffffu);
-      store(out, dtype, i + k, (level - 32767.5f) * scale);
+      store<kType>(out, i + k, (level - 32767.5f) * scale);
     }
   }
+}
+
+void fill_range(std::byte* out, DType dtype, uint64_t key, float limit, int64_t first, int64_t last) {
+  if (dtype == DType::kF32)
+    fill_range_of<DType::kF32>(out, key, limit, first, last);
+  else if (dtype == DType::kBF16)
+    fill_range_of<DType::kBF16>(out, key, limit, first, last);
+  else
+    fill_range_of<DType::kF16>(out, key, limit, first, last);
+}
+
+// Large pages for fresh memory, where the system has them: an 8B model's 16 GB are 4 million small ones, and each is a fault.
+void ask_for_large_pages(std::byte* memory, int64_t bytes) {
+  constexpr auto kPage = uintptr_t{2} << 20;
+  const auto begin = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage,
+             end = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
 void fill_in_parallel(std::byte* out, DType dtype, uint64_t key, float limit, int64_t count, int threads) {
@@ -68,6 +97,7 @@ class RandomSource final : public WeightSource {
     const int64_t count = slot.rows() * slot.cols();
     HostTensor out;
     out.storage = std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(count * bytes_of(dtype)));
+    ask_for_large_pages(out.storage.get(), count * bytes_of(dtype));
     out.matrix = {.data = out.storage.get(), .dtype = dtype, .rows = slot.rows(), .cols = slot.cols()};
     if (slot.kind == TensorKind::kNorm) {
       for (int64_t i = 0; i < count; ++i) store(out.storage.get(), dtype, i, 1.0f);
