@@ -452,6 +452,20 @@ TEST(TenantLimits, GiveBackWhatACancelledRequestDidNotUse) {
   }));
 }
 
+TEST(TenantLimits, ChargeWhatACancelledRequestDidUse) {
+  SharedClock clock;
+  Rig rig({}, {.tenants = {.max_tokens_per_minute = 100'000}, .clock = &clock});
+  Stream stream(rig, request_of("a", 90'000));
+  v1::GenerateResponse message;
+  for (int i = 0; i < 200; ++i) ASSERT_TRUE(stream.reader->Read(&message));
+  EXPECT_EQ(stream.cancel(), grpc::StatusCode::CANCELLED);
+  ASSERT_TRUE(rig.engine.eventually([&] { return rig.engine.num_running() == 0; }));
+  ASSERT_TRUE(rig.engine.eventually([&] { return rig.service.num_calls() == 0; }));
+  v1::GenerateRequest large = request_of("a", 99'900);
+  large.set_deadline_ms(1000);
+  EXPECT_EQ(violation_of(run_stream(*rig.stub, large).status).quota_id(), "max_tenant_tokens_per_minute");
+}
+
 TEST(TenantLimits, ChargeNoTokensToARequestThatWasRefused) {
   SharedClock clock;
   Rig rig({.max_requests = 0}, {.tenants = {.max_tokens_per_minute = 1000}, .clock = &clock});
