@@ -156,6 +156,7 @@ TEST_F(DevicePaths, LogprobsOfPromptsAreTheCpusInChunks) {
 
 // Layers that see all and layers with a window, whose decode has a plan each: tokens as they were decoded, alone and beside
 // others, have the logprobs that they have in a prompt, where no plan is made. bf16 and a head size that decode's own kernel takes.
+// Rounding to bf16 on the two ways moves a logprob by up to 0.018 on the shim and 0.024 on an H100; one plan for all layers, by up to 1.8.
 TEST_F(DevicePaths, LayersOfTwoWindowsHaveAPlanEach) {
   std::ifstream source(root_dir() + "/tests/golden/families/qwen2-window/config.json");
   nlohmann::json model = nlohmann::json::parse(source);
@@ -186,7 +187,7 @@ TEST_F(DevicePaths, LayersOfTwoWindowsHaveAPlanEach) {
     again.sampling.prompt_logprobs = 0;
     const auto scored = run({again});
     for (size_t k = 0; k < ids.size(); ++k)
-      EXPECT_NEAR(logprobs[k].logprob, scored[0]->prompt_logprobs[asks[i].prompt.size() + k].logprob, 0.02)
+      EXPECT_NEAR(logprobs[k].logprob, scored[0]->prompt_logprobs[asks[i].prompt.size() + k].logprob, 0.1)
           << k;
   }
   std::filesystem::remove_all(dir);
