@@ -44,6 +44,11 @@ class CudaQueuedStep final : public QueuedStep {
   std::vector<QueuedDump> dumps;
 };
 
+int64_t host_logits_rows(const CudaRunnerParts& parts) {
+  constexpr int64_t kBytes = 16 << 20;
+  return std::clamp<int64_t>(kBytes / (int64_t{parts.limits.vocab_size} * 4), 1, parts.logits_rows);
+}
+
 class CudaRunner final : public QueueingRunner {
  public:
   explicit CudaRunner(CudaRunnerParts parts)
@@ -58,7 +63,7 @@ class CudaRunner final : public QueueingRunner {
         retention_(device_, *parts_.kernels, parts_.layout, parts_.arena.as<char>(),
                    parts_.forward->spec().num_q_heads),
         sampling_(device_, *parts_.kernels, sampling_sizes(parts_.limits)),
-        host_sampling_(parts_.logits_rows, parts_.limits.vocab_size),
+        host_sampling_(host_logits_rows(parts_), parts_.limits.vocab_size),
         sampler_(make_cpu_sampler()) {}
 
   ~CudaRunner() override {
@@ -76,6 +81,10 @@ class CudaRunner final : public QueueingRunner {
     if (!arrays) return arrays.error();
     arrays_ = std::move(*arrays);
     if (Status allocated = sampling_.allocate(); !allocated) return allocated;
+    Result<DeviceBuffer> logits = device_.allocate_pinned(host_logits_rows(parts_) * vocab() * 4,
+                                                          "logits that are sampled on the host");
+    if (!logits) return logits.error();
+    host_logits_ = std::move(*logits);
     for (std::unique_ptr<StreamEvent>& done : done_) done = device_.make_mark();
     if (Status reserved = retention_.reserve(parts_.retention); !reserved) return reserved;
     device_.synchronize();
@@ -293,11 +302,10 @@ class CudaRunner final : public QueueingRunner {
 
   float* logits_on_host(int64_t first, int64_t count) {
     parts_.forward->logits(first, count, parts_.logits.as<float>());
-    host_logits_.resize(static_cast<size_t>(count * vocab()));
     device_.copy_to_host(host_logits_.data(), parts_.logits.data(), count * vocab() * 4);
     device_.synchronize();
     if (newest_ != nullptr) sampling_.follow(newest_->device_samples, newest_->turn, *sampler_);
-    return host_logits_.data();
+    return host_logits_.as<float>();
   }
 
   CudaRunnerParts parts_;
@@ -319,7 +327,7 @@ class CudaRunner final : public QueueingRunner {
   int64_t num_steps_ = 0, num_late_ = 0;  // late: the device had nothing left to do
   CudaQueuedStep* newest_ = nullptr;      // unless it is finished
   std::vector<int32_t> id_source_;
-  std::vector<float> host_logits_;
+  DeviceBuffer host_logits_;  // pinned; a step with more rows to sample here takes them in parts
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/host_device.h"
 #include "kernels/cuda/limits.h"
+#include "src/base/log.h"
 #include "src/device/cpu_features.h"
 #include "src/device/host_memory.h"
 #include "src/execute/cuda_runner.h"
@@ -126,6 +127,23 @@ Status open_kernels(Opening& o, StreamDevice& device, ModelParts& parts) {
   return ok();
 }
 
+// What the plan reckoned beside what the card now lacks; graphs, which steps_bytes has room for, are captured later.
+void report_memory(const MemoryPlan& plan, const Device& device, int64_t free_before) {
+  const DeviceFacts& facts = device.facts();
+  const int64_t planned = plan.weights_bytes + plan.workspace_bytes + plan.logits_bytes + plan.steps_bytes +
+                          plan.policy_bytes + plan.cache_bytes;
+  log_line(LogLevel::kInfo, "device_memory",
+           {{"device", facts.name},
+            {"driver", facts.driver},
+            {"toolkit", facts.toolkit},
+            {"compute_capability", int64_t{facts.compute_capability}},
+            {"kernels_of", int64_t{facts.kernel_capability}},
+            {"memory_bytes", facts.memory_bytes},
+            {"free_before_bytes", free_before},
+            {"planned_bytes", planned},
+            {"taken_bytes", free_before - device.free_bytes()}});
+}
+
 Result<OpenedExecutor> finish(const Opening& o, StreamDevice& device, CudaRunnerParts& parts) {
   device.set_zero(parts.arena.data(),
                   parts.arena.bytes());  // padding rows read block 0: it must hold numbers
@@ -167,14 +185,16 @@ Result<OpenedExecutor> open_cuda_executor(const EngineConfig& config, const Mode
       size_host_memory(o.config, o.kind, o.layout().block_bytes(), available_host_bytes());
   if (!host_memory) return host_memory.error();
   parts.host_memory = std::move(*host_memory);
-  const int64_t free_bytes = usable_bytes(o, device);
+  const int64_t free_before = device.free_bytes(), free_bytes = usable_bytes(o, device);
   o.policy_memory = policy_memory_limits(o.config, spec, free_bytes);
   Result<MemoryPlan> plan = plan_device_memory(o, parts, **source, free_bytes);
   if (!plan) return plan.error();
   o.plan = std::move(*plan);
   const auto tune = [&](const Weights& weights) { tune_products(o, parts, weights); };
   if (Status filled = fill_memory(o, **source, parts, tune); !filled) return filled.error();
-  return finish(o, device, parts);
+  Result<OpenedExecutor> out = finish(o, device, parts);
+  if (out && kind == DeviceKind::kCuda) report_memory(o.plan, device, free_before);
+  return out;
 }
 
 }  // namespace quire
