@@ -103,12 +103,12 @@ class DeviceGoldens : public ::testing::TestWithParam<std::string> {
 
 TEST_P(DeviceGoldens, AloneTogetherAndFromTheCache) {
   config_.prefix_cache = false;
-  open();
+  ASSERT_NO_FATAL_FAILURE(open());
   run_alone();
   run_together();
   EXPECT_EQ(engine_->stats().cached_tokens_total, 0);
   config_.prefix_cache = true;
-  open();
+  ASSERT_NO_FATAL_FAILURE(open());
   run_together();
   run_together();  // every prompt is cached now
   EXPECT_GT(engine_->stats().cached_tokens_total, 0);
@@ -116,12 +116,12 @@ TEST_P(DeviceGoldens, AloneTogetherAndFromTheCache) {
 
 TEST_P(DeviceGoldens, InChunksOfThree) {
   config_.max_prefill_chunk_tokens = 3;
-  open();
+  ASSERT_NO_FATAL_FAILURE(open());
   run_together();
 }
 
 TEST_P(DeviceGoldens, AsFourSamplesThatShareTheirPrompt) {
-  open();
+  ASSERT_NO_FATAL_FAILURE(open());
   const Case& longest = *std::max_element(cases_.begin(), cases_.end(), [](const Case& a, const Case& b) {
     return a.prompt.size() < b.prompt.size();
   });
@@ -190,7 +190,7 @@ class DeviceGoldensInF32 : public DeviceGoldens {
 };
 
 TEST_P(DeviceGoldensInF32, EveryTokenIsTheStoredOne) {
-  open();
+  ASSERT_NO_FATAL_FAILURE(open());
   run_together();
   if (!on_shim()) run_alone();
 }
