@@ -6,6 +6,8 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdio>
+#include <optional>
 
 #include "benchmarks/cuda/attention_problem.h"
 
@@ -17,7 +19,7 @@ struct Options {
   std::vector<std::string> parts = {"decode", "prefill", "cascade", "sides"};
   std::vector<int> q_heads = {8, 32, 64}, head_dims = {128, 64};
   int64_t pool_mib = 48 * 1024;
-  std::vector<std::string> only;
+  std::vector<std::string> only, shared;
   double matmul_tflops = 0;
   std::string json;
   bool tiny = false;
@@ -45,7 +47,19 @@ std::vector<Batch> prefill_batches(bool tiny) {
 struct SharedBatch {
   int sequences, prefix, tail;
 };
-std::vector<SharedBatch> shared_batches(bool tiny) {
+// As a line's name has it: 64x(4096+96).
+std::optional<SharedBatch> parse_shared_batch(const std::string& text) {
+  SharedBatch s{};
+  int end = 0;
+  const int read = std::sscanf(text.c_str(), "%dx(%d+%d)%n", &s.sequences, &s.prefix, &s.tail, &end);
+  const bool whole = read == 3 && text.c_str()[end] == '\0';
+  if (!whole || s.sequences < 2 || s.prefix < 16 || s.prefix % 16 != 0 || s.tail < 1) return {};
+  return s;
+}
+std::vector<SharedBatch> shared_batches(const std::vector<std::string>& asked, bool tiny) {
+  std::vector<SharedBatch> batches;
+  for (const std::string& text : asked) batches.push_back(*parse_shared_batch(text));
+  if (!batches.empty()) return batches;
   if (tiny) return {{3, 32, 20}};
   return {{256, 32768, 256}, {64, 4096, 64}, {256, 1024, 1024}, {16, 8192, 512}, {4, 2048, 128}};
 }
@@ -201,7 +215,7 @@ class AttentionBench {
   }
 
   void cascade(const AttentionModel& model) {
-    for (const SharedBatch s : shared_batches(o_.tiny)) {
+    for (const SharedBatch s : shared_batches(o_.shared, o_.tiny)) {
       const AttentionProblem problem(rig_, pool_, model,
                                      equal_lists(s.sequences, s.prefix + s.tail, 1, s.prefix));
       if (!problem.fits()) continue;
@@ -337,6 +351,14 @@ int main(int argc, char** argv) {
                  "prefill and cascade: the lines of these names, such as '1x8192 hd128' and '256x(32768+256) "
                  "one by one'")
       ->delimiter(',');
+  app.add_option("--shared", o.shared,
+                 "cascade: other shapes than its own, as SEQUENCESx(PREFIX+TAIL); PREFIX a multiple of 16")
+      ->delimiter(',')
+      ->check([](const std::string& text) {
+        return quire::bench::parse_shared_batch(text)
+                   ? std::string()
+                   : "`" + text + "`; SEQUENCESx(PREFIX+TAIL) is wanted, such as 64x(4096+96)";
+      });
   app.add_option("--json", o.json, "file for the figures");
   app.add_flag("--tiny", o.tiny, "small shapes, to run every line where a card is emulated");
   CLI11_PARSE(app, argc, argv);

@@ -52,8 +52,10 @@ int main(int argc, char** argv) {
   app.add_option("--n", options.n, "sequences of each request")->capture_default_str();
   app.add_option("--prompt-tokens", options.prompt_tokens, "of each request")->capture_default_str();
   app.add_option("--new-tokens", options.new_tokens, "of each request")->capture_default_str();
-  app.add_option("--cascade-min-saved-bytes", options.engine.cascade_min_saved_bytes,
-                 "read shared blocks once for all where that saves so many bytes a layer; -1 = never")
+  app.add_option(
+         "--cascade-min-saved-bytes", options.engine.cascade_min_saved_bytes,
+         "read shared blocks once for all where that saves the time of so many bytes from memory a layer; "
+         "0 = wherever sequences share enough, -1 = never")
       ->capture_default_str();
   app.add_option("--max-graph-tokens", options.engine.max_graph_tokens,
                  "capture steps in which prompts run as graphs up to so many tokens; 0 = decode steps alone")

@@ -38,8 +38,8 @@ struct EngineConfig {
   // auto (the cheaper) | swap | recompute. Where the host has no room swap falls to recompute; what a KV policy
   // could not compute again never gives way by recompute.
   std::string preemption_mode = "auto";
-  // Decode attention on CUDA reads blocks that several sequences share once for all of them, in steps where that saves so many
-  // bytes of K and V in each layer; -1 = never.
+  // Decode attention on CUDA reads blocks that several sequences share once for all of them, in steps where that saves the time
+  // of so many bytes from memory in each layer; 0 = wherever sequences share enough, -1 = never.
   int64_t cascade_min_saved_bytes = 16 << 20;
   std::string eviction = "lru";          // of cached prefixes: lru | pgdsf
   int32_t max_kv_retention_class = 100;  // a request may ask for

@@ -48,8 +48,8 @@ void bind_cache_flags(Flags& flags, EngineConfig& c) {
       "What becomes of a preempted sequence's KV cache: to host memory, or computed again, all of it "
       "or the last blocks; auto = the cheapest");
   flags.add("cascade-min-saved-bytes", c.cascade_min_saved_bytes,
-            "Read shared blocks once for all sequences of a decode step where that saves so many bytes a "
-            "layer; -1 = never");
+            "Read shared blocks once for all sequences of a decode step where that saves the time of so many "
+            "bytes from memory a layer; 0 = wherever they share enough, -1 = never");
   flags.add_choice(
       "eviction", c.eviction, {"lru", "pgdsf"},
       "Which cached prefix goes first: least recently used, or by frequency x cost with a clock");

@@ -1,8 +1,10 @@
 // A card, or the host shim that runs its kernels, behind open_executor.
 #include <algorithm>
+#include <utility>
 
 #include "kernels/cuda/host_device.h"
 #include "kernels/cuda/limits.h"
+#include "src/base/clock.h"
 #include "src/base/log.h"
 #include "src/device/cpu_features.h"
 #include "src/device/host_memory.h"
@@ -14,6 +16,19 @@
 
 namespace quire {
 namespace {
+
+// How long the parts of a start take, one after another.
+class Laps {
+ public:
+  int64_t lap_ms() {
+    const int64_t before = std::exchange(last_us_, clock_.now_us());
+    return (last_us_ - before) / 1000;
+  }
+
+ private:
+  SteadyClock clock_;
+  int64_t last_us_ = clock_.now_us();
+};
 
 // What a card needs beside the items of the memory plan: the library's workspace, what the driver keeps.
 constexpr int64_t kReservedBytes = 512ll << 20;
@@ -164,6 +179,7 @@ Result<OpenedExecutor> finish(const Opening& o, StreamDevice& device, CudaRunner
 
 Result<OpenedExecutor> open_cuda_executor(const EngineConfig& config, const ModelSpec& spec,
                                           DeviceKind kind) {
+  Laps laps;
   Opening o{.config = config, .spec = spec, .kind = kind};
   Result<std::unique_ptr<StreamDevice>> opened = open_stream_device(kind);
   if (!opened) return opened.error();
@@ -190,10 +206,24 @@ Result<OpenedExecutor> open_cuda_executor(const EngineConfig& config, const Mode
   Result<MemoryPlan> plan = plan_device_memory(o, parts, **source, free_bytes);
   if (!plan) return plan.error();
   o.plan = std::move(*plan);
-  const auto tune = [&](const Weights& weights) { tune_products(o, parts, weights); };
+  const int64_t device_ms = laps.lap_ms();
+  int64_t weights_ms = 0, tuning_ms = 0;
+  const auto tune = [&](const Weights& weights) {
+    weights_ms = laps.lap_ms();
+    tune_products(o, parts, weights);
+    tuning_ms = laps.lap_ms();
+  };
   if (Status filled = fill_memory(o, **source, parts, tune); !filled) return filled.error();
+  const int64_t memory_ms = laps.lap_ms();
   Result<OpenedExecutor> out = finish(o, device, parts);
   if (out && kind == DeviceKind::kCuda) report_memory(o.plan, device, free_before);
+  if (out)
+    log_line(LogLevel::kInfo, "executor_opened",
+             {{"device_ms", device_ms},
+              {"weights_ms", weights_ms},
+              {"tuning_ms", tuning_ms},
+              {"memory_ms", memory_ms},
+              {"runner_ms", laps.lap_ms()}});
   return out;
 }
 

@@ -34,11 +34,24 @@ bool in_order(const PlannedSequence& a, const PlannedSequence& b) {
 }  // namespace
 
 void PrefixGroups::follow(const BatchPlan& plan) {
-  if (rule_.least_saved_bytes < 0 || same_as_before(plan)) return;
-  drop_absent_and_changed(plan);
-  place_new(plan);
-  note_depths(plan);
-  find_nodes(static_cast<int32_t>(plan.sequences.size()));
+  if (rule_.least_saved_bytes < 0) return;
+  if (!same_as_before(plan)) {
+    drop_absent_and_changed(plan);
+    place_new(plan);
+    note_depths(plan);
+    find_nodes(static_cast<int32_t>(plan.sequences.size()));
+  }
+  pays_ = counts_.num_nodes > 0 && pays(plan);
+}
+
+// Asked in every step: lists grow, and what they have of their own decides.
+bool PrefixGroups::pays(const BatchPlan& plan) const {
+  if (rule_.least_saved_bytes == 0) return true;
+  int64_t tokens = 0;
+  for (const PlannedSequence& s : plan.sequences)
+    if (s.tokens.size() == 1) tokens += s.list_length_before;
+  const int64_t from_memory = tokens - saved_tokens_;
+  return (tokens / rule_.cache_speedup - from_memory) * rule_.token_bytes >= rule_.least_saved_bytes;
 }
 
 // The entry behind the shared ones decides a sequence's place, so it must stand too.
@@ -112,9 +125,7 @@ void PrefixGroups::note_depths(const BatchPlan& plan) {
 void PrefixGroups::find_nodes(int32_t num_sequences) {
   clear_nodes(num_sequences);
   add_nodes(0, order_.size(), 0);
-  if (counts_.num_nodes == 0) return;
-  if (saved_tokens_ * rule_.token_bytes < rule_.least_saved_bytes) return clear_nodes(num_sequences);
-  index_members();
+  if (counts_.num_nodes > 0) index_members();
 }
 
 // The tree from its root down. Entries [begin, end) have their first `covered` blocks in nodes already. A
@@ -181,8 +192,8 @@ void PrefixGroups::clear_nodes(int32_t num_sequences) {
 }
 
 SharedPrefixes PrefixGroups::arrays() const {
-  return {.num_nodes = counts_.num_nodes,
-          .num_members = counts_.num_members,
+  return {.num_nodes = empty() ? 0 : counts_.num_nodes,
+          .num_members = empty() ? 0 : counts_.num_members,
           .num_splits = 0,
           .node_slots = node_slots_.data(),
           .node_sequence_start = node_sequence_start_.data(),

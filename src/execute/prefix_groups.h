@@ -24,8 +24,12 @@ struct CascadeRule {
   int32_t block_tokens = 16;
   // K and V bytes of a token in one layer.
   int64_t token_bytes = 0;
-  // A step's nodes must save so many bytes of reads in each layer, or the step has none: the second kernel of
-  // a layer costs 4 to 5 us, in which a card of 3 TB/s reads 16 MB. Below 0: never.
+  // What lists share and read one by one comes from L2, so many times as fast as from memory (H100: 10 TB/s, where memory
+  // gives 3.1). One by one, all lists take as long as that share of their bytes from memory would; with nodes, as long as
+  // their different bytes.
+  int32_t cache_speedup = 3;
+  // A step's nodes must save the time of so many bytes from memory in each layer, or the step has none: the second kernel of
+  // a layer costs 4 to 5 us, in which a card of 3 TB/s reads 16 MB. 0: whatever they save; below: never.
   int64_t least_saved_bytes = 16 << 20;
   // A node must save so many tokens' reads for each of its members: what the member writes and reads in
   // partial results (head_dim + 4 floats a query head, twice, in two parts) is what 16 tokens of K and V are
@@ -50,7 +54,7 @@ class PrefixGroups {
   void follow(const BatchPlan& plan);
 
   // Of the plan followed last; host pointers into this object. num_splits is not decided here.
-  bool empty() const { return counts_.num_nodes == 0; }
+  bool empty() const { return counts_.num_nodes == 0 || !pays_; }
   SharedPrefixes arrays() const;
   const PrefixCounts& counts() const { return counts_; }
   // Tokens whose K and V are read once less, over all nodes and members.
@@ -69,6 +73,7 @@ class PrefixGroups {
   void note_depths(const BatchPlan& plan);
   void find_nodes(int32_t num_sequences);
   void add_nodes(size_t begin, size_t end, int32_t covered);
+  bool pays(const BatchPlan& plan) const;
   bool is_worth(int64_t members, int32_t blocks) const;
   void add_node(size_t begin, size_t end, int32_t from, int32_t to);
   void index_members();
@@ -84,6 +89,7 @@ class PrefixGroups {
 
   PrefixCounts counts_;
   int64_t saved_tokens_ = 0;
+  bool pays_ = false;
   std::vector<int32_t> node_slots_, node_sequence_start_, node_sequences_, sequence_member_start_,
       sequence_members_, private_start_;
 };

@@ -7,7 +7,9 @@
 #include <unordered_map>
 
 #include "src/base/check.h"
+#include "src/base/clock.h"
 #include "src/base/f32_at.h"
+#include "src/base/log.h"
 #include "src/base/progress.h"
 
 namespace quire {
@@ -32,7 +34,7 @@ class Loader {
     std::vector<HostTensor> parts;
     std::vector<HostMatrix> matrices;
     for (const std::string& name : names) {
-      parts.push_back(source_.tensor(slot(name)));
+      parts.push_back(tensor(name));
       matrices.push_back(parts.back().matrix);
     }
     return packed(kernels_.pack(matrices), matrices);
@@ -41,7 +43,7 @@ class Loader {
   // The gate's and the up projection's rows, in the back end's order.
   std::unique_ptr<MatmulWeight> gate_up(const std::string& gate, const std::string& up) {
     if (fault_) return nullptr;
-    const HostTensor parts[] = {source_.tensor(slot(gate)), source_.tensor(slot(up))};
+    const HostTensor parts[] = {tensor(gate), tensor(up)};
     const HostMatrix matrices[] = {parts[0].matrix, parts[1].matrix};
     return packed(kernels_.pack_gate_up(matrices[0], matrices[1]), matrices);
   }
@@ -49,8 +51,8 @@ class Loader {
   // The biases of a weight from gate_up(), in its order.
   DeviceBuffer gate_up_bias(const std::string& gate, const std::string& up, int32_t gate_group) {
     std::vector<float> parts;
-    append_floats(source_.tensor(slot(gate)).matrix, parts);
-    append_floats(source_.tensor(slot(up)).matrix, parts);
+    append_floats(tensor(gate).matrix, parts);
+    append_floats(tensor(up).matrix, parts);
     const auto width = static_cast<int64_t>(parts.size() / 2),
                group = gate_group > 0 ? int64_t{gate_group} : width;
     std::vector<float> ordered;
@@ -63,19 +65,35 @@ class Loader {
   // One vector after another, as f32.
   DeviceBuffer vector(std::initializer_list<std::string> names) {
     std::vector<float> values;
-    for (const std::string& name : names) append_floats(source_.tensor(slot(name)).matrix, values);
+    for (const std::string& name : names) append_floats(tensor(name).matrix, values);
     return upload(values.data(), static_cast<int64_t>(values.size() * sizeof(float)), "norms and biases");
   }
 
   DeviceBuffer table(const std::string& name, DType& dtype) {
-    const HostTensor t = source_.tensor(slot(name));
+    const HostTensor t = tensor(name);
     dtype = t.matrix.dtype;
     return upload(t.matrix.data, t.matrix.rows * t.matrix.cols * bytes_of(dtype), "embedding");
   }
 
   const std::optional<Error>& fault() const { return fault_; }
 
+  // A mapping's pages are read when they are copied, which counts for the device.
+  void report() const {
+    const int64_t all_us = clock_.now_us() - begun_us_;
+    log_line(LogLevel::kInfo, "weights_loaded",
+             {{"ms", all_us / 1000},
+              {"source_ms", source_us_ / 1000},
+              {"device_ms", (all_us - source_us_) / 1000}});
+  }
+
  private:
+  HostTensor tensor(const std::string& name) {
+    const int64_t from = clock_.now_us();
+    HostTensor t = source_.tensor(slot(name));
+    source_us_ += clock_.now_us() - from;
+    return t;
+  }
+
   std::unique_ptr<MatmulWeight> packed(Result<std::unique_ptr<MatmulWeight>> weight,
                                        std::span<const HostMatrix> from) {
     for (const HostMatrix& m : from) progress_.advance(m.rows * m.cols * bytes_of(m.dtype));
@@ -112,6 +130,8 @@ class Loader {
   std::unordered_map<std::string, TensorSlot> slots_;
   std::optional<Error> fault_;
   Progress progress_;
+  SteadyClock clock_;
+  int64_t begun_us_ = clock_.now_us(), source_us_ = 0;
 };
 
 LayerWeights load_layer(Loader& load, const ModelSpec& spec, int32_t layer) {
@@ -149,6 +169,7 @@ Result<Weights> load_weights(WeightSource& source, const ModelSpec& spec, Kernel
   weights.final_norm = load.vector({final_norm_slot(spec).name});
   weights.lm_head = load.matrix({spec.tied_embeddings ? embedding : lm_head_slot(spec).name});
   if (load.fault()) return *load.fault();
+  load.report();
   return weights;
 }
 

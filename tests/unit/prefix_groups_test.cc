@@ -170,6 +170,7 @@ TEST(PrefixGroups, AsksForEnoughToSave) {
   EXPECT_EQ(nodes(rule(6)), (std::set<Node>{{0, 24, {0, 1}}}));
   EXPECT_TRUE(nodes(rule(13)).empty());
   CascadeRule most = rule();
+  most.cache_speedup = 1;
   most.token_bytes = 10;
   most.least_saved_bytes = 320;
   EXPECT_EQ(nodes(most).size(), 2u) << "32 tokens of 10 bytes";
@@ -177,6 +178,53 @@ TEST(PrefixGroups, AsksForEnoughToSave) {
   EXPECT_TRUE(nodes(most).empty());
   most.least_saved_bytes = -1;
   EXPECT_TRUE(nodes(most).empty());
+}
+
+// Lists of `prefix` slots together and `tail` of their own each, in blocks of 16.
+BatchPlan sharing(int32_t sequences, int32_t prefix, int32_t tail) {
+  BatchPlan plan;
+  int32_t next = prefix / 16;
+  for (int32_t s = 0; s < sequences; ++s) {
+    PlannedSequence one{.sequence = SequenceId{static_cast<uint64_t>(s) + 1}, .tokens = {kSampledLastStep}};
+    for (int32_t b = 0; b < prefix / 16; ++b) one.block_table.push_back(BlockId{b});
+    for (int32_t b = 0; b <= tail / 16; ++b) one.block_table.push_back(BlockId{next++});
+    one.first_position = one.list_length_before = prefix + tail;
+    plan.sequences.push_back(one);
+  }
+  return plan;
+}
+
+// K and V of Llama-3.1-8B: 4 KiB a token and layer.
+bool pays_by_default(const BatchPlan& plan) {
+  PrefixGroups groups({.block_tokens = 16, .token_bytes = 4096});
+  groups.follow(plan);
+  return !groups.empty();
+}
+
+// us of a layer's attention on an H100 with nodes and without (kernels/cuda/README.md, "When").
+TEST(PrefixGroups, AreThereWhereACardIsFasterWithThem) {
+  EXPECT_TRUE(pays_by_default(sharing(64, 4096, 64))) << "35, 102";
+  EXPECT_TRUE(pays_by_default(sharing(16, 8192, 512))) << "41, 70";
+  EXPECT_TRUE(pays_by_default(sharing(256, 32768, 256))) << "304, 4169";
+  EXPECT_FALSE(pays_by_default(sharing(4, 2048, 128))) << "16.0, 12.0";
+  EXPECT_FALSE(pays_by_default(sharing(256, 1024, 1024))) << "387, 372";
+}
+
+TEST(PrefixGroups, GoWhereWhatListsHaveOfTheirOwnKeepsMemoryBusyAnyway) {
+  PrefixGroups groups({.block_tokens = 16, .token_bytes = 4096});
+  const auto has_nodes_at = [&](int32_t tail) {
+    BatchPlan plan = sharing(64, 1024, 16);
+    for (PlannedSequence& s : plan.sequences) {
+      s.num_unchanged_blocks = 1024 / 16 + 1;
+      s.list_length_before = s.first_position = 1024 + tail;
+    }
+    groups.follow(plan);
+    EXPECT_EQ(groups.arrays().num_nodes, groups.empty() ? 0 : 1);
+    return !groups.empty();
+  };
+  EXPECT_TRUE(has_nodes_at(64));
+  EXPECT_FALSE(has_nodes_at(1024)) << "nothing of the tables changed, the lists grew";
+  EXPECT_TRUE(has_nodes_at(128));
 }
 
 // The traffic of a scheduler, seen from its plans.
