@@ -118,27 +118,12 @@ struct BroadConsumer {
     let_next_kernel_start();
     for (; walk.more(); walk.next()) {
       part = walk.part();
-      multiply();
+      multiply_stages(*this, ring, part.count);
       walk.splits == 1 ? write(0, kBatches) : write_share();
     }
   }
 
   // ---- products ----
-  __device__ void multiply() {
-    int before = 0;
-    for (int i = 0; i < part.count; ++i) {
-      ring.full(ring.stage).wait(ring.round);
-      multiply_stage(i > 0);
-      if (i > 0) {  // the products before these are done
-        wgmma_wait<1>();
-        release(before);
-      }
-      before = ring.stage;
-      ring.next();
-    }
-    wgmma_wait<0>();
-    release(before);
-  }
   // To whoever copies into this block's stages.
   __device__ void release(int stage) const {
     if constexpr (L::kCluster == 1) {

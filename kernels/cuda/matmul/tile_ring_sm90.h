@@ -27,6 +27,25 @@ struct TileRing {
   }
 };
 
+// The ring's next `steps` stages, as they are filled: by.multiply_stage(accumulate) queues a stage's products, by.release(stage) gives it
+// back a step later, when they are done. So the tensor cores have the next products in their queue while these end.
+template <class Consumer, int kStages>
+__device__ inline void multiply_stages(Consumer& by, TileRing<kStages>& ring, int steps) {
+  int before = 0;
+  for (int i = 0; i < steps; ++i) {
+    ring.full(ring.stage).wait(ring.round);
+    by.multiply_stage(i > 0);
+    if (i > 0) {
+      wgmma_wait<1>();
+      by.release(before);
+    }
+    before = ring.stage;
+    ring.next();
+  }
+  wgmma_wait<0>();
+  by.release(before);
+}
+
 #endif  // sm_90a
 
 }  // namespace quire::QUIRE_SIDE

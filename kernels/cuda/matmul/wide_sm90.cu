@@ -118,26 +118,11 @@ struct TileConsumer {
     wait_for_previous_kernel();
     let_next_kernel_start();
     for (; tile < tiles; tile += static_cast<int>(gridDim.x)) {
-      multiply();
+      multiply_stages(*this, ring, steps);
       write();
     }
   }
 
-  __device__ void multiply() {
-    int before = 0;
-    for (int i = 0; i < steps; ++i) {
-      ring.full(ring.stage).wait(ring.round);
-      multiply_stage(i > 0);
-      if (i > 0) {  // the products before these are done
-        wgmma_wait<1>();
-        release(before);
-      }
-      before = ring.stage;
-      ring.next();
-    }
-    wgmma_wait<0>();
-    release(before);
-  }
   __device__ void release(int stage) const {
     if (lane == 0) ring.empty(stage).arrive();
   }
