@@ -246,6 +246,7 @@ Result<int64_t> run_rounds(Run& run, OfflineReport& report) {
   report.uploaded_bytes = static_cast<double>(after.uploaded_bytes_total - stats.uploaded_bytes_total) /
                           static_cast<double>(std::max<int64_t>(1, after.steps_total - stats.steps_total));
   report.host_us_per_step = after.host_us_per_step_p50;
+  report.device_idle_us = after.device_idle_us_p50;
   report.median = medians(report.rounds);
   return first_token_us;
 }

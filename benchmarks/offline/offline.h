@@ -61,6 +61,7 @@ struct OfflineReport {
   double open_ms = 0;                  // Engine::open: weights, cache, threads
   double start_to_first_token_ms = 0;  // from before open() to the first token of the round that warms up
   double host_us_per_step = 0;         // plan and commit, the engine's median
+  double device_idle_us = 0;           // between steps, likewise; 0 without engine.time_device_idle
   std::string model, architecture, device, dtype, kv_dtype;
 };
 

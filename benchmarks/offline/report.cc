@@ -74,6 +74,7 @@ std::string to_json(const OfflineReport& r) {
   out["open_ms"] = r.open_ms;
   out["start_to_first_token_ms"] = r.start_to_first_token_ms;
   out["host_us_per_step"] = r.host_us_per_step;
+  if (r.options.engine.time_device_idle) out["device_idle_us_per_step"] = r.device_idle_us;
   out["threads"] = r.options.engine.threads;
   out["max_step_tokens"] = r.options.engine.max_step_tokens;
   out["weight_bytes"] = r.weight_bytes;

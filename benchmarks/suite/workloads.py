@@ -39,6 +39,10 @@ WORKLOADS = {
 }
 
 
+# Between whose steps the card's idle time is taken.
+IDLE = [work("batch 1", prompt=128, new=256, rounds=1), work("256 at 1k", batch=256, prompt=1024, new=176, rounds=1)]
+
+
 def offline_list(count: int = 256) -> list[tuple[int, int]]:
     """Prompt and output tokens of the requests that nano-vllm's bench.py (GeeeekExplorer/nano-vllm, MIT) draws: seed 0, prompts of
     100 to 1024 ids and then 100 to 1024 new tokens each. 142,827 and 133,966 tokens for 256 requests."""

@@ -78,7 +78,8 @@ struct EngineStats {
   double waste_percent = 0;         // of held blocks: slots reserved and not filled
   double host_us_per_step_p50 = 0;  // plan + commit
   double step_ms_p50 = 0;
-  double last_step_age_ms = 0;  // a wedged engine shows here
+  double device_idle_us_p50 = 0;  // between steps, where config.time_device_idle asks; 0: not timed
+  double last_step_age_ms = 0;    // a wedged engine shows here
 };
 
 struct Submission {

@@ -43,6 +43,7 @@ def made_up_results() -> dict:
         "kernels": {"card": {"name": "H100", "read_gb_per_s": 3000, "copy_gb_per_s": 3000, "matmul_tflops": 780}, "ours": ours.lines(),
                     "peers": peers.lines(), "peers_absent": {"vllm": "no"}, "seconds": 1},
         "engine-8b": {"workloads": [workload], "seconds": 1},
+        "engine-0.6b": {"workloads": [], "idle": [{"device_idle_us_per_step": us} for us in (5.0, 12.0)], "seconds": 1},
         "peer-engines": {"lines": [{"what": "8B batch 1, step", "peer": "vLLM", "value": 6.5}], "seconds": 1},
     }
     return {"parts": parts, "left_out": {"lists": "no time"}, "dry_run": False,
@@ -73,6 +74,7 @@ def check_table() -> list[str]:
         *expect("roof of a step", round(step.share, 3), round((15e9 + 192 * 131072) / 3e12 * 1e3 / 5.2, 3)),
         *expect("peer engine", (step.peer, round(step.ratio, 2)), ("vLLM", 1.25)),
         *expect("seconds", (first.value, first.verdict()), (12.0, "SHORT")),
+        *expect("idle between steps, the worst", (rows["GPU idle between steps, at most"].value, rows["GPU idle between steps, at most"].verdict()), (12.0, "floor")),
         *expect("what did not run", rows["decode attention 1x1024"].verdict(), "not measured"),
         *expect("left out is said", "lists left out: no time" in text, True),
         *expect("sound results", run.broken(results), False),
