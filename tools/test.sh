@@ -27,6 +27,8 @@ if apt-cache show clang-format-19 >/dev/null 2>&1; then clang_packages+=" clang-
 set_up $packages_test $clang_packages
 ensure_venv
 step "configure ($preset)" configure_with_tests
+# By itself, so that its time is seen: at most 15 minutes on two cores without a compiler cache.
+if cuda_wanted; then build_target quire_kernels_cuda_card; fi
 build_target all
 
 # Sanitizers on the parts that own memory and threads: what reads files and texts, keeps the books, runs the loop and serves; the thread

@@ -1,18 +1,22 @@
 #!/usr/bin/env python3
 """Holds the built CUDA kernels to the bounds of benchmarks/sass_report.py.
 
-First planted faults, in the text that cuobjdump prints: each bound must catch its own. Then the objects of the build. Exit status
-77 (skipped) with a reason where no CUDA objects were built or cuobjdump is missing.
+First planted faults, in the text that cuobjdump prints: each bound must catch its own. Then the objects of the build, and that
+kernels/README.md or kernels/cuda/README.md says of each kernel what bounds it and what it should reach. Exit status 77
+(skipped) with a reason where no CUDA objects were built or cuobjdump is missing.
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
 sys.dont_write_bytecode = True
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
 import sass_report  # noqa: E402
 
+PAGES = ("kernels/README.md", "kernels/cuda/README.md")  # whose tables name every kernel
 HEADER = "identifier = ../../kernels/cuda/{source}\n\tcode for {arch}\n\t\tFunction : kernel\n"
 LINE = "        /*0010*/                   {text} ;        /* 0x0000000012237dae */\n"
 HEALTHY = [
@@ -71,6 +75,37 @@ def check_counts() -> list[str]:
     return []
 
 
+def stated_kernels(text: str) -> set[str]:
+    """The kernels that a page's tables give a bound and an expected figure: named in the first cell of a row that has both."""
+    stated, columns = set(), []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
+        if not cells:
+            columns = []
+        elif not columns:
+            columns = cells
+        elif {"bound by", "expected"} <= set(columns) and all(cells[columns.index(c)] for c in ("bound by", "expected")):
+            stated |= set(re.findall(r"`(\w+)`", cells[0]))
+    return stated
+
+
+def check_stated() -> list[str]:
+    head = "| kernel | bound by | expected |\n|---|---|---|\n"
+    wanted = {
+        head + "| op (`a`, `b`) | memory | 0.9 |\n": {"a", "b"},
+        head + "| `a` | memory | |\n| `b` | | 0.9 |\n": set(),
+        "| kernel | works on |\n|---|---|\n| `a` | rows |\n": set(),
+        head + "\nand `a` in a sentence\n": set(),
+    }
+    return [f"of {text!r} {stated_kernels(text)} are stated, {names} should be" for text, names in wanted.items() if stated_kernels(text) != names]
+
+
+def unstated(kernels: list[sass_report.Kernel]) -> list[str]:
+    stated = stated_kernels("\n\n".join((ROOT / page).read_text() for page in PAGES))
+    names = {(k.source, k.name.split("<")[0]) for k in kernels}
+    return [f"{source}: {' and '.join(PAGES)} do not say what bounds {name} and what it should reach" for source, name in sorted(names) if name not in stated]
+
+
 def check_built(build: Path) -> list[str]:
     library, tool = sass_report.built_library(build), sass_report.find_tool("cuobjdump")
     if library is None or tool is None:
@@ -78,7 +113,7 @@ def check_built(build: Path) -> list[str]:
         sys.exit(77)
     kernels = sass_report.read_objects(tool, [library])
     unread = [k.symbol for k in kernels if k.registers == 0]
-    problems = sass_report.violations(kernels) + [f"no resource usage for {symbol}" for symbol in unread]
+    problems = sass_report.violations(kernels) + unstated(kernels) + [f"no resource usage for {symbol}" for symbol in unread]
     architectures = sorted({k.arch for k in kernels})
     print(f"{len(kernels)} kernels for {', '.join(architectures)}")
     return problems if kernels else [f"{library} holds no kernels"]
@@ -87,7 +122,7 @@ def check_built(build: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, required=True)
-    problems = check_planted() + check_counts() or check_built(parser.parse_args().build)
+    problems = check_planted() + check_counts() + check_stated() or check_built(parser.parse_args().build)
     print("\n".join(problems))
     return 1 if problems else 0
 
