@@ -4,7 +4,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <map>
 #include <utility>
 #include <vector>
 
@@ -13,6 +12,7 @@
 #include "src/base/check.h"
 #include "src/base/clock.h"
 #include "src/device/host_memory.h"
+#include "src/device/pinned_ranges.h"
 
 namespace quire {
 namespace {
@@ -113,6 +113,7 @@ class HostDevice final : public StreamDevice {
   Result<DeviceBuffer> allocate(int64_t bytes, const char* what) override {
     check(bytes >= 0, "allocate: negative size");
     if (bytes == 0) return DeviceBuffer();
+    ++calls_.allocations;
     const int64_t free = std::min(free_bytes(), available_host_bytes());
     void* p =
         bytes > free ? nullptr : std::aligned_alloc(256, static_cast<size_t>((bytes + 255) / 256 * 256));
@@ -125,19 +126,22 @@ class HostDevice final : public StreamDevice {
   }
   Result<DeviceBuffer> allocate_pinned(int64_t bytes, const char* what) override {
     Result<DeviceBuffer> buffer = allocate(bytes, what);
-    if (buffer && bytes > 0) pinned_[static_cast<const char*>(buffer->data())] = bytes;
+    if (buffer && bytes > 0) pinned_.add(buffer->data(), bytes);
     return buffer;
   }
   void free(void* data) override {
+    ++calls_.allocations;
     queue_.run_all();
-    pinned_.erase(static_cast<const char*>(data));
+    pinned_.remove(data);
     shim::unregister_memory(data);
     std::free(data);
   }
 
   // As a card's driver does: memory that is not pinned is read before the call returns, and written.
   void copy_to_device(void* target, const void* host, int64_t bytes) override {
-    if (!queue_.late() || is_pinned(host)) return copy(target, host, bytes);
+    const bool pinned = pinned_.contain(host);
+    if (!pinned && bytes > 0) ++calls_.pageable_copies;
+    if (!queue_.late() || pinned) return copy(target, host, bytes);
     const auto* from = static_cast<const char*>(host);
     shim::run_or_record(&queue_.stream(), [target, held = std::vector<char>(from, from + bytes)] {
       std::memcpy(target, held.data(), held.size());
@@ -145,7 +149,9 @@ class HostDevice final : public StreamDevice {
   }
   void copy_to_host(void* host, const void* source, int64_t bytes) override {
     copy(host, source, bytes);
-    if (!is_pinned(host)) queue_.run_all();
+    if (bytes == 0 || pinned_.contain(host)) return;
+    ++calls_.pageable_copies;
+    queue_.run_all();
   }
   void copy_on_device(void* target, const void* source, int64_t bytes) override {
     copy(target, source, bytes);
@@ -155,6 +161,7 @@ class HostDevice final : public StreamDevice {
   }
   void synchronize() override {
     check(capturing_ == nullptr, "synchronize while capturing");
+    ++calls_.waits;
     queue_.run_all();
   }
 
@@ -179,16 +186,10 @@ class HostDevice final : public StreamDevice {
     if (bytes > 0)
       shim::run_or_record(&queue_.stream(), [=] { std::memcpy(target, source, static_cast<size_t>(bytes)); });
   }
-  bool is_pinned(const void* p) const {
-    const auto behind = pinned_.upper_bound(static_cast<const char*>(p));
-    if (behind == pinned_.begin()) return false;
-    const auto& [begin, bytes] = *std::prev(behind);
-    return static_cast<const char*>(p) < begin + bytes;
-  }
 
   DeviceFacts facts_;
   mutable HostQueue queue_;
-  std::map<const char*, int64_t> pinned_;  // bytes by where they begin
+  PinnedRanges pinned_;
   std::unique_ptr<HostGraph> capturing_;
 };
 

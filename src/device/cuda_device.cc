@@ -3,12 +3,11 @@
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
-#include <unordered_set>
-
 #include "src/base/check.h"
 #include "src/device/card_code.h"
 #include "src/device/cuda_handles.h"
 #include "src/device/cuda_support.h"
+#include "src/device/pinned_ranges.h"
 #include "src/device/stream_device.h"
 
 namespace quire {
@@ -85,6 +84,7 @@ class CudaDevice final : public StreamDevice {
   Result<DeviceBuffer> allocate(int64_t bytes, const char* what) override {
     check(bytes >= 0, "allocate: negative size");
     if (bytes == 0) return DeviceBuffer();
+    ++calls_.allocations;
     void* p = nullptr;
     const cudaError_t e = cudaMalloc(&p, static_cast<size_t>(bytes));
     if (e != cudaSuccess) return no_room("device memory", bytes, free_bytes(), what, e);
@@ -95,23 +95,27 @@ class CudaDevice final : public StreamDevice {
   Result<DeviceBuffer> allocate_pinned(int64_t bytes, const char* what) override {
     check(bytes >= 0, "allocate_pinned: negative size");
     if (bytes == 0) return DeviceBuffer();
+    ++calls_.allocations;
     void* p = nullptr;
     const cudaError_t e =
         cudaHostAlloc(&p, static_cast<size_t>(bytes), cudaHostAllocMapped | cudaHostAllocPortable);
     if (e != cudaSuccess) return no_room("pinned host memory", bytes, -1, what, e);
-    pinned_.insert(p);
+    pinned_.add(p, bytes);
     return DeviceBuffer(this, p, bytes);
   }
 
   void free(void* data) override {
-    const cudaError_t e = pinned_.erase(data) != 0 ? cudaFreeHost(data) : cudaFree(data);
+    ++calls_.allocations;
+    const cudaError_t e = pinned_.remove(data) ? cudaFreeHost(data) : cudaFree(data);
     if (e != cudaSuccess) log_line(LogLevel::kWarn, "cuda_free_failed", {{"error", text_of(e)}});
   }
 
   void copy_to_device(void* target, const void* host, int64_t bytes) override {
+    count_pageable(host, bytes);
     copy(target, host, bytes, cudaMemcpyHostToDevice);
   }
   void copy_to_host(void* host, const void* source, int64_t bytes) override {
+    count_pageable(host, bytes);
     copy(host, source, bytes, cudaMemcpyDeviceToHost);
   }
   void copy_on_device(void* target, const void* source, int64_t bytes) override {
@@ -120,7 +124,10 @@ class CudaDevice final : public StreamDevice {
   void set_zero(void* target, int64_t bytes) override {
     if (bytes > 0) check_cuda_call(cudaMemsetAsync(target, 0, static_cast<size_t>(bytes), stream_.get()));
   }
-  void synchronize() override { check_cuda_call(cudaStreamSynchronize(stream_.get())); }
+  void synchronize() override {
+    ++calls_.waits;
+    check_cuda_call(cudaStreamSynchronize(stream_.get()));
+  }
 
   void begin_capture() override {
     check_cuda_call(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
@@ -156,6 +163,9 @@ class CudaDevice final : public StreamDevice {
     return error(Code::kResourceExhausted,
                  fmt::format("{}: no room for {} bytes of {}{} [{}]", what, bytes, kind, left, text_of(e)));
   }
+  void count_pageable(const void* host, int64_t bytes) {
+    if (bytes > 0 && !pinned_.contain(host)) ++calls_.pageable_copies;
+  }
   void copy(void* target, const void* source, int64_t bytes, cudaMemcpyKind kind) {
     if (bytes > 0)
       check_cuda_call(cudaMemcpyAsync(target, source, static_cast<size_t>(bytes), kind, stream_.get()));
@@ -163,7 +173,7 @@ class CudaDevice final : public StreamDevice {
 
   DeviceFacts facts_;
   CudaStream stream_;
-  std::unordered_set<void*> pinned_;
+  PinnedRanges pinned_;
 };
 
 Error unavailable(std::string why) {

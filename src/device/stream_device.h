@@ -29,8 +29,17 @@ class StreamEvent {
   virtual double ms_since(const StreamEvent& earlier) const = 0;  // both reached
 };
 
+// What holds up the host, or takes memory, since the device was opened: none of it belongs into a step whose tokens are
+// chosen on the device. Events that are waited for do not count: the host has nothing else to do there.
+struct DeviceCalls {
+  int64_t allocations = 0;      // and buffers given back
+  int64_t waits = 0;            // synchronize()
+  int64_t pageable_copies = 0;  // to or from memory that is not allocate_pinned()'s
+};
+
 class StreamDevice : public Device {
  public:
+  const DeviceCalls& calls() const { return calls_; }
   virtual void* stream() const = 0;  // cudaStream_t, or shim::HostStream*
   virtual void begin_capture() = 0;
   virtual std::unique_ptr<CapturedGraph> end_capture() = 0;
@@ -41,6 +50,9 @@ class StreamDevice : public Device {
   virtual void copy_on_device(void* target, const void* source, int64_t bytes) = 0;
   // An event that no time is asked of. A card stands 1.2 us longer at one with a time.
   virtual std::unique_ptr<StreamEvent> make_mark() = 0;
+
+ protected:
+  DeviceCalls calls_;
 };
 
 // kUnavailable with one clear line when the build has no CUDA, or the machine no driver, no card, or too old a one.

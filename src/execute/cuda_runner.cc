@@ -10,7 +10,6 @@
 #include "src/execute/host_sampling.h"
 #include "src/execute/sampler_steps.h"
 #include "src/execute/step_forms.h"
-#include "src/execute/step_gaps.h"
 #include "src/execute/step_graphs.h"
 #include "src/execute/table_check.h"
 #include "src/execute/table_deltas.h"
@@ -41,7 +40,6 @@ class CudaQueuedStep final : public QueuedStep {
   std::vector<DeviceSample> device_samples;  // whose tokens come back, in order
   StreamEvent* done = nullptr;               // null: nothing is under way
   int turn = 0;
-  int64_t gap = 0;             // its number in StepGaps
   bool tables_queued = false;  // on their way back, to be checked
   std::vector<QueuedDump> dumps;
 };
@@ -69,6 +67,13 @@ class CudaRunner final : public QueueingRunner {
         sampler_(make_cpu_sampler()) {}
 
   ~CudaRunner() override {
+    const DeviceCalls& now = device_.calls();
+    log_line(LogLevel::kInfo, "step_calls",
+             {{"steps", num_steps_},
+              {"sampled_on_host", num_on_host_},
+              {"allocations", now.allocations - calls_at_start_.allocations},
+              {"waits", now.waits - calls_at_start_.waits},
+              {"pageable_copies", now.pageable_copies - calls_at_start_.pageable_copies}});
     log_line(LogLevel::kInfo, "step_graphs",
              {{"steps", num_steps_},
               {"queued_late", num_late_},
@@ -88,10 +93,11 @@ class CudaRunner final : public QueueingRunner {
     if (!logits) return logits.error();
     host_logits_ = std::move(*logits);
     for (std::unique_ptr<StreamEvent>& done : done_) done = device_.make_mark();
-    if (parts_.time_idle) gaps_.enable(device_);
     if (Status reserved = retention_.reserve(parts_.retention); !reserved) return reserved;
     device_.synchronize();
-    return parts_.check_tables ? table_check_.allocate(max_samples(), stride) : ok();
+    const Status checked = parts_.check_tables ? table_check_.allocate(max_samples(), stride) : ok();
+    calls_at_start_ = device_.calls();
+    return checked;
   }
 
   std::unique_ptr<QueuedStep> queue(std::shared_ptr<const BatchPlan> plan) override {
@@ -119,7 +125,6 @@ class CudaRunner final : public QueueingRunner {
     if (newest_ == &step) newest_ = nullptr;
     if (step.done == nullptr) return std::move(step.result);
     step.done->wait();
-    step.result.device_idle_us = gaps_.idle_us(step.gap);
     if (step.tables_queued && step.result.status)
       step.result.status = table_check_.compare(*step.plan, step.turn);
     for (QueuedDump& dump : step.dumps) retention_.report(std::move(dump), step.result.kv_dumps);
@@ -157,10 +162,8 @@ class CudaRunner final : public QueueingRunner {
     const bool on_host = step_.arrays().num_logits_rows > parts_.logits_rows ||
                          !sampling_.collect(plan, step_, queued.device_samples);
     if (on_host) queued.device_samples.clear();
-    queued.gap = gaps_.begin();
     run(plan, queued, on_host);
     retention_.end(plan, queued.dumps, queued.result.failures);
-    gaps_.end();
     done_[queued.turn]->record();
     queued.done = done_[queued.turn].get();
     return ok();
@@ -234,6 +237,7 @@ class CudaRunner final : public QueueingRunner {
 
   void run_and_sample_here(const PlacedStep& placed, const StepShape& shape, StepResult& result) {
     result.sampled_on_host = step_.num_samples() > 0;
+    ++num_on_host_;
     run_model(placed, shape);
     host_sampling_.run(
         step_, [this](int64_t first, int64_t count) { return logits_on_host(first, count); }, *sampler_,
@@ -320,7 +324,6 @@ class CudaRunner final : public QueueingRunner {
   TableDeltas tables_;
   TableCheck table_check_;
   StepGraphs graphs_;
-  StepGaps gaps_;
   CopyGroups copies_;
   PrefixGroups groups_;
   DeviceRetention retention_;
@@ -332,6 +335,8 @@ class CudaRunner final : public QueueingRunner {
   std::unique_ptr<StreamEvent> done_[2];
   int next_turn_ = 0;
   int64_t num_steps_ = 0, num_late_ = 0;  // late: the device had nothing left to do
+  int64_t num_on_host_ = 0;               // steps whose logits went to the host
+  DeviceCalls calls_at_start_;            // before the first step
   CudaQueuedStep* newest_ = nullptr;      // unless it is finished
   std::vector<int32_t> id_source_;
   DeviceBuffer host_logits_;  // pinned; a step with more rows to sample here takes them in parts

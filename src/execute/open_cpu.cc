@@ -89,8 +89,10 @@ Result<OpenedExecutor> open_cpu_executor(const EngineConfig& config, const Model
   Result<MemoryPlan> plan = plan_host_memory(o, parts, **source);
   if (!plan) return plan.error();
   o.plan = std::move(*plan);
-  if (Status filled = fill_memory(o, **source, parts, {}); !filled) return filled.error();
+  MemoryLedger ledger(*parts.device);
+  if (Status filled = fill_memory(o, **source, parts, ledger, {}); !filled) return filled.error();
   Result<OpenedExecutor> out = describe(o, parts, "cpu", make_host_copy_stream);
+  if (out) ledger.log();
   if (out) out->executor = make_threaded_executor(make_cpu_runner(std::move(parts)));
   return out;
 }

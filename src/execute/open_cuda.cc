@@ -13,6 +13,7 @@
 #include "src/execute/open_device.h"
 #include "src/execute/opening.h"
 #include "src/execute/policy_room.h"
+#include "src/execute/step_graphs.h"
 
 namespace quire {
 namespace {
@@ -142,21 +143,12 @@ Status open_kernels(Opening& o, StreamDevice& device, ModelParts& parts) {
   return ok();
 }
 
-// What the plan reckoned beside what the card now lacks; graphs, which steps_bytes has room for, are captured later.
-void report_memory(const MemoryPlan& plan, const Device& device, int64_t free_before) {
-  const DeviceFacts& facts = device.facts();
-  const int64_t planned = plan.weights_bytes + plan.workspace_bytes + plan.logits_bytes + plan.steps_bytes +
-                          plan.policy_bytes + plan.cache_bytes;
-  log_line(LogLevel::kInfo, "device_memory",
-           {{"device", facts.name},
-            {"driver", facts.driver},
-            {"toolkit", facts.toolkit},
-            {"compute_capability", int64_t{facts.compute_capability}},
-            {"kernels_of", int64_t{facts.kernel_capability}},
-            {"memory_bytes", facts.memory_bytes},
-            {"free_before_bytes", free_before},
-            {"planned_bytes", planned},
-            {"taken_bytes", free_before - device.free_bytes()}});
+// Behind what fill_memory noted. On the shim pinned memory is the device's too, which no plan has.
+void note_the_rest(const Opening& o, MemoryLedger& ledger) {
+  ledger.note("steps_and_policies", o.plan.steps_bytes - GraphLimits{}.bytes + o.plan.policy_bytes +
+                                        o.plan.num_blocks * beside_block_bytes(o));
+  ledger.keep("graphs", GraphLimits{}.bytes);  // captured when a step first needs them
+  if (o.kind == DeviceKind::kCuda) ledger.keep("reserve", kReservedBytes);
 }
 
 Result<OpenedExecutor> finish(const Opening& o, StreamDevice& device, CudaRunnerParts& parts) {
@@ -166,7 +158,6 @@ Result<OpenedExecutor> finish(const Opening& o, StreamDevice& device, CudaRunner
   parts.retention = retention_room(o, o.plan.num_blocks);
   parts.max_graph_tokens = o.config.max_graph_tokens;
   parts.check_tables = o.config.check_invariants;
-  parts.time_idle = o.config.time_device_idle;
   Result<OpenedExecutor> out = describe(o, parts, o.kind == DeviceKind::kCuda ? "cuda" : "cuda-host",
                                         [&device] { return device.make_copy_stream(); });
   if (!out) return out;
@@ -202,7 +193,8 @@ Result<OpenedExecutor> open_cuda_executor(const EngineConfig& config, const Mode
       size_host_memory(o.config, o.kind, o.layout().block_bytes(), available_host_bytes());
   if (!host_memory) return host_memory.error();
   parts.host_memory = std::move(*host_memory);
-  const int64_t free_before = device.free_bytes(), free_bytes = usable_bytes(o, device);
+  MemoryLedger ledger(device);
+  const int64_t free_bytes = usable_bytes(o, device);
   o.policy_memory = policy_memory_limits(o.config, spec, free_bytes);
   Result<MemoryPlan> plan = plan_device_memory(o, parts, **source, free_bytes);
   if (!plan) return plan.error();
@@ -214,17 +206,18 @@ Result<OpenedExecutor> open_cuda_executor(const EngineConfig& config, const Mode
     tune_products(o, parts, weights);
     tuning_ms = laps.lap_ms();
   };
-  if (Status filled = fill_memory(o, **source, parts, tune); !filled) return filled.error();
+  if (Status filled = fill_memory(o, **source, parts, ledger, tune); !filled) return filled.error();
   const int64_t memory_ms = laps.lap_ms();
   Result<OpenedExecutor> out = finish(o, device, parts);
-  if (out && kind == DeviceKind::kCuda) report_memory(o.plan, device, free_before);
-  if (out)
-    log_line(LogLevel::kInfo, "executor_opened",
-             {{"device_ms", device_ms},
-              {"weights_ms", weights_ms},
-              {"tuning_ms", tuning_ms},
-              {"memory_ms", memory_ms},
-              {"runner_ms", laps.lap_ms()}});
+  if (!out) return out;
+  note_the_rest(o, ledger);
+  ledger.log();
+  log_line(LogLevel::kInfo, "executor_opened",
+           {{"device_ms", device_ms},
+            {"weights_ms", weights_ms},
+            {"tuning_ms", tuning_ms},
+            {"memory_ms", memory_ms},
+            {"runner_ms", laps.lap_ms()}});
   return out;
 }
 

@@ -42,23 +42,31 @@ int64_t Opening::logits_bytes(const ModelParts& parts) const {
   return parts.logits_rows * spec.vocab_size * bytes_of(DType::kF32);
 }
 
-Status fill_memory(const Opening& o, WeightSource& source, ModelParts& parts,
+Status fill_memory(const Opening& o, WeightSource& source, ModelParts& parts, MemoryLedger& ledger,
                    const std::function<void(const Weights&)>& after_weights) {
   Device& device = *parts.device;
   Result<Weights> weights = load_weights(source, o.spec, *parts.kernels);
   if (!weights) return weights.error();
-  if (after_weights) after_weights(*weights);
+  ledger.note("weights", o.plan.weights_bytes);
+  if (after_weights) {
+    after_weights(*weights);
+    ledger.note("product_plans", 0);
+  }
   Result<DeviceBuffer> arena = device.allocate(o.plan.cache_bytes, "cache");
   if (!arena) return arena.error();
   parts.arena = std::move(*arena);
+  ledger.note("cache", o.plan.cache_bytes);
   if (Status host = allocate_host_memory(device, parts.host_memory); !host) return host;
+  ledger.note("host_memory", o.kind == DeviceKind::kCuda ? 0 : parts.host_memory.bytes());
   Result<DeviceBuffer> logits = device.allocate(o.logits_bytes(parts), "logits");
   if (!logits) return logits.error();
   parts.logits = std::move(*logits);
+  ledger.note("logits", o.plan.logits_bytes);
   Result<std::unique_ptr<ForwardPass>> forward = ForwardPass::create(
       *parts.kernels, o.spec, std::move(*weights), o.forward_limits, o.layout(), parts.arena.as<char>());
   if (!forward) return forward.error();
   parts.forward = std::move(*forward);
+  ledger.note("workspace", o.plan.workspace_bytes);
   return ok();
 }
 

@@ -3,6 +3,7 @@
 
 #include <functional>
 
+#include "src/execute/memory_ledger.h"
 #include "src/execute/model_executor.h"
 #include "src/execute/model_parts.h"
 #include "src/model/weight_source.h"
@@ -33,7 +34,7 @@ struct Opening {
 };
 
 // Loads the weights, then allocates what the plan says: cache, host memory, logits, workspace. after_weights: while there is room still.
-Status fill_memory(const Opening& o, WeightSource& source, ModelParts& parts,
+Status fill_memory(const Opening& o, WeightSource& source, ModelParts& parts, MemoryLedger& ledger,
                    const std::function<void(const Weights&)>& after_weights);
 
 // All but the executor, which takes the parts. The tiers copy through streams of `make_stream`.

@@ -151,6 +151,7 @@ def test_a_refused_line_does_not_stop_the_others(tmp_path):
         (("generate", "--model", MODEL, "--prompt", "a", "--input", "b"), "input"),
         (("generate", "--model", MODEL, "--prompt", "a", "--temprature", "0"), "--temprature"),
         (("generate", "--model", MODEL, "--prompt", "a", "--kv-cache-bytes", "1"), "kv_cache_bytes"),
+        (("generate", "--model", MODEL, "--prompt", "a", "--device", "cuda-host", "--kv-cache-bytes", str(2**40)), "host shim has 4.00 GiB free; weights 0.02 + workspace 0.03"),
         (("serve", "--model", MODEL, "--port", "0", "--host", "0.0.0.0"), "--behind-proxy"),
         (("serve", "--model", "/nonexistent", "--port", "0"), "/nonexistent"),
         (("serve", "--model", MODEL, "--port", "70000"), "port is 70000; it must be from 0 to 65535"),
@@ -171,6 +172,17 @@ def test_a_mistake_gets_one_clear_line(arguments, complaint):
     complaints = [line for line in done.stderr.splitlines() if line.startswith("quire: ")]
     assert len(complaints) == 1 and complaint in complaints[0], done.stderr
     assert done.stdout == ""
+
+
+def test_a_device_that_is_not_there_is_no_reason_to_take_another():
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has a card")
+    for command in (["generate", "--prompt", "a"], ["serve", "--port", "0"]):
+        done = quire(*command, "--model", MODEL, "--device", "cuda")
+        assert done.returncode == 1 and done.stdout == ""
+        complaints = [line for line in done.stderr.splitlines() if line.startswith("quire: ")]
+        assert len(complaints) == 1, done.stderr
+        assert "CUDA cannot be used: " in complaints[0] or "this build has no CUDA" in complaints[0]
 
 
 @pytest.mark.parametrize(

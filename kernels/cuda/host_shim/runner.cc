@@ -7,6 +7,7 @@
 #include <cstring>
 #include <mutex>
 #include <numeric>
+#include <string_view>
 #include <utility>
 
 #include "fmt/format.h"
@@ -29,6 +30,12 @@ constexpr unsigned kMostBlocksX = 0x7fffffff,
                    kMostBlocksYZ = 65535;  // of a grid, compute capability 3.0 and later
 constexpr size_t kStackBytes = 128 * 1024, kGuardBytes = 4096;
 constexpr int kMaxSharedBytes = 227 * 1024;
+
+// "decode<bf16>", without the bracket that ends the compiler's text.
+std::string_view kernel_of(const LaunchShape& shape) {
+  const std::string_view name = shape.name;
+  return name.substr(0, name.size() - (name.ends_with(']') ? 1 : 0));
+}
 
 // Stacks of all fibers in one reservation, a guard page below each; pages are taken as they are touched. The
 // stack given back last is given out first, so a kernel without barriers runs all its threads on one warm
@@ -207,8 +214,8 @@ bool Runner::block_barrier_or(bool value, int line) {
 
 // The scheduler takes over at once and ends the launch; this fiber is never continued.
 void Runner::fault(std::string what) {
-  fault_ = running_ && hot.fiber != nullptr ? fmt::format("{}: {}: {}", shape_.name, place(), what)
-                                            : fmt::format("{}: {}", shape_.name, what);
+  fault_ = running_ && hot.fiber != nullptr ? fmt::format("{}: {}: {}", kernel_of(shape_), place(), what)
+                                            : fmt::format("{}: {}", kernel_of(shape_), what);
   std::string().swap(what);  // its destructor will not run
   if (!running_ || hot.fiber == nullptr) {
     running_ = false;
@@ -310,8 +317,8 @@ void Runner::run_block() {
     if (progressed) continue;
     if (std::all_of(warps_.begin(), warps_.end(), [](const Warp& x) { return x.done == x.exists; })) break;
     if (!open_barrier()) {
-      fault_ =
-          fmt::format("{}: block ({},{},{}): {}", shape_.name, blockIdx.x, blockIdx.y, blockIdx.z, stuck());
+      fault_ = fmt::format("{}: block ({},{},{}): {}", kernel_of(shape_), blockIdx.x, blockIdx.y, blockIdx.z,
+                           stuck());
       return finish_block();
     }
   }
