@@ -210,6 +210,7 @@ void EngineCore::commit_step() {
   shared_read_tokens_ += result.shared_read_tokens;
   host_sampled_steps_ += result.sampled_on_host ? 1 : 0;
   uploaded_bytes_ += result.uploaded_bytes;
+  if (result.device_idle_us) timer_.stood_idle(*result.device_idle_us);
   const int64_t start = clock_.now_us();
   std::vector<StepView::Prompt> prompts;
   for (SequencePromptLogprobs& p : result.prompt_logprobs) {
@@ -335,6 +336,7 @@ void EngineCore::fill_stats(EngineStats& stats) const {
   stats.kv_bytes_total = cache_->spec().arena_bytes;
   stats.waste_percent = cache_->waste_percent();
   stats.host_us_per_step_p50 = timer_.host_us_p50();
+  stats.device_idle_us_p50 = timer_.device_idle_us_p50();
   stats.step_ms_p50 = timer_.step_ms_p50();
 }
 

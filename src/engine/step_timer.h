@@ -48,7 +48,9 @@ class StepTimer {
     prompt_steps_ = (1 - kSmooth) * prompt_steps_ + 1;
     if (prompt_us_ > 0) tokens_per_s_.store(1e6 * prompt_tokens_ / prompt_us_, std::memory_order_relaxed);
   }
+  void stood_idle(double device_us) { device_idle_us_.add(device_us); }
   double host_us_p50() const { return host_us_.median(); }
+  double device_idle_us_p50() const { return device_idle_us_.median(); }
   double step_ms_p50() const { return step_ms_.median(); }
   double tokens_per_s() const { return tokens_per_s_.load(std::memory_order_relaxed); }
   // Mean of the steps that run prompts; 0: there was none. Engine thread.
@@ -56,7 +58,7 @@ class StepTimer {
 
  private:
   static constexpr double kSmooth = 1.0 / 32;
-  RunningMedian host_us_, step_ms_;
+  RunningMedian host_us_, step_ms_, device_idle_us_;
   double plan_us_ = 0;
   double prompt_us_ = 0, prompt_tokens_ = 0,
          prompt_steps_ = 0;  // of steps that run prompts, the last ones most

@@ -10,6 +10,7 @@
 #include "src/execute/host_sampling.h"
 #include "src/execute/sampler_steps.h"
 #include "src/execute/step_forms.h"
+#include "src/execute/step_gaps.h"
 #include "src/execute/step_graphs.h"
 #include "src/execute/table_check.h"
 #include "src/execute/table_deltas.h"
@@ -40,6 +41,7 @@ class CudaQueuedStep final : public QueuedStep {
   std::vector<DeviceSample> device_samples;  // whose tokens come back, in order
   StreamEvent* done = nullptr;               // null: nothing is under way
   int turn = 0;
+  int64_t gap = 0;             // its number in StepGaps
   bool tables_queued = false;  // on their way back, to be checked
   std::vector<QueuedDump> dumps;
 };
@@ -93,6 +95,7 @@ class CudaRunner final : public QueueingRunner {
     if (!logits) return logits.error();
     host_logits_ = std::move(*logits);
     for (std::unique_ptr<StreamEvent>& done : done_) done = device_.make_mark();
+    if (parts_.time_idle) gaps_.enable(device_);
     if (Status reserved = retention_.reserve(parts_.retention); !reserved) return reserved;
     device_.synchronize();
     const Status checked = parts_.check_tables ? table_check_.allocate(max_samples(), stride) : ok();
@@ -125,6 +128,7 @@ class CudaRunner final : public QueueingRunner {
     if (newest_ == &step) newest_ = nullptr;
     if (step.done == nullptr) return std::move(step.result);
     step.done->wait();
+    step.result.device_idle_us = gaps_.idle_us(step.gap);
     if (step.tables_queued && step.result.status)
       step.result.status = table_check_.compare(*step.plan, step.turn);
     for (QueuedDump& dump : step.dumps) retention_.report(std::move(dump), step.result.kv_dumps);
@@ -162,8 +166,10 @@ class CudaRunner final : public QueueingRunner {
     const bool on_host = step_.arrays().num_logits_rows > parts_.logits_rows ||
                          !sampling_.collect(plan, step_, queued.device_samples);
     if (on_host) queued.device_samples.clear();
+    queued.gap = gaps_.begin();
     run(plan, queued, on_host);
     retention_.end(plan, queued.dumps, queued.result.failures);
+    gaps_.end();
     done_[queued.turn]->record();
     queued.done = done_[queued.turn].get();
     return ok();
@@ -324,6 +330,7 @@ class CudaRunner final : public QueueingRunner {
   TableDeltas tables_;
   TableCheck table_check_;
   StepGraphs graphs_;
+  StepGaps gaps_;
   CopyGroups copies_;
   PrefixGroups groups_;
   DeviceRetention retention_;

@@ -20,6 +20,7 @@ struct CudaRunnerParts : ModelParts {  // its device is a StreamDevice
   RetentionRoom retention;
   // Steps with prompts are captured up to so many tokens (EngineConfig).
   int32_t max_graph_tokens = 0;
+  bool time_idle = false;  // between steps: StepGaps
   // After each step its block tables and lengths come back and are compared with the plan's: tests.
   bool check_tables = false;
 };

@@ -158,6 +158,7 @@ Result<OpenedExecutor> finish(const Opening& o, StreamDevice& device, CudaRunner
   parts.retention = retention_room(o, o.plan.num_blocks);
   parts.max_graph_tokens = o.config.max_graph_tokens;
   parts.check_tables = o.config.check_invariants;
+  parts.time_idle = o.config.time_device_idle;
   Result<OpenedExecutor> out = describe(o, parts, o.kind == DeviceKind::kCuda ? "cuda" : "cuda-host",
                                         [&device] { return device.make_copy_stream(); });
   if (!out) return out;

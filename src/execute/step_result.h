@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -45,7 +46,8 @@ struct StepResult {
   int64_t shared_read_tokens = 0;  // that attention read once less, over the step's sequences
   bool sampled_on_host = false;    // on a device with memory of its own
   int64_t uploaded_bytes = 0;  // arrays and block tables, from the host to a device with memory of its own
-  Status status = ok();        // a failed step fails its sequences, not the engine
+  std::optional<double> device_idle_us;   // before this step, where it was to be timed
+  Status status = ok();                   // a failed step fails its sequences, not the engine
   std::vector<SequenceFailure> failures;  // of a step that did not fail: these end, the others go on
 };
 
