@@ -103,6 +103,8 @@ StepResult FakeExecutor::run(const BatchPlan& plan, bool copies_fail) {
   size_t num_samples = 0;
   for (const PlannedSequence& s : plan.sequences) {
     Known& known = known_[value(s.sequence)];
+    known.keeps_all = keeps_all(s);
+    if (known.last_step == 0 && !known.keeps_all) known.forget_seen();  // its list's slots are not positions
     known.last_step = plan.step;
     if (model_.check_content && !known.poisoned) {
       if (check_shape(s, known))
@@ -200,6 +202,34 @@ void FakeExecutor::append(Known& known, std::span<const TokenId> tokens) {
   for (size_t i = 0; i < tokens.size(); ++i) known.chain[before + i] = chain = chain_after(chain, tokens[i]);
 }
 
+// Of those that joined of late, the one that starts most like a history, and how far: a beam's parent, a sample's
+// sibling. Not one that took its chain from slots: that would be believed, and not compared with them.
+FakeExecutor::Likeness FakeExecutor::like(const std::vector<TokenId>& history) const {
+  Likeness best;
+  for (const Known* known : lately_joined_) {
+    if (known == nullptr || known->poisoned || known->adopted) continue;
+    const size_t most = std::min(known->tokens.size(), history.size());
+    const auto differs = std::mismatch(history.begin(), history.begin() + static_cast<std::ptrdiff_t>(most),
+                                       known->tokens.begin());
+    const auto common = static_cast<size_t>(differs.first - history.begin());
+    if (common > best.num_tokens) best = {known, common};
+  }
+  return best;
+}
+
+// What was computed for the same tokens, and the whole blocks that were found to hold them.
+void FakeExecutor::take_after(const Likeness& other, Known& known) {
+  const auto end = static_cast<std::ptrdiff_t>(other.num_tokens);
+  known.tokens.assign(other.known->tokens.begin(), other.known->tokens.begin() + end);
+  known.chain.assign(other.known->chain.begin(), other.known->chain.begin() + end);
+  if (!other.known->keeps_all) return;
+  const size_t shared = static_cast<size_t>(size_.block_of(static_cast<int32_t>(other.num_tokens)));
+  const size_t blocks = std::min(shared, other.known->num_whole_seen(size_.tokens()));
+  known.seen.assign(other.known->seen.begin(),
+                    other.known->seen.begin() + static_cast<std::ptrdiff_t>(blocks));
+  known.num_seen_in_last = blocks > 0 ? size_.tokens() : 0;
+}
+
 void FakeExecutor::join(const PlannedJoin& j) {
   Known& known = known_[value(j.sequence)];
   if (contains(known.tokens, -1)) {  // a window had dropped them: here is what they were
@@ -215,7 +245,11 @@ void FakeExecutor::join(const PlannedJoin& j) {
     });
   known.tokens.resize(common);
   known.chain.resize(common);
-  if (model_.check_content) append(known, std::span(j.history).subspan(common));
+  if (model_.check_content) {
+    const Likeness other = known.last_step == 0 && common == 0 ? like(j.history) : Likeness{};
+    if (other.num_tokens > 0) take_after(other, known);
+    append(known, std::span(j.history).subspan(known.tokens.size()));
+  }
   known.joined = true;
   known.sampling = j.sampling;
   known.is_greedy = j.sampling->temperature == 0;
@@ -223,6 +257,7 @@ void FakeExecutor::join(const PlannedJoin& j) {
   known.seed = j.seed;
   known.num_prompt = j.num_prompt_tokens;
   known.eos = j.eos_token_ids;
+  lately_joined_[next_joined_++ % lately_joined_.size()] = &known;
 }
 
 // Of the table's blocks those that write() reads or writes; verify() looks at the others when they are new.
@@ -259,6 +294,7 @@ inline bool FakeExecutor::is_block(const PlannedSequence& s, BlockId block) {
 
 // A prefix hit: the slots tell what the sequence starts with; its join or its own tokens must agree later.
 void FakeExecutor::adopt(const PlannedSequence& s, Known& known) {
+  known.adopted = true;
   const int32_t dropped = s.first_position - s.list_length_before, sinks = sink_slots_of(s);
   for (auto p = static_cast<int32_t>(known.tokens.size()); p < s.first_position; ++p) {
     const bool is_here = dropped == 0 || p < sinks || p >= sinks + dropped;
@@ -504,7 +540,7 @@ void FakeExecutor::sample(const BatchPlan& plan, const PlannedSequence& s, Known
     const int32_t candidates = std::min(wanted.top_candidates, model_.vocab_size);
     out.top.reserve(candidates);
     for (int32_t i = 0; i < candidates; ++i)
-      out.top.emplace_back((best + i) % model_.vocab_size,
+      out.top.emplace_back(best + i < model_.vocab_size ? best + i : best + i - model_.vocab_size,
                            out.logprob - 0.25f * static_cast<float>(i) - 0.1f * logprob_of(mix(chain, i)));
     if (wanted.beam) continue;
     out.token = best;

@@ -101,6 +101,12 @@ class FakeExecutor final : public Executor {
   void violation(const Message& message);
   void push(Known& known, TokenId token);
   void append(Known& known, std::span<const TokenId> tokens);
+  struct Likeness {
+    const Known* known = nullptr;
+    size_t num_tokens = 0;
+  };
+  Likeness like(const std::vector<TokenId>& history) const;
+  void take_after(const Likeness& other, Known& known);
   void copy(const BlockCopy& copy);
   void join(const PlannedJoin& join);
   bool check_shape(const PlannedSequence& s, const Known& known);
@@ -142,7 +148,9 @@ class FakeExecutor final : public Executor {
   std::vector<Slot> slots_, host_slots_, disk_slots_;
   std::vector<uint32_t> version_;  // by block: writes and copies into it
   FakeSequences known_;
-  std::vector<Known*> met_;  // of the plan that runs, in its order
+  std::vector<Known*> met_;                       // of the plan that runs, in its order
+  std::array<const Known*, 16> lately_joined_{};  // or what was made of their memory since
+  size_t next_joined_ = 0;
   struct Submitted {
     std::shared_ptr<const BatchPlan> plan;
     int64_t done_us = 0;

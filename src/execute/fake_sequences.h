@@ -25,6 +25,8 @@ struct FakeSequence {
   int32_t num_seen_in_last = 0;  // ... but of the last one so many
   int32_t num_prompt = 0;
   bool joined = false, poisoned = false;
+  bool adopted = false;   // began with a prefix hit: tokens and chain as its slots had them
+  bool keeps_all = true;  // under no policy that drops tokens: slot = position
   bool is_plain = false;  // its sampling takes any id at any position
   bool is_greedy = false;
   uint64_t seed = 0, sampled_in = 0, last_step = 0;
@@ -36,6 +38,13 @@ struct FakeSequence {
   int32_t num_seen_slots(size_t block, int32_t block_tokens) const {
     return block + 1 < seen.size() ? block_tokens : num_seen_in_last;
   }
+  size_t num_whole_seen(int32_t block_tokens) const {
+    return seen.size() - (!seen.empty() && num_seen_in_last < block_tokens ? 1 : 0);
+  }
+  void forget_seen() {
+    seen.clear();
+    num_seen_in_last = 0;
+  }
   void clear() {
     tokens.clear();
     chain.clear();
@@ -45,7 +54,8 @@ struct FakeSequence {
     eos.clear();
     seed = sampled_in = last_step = 0;
     num_prompt = num_seen_in_last = 0;
-    joined = poisoned = is_plain = is_greedy = false;
+    joined = poisoned = adopted = is_plain = is_greedy = false;
+    keeps_all = true;
   }
 };
 

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "quire/request.h"
@@ -60,8 +61,10 @@ struct Sequence {
   int32_t num_preempted = 0;  // times it had to give way
   KvDump kv_dump;             // after the last committed step, where asked for and only the executor knows
 
-  double sum_logprob = 0;                   // of the output, natural log
-  std::vector<TokenLogprob> beam_logprobs;  // of the output; beams only, others stream theirs
+  double sum_logprob = 0;  // of the output, natural log
+  // Of the output; of beams only, others stream theirs. Likeliest ids by token, where some are asked for.
+  std::vector<float> beam_logprobs;
+  std::vector<std::vector<std::pair<TokenId, float>>> beam_tops;
   std::vector<PrefixWaiter> waiters;
 
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }

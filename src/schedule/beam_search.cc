@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 namespace quire {
 namespace {
@@ -11,28 +12,28 @@ struct Candidate {
   TokenId token = -1;
 };
 
-// The best of all rows' candidates, best sum first; equal sums keep the order of rows, so the choice is the
-// same on every run.
-std::vector<Candidate> ranked(std::span<const BeamRow> rows, int32_t keep) {
-  std::vector<Candidate> all;
-  all.reserve(rows.size() * rows.front().candidates.size());
-  for (size_t r = 0; r < rows.size(); ++r)
-    for (size_t c = 0; c < rows[r].candidates.size(); ++c) {
-      const auto& [token, logprob] = rows[r].candidates[c];
-      all.push_back({{static_cast<int32_t>(r), static_cast<int32_t>(c),
-                      rows[r].sum_logprob + static_cast<double>(logprob)},
-                     token});
+// The best of all rows' candidates, best sum first. A row is in order, so that only the next of each competes. Equal
+// sums keep the order of rows: the choice is the same on every run.
+class Ranking {
+ public:
+  explicit Ranking(std::span<const BeamRow> rows) : rows_(rows), next_(rows.size(), 0) {}
+  std::optional<Candidate> next() {
+    std::optional<Candidate> best;
+    for (size_t r = 0; r < rows_.size(); ++r) {
+      if (static_cast<size_t>(next_[r]) >= rows_[r].candidates.size()) continue;
+      const auto& [token, logprob] = rows_[r].candidates[static_cast<size_t>(next_[r])];
+      const double sum = rows_[r].sum_logprob + static_cast<double>(logprob);
+      if (!best || sum > best->pick.sum_logprob)
+        best = Candidate{{static_cast<int32_t>(r), next_[r], sum}, token};
     }
-  const auto better = [](const Candidate& a, const Candidate& b) {
-    if (a.pick.sum_logprob != b.pick.sum_logprob) return a.pick.sum_logprob > b.pick.sum_logprob;
-    return a.pick.parent != b.pick.parent ? a.pick.parent < b.pick.parent
-                                          : a.pick.candidate < b.pick.candidate;
-  };
-  const auto kept = static_cast<std::ptrdiff_t>(std::min(all.size(), static_cast<size_t>(keep)));
-  std::partial_sort(all.begin(), all.begin() + kept, all.end(), better);
-  all.resize(static_cast<size_t>(kept));
-  return all;
-}
+    if (best) ++next_[static_cast<size_t>(best->pick.parent)];
+    return best;
+  }
+
+ private:
+  std::span<const BeamRow> rows_;
+  std::vector<int32_t> next_;  // by row
+};
 
 }  // namespace
 
@@ -47,15 +48,19 @@ double beam_score(double sum_logprob, int32_t length, double length_penalty) {
 BeamChoice choose_beams(std::span<const BeamRow> rows, const BeamStep& step) {
   BeamChoice choice;
   choice.next.reserve(step.at_limit ? 0 : static_cast<size_t>(step.width));
-  const std::vector<Candidate> best = ranked(rows, beam_candidates(step.width, step.end_ids.size()));
-  for (size_t rank = 0; rank < best.size(); ++rank) {
-    const Candidate& c = best[rank];
-    const bool by_id = std::binary_search(step.end_ids.begin(), step.end_ids.end(), c.token);
+  const int32_t looked_at = beam_candidates(step.width, step.end_ids.size());
+  Ranking ranking(rows);
+  for (int32_t rank = 0; rank < looked_at; ++rank) {
+    const bool is_full = step.at_limit || static_cast<int32_t>(choice.next.size()) == step.width;
+    if (is_full && rank >= step.width) break;
+    const std::optional<Candidate> c = ranking.next();
+    if (!c) break;
+    const bool by_id = std::binary_search(step.end_ids.begin(), step.end_ids.end(), c->token);
     if (!by_id && !step.at_limit) {
-      if (static_cast<int32_t>(choice.next.size()) < step.width) choice.next.push_back(c.pick);
-    } else if (rank < static_cast<size_t>(step.width)) {
+      if (!is_full) choice.next.push_back(c->pick);
+    } else if (rank < step.width) {
       choice.ended.push_back(
-          {c.pick, beam_score(c.pick.sum_logprob, step.length, step.length_penalty), by_id});
+          {c->pick, beam_score(c->pick.sum_logprob, step.length, step.length_penalty), by_id});
     }
   }
   return choice;

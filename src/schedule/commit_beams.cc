@@ -11,23 +11,42 @@
 namespace quire {
 namespace {
 
-TokenLogprob logprob_of(const SampledToken& row, int32_t candidate, int32_t num_top) {
-  TokenLogprob l{row.top[candidate].first, row.top[candidate].second, {}};
-  const size_t n = std::min(row.top.size(), static_cast<size_t>(std::max(num_top, 0)));
-  l.top.assign(row.top.begin(), row.top.begin() + static_cast<std::ptrdiff_t>(n));
-  return l;
+std::span<const std::pair<TokenId, float>> likeliest(const SampledToken& row, int32_t num_top) {
+  return std::span(row.top).first(std::min(row.top.size(), static_cast<size_t>(std::max(num_top, 0))));
+}
+
+// A beam's tokens come and go with it, and most beams die: their logprobs are put together when one is kept.
+std::vector<TokenLogprob> logprobs_of(const Sequence& beam) {
+  std::vector<TokenLogprob> all(beam.beam_logprobs.size());
+  for (size_t i = 0; i < all.size(); ++i) {
+    all[i].token_id = beam.tokens[static_cast<size_t>(beam.num_prompt_tokens) + i];
+    all[i].logprob = beam.beam_logprobs[i];
+    if (!beam.beam_tops.empty()) all[i].top = beam.beam_tops[i];
+  }
+  return all;
 }
 
 BeamHypothesis hypothesis_of(const Sequence& beam, const SampledToken& row, const BeamEnd& end,
                              int32_t num_top) {
   BeamHypothesis h;
+  const auto& [token, logprob] = row.top[static_cast<size_t>(end.pick.candidate)];
+  const auto top = likeliest(row, num_top);
   h.tokens.assign(beam.tokens.begin() + beam.num_prompt_tokens, beam.tokens.end());
-  h.logprobs = beam.beam_logprobs;
-  h.logprobs.push_back(logprob_of(row, end.pick.candidate, num_top));
-  h.tokens.push_back(h.logprobs.back().token_id);
+  h.tokens.push_back(token);
+  h.logprobs = logprobs_of(beam);
+  h.logprobs.push_back({token, logprob, {top.begin(), top.end()}});
   h.finish = end.by_id ? FinishReason::kStop : FinishReason::kLength;
   h.score = end.score;
   return h;
+}
+
+void append(Sequence& beam, const SampledToken& row, const BeamPick& pick, int32_t num_top) {
+  const auto& [token, logprob] = row.top[static_cast<size_t>(pick.candidate)];
+  const auto top = likeliest(row, num_top);
+  beam.tokens.push_back(token);
+  beam.beam_logprobs.push_back(logprob);
+  if (num_top > 0) beam.beam_tops.emplace_back(top.begin(), top.end());
+  beam.sum_logprob = pick.sum_logprob;
 }
 
 void keep_hypothesis(std::vector<BeamHypothesis>& kept, BeamHypothesis hypothesis, int32_t width) {
@@ -80,12 +99,8 @@ void Scheduler::advance_beams(std::span<Sequence* const> beams, std::span<Sample
     chosen[i] = kept[next[i].parent] ? &fork(*parent) : parent;
     kept[next[i].parent] = true;
   }
-  for (size_t i = 0; i < next.size(); ++i) {
-    const TokenLogprob l = logprob_of(rows[next[i].parent], next[i].candidate, group.sampling->logprobs);
-    chosen[i]->tokens.push_back(l.token_id);
-    chosen[i]->beam_logprobs.push_back(l);
-    chosen[i]->sum_logprob = next[i].sum_logprob;
-  }
+  for (size_t i = 0; i < next.size(); ++i)
+    append(*chosen[i], rows[static_cast<size_t>(next[i].parent)], next[i], group.sampling->logprobs);
   measure(group);
   for (size_t i = 0; i < beams.size(); ++i)
     if (!kept[i]) drop(*beams[i], now_us);

@@ -100,6 +100,7 @@ Sequence& Scheduler::fork(Sequence& source) {
   s.group = &group;
   s.index = group.next_index++;
   s.seed = seed_of_sample(source.seed, s.index);
+  s.tokens.reserve(source.tokens.capacity());  // it goes on as its source would have
   s.tokens = source.tokens;
   s.num_prompt_tokens = source.num_prompt_tokens;
   s.table = cache_.fork(source.table);
@@ -108,7 +109,9 @@ Sequence& Scheduler::fork(Sequence& source) {
   s.num_published = source.num_published;
   s.list_cut = source.list_cut;
   s.sum_logprob = source.sum_logprob;
+  s.beam_logprobs.reserve(source.beam_logprobs.capacity());
   s.beam_logprobs = source.beam_logprobs;
+  s.beam_tops = source.beam_tops;
   insert_running(s);
   return s;
 }
