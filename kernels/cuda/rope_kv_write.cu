@@ -5,6 +5,7 @@
 // the norm's sum is a few shuffles.
 #include <algorithm>
 
+#include "kernels/cuda/lasting_load.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/vector.h"
 #include "kernels/op_checks.h"
@@ -71,13 +72,14 @@ __device__ inline void write_head(const Head<Act, Kv>& head, int64_t i, const Ch
   if (head.kv_target != nullptr) store_chunk(head.kv_target + i, c);
 }
 
-// The angles of a position for eight pairs from `i` on.
+// The angles of a position for eight pairs from `i` on. Rows of 8192 positions are 4 MB, a fiftieth of what passes: each layer would
+// read them from memory again if L2 did not hold them.
 struct Turn {
   Chunk cos, sin;
 };
 __device__ inline Turn turn_of(const RopeKvWriteParams& p, const int32_t* position, int i) {
   const float* row = p.cos_sin + int64_t{load(position)} * p.head_dim + i;
-  return {load_chunk(row), load_chunk(row + p.head_dim / 2)};
+  return {load_lasting_chunk(row), load_lasting_chunk(row + p.head_dim / 2)};
 }
 // The pairs (a, b) of a head's two halves, rotated.
 __device__ inline void rotate(const Turn& turn, Chunk& a, Chunk& b) {
