@@ -33,7 +33,8 @@ PLANTED = [
     ("a spill in attention", "attention/decode.cu", "sm_80", HEALTHY + ["STL.64 [R1+0x8], R2"], "uses local memory: stack 0 B, 0 LDL, 1 STL"),
     ("a local array in a product", "matmul/skinny.cu", "sm_90a", HEALTHY + ["@P1 LDL R3, [R1]"], "1 LDL, 0 STL"),
     ("a spill in sampling", "sampling.cu", "sm_80", ["LDL.LU R9, [R1]"], "uses local memory"),
-    ("local memory where it is allowed", "norm.cu", "sm_80", ["LDL.LU R9, [R1]"], ""),
+    ("a spill in a norm", "norm.cu", "sm_80", ["LDL.LU R9, [R1]"], "uses local memory"),
+    ("local memory where it is allowed", "rope_kv_write.cu", "sm_80", ["LDL.LU R9, [R1]"], ""),
     ("a copy that ptxas encodes wrongly", "attention/decode.cu", "sm_90a", HEALTHY + [SPLIT_COPY], "has 1 LDGSTS of the form [R+UR], desc[UR]"),
     ("a Hopper prefill without wgmma", WGMMA, "sm_90a", HEALTHY[:2], "has no HGMMA"),
     ("a Hopper product without wgmma", WIDE, "sm_90a", HEALTHY[:2], "has no HGMMA"),
@@ -64,6 +65,14 @@ def check_planted() -> list[str]:
         if len(kernels) != 1 or kernels[0].instructions != len(instructions):
             missed.append(f"planted `{name}`: {len(kernels)} kernels were read")
     return missed
+
+
+def check_stack() -> list[str]:
+    """More stack than a source may have, which no instruction says."""
+    kernel = kernels_of("rope_kv_write.cu", "sm_80", ["LDL.LU R9, [R1]"])[0]
+    kernel.stack = sass_report.MOST_STACK[kernel.source] + 8
+    found = [line for line in sass_report.violations([kernel]) if "stack 32 B, 1 LDL, 0 STL; 24 B of stack are allowed" in line]
+    return [] if found else ["planted `a larger stack in rope`: the bounds said nothing"]
 
 
 def check_counts() -> list[str]:
@@ -122,7 +131,7 @@ def check_built(build: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, required=True)
-    problems = check_planted() + check_counts() + check_stated() or check_built(parser.parse_args().build)
+    problems = check_planted() + check_stack() + check_counts() + check_stated() or check_built(parser.parse_args().build)
     print("\n".join(problems))
     return 1 if problems else 0
 
