@@ -85,6 +85,32 @@ void fill_in_parallel(std::byte* out, DType dtype, uint64_t key, float limit, in
   fill_range(out, dtype, key, limit, 0, parts == 1 ? count : step);
 }
 
+// Memory of tensors that are gone serves those that come: an 8B model's 16 GB touched anew are page faults that take longer than
+// the numbers in them.
+class TensorMemory {
+ public:
+  std::shared_ptr<std::byte[]> take(int64_t bytes) {
+    std::erase_if(kept_, [&](const Kept& k) { return is_free(k) && k.bytes < bytes; });
+    for (const Kept& k : kept_)
+      if (is_free(k)) return k.memory;
+    // Not set to zero: its pages are touched by the threads that fill them.
+    std::shared_ptr<std::byte[]> memory =
+        std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(bytes));
+    ask_for_large_pages(memory.get(), bytes);
+    kept_.push_back({memory, bytes});
+    return memory;
+  }
+
+ private:
+  struct Kept {
+    std::shared_ptr<std::byte[]> memory;
+    int64_t bytes;
+  };
+  static bool is_free(const Kept& k) { return k.memory.use_count() == 1; }
+
+  std::vector<Kept> kept_;
+};
+
 class RandomSource final : public WeightSource {
  public:
   RandomSource(const ModelSpec& spec, uint64_t seed, int threads)
@@ -96,8 +122,7 @@ class RandomSource final : public WeightSource {
     const DType dtype = dtype_of(slot);
     const int64_t count = slot.rows() * slot.cols();
     HostTensor out;
-    out.storage = std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(count * bytes_of(dtype)));
-    ask_for_large_pages(out.storage.get(), count * bytes_of(dtype));
+    out.storage = memory_.take(count * bytes_of(dtype));
     out.matrix = {.data = out.storage.get(), .dtype = dtype, .rows = slot.rows(), .cols = slot.cols()};
     if (slot.kind == TensorKind::kNorm) {
       for (int64_t i = 0; i < count; ++i) store(out.storage.get(), dtype, i, 1.0f);
@@ -119,6 +144,7 @@ class RandomSource final : public WeightSource {
   ModelSpec spec_;
   uint64_t seed_;
   int threads_;
+  TensorMemory memory_;
 };
 
 }  // namespace

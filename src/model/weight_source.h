@@ -17,7 +17,7 @@ namespace quire {
 // One tensor in host memory: in the checkpoint's mapping, or in storage of its own.
 struct HostTensor {
   HostMatrix matrix;
-  std::unique_ptr<std::byte[]> storage;  // null when matrix.data lies in a mapping
+  std::shared_ptr<std::byte[]> storage;  // null when matrix.data lies in a mapping
 };
 
 class WeightSource {

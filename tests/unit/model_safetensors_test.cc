@@ -276,6 +276,23 @@ TEST(RandomWeights, AreTheSameForAnyNumberOfThreadsAndDifferBySeedAndTensor) {
   EXPECT_NEAR(squares / n * 1024, 1, 0.01);  // variance 1 / cols
 }
 
+TEST(RandomWeights, OneSourceGivesEachTensorItsValuesWhateverItsMemoryHeld) {
+  const ModelSpec spec = tiny_spec();
+  const std::unique_ptr<WeightSource> source = make_random_source(spec, 5, 1);
+  const auto bytes_of_slot = [&](const TensorSlot& slot) {
+    return static_cast<size_t>(slot.rows() * slot.cols() * bytes_of(source->dtype_of(slot)));
+  };
+  std::vector<HostTensor> held;
+  for (const TensorSlot& slot : all_slots(spec)) {
+    HostTensor t = source->tensor(slot);
+    const HostTensor fresh = make_random_source(spec, 5, 1)->tensor(slot);
+    EXPECT_EQ(std::memcmp(t.matrix.data, fresh.matrix.data, bytes_of_slot(slot)), 0) << slot.name;
+    for (const HostTensor& other : held) EXPECT_NE(t.matrix.data, other.matrix.data) << "still held";
+    held.push_back(std::move(t));
+    if (held.size() == 3) held.clear();
+  }
+}
+
 TEST(RandomWeights, NamesABadSource) {
   for (const char* word : {"random:", "random:x", "random:-1", "random:1x", "Random", ""}) {
     const auto source = open_weight_source(word, "/no/such/model", tiny_spec(), 1);
