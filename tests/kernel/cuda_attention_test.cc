@@ -148,6 +148,33 @@ void expect_side_outputs_at_starts(const Shape& shape) {
       }
 }
 
+int32_t splits_on_an_h100(int32_t members, int32_t slots, int32_t nodes = 1) {
+  cuda_host::AttentionContext context;
+  context.machine.multiprocessors = 132;
+  const auto need = cuda_host::attention_scratch_need(context.machine, context.decode, 2048, 256, 32, 128);
+  context.scratch.prefix_floats = need.prefix_floats;
+  const PrefixCounts counts{
+      .num_nodes = nodes, .num_members = members, .member_room = members, .max_slots = slots};
+  return cuda_host::prefix_splits(context, DType::kBF16, counts, 32, 8, 128);
+}
+
+// us measured on an H100 in 2, 4 and 8 parts (README.md beside the kernels).
+TEST(PrefixSplits, AreAsManyAsTakeLeastTime) {
+  EXPECT_EQ(splits_on_an_h100(64, 4096), 8) << "4: 36.6, 8: 35.7";
+  EXPECT_EQ(splits_on_an_h100(128, 4096), 4) << "2: 62.9, 4: 55.3, 8: 66.4";
+  EXPECT_EQ(splits_on_an_h100(256, 4096), 2) << "2: 132.1, 4: 142.2, 8: 146.3";
+  EXPECT_EQ(splits_on_an_h100(256, 32768), 2) << "2: 295.6, 4: 304.4, 8: 328.3";
+  EXPECT_EQ(splits_on_an_h100(16, 8192), 8) << "4: 46.6, 8: 39.2";
+  EXPECT_EQ(splits_on_an_h100(4, 2048), 8) << "4: 17.0, 8: 15.3";
+}
+
+TEST(PrefixSplits, LeaveNoPartShorterThanIsWorthALaunchAndFitTheScratch) {
+  EXPECT_EQ(splits_on_an_h100(8, 511), 1);
+  EXPECT_EQ(splits_on_an_h100(8, 512), 2);
+  EXPECT_EQ(splits_on_an_h100(8, 1300), 4);
+  EXPECT_EQ(splits_on_an_h100(512, 4096, 200), 1) << "tiles enough without";
+}
+
 TEST(SideOutputs, AreTheSameWhereTheyHaveStarts) {
   expect_side_outputs_at_starts({.name = "one_row", .lengths = {33, 20, 70, 1}});
   expect_side_outputs_at_starts(

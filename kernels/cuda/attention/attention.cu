@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kernels/cuda/attention/decode.h"
+#include "kernels/cuda/dispatch.h"
 #include "kernels/op_checks.h"
 
 namespace quire::QUIRE_SIDE {
@@ -41,7 +42,8 @@ void check_prefixes(const AttentionContext& context, const AttentionParams& p) {
   check_equal("attention prefixes, head_table_stride", p.head_table_stride, 0);
   check_at_least("attention prefixes, num_splits", p.prefixes.num_splits, 1);
   check_at_least("attention scratch, prefixes", context.scratch.prefix_floats,
-                 int64_t{p.prefixes.num_members} * p.prefixes.num_splits * p.num_q_heads * (p.head_dim + 4));
+                 int64_t{p.prefixes.num_members} * p.prefixes.num_splits * p.num_q_heads *
+                     prefix_row_floats(p.head_dim));
 }
 
 void run_decode(const AttentionContext& context, const AttentionParams& p) {
@@ -95,7 +97,7 @@ AttentionScratchNeed attention_scratch_need(const AttentionMachine& machine, con
   return {.partial_floats = decode_partial_floats(most_blocks(machine, tuning), max_head_dim),
           .num_counters = max_sequences * max_q_heads,
           // Two nodes a sequence in four splits, or one in eight.
-          .prefix_floats = kMaxPrefixSplits * max_sequences * max_q_heads * (max_head_dim + 4),
+          .prefix_floats = kMaxPrefixSplits * max_sequences * max_q_heads * prefix_row_floats(max_head_dim),
           .lse_floats = max_rows * max_q_heads,
           .plan_bytes = attention_plan_bytes(machine, tuning, max_sequences, max_q_heads)};
 }
@@ -111,21 +113,40 @@ void plan_attention(const AttentionContext& context, DType activations, const At
   if (p.num_sequences > 0 && has_decode(activations, p)) plan_decode_attention(context, p);
 }
 
-// So many parts that the tiles of the shared prefixes fill the card twice, none shorter than kMinSplitSlots
-// where the longest node allows; as many as the scratch holds, a power of two so that few graphs serve all
-// batches.
+namespace {
+
+// Of the first phase in so many parts, with what the second takes to fold them, in us on an H100: rounds of the card over all items
+// (tiles of rows by parts, 128 slots after 128), and each part's row of every member, written once and read once.
+double prefix_us(const AttentionContext& context, int64_t tiles, int64_t rows, int64_t slots, int splits) {
+  constexpr double kItemUs = 3, kSlotsUs = 2.0, kRowUs = 0.00065;
+  constexpr int kSlotsAtOnce = 128;
+  const int64_t rounds = ceil_div(tiles * splits, int64_t{context.machine.multiprocessors});
+  const int64_t steps = ceil_div(slots, int64_t{splits} * kSlotsAtOnce);
+  return static_cast<double>(rounds) * (kItemUs + kSlotsUs * static_cast<double>(steps)) +
+         kRowUs * static_cast<double>(rows * splits);
+}
+
+}  // namespace
+
+// The number of parts that takes least time, none shorter than kMinSplitSlots; as many as the
+// scratch holds, a power of two so that few graphs serve all batches.
 int32_t prefix_splits(const AttentionContext& context, DType activations, const PrefixCounts& shared,
                       int32_t num_q_heads, int32_t num_kv_heads, int32_t head_dim) {
   if (shared.num_nodes == 0 || !has_tensor_core_kernel(activations, head_dim)) return 0;
-  const int64_t packed_tiles = int64_t{shared.num_members} * num_q_heads / num_kv_heads / kPrefixTileRows;
-  const int64_t tiles = (packed_tiles + shared.num_nodes) * num_kv_heads;
-  const int64_t wanted = (2 * context.machine.multiprocessors + tiles - 1) / tiles;
   const int64_t by_length = std::max(1, shared.max_slots / kMinSplitSlots);
-  const int64_t by_scratch =
-      context.scratch.prefix_floats / (int64_t{shared.member_room} * num_q_heads * (head_dim + 4));
+  const int64_t by_scratch = context.scratch.prefix_floats /
+                             (int64_t{shared.member_room} * num_q_heads * prefix_row_floats(head_dim));
   check_at_least("attention scratch, prefixes in one part", by_scratch, 1);
-  const auto most = static_cast<uint32_t>(std::min({by_length, by_scratch, int64_t{kMaxPrefixSplits}}));
-  return static_cast<int32_t>(std::min(std::bit_ceil(static_cast<uint32_t>(wanted)), std::bit_floor(most)));
+  const int64_t most = std::min({by_length, by_scratch, int64_t{kMaxPrefixSplits}});
+  const int64_t rows = int64_t{shared.num_members} * num_q_heads;
+  const int64_t tiles =
+      (ceil_div(rows / num_kv_heads, int64_t{kPrefixTileRows}) + shared.num_nodes - 1) * num_kv_heads;
+  int best = 1;
+  for (int splits = 2; splits <= most; splits *= 2)
+    if (prefix_us(context, tiles, rows, shared.max_slots, splits) <
+        prefix_us(context, tiles, rows, shared.max_slots, best))
+      best = splits;
+  return best;
 }
 
 void attention(const AttentionContext& context, DType activations, const AttentionParams& params) {

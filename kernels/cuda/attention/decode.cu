@@ -501,7 +501,8 @@ struct Decode {
     const int splits = a.prefix.splits;
     fold_partials(head, (to - from) * splits, [&](int j) {
       const int64_t member = load(a.prefix.members_of_sequence + from + j / splits);
-      return a.prefix.rows + ((member * splits + j % splits) * a.view.num_q_heads + q_head) * kRowFloats;
+      return a.prefix.rows +
+             ((member * splits + j % splits) * a.view.num_q_heads + q_head) * prefix_row_floats(kDim);
     });
   }
 

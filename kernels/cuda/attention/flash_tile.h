@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels/cuda/attention/paged_kv.h"
+#include "kernels/cuda/attention/prefix_partials.h"
 
 namespace quire::QUIRE_SIDE {
 
@@ -19,6 +20,8 @@ struct FlashParams {
   const int32_t* node_slots = nullptr;  // [num_nodes][2]: first slot and end, multiples of block_tokens
   float* partials = nullptr;            // as PrefixPartials::rows
   int32_t num_nodes = 0, splits = 1;
+  bool early_fetch =
+      false;  // cascade: nothing that the tiles are found by, and no slot of a node, is of this step
 };
 
 // One block's rows, and the slots they may see.
@@ -301,12 +304,14 @@ struct FlashEpilogue {
       if (packed >= task.rows) continue;
       const int64_t member = task.members + packed / a.view.group;
       const int q_head = task.head * a.view.group + packed % a.view.group;
-      float* row = a.partials + ((member * a.splits + split) * a.view.num_q_heads + q_head) * (kDim + 4);
+      float* row =
+          a.partials + ((member * a.splits + split) * a.view.num_q_heads + q_head) * prefix_row_floats(kDim);
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n)
         store(reinterpret_cast<float2*>(row + n * 8 + 2 * t),
               make_float2(values[n][2 * i], values[n][2 * i + 1]));
-      if (t == 0) store(reinterpret_cast<float2*>(row + kDim), make_float2(state[i].largest, state[i].sum));
+      store(reinterpret_cast<float2*>(row + kDim + 2 * t),
+            t == 0 ? make_float2(state[i].largest, state[i].sum) : make_float2(0, 0));
     }
   }
 };

@@ -139,7 +139,18 @@ struct HopperCopier {
   __device__ void run() {
     HopperItem item{};
     Tile before{};
-    for (int n = blockIdx.x;;) {
+    int n = blockIdx.x;
+    if (kCascade && a.flash.early_fetch) {
+      item = item_at(n);
+      hand_on(item);
+      before = copy_first(item, before);
+      wait_for_previous_kernel();
+      if (item.tiles == 0) return leave(n);
+      n = static_cast<int>(gridDim.x) + shfl(draw(), 0);
+    } else {
+      wait_for_previous_kernel();
+    }
+    while (true) {
       const HopperItem next = item_at(n);
       if (next.tiles == 0) leave(n);
       hand_on(next);
@@ -147,11 +158,16 @@ struct HopperCopier {
       if (next.tiles == 0) break;
       item = next;
       const int ticket = draw();  // comes while the first tiles are copied
-      for (int i = 0; i < min(kCopiedFirst, item.tiles); ++i)
-        before = copy_keys_before_values(item.task, i, before);
+      before = copy_first(item, before);
       n = static_cast<int>(gridDim.x) + shfl(ticket, 0);
     }
     if (before.blocks >= 0) copy_values(before);
+  }
+
+  __device__ Tile copy_first(const HopperItem& item, Tile before) {
+    for (int i = 0; i < min(kCopiedFirst, item.tiles); ++i)
+      before = copy_keys_before_values(item.task, i, before);
+    return before;
   }
 
   __device__ Tile copy_keys_before_values(const FlashTask& task, int i, const Tile& before) {

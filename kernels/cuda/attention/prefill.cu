@@ -280,7 +280,8 @@ void launch_prefix_attention(const AttentionContext& context, const AttentionPar
                                 .node_slots = shared.node_slots,
                                 .partials = context.scratch.prefix_partials,
                                 .num_nodes = shared.num_nodes,
-                                .splits = shared.num_splits},
+                                .splits = shared.num_splits,
+                                .early_fetch = p.early_fetch},
                                p.layout.dtype, shared.num_members, shared.num_nodes);
 }
 

@@ -264,8 +264,10 @@ __device__ inline void run_hopper(const HopperParams& params, const CUtensorMap*
     fence_barrier_init();
   }
   sync_threads();
-  wait_for_previous_kernel();
-  let_next_kernel_start();
+  if (threadIdx.x >= kWarp) {  // the copying warp may begin before
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+  }
   if (threadIdx.x < kWarpgroup) {
     give_registers<kProducerRegisters>();
     if (threadIdx.x < kWarp) {
