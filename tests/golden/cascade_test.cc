@@ -170,10 +170,13 @@ TEST_F(Cascade, WaitsForEnoughToSave) {
   answers({ask}, kAlways, false);
   const int64_t all = saved_tokens_, per_step = 3 * 64;
   EXPECT_EQ(all, 3 * per_step) << "the first token is the prompt's";
+  // A third of four lists' slots, less their different ones: 85 - 64 of 64 slots each, 86 - 68, 88 - 72.
   const int64_t token_bytes = 2 * 4 * 128 * 2;
-  answers({ask}, per_step * token_bytes, false);
+  answers({ask}, 16 * token_bytes, false);
   EXPECT_EQ(saved_tokens_, all);
-  answers({ask}, per_step * token_bytes + 1, false);
+  answers({ask}, 16 * token_bytes + 1, false);
+  EXPECT_EQ(saved_tokens_, 2 * per_step) << "in the third step what the lists have of their own outweighs it";
+  answers({ask}, 21 * token_bytes + 1, false);
   EXPECT_EQ(saved_tokens_, 0);
 }
 
