@@ -39,9 +39,9 @@ address_tests="base_test policy_test sample_test cache_unit_test cache_property_
   server_generate_test server_service_test server_texts_test server_lifecycle_test
   text_chat_template_test text_detokenizer_test text_stop_matcher_test text_tokenizer_test
   cpu_rows_test cpu_math_test cpu_matmul_test cpu_attention_test disk_test"
-thread_tests="engine_threads_test cpu_pool_test"
-# Building the server once more takes ten minutes on two cores: only where sanitizers are asked for by name.
-if [ "$label" = sanitize ]; then thread_tests+=" server_generate_test server_service_test server_texts_test server_lifecycle_test server_tenant_limits_test server_host_memory_test"; fi
+thread_tests="engine_threads_test cpu_pool_test unit_execute server_service_test server_lifecycle_test"
+# The rest of the server has no threads that these two have not: only where sanitizers are asked for by name.
+if [ "$label" = sanitize ]; then thread_tests+=" server_generate_test server_texts_test server_tenant_limits_test server_host_memory_test"; fi
 sanitizer_build() {
   cmake --preset "$1" -S "$root" -DQUIRE_CARGO_DIR="$build/cargo" && nice cmake --build "$root/build/$1" -j "$jobs" --target ${*:2}
 }

@@ -23,7 +23,7 @@ std::vector<int32_t> ids_of(const std::string& text) {
 FakeEngine::FakeEngine(const FakeEngineOptions& options) : options_(options), thread_([this] { run(); }) {
   config_.kv_cache_dtype = "f32";
   config_.sampling_limits.vocab_size = kVocabSize;
-  config_.drain_timeout_ms = 2000;
+  config_.drain_timeout_ms = options.drain_timeout_ms;
 }
 
 FakeEngine::~FakeEngine() {

@@ -20,6 +20,7 @@ struct FakeEngineOptions {
   int64_t step_us = 200;
   int32_t text_bytes = 0;       // of each token; 0 = the rule above
   int32_t max_requests = 1024;  // running at once; more are refused with a retry delay
+  int64_t drain_timeout_ms = 2000;
   SamplingParams default_sampling;
 };
 

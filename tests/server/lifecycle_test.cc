@@ -34,7 +34,8 @@ int serve_fake(const std::map<std::string, int64_t>& options) {
   const Status served = serve(serve_options, [&]() -> Result<std::unique_ptr<Engine>> {
     std::this_thread::sleep_for(std::chrono::milliseconds(option("load-ms", 0)));
     if (option("broken", 0) != 0) return invalid("model: no such directory");
-    auto engine = std::make_unique<FakeEngine>(FakeEngineOptions{.step_us = 1000});
+    auto engine = std::make_unique<FakeEngine>(
+        FakeEngineOptions{.step_us = 1000, .drain_timeout_ms = option("drain-ms", 2000)});
     engine->set_last_step_age_ms(static_cast<double>(option("step-age-ms", 0)));
     return std::unique_ptr<Engine>(std::move(engine));
   });
@@ -126,7 +127,7 @@ TEST(Lifecycle, SaysReadyOnOneLineWithTheRealPort) {
 }
 
 TEST(Lifecycle, FinishesWhatRunsAtSigtermAndTakesNothingNew) {
-  ServerProcess server({});
+  ServerProcess server({"drain-ms=30000"});  // 500 steps of 1 ms, and however slow the machine is
   const std::string address = address_of(server.read_line());
   const auto stub = v1::GenerationService::NewStub(connect(address));
   grpc::ClientContext context;
