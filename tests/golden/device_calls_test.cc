@@ -1,27 +1,24 @@
 // What a running engine asks of its device from step to step, as the executor itself counts it (the log lines `step_calls`, `memory_item`
 // and `device_memory`). Method: whole engines on stories260K, their log read from standard error. On the host shim by default;
 // QUIRE_TEST_DEVICE=cuda runs it on a card.
-#include <filesystem>
 #include <regex>
 
-#include "tests/golden/engine_rig.h"
+#include "tests/golden/stories_rig.h"
 
 namespace quire::golden {
 namespace {
 
 constexpr int64_t kMiB = 1 << 20;
 
-class DeviceCallsOfSteps : public ::testing::Test {
+class DeviceCallsOfSteps : public StoriesTest {
  protected:
   void SetUp() override {
-    config_.model_dir = shared_data() + "/models/stories260K";
-    if (!std::filesystem::exists(config_.model_dir))
-      GTEST_SKIP() << config_.model_dir << " is not there (set QUIRE_SHARED)";
-    config_.device = env_or("QUIRE_TEST_DEVICE", "cuda-host");
+    StoriesTest::SetUp();
+    config_.device = device_;
     config_.max_sequences = 8;
     config_.max_step_tokens = 64;
     config_.max_context_tokens = 256;
-    config_.kv_cache_bytes = 200 * 16 * 1280;  // blocks of 16 tokens
+    config_.kv_cache_bytes = 200 * 16 * kTokenBytes;  // whole blocks
   }
 
   // Runs all together on an engine of its own; the log of its life.
@@ -33,15 +30,10 @@ class DeviceCallsOfSteps : public ::testing::Test {
       if (!engine) return testing::internal::GetCapturedStderr();
       std::vector<std::shared_ptr<Collector>> sinks;
       for (const SamplingParams& sampling : asks)
-        sinks.push_back(submit(**engine, prompt_of(static_cast<int32_t>(5 + 9 * sinks.size())), sampling));
+        sinks.push_back(submit(**engine, prompt_of(static_cast<int32_t>(5 + 9 * sinks.size()), 1), sampling));
       for (const auto& sink : sinks) sink->wait();
     }
     return testing::internal::GetCapturedStderr();
-  }
-  static std::vector<int32_t> prompt_of(int32_t length) {
-    std::vector<int32_t> ids;
-    for (int32_t i = 0; i < length; ++i) ids.push_back(3 + (i * i * 7 + i * 13 + length * 101) % 500);
-    return ids;
   }
   // The number behind `key=` in the line that holds `line`; -1: there is none.
   static int64_t number(const std::string& log, const std::string& line, const std::string& key) {
@@ -52,8 +44,6 @@ class DeviceCallsOfSteps : public ::testing::Test {
   static int64_t calls(const std::string& log, const std::string& key) {
     return number(log, "step_calls", key);
   }
-
-  EngineConfig config_;
 };
 
 SamplingParams drawn(uint64_t seed) {

@@ -6,11 +6,10 @@
 
 #include <atomic>
 #include <csignal>
-#include <filesystem>
 
 #include "kernels/cuda/host_shim/memory_check.h"
 #include "kernels/cuda/host_shim/runner.h"
-#include "tests/golden/engine_rig.h"
+#include "tests/golden/stories_rig.h"
 
 namespace {
 
@@ -30,13 +29,11 @@ extern "C" void* aligned_alloc(size_t alignment, size_t bytes) {
 namespace quire::golden {
 namespace {
 
-class DeviceFaults : public ::testing::Test {
+class DeviceFaults : public StoriesTest {
  protected:
   void SetUp() override {
     testing::FLAGS_gtest_death_test_style = "threadsafe";
-    config_.model_dir = shared_data() + "/models/stories260K";
-    if (!std::filesystem::exists(config_.model_dir))
-      GTEST_SKIP() << config_.model_dir << " is not there (set QUIRE_SHARED)";
+    StoriesTest::SetUp();
     config_.device = "cuda-host";
     config_.max_sequences = 4;
     config_.max_step_tokens = 32;
@@ -62,8 +59,6 @@ class DeviceFaults : public ::testing::Test {
     Result<std::unique_ptr<Engine>> engine = Engine::open(config_);
     return engine ? "it opened" : engine.error().message;
   }
-
-  EngineConfig config_;
 };
 
 TEST_F(DeviceFaults, AStepThatFaultsEndsTheProcessWithItsKernelAndTheLastPlans) {

@@ -2,13 +2,12 @@
 // memory and disk, KV policies whose sequences are swapped. Float32, where both compute the same to some 1e-5. On the host shim by default;
 // QUIRE_TEST_DEVICE=cuda runs it on a card.
 #include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "src/engine/threaded_engine.h"
 #include "src/model/config.h"
-#include "tests/golden/engine_rig.h"
+#include "tests/golden/stories_rig.h"
 
 namespace quire::golden {
 namespace {
@@ -18,12 +17,6 @@ struct Ask {
   SamplingParams sampling;
   std::string policy;
 };
-
-std::vector<int32_t> prompt_of(int32_t length, int32_t seed) {
-  std::vector<int32_t> ids;
-  for (int32_t i = 0; i < length; ++i) ids.push_back(3 + (i * i * 7 + i * 13 + seed * 101) % 500);
-  return ids;
-}
 
 class PathSink final : public TokenSink {
  public:
@@ -49,18 +42,15 @@ void expect_same_logprobs(const std::vector<TokenLogprob>& got, const std::vecto
   }
 }
 
-class DevicePaths : public ::testing::Test {
+class DevicePaths : public StoriesTest {
  protected:
   void SetUp() override {
-    config_.model_dir = shared_data() + "/models/stories260K";
-    if (!std::filesystem::exists(config_.model_dir))
-      GTEST_SKIP() << config_.model_dir << " is not there (set QUIRE_SHARED)";
-    config_.dtype = "f32";
+    StoriesTest::SetUp();
+    compare_in_f32();
     config_.max_sequences = 16;
     config_.max_step_tokens = 128;
     config_.max_context_tokens = 128;
     config_.kv_cache_bytes = 4 << 20;
-    config_.check_invariants = true;
   }
 
   void open(const std::string& device) {
@@ -110,8 +100,6 @@ class DevicePaths : public ::testing::Test {
     expect_nothing_held(*engine_);
   }
 
-  const std::string device_ = env_or("QUIRE_TEST_DEVICE", "cuda-host");
-  EngineConfig config_;
   bool over_committed_ = false;
   std::unique_ptr<Engine> engine_;
 };

@@ -3,12 +3,11 @@
 // host's vectors, and one that finds no memory ends its request and no other. What the others answer is what they answer without it.
 #include <atomic>
 #include <cstdlib>
-#include <filesystem>
 #include <new>
 
 #include <malloc.h>
 
-#include "tests/golden/engine_rig.h"
+#include "tests/golden/stories_rig.h"
 
 namespace {
 
@@ -50,18 +49,15 @@ struct Ask {
   bool dump = false;
 };
 
-class PolicyMemoryInRuns : public ::testing::Test {
+class PolicyMemoryInRuns : public StoriesTest {
  protected:
   void SetUp() override {
-    config_.model_dir = shared_data() + "/models/stories260K";
-    if (!std::filesystem::exists(config_.model_dir))
-      GTEST_SKIP() << config_.model_dir << " is not there (set QUIRE_SHARED)";
-    config_.dtype = "f32";
+    StoriesTest::SetUp();
+    compare_in_f32();
     config_.max_sequences = 8;
     config_.max_step_tokens = 128;
     config_.max_prefill_chunk_tokens = 37;
     config_.kv_cache_bytes = 4 << 20;
-    config_.check_invariants = true;
   }
   void TearDown() override { refused_new = refused_aligned = 0; }
 
@@ -115,8 +111,6 @@ class PolicyMemoryInRuns : public ::testing::Test {
     }
     EXPECT_EQ(again->stats().requests_failed_total, 1);
   }
-
-  EngineConfig config_;
 
  private:
   class ErrorSink final : public TokenSink {

@@ -1,9 +1,7 @@
 // KV policies on a CUDA device: the tokens and the kept positions of the CPU back end, which tests/e2e compares with a reference that
 // has no cache. In float32, where both add the same numbers. Alone and together, in chunks, with blocks of 8, as four samples, behind a
 // cached prefix, with little room. On the host shim by default; QUIRE_TEST_DEVICE=cuda runs it on a card.
-#include <filesystem>
-
-#include "tests/golden/engine_rig.h"
+#include "tests/golden/stories_rig.h"
 
 namespace quire::golden {
 namespace {
@@ -20,12 +18,6 @@ struct Answer {
   bool operator==(const Answer&) const = default;
 };
 
-std::vector<int32_t> prompt_of(int32_t length, int32_t seed) {
-  std::vector<int32_t> ids;
-  for (int32_t i = 0; i < length; ++i) ids.push_back(3 + (i * i * 7 + i * 13 + seed * 101) % 500);
-  return ids;
-}
-
 // Budgets around the block size, parts that end inside a block, prompts that are shorter than the budget and some that are longer.
 std::vector<Ask> asks() {
   std::vector<Ask> list;
@@ -38,17 +30,14 @@ std::vector<Ask> asks() {
   return list;
 }
 
-class RetentionOnDevice : public ::testing::Test {
+class RetentionOnDevice : public StoriesTest {
  protected:
   void SetUp() override {
-    config_.model_dir = shared_data() + "/models/stories260K";
-    if (!std::filesystem::exists(config_.model_dir))
-      GTEST_SKIP() << config_.model_dir << " is not there (set QUIRE_SHARED)";
-    config_.dtype = "f32";
+    StoriesTest::SetUp();
+    compare_in_f32();
     config_.max_sequences = 32;
     config_.max_step_tokens = 256;
     config_.kv_cache_bytes = 8 << 20;
-    config_.check_invariants = true;
   }
 
   std::vector<std::vector<Answer>> answers(const std::string& device, const std::vector<Ask>& list) {
@@ -70,7 +59,7 @@ class RetentionOnDevice : public ::testing::Test {
   }
   void expect_the_same(const std::vector<Ask>& list) {
     const auto wanted = answers("cpu", list);
-    const auto got = answers(env_or("QUIRE_TEST_DEVICE", "cuda-host"), list);
+    const auto got = answers(device_, list);
     ASSERT_EQ(got.size(), wanted.size());
     for (size_t i = 0; i < list.size(); ++i)
       for (size_t k = 0; k < wanted[i].size(); ++k) {
@@ -82,7 +71,6 @@ class RetentionOnDevice : public ::testing::Test {
       }
   }
 
-  EngineConfig config_;
   int64_t cached_tokens_ = 0;
 
  private:
@@ -140,7 +128,7 @@ TEST_F(RetentionOnDevice, KeepsItThreeAtATimeWithLittleRoom) {
   config_.max_sequences = 3;
   config_.max_context_tokens = 64;
   config_.max_queued_kv_factor = 1000;
-  config_.kv_cache_bytes = 10 * 16 * 2 * 5 * 4 * 8 * 4;
+  config_.kv_cache_bytes = 10 * 16 * kTokenBytes;
   expect_the_same(asks());
 }
 
@@ -150,7 +138,7 @@ TEST_F(RetentionOnDevice, KeepsItWhereTheMemoryForListsIsSmall) {
   list.push_back({.prompt = prompt_of(30, 77), .policy = "h2o:heavy=20,recent=13", .n = 3});
   const auto plenty = answers("cpu", list);
   config_.kv_policy_bytes = 32 << 10;
-  for (const std::string& device : {std::string("cpu"), env_or("QUIRE_TEST_DEVICE", "cuda-host")})
+  for (const std::string& device : {std::string("cpu"), device_})
     EXPECT_EQ(answers(device, list), plenty) << device;
   config_.kv_policy_bytes = 1 << 10;
   config_.device = "cpu";
