@@ -2,8 +2,9 @@
 // answer health checks and write every stream, are two on a small machine. Work waits in a bounded queue, oldest first; the first
 // thread takes none that is long, so that a few long texts do not hold up the short ones. Any thread may submit.
 //
-// Tokenising takes about 120 bytes of memory for each byte of text, in pieces of which the allocator keeps most when they are freed: one
-// text of 4 MB left 500 MB behind. So when the last of the large texts is done its thread has the freed memory given back.
+// Tokenising takes about 120 bytes of memory for each byte that is read at once, in pieces of which the allocator keeps most when they are
+// freed: a text of 4 MB that could not be read in parts (Tokenizer::reads_in_parts) left 500 MB behind. So when the last of the large
+// texts is done its thread has the freed memory given back.
 #pragma once
 
 #include <condition_variable>

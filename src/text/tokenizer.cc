@@ -123,6 +123,10 @@ Result<std::string> Tokenizer::decode(std::span<const int32_t> ids, bool skip_sp
   return text + detokenizer.flush();
 }
 
+bool Tokenizer::reads_in_parts() const {
+  return quire_tokenizer_reads_in_parts(handle_) != 0;
+}
+
 std::optional<int32_t> Tokenizer::token_id(std::string_view token) const {
   const int32_t id = quire_tokenizer_token_id(handle_, token.data(), token.size());
   return id < 0 ? std::nullopt : std::optional<int32_t>(id);

@@ -54,6 +54,9 @@ class Tokenizer {
   // template does.
   Result<std::vector<int32_t>> encode_guarded(std::string_view rendered, size_t max_ids = kAnyNumber) const;
   Result<std::string> guard(std::string_view part) const;
+  // Encoding takes some 120 bytes of memory for each byte that is read at once: of parts of 64 KiB where this is
+  // true (and more where a text has no two words for longer), else of the whole text. The ids are the same.
+  bool reads_in_parts() const;
 
   // Equal to a Detokenizer's pushes and flush over the same ids. Errors: an id outside [0, vocab_size()).
   Result<std::string> decode(std::span<const int32_t> ids, bool skip_special_tokens) const;

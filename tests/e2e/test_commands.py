@@ -322,6 +322,24 @@ def test_tokenize_and_detokenize_are_inverse(tmp_path):
     assert json.loads(back.stdout) == texts
 
 
+def peak_bytes(*arguments: object) -> int:
+    """The most memory that a command held at once."""
+    process = subprocess.Popen([BINARY, *map(str, arguments)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss * 1024
+
+
+def test_a_long_text_is_read_in_little_memory(tmp_path):
+    text = "the fox saw a lazy dog, and so on; " * 100_000
+    peaks = []
+    for name, content in (("short", "a"), ("long", text)):
+        (tmp_path / name).write_text(json.dumps([content]))
+        peaks.append(peak_bytes("tokenize", "--model", MODEL, "--input", tmp_path / name))
+    assert peaks[1] - peaks[0] < 40 * len(text), "117 times its size where it was read as a whole"
+
+
 def test_special_tokens_are_text_only_when_asked():
     def ids(*flags: str) -> list[int]:
         done = quire("tokenize", "--model", MODEL, "--input", "-", "--no-special-tokens", *flags, stdin='["<|endoftext|>"]')

@@ -61,22 +61,25 @@ class TempDir {
   std::string path_;
 };
 
-// A tokenizer of the data folder, its file unpacked where it is kept compressed. use_model: tokenizer.model
+// The files of a tokenizer of the data folder, unpacked where they are kept compressed. use_model: tokenizer.model
 // though there is a tokenizer.json.
-inline std::unique_ptr<Tokenizer> open_shared(const std::string& name, bool use_model = false) {
+inline void copy_shared(const std::string& name, const std::string& to, bool use_model = false) {
   const std::string from = shared_dir() + "/tokenizers/" + name;
-  TempDir dir;
   const auto copy = [&](const std::string& file) {
     if (std::filesystem::exists(from + "/" + file))
-      std::filesystem::copy_file(from + "/" + file, dir.path() + "/" + file);
+      std::filesystem::copy_file(from + "/" + file, to + "/" + file);
   };
   copy("tokenizer.model");
   if (!use_model) copy("tokenizer.json");
   if (!use_model && std::filesystem::exists(from + "/tokenizer.json.gz")) {
-    const std::string unpack =
-        "gzip -dc '" + from + "/tokenizer.json.gz' > '" + dir.path() + "/tokenizer.json'";
+    const std::string unpack = "gzip -dc '" + from + "/tokenizer.json.gz' > '" + to + "/tokenizer.json'";
     if (std::system(unpack.c_str()) != 0) ADD_FAILURE() << "cannot unpack " << from;
   }
+}
+
+inline std::unique_ptr<Tokenizer> open_shared(const std::string& name, bool use_model = false) {
+  TempDir dir;
+  copy_shared(name, dir.path(), use_model);
   Result<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::open(dir.path());
   if (!tokenizer) {
     ADD_FAILURE() << name << ": " << tokenizer.error().message;

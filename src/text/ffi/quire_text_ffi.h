@@ -50,6 +50,8 @@ int quire_tokenizer_encode(const quire_tokenizer* tokenizer, const char* text, s
 int quire_tokenizer_guard(const quire_tokenizer* tokenizer, const char* text, size_t text_bytes,
                           quire_text* guarded, quire_text* error);
 
+/* 1 where a long text is read in parts, so that reading it takes little memory; 0 where it takes some 120 bytes for each byte of text. */
+uint8_t quire_tokenizer_reads_in_parts(const quire_tokenizer* tokenizer);
 /* Highest id + 1. */
 int32_t quire_tokenizer_num_ids(const quire_tokenizer* tokenizer);
 /* -1 where there is none. */

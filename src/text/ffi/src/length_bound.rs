@@ -34,7 +34,7 @@ impl LengthBound {
     }
 }
 
-fn steps<'a>(step: &'a Value, list: &str) -> Vec<&'a Value> {
+pub fn steps<'a>(step: &'a Value, list: &str) -> Vec<&'a Value> {
     match step.get(list).and_then(Value::as_array) {
         Some(inner) => inner.iter().flat_map(|step| steps(step, list)).collect(),
         None if step.is_null() => Vec::new(),
@@ -42,7 +42,7 @@ fn steps<'a>(step: &'a Value, list: &str) -> Vec<&'a Value> {
     }
 }
 
-fn kind_of(step: &Value) -> &str {
+pub fn kind_of(step: &Value) -> &str {
     step.get("type").and_then(Value::as_str).unwrap_or("")
 }
 

@@ -2,6 +2,7 @@
 //! This file is the boundary: pointers become slices, results become codes, panics become errors. No other file is unsafe.
 
 mod charsmap;
+mod cuts;
 mod decode_table;
 mod length_bound;
 mod python;
@@ -185,6 +186,11 @@ pub unsafe extern "C" fn quire_tokenizer_guard(
 ) -> i32 {
     let work = || Ok((*tokenizer).guard(take_str(text, text_bytes, "text")?));
     run(error, work, |made| *guarded = give_text(made))
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn quire_tokenizer_reads_in_parts(tokenizer: *const Tokenizer) -> u8 {
+    u8::from((*tokenizer).reads_in_parts())
 }
 
 #[no_mangle]

@@ -10,10 +10,11 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, AddedVocabulary, NormalizerWrapper, PostProcessorWrapper};
 
 use crate::charsmap;
+use crate::cuts::{self, Spaces};
 use crate::decode_table::{fallback_byte, Rules};
 use crate::length_bound;
 use crate::sentencepiece_bpe::{Piece, SentencePieceBpe};
-use crate::tokenizer::{Model, Parts, Tokenizer};
+use crate::tokenizer::{Limits, Model, Parts, Tokenizer};
 use crate::{invalid, Outcome};
 
 const SPACE_MARK: &str = "\u{2581}";
@@ -362,9 +363,11 @@ pub fn open(model: &[u8], config: &[u8]) -> Outcome<Tokenizer> {
         mark_start: file.add_dummy_prefix && !legacy,
         model,
     };
-    let keeps_every_byte =
-        file.charsmap.is_empty() && !file.remove_extra_whitespaces && file.byte_fallback && file.model_type == 2;
+    let spells_only_spaces = file.charsmap.is_empty() && !file.remove_extra_whitespaces && file.model_type == 2;
+    let keeps_every_byte = spells_only_spaces && file.byte_fallback;
     let spellings = file.pieces.iter().map(|piece| piece.text.as_str());
-    let bound = if keeps_every_byte { length_bound::of_pieces(spellings, &parts) } else { None };
-    Tokenizer::new(parts, ids, rules, bound)
+    let bound = if keeps_every_byte { length_bound::of_pieces(spellings.clone(), &parts) } else { None };
+    let spaces = Spaces { spelled: true, marked_start: file.add_dummy_prefix };
+    let cuts = if spells_only_spaces { cuts::of_spellings(spellings, &parts, spaces) } else { None };
+    Tokenizer::new(parts, ids, rules, Limits { bound, cuts })
 }

@@ -4,14 +4,16 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::iter;
 
 use tokenizers::tokenizer::Model as _;
 use tokenizers::{
-    AddedVocabulary, NormalizerWrapper, OffsetType, PostProcessor as _, PostProcessorWrapper, PreTokenizedString,
-    PreTokenizer as _, PreTokenizerWrapper,
+    AddedVocabulary, Encoding, NormalizerWrapper, OffsetType, PostProcessor as _, PostProcessorWrapper, PreTokenizedString,
+    PreTokenizer as _, PreTokenizerWrapper, Token,
 };
 
 use crate::charsmap;
+use crate::cuts::{self, Cuts};
 use crate::decode_table::{DecodeTable, Rules, TokenSpelling};
 use crate::length_bound::{self, LengthBound};
 use crate::sentencepiece_bpe::SentencePieceBpe;
@@ -57,17 +59,32 @@ pub struct Encode {
     pub max_ids: usize,
 }
 
+/// What is known of a tokenizer without running it.
+pub struct Limits {
+    pub bound: Option<LengthBound>,
+    pub cuts: Option<Cuts>,
+}
+
 pub struct Tokenizer {
     parts: Parts,
     added_as_text: AddedVocabulary,
     ids: HashMap<String, u32>,
     table: DecodeTable,
-    bound: Option<LengthBound>,
+    limits: Limits,
+    template: Vec<Option<i32>>,           // what stands around a text's ids; none: the ids themselves
     specials: HashMap<char, Vec<String>>, // by first character; those of one character cannot be broken and are left out
 }
 
 fn too_long(text: &str, max_ids: usize, why: String) -> Failure {
     Failure { code: OUT_OF_RANGE, message: format!("a text of {} bytes has more than {max_ids} tokens{why}", text.len()) }
+}
+
+/// What a post-processor makes of one token that no vocabulary has. It looks at no ids, so this is what it makes of any number of them.
+fn template_of(post_processor: Option<&PostProcessorWrapper>) -> Outcome<Vec<Option<i32>>> {
+    let Some(post_processor) = post_processor else { return Ok(vec![None]) };
+    let text = Encoding::from_tokens(vec![Token::new(u32::MAX, String::new(), (0, 0))], 0);
+    let around = post_processor.process(text, None, true).map_err(|e| invalid(format!("its post-processor failed: {e}")))?;
+    Ok(around.get_ids().iter().map(|id| (*id != u32::MAX).then_some(*id as i32)).collect())
 }
 
 fn failed(e: tokenizers::Error) -> Failure {
@@ -90,11 +107,11 @@ impl Tokenizer {
             mark_start: false,
             model: Model::Json(Box::new(tokenizer)),
         };
-        let bound = length_bound::of_json(&value, &parts);
-        Tokenizer::new(parts, ids, rules, bound)
+        let limits = Limits { bound: length_bound::of_json(&value, &parts), cuts: cuts::of_json(&value, &parts) };
+        Tokenizer::new(parts, ids, rules, limits)
     }
 
-    pub fn new(parts: Parts, ids: HashMap<String, u32>, rules: Rules, bound: Option<LengthBound>) -> Outcome<Tokenizer> {
+    pub fn new(parts: Parts, ids: HashMap<String, u32>, rules: Rules, limits: Limits) -> Outcome<Tokenizer> {
         let mut added_as_text = parts.added.clone();
         added_as_text.set_encode_special_tokens(true);
         // Added tokens last: where one took over an id of the model, decoding spells it as the added token.
@@ -117,11 +134,16 @@ impl Tokenizer {
                 specials.entry(first).or_default().push(token.content.clone());
             }
         }
-        Ok(Tokenizer { parts, added_as_text, ids, table, bound, specials })
+        let template = template_of(parts.post_processor.as_ref())?;
+        Ok(Tokenizer { parts, added_as_text, ids, table, limits, template, specials })
     }
 
     pub fn table(&self) -> &DecodeTable {
         &self.table
+    }
+
+    pub fn reads_in_parts(&self) -> bool {
+        self.limits.cuts.is_some()
     }
 
     pub fn token_id(&self, token: &str) -> Option<u32> {
@@ -130,58 +152,80 @@ impl Tokenizer {
 
     pub fn encode(&self, text: &str, how: Encode) -> Outcome<Vec<i32>> {
         let marks = if how.guarded { GUARD.len_utf8() * text.matches(GUARD).count() } else { 0 };
-        if let Some(bound) = self.bound.filter(|bound| bound.least_tokens(text, marks, how.special_as_text) > how.max_ids) {
+        let too_short = |bound: &LengthBound| bound.least_tokens(text, marks, how.special_as_text) > how.max_ids;
+        if let Some(bound) = self.limits.bound.filter(too_short) {
             return Err(too_long(text, how.max_ids, format!(": none stands for more than {} bytes", bound.max_token_bytes)));
         }
-        let added = if how.special_as_text { &self.added_as_text } else { &self.parts.added };
-        let mut pieces = added.extract_and_normalize(self.parts.normalizer.as_ref(), text);
-        if how.guarded {
-            pieces
-                .normalize(|piece| {
-                    piece.filter(|c| c != GUARD);
-                    Ok(())
-                })
-                .map_err(failed)?;
+        let mut ids = Vec::new();
+        match self.limits.cuts {
+            Some(cuts) => cuts.parts(text, cuts::PART_BYTES).try_for_each(|part| self.encode_part(part, text, how, &mut ids))?,
+            None => self.encode_part(text, text, how, &mut ids)?,
         }
-        if self.parts.mark_start {
-            pieces
-                .split(|index, mut piece| {
-                    if index == 0 && !piece.is_empty() {
-                        piece.prepend(SPACE_MARK);
-                    }
-                    Ok(std::iter::once(piece))
-                })
-                .map_err(failed)?;
+        if how.add_special {
+            ids = self.with_template(ids);
         }
-        if let Some(pre_tokenizer) = &self.parts.pre_tokenizer {
-            pre_tokenizer.pre_tokenize(&mut pieces).map_err(failed)?;
-        }
-        self.tokenize(&mut pieces, text, how.max_ids)?;
-        let mut encoding = pieces.into_encoding(None, 0, OffsetType::None).map_err(failed)?;
-        if let (true, Some(post_processor)) = (how.add_special, &self.parts.post_processor) {
-            encoding = post_processor.process(encoding, None, true).map_err(failed)?;
-        }
-        if encoding.len() > how.max_ids {
+        if ids.len() > how.max_ids {
             return Err(too_long(text, how.max_ids, String::new()));
         }
-        // The table was built over every id, so each is below its limit and fits.
-        Ok(encoding.get_ids().iter().map(|id| *id as i32).collect())
+        Ok(ids)
     }
 
-    /// Every piece by itself, until there are more than max_ids tokens: what comes after adds to them.
-    fn tokenize(&self, pieces: &mut PreTokenizedString, text: &str, max_ids: usize) -> Outcome<()> {
+    fn with_template(&self, ids: Vec<i32>) -> Vec<i32> {
+        if self.template == [None] {
+            return ids;
+        }
+        let fill = |place: &Option<i32>| place.map_or(ids.clone(), |id| vec![id]);
+        self.template.iter().flat_map(fill).collect()
+    }
+
+    /// Adds the ids of a part of the text.
+    fn encode_part(&self, part: &str, text: &str, how: Encode, ids: &mut Vec<i32>) -> Outcome<()> {
+        let mut pieces = self.split(part, how).map_err(failed)?;
+        self.tokenize(&mut pieces, text, how.max_ids.saturating_sub(ids.len()), how.max_ids)?;
+        let encoding = pieces.into_encoding(None, 0, OffsetType::None).map_err(failed)?;
+        // The table was built over every id, so each is below its limit and fits.
+        ids.extend(encoding.get_ids().iter().map(|id| *id as i32));
+        Ok(())
+    }
+
+    /// Added tokens found, and what lies between them normalised and split.
+    fn split(&self, part: &str, how: Encode) -> tokenizers::Result<PreTokenizedString> {
+        let added = if how.special_as_text { &self.added_as_text } else { &self.parts.added };
+        let mut pieces = added.extract_and_normalize(self.parts.normalizer.as_ref(), part);
+        if how.guarded {
+            pieces.normalize(|piece| {
+                piece.filter(|c| c != GUARD);
+                Ok(())
+            })?;
+        }
+        if self.parts.mark_start {
+            pieces.split(|index, mut piece| {
+                if index == 0 && !piece.is_empty() {
+                    piece.prepend(SPACE_MARK);
+                }
+                Ok(iter::once(piece))
+            })?;
+        }
+        if let Some(pre_tokenizer) = &self.parts.pre_tokenizer {
+            pre_tokenizer.pre_tokenize(&mut pieces)?;
+        }
+        Ok(pieces)
+    }
+
+    /// Every piece by itself, until there are more than `left` tokens, those that the text has yet: what comes after adds to them.
+    fn tokenize(&self, pieces: &mut PreTokenizedString, text: &str, left: usize, max_ids: usize) -> Outcome<()> {
         let count = Cell::new(0);
         let tokenized = pieces.tokenize(|piece| {
             let tokens = self.parts.model.tokenize(piece.get())?;
             count.set(count.get() + tokens.len());
-            if count.get() > max_ids {
+            if count.get() > left {
                 Err("over max_ids".into())
             } else {
                 Ok(tokens)
             }
         });
         match tokenized {
-            Err(_) if count.get() > max_ids => Err(too_long(text, max_ids, String::new())),
+            Err(_) if count.get() > left => Err(too_long(text, max_ids, String::new())),
             other => other.map_err(failed),
         }
     }
