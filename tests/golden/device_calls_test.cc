@@ -86,14 +86,14 @@ TEST_F(DeviceCallsOfSteps, StepsSampledOnTheHostWaitOnceForTheirLogits) {
   EXPECT_EQ(calls(log, "pageable_copies"), 0);
 }
 
-// How far what is taken may be from the plan. A card gives memory out in pieces of 2 MiB. On the shim pinned memory is the device's own:
-// what weights are sent through stays until the workspace is there, and a step's arrays lie there twice.
-int64_t slack_of(const std::string& item, bool card) {
-  if (card) return 64 * kMiB;
+// How far what is taken may be from the plan on the shim. Pinned memory is the device's own there: what weights are sent through stays
+// until the workspace is there, and a step's arrays lie there twice.
+int64_t slack_of(const std::string& item) {
   if (item == "weights" || item == "workspace") return 288 << 10;
   return item == "steps_and_policies" ? kMiB : 256;
 }
 
+// A card gives memory out in pieces of 2 MiB, and the driver takes some for kernels when they first run: there the sum must fit.
 TEST_F(DeviceCallsOfSteps, TheMemoryTakenIsTheMemoryPlanned) {
   config_.swap_space_bytes = config_.kv_cache_bytes;
   const std::string log = log_of({greedy(2)});
@@ -104,12 +104,15 @@ TEST_F(DeviceCallsOfSteps, TheMemoryTakenIsTheMemoryPlanned) {
     const int64_t asked = number(log, "item=" + item, "planned_bytes");
     const int64_t taken = number(log, "item=" + item, "taken_bytes");
     ASSERT_GE(asked, 0) << log;
-    EXPECT_LE(std::abs(taken - asked), slack_of(item, config_.device == "cuda")) << taken << " of " << asked;
+    if (device_ != "cuda") {
+      EXPECT_LE(std::abs(taken - asked), slack_of(item)) << taken << " of " << asked;
+    }
     planned += asked;
   }
   EXPECT_EQ(number(log, "item=cache", "planned_bytes"), config_.kv_cache_bytes);
   EXPECT_GT(number(log, "item=graphs", "planned_bytes"), 0);
   EXPECT_GE(number(log, "device_memory", "planned_bytes"), planned);
+  EXPECT_LE(number(log, "device_memory", "taken_bytes"), number(log, "device_memory", "planned_bytes"));
   const std::string device = log.substr(log.find("event=device_memory "));
   for (const char* key : {" device=", " driver=", " toolkit=", " compute_capability=", " free_bytes="})
     EXPECT_LT(device.find(key), device.find('\n')) << key;
