@@ -1,4 +1,4 @@
-"""benchmarks/serving/streams.py measures what it says it does."""
+"""benchmarks/serving/streams.py and refusals.py measure what they say they do."""
 
 from __future__ import annotations
 
@@ -36,3 +36,14 @@ def test_refused_streams_are_counted_and_fail_the_run(tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
     assert result["failed"] > 0 and result["completed"] + result["failed"] == 8
     assert "RESOURCE_EXHAUSTED" in result["errors"][0]
+
+
+def test_every_refusal_is_one(tmp_path):
+    out = tmp_path / "refusals.json"
+    script = ROOT / "benchmarks" / "serving" / "refusals.py"
+    command = [sys.executable, script, "--binary", BINARY, "--model", MODEL, "--calls", "5", "--streams", "2", "--output", out]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(out.read_text())["cases"]
+    assert [(row["case"], row["running_after"]) for row in rows] == [("tenant, idle", 0), ("tenant, busy", 2), ("queue, busy", 2)]
+    assert all(0 < row["median_refusal_ms"] <= row["p99_refusal_ms"] <= row["max_refusal_ms"] for row in rows)
