@@ -89,7 +89,7 @@ struct FusedMatmulParams {
   bool gated = false;
   void* out = nullptr;  // [m, n] act, or float32 when out_f32; null with residual
   bool out_f32 = false;
-  int64_t m = 0;  // at most fused_rows()
+  int64_t m = 0;  // at most fused_rows(); gated without a norm also what gates() takes
 };
 
 // ---- rotary positions, q/k norms, and the write of K and V into their blocks ---------------------------------------------
@@ -330,6 +330,8 @@ class Kernels {
 
   // Steps of at most so many rows go through fused_matmul; 0: the back end has none.
   virtual int64_t fused_rows() const { return 0; }
+  // Steps of more rows: whether gate and up are faster gated by fused_matmul, x as it is, than by matmul and silu_mul.
+  virtual bool gates(const MatmulWeight& /*gate_up*/, int64_t /*rows*/) const { return false; }
   virtual void fused_matmul(const FusedMatmulParams&) {
     check_failed("this back end fuses nothing", __FILE__, __LINE__);
   }

@@ -137,9 +137,17 @@ class StepKernels final : public Kernels {
   // Of f32 rows only one at a time has kernels that fuse.
   int64_t fused_rows() const override { return options_.activations == DType::kF32 ? 1 : kMaxWideRows; }
 
+  bool gates(const MatmulWeight& gate_up, int64_t rows) const override {
+    if (gate_up.gate_group == 0 || options_.activations == DType::kF32) return false;
+    Product product = product_of(&gate_up, nullptr, rows);
+    product.gated = true;
+    return rows > fused_rows() && broad_sm90_takes(target_, product);
+  }
+
   void fused_matmul(const FusedMatmulParams& p) override {
     if (p.m == 0) return;
-    check_op(p, fused_rows());
+    const bool many = p.gated && p.norm_weight == nullptr && gates(*p.weight, p.m);
+    check_op(p, many ? p.m : fused_rows());
     Product product = product_of(p.weight, p.x, p.m);
     product.bias = p.bias;
     product.out = p.out;

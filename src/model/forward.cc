@@ -284,16 +284,8 @@ void ForwardPass::gather(const StepArrays& step, const void* source, int64_t wid
 }
 
 void ForwardPass::run_mlp(const LayerWeights& w, const Rows& rows) {
-  if (fused_ && w.gate_up->gate_group > 0) {
-    kernels_.fused_matmul({.x = rows.residual,
-                           .norm_weight = floats(w.post_norm),
-                           .norm_eps = spec_.norm_eps,
-                           .normed = normed_.data(),
-                           .weight = w.gate_up.get(),
-                           .bias = floats(w.gate_up_bias),
-                           .gated = true,
-                           .out = product_.data(),
-                           .m = rows.count});
+  if (w.gate_up->gate_group > 0 && (fused_ || kernels_.gates(*w.gate_up, rows.count))) {
+    gated_product(w, rows);
   } else {
     norm_product(rows, true, w.post_norm, {*w.gate_up, w.gate_up_bias}, gate_up_.data());
     kernels_.silu_mul({.gate_up = gate_up_.data(),
@@ -303,6 +295,20 @@ void ForwardPass::run_mlp(const LayerWeights& w, const Rows& rows) {
                        .width = spec_.intermediate_size});
   }
   add_product(product_.data(), {*w.down, w.down_bias}, rows);
+}
+
+// product_ = silu(gate) * up of the rows' residual stream, normed: in one op, or with the norm and what add_product left before it.
+void ForwardPass::gated_product(const LayerWeights& w, const Rows& rows) {
+  if (!fused_) norm(rows, delta_.data(), w.post_norm, normed_.data());
+  kernels_.fused_matmul({.x = fused_ ? rows.residual : normed_.data(),
+                         .norm_weight = fused_ ? floats(w.post_norm) : nullptr,
+                         .norm_eps = spec_.norm_eps,
+                         .normed = fused_ ? normed_.data() : nullptr,
+                         .weight = w.gate_up.get(),
+                         .bias = floats(w.gate_up_bias),
+                         .gated = true,
+                         .out = product_.data(),
+                         .m = rows.count});
 }
 
 // out = the rows' residual stream, normed, through `linear`. add_delta: what add_product left comes first.

@@ -77,6 +77,7 @@ class ForwardPass {
   Rows keep_logits_rows(const StepArrays& step);
   void gather(const StepArrays& step, const void* source, int64_t width, void* out);
   void run_mlp(const LayerWeights& w, const Rows& rows);
+  void gated_product(const LayerWeights& w, const Rows& rows);
   void norm_product(const Rows& rows, bool add_delta, const DeviceBuffer& norm, const Linear& linear,
                     void* out);
   void add_product(const void* x, const Linear& linear, const Rows& rows);

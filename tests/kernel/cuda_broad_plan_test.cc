@@ -46,21 +46,62 @@ TEST(BroadPlan, IsSoundForAnyShape) {
   }
 }
 
-// Llama-3.1-8B's: what was measured to be faster so, and nothing else.
+Product gate_up(int32_t m, int32_t n, int32_t k) {
+  Product p = product(m, n, k);
+  p.gated = true;
+  return p;
+}
+
+// What was measured to be faster so, and nothing else: Llama-3.1-8B's and Qwen3-0.6B's.
 TEST(BroadPlan, PaysWhereItWasMeasuredTo) {
   const auto pays = [](int32_t m, int32_t n, int32_t k) { return broad_sm90_pays(product(m, n, k)); };
   for (const int m : {17, 32, 33, 64}) {
     EXPECT_TRUE(pays(m, 6144, 4096)) << "q, k, v at " << m;
-    EXPECT_TRUE(pays(m, 28672, 4096)) << "gate and up at " << m;
+    EXPECT_TRUE(broad_sm90_pays(gate_up(m, 28672, 4096))) << "gate and up at " << m;
     EXPECT_FALSE(pays(m, 4096, 4096)) << "attention's output at " << m;
     EXPECT_EQ(pays(m, 4096, 14336), m > 32) << "down at " << m;
+    EXPECT_TRUE(pays(m, 4096, 1024)) << "a small model's q, k, v at " << m;
+    EXPECT_TRUE(broad_sm90_pays(gate_up(m, 6144, 1024))) << "its gate and up at " << m;
+    EXPECT_FALSE(pays(m, 1024, 3072)) << "its down at " << m;
+    EXPECT_FALSE(pays(m, 1024, 2048)) << "its attention's output at " << m;
   }
-  for (const int m : {65, 96, 97, 128, 129, 256, 257}) {
-    EXPECT_FALSE(pays(m, 28672, 4096)) << "gate and up at " << m;
-    EXPECT_EQ(pays(m, 4096, 14336), m <= 96 || (m > 128 && m <= 256)) << "down at " << m;
+  for (const int m : {65, 96, 97, 128, 129, 192, 193, 256, 257}) {
+    const bool known = m <= 256;
+    EXPECT_FALSE(pays(m, 6144, 4096)) << "q, k, v at " << m;
+    EXPECT_FALSE(pays(m, 28672, 4096)) << "gate and up, not gated, at " << m;
+    EXPECT_EQ(broad_sm90_pays(gate_up(m, 28672, 4096)), m <= 128 || (m > 192 && known)) << "gated at " << m;
+    EXPECT_EQ(pays(m, 4096, 14336), m <= 96 || (m > 128 && known)) << "down at " << m;
+    EXPECT_FALSE(pays(m, 4096, 1024)) << "a small model's q, k, v at " << m;
+    EXPECT_EQ(broad_sm90_pays(gate_up(m, 6144, 1024)), m <= 128) << "its gate and up at " << m;
+    EXPECT_EQ(pays(m, 1024, 3072), m <= 128) << "its down at " << m;
   }
   EXPECT_FALSE(pays(16, 28672, 4096));
-  EXPECT_FALSE(pays(64, 6144, 1024)) << "a small model's weight is read before a kernel has begun";
+  EXPECT_FALSE(pays(64, 2048, 512)) << "smaller than any that was tried";
+}
+
+// Tiles so wide that each multiprocessor makes one lost to narrower ones, whose last wave helps those that memory serves slowly.
+TEST(BroadPlan, PrefersSeveralTilesAMultiprocessor) {
+  for (const int m : {24, 64, 80, 128}) {
+    const BroadPlan plan = plan_broad(kMultiprocessors, gate_up(m, 28672, 4096));
+    EXPECT_EQ(plan.form.units, 16) << "gate and up at " << m;
+    EXPECT_GT(tiles_of(plan, product(m, 28672, 4096)), kMultiprocessors) << m;
+  }
+  EXPECT_EQ(plan_broad(kMultiprocessors, gate_up(256, 28672, 4096)).form, (BroadForm{28, 2, 2}));
+}
+
+TEST(BroadPlan, SharesNoTileWhoseSumsHaveNoPlace) {
+  for (const BroadForm& form : kBroadForms)
+    EXPECT_EQ(form.shares(), 64 * form.groups * form.rows() <= kMostBroadTile) << form.units;
+  for (int m = 17; m <= 256; ++m)
+    for (const int n : {1024, 4096, 28672}) {
+      const BroadPlan plan = plan_broad(kMultiprocessors, product(m, n, 14336));
+      EXPECT_TRUE(plan.splits == 1 || plan.form.shares()) << "m " << m << " n " << n;
+    }
+}
+
+// A small weight's first stages must not stand before what the kernel before still reads.
+TEST(BroadPlan, FetchesLessOfASmallWeightEarly) {
+  EXPECT_LT(early_stages(product(64, 6144, 1024)), early_stages(product(64, 28672, 4096)));
 }
 
 TEST(BroadPlan, BusiesMostMultiprocessors) {

@@ -211,7 +211,8 @@ void CudaProducts::agree_fused(std::span<const Shape> shapes, std::span<const in
       }
       const DeviceBuffer device_bias = upload(ordered_bias), device_norm = upload(norm_weight);
       for (const int64_t m : rows) {
-        if (m > kernels_->fused_rows()) continue;
+        const bool gates = f.end == Fusion::kGated && !f.norm && kernels_->gates(*packed, m);
+        if (m > kernels_->fused_rows() && !gates) continue;
         const Tensor x = Tensor::random(random, act(), m * s.k),
                      before = Tensor::random(random, act(), m * n);
         // What is wanted.
@@ -289,6 +290,64 @@ TEST_P(CudaProducts, AgreeForLargeWeights) {
   if (act() != DType::kBF16) return;  // the reference takes its time
   agree_fused(wide, few);
   agree(tall, more);
+}
+
+// A small model's: few of a weight's stages before the wait, the others behind it. Gate and up in steps of more rows than fuse otherwise.
+TEST_P(CudaProducts, AgreeForASmallModelsWeights) {
+  if (act() == DType::kF32) GTEST_SKIP() << "f32 has one kernel for all rows";
+  const Shape wide[] = {{4112, 1032}}, tall[] = {{1040, 3080}};
+  const int64_t few[] = {33}, gated[] = {33, 80, 128}, more[] = {80, 120};
+  agree(wide, few);
+  agree_fused(wide, gated);
+  agree(tall, more);
+}
+
+// Gate and up of more rows than the reference has time for, against matmul and silu_mul, in every form that is chosen for them.
+TEST_P(CudaProducts, GateManyRowsAsTheSingleOpsDo) {
+  if (act() == DType::kF32) GTEST_SKIP() << "f32 has one kernel for all rows";
+  constexpr int64_t kHalf = 12296, kColumns = 1032, kMost = 256;
+  Random random(6);
+  const Tensor w = Tensor::random(random, act(), 2 * kHalf * kColumns);
+  const auto half = [&](int64_t first) {
+    return HostMatrix{.data = static_cast<const char*>(w.data()) + first * kColumns * bytes_of(act()),
+                      .dtype = act(),
+                      .rows = kHalf,
+                      .cols = kColumns};
+  };
+  const auto packed = std::move(kernels_->pack_gate_up(half(0), half(kHalf))).value();
+  const DeviceBuffer x = upload(Tensor::random(random, act(), kMost * kColumns)),
+                     both = upload(Tensor::poisoned(act(), kMost * 2 * kHalf));
+  for (const int64_t m : {65, 80, 128, 193, 256}) {
+    ASSERT_TRUE(kernels_->gates(*packed, m)) << m;
+    Tensor wanted = Tensor::poisoned(act(), m * kHalf), got = wanted;
+    const DeviceBuffer apart = upload(wanted), at_once = upload(got);
+    kernels_->matmul({.x = x.data(), .weight = packed.get(), .out = both.data(), .m = m});
+    kernels_->silu_mul({.gate_up = both.data(),
+                        .gate_group = packed->gate_group,
+                        .out = apart.data(),
+                        .rows = m,
+                        .width = kHalf});
+    kernels_->fused_matmul(
+        {.x = x.data(), .weight = packed.get(), .gated = true, .out = at_once.data(), .m = m});
+    download(apart, wanted);
+    download(at_once, got);
+    // Sums differ in their order, so both factors and what they give may be rounded otherwise.
+    expect_near(got, wanted, 6 * rounding_of(act()) * largest(wanted), "m " + std::to_string(m));
+  }
+}
+
+// Which steps of more than fused_rows() gate in their product (broad_plan.h), and that no other weight is asked about.
+TEST_P(CudaProducts, GateWhereItPays) {
+  Random random(5);
+  const int64_t half = 3072, k = 1032;
+  const Tensor w = Tensor::random(random, act(), 2 * half * k);
+  const HostMatrix gate{.data = w.data(), .dtype = act(), .rows = half, .cols = k};
+  const auto packed = std::move(kernels_->pack_gate_up(gate, gate)).value();
+  const HostMatrix both[] = {gate, gate};
+  const auto plain = std::move(kernels_->pack(both)).value();
+  for (const int64_t m : {64, 65, 128, 129, 256, 257})
+    EXPECT_EQ(kernels_->gates(*packed, m), act() != DType::kF32 && m > 64 && m <= 128) << m;
+  EXPECT_FALSE(kernels_->gates(*plain, 80)) << "its rows do not alternate";
 }
 #endif
 

@@ -23,15 +23,11 @@ struct BroadForm {
 
   constexpr int rows() const { return 8 * units; }
   constexpr bool holds(int m) const { return m <= 64 * groups * cluster; }
-  constexpr bool fits() const { return 64 * groups * rows() <= kMostBroadTile; }
+  constexpr bool shares() const { return 64 * groups * rows() <= kMostBroadTile; }  // its sums have a place
   bool operator==(const BroadForm&) const = default;
 };
-inline constexpr BroadForm kBroadForms[] = {{8, 1, 1},  {16, 1, 1}, {28, 1, 1}, {8, 2, 1},
-                                            {16, 2, 1}, {16, 3, 1}, {16, 2, 2}, {24, 2, 2}};
-
-static_assert(std::all_of(std::begin(kBroadForms), std::end(kBroadForms),
-                          [](const BroadForm& f) { return f.fits(); }),
-              "a block's sums do not fit their place");
+inline constexpr BroadForm kBroadForms[] = {{8, 1, 1},  {16, 1, 1}, {28, 1, 1}, {8, 2, 1},  {16, 2, 1},
+                                            {16, 3, 1}, {16, 2, 2}, {24, 2, 2}, {28, 2, 1}, {28, 2, 2}};
 
 struct BroadPlan {
   BroadForm form{};
@@ -43,6 +39,7 @@ struct BroadParams {
   SharedSums scratch;
   int32_t tiles = 0, splits = 1, steps = 0;  // steps: of k in a tile
   int32_t x_rows = 0;                        // of a block: fetched, in eights
+  int32_t early = 0;                         // stages of w that are asked for before the dependency wait
 };
 
 // The parts that a cluster makes, one after another: a part is a range of a tile's steps.
@@ -97,6 +94,9 @@ struct BroadRates {
   double rest = 0.05;                     // of the lesser bounds, on top of the largest
   double start = 3.2, meeting = 1.1;      // us: of a kernel; of blocks that share a tile
   double exchange = 4e6;                  // bytes a us of sums that blocks hand each other, written and read
+  // Multiprocessors differ in what memory gives them. Where each makes one part, the slowest keeps the kernel after this one waiting;
+  // where there are more, those that are done help.
+  double uneven = 0.05;
 };
 
 inline double broad_us(const BroadRates& r, const BroadPlan& plan, int multiprocessors, const Product& p) {
@@ -109,21 +109,45 @@ inline double broad_us(const BroadRates& r, const BroadPlan& plan, int multiproc
                            of_one * 64 * f.groups * w / r.products};
   double longest = 0, sum = 0;
   for (const double us : bounds) longest = std::max(longest, us), sum += us;
-  const double us = longest + r.rest * (sum - longest) + r.start;
+  const double us = longest * (parts > clusters ? 1 : 1 + r.uneven) + r.rest * (sum - longest) + r.start;
   if (plan.splits == 1) return us;
   const double handed = parts * f.cluster * (plan.splits - 1) / plan.splits * 64 * f.groups * w * 4;
   return us + r.meeting + 2 * handed / r.exchange;
 }
 
-// Where it beats wide_sm90.cu and the fastest of cuBLASLt's ways, on an H100 (README.md): large weights, since its start and end cost 4 us;
-// tall ones (k > 2 n), which few tiles of w would leave to few multiprocessors, from 33 rows; above 64 rows no others. cuBLASLt
-// has a better one at 97 to 128 rows.
+// Where it beats wide_sm90.cu and the fastest of cuBLASLt's ways in a chain of a layer's products, norms and the like on an H100
+// (README.md). Weights of less than 3 M elements have not been tried.
+inline constexpr int64_t kSmallWeight = 3 << 20, kLargeWeight = 24 << 20;  // elements
+inline int64_t elements_of(const Product& p) {
+  return int64_t{p.n} * p.k;
+}
+inline bool is_tall(const Product& p) {
+  return p.k > 2 * p.n;
+}
+// Up to 64 rows: large weights, since its start and end cost 4 us; tall ones, which few tiles of w would leave to few multiprocessors,
+// from 33 rows. Of the others those that are wide.
+inline bool broad_beats_wide(const Product& p) {
+  if (elements_of(p) < kLargeWeight) return p.n > 2 * p.k;
+  return p.m > 32 || !is_tall(p);
+}
+// More: gate and up, whose SiLU has no kernel of its own then, and tall weights, by what cuBLASLt makes of them.
+inline bool broad_beats_library(const Product& p) {
+  const bool large = elements_of(p) >= kLargeWeight;
+  if (p.gated) return p.m <= 128 || (large && p.m > 192);
+  if (!is_tall(p)) return false;
+  return large ? p.m <= 96 || p.m > 128 : p.m <= 128;
+}
 inline bool broad_sm90_pays(const Product& p) {
-  constexpr int64_t kLarge = 24 << 20;  // elements
-  const bool tall = p.k > 2 * p.n;
-  if (p.m <= kMaxSkinnyRows || p.m > kMaxBroadRows || p.out_f32 || int64_t{p.n} * p.k < kLarge) return false;
-  if (p.m <= kMaxWideRows) return p.m > 32 || !tall;
-  return tall && (p.m <= 96 || p.m > 128);
+  if (p.m <= kMaxSkinnyRows || p.m > kMaxBroadRows || p.out_f32 || elements_of(p) < kSmallWeight)
+    return false;
+  return p.m <= kMaxWideRows ? broad_beats_wide(p) : broad_beats_library(p);
+}
+
+// How many stages of w are on their way before the kernel before has ended. A small weight's are a large part of it, and what that
+// kernel still reads waits behind them.
+inline int early_stages(const Product& p) {
+  constexpr int kAll = 8, kFew = 3;
+  return elements_of(p) < kLargeWeight ? kFew : kAll;
 }
 
 inline BroadPlan plan_broad(int multiprocessors, const Product& p) {
@@ -135,8 +159,9 @@ inline BroadPlan plan_broad(int multiprocessors, const Product& p) {
       const BroadPlan plan{form, splits};
       // Blocks that share a tile wait for each other, so all must run at once.
       const bool fits =
-          splits == 1 || (ceil_div(p.n, form.rows()) * splits * form.cluster <= multiprocessors &&
-                          p.w_stride / kBroadStep >= splits * kLeastSteps);
+          splits == 1 ||
+          (form.shares() && ceil_div(p.n, form.rows()) * splits * form.cluster <= multiprocessors &&
+           p.w_stride / kBroadStep >= splits * kLeastSteps);
       if (!fits || !form.holds(p.m)) continue;
       const double us = broad_us({}, plan, multiprocessors, p);
       if (least == 0 || us < least) best = plan, least = us;

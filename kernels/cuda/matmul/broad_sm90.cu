@@ -58,7 +58,7 @@ template <class L>
 struct BroadProducer {
   const CUtensorMap *w, *x;
   uint32_t shared;
-  int x_rows;
+  int x_rows, early;
   const BroadWalk& walk;
   TileRing<L::kStages> ring;
   int rank = static_cast<int>(rank_in_cluster());
@@ -66,22 +66,26 @@ struct BroadProducer {
 
   __device__ void run() {
     BroadCursor ahead(walk);
-    int early = 0;
-    for (; early < L::kStages && ahead.more(); ++early, ahead.next()) begin(early, ahead);
+    int filled = 0;  // stages that nobody has used before
+    for (; filled < early && ahead.more(); ++filled, ahead.next()) begin(filled, ahead);
     wait_for_previous_kernel();
     let_next_kernel_start();
     BroadCursor behind(walk);
-    for (int i = 0; i < early; ++i, behind.next()) copy_x(i, behind);
+    for (int i = 0; i < filled; ++i, behind.next()) copy_x(i, behind);
+    for (; filled < L::kStages && ahead.more(); ++filled, ahead.next()) fill(filled, ahead);
     for (; ahead.more(); ahead.next(), ring.next()) {
       ring.empty(ring.stage).wait(ring.round);
-      begin(ring.stage, ahead);
-      copy_x(ring.stage, ahead);
+      fill(ring.stage, ahead);
     }
     // The other block's last arrivals come here before this one goes.
     if constexpr (L::kCluster > 1)
-      for (int i = 0; i < early; ++i, ring.next()) ring.empty(ring.stage).wait(ring.round);
+      for (int i = 0; i < filled; ++i, ring.next()) ring.empty(ring.stage).wait(ring.round);
   }
 
+  __device__ void fill(int stage, const BroadCursor& at) const {
+    begin(stage, at);
+    copy_x(stage, at);
+  }
   __device__ void begin(int stage, const BroadCursor& at) const {
     ring.full(stage).arrive_expecting(L::kWBytes + x_rows * kPanelBytes);
     const uint32_t to = shared + stage * L::kStageBytes;
@@ -300,7 +304,7 @@ __device__ inline void run_broad(const BroadParams& a, const CUtensorMap* w, con
   } else {
     if constexpr (L::kShifts) give_registers<L::kProducerRegisters>();
     if (threadIdx.x == L::kConsumers) {
-      BroadProducer<L>{w, x, shared, a.x_rows, walk, ring}.run();
+      BroadProducer<L>{w, x, shared, a.x_rows, min(a.early, L::kStages), walk, ring}.run();
     } else {
       wait_for_previous_kernel();
       let_next_kernel_start();
@@ -329,7 +333,8 @@ void launch_broad(const Target& target, const SharedSums& scratch, const Product
                            .tiles = ceil_div(p.n, L::kRows),
                            .splits = splits,
                            .steps = static_cast<int32_t>(p.w_stride / kBroadStep),
-                           .x_rows = ceil_div(ceil_div(p.m, L::kCluster), 8) * 8};
+                           .x_rows = ceil_div(ceil_div(p.m, L::kCluster), 8) * 8,
+                           .early = early_stages(p)};
   const int clusters = std::min(target.multiprocessors / L::kCluster, params.tiles * splits);
   const MapOfRows w{.data = p.w,
                     .rows = p.n,
