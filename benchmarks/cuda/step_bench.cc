@@ -45,6 +45,7 @@ bool run(const Options& o) {
   Report report(rig, o.json);
   bench_matmul_ceiling(rig, report, o.tiny);
   if (o.wants("matmul")) bench_matmul(rig, report, o.tiny);
+  if (o.wants("layer")) bench_layer(rig, report, o.tiny);
   if (o.wants("rows")) bench_rows(rig, report, o.tiny);
   if (o.wants("sampling")) bench_sampling(rig, report, o.tiny);
   return report.finish();
@@ -57,9 +58,9 @@ int main(int argc, char** argv) {
   quire::bench::Options o;
   CLI::App app{
       "Times the products, norms, rope, SiLU and sampling of a step on a card; checks results in float64."};
-  app.add_option("--part", o.parts, "matmul,rows,sampling; the ceilings are always measured")
+  app.add_option("--part", o.parts, "matmul,layer,rows,sampling; the ceilings are always measured")
       ->delimiter(',')
-      ->check(CLI::IsMember({"matmul", "rows", "sampling"}))
+      ->check(CLI::IsMember({"matmul", "layer", "rows", "sampling"}))
       ->capture_default_str();
   app.add_option("--device", o.rig.device, "cuda | cuda-host (the host shim)")->capture_default_str();
   app.add_option("--rounds", o.rig.rounds, "timed replays, after three that warm up")

@@ -9,6 +9,7 @@ namespace quire::bench {
 void bench_matmul_ceiling(Rig& rig, Report& report,
                           bool tiny);                      // the largest product: sets the rig's ceiling
 void bench_matmul(Rig& rig, Report& report, bool tiny);    // all products of a Llama-3.1-8B step, by rows
+void bench_layer(Rig& rig, Report& report, bool tiny);     // a layer but for attention, by rows
 void bench_rows(Rig& rig, Report& report, bool tiny);      // norm, rope + KV write, SiLU, block copies
 void bench_sampling(Rig& rig, Report& report, bool tiny);  // 256 rows of 128k logits
 
