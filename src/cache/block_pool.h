@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -45,7 +46,16 @@ class BlockPool {
   int32_t num_holders(BlockId block) const { return blocks_[value(block)].holders; }
   int32_t num_readers(BlockId block) const { return blocks_[value(block)].readers; }
   bool is_published(BlockId block) const { return blocks_[value(block)].published; }
-  bool is_held(BlockId block) const { return num_holders(block) + num_readers(block) > 0; }
+  bool is_held(BlockId block) const {
+    const Block& b = blocks_[value(block)];
+    return (b.holders | b.readers) != 0;
+  }
+  // Whether all are, by a loop without a branch: every step asks of every block that it names.
+  bool are_held(std::span<const BlockId> blocks) const {
+    bool all = true;
+    for (const BlockId block : blocks) all &= is_held(block);
+    return all;
+  }
   // Changes whenever the block is published anew: while it stands, what it was published with is there.
   uint32_t publication(BlockId block) const { return blocks_[value(block)].publication; }
   bool is_free(BlockId block) const { return !is_held(block) && !is_published(block); }

@@ -43,6 +43,11 @@ class BlockTable {
   // Every change of an entry, or of those from it on; appending is none.
   void changed_from(int32_t entry) { num_unchanged_ = std::min(num_unchanged_, entry); }
 
+  void lengthen(int32_t new_length) {
+    next_position_ += new_length - length_;
+    length_ = new_length;
+  }
+
   std::vector<BlockId> blocks_;
   int32_t length_ = 0, next_position_ = 0, num_unchanged_ = 0;
 };

@@ -163,6 +163,7 @@ class KvCache {
   int64_t num_block_ids() const { return pool_.max_blocks(); }  // every block's id is below
   int32_t num_holders(BlockId block) const { return pool_.num_holders(block); }
   bool is_held(BlockId block) const { return pool_.is_held(block); }  // by a table or a pending read
+  bool are_held(std::span<const BlockId> blocks) const { return pool_.are_held(blocks); }
   // Invariant 7, to be asked of every block that a step writes.
   bool may_write(BlockId block) const { return pool_.may_write(block); }
   const CacheCounters& counters() const { return counters_; }

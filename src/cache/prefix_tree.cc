@@ -123,7 +123,7 @@ void PrefixTree::erase(BlockId leaf) {
 namespace {
 // Blocks whose misses overlap. The first few come alone: where nothing of a prompt is cached, which the queue asks of
 // everyone who waits at every step, its other hashes need not be known.
-constexpr size_t kFirstBatch = 8, kBatch = 128;
+constexpr size_t kFirstBatch = 2, kBatch = 128;
 }  // namespace
 
 int32_t PrefixTree::find_full(uint64_t prefix_hash, TreeNode parent, std::span<const TokenId> tokens) const {

@@ -43,6 +43,12 @@ bool StepTransaction::extend(BlockTable& table, int32_t new_length) {
   if (new_length == table.length_) return true;
   const bool copies = cache.appends_to_shared_tail(table);
   const int32_t added = cache.size_.blocks_for(new_length) - table.num_blocks();
+  if (added == 0 && !copies) {  // in the tail, as most steps' tokens are
+    remember(table);
+    cache.pool_.set_filled(table.blocks_.back(), cache.size_.offset_of(new_length - 1) + 1);
+    table.lengthen(new_length);
+    return true;
+  }
   if (!take(added + (copies ? 1 : 0))) return false;
   remember(table);
   auto next = cache.fresh_.begin();
@@ -125,8 +131,7 @@ void StepTransaction::fill(BlockTable& table, int32_t new_length) {
   const BlockSize& size = cache_->size_;
   for (int32_t i = size.block_of(table.length_); i < table.num_blocks(); ++i)
     cache_->pool_.set_filled(table.blocks_[i], std::min(size.tokens(), new_length - size.first_slot(i)));
-  table.next_position_ += new_length - table.length_;
-  table.length_ = new_length;
+  table.lengthen(new_length);
 }
 
 void StepTransaction::commit(std::vector<BlockCopy>& copies, std::vector<BlockId>& deferred) {

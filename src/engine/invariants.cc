@@ -278,10 +278,12 @@ Broken check_held(const BatchPlan& plan, const KvCache& cache) {
   for (const BlockCopy& c : plan.copies)
     for (const BlockId b : {c.source, c.target})
       if (!cache.is_held(b)) return lost(b);
-  for (const PlannedSequence& s : plan.sequences)
+  for (const PlannedSequence& s : plan.sequences) {
+    if (cache.are_held(s.block_table) && cache.are_held(s.cut_source)) continue;
     for (const std::vector<BlockId>* blocks : {&s.block_table, &s.cut_source})
       for (const BlockId b : *blocks)
         if (!cache.is_held(b)) return lost(b);
+  }
   return {};
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <numeric>
 
 #include "src/base/check.h"
@@ -34,6 +35,16 @@ uint64_t chain_after(uint64_t before, TokenId token) {
 
 float logprob_of(uint64_t hash) {
   return -0.05f - static_cast<float>(hash % 997) * 0.002f;
+}
+
+// Tokens that both begin with. By runs first: what shares much differs at its end.
+size_t num_common(std::span<const TokenId> a, std::span<const TokenId> b) {
+  constexpr size_t kRun = 16;
+  const size_t most = std::min(a.size(), b.size());
+  size_t i = 0;
+  while (i + kRun <= most && std::memcmp(&a[i], &b[i], kRun * sizeof(TokenId)) == 0) i += kRun;
+  while (i < most && a[i] == b[i]) ++i;
+  return i;
 }
 
 bool contains(const std::vector<TokenId>& ids, TokenId id) {
@@ -121,7 +132,7 @@ StepResult FakeExecutor::run(const BatchPlan& plan, bool copies_fail) {
     if (model_.check_content && !met_[i]->poisoned) verify(s, *met_[i]);
     prompt_logprobs(s, result);
     sample(plan, s, *met_[i], result);
-    fail_alone(s, result);
+    if (sequence_fault_) fail_alone(s, result);
   }
   if (plan.step % 4096 == 0) forget_stale(plan.step);
   return result;
@@ -147,7 +158,7 @@ void FakeExecutor::fail(const BatchPlan& plan) {
 }
 
 void FakeExecutor::fail_alone(const PlannedSequence& s, StepResult& result) {
-  const Status status = sequence_fault_ ? sequence_fault_(s) : ok();
+  const Status status = sequence_fault_(s);
   if (status) return;
   result.failures.push_back({s.sequence, status.error()});
   known_[value(s.sequence)].poisoned = true;
@@ -208,10 +219,10 @@ FakeExecutor::Likeness FakeExecutor::like(const std::vector<TokenId>& history) c
   Likeness best;
   for (const Known* known : lately_joined_) {
     if (known == nullptr || known->poisoned || known->adopted) continue;
-    const size_t most = std::min(known->tokens.size(), history.size());
-    const auto differs = std::mismatch(history.begin(), history.begin() + static_cast<std::ptrdiff_t>(most),
-                                       known->tokens.begin());
-    const auto common = static_cast<size_t>(differs.first - history.begin());
+    const std::vector<TokenId>& tokens = known->tokens;
+    const size_t most = std::min(tokens.size(), history.size());
+    if (most <= best.num_tokens || tokens[best.num_tokens] != history[best.num_tokens]) continue;
+    const size_t common = num_common(tokens, history);
     if (common > best.num_tokens) best = {known, common};
   }
   return best;
@@ -225,8 +236,9 @@ void FakeExecutor::take_after(const Likeness& other, Known& known) {
   if (!other.known->keeps_all) return;
   const size_t shared = static_cast<size_t>(size_.block_of(static_cast<int32_t>(other.num_tokens)));
   const size_t blocks = std::min(shared, other.known->num_whole_seen(size_.tokens()));
-  known.seen.assign(other.known->seen.begin(),
-                    other.known->seen.begin() + static_cast<std::ptrdiff_t>(blocks));
+  const auto seen = static_cast<std::ptrdiff_t>(blocks);
+  known.seen.assign(other.known->seen.begin(), other.known->seen.begin() + seen);
+  known.seen_version.assign(other.known->seen_version.begin(), other.known->seen_version.begin() + seen);
   known.num_seen_in_last = blocks > 0 ? size_.tokens() : 0;
 }
 
@@ -392,8 +404,7 @@ inline bool FakeExecutor::has_seen(const PlannedSequence& s, const Known& known,
   if (slots == 0)
     return known.seen.size() == block && (block == 0 || known.num_seen_in_last == size_.tokens());
   if (known.seen.size() != block + 1 || known.num_seen_in_last != slots) return false;
-  const Seen& tail = known.seen.back();
-  return is_as_seen(tail, s.block_table[block]);
+  return is_as_seen(known, block, s.block_table[block]);
 }
 
 // A slot that is written behind those seen is seen with them: its block is read again only if another writes
@@ -427,8 +438,7 @@ void FakeExecutor::write(const BatchPlan& plan, const PlannedSequence& s, Known&
     if (i == 0 || offset == 0) ++version_[value(block)];
     seen = seen && as_known;
     if (!seen) continue;
-    if (offset == 0) known.seen.emplace_back();
-    known.seen.back() = {block, version_[value(block)]};
+    known.see(offset == 0 ? known.seen.size() : known.seen.size() - 1, block, version_[value(block)]);
     known.num_seen_in_last = offset + 1;
   }
 }
@@ -458,6 +468,16 @@ bool FakeExecutor::verify_block(const PlannedSequence& s, const Known& known, in
   return true;
 }
 
+// Of the first `count` blocks, without a branch for each: in most steps of most sequences they are.
+bool FakeExecutor::are_as_seen(const PlannedSequence& s, const Known& known, size_t count) const {
+  const BlockId* table = s.block_table.data();
+  if (count == 0 || std::memcmp(table, known.seen.data(), count * sizeof(BlockId)) != 0) return count == 0;
+  const uint32_t* version = known.seen_version.data();
+  uint32_t written = 0;
+  for (size_t b = 0; b < count; ++b) written |= version[b] ^ version_[value(table[b])];
+  return written == 0;
+}
+
 void FakeExecutor::verify(const PlannedSequence& s, Known& known) {
   const int32_t end = s.list_length_after();
   if (static_cast<int32_t>(known.tokens.size()) < s.first_position + static_cast<int32_t>(s.tokens.size()))
@@ -466,33 +486,34 @@ void FakeExecutor::verify(const PlannedSequence& s, Known& known) {
   const auto num_seen = static_cast<int32_t>(known.seen.size());
   // Both whole: before the last block of the list, and of what was seen.
   const int32_t whole = std::max(0, std::min(blocks, num_seen) - 1);
-  for (int32_t b = 0; b < whole; ++b) {
-    const BlockId block = s.block_table[b];
-    const Seen& seen = known.seen[b];
-    if (!is_as_seen(seen, block)) verify_again(s, known, b, size_.tokens());
-  }
+  const bool as_seen = are_as_seen(s, known, static_cast<size_t>(whole));
+  for (int32_t b = 0; !as_seen && b < whole; ++b)
+    if (!is_as_seen(known, static_cast<size_t>(b), s.block_table[b]))
+      verify_again(s, known, b, size_.tokens());
   const int32_t seen_slots =
       whole < num_seen ? known.num_seen_slots(static_cast<size_t>(whole), size_.tokens()) : 0;
-  known.seen.resize(blocks);
+  known.resize_seen(static_cast<size_t>(blocks));
   for (int32_t b = whole; b < blocks; ++b) {
     const int32_t slots = b + 1 < blocks ? size_.tokens() : end - size_.first_slot(b);
     const bool all_seen = b == whole && seen_slots == slots;
     const BlockId block = s.block_table[b];
-    if (!all_seen || !is_as_seen(known.seen[b], block)) verify_again(s, known, b, slots);
+    if (!all_seen || !is_as_seen(known, static_cast<size_t>(b), block)) verify_again(s, known, b, slots);
     known.num_seen_in_last = slots;
   }
 }
 
 void FakeExecutor::verify_again(const PlannedSequence& s, Known& known, int32_t index, int32_t slots) {
-  const BlockId block = s.block_table[index];
-  Seen& seen = known.seen[index];
-  if (index < s.num_unchanged_blocks && seen.block != kNoBlock && seen.block != block)
+  const auto at = static_cast<size_t>(index);
+  const BlockId block = s.block_table[at], before = known.seen[at];
+  if (index < s.num_unchanged_blocks && before != kNoBlock && before != block)
     violation([&] {
       return fmt::format("sequence {}: block {} of its table is {}, was {} and is called unchanged",
-                         value(s.sequence), index, value(block), value(seen.block));
+                         value(s.sequence), index, value(block), value(before));
     });
-  seen = is_block(s, block) && verify_block(s, known, index, slots) ? Seen{block, version_[value(block)]}
-                                                                    : Seen{};
+  if (is_block(s, block) && verify_block(s, known, index, slots))
+    known.see(at, block, version_[value(block)]);
+  else
+    known.see(at, kNoBlock, 0);
 }
 
 inline TokenId FakeExecutor::pick(uint64_t chain, const Known& known, int32_t position) const {

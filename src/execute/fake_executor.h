@@ -89,7 +89,6 @@ class FakeExecutor final : public Executor {
     uint64_t written_in = 0;
   };
   using Known = FakeSequence;
-  using Seen = FakeSequence::Seen;
 
   Slot& slot(BlockId block, int32_t offset) {
     return slots_[static_cast<size_t>(value(block)) * static_cast<size_t>(size_.tokens()) + offset];
@@ -111,9 +110,10 @@ class FakeExecutor final : public Executor {
   void join(const PlannedJoin& join);
   bool check_shape(const PlannedSequence& s, const Known& known);
   bool is_block(const PlannedSequence& s, BlockId block);
-  bool is_as_seen(const Seen& seen, BlockId block) const {
-    return seen.block == block && seen.version == version_[value(block)];
+  bool is_as_seen(const Known& known, size_t index, BlockId block) const {
+    return known.seen[index] == block && known.seen_version[index] == version_[value(block)];
   }
+  bool are_as_seen(const PlannedSequence& s, const Known& known, size_t count) const;
   bool has_seen(const PlannedSequence& s, const Known& known, int32_t end) const;
   bool keeps_all(const PlannedSequence& s) const { return s.policy.kind == RetentionKind::kKeepAll; }
   bool overwrites_slots(const PlannedSequence& s) const;

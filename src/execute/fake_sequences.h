@@ -14,15 +14,12 @@ namespace quire {
 
 // A sequence as the plans tell it.
 struct FakeSequence {
-  struct Seen {
-    BlockId block = kNoBlock;
-    uint32_t version = 0;
-    bool operator==(const Seen&) const = default;
-  };
   std::vector<TokenId> tokens;
-  std::vector<uint64_t> chain;   // of the tokens up to each; same length
-  std::vector<Seen> seen;        // the list's blocks, found right and unchanged since: all slots...
-  int32_t num_seen_in_last = 0;  // ... but of the last one so many
+  std::vector<uint64_t> chain;  // of the tokens up to each; same length
+  // The list's blocks, found right at the versions that they had; of the last one so many slots, of the others all.
+  std::vector<BlockId> seen;
+  std::vector<uint32_t> seen_version;  // same length
+  int32_t num_seen_in_last = 0;
   int32_t num_prompt = 0;
   bool joined = false, poisoned = false;
   bool adopted = false;   // began with a prefix hit: tokens and chain as its slots had them
@@ -41,14 +38,24 @@ struct FakeSequence {
   size_t num_whole_seen(int32_t block_tokens) const {
     return seen.size() - (!seen.empty() && num_seen_in_last < block_tokens ? 1 : 0);
   }
+  void see(size_t index, BlockId block, uint32_t version) {  // kNoBlock: not what it should hold
+    if (index == seen.size()) resize_seen(index + 1);
+    seen[index] = block;
+    seen_version[index] = version;
+  }
+  void resize_seen(size_t count) {
+    seen.resize(count, kNoBlock);
+    seen_version.resize(count);
+  }
   void forget_seen() {
-    seen.clear();
+    resize_seen(0);
     num_seen_in_last = 0;
   }
   void clear() {
     tokens.clear();
     chain.clear();
     seen.clear();
+    seen_version.clear();
     list.clear();
     sampling.reset();
     eos.clear();

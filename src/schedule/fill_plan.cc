@@ -93,7 +93,7 @@ void Scheduler::fill_sequence(const PlannedWork& work, PlannedSequence& planned,
   planned.policy = s.group->policy;
   planned.num_prompt_tokens = s.num_prompt_tokens;
   planned.policy_memory = std::max<int64_t>(s.group->policy_memory, 0);
-  planned.list_room = list_room(s.group->policy, s.group->max_total_tokens);
+  planned.list_room = s.group->traits.row_logits ? list_room(s.group->policy, s.group->max_total_tokens) : 0;
   planned.overwrites = work.overwrites;
   planned.cut_source.clear();
   if (work.cut >= 0) planned.cut_source = std::move(draft_cuts_[static_cast<size_t>(work.cut)]);

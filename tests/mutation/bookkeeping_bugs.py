@@ -76,7 +76,7 @@ BUGS = [
     (True, "a published tail is written", STEP, "!pool_.may_write(table.blocks_.back());", "pool_.num_holders(table.blocks_.back()) > 1;"),
     (False, "a rollback forgets the copied tail", STEP, "      pool.reader_to_holder(undo->copied);\n", ""),
     (False, "a copy's source is never given back", STEP, "  for (const BlockCopy& copy : cache_->copies_) deferred.push_back(copy.source);\n", ""),
-    (False, "a list is a slot too short", STEP, "  table.length_ = new_length;\n}", "  table.length_ = new_length - 1;\n}"),
+    (False, "a list is a slot too short", STEP, "  table.lengthen(new_length);\n}", "  table.lengthen(new_length - 1);\n}"),
     (False, "the latest used goes first", INDEX, "a.last_use_us, a.block) <\n         std::tie(b.retention_class, b.expiry_us, b.worth, b.last_use_us,",
      "b.last_use_us, a.block) <\n         std::tie(b.retention_class, b.expiry_us, b.worth, a.last_use_us,"),
     (False, "the evictable count never falls", INDEX, "  entries_[value(block)].inside = false;\n  --size_;", "  entries_[value(block)].inside = false;"),
