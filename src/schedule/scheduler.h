@@ -251,6 +251,7 @@ class Scheduler {
   bool park_on_prefix(SequenceGroup& group);
   BlockTable take_prefix(const Sequence& sequence, int64_t now_us);
   int64_t blocks_to_come(const Sequence& sequence, const BlockTable& table) const;
+  int64_t blocks_of_siblings_out(std::span<Sequence* const> coming) const;
   int64_t blocks_missing(const Sequence& sequence, int64_t blocks) const;
   bool make_room_for(const Sequence& sequence, int64_t blocks, int64_t now_us);
   int32_t slots_used(const SequenceGroup& but) const;
@@ -275,18 +276,20 @@ class Scheduler {
   };
   Holding held_by(std::span<Sequence* const> victims) const;
   double recompute_us(std::span<Sequence* const> victims) const;
-  std::optional<Offer> cheapest_offer(Sequence& sequence, int64_t needed) const;
+  std::optional<Offer> cheapest_offer(std::span<Sequence* const> victims, int64_t needed) const;
   std::optional<Offer> offer_tail(const Sequence& sequence, int64_t needed) const;
   int32_t head_that_frees(const BlockTable& table, int64_t needed, int64_t& freed) const;
-  int64_t blocks_needed(const Sequence& blocked, const Sequence* victim) const;
-  bool is_first(const Sequence& sequence) const;
+  int64_t blocks_needed(const Sequence& blocked, std::span<Sequence* const> victims) const;
   struct Victim {
-    Sequence* sequence = nullptr;
+    std::vector<Sequence*> sequences;  // of one group
     Offer offer;
+    const SequenceGroup* group() const { return sequences.front()->group; }
   };
   std::optional<Victim> choose_victim(const Sequence& blocked) const;
   std::optional<Victim> idle_in_slot(int64_t now_us) const;
-  bool is_alone(const Sequence& sequence) const;
+  std::vector<Sequence*> gives_way_with(Sequence& sequence) const;
+  bool are_alone(std::span<Sequence* const> victims) const;
+  bool gives_way_to_itself(const Victim& victim, const Sequence& blocked) const;
   void preempt(std::span<Sequence* const> victims, const Offer& offer, int64_t now_us);
   void drop_tail(Sequence& sequence, int32_t kept_tokens, int64_t now_us);
   void shorten_head(Sequence& sequence, int32_t kept_tokens, int64_t now_us);
@@ -314,6 +317,7 @@ class Scheduler {
 
   // commit.cc
   void commit_work(const PlannedWork& work, int64_t now_us);
+  void follow(const Sequence& source);
   void commit_samples(SubmittedStep& step, StepView& result, int64_t now_us, Outcome& out);
   void commit_token(Sequence& sequence, SampledToken& sample, int64_t now_us, Outcome& out);
   void fail_without_token(SequenceGroup& group, TokenId why, int32_t num_output_tokens, int64_t now_us,
