@@ -233,7 +233,7 @@ def evidence(output: str) -> str:
                     r"are held by nobody[^\n]*", r"stuck[^\n]*", r"[^\n]*Failure\n[^\n]*"):
         found = re.search(pattern, output)
         if found:
-            return " ".join(found.group(0).replace(str(ROOT) + "/", "").split())[:140]
+            return " ".join(re.sub(rf"{ROOT}/|{tempfile.gettempdir()}/tmp[^/]*/|(\.\./)+", "", found.group(0)).split())[:140]
     return "ended by a signal"
 
 
