@@ -26,8 +26,8 @@ struct BroadForm {
   constexpr bool shares() const { return 64 * groups * rows() <= kMostBroadTile; }  // its sums have a place
   bool operator==(const BroadForm&) const = default;
 };
-inline constexpr BroadForm kBroadForms[] = {{8, 1, 1},  {16, 1, 1}, {28, 1, 1}, {8, 2, 1},  {16, 2, 1},
-                                            {16, 3, 1}, {16, 2, 2}, {24, 2, 2}, {28, 2, 1}, {28, 2, 2}};
+inline constexpr BroadForm kBroadForms[] = {{8, 1, 1},  {16, 1, 1}, {8, 2, 1},  {16, 2, 1},
+                                            {16, 3, 1}, {16, 2, 2}, {24, 2, 2}, {28, 2, 2}};
 
 struct BroadPlan {
   BroadForm form{};
