@@ -147,18 +147,31 @@ bool Scheduler::make_slots(const SequenceGroup& group, int32_t wanted, int64_t n
   return true;
 }
 
+// With whom it comes in. Samples that are all that can run make room for each other, one by one as they gave way.
+std::vector<Sequence*> Scheduler::comes_in_with(Sequence& s) const {
+  if (s.swapped.empty() || (!s.group->is_beam && !others_run(*s.group))) return {&s};
+  return together_with(s);
+}
+
+int32_t Scheduler::slots_wanted(const Sequence& s, size_t num_coming) {
+  const bool whole = s.group->is_beam || !s.group->forked;
+  return whole ? s.group->num_slots() : static_cast<int32_t>(num_coming);
+}
+
+// Blocks would not let it in.
+bool Scheduler::lacks_slot(Sequence& s) const {
+  return !s.running() &&
+         slots_used(*s.group) + slots_wanted(s, comes_in_with(s).size()) > limits_.max_sequences;
+}
+
 bool Scheduler::admit_preempted(StepTransaction& step, Sequence& s, int64_t now_us) {
   if (is_blocked(s)) return false;
   // One sibling's prefix is taken per draft; the next to come back gets its own with the next.
   if (may_take_sibling_prefix(s) && sibling_prefix_of_ != s.id && sibling_with_prompt(s) != nullptr)
     return false;
   const bool swapped = !s.swapped.empty();
-  std::vector<Sequence*> all = swapped ? together_with(s) : std::vector<Sequence*>{&s};
-  // Samples that are all there is make room for each other.
-  if (all.size() > 1 && !s.group->is_beam && running_.empty()) all = {&s};
-  const bool whole = s.group->is_beam || !s.group->forked;
-  if (!make_slots(*s.group, whole ? s.group->num_slots() : static_cast<int32_t>(all.size()), now_us))
-    return false;
+  const std::vector<Sequence*> all = comes_in_with(s);
+  if (!make_slots(*s.group, slots_wanted(s, all.size()), now_us)) return false;
   if (swapped ? !bring_back(all, now_us) : !start(s, now_us)) return false;
   for (Sequence* back : all) {
     std::erase(preempted_, back);
@@ -264,10 +277,11 @@ int64_t Scheduler::blocks_to_come(const Sequence& s, const BlockTable& table) co
   return prompt + (samples - 1) + samples * size_.blocks_for(later);
 }
 
-// What those of a request that are out will take when they follow, beside the prompt that they share: they come in as
-// one, or none of them.
+// What those of a request that are out will take when they follow, beside the prompt that they share: where others could
+// use that they come in as one, or none of them.
 int64_t Scheduler::blocks_of_siblings_out(std::span<Sequence* const> coming) const {
   const SequenceGroup& group = *coming.front()->group;
+  if (!others_run(group)) return 0;
   int64_t blocks = 0;
   for (const auto& s : group.sequences)
     if (s->state == SequenceState::kPreempted && std::ranges::find(coming, s.get()) == coming.end())

@@ -9,8 +9,10 @@
 namespace quire {
 std::shared_ptr<const BatchPlan> Scheduler::plan(int64_t now_us, Outcome& out) {
   bool retried = false;
-  // Each attempt but the last has somebody come in, give way, lose a part of a head or fail: far fewer than this.
-  int64_t attempts_left = 4096 + 16 * static_cast<int64_t>(limits_.max_sequences);
+  // Each attempt but the last has somebody come in or give way (a few times each), one block or more of heads go, or a
+  // request fail.
+  int64_t attempts_left = 4096 + 16 * static_cast<int64_t>(limits_.max_sequences) + cache_.num_blocks() +
+                          static_cast<int64_t>(groups_.size());
   decodes_may_wait_ = false;
   give_up_overdue(now_us);
   while (num_in_flight() < kMaxStepsInFlight) {

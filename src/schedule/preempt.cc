@@ -117,11 +117,16 @@ int64_t Scheduler::blocks_needed(const Sequence& blocked, std::span<Sequence* co
   return std::max<int64_t>(1, needed - cache_.num_available());
 }
 
+// Who runs beside a request and could use what it has. Paused ones neither use it nor keep others from it.
+bool Scheduler::others_run(const SequenceGroup& group) const {
+  return std::ranges::any_of(running_,
+                             [&](const Sequence* r) { return r->group != &group && !r->group->paused; });
+}
+
 // With whom it gives way: its request, since what samples or beams share is free only once all have gone, and comes back
 // for all of them once. Where nobody else could use it samples make room for each other.
-std::vector<Sequence*> Scheduler::gives_way_with(Sequence& s) const {
-  const auto uses_it = [&](const Sequence* r) { return r->group != s.group && !r->group->paused; };
-  if (s.group->is_beam || std::ranges::any_of(running_, uses_it)) return together_with(s);
+std::vector<Sequence*> Scheduler::gives_way_with(Sequence& s, const Sequence& blocked) const {
+  if (s.group->is_beam || blocked.group != s.group || others_run(*s.group)) return together_with(s);
   return {&s};
 }
 
@@ -135,13 +140,13 @@ std::optional<Scheduler::Victim> Scheduler::choose_victim(const Sequence& blocke
   };
   for (auto s = running_.rbegin(); s != running_.rend(); ++s) {
     if (!(*s)->group->paused) continue;
-    std::vector<Sequence*> victims = gives_way_with(**s);
+    std::vector<Sequence*> victims = gives_way_with(**s, blocked);
     if (const std::optional<Offer> offer = offer_of(victims)) return Victim{std::move(victims), *offer};
   }
   std::optional<Victim> best;
   std::tuple<int32_t, double> least;
   for (auto s = running_.rbegin(); s != running_.rend(); ++s) {
-    std::vector<Sequence*> victims = gives_way_with(**s);
+    std::vector<Sequence*> victims = gives_way_with(**s, blocked);
     if (s != running_.rbegin() && contains(victims, *std::prev(s))) continue;  // its sibling stood for it
     if (best && (contains(victims, running_.front()) || (*s)->group->rank() != best->group()->rank())) break;
     const std::optional<Offer> offer = offer_of(victims);
@@ -185,7 +190,7 @@ bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
   if (blocked == nullptr) return false;
   // Nobody's blocks would help: those that have it go on, or are paused.
   if (blocked->group->state == GroupState::kWaiting && waits_for_policy_memory(*blocked->group)) return false;
-  if (shorten_heads(*blocked, blocks_needed(*blocked, {}), now_us)) return true;
+  if (!lacks_slot(*blocked) && shorten_heads(*blocked, blocks_needed(*blocked, {}), now_us)) return true;
   const std::optional<Victim> victim = choose_victim(*blocked);
   if (!victim && !running_.empty()) return false;  // they are paused, and keep what they have
   if (!victim || (are_alone(victim->sequences) && victim->group() == blocked->group)) {

@@ -255,6 +255,9 @@ class Scheduler {
   int64_t blocks_missing(const Sequence& sequence, int64_t blocks) const;
   bool make_room_for(const Sequence& sequence, int64_t blocks, int64_t now_us);
   int32_t slots_used(const SequenceGroup& but) const;
+  std::vector<Sequence*> comes_in_with(Sequence& sequence) const;
+  static int32_t slots_wanted(const Sequence& sequence, size_t num_coming);
+  bool lacks_slot(Sequence& sequence) const;
   bool make_slots(const SequenceGroup& group, int32_t wanted, int64_t now_us);
   void take_sibling_prefix();
   Sequence* first_preempted() const;
@@ -287,7 +290,8 @@ class Scheduler {
   };
   std::optional<Victim> choose_victim(const Sequence& blocked) const;
   std::optional<Victim> idle_in_slot(int64_t now_us) const;
-  std::vector<Sequence*> gives_way_with(Sequence& sequence) const;
+  bool others_run(const SequenceGroup& group) const;
+  std::vector<Sequence*> gives_way_with(Sequence& sequence, const Sequence& blocked) const;
   bool are_alone(std::span<Sequence* const> victims) const;
   bool gives_way_to_itself(const Victim& victim, const Sequence& blocked) const;
   void preempt(std::span<Sequence* const> victims, const Offer& offer, int64_t now_us);

@@ -1,4 +1,7 @@
 // Requests of several sequences give way, and come back, as one: what they share is free only once all have gone.
+#include <tuple>
+
+#include "src/policy/policy_spec.h"
 #include "tests/property/engine_harness.h"
 
 namespace quire {
@@ -80,6 +83,58 @@ TEST(Groups, SwappedSamplesComeBackAsOneAndTheirPromptOnce) {
   h.expect_greedy(first);
   h.expect_greedy(id);
   h.expect_all_ended();
+}
+
+bool some_out(Harness& h, RequestId id) {
+  return states_of(h, id).preempted > 0;
+}
+
+// The reader of what runs beside stops. What waits gets the samples' blocks, and nothing of the prompt that they share
+// stands on the host more than once.
+TEST(Groups, PausedSamplesGiveWayAsOneToWhoWaits) {
+  HarnessOptions o = tight("swap");
+  o.num_swap_blocks = 40;
+  Harness h(o);
+  const RequestId id = h.submit(ids(64), samples(3, 36));
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(h.step());
+  h.core().set_paused(id, true);
+  while (h.core().scheduler().num_in_flight() > 0) h.step();
+  const int64_t held = h.core().cache().num_held();
+  const RequestId waits = h.submit(ids(150, 300), Harness::greedy(20));
+  while (!some_out(h, id)) ASSERT_TRUE(h.step());
+  EXPECT_EQ(states_of(h, id).running, 0);
+  EXPECT_LE(h.core().cache().swap_pool().num_held(), held) << "what they share leaves once";
+  h.core().set_paused(id, false);
+  h.run();
+  h.expect_greedy(id);
+  h.expect_greedy(waits);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+// A paused reader's list cannot be had again, and stays. Samples that are out beside it come in one by one as they find
+// room: nobody but them could use it.
+TEST_P(GiveWay, SamplesEndBesideAPausedReaderThatKeepsWhatItHas) {
+  for (const auto& [n, prompt, outputs] : {std::tuple(4, 40, 30), std::tuple(3, 40, 30)}) {
+    HarnessOptions o = tight(GetParam());
+    o.num_swap_blocks = 12;  // not enough for the reader's
+    Harness h(o);
+    CoreRequest h2o;
+    h2o.policy = *parse_policy("h2o:heavy=100,recent=90");
+    const RequestId reader = h.submit(ids(14 * 8 - 6, 300), Harness::greedy(5), h2o);
+    for (int i = 0; i < 2; ++i) ASSERT_TRUE(h.step());
+    h.core().set_paused(reader, true);
+    const RequestId id = h.submit(ids(prompt), samples(n, outputs));
+    for (int i = 0; i < 4000 && h.core().scheduler().find(id) != nullptr; ++i)
+      if (!h.step()) break;
+    EXPECT_EQ(states_of(h, id).preempted, 0) << n << " samples";
+    EXPECT_EQ(h.record(id).num_ends, 1) << n << " samples";
+    h.core().set_paused(reader, false);
+    h.run();
+    h.expect_greedy(id);
+    h.expect_sound();
+    h.expect_all_ended();
+  }
 }
 
 }  // namespace
