@@ -5,8 +5,8 @@
 #
 #   benchmarks/gpu_suite.sh [--only PART,..] [--prebuilt DIR] [--deps DIR] [--out DIR] [--shared DIR] [--python PROGRAM] [--build-only] [--dry-run]
 #
-# Parts, in order: tests sanitize kernels attention engine-8b engine-0.6b engine-13b lists peer-engines. All of them fit in 9
-# minutes, the build included; a part named by --only gets 3 minutes. A figure is the median of at least 5 rounds,
+# Parts, in order: tests and sanitize (at once), kernels attention engine-8b engine-0.6b engine-13b lists peer-engines. All of them
+# fit in 9 minutes, the build included; a part named by --only gets 3 minutes. A figure is the median of at least 5 rounds,
 # but for 256 sequences at 1k (3) and offline lists (2; 5 if --only names the part); the table says so in those rows.
 #   --prebuilt DIR  a build directory, or a folder with its programs (they need glibc 2.36 and a driver): builds nothing
 #   --deps DIR      what benchmarks/suite/dependencies.sh packed, for machines without Debian's header packages: fmt, spdlog,
@@ -42,7 +42,7 @@ started=$(date +%s)
 mkdir -p "$out"
 
 # ---- the build -----------------------------------------------------------------------------------------------------------------
-programs="quire-offline quire_cuda_attention_bench quire_cuda_step_bench golden_device golden_device_noise golden_device_paths golden_device_sampling golden_device_tables golden_device_traffic golden_cascade golden_retention cuda_attention_card_test cuda_matmul_card_test"
+programs="quire-offline quire_cuda_attention_bench quire_cuda_step_bench golden_device golden_device_noise golden_device_paths golden_device_sampling golden_device_tables golden_device_traffic golden_cascade golden_retention golden_device_calls golden_device_faults cuda_attention_card_test cuda_matmul_card_test cuda_device_test"
 
 card_architecture() {
   local capability
