@@ -6,7 +6,8 @@
 #   benchmarks/gpu_suite.sh [--only PART,..] [--prebuilt DIR] [--deps DIR] [--out DIR] [--shared DIR] [--python PROGRAM] [--build-only] [--dry-run]
 #
 # Parts, in order: tests and sanitize (at once), kernels attention engine-8b engine-0.6b engine-13b lists peer-engines. All of them
-# fit in 9 minutes, the build included; a part named by --only gets 3 minutes. A figure is the median of at least 5 rounds,
+# take some 8 minutes; 9 are the limit, with a build (70 s on 16 cores) too, after which what is left is left out, and said to be. A part
+# named by --only gets 3 minutes. A figure is the median of at least 5 rounds,
 # but for 256 sequences at 1k (3) and offline lists (2; 5 if --only names the part); the table says so in those rows.
 #   --prebuilt DIR  a build directory, or a folder with its programs (they need glibc 2.36 and a driver): builds nothing
 #   --deps DIR      what benchmarks/suite/dependencies.sh packed, for machines without Debian's header packages: fmt, spdlog,

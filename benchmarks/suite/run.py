@@ -31,8 +31,8 @@ import workloads  # noqa: E402
 WHOLE_RUN_S, ONE_PART_S = 540, 180
 # Expected seconds on an H100: in the default form a part starts only if so much is left, and is cut off at half as much again.
 PARTS = {
-    "tests": 60,
-    "sanitize": 60,
+    "tests": 90,
+    "sanitize": 90,
     "kernels": 40,
     "attention": 60,
     "engine-8b": 110,
