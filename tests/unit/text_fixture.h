@@ -100,4 +100,22 @@ inline const std::vector<std::string>& shared_names() {
   return names;
 }
 
+class SharedTokenizer : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    if (!has_shared()) GTEST_SKIP() << "no " << shared_dir() << "/tokenizers (set QUIRE_SHARED)";
+  }
+};
+
+inline std::string shared_test_name(const testing::TestParamInfo<std::string>& info) {
+  std::string name = info.param;
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
+  return name;
+}
+
+inline bool is_too_long(const Result<std::vector<int32_t>>& ids) {
+  return !ids && ids.error().code == Code::kOutOfRange;
+}
+
 }  // namespace quire::test

@@ -22,10 +22,6 @@ void expect_all_pairs(const std::string& name, bool use_model) {
   }
 }
 
-bool is_too_long(const Result<std::vector<int32_t>>& ids) {
-  return !ids && ids.error().code == Code::kOutOfRange;
-}
-
 // The limit is exact, and what is within it is not changed by it.
 void expect_exact_limits(const std::string& name, bool use_model) {
   const std::unique_ptr<Tokenizer> tokenizer = open_shared(name, use_model);
@@ -52,13 +48,6 @@ void expect_told_by_bytes(const Tokenizer& tokenizer, const std::string& name) {
   EXPECT_NE(refused.error().message.find("1048578 bytes has more than 100 tokens"), std::string::npos)
       << name << ": " << refused.error().message;
 }
-
-class SharedTokenizer : public testing::TestWithParam<std::string> {
- protected:
-  void SetUp() override {
-    if (!has_shared()) GTEST_SKIP() << "no " << shared_dir() << "/tokenizers (set QUIRE_SHARED)";
-  }
-};
 
 TEST_P(SharedTokenizer, GivesTheIdsOfEveryStoredText) {
   expect_all_pairs(GetParam(), false);
@@ -103,77 +92,7 @@ TEST_P(SharedTokenizer, GuardedTextHasNoSpecialTokens) {
   }
 }
 
-// Every stored text, over and over, each time after another number of letters: some hundred kilobytes, which are
-// read in parts that begin and end in ever other places.
-std::string long_text(const std::string& name, int shift) {
-  std::string text(shift, 'x');
-  const Json pairs = Json::parse(read_file(shared_dir() + "/tokenizers/" + name + "/tests.json"));
-  while (text.size() < (140 << 10))
-    for (const Json& pair : pairs) text += pair["text"].get<std::string>() + " and so on ";
-  return text;
-}
-
-// The same tokenizer, made one that must read a text as a whole: a token that no text here has could lie over the
-// end of a part.
-std::unique_ptr<Tokenizer> open_unparted(const std::string& name, bool use_model) {
-  TempDir dir;
-  copy_shared(name, dir.path(), use_model);
-  const std::string json = dir.path() + "/tokenizer.json";
-  const std::unique_ptr<Tokenizer> plain = open_shared(name, use_model);
-  Json token = {{"content", "\u00a7q q\u00a7"}, {"single_word", false}, {"lstrip", false}, {"rstrip", false},
-                {"normalized", false},          {"special", true}};
-  if (std::filesystem::exists(json)) {
-    Json file = Json::parse(read_file(json));
-    token["id"] = plain->vocab_size();
-    file["added_tokens"].push_back(token);
-    write_file(json, file.dump());
-  } else {
-    const Json tokens = {{std::to_string(plain->vocab_size()), token}};
-    write_file(dir.path() + "/tokenizer_config.json", Json{{"added_tokens_decoder", tokens}}.dump());
-  }
-  Result<std::unique_ptr<Tokenizer>> opened = Tokenizer::open(dir.path());
-  EXPECT_TRUE(opened.has_value()) << (opened ? "" : opened.error().message);
-  return opened ? std::move(*opened) : nullptr;
-}
-
-void expect_parts_give_the_whole(const std::string& name, bool use_model) {
-  const auto in_parts = open_shared(name, use_model), whole = open_unparted(name, use_model);
-  ASSERT_TRUE(in_parts != nullptr && whole != nullptr);
-  EXPECT_TRUE(in_parts->reads_in_parts()) << name;
-  EXPECT_FALSE(whole->reads_in_parts()) << name;
-  for (const int shift : {0, 7, 20}) {
-    const std::string text = long_text(name, shift);
-    const bool as_text = shift == 7;
-    EXPECT_TRUE(*in_parts->encode(text, true, as_text) == *whole->encode(text, true, as_text))
-        << name << ", after " << shift << " letters";
-  }
-  const std::string guarded = *in_parts->guard(long_text(name, 3));
-  EXPECT_TRUE(*in_parts->encode_guarded(guarded) == *whole->encode_guarded(guarded)) << name;
-}
-
-TEST_P(SharedTokenizer, GivesTheSameIdsForALongTextInPartsAndAsAWhole) {
-  expect_parts_give_the_whole(GetParam(), false);
-}
-
-TEST_P(SharedTokenizer, CountsTheIdsOfAllParts) {
-  const std::unique_ptr<Tokenizer> tokenizer = open_shared(GetParam());
-  ASSERT_NE(tokenizer, nullptr);
-  const std::string text = long_text(GetParam(), 0);
-  const size_t count = tokenizer->encode(text, true, true)->size();
-  EXPECT_TRUE(tokenizer->encode(text, true, true, count).has_value());
-  const auto refused = tokenizer->encode(text, true, true, count - 1);
-  ASSERT_TRUE(is_too_long(refused));
-  EXPECT_NE(refused.error().message.find(std::to_string(text.size()) + " bytes has more than"),
-            std::string::npos)
-      << refused.error().message;
-}
-
-INSTANTIATE_TEST_SUITE_P(Every, SharedTokenizer, testing::ValuesIn(shared_names()), [](const auto& info) {
-  std::string name = info.param;
-  std::replace_if(
-      name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Every, SharedTokenizer, testing::ValuesIn(shared_names()), shared_test_name);
 
 TEST(SentencePiece, GivesTheIdsOfEveryStoredText) {
   if (!has_shared()) GTEST_SKIP() << "no " << shared_dir() << "/tokenizers (set QUIRE_SHARED)";
@@ -187,11 +106,6 @@ TEST(SentencePiece, RefusesWhatIsTooLong) {
     expect_exact_limits(name, /*use_model=*/true);
     expect_told_by_bytes(*open_shared(name, true), name);
   }
-}
-
-TEST(SentencePiece, GivesTheSameIdsForALongTextInPartsAndAsAWhole) {
-  if (!has_shared()) GTEST_SKIP() << "no " << shared_dir() << "/tokenizers (set QUIRE_SHARED)";
-  expect_parts_give_the_whole("llama2", /*use_model=*/true);
 }
 
 // The samples were encoded part by part between control tokens, each with its own space mark.

@@ -367,7 +367,7 @@ pub fn open(model: &[u8], config: &[u8]) -> Outcome<Tokenizer> {
     let keeps_every_byte = spells_only_spaces && file.byte_fallback;
     let spellings = file.pieces.iter().map(|piece| piece.text.as_str());
     let bound = if keeps_every_byte { length_bound::of_pieces(spellings.clone(), &parts) } else { None };
-    let spaces = Spaces { spelled: true, marked_start: file.add_dummy_prefix };
-    let cuts = if spells_only_spaces { cuts::of_spellings(spellings, &parts, spaces) } else { None };
+    let spaces = Spaces { spelled: true, marked_start: file.add_dummy_prefix, composed: false };
+    let cuts = if spells_only_spaces { cuts::of_spellings(spellings, spaces.as_spelled(), &parts, spaces) } else { None };
     Tokenizer::new(parts, ids, rules, Limits { bound, cuts })
 }
