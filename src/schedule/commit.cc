@@ -58,11 +58,15 @@ void Scheduler::commit_work(const PlannedWork& work, int64_t now_us) {
 // Samples that were forked while their prompt was under way hold it as it was then. Each that kept blocks of its own
 // where the first found them in the cache would hold more than admission has reckoned with.
 void Scheduler::follow(const Sequence& s) {
+  // A list that has given up its first blocks has others at the same places.
+  const auto as_forked = [](const Sequence& one) {
+    return !one.list_cut && one.table.length() == one.table.next_position();
+  };
+  if (!as_forked(s)) return;
   const int32_t blocks = std::min(s.num_published, s.num_prompt_tokens) / block_tokens_;
   for (const auto& other : s.group->sequences) {
-    const bool as_forked = other->running() && !other->copying && !other->list_cut &&
-                           other->table.length() == other->table.next_position();
-    if (other.get() == &s || !as_forked || other->table.num_blocks() < blocks) continue;
+    if (other.get() == &s || !other->running() || other->copying || !as_forked(*other)) continue;
+    if (other->table.num_blocks() < blocks) continue;
     cache_.follow(other->table, s.table, blocks, deferred_now());
     other->num_published = std::max(other->num_published, blocks * block_tokens_);
   }
