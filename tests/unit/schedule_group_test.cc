@@ -137,5 +137,28 @@ TEST_P(GiveWay, SamplesEndBesideAPausedReaderThatKeepsWhatItHas) {
   }
 }
 
+// It stops reading while the samples that went for it are out: what kept them out does so no more.
+TEST(Groups, SwappedSamplesComeBackWhenTheReaderBesideThemPauses) {
+  for (int steps = 2; steps < 60; ++steps) {
+    HarnessOptions o = tight("swap");
+    o.num_swap_blocks = 12;
+    Harness h(o);
+    CoreRequest h2o;
+    h2o.policy = *parse_policy("h2o:heavy=100,recent=90");
+    const RequestId reader = h.submit(ids(72, 300), Harness::greedy(39), h2o);
+    const RequestId id = h.submit(ids(40), samples(4, 30));
+    for (int i = 0; i < steps; ++i) h.step();
+    h.core().set_paused(reader, true);
+    for (int i = 0; i < 4000 && h.core().scheduler().find(id) != nullptr; ++i)
+      if (!h.step()) break;
+    EXPECT_EQ(h.record(id).num_ends, 1) << "paused after " << steps << " steps";
+    h.core().set_paused(reader, false);
+    h.run();
+    h.expect_greedy(id);
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+}
+
 }  // namespace
 }  // namespace quire

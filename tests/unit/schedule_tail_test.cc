@@ -149,7 +149,7 @@ TEST(DropTail, WhereATailOfItsOwnIsNotEnoughAllOfItGoes) {
   for (const RequestId paused : {first, id}) h.core().set_paused(paused, true);
   while (h.step()) {
   }
-  const RequestId waits = h.submit(ids(150, 300), Harness::greedy(5));
+  const RequestId waits = h.submit(ids(80, 300), Harness::greedy(5));
   while (find_preempted(h, id) == nullptr) ASSERT_TRUE(h.step());
   EXPECT_TRUE(find_preempted(h, id)->table.empty());
   EXPECT_EQ(counters(h).tail_drops, find_preempted(h, first) != nullptr ? 1 : 0);
