@@ -2,7 +2,6 @@
 #pragma once
 
 #include "benchmarks/sim/sim.h"
-#include "benchmarks/sim/workload.h"
 #include "src/cache/kv_cache.h"
 #include "src/engine/engine_core.h"
 #include "src/execute/fake_executor.h"
@@ -15,7 +14,6 @@ struct SimSetup {
   FakeModel model;
   Roofline roofline;
   FakeTiers tiers;  // below the device
-  LoadMix mix;      // of a random load
 };
 
 struct BlocksBelow {

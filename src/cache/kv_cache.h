@@ -77,8 +77,6 @@ class KvCache {
   // that block; the duplicate it held goes to `deferred` [6].
   void publish(NamespaceId ns, std::span<const TokenId> tokens, BlockTable& table, int32_t num_tokens,
                const Retention& retention, int64_t now_us, std::vector<BlockId>& deferred);
-  // A fork takes over the blocks that its source has taken over by publishing: they held the same until then.
-  void follow(BlockTable& fork, const BlockTable& source, int32_t num_blocks, std::vector<BlockId>& deferred);
 
   // ---- tables ----
   BlockTable fork(const BlockTable& table);  // shares every block, the partial tail too

@@ -83,21 +83,6 @@ void KvCache::adopt(const Publication& p, int32_t index, BlockId other) {
   ++counters_.duplicates_merged;
 }
 
-void KvCache::follow(BlockTable& fork, const BlockTable& source, int32_t num_blocks,
-                     std::vector<BlockId>& deferred) {
-  check(num_blocks <= fork.num_blocks() && num_blocks <= source.num_blocks(), "both lists have the blocks");
-  for (int32_t i = 0; i < num_blocks; ++i) {
-    BlockId& entry = fork.blocks_[i];
-    if (entry == source.blocks_[i]) continue;
-    retain(source.blocks_[i]);
-    pool_.holder_to_reader(entry);
-    deferred.push_back(entry);
-    entry = source.blocks_[i];
-    fork.changed_from(i);
-    ++counters_.duplicates_merged;
-  }
-}
-
 // A partial block whose tokens all stand at the start of what takes its place is found no more.
 void KvCache::supersede(BlockId leaf) {
   if (index_.contains(leaf)) {

@@ -142,26 +142,9 @@ bool Scheduler::make_slots(const SequenceGroup& group, int32_t wanted, int64_t n
   while (slots_used(group) + wanted > limits_.max_sequences) {
     const std::optional<Victim> idle = idle_in_slot(now_us);
     if (!idle) return false;
-    preempt(idle->sequences, idle->offer, now_us);
+    preempt(together_with(*idle->sequence), idle->offer, now_us);
   }
   return true;
-}
-
-// With whom it comes in. Samples that are all that can run make room for each other, one by one as they gave way.
-std::vector<Sequence*> Scheduler::comes_in_with(Sequence& s) const {
-  if (s.swapped.empty() || (!s.group->is_beam && !others_run(*s.group))) return {&s};
-  return together_with(s);
-}
-
-int32_t Scheduler::slots_wanted(const Sequence& s, size_t num_coming) {
-  const bool whole = s.group->is_beam || !s.group->forked;
-  return whole ? s.group->num_slots() : static_cast<int32_t>(num_coming);
-}
-
-// Blocks would not let it in.
-bool Scheduler::lacks_slot(Sequence& s) const {
-  return !s.running() &&
-         slots_used(*s.group) + slots_wanted(s, comes_in_with(s).size()) > limits_.max_sequences;
 }
 
 bool Scheduler::admit_preempted(StepTransaction& step, Sequence& s, int64_t now_us) {
@@ -169,9 +152,10 @@ bool Scheduler::admit_preempted(StepTransaction& step, Sequence& s, int64_t now_
   // One sibling's prefix is taken per draft; the next to come back gets its own with the next.
   if (may_take_sibling_prefix(s) && sibling_prefix_of_ != s.id && sibling_with_prompt(s) != nullptr)
     return false;
+  const bool whole = s.group->is_beam || !s.group->forked;
+  if (!make_slots(*s.group, whole ? s.group->num_slots() : 1, now_us)) return false;
   const bool swapped = !s.swapped.empty();
-  const std::vector<Sequence*> all = comes_in_with(s);
-  if (!make_slots(*s.group, slots_wanted(s, all.size()), now_us)) return false;
+  const std::vector<Sequence*> all = swapped ? together_with(s) : std::vector<Sequence*>{&s};
   if (swapped ? !bring_back(all, now_us) : !start(s, now_us)) return false;
   for (Sequence* back : all) {
     std::erase(preempted_, back);
@@ -216,8 +200,7 @@ std::optional<int32_t> Scheduler::start(Sequence& s, int64_t now_us) {
     table = std::move(s.table);
   }
   const int32_t here = table.length();
-  Sequence* const alone = &s;
-  if (!make_room_for(s, blocks_to_come(s, table) + blocks_of_siblings_out({&alone, 1}), now_us)) {
+  if (!make_room_for(s, blocks_to_come(s, table), now_us)) {
     if (from_head)
       s.table = std::move(table);
     else
@@ -275,18 +258,6 @@ int64_t Scheduler::blocks_to_come(const Sequence& s, const BlockTable& table) co
       static_cast<int32_t>(std::ceil(reserve_ratio_ * static_cast<double>(group.max_total_tokens - known)));
   const int64_t prompt = std::max(0, size_.blocks_for(known) - table.num_blocks());
   return prompt + (samples - 1) + samples * size_.blocks_for(later);
-}
-
-// What those of a request that are out will take when they follow, beside the prompt that they share: where others could
-// use that they come in as one, or none of them.
-int64_t Scheduler::blocks_of_siblings_out(std::span<Sequence* const> coming) const {
-  const SequenceGroup& group = *coming.front()->group;
-  if (!others_run(group)) return 0;
-  int64_t blocks = 0;
-  for (const auto& s : group.sequences)
-    if (s->state == SequenceState::kPreempted && std::ranges::find(coming, s.get()) == coming.end())
-      blocks += std::max<int64_t>(0, blocks_to_come(*s, s->table) - s->num_prompt_tokens / block_tokens_);
-  return blocks;
 }
 
 // For a sequence that takes so many, beside what those who run will take.

@@ -48,28 +48,10 @@ void Scheduler::commit_work(const PlannedWork& work, int64_t now_us) {
   // A beam's branches die young; only its prompt is worth keeping.
   const int32_t known = s.group->is_beam ? s.num_prompt_tokens : s.num_tokens();
   publish(s, size_.whole_blocks(std::min(s.num_computed, known)), now_us);
-  if (work.first < s.num_prompt_tokens && s.group->forked) follow(s);
   unpark_waiters(s, false);
   if (work.first >= s.num_prompt_tokens || s.num_computed < s.num_prompt_tokens) return;
   measure(*s.group);
   if (s.group->traits.cuts_after_prompt) write_behind(s, now_us);  // the list that it ends with is no prefix
-}
-
-// Samples that were forked while their prompt was under way hold it as it was then. Each that kept blocks of its own
-// where the first found them in the cache would hold more than admission has reckoned with.
-void Scheduler::follow(const Sequence& s) {
-  // A list that has given up its first blocks has others at the same places.
-  const auto as_forked = [](const Sequence& one) {
-    return !one.list_cut && one.table.length() == one.table.next_position();
-  };
-  if (!as_forked(s)) return;
-  const int32_t blocks = std::min(s.num_published, s.num_prompt_tokens) / block_tokens_;
-  for (const auto& other : s.group->sequences) {
-    if (other.get() == &s || !other->running() || other->copying || !as_forked(*other)) continue;
-    if (other->table.num_blocks() < blocks) continue;
-    cache_.follow(other->table, s.table, blocks, deferred_now());
-    other->num_published = std::max(other->num_published, blocks * block_tokens_);
-  }
 }
 
 // Whether a failed step's copies were made nobody knows: a block that was to be one holds nothing to publish.

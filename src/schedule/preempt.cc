@@ -18,14 +18,6 @@
 
 namespace quire {
 
-namespace {
-
-bool contains(std::span<Sequence* const> sequences, const Sequence* s) {
-  return std::ranges::find(sequences, s) != sequences.end();
-}
-
-}  // namespace
-
 // Who wants to run, first in order, and found no blocks or no slot.
 Sequence* Scheduler::someone_blocked() const {
   for (Sequence* s : running_)
@@ -67,9 +59,8 @@ double Scheduler::recompute_us(std::span<Sequence* const> victims) const {
 
 // None: its policy would keep other tokens if it ran again, and the host has no room for it. Admission has
 // reserved all that it will need.
-std::optional<Scheduler::Offer> Scheduler::cheapest_offer(std::span<Sequence* const> victims,
-                                                          int64_t needed) const {
-  const Sequence& s = *victims.front();
+std::optional<Scheduler::Offer> Scheduler::cheapest_offer(Sequence& s, int64_t needed) const {
+  const std::vector<Sequence*> victims = together_with(s);
   const Holding holding = held_by(victims);
   std::optional<Offer> best;
   const auto consider = [&best](const Offer& offer) {
@@ -81,8 +72,7 @@ std::optional<Scheduler::Offer> Scheduler::cheapest_offer(std::span<Sequence* co
     if (limits_.preemption_mode == PreemptionMode::kSwap) return best;
   }
   if (!s.group->traits.recompute_safe) return best;
-  if (victims.size() == 1)
-    if (const std::optional<Offer> tail = offer_tail(s, needed)) consider(*tail);
+  if (const std::optional<Offer> tail = offer_tail(s, needed)) consider(*tail);
   consider({.cost_us = recompute_us(victims), .freed = holding.freed});
   return best;
 }
@@ -110,24 +100,15 @@ int32_t Scheduler::head_that_frees(const BlockTable& table, int64_t needed, int6
 
 // What the others need beyond what there is, as admission would reckon it: with less, they would be short
 // again at once.
-int64_t Scheduler::blocks_needed(const Sequence& blocked, std::span<Sequence* const> victims) const {
+int64_t Scheduler::blocks_needed(const Sequence& blocked, const Sequence* victim) const {
   int64_t needed = blocked.running() ? 0 : blocks_to_come(blocked, blocked.table);
   for (const Sequence* r : running_)
-    if (!contains(victims, r)) needed += blocks_to_come(*r, r->table);
+    if (r != victim) needed += blocks_to_come(*r, r->table);
   return std::max<int64_t>(1, needed - cache_.num_available());
 }
 
-// Who runs beside a request and could use what it has. Paused ones neither use it nor keep others from it.
-bool Scheduler::others_run(const SequenceGroup& group) const {
-  return std::ranges::any_of(running_,
-                             [&](const Sequence* r) { return r->group != &group && !r->group->paused; });
-}
-
-// With whom it gives way: its request, since what samples or beams share is free only once all have gone, and comes back
-// for all of them once. Where nobody else could use it samples make room for each other.
-std::vector<Sequence*> Scheduler::gives_way_with(Sequence& s, const Sequence& blocked) const {
-  if (s.group->is_beam || blocked.group != s.group || others_run(*s.group)) return together_with(s);
-  return {&s};
+bool Scheduler::is_first(const Sequence& s) const {
+  return &s == running_.front() || (s.group->is_beam && s.group == running_.front()->group);
 }
 
 // Paused ones first (their reader does not keep up), then of the lowest priority whoever gave way least
@@ -135,25 +116,20 @@ std::vector<Sequence*> Scheduler::gives_way_with(Sequence& s, const Sequence& bl
 // order only if there is no other: so it always comes to its end, and nobody gives way twice before all
 // others of its priority once.
 std::optional<Scheduler::Victim> Scheduler::choose_victim(const Sequence& blocked) const {
-  const auto offer_of = [&](std::span<Sequence* const> victims) {
-    return cheapest_offer(victims, blocks_needed(blocked, victims));
-  };
-  for (auto s = running_.rbegin(); s != running_.rend(); ++s) {
-    if (!(*s)->group->paused) continue;
-    std::vector<Sequence*> victims = gives_way_with(**s, blocked);
-    if (const std::optional<Offer> offer = offer_of(victims)) return Victim{std::move(victims), *offer};
-  }
+  const auto offer_of = [&](Sequence& s) { return cheapest_offer(s, blocks_needed(blocked, &s)); };
+  for (auto s = running_.rbegin(); s != running_.rend(); ++s)
+    if ((*s)->group->paused)
+      if (const std::optional<Offer> offer = offer_of(**s)) return Victim{*s, *offer};
   std::optional<Victim> best;
   std::tuple<int32_t, double> least;
-  for (auto s = running_.rbegin(); s != running_.rend(); ++s) {
-    std::vector<Sequence*> victims = gives_way_with(**s, blocked);
-    if (s != running_.rbegin() && contains(victims, *std::prev(s))) continue;  // its sibling stood for it
-    if (best && (contains(victims, running_.front()) || (*s)->group->rank() != best->group()->rank())) break;
-    const std::optional<Offer> offer = offer_of(victims);
+  for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
+    Sequence* s = *it;
+    const std::optional<Offer> offer = offer_of(*s);
     if (!offer) continue;
-    const std::tuple key((*s)->num_preempted, offer->cost_per_block());
+    if (best && (is_first(*s) || s->group->rank() != best->sequence->group->rank())) break;
+    const std::tuple key(s->num_preempted, offer->cost_per_block());
     if (best && key >= least) continue;
-    best = Victim{std::move(victims), *offer};
+    best = Victim{s, *offer};
     least = key;
   }
   return best;
@@ -167,22 +143,15 @@ std::optional<Scheduler::Victim> Scheduler::idle_in_slot(int64_t now_us) const {
     if (!group.paused || now_us - group.times.paused_us < limits_.max_paused_slot_us || group.is_beam)
       continue;
     if (s.num_in_flight > 0 || s.num_pending > 0 || s.copying) continue;
-    const std::vector<Sequence*> alone{&s};
-    if (const std::optional<Offer> offer = cheapest_offer(alone, 1)) return Victim{alone, *offer};
+    if (const std::optional<Offer> offer = cheapest_offer(s, 1)) return Victim{&s, *offer};
   }
   return {};
 }
 
-// Nobody is left to take the blocks from.
-bool Scheduler::are_alone(std::span<Sequence* const> victims) const {
-  return std::ranges::all_of(running_, [&](const Sequence* r) { return contains(victims, r); });
-}
-
-// Who takes what it has given? Nobody, if the others that run are paused: it would come back to where it was.
-bool Scheduler::gives_way_to_itself(const Victim& victim, const Sequence& blocked) const {
-  return contains(victim.sequences, &blocked) && std::ranges::all_of(running_, [&](const Sequence* r) {
-           return r->group->paused || contains(victim.sequences, r);
-         });
+// One sequence, or one request's beams, which give way together: nobody is left to take the blocks from.
+bool Scheduler::is_alone(const Sequence& s) const {
+  const auto same = [&](const Sequence* r) { return r == &s || (s.group->is_beam && r->group == s.group); };
+  return std::all_of(running_.begin(), running_.end(), same);
 }
 
 bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
@@ -190,15 +159,14 @@ bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
   if (blocked == nullptr) return false;
   // Nobody's blocks would help: those that have it go on, or are paused.
   if (blocked->group->state == GroupState::kWaiting && waits_for_policy_memory(*blocked->group)) return false;
-  if (!lacks_slot(*blocked) && shorten_heads(*blocked, blocks_needed(*blocked, {}), now_us)) return true;
+  if (shorten_heads(*blocked, blocks_needed(*blocked, nullptr), now_us)) return true;
   const std::optional<Victim> victim = choose_victim(*blocked);
   if (!victim && !running_.empty()) return false;  // they are paused, and keep what they have
-  if (!victim || (are_alone(victim->sequences) && victim->group() == blocked->group)) {
+  if (!victim || (is_alone(*victim->sequence) && victim->sequence->group == blocked->group)) {
     end_group(*blocked->group, FinishReason::kFailed, cannot_run_alone(), now_us, out);
     return true;
   }
-  if (gives_way_to_itself(*victim, *blocked)) return false;
-  preempt(victim->sequences, victim->offer, now_us);
+  preempt(together_with(*victim->sequence), victim->offer, now_us);
   reserve_ratio_ = std::min(1.0, reserve_ratio_ + limits_.reserve.rise);
   return true;
 }
@@ -215,7 +183,7 @@ Error Scheduler::cannot_run_alone() const {
 }
 
 // All of them give way before any block goes: what they share goes once. What is swapped keeps its tail to itself:
-// published, it would take a copy to go on. Those that are swapped together publish nothing more: where one took over
+// published, it would take a copy to go on. Beams that are swapped publish nothing more: where one took over
 // another's block that its sibling does not, more would leave than was counted.
 void Scheduler::preempt(std::span<Sequence* const> victims, const Offer& offer, int64_t now_us) {
   measure(*victims.front()->group);
@@ -228,7 +196,7 @@ void Scheduler::preempt(std::span<Sequence* const> victims, const Offer& offer, 
     const int32_t computed = std::min(s->num_computed, s->num_tokens());
     if (offer.means != Means::kSwap)
       publish(*s, computed, now_us);
-    else if (victims.size() == 1)
+    else if (!s->group->is_beam)
       publish(*s, computed / block_tokens_ * block_tokens_, now_us);
   }
   if (offer.means == Means::kSwap) return swap_out(victims);

@@ -251,13 +251,9 @@ class Scheduler {
   bool park_on_prefix(SequenceGroup& group);
   BlockTable take_prefix(const Sequence& sequence, int64_t now_us);
   int64_t blocks_to_come(const Sequence& sequence, const BlockTable& table) const;
-  int64_t blocks_of_siblings_out(std::span<Sequence* const> coming) const;
   int64_t blocks_missing(const Sequence& sequence, int64_t blocks) const;
   bool make_room_for(const Sequence& sequence, int64_t blocks, int64_t now_us);
   int32_t slots_used(const SequenceGroup& but) const;
-  std::vector<Sequence*> comes_in_with(Sequence& sequence) const;
-  static int32_t slots_wanted(const Sequence& sequence, size_t num_coming);
-  bool lacks_slot(Sequence& sequence) const;
   bool make_slots(const SequenceGroup& group, int32_t wanted, int64_t now_us);
   void take_sibling_prefix();
   Sequence* first_preempted() const;
@@ -279,21 +275,18 @@ class Scheduler {
   };
   Holding held_by(std::span<Sequence* const> victims) const;
   double recompute_us(std::span<Sequence* const> victims) const;
-  std::optional<Offer> cheapest_offer(std::span<Sequence* const> victims, int64_t needed) const;
+  std::optional<Offer> cheapest_offer(Sequence& sequence, int64_t needed) const;
   std::optional<Offer> offer_tail(const Sequence& sequence, int64_t needed) const;
   int32_t head_that_frees(const BlockTable& table, int64_t needed, int64_t& freed) const;
-  int64_t blocks_needed(const Sequence& blocked, std::span<Sequence* const> victims) const;
+  int64_t blocks_needed(const Sequence& blocked, const Sequence* victim) const;
+  bool is_first(const Sequence& sequence) const;
   struct Victim {
-    std::vector<Sequence*> sequences;  // of one group
+    Sequence* sequence = nullptr;
     Offer offer;
-    const SequenceGroup* group() const { return sequences.front()->group; }
   };
   std::optional<Victim> choose_victim(const Sequence& blocked) const;
   std::optional<Victim> idle_in_slot(int64_t now_us) const;
-  bool others_run(const SequenceGroup& group) const;
-  std::vector<Sequence*> gives_way_with(Sequence& sequence, const Sequence& blocked) const;
-  bool are_alone(std::span<Sequence* const> victims) const;
-  bool gives_way_to_itself(const Victim& victim, const Sequence& blocked) const;
+  bool is_alone(const Sequence& sequence) const;
   void preempt(std::span<Sequence* const> victims, const Offer& offer, int64_t now_us);
   void drop_tail(Sequence& sequence, int32_t kept_tokens, int64_t now_us);
   void shorten_head(Sequence& sequence, int32_t kept_tokens, int64_t now_us);
@@ -321,7 +314,6 @@ class Scheduler {
 
   // commit.cc
   void commit_work(const PlannedWork& work, int64_t now_us);
-  void follow(const Sequence& source);
   void commit_samples(SubmittedStep& step, StepView& result, int64_t now_us, Outcome& out);
   void commit_token(Sequence& sequence, SampledToken& sample, int64_t now_us, Outcome& out);
   void fail_without_token(SequenceGroup& group, TokenId why, int32_t num_output_tokens, int64_t now_us,
