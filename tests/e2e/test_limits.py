@@ -74,7 +74,8 @@ def test_requests_are_shed_while_memory_is_nearly_full_and_taken_again_after():
     server = Server(*CACHE, "--max-host-memory-bytes", idle.host_memory_bytes + (16 << 20) + (64 << 20))
     with Client(server.address) as client, Client(server.address) as reader:
         assert client.generate([5], max_tokens=1).result()
-        text = "Once upon a time there was a quire. " * 40_000  # 1.4 MB, which take some 170 MB while they are read
+        # 1.4 MB, which take some 170 MB while they are read: between numbers a text is not cut.
+        text = "7 * 40 = 280, 8 * 40 = 320; " * 50_000
         reading = threading.Thread(target=lambda: reader.tokenize(text))
         reading.start()
         shed = None
