@@ -27,6 +27,8 @@ int64_t whole_block_bytes(const MemoryRequest& r) {
 }
 
 Error no_room(const MemoryRequest& r, int64_t blocks, const char* advice) {
+  if (fixed_bytes(r) > r.free_bytes)
+    advice = "they do not fit even without a cache: take a smaller model or a larger device";
   const double cache_bytes = static_cast<double>(blocks) * static_cast<double>(whole_block_bytes(r));
   return error(
       Code::kResourceExhausted,

@@ -188,7 +188,13 @@ TEST(MemoryPlan, RefusesWithTheSum) {
   r.free_bytes = 4'000;
   EXPECT_TRUE(plan_memory(r));
   r.weights_bytes = 1'000'000;
-  EXPECT_FALSE(plan_memory(r));
+  for (const int64_t asked : {0, 5'000}) {
+    r.kv_cache_bytes = asked;
+    const Result<MemoryPlan> without_cache = plan_memory(r);
+    ASSERT_FALSE(without_cache);
+    EXPECT_TRUE(contains(without_cache.error().message, "do not fit even without a cache"))
+        << "no cache is small enough";
+  }
 }
 
 TEST(MemoryPlan, RefusesBytesWhoseSumWithTheRestIsNoNumber) {
