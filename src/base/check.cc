@@ -4,19 +4,39 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 
 #include "src/base/check_note.h"
 
 namespace quire {
 namespace {
 CheckHandler handler_now = nullptr;
-thread_local char note_now[1001] = "";
+using Note = char[1001];
+thread_local Note note_now = "";
+// Of whichever thread noted last: a fault of a device may be told to another one, which waits for a copy.
+std::mutex newest_mutex;
+Note newest_note = "";
+
+void put(Note& note, std::string_view line) {
+  const size_t size = std::min(line.size(), sizeof note - 1);
+  std::memcpy(note, line.data(), size);
+  note[size] = '\0';
+}
+
+void print_note() {
+  if (note_now[0] != '\0') {
+    std::fprintf(stderr, "quire: %s\n", note_now);
+  } else if (const std::unique_lock lock(newest_mutex, std::try_to_lock); lock && newest_note[0] != '\0') {
+    std::fprintf(stderr, "quire: on another thread: %s\n", newest_note);
+  }
+}
+
 }  // namespace
 
 void note_for_check(std::string_view line) {
-  const size_t size = std::min(line.size(), sizeof note_now - 1);
-  std::memcpy(note_now, line.data(), size);
-  note_now[size] = '\0';
+  put(note_now, line);
+  const std::lock_guard lock(newest_mutex);
+  put(newest_note, line);
 }
 
 void set_check_handler(CheckHandler handler) {
@@ -27,7 +47,7 @@ void check_failed(std::string_view what, const char* file, int line) {
   if (handler_now != nullptr) handler_now(what, file, line);
   std::fprintf(stderr, "quire: check failed at %s:%d: %.*s\n", file, line, static_cast<int>(what.size()),
                what.data());
-  if (note_now[0] != '\0') std::fprintf(stderr, "quire: %s\n", note_now);
+  print_note();
   std::fflush(stderr);
   std::abort();
 }

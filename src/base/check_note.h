@@ -5,8 +5,8 @@
 
 namespace quire {
 
-// check_failed() on this thread prints the line beside what failed, cut to 1000 bytes; the note before it is forgotten. A copy: no
-// allocation, so once a step is cheap.
+// check_failed() on this thread prints the line beside what failed, cut to 1000 bytes; the note before it is forgotten. A thread
+// that has noted nothing prints the last note of any other. A copy: no allocation, so once a step is cheap.
 void note_for_check(std::string_view line);
 
 }  // namespace quire

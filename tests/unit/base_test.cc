@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <thread>
 
 #include "quire/sampling_params.h"
 #include "src/base/block_size.h"
@@ -29,6 +30,14 @@ TEST(CheckDeathTest, SaysWhatTheThreadWasAt) {
   EXPECT_DEATH(fail("plan queued last: step=7"), "two is not three\nquire: plan queued last: step=7\n$");
   EXPECT_DEATH(fail(""), "two is not three\n$");
   EXPECT_DEATH(fail(std::string(5000, 'a')), "two is not three\nquire: a{1000}\n$");
+}
+
+TEST(CheckDeathTest, AThreadThatNotedNothingSaysWhatAnotherWasAt) {
+  const auto fail_elsewhere = [] {
+    note_for_check("plan queued last: step=7");
+    std::thread([] { check(false, "two is not three"); }).join();
+  };
+  EXPECT_DEATH(fail_elsewhere(), "two is not three\nquire: on another thread: plan queued last: step=7\n$");
 }
 
 TEST(EngineConfig, TheFieldOutOfRangeIsNamedWithItsLimits) {
