@@ -62,7 +62,8 @@ struct EngineConfig {
   SamplingLimits sampling_limits;
   std::vector<std::string> kv_policies_allowed;  // empty = all
   std::string default_kv_policy;
-  // CUDA: how long the device stands idle between steps, for benchmarks; costs some 2.4 us a step.
+  // CUDA: how long the device stands idle between steps, for benchmarks; costs some 2.4 us a step. It is of the engine while requests
+  // run without a break: time with nothing to do counts as idle too.
   bool time_device_idle = false;
   bool check_invariants = false;  // audit every numbered invariant after every step (tests)
 };
