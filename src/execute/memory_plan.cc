@@ -3,15 +3,19 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <vector>
 
 namespace quire {
 namespace {
 
-double gib(double bytes) {
-  return bytes / (1 << 30);
+constexpr double kMiB = 1 << 20;
+
+double mib_up(double bytes) {
+  return std::ceil(bytes / kMiB);
 }
-double gib(int64_t bytes) {
-  return gib(static_cast<double>(bytes));
+double mib_up(int64_t bytes) {
+  return mib_up(static_cast<double>(bytes));
 }
 
 int64_t blocks_of_context(const MemoryRequest& r) {
@@ -26,18 +30,40 @@ int64_t whole_block_bytes(const MemoryRequest& r) {
   return r.block_bytes + r.beside_block_bytes;
 }
 
+struct Item {
+  const char* name;
+  double mib;
+};
+
+std::vector<Item> items_of(const MemoryRequest& r, double cache_bytes) {
+  return {{"weights", mib_up(r.weights_bytes)},    {"workspace", mib_up(r.workspace_bytes)},
+          {"logits", mib_up(r.logits_bytes)},      {"host memory", mib_up(r.host_bytes)},
+          {"KV policies", mib_up(r.policy_bytes)}, {"steps", mib_up(r.steps_bytes)},
+          {"cache", mib_up(cache_bytes)}};
+}
+
+// Where more of the card would do, that comes first: it takes nothing from anybody.
+std::string advice_for(const MemoryRequest& r, double cache_bytes, const char* otherwise) {
+  if (static_cast<double>(fixed_bytes(r)) + cache_bytes <= static_cast<double>(r.most_bytes))
+    return fmt::format("raise gpu_memory_utilization, or {}", otherwise);
+  return otherwise;
+}
+
 Error no_room(const MemoryRequest& r, int64_t blocks, const char* advice) {
   if (fixed_bytes(r) > r.free_bytes)
-    advice = "they do not fit even without a cache: take a smaller model or a larger device";
+    advice = "take a smaller model or a larger device: they do not fit even without a cache";
   const double cache_bytes = static_cast<double>(blocks) * static_cast<double>(whole_block_bytes(r));
+  double needed = 0;
+  std::string sum;
+  for (const Item& item : items_of(r, cache_bytes)) {
+    needed += item.mib;
+    sum += fmt::format("{}{} {:.0f}", sum.empty() ? "" : " + ", item.name, item.mib);
+  }
+  const double room = std::floor(static_cast<double>(r.free_bytes) / kMiB);
   return error(
       Code::kResourceExhausted,
-      fmt::format(
-          "{} has {:.2f} GiB free; weights {:.2f} + workspace {:.2f} + logits {:.2f} + host memory {:.2f} + "
-          "KV policies {:.2f} + steps {:.2f} + cache {:.2f} = {:.2f} GiB are needed ({})",
-          r.device, gib(r.free_bytes), gib(r.weights_bytes), gib(r.workspace_bytes), gib(r.logits_bytes),
-          gib(r.host_bytes), gib(r.policy_bytes), gib(r.steps_bytes), gib(cache_bytes),
-          gib(static_cast<double>(fixed_bytes(r)) + cache_bytes), advice));
+      fmt::format("{} has {:.0f} MiB to take ({}); {} = {:.0f} MiB are needed, {:.0f} more ({})", r.device,
+                  room, r.reckoning, sum, needed, needed - room, advice_for(r, cache_bytes, advice)));
 }
 
 Result<int64_t> choose_blocks(const MemoryRequest& r) {
@@ -55,7 +81,7 @@ Result<int64_t> choose_blocks(const MemoryRequest& r) {
   const int64_t left = (r.free_bytes - fixed_bytes(r)) / whole_block_bytes(r);
   const int64_t needed = blocks_of_context(r);
   if (fixed_bytes(r) > r.free_bytes || left < needed) {
-    return no_room(r, needed, "the cache must hold one sequence of max_context_tokens: lower it");
+    return no_room(r, needed, "lower max_context_tokens: the cache must hold one sequence of so many");
   }
   return std::clamp(r.default_cache_bytes / r.block_bytes, needed, left);
 }

@@ -11,7 +11,10 @@ namespace quire {
 
 struct MemoryRequest {
   std::string device;      // for messages
-  int64_t free_bytes = 0;  // before anything is allocated
+  std::string reckoning;   // for messages: where free_bytes comes from
+  int64_t free_bytes = 0;  // that may be taken, before anything is allocated
+  int64_t most_bytes =
+      0;  // to which a higher gpu_memory_utilization could raise free_bytes; 0 where there is none
   int64_t weights_bytes = 0, workspace_bytes = 0, logits_bytes = 0;
   int64_t host_bytes = 0;   // for swap and the prefix cache's host tier, where the device is the host; else 0
   int64_t steps_bytes = 0;  // arrays of steps, block tables, captured graphs; 0 where the device is the host
@@ -33,7 +36,8 @@ struct MemoryPlan {
   int64_t left_bytes = 0;    // of what was free at the start
 };
 
-// kResourceExhausted with the sum when it does not fit; kInvalidArgument when kv_cache_bytes holds no block.
+// kResourceExhausted when it does not fit, with the sum in whole MiB, each item rounded up and what may be taken rounded down, so that
+// they add up and what is needed is always the larger; kInvalidArgument when kv_cache_bytes holds no block.
 Result<MemoryPlan> plan_memory(const MemoryRequest& request);
 
 }  // namespace quire

@@ -44,6 +44,7 @@ Result<MemoryPlan> plan_host_memory(const Opening& o, const ModelParts& parts, c
   const DeviceFacts& facts = parts.device->facts();
   return plan_memory(
       {.device = facts.name,
+       .reckoning = "what is free",
        .free_bytes = parts.device->free_bytes(),
        .weights_bytes = weight_bytes(source, o.spec, true),
        .workspace_bytes = ForwardPass::workspace_bytes(*parts.kernels, o.spec, o.forward_limits),

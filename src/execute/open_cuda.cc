@@ -8,6 +8,7 @@
 #include "src/base/log.h"
 #include "src/device/cpu_features.h"
 #include "src/device/host_memory.h"
+#include "src/execute/card_memory.h"
 #include "src/execute/cuda_runner.h"
 #include "src/execute/memory_plan.h"
 #include "src/execute/open_device.h"
@@ -88,17 +89,24 @@ int64_t steps_bytes(const Opening& o, const Kernels& kernels, int64_t free_bytes
          DeviceRetention::reserved_bytes(retention_room(o, 0), o.layout(), o.spec.num_q_heads);
 }
 
-int64_t usable_bytes(const Opening& o, const Device& device) {
-  if (o.kind == DeviceKind::kCudaHost) return std::min(device.free_bytes(), kHostShimMemory);
-  const double share = static_cast<double>(device.facts().memory_bytes) * o.config.gpu_memory_utilization;
-  return std::min(device.free_bytes(), static_cast<int64_t>(share)) - kReservedBytes;
+// The host's memory is not for the shim alone.
+CardMemory card_memory(const Opening& o, const Device& device) {
+  const bool card = o.kind == DeviceKind::kCuda;
+  const int64_t memory = device.facts().memory_bytes;
+  return {.memory_bytes = card ? memory : std::min(memory, kHostShimMemory),
+          .free_bytes = device.free_bytes(),
+          .utilization = o.config.gpu_memory_utilization,
+          .reserved_bytes = card ? kReservedBytes : 0};
 }
 
 Result<MemoryPlan> plan_device_memory(const Opening& o, const ModelParts& parts, const WeightSource& source,
-                                      int64_t free_bytes) {
+                                      const CardMemory& card) {
+  const int64_t free_bytes = usable_bytes(card);
   return plan_memory(
       {.device = parts.device->facts().name,
+       .reckoning = reckoning_of(card),
        .free_bytes = free_bytes,
+       .most_bytes = most_usable_bytes(card),
        .weights_bytes = weight_bytes(source, o.spec, false),
        .workspace_bytes = ForwardPass::workspace_bytes(*parts.kernels, o.spec, o.forward_limits),
        .logits_bytes = o.logits_bytes(parts),
@@ -197,9 +205,9 @@ Result<OpenedExecutor> open_cuda_executor(const EngineConfig& config, const Mode
   if (!host_memory) return host_memory.error();
   parts.host_memory = std::move(*host_memory);
   MemoryLedger ledger(device);
-  const int64_t free_bytes = usable_bytes(o, device);
-  o.policy_memory = policy_memory_limits(o.config, spec, free_bytes);
-  Result<MemoryPlan> plan = plan_device_memory(o, parts, **source, free_bytes);
+  const CardMemory card = card_memory(o, device);
+  o.policy_memory = policy_memory_limits(o.config, spec, usable_bytes(card));
+  Result<MemoryPlan> plan = plan_device_memory(o, parts, **source, card);
   if (!plan) return plan.error();
   o.plan = std::move(*plan);
   const int64_t device_ms = laps.lap_ms();
