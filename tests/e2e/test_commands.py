@@ -152,7 +152,7 @@ def test_a_refused_line_does_not_stop_the_others(tmp_path):
         (("generate", "--model", MODEL, "--prompt", "a", "--temprature", "0"), "--temprature"),
         (("generate", "--model", MODEL, "--prompt", "a", "--kv-cache-bytes", "1"), "kv_cache_bytes"),
         (("generate", "--model", MODEL, "--prompt", "a", "--device", "cuda-host", "--kv-cache-bytes", str(2**40)), "host shim has 3768 MiB to take (the lesser of "),
-        (("generate", "--model", MODEL, "--prompt", "a", "--device", "cuda-host", "--kv-cache-bytes", str(2**40), "--gpu-memory-utilization", "0.25"), "free and 1024, which is gpu_memory_utilization 0.25 of 4096); weights 18 + workspace "),
+        (("generate", "--model", MODEL, "--prompt", "a", "--device", "cuda-host", "--kv-cache-bytes", str(2**40), "--gpu-memory-utilization", "0.25"), "free and 1024, which is gpu_memory_utilization 0.25 of 4096); weights 21 + workspace "),
         (("generate", "--model", MODEL, "--prompt", "a", "--device", "cuda-host", "--gpu-memory-utilization", "0.001"), "(raise gpu_memory_utilization, or take a smaller model"),
         (("serve", "--model", MODEL, "--port", "0", "--host", "0.0.0.0"), "--behind-proxy"),
         (("serve", "--model", "/nonexistent", "--port", "0"), "/nonexistent"),
