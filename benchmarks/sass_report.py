@@ -81,11 +81,11 @@ class Kernel:
         return {**{k: v for k, v in fields.items() if k != "counts"}, **self.counts}
 
 
-def find_tool(name: str) -> str | None:
-    """cuobjdump on PATH, in an installed toolkit, or among the wheels that ./quire brings. It runs nvdisasm from beside itself."""
-    found = shutil.which(name)
-    places = [Path("/usr/local/cuda/bin")] + sorted(ROOT.glob(".cuda/lib/python3.*/site-packages/nvidia/cu13/bin"))
-    return found or next((str(p / name) for p in places if (p / name).exists()), None)
+def find_cuobjdump() -> str | None:
+    """cuobjdump on PATH, in an installed toolkit, or among the wheels that ./quire brings: one with nvdisasm beside it, which it runs."""
+    places = [Path(found)] if (found := shutil.which("cuobjdump")) else []
+    places += [Path("/usr/local/cuda/bin/cuobjdump"), *sorted(ROOT.glob(".cuda/lib/python3.*/site-packages/nvidia/cu13/bin/cuobjdump"))]
+    return next((str(p) for p in places if p.exists() and p.with_name("nvdisasm").exists()), None)
 
 
 def dump(tool: str, option: str, file: Path, arch: str | None) -> str:
@@ -223,7 +223,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
-    tool = find_tool("cuobjdump")
+    tool = find_cuobjdump()
     if tool is None:
         sys.exit("sass_report: no cuobjdump on PATH, in /usr/local/cuda/bin or .cuda/; `QUIRE_CUDA=on ./quire setup` brings it")
     files = args.objects or [f for f in [built_library(args.build)] if f]

@@ -25,6 +25,7 @@ if wants fuzz && apt-cache show clang-19 >/dev/null 2>&1; then clang_packages="c
 if apt-cache show clang-format-19 >/dev/null 2>&1; then clang_packages+=" clang-format-19"; fi
 # shellcheck disable=SC2086
 set_up $packages_test $clang_packages
+ensure_sass_tools
 ensure_venv
 step "configure ($preset)" configure_with_tests
 # By itself, so that its time is seen: at most 15 minutes on two cores without a compiler cache.

@@ -34,6 +34,28 @@ def test_a_toolkit_without_a_card_is_announced(tmp_path, gpu, said):
     assert not said or all(part in lines[0] for part in ("no GPU", "490 MB", "compiled", "QUIRE_CUDA=off"))
 
 
+@pytest.mark.parametrize(
+    ("there", "cuda", "offline", "brought"),
+    [
+        (("nvcc",), "on", "", True),  # as toolkit images are
+        (("nvcc", "cuobjdump"), "on", "", True),
+        (("nvcc", "cuobjdump", "nvdisasm"), "on", "", False),
+        (("nvcc",), "on", "1", False),
+        (("nvcc",), "off", "", False),
+    ],
+)
+def test_a_toolkit_that_cannot_read_machine_code_back_gets_what_can(tmp_path, there, cuda, offline, brought):
+    for name in there:
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    stubs = f"root={tmp_path}; logs={tmp_path}; PATH={tmp_path}:/usr/bin:/bin; have_toolkit() {{ true; }}; install_sass_tools() {{ touch {tmp_path}/brought; }}"
+    done = launcher(f"{stubs}; [ ! -e /usr/local/cuda/bin/nvdisasm ] || exit 3; QUIRE_OFFLINE={offline} QUIRE_CUDA={cuda} ensure_sass_tools")
+    if done.returncode == 3:
+        pytest.skip("this machine has nvdisasm in /usr/local/cuda")
+    assert done.returncode == 0 and (tmp_path / "brought").exists() == brought, done.stderr
+    assert ("not tested" in done.stderr) == bool(offline)
+
+
 @pytest.mark.parametrize(("release", "is_toolkit"), [("11.5", False), ("12.9", False), ("13.0", True), ("14.1", True), ("", False)])
 def test_only_an_nvcc_that_is_new_enough_is_a_toolkit(tmp_path, release, is_toolkit):
     nvcc = tmp_path / "nvcc"

@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import sass_report  # noqa: E402
 
+NO_TOOL = ("no cuobjdump with nvdisasm beside it on PATH, in /usr/local/cuda/bin or .cuda/ (`./quire test` brings them): registers, spills, HGMMA and "
+           "the stated figures of all built kernels are not tested")
 PAGES = ("kernels/README.md", "kernels/cuda/README.md")  # whose tables name every kernel
 HEADER = "identifier = ../../kernels/cuda/{source}\n\tcode for {arch}\n\t\tFunction : kernel\n"
 LINE = "        /*0010*/                   {text} ;        /* 0x0000000012237dae */\n"
@@ -117,9 +119,9 @@ def unstated(kernels: list[sass_report.Kernel]) -> list[str]:
 
 
 def check_built(build: Path) -> list[str]:
-    library, tool = sass_report.built_library(build), sass_report.find_tool("cuobjdump")
+    library, tool = sass_report.built_library(build), sass_report.find_cuobjdump()
     if library is None or tool is None:
-        print(f"no CUDA objects under {build}" if library is None else "no cuobjdump on PATH, in /usr/local/cuda/bin or .cuda/")
+        print(f"no CUDA objects under {build}" if library is None else NO_TOOL)
         sys.exit(77)
     kernels = sass_report.read_objects(tool, [library])
     unread = [k.symbol for k in kernels if k.registers == 0]
