@@ -8,7 +8,9 @@ import argparse
 import concurrent.futures
 import dataclasses
 import json
+import math
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -44,7 +46,6 @@ class Program:
     timeout_s: float
     environment: dict[str, str]
     directory: Path
-    alone: bool = False  # uses both cores or measures time: nothing runs beside it
 
 
 def ctest_programs(build: Path, suffix: str, results: Path) -> list[Program]:
@@ -72,23 +73,21 @@ def ctest_programs(build: Path, suffix: str, results: Path) -> list[Program]:
                 timeout_s=float(properties.get("TIMEOUT", 300)),
                 environment=environment,
                 directory=Path(properties.get("WORKING_DIRECTORY", build)),
-                alone=bool(properties.get("RUN_SERIAL", False)),
             )
         )
     return programs
 
 
 def pytest_programs(root: Path, build: Path, results: Path) -> list[Program]:
-    """Each Python suite under tests/ is one program."""
+    """Each file of the Python suites under tests/ is one program: files share nothing but the binary."""
     programs = []
+    environment = {"QUIRE_BINARY": str(build / "quire"), "QUIRE_BUILD": str(build), "QUIRE_ROOT": str(root)}
     for label in ("e2e", "install"):
-        folder = root / "tests" / label
-        if not any(folder.glob("test_*.py")):
-            continue
-        report = results / f"pytest-{label}.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", f"--junitxml={report}", str(folder)]
-        environment = {"QUIRE_BINARY": str(build / "quire"), "QUIRE_BUILD": str(build), "QUIRE_ROOT": str(root)}
-        programs.append(Program(f"pytest-{label}", label, command, report, 1200, environment, root, alone=True))
+        for file in sorted((root / "tests" / label).glob("test_*.py")):
+            name = f"{label}_{file.stem.removeprefix('test_')}"
+            report = results / f"{name}.xml"
+            command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", f"--junitxml={report}", str(file)]
+            programs.append(Program(name, label, command, report, 1200, environment, root))
     return programs
 
 
@@ -160,6 +159,24 @@ def fuzz_programs(build: Path, results: Path, seconds: int) -> list[Program]:
     return programs
 
 
+def seconds_before(times: Path) -> dict[str, float]:
+    return json.loads(times.read_text()) if times.exists() else {}
+
+
+def longest_first(programs: list[Program], times: Path) -> list[Program]:
+    """By the seconds of the run before, so that no core is idle while the last long one runs; those never run yet come first."""
+    seconds = seconds_before(times)
+    return sorted(programs, key=lambda program: -seconds.get(program.name, math.inf))
+
+
+def keep_seconds(outcomes: list[Outcome], times: Path) -> None:
+    """Those of programs that this run left out stay."""
+    seconds = seconds_before(times) | {o.name: round(o.seconds, 1) for o in outcomes}
+    written = times.with_suffix(".new")
+    written.write_text(json.dumps(seconds, indent=1))
+    written.replace(times)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True)
@@ -171,13 +188,14 @@ def main() -> int:
 
     results = args.build / "test-results"
     results.mkdir(parents=True, exist_ok=True)
-    programs = ctest_programs(args.build, "", results)
+    start, times = time.monotonic(), results / "seconds.json"
+    programs = pytest_programs(args.root, args.build, results)
+    programs += ctest_programs(args.build, "", results)
     for sanitizer in ("asan", "tsan"):
         sanitized = ctest_programs(args.build.parent / sanitizer, f" ({sanitizer})", results)
         # tools/test.sh names the tests that are built so; the other entries of that build have no program.
         programs += [p for p in sanitized if Path(p.command[0]).parent.name == "tests" and Path(p.command[0]).exists()]
     programs += fuzz_programs(args.build.parent / "fuzz", results, args.fuzz_seconds)
-    programs += pytest_programs(args.root, args.build, results)
     if args.label:
         programs = [p for p in programs if p.label == args.label]
     if not programs:
@@ -193,11 +211,9 @@ def main() -> int:
         print(f"  {outcome.name:44} {mark:6} {outcome.passed:5} passed{skipped}  {outcome.seconds:6.1f} s", flush=True)
 
     with concurrent.futures.ThreadPoolExecutor(max_workers=args.jobs) as pool:
-        for future in concurrent.futures.as_completed([pool.submit(run, p) for p in programs if not p.alone]):
+        for future in concurrent.futures.as_completed([pool.submit(run, p) for p in longest_first(programs, times)]):
             report(future.result())
-    for program in programs:
-        if program.alone:
-            report(run(program))
+    keep_seconds(outcomes, times)
 
     for outcome in outcomes:
         if outcome.output:
@@ -205,6 +221,8 @@ def main() -> int:
     for outcome in outcomes:
         for reason, count in outcome.skips.items():
             print(f"  skipped {count} of {outcome.name}: {reason}")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"  the tests took {time.monotonic() - start:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of processors")
     failed = sum(o.failed for o in outcomes)
     print(f"{sum(o.passed for o in outcomes)} passed, {failed} failed, {sum(o.skipped for o in outcomes)} skipped")
     return 1 if failed else 0
