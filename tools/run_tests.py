@@ -13,6 +13,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -109,7 +110,13 @@ def read_cases(report: Path) -> tuple[int, int, Counter]:
 
 
 def run(program: Program) -> Outcome:
-    """Runs one program. A crash, a time-out or a non-zero exit without a failed case is one failure."""
+    """Runs one program, with a folder of its own for its temporary files: the same test of another build may run beside it."""
+    with tempfile.TemporaryDirectory(prefix="quire-test-", ignore_cleanup_errors=True) as scratch:
+        return run_in(program, scratch)
+
+
+def run_in(program: Program, scratch: str) -> Outcome:
+    """A crash, a time-out or a non-zero exit without a failed case is one failure."""
     program.report.unlink(missing_ok=True)
     start = time.monotonic()
     outcome = Outcome(program.name)
@@ -117,7 +124,7 @@ def run(program: Program) -> Outcome:
         done = subprocess.run(
             program.command,
             cwd=program.directory,
-            env={**os.environ, **program.environment},
+            env={**os.environ, "TMPDIR": scratch, "TEST_TMPDIR": scratch, **program.environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
