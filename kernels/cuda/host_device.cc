@@ -167,6 +167,7 @@ class HostDevice final : public StreamDevice {
 
   void begin_capture() override {
     check(capturing_ == nullptr, "begin_capture while capturing");
+    ++calls_.captures;
     capturing_ = std::make_unique<HostGraph>();
     queue_.begin_capture(capturing_->calls);
   }

@@ -130,6 +130,7 @@ class CudaDevice final : public StreamDevice {
   }
 
   void begin_capture() override {
+    ++calls_.captures;
     check_cuda_call(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
   }
   std::unique_ptr<CapturedGraph> end_capture() override {

@@ -30,11 +30,12 @@ class StreamEvent {
 };
 
 // What holds up the host, or takes memory, since the device was opened: none of it belongs into a step whose tokens are
-// chosen on the device. Events that are waited for do not count: the host has nothing else to do there.
+// chosen on the device and whose shape has come before. Events that are waited for do not count: the host has nothing else to do there.
 struct DeviceCalls {
   int64_t allocations = 0;      // and buffers given back
   int64_t waits = 0;            // synchronize()
   int64_t pageable_copies = 0;  // to or from memory that is not allocate_pinned()'s
+  int64_t captures = 0;         // of graphs: each takes device memory, and time of the host
 };
 
 class StreamDevice : public Device {

@@ -75,7 +75,8 @@ class CudaRunner final : public QueueingRunner {
               {"sampled_on_host", num_on_host_},
               {"allocations", now.allocations - calls_at_start_.allocations},
               {"waits", now.waits - calls_at_start_.waits},
-              {"pageable_copies", now.pageable_copies - calls_at_start_.pageable_copies}});
+              {"pageable_copies", now.pageable_copies - calls_at_start_.pageable_copies},
+              {"captures", now.captures - calls_at_start_.captures}});
     log_line(LogLevel::kInfo, "step_graphs",
              {{"steps", num_steps_},
               {"queued_late", num_late_},

@@ -74,6 +74,34 @@ TEST_F(DeviceCallsOfSteps, StepsSampledOnTheDeviceTakeNoMemoryAndWaitForNothing)
   EXPECT_EQ(calls(log, "pageable_copies"), 0);
 }
 
+// A step's shape is captured when it comes for the second and the third time, one for each turn, and never again: a longer life of the same
+// steps makes no more of them. `requests` of different prompts, one after another, so that every life has the same steps in the same order.
+TEST_F(DeviceCallsOfSteps, AWarmedStepIsCapturedNoMore) {
+  config_.max_prefill_chunk_tokens = 16;
+  const auto log_of_life = [&](int requests, int32_t tokens) {
+    testing::internal::CaptureStderr();
+    {
+      Result<std::unique_ptr<Engine>> engine = Engine::open(config_);
+      EXPECT_TRUE(engine.has_value()) << engine.error().message;
+      for (int i = 0; engine && i < requests; ++i) {
+        SamplingParams sampling = drawn(1);
+        sampling.temperature = i % 2;  // 0: the likeliest
+        sampling.max_tokens = tokens;
+        submit(**engine, prompt_of(20, 1 + i), sampling)->wait();
+      }
+    }
+    return testing::internal::GetCapturedStderr();
+  };
+  const std::string life = log_of_life(4, 5), more_steps = log_of_life(4, 15),
+                    more_requests = log_of_life(6, 5);
+  EXPECT_GE(calls(life, "captures"), 4) << "of decode steps and of prompts, two turns each";
+  EXPECT_GT(calls(more_steps, "steps"), calls(life, "steps") + 30);
+  EXPECT_EQ(calls(more_steps, "captures"), calls(life, "captures")) << more_steps;
+  EXPECT_EQ(calls(more_requests, "captures"), calls(life, "captures")) << more_requests;
+  for (const std::string& log : {life, more_steps, more_requests})
+    EXPECT_EQ(calls(log, "captures"), number(log, "step_graphs", "captured")) << "no other place captures";
+}
+
 // Beams and typical_p are chosen on the host: such a step waits once for its logits, which come by pinned memory.
 TEST_F(DeviceCallsOfSteps, StepsSampledOnTheHostWaitOnceForTheirLogits) {
   std::vector<SamplingParams> asks = {greedy(12), greedy(12), drawn(3)};
