@@ -70,6 +70,8 @@ class Episode {
   int64_t num_ticks() const { return tick_; }
   int64_t num_steps() const { return core_->scheduler().counters().steps; }
   int64_t num_submitted() const { return submitted_; }
+  double now_s() const { return static_cast<double>(clock_.now_us()) * 1e-6; }
+  void fill_stats(EngineStats& stats) const { core_->fill_stats(stats); }
   void add_to(SimReport& report, Samples& samples) const;
 
   // Evicts what will be asked for last, for --eviction oracle. Requests must be those of the trace, in its

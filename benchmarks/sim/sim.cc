@@ -5,10 +5,14 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 
 #include <nlohmann/json.hpp>
 
 #include "benchmarks/sim/play.h"
+#include "benchmarks/sim/plot.h"
+#include "benchmarks/sim/timeline.h"
 #include "src/base/progress.h"
 
 namespace quire {
@@ -37,6 +41,64 @@ SimPercentiles percentiles(std::vector<float>& values) {
   return {at(0.5), at(0.9), at(0.99)};
 }
 
+Status write_file(const std::string& path, const std::string& text) {
+  std::ofstream file(path);
+  file << text;
+  file.flush();
+  if (!file) return error(Code::kUnavailable, fmt::format("plot: {} cannot be written", path));
+  return ok();
+}
+
+// One value of each moment over time; moments without one (NaN) are left out.
+PlotSeries over_time(std::string label, const Timeline& timeline, double (*value)(const SimMoment&)) {
+  PlotSeries series{std::move(label), {}};
+  for (const SimMoment& moment : timeline.moments()) {
+    const double y = value(moment);
+    if (!std::isnan(y)) series.points.emplace_back(moment.seconds / static_cast<double>(moment.looks), y);
+  }
+  return series;
+}
+
+double mean(double sum, const SimMoment& moment) {
+  return sum / static_cast<double>(moment.looks);
+}
+
+std::vector<PlotPanel> panels_of(const Timeline& timeline, const Samples& samples) {
+  const std::string seconds = "simulated seconds";
+  return {{.title = "Requests",
+           .x_label = seconds,
+           .y_label = "number",
+           .series = {over_time("sequences running", timeline,
+                                [](const SimMoment& m) { return mean(m.running, m); }),
+                      over_time("requests waiting", timeline,
+                                [](const SimMoment& m) { return mean(m.waiting, m); })}},
+          {.title = "Blocks of the device's cache",
+           .x_label = seconds,
+           .y_label = "share",
+           .y_max = 1,
+           .series = {over_time("held by requests", timeline,
+                                [](const SimMoment& m) { return mean(m.held_share, m); }),
+                      over_time("cached, held by nobody", timeline,
+                                [](const SimMoment& m) { return mean(m.cached_share, m); })}},
+          {.title = "Prompt tokens found cached",
+           .x_label = seconds,
+           .y_label = "share",
+           .y_max = 1,
+           .series = {over_time("of those looked for", timeline,
+                                [](const SimMoment& m) {
+                                  return m.asked_tokens > 0 ? static_cast<double>(m.found_tokens) /
+                                                                  static_cast<double>(m.asked_tokens)
+                                                            : NAN;
+                                })}},
+          {.title = "Latency of finished requests",
+           .x_label = "ms",
+           .y_label = "share that took no longer",
+           .log_x = true,
+           .y_max = 1,
+           .series = {cumulative_share("first token", samples.ttft_ms),
+                      cumulative_share("each later token", samples.tpot_ms)}}};
+}
+
 class Run {
  public:
   explicit Run(const SimOptions& options) : options_(options), start_(std::chrono::steady_clock::now()) {
@@ -54,8 +116,10 @@ class Run {
   std::optional<std::string> play_one(std::unique_ptr<Episode>& episode, int64_t max_steps) {
     Episode& e = *episode;  // stays where it is even if a check has failed in it
     e.set_slo(options_.slo_ttft_ms, options_.slo_tpot_ms);
+    timeline_.begin_episode();
     const std::optional<std::string> broken = play(episode, [&](const Episode& now) {
       if ((now.num_ticks() & 255) == 0) show(now);
+      if (!options_.plot.empty() && (now.num_ticks() & 63) == 0) look(now);
       return now.num_ticks() < max_steps && !spent(steps_loaded() + now.num_steps());
     });
     e.add_to(report_, samples_);
@@ -82,7 +146,7 @@ class Run {
   // Of a trace, whose end is that of its requests.
   void expect_requests(int64_t count) { progress_.emplace("simulating", count, "requests"); }
 
-  SimReport finish() {
+  Result<SimReport> finish() {
     progress_.reset();
     report_.steps_per_s = static_cast<double>(report_.steps) / std::max(1e-9, seconds_since(start_));
     const double asked = std::max<double>(1, static_cast<double>(samples_.prompt_tokens));
@@ -102,6 +166,7 @@ class Run {
     report_.goodput_per_s = static_cast<double>(samples_.within_slo) / seconds;
     report_.fairness_max_gap = samples_.fairness_max_gap;
     report_.dearest_request = samples_.dearest_request;
+    if (const Status drawn = draw(); !drawn) return drawn.error();
     return report_;
   }
 
@@ -116,7 +181,23 @@ class Run {
     if (done != shown_) progress_->advance(done - std::exchange(shown_, done));
   }
 
+  void look(const Episode& now) {
+    EngineStats stats;
+    now.fill_stats(stats);
+    timeline_.look(now.now_s(), stats);
+  }
+
+  Status draw() const {
+    if (options_.plot.empty()) return ok();
+    const std::string title = fmt::format(
+        "{}, seed {}: {} requests in {:.1f} simulated seconds",
+        options_.trace.empty() ? "random load" : std::filesystem::path(options_.trace).filename().string(),
+        report_.seed, report_.submitted, report_.simulated_s);
+    return write_file(options_.plot, to_svg(title, panels_of(timeline_, samples_)));
+  }
+
   SimOptions options_;
+  Timeline timeline_;  // filled if it is to be drawn
   std::optional<Progress> progress_;
   int64_t shown_ = 0;  // of progress_
   std::chrono::steady_clock::time_point start_;
@@ -180,6 +261,8 @@ nlohmann::ordered_json json_of(const SimPercentiles& p) {
 Result<SimReport> run_sim(const SimOptions& options) {
   const Result<SimSetup> setup = make_setup(options);
   if (!setup) return setup.error();
+  if (!options.plot.empty())  // told now, not after an hour's run
+    if (const Status writable = write_file(options.plot, ""); !writable) return writable.error();
   Run run(options);
   const Status played = !options.script.empty() ? run_script(options, run)
                         : options.trace.empty() ? run_random(options, *setup, run)

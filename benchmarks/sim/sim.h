@@ -43,6 +43,8 @@ struct SimOptions {
   std::string eviction = "auto";     // lru | pgdsf | oracle (Belady on leaves, traces only) | auto
   int32_t look_ahead = -1;  // requests of a tenant looked at for cached prefixes; 0 = first come; -1 = auto
 
+  std::string plot;  // an SVG file of how it went over time; "" = none
+
   double slo_ttft_ms = 1000, slo_tpot_ms = 50;  // a finished request within both counts as goodput
 };
 

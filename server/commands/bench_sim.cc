@@ -50,6 +50,8 @@ void add_flags(Flags& flags, SimOptions& sim, Choices& choices) {
   flags.add("slo-ttft-ms", sim.slo_ttft_ms,
             "a request counts as goodput with its first token within this, ms");
   flags.add("slo-tpot-ms", sim.slo_tpot_ms, "and each later one within this on average, ms");
+  flags.add("plot", sim.plot,
+            "SVG file for how it went: requests, blocks and hits over simulated time, and latencies");
   flags.add_choice("output", choices.output, {"text", "json"}, "form of the report");
 }
 
