@@ -253,6 +253,13 @@ TEST_F(Shim, MultipliesAsTheFragmentsOfThePtxManualSay) {
       EXPECT_EQ(d.v[m * 8 + n], sum) << m << ' ' << n;
     }
 }
+// The product has a bit more than fits beside its first: rounded by itself it would lose it, and the sum would be 0.
+TEST_F(Shim, RoundsAProductAndASumOnce) {
+  volatile float a = 0x1.001p0f, c = -0x1.002p0f;  // nothing to work out while compiling
+  EXPECT_EQ(fmaf(a, a, c), 0x1p-24f);
+  EXPECT_EQ(fmaf(a, -a, -c), -0x1p-24f);
+  EXPECT_EQ(fmaf(2.0f, 3.0f, a), 7.0f + 0x1p-12f);
+}
 TEST_F(Shim, LoadsAndTransposesMatricesOfEightByEight) {
   Buffer<uint16_t> m(256);
   Buffer<uint32_t> plain(128), transposed(128), moved(128);

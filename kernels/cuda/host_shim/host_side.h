@@ -63,6 +63,21 @@ inline int64_t max(int64_t a, int64_t b) {
   return a > b ? a : b;
 }
 
+// One instruction, as on a card, where the processor has it: g++ for any x86-64 calls a function instead, which took
+// a third of the time of tests that serve f32 models through the shim.
+#if defined(__x86_64__)
+inline const bool has_fma = __builtin_cpu_supports("fma") != 0;
+#endif
+inline float fmaf(float a, float b, float c) {
+#if defined(__x86_64__)
+  if (has_fma) [[likely]] {
+    asm("vfmadd231ss %2, %1, %0" : "+x"(c) : "x"(a), "x"(b));
+    return c;
+  }
+#endif
+  return std::fmaf(a, b, c);
+}
+
 // ---- 16-bit floats ----
 struct bf16 {
   uint16_t bits;
