@@ -3,16 +3,22 @@
 #include <algorithm>
 #include <utility>
 
+#include "src/base/check.h"
 #include "src/schedule/scheduler.h"
 
 namespace quire {
 
 std::shared_ptr<const BatchPlan> Scheduler::plan(int64_t now_us, Outcome& out) {
   bool retried = false;
+  // Each attempt but the last has somebody come in or give way (a few times each), a block or more of heads go, or a
+  // request fail.
+  int64_t attempts_left =
+      4096 + 16 * int64_t{limits_.max_sequences} + cache_.num_blocks() + static_cast<int64_t>(groups_.size());
   decodes_may_wait_ = false;
   give_up_overdue(now_us);
   while (num_in_flight() < kMaxStepsInFlight) {
     sweep();  // what an attempt deferred while nothing was submitted is room for the next
+    check(attempts_left-- > 0, "planning ends: nobody gives way and comes back for ever");
     const Attempt result = attempt(now_us);
     if (result == Attempt::kPlanned) return submit();
     if (result == Attempt::kAgain) continue;

@@ -148,10 +148,30 @@ std::optional<Scheduler::Victim> Scheduler::idle_in_slot(int64_t now_us) const {
   return {};
 }
 
-// One sequence, or one request's beams, which give way together: nobody is left to take the blocks from.
+namespace {
+
+// One sequence, or one request's beams, which can only run together.
+bool run_as_one(const Sequence& a, const Sequence& b) {
+  return &a == &b || (a.group->is_beam && a.group == b.group);
+}
+
+}  // namespace
+
+// Nobody is left to take the blocks from.
 bool Scheduler::is_alone(const Sequence& s) const {
-  const auto same = [&](const Sequence* r) { return r == &s || (s.group->is_beam && r->group == s.group); };
-  return std::all_of(running_.begin(), running_.end(), same);
+  return std::ranges::all_of(running_, [&](const Sequence* r) { return run_as_one(*r, s); });
+}
+
+// Nobody else would have what it gives: those that run beside it are paused, and of those outside it is the first to
+// come in. It would come back to where it was, and give way again.
+bool Scheduler::gives_way_to_itself(const Sequence& victim, const Sequence& blocked) const {
+  if (!run_as_one(victim, blocked)) return false;
+  const auto takes_none = [&](const Sequence* r) { return r->group->paused || run_as_one(*r, victim); };
+  if (!std::ranges::all_of(running_, takes_none)) return false;
+  const Sequence* back = first_preempted();
+  if (back != nullptr && !run_as_one(*back, victim) && runs_before(*back, victim)) return false;
+  const SequenceGroup* next = next_waiting();
+  return next == nullptr || victim.group->rank() <= next->rank();
 }
 
 bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
@@ -166,6 +186,7 @@ bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
     end_group(*blocked->group, FinishReason::kFailed, cannot_run_alone(), now_us, out);
     return true;
   }
+  if (gives_way_to_itself(*victim->sequence, *blocked)) return false;
   preempt(together_with(*victim->sequence), victim->offer, now_us);
   reserve_ratio_ = std::min(1.0, reserve_ratio_ + limits_.reserve.rise);
   return true;
