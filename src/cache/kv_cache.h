@@ -74,9 +74,11 @@ class KvCache {
   // (src/policy/README.md, Publishing), only after the step that wrote them is committed. Publish full blocks
   // as they fill (num_tokens rounded down to whole blocks) and the partial tail only at the end: a published tail is copied by the next append. Costs O(log
   // n) per block not yet published, not per token. Where the same tokens are cached already the table adopts
-  // that block; the duplicate it held goes to `deferred` [6].
+  // that block; the duplicate it held goes to `deferred` [6]. So do those of `forks` that hold the duplicate of a
+  // full block in the same place: else it would stay, and they would have blocks of the tree behind others that are not.
   void publish(NamespaceId ns, std::span<const TokenId> tokens, BlockTable& table, int32_t num_tokens,
-               const Retention& retention, int64_t now_us, std::vector<BlockId>& deferred);
+               const Retention& retention, int64_t now_us, std::vector<BlockId>& deferred,
+               std::span<BlockTable* const> forks = {});
 
   // ---- tables ----
   BlockTable fork(const BlockTable& table);  // shares every block, the partial tail too
@@ -236,6 +238,7 @@ class KvCache {
   TreeNode last_published(const Publication& p, int32_t& next_block) const;
   TreeNode publish_block(const Publication& p, TreeNode parent, int32_t index);
   void adopt(const Publication& p, int32_t index, BlockId other);
+  void replace(BlockTable& table, int32_t index, BlockId other, std::vector<BlockId>& deferred);
   void supersede(BlockId leaf);
 
   std::optional<std::string> audit_holders(std::span<const BlockTable* const> tables,

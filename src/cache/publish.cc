@@ -15,6 +15,7 @@ struct KvCache::Publication {
   Retention retention;
   int64_t now_us;
   std::vector<BlockId>* deferred;
+  std::span<BlockTable* const> forks;
 
   std::span<const TokenId> of_block(int32_t index, int32_t block_tokens) const {
     const std::span<const TokenId> rest = tokens.subspan(static_cast<size_t>(index) * block_tokens);
@@ -23,12 +24,13 @@ struct KvCache::Publication {
 };
 
 void KvCache::publish(NamespaceId ns, std::span<const TokenId> tokens, BlockTable& table, int32_t num_tokens,
-                      const Retention& retention, int64_t now_us, std::vector<BlockId>& deferred) {
+                      const Retention& retention, int64_t now_us, std::vector<BlockId>& deferred,
+                      std::span<BlockTable* const> forks) {
   check(num_tokens >= 0 && num_tokens <= table.length_, "no more is published than the table holds");
   check(num_tokens <= static_cast<int32_t>(tokens.size()), "published slots have their tokens");
   check(!is_extended_in_open_step(table), "a table that the open step extended is not published");
   check(namespaces_.in_use(ns), "a namespace is open while it is used");
-  const Publication p{ns, tokens.first(num_tokens), &table, retention, now_us, &deferred};
+  const Publication p{ns, tokens.first(num_tokens), &table, retention, now_us, &deferred, forks};
   int32_t next_block = 0;
   TreeNode at = last_published(p, next_block);
   for (; next_block < blocks_for(num_tokens); ++next_block) at = publish_block(p, at, next_block);
@@ -71,16 +73,26 @@ TreeNode KvCache::publish_block(const Publication& p, TreeNode parent, int32_t i
   return node_of(own);
 }
 
-// The cached block holds these tokens, perhaps more: the table takes it in place of its own.
+// The cached block holds these tokens, perhaps more: the table takes it in place of its own. Of a block that is not full
+// forks may use more slots than are published.
 void KvCache::adopt(const Publication& p, int32_t index, BlockId other) {
-  BlockId& entry = p.table->blocks_[index];
-  retain(other);
+  const BlockId own = p.table->blocks_[index];
+  replace(*p.table, index, other, *p.deferred);
   index_.strengthen(other, p.retention, p.now_us);
-  pool_.holder_to_reader(entry);
-  p.deferred->push_back(entry);
-  entry = other;
-  p.table->changed_from(index);
   ++counters_.duplicates_merged;
+  if (p.of_block(index, block_tokens_).size() < static_cast<size_t>(block_tokens_)) return;
+  for (BlockTable* fork : p.forks)
+    if (index < fork->num_blocks() && fork->blocks_[index] == own) replace(*fork, index, other, *p.deferred);
+}
+
+void KvCache::replace(BlockTable& table, int32_t index, BlockId other, std::vector<BlockId>& deferred) {
+  check(!is_extended_in_open_step(table), "a table that the open step extended changes no block");
+  BlockId& entry = table.blocks_[index];
+  retain(other);
+  pool_.holder_to_reader(entry);
+  deferred.push_back(entry);
+  entry = other;
+  table.changed_from(index);
 }
 
 // A partial block whose tokens all stand at the start of what takes its place is found no more.

@@ -125,8 +125,12 @@ void Scheduler::publish(Sequence& sequence, int32_t num_tokens, int64_t now_us) 
   num_tokens = publishable(sequence, num_tokens);
   if (num_tokens <= sequence.num_published) return;
   const Retention retention = retention_of(sequence, now_us);
+  forks_.clear();
+  if (sequence.num_published < sequence.num_prompt_tokens)  // they share no more than that
+    for (const auto& s : sequence.group->sequences)
+      if (s.get() != &sequence) forks_.push_back(&s->table);
   cache_.publish(sequence.group->ns, sequence.tokens, sequence.table, num_tokens, retention, now_us,
-                 deferred_now());
+                 deferred_now(), forks_);
   sequence.num_published = num_tokens;
 }
 

@@ -357,6 +357,7 @@ class Scheduler {
   std::vector<SubmittedStep> spare_;    // committed plans, kept for their capacity
   std::vector<SequenceId> leaves_;      // sampler states to forget with the next plan
   std::vector<BlockId> idle_deferred_;  // deferred while nothing was submitted; given back by sweep
+  std::vector<BlockTable*> forks_;      // while publishing: of the sequence's siblings
   std::vector<PlannedWork> draft_;
   std::vector<std::vector<BlockId>> draft_cuts_;  // of the draft: what lists had before their cut
   BlockTable sibling_prefix_;                     // while planning: for the sequence below, should it come in

@@ -210,6 +210,42 @@ TEST_F(KvCacheTest, TheSecondOfTwoEqualPromptsFreesItsDuplicate) {
   release(b);
 }
 
+// They were forked before the prompt was known to be cached. One has let go of its first block meanwhile, as windows
+// do: what stands in the duplicate's place is another.
+TEST_F(KvCacheTest, ForksChangeOverToTheCachedBlocksWithTheirSource) {
+  cache_prompt(iota(32));
+  BlockTable a;
+  ASSERT_TRUE(extend(a, 40));
+  BlockTable b = cache->fork(a), slid = cache->fork(a);
+  cache->drop_blocks(slid, 0, 1, deferred);
+  const std::vector<BlockId> slid_blocks = slid.blocks();
+  cache->publish(ns, iota(40), a, 32, {}, now, deferred, std::vector<BlockTable*>{&b, &slid});
+  EXPECT_EQ(a.blocks(), b.blocks());
+  EXPECT_EQ(slid.blocks(), slid_blocks);
+  EXPECT_EQ(cache->counters().duplicates_merged, 2);
+  audit({&a, &b, &slid});
+  settle();
+  EXPECT_EQ(cache->num_held(), 4) << "of the duplicates only the one that is left to the list that slid";
+  release(slid);
+  EXPECT_EQ(cache->num_held(), 3);
+  release(a);
+  release(b);
+}
+
+TEST_F(KvCacheTest, AForkKeepsATailOfWhichItUsesMoreThanIsPublished) {
+  cache_prompt(iota(18));
+  BlockTable a;
+  ASSERT_TRUE(extend(a, 20));
+  BlockTable b = cache->fork(a);
+  cache->publish(ns, iota(18), a, 18, {}, now, deferred, std::vector<BlockTable*>{&b});
+  EXPECT_EQ(a.blocks()[0], b.blocks()[0]);
+  EXPECT_NE(a.blocks()[1], b.blocks()[1]) << "the cached one has 2 tokens, the fork's 4";
+  release(a);  // a tail is published at the end
+  audit({&b});
+  settle();
+  release(b);
+}
+
 TEST_F(KvCacheTest, APartialTailIsSupersededByALongerOne) {
   cache_prompt(iota(20));
   EXPECT_EQ(cache->num_cached(), 2);

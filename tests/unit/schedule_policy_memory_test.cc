@@ -50,8 +50,8 @@ TEST(PolicyMemoryOfRequests, WhoFindsNoRoomWaitsUntilAnotherIsGone) {
   EXPECT_EQ(h.core().scheduler().policy_memory().used(), 0);
 }
 
-// What the prompt shares with one that is cached is another's block for the first sample only: the others hold their own. So
-// there is no room for all cuts at once where there is for each after the other.
+// What the prompt shares with one that is cached is another's block for all samples once it has run. Where that were so for the
+// first alone the others would hold their own, and there would be no room for all cuts at once.
 TEST(PolicyMemoryOfRequests, SamplesCutTheirPromptOneAfterTheOtherWhereRoomIsTight) {
   for (int32_t num_blocks = 12; num_blocks <= 30; ++num_blocks) {
     for (const int32_t shared : {0, 7, 16, 24, 30}) {
