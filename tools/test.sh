@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # ./quire test [--label NAME]: set up, build, run every test this machine can run; the last line is "N passed, N failed, N skipped".
-# Labels: unit property golden kernel sim server e2e fuzz install sanitize. QUIRE_CUDA=off leaves the CUDA build and its tests out.
+# Labels: unit property golden kernel sim server e2e fuzz install sanitize gpu. QUIRE_CUDA=off leaves the CUDA build and its tests out.
 set -euo pipefail
 export QUIRE_CUDA=${QUIRE_CUDA:-on}
 # shellcheck disable=SC1091
@@ -15,6 +15,14 @@ while [ $# -gt 0 ]; do
     *) die "unknown option '$1' of test; --label NAME is the only one" ;;
   esac
 done
+labels="unit property golden kernel sim server e2e fuzz install sanitize gpu"
+is_label() {
+  local known
+  for known in $labels; do [ "$label" != "$known" ] || return 0; done
+  return 1
+}
+# Said before anything is installed or built.
+[ -z "$label" ] || is_label || die "no test has the label '$label'; labels are: $labels"
 wants() { [ -z "$label" ] || [ "$label" = "$1" ]; }
 
 say "quire: setting up"

@@ -73,3 +73,10 @@ def test_every_label_has_tests(label):
     cmake = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.cmake"))
     suites = [path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")]
     assert f"LABEL {label} " in cmake or label in suites or (label == "fuzz" and "quire_fuzz(" in cmake)
+
+
+@pytest.mark.parametrize("label", ["units", "uni", "unit property"])
+def test_a_label_that_no_test_has_is_refused_before_anything_is_built(label):
+    done = subprocess.run(["./quire", "test", "--label", label], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"quire: no test has the label '{label}'; labels are: unit property ") and len(done.stderr.splitlines()) == 1
