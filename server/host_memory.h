@@ -23,7 +23,7 @@
 
 namespace quire::server {
 
-// What the process holds and would not give back, bytes.
+// What the process holds and would not give back, bytes: a file that it maps from a tmpfs is memory too.
 int64_t own_resident_bytes();
 // The least of the machine's memory and the limits of the cgroups that this process is in (v1 and v2). root: of the files that say so.
 int64_t allowed_host_bytes(const std::string& root = "");
