@@ -4,10 +4,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "src/base/ids.h"
+#include "src/execute/fake_hash.h"
 #include "src/sample/sample_types.h"
 
 namespace quire {
@@ -31,6 +33,21 @@ struct FakeSequence {
   std::shared_ptr<const SamplingParams> sampling;
   std::vector<TokenId> eos;
 
+  void push(TokenId token) {
+    const uint64_t before = chain.empty() ? 0 : chain.back();
+    const bool unknown = before == fake::kUnknownChain && !chain.empty();
+    chain.push_back(unknown ? fake::kUnknownChain : fake::chain_after(before, token));
+    tokens.push_back(token);
+  }
+  void append(std::span<const TokenId> more) {
+    uint64_t last = chain.empty() ? 0 : chain.back();
+    const bool unknown = !chain.empty() && last == fake::kUnknownChain;
+    const size_t before = chain.size();
+    tokens.insert(tokens.end(), more.begin(), more.end());
+    chain.resize(before + more.size(), fake::kUnknownChain);
+    if (unknown) return;
+    for (size_t i = 0; i < more.size(); ++i) chain[before + i] = last = fake::chain_after(last, more[i]);
+  }
   // Slots of seen[block].
   int32_t num_seen_slots(size_t block, int32_t block_tokens) const {
     return block + 1 < seen.size() ? block_tokens : num_seen_in_last;
