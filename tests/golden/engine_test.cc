@@ -1,6 +1,6 @@
 // The whole engine on the demo model: Engine::open, requests through the queue, events out of the delivery
 // thread. What its requests may ask for beside greedy tokens (engine_goldens_test.cc): samples that share a
-// prompt, beams, prompt logprobs, cancelling, text.
+// prompt, beams, prompt logprobs, cancelling, text. QUIRE_TEST_DEVICE: cpu, or cuda-host for the CUDA kernels.
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -21,7 +21,7 @@ class DemoEngine : public ::testing::Test {
       GTEST_SKIP() << "no goldens: " << path << " is not there (set QUIRE_SHARED)";
     cases_ = read_cases(path);
     config_.model_dir = root_dir() + "/models/demo";
-    config_.device = "cpu";
+    config_.device = env_or("QUIRE_TEST_DEVICE", "cpu");
     config_.max_sequences = 32;
     config_.max_step_tokens = 512;
     config_.check_invariants = true;
@@ -112,7 +112,6 @@ TEST_F(DemoEngine, PromptLogprobsComeWithTheFirstEventAndMatchChunking) {
 TEST_F(DemoEngine, PoliciesThatChooseByScoresGoOnAfterASwapAsIfTheyHadStayed) {
   const Result<ModelSpec> spec = read_model_config(config_.model_dir);
   ASSERT_TRUE(spec.has_value()) << spec.error().message;
-  config_.device = env_or("QUIRE_TEST_DEVICE", "cpu");
   config_.dtype = "f32";
   config_.max_context_tokens = 256;
   config_.block_tokens = 8;

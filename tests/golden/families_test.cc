@@ -28,6 +28,9 @@ class Families : public testing::TestWithParam<std::tuple<std::string, BackEnd>>
 #ifndef QUIRE_GOLDEN_CPU
     if (std::get<1>(GetParam()) == BackEnd::kCpu) GTEST_SKIP() << "built without the CPU kernels";
 #endif
+#ifndef QUIRE_GOLDEN_CUDA_HOST
+    if (std::get<1>(GetParam()) == BackEnd::kCudaHost) GTEST_SKIP() << "built without the CUDA kernels";
+#endif
     const std::string dir = family_dir(std::get<0>(GetParam()));
     std::ifstream file(dir + "/golden.json");
     ASSERT_TRUE(file) << dir;
@@ -74,11 +77,11 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Combine(testing::Values("llama-mha-untied", "llama-mqa-bias", "mistral-window",
                                      "mistral-headdim", "qwen2", "qwen2-window", "qwen3", "rope-linear",
                                      "rope-dynamic", "rope-yarn", "rope-yarn-mscale", "rope-llama3"),
-                     testing::Values(BackEnd::kReference, BackEnd::kCpu)),
+                     testing::Values(BackEnd::kReference, BackEnd::kCpu, BackEnd::kCudaHost)),
     [](const auto& info) {
       std::string name = std::get<0>(info.param);
       for (char& c : name) c = c == '-' ? '_' : c;
-      return name + (std::get<1>(info.param) == BackEnd::kReference ? "_reference" : "_cpu");
+      return name + "_" + name_of(std::get<1>(info.param));
     });
 
 }  // namespace

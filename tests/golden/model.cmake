@@ -5,8 +5,12 @@ if(TARGET quire_model AND TARGET quire_kernels_reference)
     list(APPEND golden_libs quire_kernels_cpu)
     set(golden_definitions QUIRE_GOLDEN_CPU)
   endif()
+  if(TARGET quire_kernels_cuda)
+    list(APPEND golden_libs quire_kernels_cuda)
+    list(APPEND golden_definitions QUIRE_GOLDEN_CUDA_HOST)
+  endif()
   foreach(name families shared_goldens)
-    quire_test(golden_${name} LABEL golden SOURCES ${QUIRE_TEST_DIR}/${name}_test.cc ${QUIRE_TEST_DIR}/model_runner.cc
+    quire_test(golden_${name} LABEL golden TIMEOUT 600 SOURCES ${QUIRE_TEST_DIR}/${name}_test.cc ${QUIRE_TEST_DIR}/model_runner.cc
       LIBS ${golden_libs})
     target_compile_definitions(golden_${name} PRIVATE ${golden_definitions})
   endforeach()

@@ -12,7 +12,11 @@
 
 namespace quire::golden {
 
-enum class BackEnd { kReference, kCpu };
+enum class BackEnd { kReference, kCpu, kCudaHost };  // the last: the CUDA kernels on the host shim
+
+inline const char* name_of(BackEnd back_end) {
+  return back_end == BackEnd::kReference ? "reference" : back_end == BackEnd::kCpu ? "cpu" : "cuda_host";
+}
 
 struct RunnerOptions {
   BackEnd back_end = BackEnd::kReference;
