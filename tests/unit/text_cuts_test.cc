@@ -85,7 +85,7 @@ void expect_exact_limit(const Tokenizer& tokenizer, const std::string& text,
 
 // Special tokens are found in the texts of one half of the vocabularies and guarded in the other's.
 void expect_shared_parts_give_the_whole(const std::string& name, bool use_model) {
-  const auto in_parts = open_shared(name, use_model);
+  const Tokenizer* const in_parts = open_shared(name, use_model);
   ASSERT_NE(in_parts, nullptr);
   const auto whole = open_shared_unparted(name, use_model, in_parts->vocab_size());
   ASSERT_NE(whole, nullptr);

@@ -104,7 +104,7 @@ TEST(Detokenizer, RandomIdsOfEveryVocabularyGiveTheWholeDecoding) {
   uint64_t seed = 100;
   for (const std::string& name : shared_names()) {
     SCOPED_TRACE(name);
-    const std::unique_ptr<Tokenizer> tokenizer = open_shared(name);
+    const Tokenizer* const tokenizer = open_shared(name);
     ASSERT_NE(tokenizer, nullptr);
     expect_random_ids_agree(*tokenizer, ++seed);
     for (const auto& pair :

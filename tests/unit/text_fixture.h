@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <sstream>
 #include <string>
@@ -77,15 +78,19 @@ inline void copy_shared(const std::string& name, const std::string& to, bool use
   }
 }
 
-inline std::unique_ptr<Tokenizer> open_shared(const std::string& name, bool use_model = false) {
+// Opened once and kept: nothing changes a tokenizer, and reading megabytes of JSON takes longer than most tests.
+inline const Tokenizer* open_shared(const std::string& name, bool use_model = false) {
+  static std::map<std::pair<std::string, bool>, std::unique_ptr<Tokenizer>> kept;
+  std::unique_ptr<Tokenizer>& tokenizer = kept[{name, use_model}];
+  if (tokenizer != nullptr) return tokenizer.get();
   TempDir dir;
   copy_shared(name, dir.path(), use_model);
-  Result<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::open(dir.path());
-  if (!tokenizer) {
-    ADD_FAILURE() << name << ": " << tokenizer.error().message;
-    return nullptr;
-  }
-  return std::move(*tokenizer);
+  Result<std::unique_ptr<Tokenizer>> opened = Tokenizer::open(dir.path());
+  if (opened)
+    tokenizer = std::move(*opened);
+  else
+    ADD_FAILURE() << name << ": " << opened.error().message;
+  return tokenizer.get();
 }
 
 inline std::unique_ptr<Tokenizer> open_demo() {

@@ -10,7 +10,7 @@ namespace {
 using Json = nlohmann::json;
 
 void expect_all_pairs(const std::string& name, bool use_model) {
-  const std::unique_ptr<Tokenizer> tokenizer = open_shared(name, use_model);
+  const Tokenizer* const tokenizer = open_shared(name, use_model);
   ASSERT_NE(tokenizer, nullptr);
   const Json pairs = Json::parse(read_file(shared_dir() + "/tokenizers/" + name + "/tests.json"));
   ASSERT_FALSE(pairs.empty());
@@ -24,7 +24,7 @@ void expect_all_pairs(const std::string& name, bool use_model) {
 
 // The limit is exact, and what is within it is not changed by it.
 void expect_exact_limits(const std::string& name, bool use_model) {
-  const std::unique_ptr<Tokenizer> tokenizer = open_shared(name, use_model);
+  const Tokenizer* const tokenizer = open_shared(name, use_model);
   ASSERT_NE(tokenizer, nullptr);
   for (const Json& pair : Json::parse(read_file(shared_dir() + "/tokenizers/" + name + "/tests.json"))) {
     const auto text = pair["text"].get<std::string>();
@@ -58,7 +58,7 @@ TEST_P(SharedTokenizer, RefusesWhatIsOneIdTooLong) {
 }
 
 TEST_P(SharedTokenizer, TellsAFarTooLongTextByItsBytes) {
-  const std::unique_ptr<Tokenizer> tokenizer = open_shared(GetParam());
+  const Tokenizer* const tokenizer = open_shared(GetParam());
   ASSERT_NE(tokenizer, nullptr);
   expect_told_by_bytes(*tokenizer, GetParam());
 }
@@ -66,7 +66,7 @@ TEST_P(SharedTokenizer, TellsAFarTooLongTextByItsBytes) {
 // Normalisers change some texts (NFC, and a leading space where the encoding strips one), so equal ids are
 // what decoding promises.
 TEST_P(SharedTokenizer, DecodedTextEncodesToTheSameIds) {
-  const std::unique_ptr<Tokenizer> tokenizer = open_shared(GetParam());
+  const Tokenizer* const tokenizer = open_shared(GetParam());
   ASSERT_NE(tokenizer, nullptr);
   for (const Json& pair :
        Json::parse(read_file(shared_dir() + "/tokenizers/" + GetParam() + "/tests.json"))) {
@@ -81,7 +81,7 @@ TEST_P(SharedTokenizer, DecodedTextEncodesToTheSameIds) {
 }
 
 TEST_P(SharedTokenizer, GuardedTextHasNoSpecialTokens) {
-  const std::unique_ptr<Tokenizer> tokenizer = open_shared(GetParam());
+  const Tokenizer* const tokenizer = open_shared(GetParam());
   ASSERT_NE(tokenizer, nullptr);
   for (int32_t id = 0; id < tokenizer->vocab_size(); ++id) {
     const TokenBytes token = tokenizer->token_bytes(id);
@@ -111,7 +111,7 @@ TEST(SentencePiece, RefusesWhatIsTooLong) {
 // The samples were encoded part by part between control tokens, each with its own space mark.
 TEST(SentencePiece, EncodesWholeChatsWithControlTokens) {
   if (!has_shared()) GTEST_SKIP() << "no " << shared_dir() << "/tokenizers (set QUIRE_SHARED)";
-  const std::unique_ptr<Tokenizer> tokenizer = open_shared("mistral-v3");
+  const Tokenizer* const tokenizer = open_shared("mistral-v3");
   ASSERT_NE(tokenizer, nullptr);
   const Json samples = Json::parse(read_file(shared_dir() + "/tokenizers/mistral-v3/chat_samples.json"));
   const std::string mark = "\u2581";
@@ -134,7 +134,7 @@ TEST(SentencePiece, EncodesWholeChatsWithControlTokens) {
 TEST(Tokenizer, AddsSpecialTokensOnlyWhenAsked) {
   if (!has_shared()) GTEST_SKIP() << "no " << shared_dir() << "/tokenizers (set QUIRE_SHARED)";
   for (const bool use_model : {false, true}) {
-    const std::unique_ptr<Tokenizer> tokenizer = open_shared("llama2", use_model);
+    const Tokenizer* const tokenizer = open_shared("llama2", use_model);
     ASSERT_NE(tokenizer, nullptr);
     EXPECT_EQ(*tokenizer->encode("Hello", true, true), (std::vector<int32_t>{1, 15043}));
     EXPECT_EQ(*tokenizer->encode("Hello", false, true), (std::vector<int32_t>{15043}));
