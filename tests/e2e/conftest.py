@@ -112,7 +112,4 @@ def client(server: Server):
 @pytest.fixture(scope="session")
 def recall_goldens() -> dict:
     """Greedy tokens of the demo model, computed in float64 by an independent implementation."""
-    path = Path(os.environ.get("QUIRE_SHARED", ROOT.parent / "shared")) / "goldens" / "recall-9M.json"
-    if not path.exists():
-        pytest.skip(f"no goldens at {path}; set QUIRE_SHARED")
-    return json.loads(path.read_text())
+    return json.loads((ROOT / "tests" / "golden" / "demo" / "recall-9M.json").read_text())

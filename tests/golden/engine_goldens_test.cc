@@ -11,7 +11,7 @@
 
 #include "src/engine/threaded_engine.h"
 #include "src/model/config.h"
-#include "tests/golden/engine_rig.h"
+#include "tests/golden/stored_goldens.h"
 
 namespace quire::golden {
 namespace {
@@ -21,11 +21,11 @@ constexpr size_t kShimTokens = 16;
 class EngineGoldens : public testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
-    const std::string path = shared_data() + "/goldens/" + GetParam() + ".json";
+    const std::string path = goldens_of(GetParam());
     if (!std::filesystem::exists(path))
       GTEST_SKIP() << "no goldens: " << path << " is not there (set QUIRE_SHARED)";
     cases_ = read_cases(path);
-    config_.model_dir = shared_data() + "/models/" + GetParam();
+    config_.model_dir = directory_of(GetParam());
     config_.device = env_or("QUIRE_TEST_DEVICE", "cpu");
     config_.dtype = "f32";
     config_.kv_cache_bytes = 64 << 20;

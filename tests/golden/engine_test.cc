@@ -3,12 +3,11 @@
 // prompt, beams, prompt logprobs, cancelling, text. QUIRE_TEST_DEVICE: cpu, or cuda-host for the CUDA kernels.
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
 #include <future>
 
 #include "src/engine/threaded_engine.h"
 #include "src/model/config.h"
-#include "tests/golden/engine_rig.h"
+#include "tests/golden/stored_goldens.h"
 
 namespace quire::golden {
 namespace {
@@ -16,10 +15,7 @@ namespace {
 class DemoEngine : public ::testing::Test {
  protected:
   void SetUp() override {
-    const std::string path = shared_data() + "/goldens/recall-9M.json";
-    if (!std::filesystem::exists(path))
-      GTEST_SKIP() << "no goldens: " << path << " is not there (set QUIRE_SHARED)";
-    cases_ = read_cases(path);
+    cases_ = read_cases(goldens_of(kDemoModel));
     config_.model_dir = root_dir() + "/models/demo";
     config_.device = env_or("QUIRE_TEST_DEVICE", "cpu");
     config_.max_sequences = 32;
