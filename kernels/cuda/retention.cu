@@ -47,9 +47,6 @@ __device__ inline int block_sum_before(int x, Shared<int32_t> partial) {
 __device__ inline uint64_t key_of(float score, int position) {
   return uint64_t{f32_to_bits(score)} << 32 | static_cast<uint32_t>(position);
 }
-__device__ inline uint64_t lower(uint64_t a, uint64_t b) {
-  return a < b ? a : b;
-}
 
 struct List {
   const RetentionScoresParams& a;
