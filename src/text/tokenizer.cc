@@ -9,6 +9,8 @@
 namespace quire {
 namespace {
 
+constexpr size_t kPartBytes = 64 << 10;  // takes some 8 MB to read
+
 Result<quire_tokenizer*> open_json(const std::string& path) {
   Result<std::string> json = read_text_file(path, kMaxModelTextBytes);
   if (!json) return json.error();
@@ -84,7 +86,8 @@ Result<std::vector<int32_t>> Tokenizer::run_encode(std::string_view text, uint32
                                                    size_t max_ids) const {
   quire_ids ids{};
   quire_text error{};
-  const int code = quire_tokenizer_encode(handle_, text.data(), text.size(), flags, max_ids, &ids, &error);
+  const int code =
+      quire_tokenizer_encode(handle_, text.data(), text.size(), flags, max_ids, kPartBytes, &ids, &error);
   if (code != 0) return ffi_error(code, error);
   std::vector<int32_t> result(ids.data, ids.data + ids.count);
   quire_ids_free(ids);

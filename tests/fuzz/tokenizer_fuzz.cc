@@ -1,7 +1,8 @@
 // Contents of a tokenizer.json, or of a tokenizer.model with its tokenizer_config.json: they open or are refused with a message, and
-// what opens can encode. Input: 'j' and JSON, or 's', the configuration, NUL and the model.
+// what opens can encode, a text in parts as the whole. Input: 'j' and JSON, or 's', the configuration, NUL and the model.
 #include "src/base/check.h"
 #include "src/text/ffi/quire_text_ffi.h"
+#include "tests/fuzz/encode.h"
 #include "tests/fuzz/fuzz_target.h"
 
 namespace quire::fuzz {
@@ -10,22 +11,22 @@ const char* const kCorpus = "tokenizer";
 
 namespace {
 
-void encode(const quire_tokenizer* tokenizer, std::string_view text, uint32_t flags, size_t max_ids) {
-  quire_ids ids{};
-  quire_text error{};
-  if (quire_tokenizer_encode(tokenizer, text.data(), text.size(), flags, max_ids, &ids, &error) != 0)
-    return quire_text_free(error);
-  check(ids.count <= max_ids, "a text of more ids than asked for is refused");
-  for (size_t i = 0; i < ids.count; ++i) quire_tokenizer_token(tokenizer, ids.data[i]);
-  quire_ids_free(ids);
+void encode_both_ways(const quire_tokenizer* tokenizer, std::string_view text, uint32_t flags,
+                      size_t max_ids) {
+  const auto ids = encode(tokenizer, text, {.flags = flags, .max_ids = max_ids});
+  check(!ids || ids->size() <= max_ids, "a text of more ids than asked for is refused");
+  check(ids == encode(tokenizer, text, {.flags = flags, .max_ids = max_ids, .part_bytes = 1}),
+        "parts give the ids of the whole");
+  if (ids)
+    for (const int32_t id : *ids) quire_tokenizer_token(tokenizer, id);
 }
 
 void use(quire_tokenizer* tokenizer) {
   const int32_t num_ids = quire_tokenizer_num_ids(tokenizer);
   check(num_ids > 0, "a tokenizer that opens has ids");
-  for (const std::string_view text : {"Hello <s> world\n", "", "\u00e9\u2581 12345"})
+  for (const std::string_view text : {"Hello <s> world a b\n", "", "\u00e9\u2581 12345"})
     for (const uint32_t flags : {0u, 3u, 4u})
-      for (const size_t max_ids : {size_t{4}, SIZE_MAX}) encode(tokenizer, text, flags, max_ids);
+      for (const size_t max_ids : {size_t{4}, SIZE_MAX}) encode_both_ways(tokenizer, text, flags, max_ids);
   quire_tokenizer_token(tokenizer, num_ids);
   quire_tokenizer_token(tokenizer, -1);
 }

@@ -43,14 +43,17 @@ enum {
   QUIRE_SPECIAL_AS_TEXT = 2, /* special tokens in the text are plain text */
   QUIRE_GUARDED = 4          /* the text has parts that went through quire_tokenizer_guard */
 };
-/* A text of more than max_ids ids is code 11 (out of range), given as soon as that is certain: often from its bytes alone. */
+/* A text of more than max_ids ids is code 11 (out of range), given as soon as that is certain: often from its bytes alone.
+ * Where quire_tokenizer_reads_in_parts, the text is read in parts of part_bytes, or more where no place to cut comes; the ids are those
+ * of the whole whatever that is. */
 int quire_tokenizer_encode(const quire_tokenizer* tokenizer, const char* text, size_t text_bytes,
-                           uint32_t flags, size_t max_ids, quire_ids* ids, quire_text* error);
+                           uint32_t flags, size_t max_ids, size_t part_bytes, quire_ids* ids,
+                           quire_text* error);
 /* The text with its special tokens broken by a mark that encode with QUIRE_GUARDED takes out again. */
 int quire_tokenizer_guard(const quire_tokenizer* tokenizer, const char* text, size_t text_bytes,
                           quire_text* guarded, quire_text* error);
 
-/* 1 where a long text is read in parts, so that reading it takes little memory; 0 where it takes some 120 bytes for each byte of text. */
+/* 1 where a text may be read in parts: encoding takes some 120 bytes of memory for each byte that is read at once. */
 uint8_t quire_tokenizer_reads_in_parts(const quire_tokenizer* tokenizer);
 /* Highest id + 1. */
 int32_t quire_tokenizer_num_ids(const quire_tokenizer* tokenizer);

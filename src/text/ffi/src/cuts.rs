@@ -18,9 +18,6 @@ const SPACE_MARK: char = '\u{2581}';
 /// How byte-level tokenizers spell a space.
 const SPACE_BYTE: char = '\u{120}';
 
-/// Takes some 8 MB to read.
-pub const PART_BYTES: usize = 64 << 10;
-
 /// What the published families split by: GPT-2's pattern is ByteLevel's own.
 const WORD_PATTERNS: [&str; 2] = [
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",

@@ -160,6 +160,7 @@ pub unsafe extern "C" fn quire_tokenizer_encode(
     text_bytes: usize,
     flags: u32,
     max_ids: usize,
+    part_bytes: usize,
     ids: *mut Ids,
     error: *mut Text,
 ) -> i32 {
@@ -168,6 +169,7 @@ pub unsafe extern "C" fn quire_tokenizer_encode(
         special_as_text: flags & SPECIAL_AS_TEXT != 0,
         guarded: flags & GUARDED != 0,
         max_ids,
+        part_bytes,
     };
     let work = || (*tokenizer).encode(take_str(text, text_bytes, "text")?, how);
     run(error, work, |made| {

@@ -57,6 +57,8 @@ pub struct Encode {
     pub guarded: bool,
     /// A text of more ids is refused, as early as that is certain.
     pub max_ids: usize,
+    /// Where it may be cut, a text is read in parts of about this size.
+    pub part_bytes: usize,
 }
 
 /// What is known of a tokenizer without running it.
@@ -158,7 +160,7 @@ impl Tokenizer {
         }
         let mut ids = Vec::new();
         match self.limits.cuts {
-            Some(cuts) => cuts.parts(text, cuts::PART_BYTES).try_for_each(|part| self.encode_part(part, text, how, &mut ids))?,
+            Some(cuts) => cuts.parts(text, how.part_bytes).try_for_each(|part| self.encode_part(part, text, how, &mut ids))?,
             None => self.encode_part(text, text, how, &mut ids)?,
         }
         if how.add_special {
