@@ -21,6 +21,7 @@ struct Options {
   int64_t pool_mib = 48 * 1024;
   std::vector<std::string> only, shared;
   double matmul_tflops = 0;
+  int cascade_layers = 4;
   std::string json;
   bool tiny = false;
 
@@ -219,7 +220,7 @@ class AttentionBench {
       const AttentionProblem problem(rig_, pool_, model,
                                      equal_lists(s.sequences, s.prefix + s.tail, 1, s.prefix));
       if (!problem.fits()) continue;
-      const int layers = std::min(4, model.layers);
+      const int layers = std::min(o_.cascade_layers, model.layers);
       Line alone{.part = "cascade",
                  .name = fmt::format("{}x({}+{}) one by one", s.sequences, s.prefix, s.tail)};
       if (!o_.wants_line(alone.name)) continue;
@@ -359,6 +360,10 @@ int main(int argc, char** argv) {
                    ? std::string()
                    : "`" + text + "`; SEQUENCESx(PREFIX+TAIL) is wanted, such as 64x(4096+96)";
       });
+  app.add_option("--cascade-layers", o.cascade_layers,
+                 "cascade: layers in turn; their prefixes together should be several times L2")
+      ->check(CLI::Range(1, 32))
+      ->capture_default_str();
   app.add_option("--json", o.json, "file for the figures");
   app.add_flag("--tiny", o.tiny, "small shapes, to run every line where a card is emulated");
   CLI11_PARSE(app, argc, argv);

@@ -3,6 +3,7 @@
 // a kernel fetches before the one before it has ended keeps that one waiting, and nothing hides its last blocks.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -170,16 +171,23 @@ class Layer {
 
 }  // namespace
 
-void bench_layer(Rig& rig, Report& report, bool tiny) {
+void bench_layer(Rig& rig, Report& report, bool tiny, const std::vector<std::string>& only) {
   for (const Model& model : tiny ? std::span(&kTinyModel, 1) : std::span<const Model>(kModels)) {
-    Layer layer(rig, model);
-    if (!tiny) layer.tune();
+    std::vector<Line> lines;
     for (const int64_t rows : {16, 32, 64, 80, 96, 112, 128, 144, 160, 192, 224, 256}) {
       if (tiny && rows > 32) continue;
       Line line{.part = "layer", .name = fmt::format("{} at {} rows", model.name, rows)};
-      line.time = rig.time(2 * model.layers, [&](int i) { layer.run(i, rows); });
+      if (!only.empty() && std::find(only.begin(), only.end(), line.name) == only.end()) continue;
       line.bytes = static_cast<double>(model.weights()) * 2;
       line.more = {{"rows", rows}};
+      lines.push_back(std::move(line));
+    }
+    if (lines.empty()) continue;
+    Layer layer(rig, model);
+    if (!tiny) layer.tune();
+    for (Line& line : lines) {
+      const auto rows = line.more["rows"].get<int64_t>();
+      line.time = rig.time(2 * model.layers, [&](int i) { layer.run(i, rows); });
       report.add(line);
     }
   }

@@ -10,17 +10,13 @@
 namespace quire::bench {
 namespace {
 
-struct Shape {
-  const char* name;
-  int64_t n, k;
-  int64_t elements() const { return n * k; }
-};
+using Shape = ProductShape;
 constexpr Shape kLayer[] = {
     {"qkv", 6144, 4096}, {"o", 4096, 4096}, {"gate_up", 28672, 4096}, {"down", 4096, 14336}};
 constexpr Shape kHead = {"head", 128256, 4096};
 constexpr Shape kTinyLayer[] = {{"qkv", 96, 64}, {"o", 64, 64}, {"gate_up", 192, 64}, {"down", 64, 96}};
 constexpr Shape kTinyHead = {"head", 200, 64};
-constexpr int kModelLayers = 32, kCopies = 4, kSamples = 24;
+constexpr int kCopies = 4, kSamples = 24;
 
 // A weight on the device, several times over, and the host's copy.
 struct Weight {
@@ -48,8 +44,8 @@ struct Rows {
 class Products {
  public:
   Products(Rig& rig, Report& report, bool tiny) : rig_(rig), report_(report), tiny_(tiny) {
-    for (const Shape& s : tiny ? kTinyLayer : kLayer) layer_.push_back(make_weight(rig, s, kCopies));
-    head_ = make_weight(rig, tiny ? kTinyHead : kHead, 1);
+    for (const Shape& s : layer_products(tiny)) layer_.push_back(make_weight(rig, s, kCopies));
+    head_ = make_weight(rig, head_product(tiny), 1);
     tune();
   }
 
@@ -161,6 +157,13 @@ class Products {
 };
 
 }  // namespace
+
+std::span<const ProductShape> layer_products(bool tiny) {
+  return tiny ? std::span<const ProductShape>(kTinyLayer) : kLayer;
+}
+const ProductShape& head_product(bool tiny) {
+  return tiny ? kTinyHead : kHead;
+}
 
 void bench_matmul(Rig& rig, Report& report, bool tiny) {
   Products(rig, report, tiny).run();

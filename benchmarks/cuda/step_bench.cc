@@ -34,6 +34,8 @@ struct Options {
   std::vector<std::string> parts = {"matmul", "rows", "sampling"};
   std::string json;
   bool tiny = false;
+  std::vector<std::string> only;
+  int placements = 12;
 
   bool wants(const char* part) const { return std::find(parts.begin(), parts.end(), part) != parts.end(); }
 };
@@ -45,7 +47,8 @@ bool run(const Options& o) {
   Report report(rig, o.json);
   bench_matmul_ceiling(rig, report, o.tiny);
   if (o.wants("matmul")) bench_matmul(rig, report, o.tiny);
-  if (o.wants("layer")) bench_layer(rig, report, o.tiny);
+  if (o.wants("layer")) bench_layer(rig, report, o.tiny, o.only);
+  if (o.wants("placement")) bench_placement(rig, report, o.tiny, o.placements);
   if (o.wants("rows")) bench_rows(rig, report, o.tiny);
   if (o.wants("sampling")) bench_sampling(rig, report, o.tiny);
   return report.finish();
@@ -58,15 +61,20 @@ int main(int argc, char** argv) {
   quire::bench::Options o;
   CLI::App app{
       "Times the products, norms, rope, SiLU and sampling of a step on a card; checks results in float64."};
-  app.add_option("--part", o.parts, "matmul,layer,rows,sampling; the ceilings are always measured")
+  app.add_option("--part", o.parts, "matmul,layer,rows,sampling,placement; the ceilings are always measured")
       ->delimiter(',')
-      ->check(CLI::IsMember({"matmul", "layer", "rows", "sampling"}))
+      ->check(CLI::IsMember({"matmul", "layer", "rows", "sampling", "placement"}))
       ->capture_default_str();
   app.add_option("--device", o.rig.device, "cuda | cuda-host (the host shim)")->capture_default_str();
   app.add_option("--rounds", o.rig.rounds, "timed replays, after three that warm up")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   app.add_option("--json", o.json, "file for the figures");
+  app.add_option("--only", o.only, "layer: the lines of these names, such as 'Llama-3.1-8B at 64 rows'")
+      ->delimiter(',');
+  app.add_option("--placements", o.placements, "placement: copies of the weights, 2.8 GB each")
+      ->check(CLI::Range(1, 24))
+      ->capture_default_str();
   app.add_flag("--tiny", o.tiny, "small shapes, to run every line where a card is emulated");
   CLI11_PARSE(app, argc, argv);
   return quire::bench::run(o) ? 0 : 1;
