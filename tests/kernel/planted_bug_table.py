@@ -67,10 +67,11 @@ def write(file: pathlib.Path, folder: str, rows: list[Row]) -> None:
     file.write_text(text)
 
 
-def differences(file: pathlib.Path, folder: str, names: list[str], caught: dict[str, list[str]]) -> list[str]:
-    """names: of all bugs of the folder; caught: for those that were planted, the tests that failed."""
+def differences(file: pathlib.Path, folder: str, bugs: dict[str, str], caught: dict[str, list[str]]) -> list[str]:
+    """bugs: the file of each bug of the folder; caught: for those that were planted, the tests that failed."""
     rows = {row.bug: row for row in sections(file).get(folder, [])}
-    out = [f"has no line for: {name}" for name in names if name not in rows]
-    out += [f"has a line for no bug: {name}" for name in rows if name not in names]
+    out = [f"has no line for: {name}" for name in bugs if name not in rows]
+    out += [f"has a line for no bug: {name}" for name in rows if name not in bugs]
+    out += [f"says that `{name}` is in {row.file}; it is in {bugs[name]}" for name, row in rows.items() if bugs.get(name, row.file) != row.file]
     return out + [f"says that {rows[name].test} catches `{name}`; it does not" for name, tests in caught.items()
                   if name in rows and rows[name].test not in tests]

@@ -183,7 +183,7 @@ def main() -> int:
     print(f"{survivors} of {len(chosen)} planted bugs survived ({len(bugs)} in all)")
     if args.write_table and not survivors and len(chosen) == len(bugs):
         planted_bug_table.write(TABLE, where, [row for _, row in seen.values()])
-    wrong = planted_bug_table.differences(TABLE, where, [bug[0] for bug in bugs], {name: failed for name, (failed, _) in seen.items()})
+    wrong = planted_bug_table.differences(TABLE, where, {bug[0]: bug[1] for bug in bugs}, {name: failed for name, (failed, _) in seen.items()})
     for line in wrong:
         print(f"{TABLE.relative_to(ROOT)} {line}")
     return 1 if survivors or wrong else 0
