@@ -258,13 +258,30 @@ bool Episode::step() {
     arrive();
     if (rates_.cancel > 0) inject();
   }
+  const int64_t no_room = faults_[static_cast<size_t>(SimFault::kNoRoom)];
   const bool worked = core_->step() || core_->wait_for_copy();
   ++tick_;
+  ticks_still_ = worked || no_room != faults_[static_cast<size_t>(SimFault::kNoRoom)] ? 0 : ticks_still_ + 1;
+  if (ticks_still_ > 1) expect_a_reason_to_stand();
   samples_.running_sum += worked ? core_->scheduler().num_running() : 0;
   take_outcome();
   if ((core_->scheduler().counters().steps & 63) == 0) sample_state();
   if (script_ != nullptr) return tick_ < script_->num_ticks;
   return worked || advance_to_next_event() || !workload_->exhausted();
+}
+
+// With no step and no copy under way only readers that have stopped may hold others up, and of those only ones whose
+// policy would keep other tokens if they ran again: what others have is taken.
+void Episode::expect_a_reason_to_stand() {
+  const Scheduler& scheduler = core_->scheduler();
+  const auto keeps = [](const Sequence* s) { return s->group->paused && !s->group->traits.recompute_safe; };
+  if (std::ranges::any_of(scheduler.running(), keeps)) return;
+  const auto groups = scheduler.groups();
+  const int64_t stand = std::ranges::count_if(
+      groups, [](const SequenceGroup* g) { return !g->paused && g->state != GroupState::kEnded; });
+  if (stand > 0)
+    violate(fmt::format("invariant 12: {} requests stand still, and no paused one has to keep what it has",
+                        stand));
 }
 
 void Episode::sample_state() {

@@ -109,6 +109,7 @@ class Episode {
   void take_token(const TokenOutput& token);
   void end_request(const RequestEnd& end);
   void take_latency(const Live& live);
+  void expect_a_reason_to_stand();
   void sample_state();
   void violate(std::string what);
   bool advance_to_next_event();
@@ -124,7 +125,7 @@ class Episode {
   Random random_;
   bool recording_ = false;
   std::vector<SimEvent> events_;
-  int64_t tick_ = 0;
+  int64_t tick_ = 0, ticks_still_ = 0;
   bool executor_error_ = false, no_room_ = false;  // armed
   FakeExecutor::CopyFault copy_fault_;
   FakeMover::Fault transfer_fault_;

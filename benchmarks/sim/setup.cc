@@ -233,7 +233,11 @@ SimSetup draw_episode(const SimSetup& base, const SimOptions& options, uint64_t 
   GroupSpec group = base.core.cache.groups.front();
   group.block_tokens = random.chance(0.5) ? 8 : 16;
   const int64_t a_sequence = 160 / group.block_tokens;  // blocks of an ordinary request
-  const int64_t drawn = a_sequence * random.between(2, 2 * options.sequences + 2);
+  // Where groups crowd, a few requests fill the cache: their samples find no room for all at once.
+  const bool groups = random.chance(0.2);
+  if (groups) setup.mix = kGroupLoad;
+  const int64_t most = groups ? std::min(6, 2 * options.sequences + 2) : 2 * options.sequences + 2;
+  const int64_t drawn = a_sequence * random.between(2, most);
   set_cache(setup, group, options.kv_bytes > 0 ? base.model.num_blocks : drawn);
   setup.model.vocab_size = setup.core.vocab_size = static_cast<int32_t>(random.between(40, 2000));
   setup.core.eos_token_ids = {1};

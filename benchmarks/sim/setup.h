@@ -2,6 +2,7 @@
 #pragma once
 
 #include "benchmarks/sim/sim.h"
+#include "benchmarks/sim/workload.h"
 #include "src/cache/kv_cache.h"
 #include "src/engine/engine_core.h"
 #include "src/execute/fake_executor.h"
@@ -14,6 +15,7 @@ struct SimSetup {
   FakeModel model;
   Roofline roofline;
   FakeTiers tiers;  // below the device
+  LoadMix mix;      // of a random load
 };
 
 struct BlocksBelow {

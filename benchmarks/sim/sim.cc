@@ -212,7 +212,8 @@ Status run_random(const SimOptions& options, const SimSetup& base, Run& run) {
     const SimSetup setup = draw_episode(base, options, seed);
     const auto make = [&] {
       return std::make_unique<Episode>(
-          setup, make_random_workload(seed + 1, options.sequences, setup.core.vocab_size, options.faults),
+          setup,
+          make_random_workload(seed + 1, options.sequences, setup.core.vocab_size, options.faults, setup.mix),
           options.faults ? kAllFaults : kNoFaults, seed + 2);
     };
     std::unique_ptr<Episode> episode = make();

@@ -7,15 +7,15 @@
 namespace quire {
 namespace {
 
-SamplingParams draw_sampling(Random& random) {
+SamplingParams draw_sampling(Random& random, const LoadMix& mix) {
   SamplingParams p;
   p.temperature = random.chance(0.7) ? 0 : 1;
   p.max_tokens =
       static_cast<int32_t>(random.chance(0.05) ? 0 : random.between(1, random.chance(0.4) ? 300 : 40));
   p.ignore_eos = random.chance(0.5);
-  if (random.chance(0.12)) p.n = static_cast<int32_t>(random.between(2, 6));
-  if (random.chance(0.05)) p.best_of = p.n + 2;
-  if (random.chance(0.02) && p.max_tokens > 0) {
+  if (random.chance(mix.samples)) p.n = static_cast<int32_t>(random.between(2, 6));
+  if (random.chance(mix.best_of)) p.best_of = p.n + 2;
+  if (random.chance(mix.beams) && p.max_tokens > 0) {
     p.n = 1;
     p.best_of = 0;
     p.beam_width = static_cast<int32_t>(random.between(2, 5));
@@ -26,26 +26,25 @@ SamplingParams draw_sampling(Random& random) {
   return p;
 }
 
-PolicySpec draw_policy(Random& random) {
+PolicySpec draw_policy(Random& random, const LoadMix& mix) {
   const auto tokens = [&random] { return static_cast<int32_t>(random.between(1, 60)); };
-  switch (random.below(4)) {
-    case 0:
-      return {.kind = RetentionKind::kWindow, .window = tokens()};
-    case 1:
-      return {.kind = RetentionKind::kStream,
-              .sinks = static_cast<int32_t>(random.between(1, 8)),
-              .recent = tokens()};
-    case 2:
-      return {.kind = RetentionKind::kTova, .budget = tokens()};
-    default:
-      return {.kind = RetentionKind::kH2o, .recent = tokens(), .heavy = tokens()};
-  }
+  const bool first = random.chance(0.5);
+  if (random.chance(mix.scores))
+    return first ? PolicySpec{.kind = RetentionKind::kTova, .budget = tokens()}
+                 : PolicySpec{.kind = RetentionKind::kH2o, .recent = tokens(), .heavy = tokens()};
+  if (first) return {.kind = RetentionKind::kWindow, .window = tokens()};
+  const auto sinks = static_cast<int32_t>(random.between(1, 8));
+  return {.kind = RetentionKind::kStream, .sinks = sinks, .recent = tokens()};
 }
 
 class RandomWorkload final : public Workload {
  public:
-  RandomWorkload(uint64_t seed, int32_t max_sequences, int32_t vocab_size, bool deadlines)
-      : random_(seed), max_sequences_(max_sequences), vocab_size_(vocab_size), deadlines_(deadlines) {
+  RandomWorkload(uint64_t seed, int32_t max_sequences, int32_t vocab_size, bool deadlines, const LoadMix& mix)
+      : random_(seed),
+        max_sequences_(max_sequences),
+        vocab_size_(vocab_size),
+        deadlines_(deadlines),
+        mix_(mix) {
     level_ = draw_level();
     for (int i = 0; i < 8; ++i) prefixes_.push_back(draw(random_.between(1, 150)));
   }
@@ -83,18 +82,18 @@ class RandomWorkload final : public Workload {
     r.prompt = random_.chance(0.6) ? prefixes_[random_.below(prefixes_.size())] : std::vector<TokenId>{};
     const std::vector<TokenId> own = draw(random_.between(1, random_.chance(0.1) ? 250 : 30));
     r.prompt.insert(r.prompt.end(), own.begin(), own.end());
-    SamplingParams p = draw_sampling(random_);
+    SamplingParams p = draw_sampling(random_, mix_);
     r.tenant = std::string(1, static_cast<char>('a' + random_.below(4)));
     r.cache_salt = random_.chance(0.1) ? r.tenant : "";
     r.bypass_prefix_cache = random_.chance(0.05);
     r.priority = random_.chance(0.1) ? static_cast<int32_t>(random_.between(-1, 1)) : 0;
     if (deadlines_ && random_.chance(0.05)) r.deadline_us = now_us + random_.between(1, 3'000'000);
-    if (random_.chance(0.1)) {
-      const PolicySpec policy = draw_policy(random_);
+    if (random_.chance(mix_.policy)) {
+      const PolicySpec policy = draw_policy(random_, mix_);
       if (check_policy(policy, {.prompt_logprobs = p.prompt_logprobs >= 0, .beam_search = p.beam_width > 0}))
         r.policy = policy;
-      // Each sample cuts the prompt that they share for itself.
-      if (r.policy == policy && p.num_sequences() == 1 && p.beam_width == 0 && random_.chance(0.3))
+      if (r.policy == policy && p.num_sequences() == 1 && p.beam_width == 0 &&
+          random_.chance(mix_.policy_samples))
         p.n = static_cast<int32_t>(random_.between(2, 6));
     }
     r.sampling = std::make_shared<const SamplingParams>(p);
@@ -118,6 +117,7 @@ class RandomWorkload final : public Workload {
   int64_t max_sequences_, level_ = 0;  // requests in the engine that the load keeps up
   int32_t vocab_size_;
   bool deadlines_;
+  LoadMix mix_;
   std::vector<std::vector<TokenId>> prefixes_;
   std::optional<CoreRequest> last_beams_;
 };
@@ -155,8 +155,8 @@ class TraceWorkload final : public Workload {
 }  // namespace
 
 std::unique_ptr<Workload> make_random_workload(uint64_t seed, int32_t max_sequences, int32_t vocab_size,
-                                               bool deadlines) {
-  return std::make_unique<RandomWorkload>(seed, max_sequences, vocab_size, deadlines);
+                                               bool deadlines, const LoadMix& mix) {
+  return std::make_unique<RandomWorkload>(seed, max_sequences, vocab_size, deadlines, mix);
 }
 
 std::unique_ptr<Workload> make_trace_workload(Trace trace, double speed, int32_t vocab_size) {

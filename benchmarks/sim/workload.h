@@ -22,10 +22,22 @@ class Workload {
   virtual bool exhausted() const = 0;
 };
 
+// Shares of the requests of a random load.
+struct LoadMix {
+  double samples = 0.12, best_of = 0.05, beams = 0.02;
+  double policy = 0.1;  // under a KV policy; of these:
+  double scores = 0.5;  // go by scores, the rest are windows
+  double policy_samples =
+      0.3;  // of one sample become several: each cuts the prompt that they share for itself
+};
+// Requests of several sequences, many of them under policies that go by scores.
+inline constexpr LoadMix kGroupLoad{
+    .samples = 0.45, .best_of = 0.15, .beams = 0.08, .policy = 0.4, .scores = 0.8, .policy_samples = 0.6};
+
 // Crowds of up to twice max_sequences requests and lulls with few or none, redrawn every few hundred steps:
 // shared prefixes, samples, beams and twins of them, deadlines, tenants, priorities.
 std::unique_ptr<Workload> make_random_workload(uint64_t seed, int32_t max_sequences, int32_t vocab_size,
-                                               bool deadlines);
+                                               bool deadlines, const LoadMix& mix);
 std::unique_ptr<Workload> make_trace_workload(Trace trace, double speed, int32_t vocab_size);
 
 }  // namespace quire

@@ -162,7 +162,8 @@ Recorded record_one_that_preempts() {
     const SimSetup setup = draw_episode(base, o, seed);
     FaultRates faults = kAllFaults;
     faults.pause = 0;
-    Episode episode(setup, make_random_workload(seed, 16, setup.core.vocab_size, true), faults, seed);
+    Episode episode(setup, make_random_workload(seed, 16, setup.core.vocab_size, true, setup.mix), faults,
+                    seed);
     episode.record();
     while (episode.num_ticks() < 600) episode.step();
     SimReport report;
