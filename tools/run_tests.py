@@ -145,6 +145,8 @@ def run_in(program: Program, scratch: str) -> Outcome:
         outcome.passed = 1
     if code not in (0, 77) and outcome.failed == 0:
         outcome.failed = 1
+    if code == 0 and outcome.passed + outcome.failed + outcome.skipped == 0:
+        outcome.failed, output = 1, output + "\nnot one case ran: does a filter match nothing?"
     if outcome.failed:
         outcome.output = output
     return outcome

@@ -5,6 +5,8 @@
 #include <numeric>
 #include <random>
 
+#include "src/base/worse_of.h"
+
 namespace quire::bench {
 namespace {
 
@@ -186,7 +188,7 @@ double AttentionProblem::worst_error(int layer) const {
   for (int pick = 0; pick < 4; ++pick) {
     const int s = pick == 0 ? 0 : pick == 1 ? n - 1 : n * pick / 4 % n;
     const int rows = shape_.rows[static_cast<size_t>(s)];
-    worst = std::max(worst,
+    worst = worse_of(worst,
                      row_error(layer, s, rows == 1 ? 0 : (rows - 1) * pick / 3, pick * 11 % model_.q_heads));
   }
   return worst;

@@ -108,7 +108,7 @@ Report::Report(Rig& rig, std::string json_path) : rig_(rig), path_(std::move(jso
 
 void Report::add(const Line& line) {
   const double roof_us = roof_of(line, rig_.ceilings());
-  const bool wrong = line.error >= 0 && !(line.error < line.max_error);  // NaN is wrong too
+  const bool wrong = !(line.error < 0) && !(line.error < line.max_error);  // NaN is wrong too
   good_ = good_ && !wrong;
   fmt::print("{:<11}{:<34}{:>10.2f} {:<21}{} {:>6}  {}{}\n", line.part, line.name, line.time.us,
              fmt::format(" ({:.2f}-{:.2f})", line.time.least_us, line.time.most_us), rate_of(line),
@@ -119,7 +119,7 @@ void Report::add(const Line& line) {
   if (line.bytes > 0) j["bytes"] = line.bytes;
   if (line.operations > 0) j["operations"] = line.operations;
   if (roof_us > 0) j["roof_us"] = roof_us;
-  if (line.error >= 0) j["error"] = line.error;
+  if (line.error >= 0) j["error"] = line.error;  // JSON has no NaN
   if (wrong) j["wrong"] = true;
   j.update(line.more);
   lines_.push_back(std::move(j));

@@ -8,6 +8,7 @@
 
 #include "benchmarks/cuda/step_bench.h"
 #include "src/base/random.h"
+#include "src/base/worse_of.h"
 
 namespace quire::bench {
 namespace {
@@ -62,7 +63,7 @@ class Sampling {
     });
     line.bytes = 4.0 * samples_ * vocab_;
     for (int row = 0; row < kCheckedRows; ++row)
-      line.error = std::max(line.error, row_error(row * (samples_ - 1) / kCheckedRows, settings));
+      line.error = worse_of(line.error, row_error(row * (samples_ - 1) / kCheckedRows, settings));
     line.max_error = 1e-4;  // of a log-probability; float32 sums of 128k terms
     report_.add(line);
   }

@@ -51,10 +51,24 @@ def test_a_binary_older_than_what_it_is_made_of_is_built_again(tree, changed):
     assert not is_current(tree)
 
 
-def test_fuzz_targets_that_are_not_built_are_reported_as_skipped(tmp_path):
+@pytest.fixture
+def runner():
     spec = importlib.util.spec_from_file_location("run_tests", ROOT / "tools" / "run_tests.py")
-    runner = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(runner)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("status", "failed"), [("run", 0), ("notrun", 0), (None, 1)])
+def test_a_program_that_ran_not_one_case_has_failed(runner, tmp_path, status, failed):
+    report = tmp_path / "report.xml"
+    case = f'<testcase status="{status}"/>' if status else ""
+    command = ["sh", "-c", f"echo '<testsuites><testsuite>{case}</testsuite></testsuites>' > {report}"]
+    outcome = runner.run(runner.Program("a", "unit", command, report, 10, {}, tmp_path))
+    assert (outcome.failed, outcome.passed + outcome.skipped) == (failed, 1 - failed)
+
+
+def test_fuzz_targets_that_are_not_built_are_reported_as_skipped(runner, tmp_path):
     outcomes = [runner.run(program) for program in runner.fuzz_programs(tmp_path / "fuzz", tmp_path, 1)]
     assert [(o.passed, o.failed, o.skipped) for o in outcomes] == [(0, 0, 1)]
     assert "clang++-19" in next(iter(outcomes[0].skips))

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "src/base/worse_of.h"
 #include "tests/golden/model_runner.h"
 
 namespace quire::golden {
@@ -52,7 +53,7 @@ class Families : public testing::TestWithParam<std::tuple<std::string, BackEnd>>
       for (size_t i = 0; i < logits.size(); ++i) {
         const auto vocab = static_cast<size_t>(runner_->spec().vocab_size);
         const double stored = golden_["logits"][at + i / vocab][i % vocab].get<double>();
-        worst = std::max(worst, std::abs(static_cast<double>(logits[i]) - stored));
+        worst = worse_of(worst, std::abs(static_cast<double>(logits[i]) - stored));
       }
     }
     return worst;

@@ -12,6 +12,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "src/base/worse_of.h"
 #include "tests/golden/model_runner.h"
 
 namespace quire::golden {
@@ -51,7 +52,7 @@ double logits_error(ModelRunner& runner, const json& golden_case) {
     const auto row = stored["position"].get<size_t>() * static_cast<size_t>(runner.spec().vocab_size);
     for (size_t i = 0; i < stored["ids"].size(); ++i) {
       const float got = logits[row + stored["ids"][i].get<size_t>()];
-      worst = std::max(worst, std::abs(static_cast<double>(got) - stored["logits"][i].get<double>()));
+      worst = worse_of(worst, std::abs(static_cast<double>(got) - stored["logits"][i].get<double>()));
     }
   }
   return worst;
@@ -183,7 +184,7 @@ class SharedGoldensOnShim : public testing::TestWithParam<std::string> {
       ++num_compared;
       const size_t row = stored["position"].get<size_t>() * (logits.size() / num_ids);
       for (size_t i = 0; i < stored["ids"].size(); ++i)
-        worst = std::max(worst, std::abs(static_cast<double>(logits[row + stored["ids"][i].get<size_t>()]) -
+        worst = worse_of(worst, std::abs(static_cast<double>(logits[row + stored["ids"][i].get<size_t>()]) -
                                          stored["logits"][i].get<double>()));
     }
     return worst;

@@ -107,6 +107,8 @@ def check_counts() -> list[str]:
             tests = run.Suite(argparse.Namespace(out=Path(folder), binaries=Path(folder), shared=Path(folder), dry_run=dry, only=[]))
             tests.deadline = time.monotonic() + 20
             found += expect(f"failed of {name}", tests.gtest("some_test", [])["failed"], failed)
+            program.rename(program.with_name("golden_device_traffic"))
+            found += expect(f"under a sanitizer, {name}", tests.traffic_status([], "engine.log"), failed)
     return found
 
 
