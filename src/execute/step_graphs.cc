@@ -70,7 +70,12 @@ bool StepGraphs::make_room() {
 void StepGraphs::capture(Graph& graph, int turn, const std::function<void()>& work) {
   const int64_t free_before = device_.free_bytes();
   device_.begin_capture();
-  work();
+  try {
+    work();
+  } catch (...) {  // no host memory: who catches it waits for the device, which it must not while capturing
+    device_.end_capture();
+    throw;
+  }
   graph.captured[turn] = device_.end_capture();
   const int64_t taken = std::max<int64_t>(free_before - device_.free_bytes(), 0);
   graph.bytes += taken;

@@ -118,14 +118,27 @@ def unstated(kernels: list[sass_report.Kernel]) -> list[str]:
     return [f"{source}: {' and '.join(PAGES)} do not say what bounds {name} and what it should reach" for source, name in sorted(names) if name not in stated]
 
 
-def check_built(build: Path) -> list[str]:
+def missing(architectures: list[str], kernels: list[sass_report.Kernel]) -> list[str]:
+    """Of the architectures that the build was configured for, as `90a-real` or `90-virtual`, whose code is not there."""
+    built = {k.arch for k in kernels}
+    wanted = [f"sm_{a.removesuffix('-real')}" for a in architectures if not a.endswith("-virtual")]
+    return [f"no kernel is built for {arch}; there are {', '.join(sorted(built))}" for arch in wanted if arch not in built]
+
+
+def check_missing() -> list[str]:
+    kernels = kernels_of("norm.cu", "sm_80", HEALTHY)
+    found = missing(["80-real", "90a-real", "90-virtual"], kernels)
+    return [] if found == ["no kernel is built for sm_90a; there are sm_80"] else [f"planted `a build without sm_90a`: {found}"]
+
+
+def check_built(build: Path, wanted: list[str]) -> list[str]:
     library, tool = sass_report.built_library(build), sass_report.find_cuobjdump()
     if library is None or tool is None:
         print(f"no CUDA objects under {build}" if library is None else NO_TOOL)
         sys.exit(77)
     kernels = sass_report.read_objects(tool, [library])
     unread = [k.symbol for k in kernels if k.registers == 0]
-    problems = sass_report.violations(kernels) + unstated(kernels) + [f"no resource usage for {symbol}" for symbol in unread]
+    problems = missing(wanted, kernels) + sass_report.violations(kernels) + unstated(kernels) + [f"no resource usage for {symbol}" for symbol in unread]
     architectures = sorted({k.arch for k in kernels})
     print(f"{len(kernels)} kernels for {', '.join(architectures)}")
     return problems if kernels else [f"{library} holds no kernels"]
@@ -134,7 +147,9 @@ def check_built(build: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, required=True)
-    problems = check_planted() + check_stack() + check_counts() + check_stated() or check_built(parser.parse_args().build)
+    parser.add_argument("--architectures", nargs="*", default=[], help="what the build is for, as CMake names them: 80-real 90a-real")
+    args = parser.parse_args()
+    problems = check_planted() + check_stack() + check_counts() + check_stated() + check_missing() or check_built(args.build, args.architectures)
     print("\n".join(problems))
     return 1 if problems else 0
 

@@ -33,12 +33,14 @@ class CountingDevice final : public StreamDevice {
     int64_t at_us_ = 0;
   };
   int64_t graph_bytes = 0, taken = 0, allocated = 0;
-  bool refuses = false;  // to allocate
+  bool refuses = false;    // to allocate
+  bool capturing = false;  // now
   int captures = 0, runs = 0, allocations = 0, waits = 0;
 
-  void begin_capture() override {}
+  void begin_capture() override { capturing = true; }
   std::unique_ptr<CapturedGraph> end_capture() override {
     ++captures;
+    capturing = false;
     return std::make_unique<Captured>(*this);
   }
   void run(const CapturedGraph&) override { ++runs; }

@@ -1,6 +1,8 @@
 // To what sizes steps are padded, and which of them are captured: a device that only counts stands in.
 #include <gtest/gtest.h>
 
+#include <new>
+
 #include "src/execute/step_graphs.h"
 #include "tests/unit/counting_device.h"
 
@@ -47,6 +49,16 @@ TEST_F(StepGraphsTest, ShapesAreCapturedWhenTheyComeAgainOnceATurn) {
   EXPECT_EQ(graphs.num_runs(), 6);
   step(graphs, 5);  // another shape
   EXPECT_EQ(device_.runs, 6);
+}
+
+TEST_F(StepGraphsTest, AStepWithoutHostMemoryLeavesNoCaptureOpen) {
+  StepGraphs graphs(device_, {});
+  step(graphs, 4);
+  EXPECT_THROW(graphs.run({.rows = 4}, turn_, [] { throw std::bad_alloc(); }), std::bad_alloc);
+  EXPECT_FALSE(device_.capturing) << "who catches it waits for the device";
+  EXPECT_EQ(device_.runs, 0) << "half a step";
+  step(graphs, 4);
+  EXPECT_EQ(device_.runs, 1);
 }
 
 TEST_F(StepGraphsTest, MoreShapesThanThereMayBeRunUncapturedUntilOneIsLongUnused) {
