@@ -4,8 +4,8 @@
 //   c++ -std=c++20 -shared -fPIC -o libkernel_trace.so kernel_trace.cc -I CUDA/include -I CUPTI/include -L CUPTI/lib64 -lcupti
 //   CUDA_INJECTION64_PATH=$PWD/libkernel_trace.so QUIRE_KERNEL_TRACE=trace.csv quire-offline ...
 //
-// One line a kernel or copy: start and end in ns, blocks, threads of a block, bytes of dynamic shared memory, stream, the graph's node (0: no
-// graph), name. A traced graph runs slower than an untraced one; compare their steps.
+// One line a kernel or copy: start and end in ns, blocks, threads of a block, bytes of dynamic shared memory, stream, node and graph (0: of
+// none), name. A traced graph runs slower than an untraced one; compare their steps.
 #include <cupti.h>
 #include <cxxabi.h>
 
@@ -35,16 +35,17 @@ const std::string& short_name(const char* mangled) {
 }
 
 void write_kernel(const CUpti_ActivityKernel10& k) {
-  std::fprintf(out, "%llu,%llu,%lld,%d,%d,%u,%llu,\"%s\"\n", static_cast<unsigned long long>(k.start),
+  std::fprintf(out, "%llu,%llu,%lld,%d,%d,%u,%llu,%u,\"%s\"\n", static_cast<unsigned long long>(k.start),
                static_cast<unsigned long long>(k.end), static_cast<long long>(k.gridX) * k.gridY * k.gridZ,
                k.blockX * k.blockY * k.blockZ, k.dynamicSharedMemory, k.streamId,
-               static_cast<unsigned long long>(k.graphNodeId), short_name(k.name).c_str());
+               static_cast<unsigned long long>(k.graphNodeId), k.graphId, short_name(k.name).c_str());
 }
 
 void write_copy(const CUpti_ActivityMemcpy6& m) {
-  std::fprintf(out, "%llu,%llu,0,0,0,%u,%llu,\"copy of %llu bytes\"\n",
+  std::fprintf(out, "%llu,%llu,0,0,0,%u,%llu,%u,\"copy of %llu bytes\"\n",
                static_cast<unsigned long long>(m.start), static_cast<unsigned long long>(m.end), m.streamId,
-               static_cast<unsigned long long>(m.graphNodeId), static_cast<unsigned long long>(m.bytes));
+               static_cast<unsigned long long>(m.graphNodeId), m.graphId,
+               static_cast<unsigned long long>(m.bytes));
 }
 
 void CUPTIAPI give_buffer(uint8_t** buffer, size_t* bytes, size_t* max_records) {
@@ -92,7 +93,7 @@ extern "C" __attribute__((visibility("default"))) int InitializeInjection() {
     std::fprintf(stderr, "kernel trace: %s cannot be written\n", path);
     return 1;
   }
-  std::fprintf(out, "start_ns,end_ns,blocks,threads,shared_bytes,stream,node,name\n");
+  std::fprintf(out, "start_ns,end_ns,blocks,threads,shared_bytes,stream,node,graph,name\n");
   if (worked("callbacks", cuptiActivityRegisterCallbacks(give_buffer, take_buffer)) &&
       worked("kernels", cuptiActivityEnable(CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL)) &&
       worked("copies", cuptiActivityEnable(CUPTI_ACTIVITY_KIND_MEMCPY)))

@@ -10,7 +10,7 @@ import json
 import statistics
 import sys
 
-COLUMNS = ("start_ns", "end_ns", "blocks", "threads", "shared_bytes", "node")
+COLUMNS = ("start_ns", "end_ns", "blocks", "threads", "shared_bytes", "node", "graph")
 
 
 class BadTrace(Exception):
@@ -38,20 +38,20 @@ def read(path: str) -> list[dict]:
 
 
 def steps_of(kernels: list[dict]) -> list[list[dict]]:
-    """A graph runs each of its nodes once; so a node that comes again begins a step."""
-    steps, seen = [], set()
+    """Another graph begins a step, and so does a node that comes again: a graph runs each of its nodes once."""
+    steps, seen, graph = [], set(), None
     for kernel in kernels:
-        if not steps or kernel["node"] in seen:
+        if kernel["graph"] != graph or kernel["node"] in seen:
             steps.append([])
-            seen = set()
+            seen, graph = set(), kernel["graph"]
         seen.add(kernel["node"])
         steps[-1].append(kernel)
     return steps
 
 
 def last_alike(steps: list[list[dict]], count: int) -> list[list[dict]]:
-    """The last `count` steps of the graph that ran most often lately. The very last may be cut off."""
-    shapes = [tuple(k["node"] for k in step) for step in steps[:-1]]
+    """The last `count` steps of the kernels that ran most often lately, whichever graph of theirs it was. The very last may be cut off."""
+    shapes = [tuple(k["name"] for k in step) for step in steps[:-1]]
     if not shapes:
         raise BadTrace("the trace holds no two steps that ran as graphs")
     lately = shapes[-4 * count:]

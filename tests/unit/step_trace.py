@@ -15,7 +15,7 @@ sys.path.insert(0, str(FOLDER))
 import reader  # noqa: E402
 import run  # noqa: E402
 
-HEADER = "start_ns,end_ns,blocks,threads,shared_bytes,stream,node,name"
+HEADER = "start_ns,end_ns,blocks,threads,shared_bytes,stream,node,graph,name"
 LAYER = (("norm", 2_000), ("wide_tiles_sm90<quire::bf16, 4>", 10_000), ("rope_kv_write_chunks<x>", 2_500), ("decode_attention<a, b>", 20_000))
 
 
@@ -23,24 +23,24 @@ def expect(what: str, got, wanted) -> list[str]:
     return [] if got == wanted else [f"{what}: got {got!r}, wanted {wanted!r}"]
 
 
-def a_trace(steps: int, layers: int = 5) -> str:
-    """Steps 50 us apart. The product begins 500 ns before the norm has ended; all else 300 ns behind what was before. Between the steps a
+def a_trace(steps: int, graphs: int = 2, layers: int = 5) -> str:
+    """Steps 50 us apart, of graphs in turn. The product begins 500 ns before the norm has ended; all else 300 ns behind what was before. Between the steps a
     kernel of no graph, and a graph of one kernel."""
     lines, now = [HEADER], 1_000_000
     for step in range(steps):
-        lines.append(f"{now - 9_000},{now - 8_000},1,32,0,7,0,\"prefill\"")
-        lines.append(f"{now - 7_000},{now - 6_000},1,32,0,7,900,\"copy_words\"") if step % 2 else None
+        lines.append(f"{now - 9_000},{now - 8_000},1,32,0,7,0,0,\"prefill\"")
+        lines.append(f"{now - 7_000},{now - 6_000},1,32,0,7,900,9,\"copy_words\"") if step % 2 else None
         for node, (name, took) in enumerate([("embed", 1_000), *LAYER * layers, ("head", 5_000)], 1):
             start = now + (-500 if name.startswith("wide") else 300)
-            lines.append(f"{start},{start + took},132,256,1024,7,{node},\"{name}\"")
+            lines.append(f"{start},{start + took},132,256,1024,7,{node + 100 * (step % graphs)},{step % graphs + 1},\"{name}\"")
             now = start + took
         now += 50_000
     return "\n".join(lines) + "\n"
 
 
-def check_reader(folder: Path) -> list[str]:
+def check_reader(folder: Path, graphs: int) -> list[str]:
     path = folder / "trace.csv"
-    path.write_text(a_trace(30) + "1,2,3")  # cut off within a line
+    path.write_text(a_trace(30, graphs) + "1,2,3")  # cut off within a line
     found = reader.summary(reader.read(str(path)), count=6)
     rows = {row["name"]: (row["us"], row["gap_us"], row["adds_us"]) for row in found["layer"]}
     layer = 20.3 + 2.3 + 9.5 + 2.8
@@ -57,11 +57,11 @@ def check_reader(folder: Path) -> list[str]:
 
 
 def check_what_is_refused(folder: Path) -> list[str]:
-    row = "5,6,1,1,0,7,1,\"rope_kv_write\"\n"
+    row = "5,6,1,1,0,7,1,1,\"rope_kv_write\"\n"
     bad = {
         "no column": ("start_ns,end_ns\n1,2\n", "has no column blocks"),
-        "no number": (f"{HEADER}\nsoon,6,1,1,0,7,1,\"rope\"\n", "line 2: invalid literal for int() with base 10: 'soon'"),
-        "no graphs": (f"{HEADER}\n5,6,1,1,0,7,0,\"rope\"\n", "holds no two steps"),
+        "no number": (f"{HEADER}\nsoon,6,1,1,0,7,1,1,\"rope\"\n", "line 2: invalid literal for int() with base 10: 'soon'"),
+        "no graphs": (f"{HEADER}\n5,6,1,1,0,7,0,0,\"rope\"\n", "holds no two steps"),
         "one layer": (f"{HEADER}\n{row * 3}", "no two kernels of a step hold `rope_kv_write`"),
     }
     found = []
@@ -129,7 +129,7 @@ def check_driver(folder: Path) -> list[str]:
     failed = subprocess.run([sys.executable, *command], capture_output=True, text=True, env={"FAIL": "1"})
     return [
         *expect("workloads", list(results["workloads"]), [workload["name"] for _, _, workload, _ in run.WORKLOADS]),
-        *expect("untraced beside traced", (first["untraced_ms_per_step"], first["steps"]), ([7.15] * 3, 6)),
+        *expect("untraced beside traced", (first["untraced_ms_per_step"], first["steps"]), ([7.15] * 3, 10)),
         *expect("a prefix by itself", results["prefix_alone"], {"4": {"64x(4096+96)": 35.04}, "16": {"64x(4096+96)": 39.5}}),
         *expect("processes and places", [len(p["placements"]) for p in results["places"]], [16, 2, 2, 2]),
         *expect("the text", "process 3   1 from 0x7f                   5140.0 us (5130.0-5250.0), bare read 3090 GB/s" in done.stdout, True),
@@ -140,7 +140,7 @@ def check_driver(folder: Path) -> list[str]:
 def main() -> int:
     problems = check_ending_together()
     with tempfile.TemporaryDirectory() as folder:
-        for check in (check_reader, check_what_is_refused, check_driver):
+        for check in (lambda f: check_reader(f, 1), lambda f: check_reader(f, 2), check_what_is_refused, check_driver):
             problems += check(Path(folder))
     print("\n".join(problems) or "the trace's reader, lists and driver hold")
     return 1 if problems else 0
