@@ -159,9 +159,13 @@ def see(bug: tuple, where: str, link: list[str]) -> tuple[list[str], planted_bug
         tree.mkdir(parents=True)
         plant(where, tree, file, old, new)
         program = build(tree, sources, link)
-        run = subprocess.run([str(program), f"--gtest_filter={tests}"], capture_output=True, text=True, timeout=120)
-    word = next((word for word in said if word in run.stdout), None) if run.returncode else None
+        try:
+            run = subprocess.run([str(program), f"--gtest_filter={tests}"], capture_output=True, text=True, timeout=120)
+        except subprocess.TimeoutExpired:
+            print(f"SURVIVED {file:15} {name}: hung for 120 s", flush=True)
+            return [], None
     failed = planted_bug_table.failed_tests(run.stdout)
+    word = next((word for word in said if word in run.stdout), None) if run.returncode and failed else None
     evidence = next((line.strip()[:150] for line in run.stdout.splitlines() if word and word in line), "no failure as expected")
     print(f"{'caught  ' if word else 'SURVIVED'} {file:15} {name}: {evidence}", flush=True)
     return failed, planted_bug_table.Row(name, file, failed[0], len(failed) - 1, word) if word else None
