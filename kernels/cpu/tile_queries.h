@@ -50,13 +50,12 @@ class AttentionQueries {
         padded_(padded_dim(dim_)),
         head_queries_((last_row - first_row) * group_),
         queries_(head_queries_ * piece.num_kv_heads),
-        scratch_(piece.scratch, std::max(block_queries(group_), queries_), dim_) {
-    length_ = p_.lengths[piece.sequence * p_.length_stride + piece.kv_head * p_.head_length_stride];
-    sequence_row_ = p_.query_start[piece.sequence];
-    num_rows_ = p_.query_start[piece.sequence + 1] - sequence_row_;
-    sink_slots_ = p_.q_sink == nullptr ? 0 : p_.sink_slots[piece.sequence];
-    window_ = window_of(p_, piece.sequence);
-  }
+        length_(p_.lengths[piece.sequence * p_.length_stride + piece.kv_head * p_.head_length_stride]),
+        sequence_row_(p_.query_start[piece.sequence]),
+        num_rows_(p_.query_start[piece.sequence + 1] - sequence_row_),
+        sink_slots_(p_.q_sink == nullptr ? 0 : p_.sink_slots[piece.sequence]),
+        window_(window_of(p_, piece.sequence)),
+        scratch_(piece.scratch, std::max(block_queries(group_), queries_), dim_) {}
 
   void load_queries() {
     for (head_ = 0; head_ < piece_.num_kv_heads; ++head_) {
@@ -255,9 +254,9 @@ class AttentionQueries {
   const AttentionParams& p_;
   int64_t first_row_, last_row_;
   int64_t group_, dim_, padded_, head_queries_, queries_;
+  int64_t length_, sequence_row_, num_rows_, sink_slots_, window_;
   int64_t head_ = 0;  // of the piece's kv heads, the one at work
   AttentionScratch<V> scratch_;
-  int64_t length_, sequence_row_, num_rows_, sink_slots_, window_;
 };
 
 }  // namespace
