@@ -223,6 +223,11 @@ Broken nobody_is_starved(const EngineCore& core) {
     return fmt::format(
         "invariant 11: tenant '{}' was let in at {} tokens while '{}' waited, which has paid {}", u->served,
         u->served_at, u->waiting, u->waiting_at);
+  if (const std::optional<PassedOver> p = core.scheduler().find_passed_over())
+    return fmt::format("invariant 11: tenant '{}' was let in while request {} waited, which {}", p->served,
+                       p->waiting,
+                       p->overdue ? "had waited longer than max_priority_wait_ms and was not promoted"
+                                  : "has a better rank");
   return {};
 }
 

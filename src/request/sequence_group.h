@@ -62,7 +62,8 @@ struct SequenceGroup {
   NamespaceId ns{};
 
   int32_t priority = 0;
-  bool overdue = false;  // has waited so long that its priority counts no more; set while none of it runs
+  bool overdue = false;    // has waited so long that its priority counts no more; set while none of it runs
+  uint64_t queued_in = 0;  // the queue's event that put it in line last
   int32_t times_overtaken = 0;  // by later ones of its tenant that had more of their prompt cached
   int32_t cached_seen = 0;      // of its prompt, when it was last looked up, in the draft of this step:
   uint64_t looked_up_in = 0;

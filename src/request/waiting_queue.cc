@@ -54,7 +54,8 @@ void WaitingQueue::forget_one() {
 
 void WaitingQueue::push(SequenceGroup& group) {
   Line& line = by_rank_[group.rank()][group.tenant];
-  if (line.groups.empty()) line.since = ++num_events_;
+  group.queued_in = ++num_events_;
+  if (line.groups.empty()) line.since = group.queued_in;
   const auto earlier = [](const SequenceGroup* a, const SequenceGroup* b) { return a->order < b->order; };
   line.groups.insert(std::upper_bound(line.groups.begin(), line.groups.end(), &group, earlier), &group);
   ++size_;
@@ -79,15 +80,19 @@ void WaitingQueue::admit(SequenceGroup& group) {
   share.admitted_in = ++num_events_;
   share.admitted_rank = group.rank();
   share.admitted_at = share.counter;
+  share.promoted_in = promoted_in_;
+  share.promoted_by_us = promoted_by_us_;
 }
 
 void WaitingQueue::promote(int64_t arrived_by_us) {
+  promoted_in_ = ++num_events_;
+  promoted_by_us_ = by_rank_.size() < 2 ? std::numeric_limits<int64_t>::min() : arrived_by_us;
   if (by_rank_.size() < 2) return;
   std::vector<SequenceGroup*> overdue;
-  for (auto lines = std::next(by_rank_.begin()); lines != by_rank_.end(); ++lines)
-    for (const auto& [tenant, line] : lines->second)
+  for (const auto& [rank, lines] : by_rank_)
+    for (const auto& [tenant, line] : lines)
       for (SequenceGroup* group : line.groups) {
-        if (group->times.arrival_us > arrived_by_us) break;
+        if (group->overdue || group->times.arrival_us > arrived_by_us) break;
         overdue.push_back(group);
       }
   for (SequenceGroup* group : overdue) {
@@ -111,6 +116,27 @@ std::optional<Unfairness> WaitingQueue::find_unfair() const {
             served.admitted_at > waits.counter)
           return Unfairness{name, tenant, served.admitted_at, waits.counter};
     }
+  return {};
+}
+
+namespace {
+
+// Who came after that promotion may have come while the other was being let in.
+std::optional<PassedOver> passed_over(const SequenceGroup& waits, const TenantShare& served) {
+  if (waits.queued_in >= served.promoted_in || waits.rank() == served.admitted_rank) return {};
+  const bool comes_first = waits.rank() < served.admitted_rank;
+  if (!comes_first && waits.times.arrival_us > served.promoted_by_us) return {};
+  return PassedOver{served.tenant, waits.request, !comes_first};
+}
+
+}  // namespace
+
+std::optional<PassedOver> WaitingQueue::find_passed_over() const {
+  for (const auto& [rank, lines] : by_rank_)
+    for (const auto& [tenant, line] : lines)
+      for (const SequenceGroup* group : line.groups)
+        for (const auto& [name, served] : shares_)
+          if (const std::optional<PassedOver> found = passed_over(*group, served)) return found;
   return {};
 }
 

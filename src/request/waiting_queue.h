@@ -34,12 +34,22 @@ struct TenantShare {
   uint64_t admitted_in = 0;
   int32_t admitted_rank = 0;
   double admitted_at = 0;
+  // The queue's last promotion before that, and whom it was to promote: those who arrived by then, behind others.
+  uint64_t promoted_in = 0;
+  int64_t promoted_by_us = 0;
 };
 
 // Who was let in although another waited who had paid less.
 struct Unfairness {
   std::string_view served, waiting;
   double served_at = 0, waiting_at = 0;  // their counters: the first's at its admission
+};
+
+// Who was let in although another stood in line at a better rank, or should have by then.
+struct PassedOver {
+  std::string_view served;
+  RequestId waiting = 0;
+  bool overdue = false;  // and was not promoted
 };
 
 class WaitingQueue {
@@ -62,6 +72,8 @@ class WaitingQueue {
   static void charge_output(SequenceGroup& group, int64_t tokens) { charge(group, kOutputWeight, tokens); }
   // The first breach of fair shares among those who wait now. O(lines x tenants): for audits.
   std::optional<Unfairness> find_unfair() const;
+  // The first of those who wait now that was passed over. O(requests x tenants): for audits.
+  std::optional<PassedOver> find_passed_over() const;
   // Between the counters of two tenants who wait at the rank that is next; 0 if fewer than two do.
   double widest_gap() const;
   int32_t size() const { return size_; }
@@ -94,7 +106,9 @@ class WaitingQueue {
   std::set<Place> present_, idle_;  // each tenant is in one of them
   double left_last_ = 0;            // the counter of the tenant that went last
   int32_t size_ = 0;
-  uint64_t num_events_ = 0;  // lines that began, and admissions
+  uint64_t num_events_ = 0;  // requests put in line, promotions and admissions
+  uint64_t promoted_in_ = 0;
+  int64_t promoted_by_us_ = 0;
 };
 
 }  // namespace quire

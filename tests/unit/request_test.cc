@@ -173,6 +173,46 @@ TEST_F(Queue, WhoIsOverdueStandsAmongTheFirstByFairShares) {
   EXPECT_EQ(take(1).tenant, "b");
 }
 
+// Or one of a lower priority would pass it, until the next promotion.
+TEST_F(Queue, TheOverdueOfTheFirstRankArePromotedWithTheOthers) {
+  SequenceGroup& first = add("a", 0);
+  SequenceGroup& second = add("b", 1);
+  first.times.arrival_us = second.times.arrival_us = 10;
+  queue_.promote(10);
+  EXPECT_TRUE(first.overdue && second.overdue);
+  EXPECT_EQ(&take(1), &first);
+}
+
+// The check of the order knows the order only from what stood in line at a promotion and from who was let in after it.
+TEST_F(Queue, WhoIsPassedOverIsTold) {
+  SequenceGroup& low = add("a", 5);
+  low.times.arrival_us = 10;
+  SequenceGroup& high = add("b", -1);
+  high.times.arrival_us = 50;
+  queue_.promote(9);
+  queue_.admit(high);
+  EXPECT_FALSE(queue_.find_passed_over()) << "it comes first";
+  queue_.admit(low);
+  ASSERT_TRUE(queue_.find_passed_over()) << "the other has a better rank";
+  EXPECT_EQ(queue_.find_passed_over()->waiting, high.request);
+  EXPECT_FALSE(queue_.find_passed_over()->overdue);
+  queue_.erase(high);
+  EXPECT_FALSE(queue_.find_passed_over());
+}
+
+TEST_F(Queue, WhoIsOverdueAndNotPromotedIsTold) {
+  SequenceGroup& low = add("a", 5);
+  low.times.arrival_us = 50;
+  SequenceGroup& high = add("b", -1);
+  high.times.arrival_us = 50;
+  queue_.promote(40);
+  low.times.arrival_us = 30;  // as if the promotion had not seen it
+  queue_.admit(high);
+  ASSERT_TRUE(queue_.find_passed_over());
+  EXPECT_EQ(queue_.find_passed_over()->waiting, low.request);
+  EXPECT_TRUE(queue_.find_passed_over()->overdue);
+}
+
 TEST_F(Queue, ATenantIsServedFirstComeFirst) {
   SequenceGroup& first = add("a");
   SequenceGroup& second = add("a");
