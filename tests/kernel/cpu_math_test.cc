@@ -64,7 +64,8 @@ TEST(CpuMath, ExpIsWithinOneAndAHalfUnitsInTheLastPlace) {
       for (uint32_t i = 0; i < 16; ++i) x[i] = y[i] = std::bit_cast<float>(std::min(at + 61 * i, last));
       exp_of_sixteen(y);
       for (int i = 0; i < 16; ++i)
-        if (const double e = error_of(y[i], x[i]); !std::isnan(worst) && !(e <= worst)) worst = e, worst_at = x[i];
+        if (const double e = error_of(y[i], x[i]); !std::isnan(worst) && !(e <= worst))
+          worst = e, worst_at = x[i];
     }
   };
   check_from(std::bit_cast<uint32_t>(-1e-30f), last_below);
