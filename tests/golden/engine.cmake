@@ -24,7 +24,10 @@ if(TARGET quire_engine)
     #   from the cache, preempted and swapped, fewer cases of each; golden_shared_goldens their logits; golden_families every family and rope;
     # - PromptLogprobs: it wants equal bits for any chunks, which the CPU's products promise and a card's, chosen by rows, do not;
     #   golden_device_paths compares a prompt's logprobs with the CPU's;
-    # - PoliciesThatChooseByScores of the demo model (520 tokens four times over, some 400 s): golden_device_paths has it on stories260K.
+    # - PoliciesThatChooseByScores of the demo model (520 tokens four times over, some 400 s): golden_device_paths has it on stories260K;
+    # - golden_micro_vectors, which calls the CPU's kernels: golden_retention compares what the policies keep with the CPU, list by list;
+    # - golden_text_nll and golden_kv_quality, thousands of tokens of the demo model: golden_shared_goldens has its logits on the shim,
+    #   tests/e2e/test_kv_policies.py what each policy leaves visible there.
     function(quire_test_on_shim program filter)
       add_test(NAME ${program}_on_shim COMMAND ${program} --gtest_filter=${filter} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
       set_tests_properties(${program}_on_shim PROPERTIES LABELS golden TIMEOUT 600

@@ -240,8 +240,8 @@ inline std::vector<Shape> cascade_shapes() {
   };
 }
 
-// What shares code but is compiled for each dtype and head size: a shared prefix, more query heads than a tile has rows in steps
-// of one and of many rows, and every option at once, over blocks of other sizes than 16.
+// What shares code but is compiled for each dtype and head size: lists alone, a shared prefix, more query heads than a tile has rows
+// in steps of one and of many rows, and every option at once, over blocks of other sizes than 16.
 inline std::vector<Shape> shapes_of_every_head_size() {
   std::vector<Shape> all;
   for (const DType dtype : {DType::kBF16, DType::kF16})
@@ -256,6 +256,19 @@ inline std::vector<Shape> shapes_of_every_head_size() {
       cascade.lengths = {80, 65, 100};
       cascade.prefixes = {{0, 64, {0, 1, 2}}};
       add("_cascade_block32", cascade);
+      for (const int group : {1, 12}) {
+        cascade.group = group;
+        add(("_cascade_block32_group" + std::to_string(group)).c_str(), cascade);
+      }
+      Shape decode = base;
+      decode.lengths = {33, 70};
+      add("_decode", decode);
+      decode.group = 12;
+      add("_decode_group12", decode);
+      decode.window = 21;
+      decode.soft_cap = 3.0f;
+      decode.sinks = true;
+      add("_decode_group12_options", decode);
       prefill.block_tokens = 8;
       prefill.group = 9;
       prefill.lengths = {30, 20};

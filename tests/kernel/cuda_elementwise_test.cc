@@ -258,7 +258,8 @@ TEST_P(CudaManyRows, CopyBlocksCopiesEachPair) {
 
 INSTANTIATE_TEST_SUITE_P(Activations, CudaElementwise,
                          testing::Values(DType::kF32, DType::kBF16, DType::kF16), name_of_activations);
-INSTANTIATE_TEST_SUITE_P(Activations, CudaManyRows, testing::Values(DType::kBF16), name_of_activations);
+INSTANTIATE_TEST_SUITE_P(Activations, CudaManyRows, testing::Values(DType::kBF16, DType::kF16),
+                         name_of_activations);
 
 }  // namespace
 }  // namespace quire
