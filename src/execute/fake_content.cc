@@ -179,7 +179,15 @@ inline bool FakeExecutor::has_seen(const PlannedSequence& s, const Known& known,
 
 // A slot that is written behind those seen is seen with them: its block is read again only if another writes
 // it.
+// It gave way before it was sampled for, of which no plan tells, and has more in its list again than a window had left.
+bool FakeExecutor::begins_anew(const PlannedSequence& s, const Known& known) const {
+  if (known.joined || keeps_all(s) || overwrites_slots(s)) return false;
+  const auto num_dropped = std::ranges::count(known.tokens, -1);
+  return num_dropped > s.first_position - s.list_length_before;
+}
+
 void FakeExecutor::write(const BatchPlan& plan, const PlannedSequence& s, Known& known) {
+  if (begins_anew(s, known)) known.forget_tokens();
   if (static_cast<int32_t>(known.tokens.size()) < s.first_position) adopt(s, known);
   const bool keeps = keeps_all(s), overwrites = overwrites_slots(s);
   bool seen = !overwrites && has_seen(s, known, s.list_length_before);

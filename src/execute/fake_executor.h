@@ -125,6 +125,7 @@ class FakeExecutor final : public Executor {
   int32_t take_slot(const PlannedSequence& s, Known& known, int32_t index);
   void write(const BatchPlan& plan, const PlannedSequence& s, Known& known);
   void adopt(const PlannedSequence& s, Known& known);
+  bool begins_anew(const PlannedSequence& s, const Known& known) const;
   TokenId resolve(const BatchPlan& plan, const PlannedSequence& s, Known& known, int32_t index);
   void verify(const PlannedSequence& s, Known& known);
   void verify_again(const PlannedSequence& s, Known& known, int32_t index, int32_t slots);

@@ -68,6 +68,12 @@ struct FakeSequence {
     resize_seen(0);
     num_seen_in_last = 0;
   }
+  void forget_tokens() {
+    tokens.clear();
+    chain.clear();
+    list.clear();
+    forget_seen();
+  }
   void clear() {
     tokens.clear();
     chain.clear();
