@@ -177,8 +177,6 @@ inline bool FakeExecutor::has_seen(const PlannedSequence& s, const Known& known,
   return is_as_seen(known, block, s.block_table[block]);
 }
 
-// A slot that is written behind those seen is seen with them: its block is read again only if another writes
-// it.
 // It gave way before it was sampled for, of which no plan tells, and has more in its list again than a window had left.
 bool FakeExecutor::begins_anew(const PlannedSequence& s, const Known& known) const {
   if (known.joined || keeps_all(s) || overwrites_slots(s)) return false;
@@ -186,6 +184,7 @@ bool FakeExecutor::begins_anew(const PlannedSequence& s, const Known& known) con
   return num_dropped > s.first_position - s.list_length_before;
 }
 
+// A slot that is written behind those seen is seen with them: its block is read again only if another writes it.
 void FakeExecutor::write(const BatchPlan& plan, const PlannedSequence& s, Known& known) {
   if (begins_anew(s, known)) known.forget_tokens();
   if (static_cast<int32_t>(known.tokens.size()) < s.first_position) adopt(s, known);
