@@ -8,13 +8,13 @@
 # Parts, in order: tests and sanitize (at once), kernels attention engine-8b engine-0.6b engine-13b lists peer-engines. All of them
 # take some 8 minutes; 9 are the limit, with a build (70 s on 16 cores) too, after which what is left is left out, and said to be. A part
 # named by --only gets 3 minutes, the first of them with the build. A figure is the median of at least 5 rounds,
-# but for 256 sequences at 1k (3) and offline lists (2; 5 if --only names the part); the table says so in those rows.
+# but for 256 sequences at 1k (3) and offline lists (2; 5 if --only names the part and the build leaves it the time); the table says so in those rows.
 #   --prebuilt DIR  a build directory, or a folder with its programs (they need glibc 2.36 and a driver): builds nothing
 #   --deps DIR      what benchmarks/suite/dependencies.sh packed, for machines without Debian's header packages: fmt, spdlog,
 #                   nlohmann-json, CLI11 and GoogleTest's sources. The build needs nothing else but a C++20 compiler, CMake, Ninja
 #                   and a CUDA 13 toolkit.
 #   --out DIR       suite.json, table.txt and logs; default build/gpu_suite
-#   --shared DIR    goldens and their models; default ../shared or $QUIRE_SHARED; without it the golden tests fail
+#   --shared DIR    goldens and their models; default ../shared or $QUIRE_SHARED; without it golden programs that read nothing else fail
 #   --build-only    builds and stops
 #   --dry-run       every line on the host shim in small shapes: no card, no figures; needs --prebuilt
 set -euo pipefail

@@ -56,6 +56,13 @@ def test_a_toolkit_that_cannot_read_machine_code_back_gets_what_can(tmp_path, th
     assert ("not tested" in done.stderr) == bool(offline)
 
 
+def test_machine_code_that_cannot_be_read_back_stops_no_run(tmp_path):
+    stubs = f"root={tmp_path}; logs={tmp_path}; PATH={tmp_path}:/usr/bin:/bin; have_sass_tools() {{ false; }}; install_sass_tools() {{ echo no network; false; }}"
+    done = launcher(f"{stubs}; set -e; QUIRE_CUDA=on ensure_sass_tools; echo went on")
+    assert done.returncode == 0 and done.stdout == "went on\n"
+    assert "no network" in done.stderr and "not tested" in done.stderr
+
+
 @pytest.mark.parametrize(("release", "is_toolkit"), [("11.5", False), ("12.9", False), ("13.0", True), ("14.1", True), ("", False)])
 def test_only_an_nvcc_that_is_new_enough_is_a_toolkit(tmp_path, release, is_toolkit):
     nvcc = tmp_path / "nvcc"

@@ -1,5 +1,5 @@
 if(TARGET quire_kernels_cuda_host AND TARGET quire_kernels_reference)
-  quire_test(cuda_attention_test LABEL kernel
+  quire_test(cuda_attention_test LABEL kernel TIMEOUT 900
     SOURCES ${QUIRE_TEST_DIR}/cuda_attention_test.cc ${QUIRE_TEST_DIR}/cuda_attention_case.cc
     LIBS quire_kernels_cuda_host quire_kernels_reference quire_device quire_base)
   find_package(Python3 COMPONENTS Interpreter)

@@ -1,5 +1,5 @@
 if(TARGET quire_kernels_cuda AND TARGET quire_kernels_reference)
-  quire_test(cuda_matmul_test LABEL kernel SOURCES ${QUIRE_TEST_DIR}/cuda_matmul_test.cc
+  quire_test(cuda_matmul_test LABEL kernel TIMEOUT 900 SOURCES ${QUIRE_TEST_DIR}/cuda_matmul_test.cc
     LIBS quire_kernels_cuda quire_kernels_reference quire_cuda_shim quire_device quire_base)
   find_package(Python3 COMPONENTS Interpreter)
   if(Python3_FOUND AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT QUIRE_SANITIZE)

@@ -112,13 +112,23 @@ def check_counts() -> list[str]:
     return found
 
 
+def check_seconds() -> list[str]:
+    """The three minutes of a part that --only names, 75 s after the start of a run that built."""
+    found = []
+    for only, wanted in ((["tests", "sanitize", "lists"], {"tests": 105, "sanitize": 105, "lists": 180}), (["lists", "tests"], {"lists": 105, "tests": 180})):
+        named = run.Suite(argparse.Namespace(out=Path(), binaries=Path(), shared=Path(), dry_run=False, only=only))
+        for part, seconds in wanted.items():
+            found += expect(f"seconds of {part} of {only}", round(named.seconds_of_named(part, time.time() - 75)), seconds)
+    return found
+
+
 def check_offline_list() -> list[str]:
     rows = workloads.offline_list()
     return expect("the offline list", (len(rows), rows[0], sum(p for p, _ in rows), sum(o for _, o in rows)), (256, (964, 845), 142827, 133966))
 
 
 def suite(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([str(SUITE), "--python", sys.executable, *arguments], capture_output=True, text=True, timeout=240)
+    return subprocess.run([str(SUITE), "--python", sys.executable, *arguments], capture_output=True, text=True, timeout=850)
 
 
 def check_refusals(build: Path) -> list[str]:
@@ -158,7 +168,7 @@ def main() -> int:
     parser.add_argument("--build", type=Path, required=True)
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
     args = parser.parse_args()
-    problems = check_table() + check_broken() + check_counts() + check_offline_list() + check_refusals(args.build) + check_dry_run(args.build, args.shared)
+    problems = check_table() + check_broken() + check_counts() + check_seconds() + check_offline_list() + check_refusals(args.build) + check_dry_run(args.build, args.shared)
     print("\n".join(problems) or "the suite's table, refusals and dry run hold")
     return 1 if problems else 0
 
