@@ -51,7 +51,7 @@ def steps_of(kernels: list[dict]) -> list[list[dict]]:
 
 def last_alike(steps: list[list[dict]], count: int) -> list[list[dict]]:
     """The last `count` steps of the kernels that ran most often lately, whichever graph of theirs it was. The very last may be cut off."""
-    shapes = [tuple(k["name"] for k in step) for step in steps[:-1]]
+    shapes = [tuple((k["name"], k["blocks"]) for k in step) for step in steps[:-1]]
     if not shapes:
         raise BadTrace("the trace holds no two steps that ran as graphs")
     lately = shapes[-4 * count:]

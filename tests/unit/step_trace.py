@@ -23,7 +23,7 @@ def expect(what: str, got, wanted) -> list[str]:
     return [] if got == wanted else [f"{what}: got {got!r}, wanted {wanted!r}"]
 
 
-def a_trace(steps: int, graphs: int = 2, layers: int = 5) -> str:
+def a_trace(steps: int, graphs: int = 2, layers: int = 5, sizes: tuple[int, ...] = (1,)) -> str:
     """Steps 50 us apart, of graphs in turn. The product begins 500 ns before the norm has ended; all else 300 ns behind what was before. Between the steps a
     kernel of no graph, and a graph of one kernel."""
     lines, now = [HEADER], 1_000_000
@@ -31,8 +31,9 @@ def a_trace(steps: int, graphs: int = 2, layers: int = 5) -> str:
         lines.append(f"{now - 9_000},{now - 8_000},1,32,0,7,0,0,\"prefill\"")
         lines.append(f"{now - 7_000},{now - 6_000},1,32,0,7,900,9,\"copy_words\"") if step % 2 else None
         for node, (name, took) in enumerate([("embed", 1_000), *LAYER * layers, ("head", 5_000)], 1):
+            took *= (size := sizes[step % len(sizes)])
             start = now + (-500 if name.startswith("wide") else 300)
-            lines.append(f"{start},{start + took},132,256,1024,7,{node + 100 * (step % graphs)},{step % graphs + 1},\"{name}\"")
+            lines.append(f"{start},{start + took},{132 * size},256,1024,7,{node + 100 * (step % graphs)},{step % graphs + 1},\"{name}\"")
             now = start + took
         now += 50_000
     return "\n".join(lines) + "\n"
@@ -54,6 +55,14 @@ def check_reader(folder: Path, graphs: int) -> list[str]:
         *expect("what is no whole layer", round(sum(row["adds_us"] for row in found["rest"]), 1), round(1.0 + layer + 5.3, 1)),
         *expect("the text", "a layer" in reader.text_of(found) and "34.9" in reader.text_of(found), True),
     ]
+
+
+def check_sizes(folder: Path) -> list[str]:
+    """Steps of twice the blocks take twice as long: those of one size are not counted with the other's."""
+    path = folder / "trace.csv"
+    path.write_text(a_trace(30, sizes=(2, 1, 2)))
+    row = next(row for row in reader.summary(reader.read(str(path)), count=2)["layer"] if row["name"] == "decode_attention")
+    return expect("kernels of one size", row["us"] / row["blocks"], 20.0 / 132)
 
 
 def check_what_is_refused(folder: Path) -> list[str]:
@@ -140,7 +149,7 @@ def check_driver(folder: Path) -> list[str]:
 def main() -> int:
     problems = check_ending_together()
     with tempfile.TemporaryDirectory() as folder:
-        for check in (lambda f: check_reader(f, 1), lambda f: check_reader(f, 2), check_what_is_refused, check_driver):
+        for check in (lambda f: check_reader(f, 1), lambda f: check_reader(f, 2), check_sizes, check_what_is_refused, check_driver):
             problems += check(Path(folder))
     print("\n".join(problems) or "the trace's reader, lists and driver hold")
     return 1 if problems else 0
