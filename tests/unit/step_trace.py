@@ -25,11 +25,11 @@ def expect(what: str, got, wanted) -> list[str]:
 
 def a_trace(steps: int, graphs: int = 2, layers: int = 5, sizes: tuple[int, ...] = (1,)) -> str:
     """Steps 50 us apart, of graphs in turn. The product begins 500 ns before the norm has ended; all else 300 ns behind what was before. Between the steps a
-    kernel of no graph, and a graph of one kernel."""
+    kernel of no graph, and, where all steps are of one size, a graph of one kernel."""
     lines, now = [HEADER], 1_000_000
     for step in range(steps):
         lines.append(f"{now - 9_000},{now - 8_000},1,32,0,7,0,0,\"prefill\"")
-        lines.append(f"{now - 7_000},{now - 6_000},1,32,0,7,900,9,\"copy_words\"") if step % 2 else None
+        lines.append(f"{now - 7_000},{now - 6_000},1,32,0,7,900,9,\"copy_words\"") if step % 2 and len(sizes) == 1 else None
         for node, (name, took) in enumerate([("embed", 1_000), *LAYER * layers, ("head", 5_000)], 1):
             took *= (size := sizes[step % len(sizes)])
             start = now + (-500 if name.startswith("wide") else 300)
