@@ -174,6 +174,13 @@ bool Scheduler::gives_way_to_itself(const Sequence& victim, const Sequence& bloc
   return next == nullptr || victim.group->rank() <= next->rank();
 }
 
+// Samples of one request, and nobody else, that have all of their blocks together: as one that is alone. Whoever gave
+// way would free nothing, and come back to the same blocks.
+bool Scheduler::shares_all_it_has(const Victim& victim, const Sequence& blocked) const {
+  return victim.offer.freed == 0 &&
+         std::ranges::all_of(running_, [&](const Sequence* r) { return r->group == blocked.group; });
+}
+
 bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
   Sequence* blocked = someone_blocked();
   if (blocked == nullptr) return false;
@@ -182,7 +189,8 @@ bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
   if (shorten_heads(*blocked, blocks_needed(*blocked, nullptr), now_us)) return true;
   const std::optional<Victim> victim = choose_victim(*blocked);
   if (!victim && !running_.empty()) return false;  // they are paused, and keep what they have
-  if (!victim || (is_alone(*victim->sequence) && victim->sequence->group == blocked->group)) {
+  if (!victim || (is_alone(*victim->sequence) && victim->sequence->group == blocked->group) ||
+      shares_all_it_has(*victim, *blocked)) {
     end_group(*blocked->group, FinishReason::kFailed, cannot_run_alone(), now_us, out);
     return true;
   }

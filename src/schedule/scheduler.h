@@ -289,6 +289,7 @@ class Scheduler {
   std::optional<Victim> idle_in_slot(int64_t now_us) const;
   bool is_alone(const Sequence& sequence) const;
   bool gives_way_to_itself(const Sequence& victim, const Sequence& blocked) const;
+  bool shares_all_it_has(const Victim& victim, const Sequence& blocked) const;
   void preempt(std::span<Sequence* const> victims, const Offer& offer, int64_t now_us);
   void drop_tail(Sequence& sequence, int32_t kept_tokens, int64_t now_us);
   void shorten_head(Sequence& sequence, int32_t kept_tokens, int64_t now_us);

@@ -156,6 +156,7 @@ BUGS = [
     (False, "samples keep the duplicates that their first gave up", LIFE, "forks_.push_back(&s->table);", ";"),
     (False, "a fork's longer tail is taken for the cached one", PUBLISH, "  if (p.of_block(index, block_tokens_).size() < static_cast<size_t>(block_tokens_)) return;\n", ""),
     (False, "a fork takes over a block that it does not hold", PUBLISH, "fork->blocks_[index] == own)", "own == own)"),
+    (False, "samples that share all they have give way for ever", PREEMPT, " ||\n      shares_all_it_has(*victim, *blocked)) {", ") {"),
     (False, "beams leave with more blocks than were counted", PREEMPT, "    else if (!s->group->is_beam)\n", "    else\n"),
     (False, "a beam is left behind by those it runs with", SWAP, "    if (beam->state == s.state && beam->swapped.empty() == s.swapped.empty())",
      "    if (beam.get() == &s)"),
