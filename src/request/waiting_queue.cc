@@ -9,46 +9,77 @@
 #include "src/base/check.h"
 
 namespace quire {
+namespace {
+
+constexpr auto sooner = [](const auto& a, const auto& b) {
+  return a.second->admitted_in < b.second->admitted_in;
+};
+
+}  // namespace
 
 void WaitingQueue::enter(SequenceGroup& group) {
   check(group.share == nullptr, "a request enters the queue once");
   const auto found = shares_.try_emplace(group.tenant).first;
   TenantShare& share = found->second;
   share.tenant = found->first;
-  if (share.num_present++ == 0) {
-    idle_.erase({share.counter, &share});
-    share.counter = std::max(share.counter, present_.empty() ? left_last_ : floor());
-    present_.insert({share.counter, &share});
-    share.indexed_at = share.counter;
-  }
+  if (share.num_present++ == 0) idle_.erase({share.counter, &share});
+  if (share.num_waiting++ == 0) share.counter = std::max(share.counter, floor(group.rank()));
+  ++waiting_[group.rank()][&share];
   group.share = &share;
+}
+
+void WaitingQueue::end_wait(SequenceGroup& group) {
+  check(group.share->num_waiting > 0, "a request ends its wait once");
+  --group.share->num_waiting;
+  no_longer_at(group.rank(), *group.share);
+}
+
+void WaitingQueue::no_longer_at(int32_t rank, const TenantShare& share) {
+  const auto tenants = waiting_.find(rank);
+  check(tenants != waiting_.end(), "somebody waits at the rank of one that waits");
+  const auto requests = tenants->second.find(&share);
+  check(requests != tenants->second.end(), "a tenant waits at the rank of its request");
+  if (--requests->second == 0) tenants->second.erase(requests);
+  if (tenants->second.empty()) waiting_.erase(tenants);
 }
 
 void WaitingQueue::leave(SequenceGroup& group) {
   check(group.share != nullptr && group.share->num_present > 0, "a request leaves the queue once");
   TenantShare& share = *std::exchange(group.share, nullptr);
   if (--share.num_present > 0) return;
-  present_.erase({share.indexed_at, &share});
+  check(share.num_waiting == 0, "who has left waits no more");
   idle_.insert({share.counter, &share});
-  left_last_ = share.counter;
   if (idle_.size() > kMaxIdleTenants) forget_one();
 }
 
-// Who is charged is not moved in the index until it stands first there: counters only grow.
-double WaitingQueue::floor() {
-  for (;;) {
-    TenantShare& first = *present_.begin()->share;
-    if (first.indexed_at == first.counter) return first.counter;
-    present_.erase(present_.begin());
-    first.indexed_at = first.counter;
-    present_.insert({first.counter, &first});
-  }
+// Where nobody has come in at a rank, or not for long, whoever came in last anywhere.
+const TenantShare* WaitingQueue::admitted_last(int32_t rank) const {
+  if (const auto found = admitted_last_.find(rank); found != admitted_last_.end()) return found->second;
+  const auto last = std::ranges::max_element(admitted_last_, sooner);
+  return last == admitted_last_.end() ? nullptr : last->second;
 }
 
-// Who has paid least of the idle: likeliest to be lifted on return, as a new one is, and gaining least if not.
+double WaitingQueue::floor(int32_t rank) const {
+  const auto here = waiting_.find(rank);
+  if (here == waiting_.end()) {
+    const TenantShare* last = admitted_last(rank);
+    return last == nullptr ? 0 : last->counter;
+  }
+  double least = std::numeric_limits<double>::infinity();
+  for (const auto& [share, requests] : here->second) least = std::min(least, share->counter);
+  return least;
+}
+
+// Who has paid least of the idle: likeliest to be lifted on return, as a new one is, and gaining least if not. Not
+// those by whom newcomers are measured: they are fewer than the idle.
 void WaitingQueue::forget_one() {
-  const std::string tenant(idle_.begin()->share->tenant);
-  idle_.erase(idle_.begin());
+  const auto measures = [&](const TenantShare* share) {
+    return std::ranges::any_of(admitted_last_, [&](const auto& last) { return last.second == share; });
+  };
+  auto least = idle_.begin();
+  while (measures(least->share)) ++least;
+  const std::string tenant(least->share->tenant);
+  idle_.erase(least);
   shares_.erase(tenant);
 }
 
@@ -82,6 +113,9 @@ void WaitingQueue::admit(SequenceGroup& group) {
   share.admitted_at = share.counter;
   share.promoted_in = promoted_in_;
   share.promoted_by_us = promoted_by_us_;
+  admitted_last_[group.rank()] = &share;
+  if (admitted_last_.size() > kMaxRanksKnown)
+    admitted_last_.erase(std::ranges::min_element(admitted_last_, sooner));
 }
 
 void WaitingQueue::promote(int64_t arrived_by_us) {
@@ -97,7 +131,9 @@ void WaitingQueue::promote(int64_t arrived_by_us) {
       }
   for (SequenceGroup* group : overdue) {
     erase(*group);
+    no_longer_at(group->rank(), *group->share);
     group->overdue = true;
+    ++waiting_[group->rank()][group->share];
     push(*group);
   }
 }

@@ -4,11 +4,15 @@
 //
 // Fair shares are virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", OSDI
 // 2024): a tenant pays for each prompt token computed and, twice as much, for each token generated; the
-// tenant who has paid least is next. A tenant who comes back after being idle is lifted to the least counter
-// of those who are there, or, if nobody is, to that of whoever left last: idleness saves nothing. Nobody is admitted
-// past a tenant that waits at the same rank and has paid less. So for as long as a tenant waits, each other that
-// has been admitted at its rank meanwhile is ahead of it by no more than what that one can have running at once:
-// output is paid for as it comes (invariant 11).
+// tenant who has paid least is next. A tenant of whom nothing waits and who asks again is lifted to the least counter
+// of those who wait at the rank of what it asks; if nobody does, to that of whoever was admitted there last. Who only
+// runs neither keeps what it has not asked for nor holds others down: not to wait saves nothing (the paper's algorithm
+// 2, where everybody has one rank). Nobody is admitted past a tenant that waits at the same rank and has paid less. So
+// for as long as a tenant waits, each other that has been admitted at its rank meanwhile is ahead of it by no more than
+// what that one can have running at once: output is paid for as it comes (invariant 11).
+//
+// A tenant has one counter for all ranks: what it gets at one counts at each. Where something of it waits at a low rank
+// it is not lifted at a high one: it has not been idle.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +32,8 @@ namespace quire {
 struct TenantShare {
   double counter = 0;       // prompt tokens + 2 x output tokens, lifted
   int32_t num_present = 0;  // of its requests, queued, parked or running
+  int32_t num_waiting = 0;  // of these, not admitted yet: queued or parked
   std::string_view tenant;
-  double indexed_at = 0;  // its counter when it was put among those that are present
   // When one of its requests was admitted last: its place among the queue's events, the rank, and what the tenant had paid.
   uint64_t admitted_in = 0;
   int32_t admitted_rank = 0;
@@ -58,10 +62,11 @@ class WaitingQueue {
   // What they have paid is remembered; past it who has paid least is forgotten, and comes back as a new one.
   static constexpr size_t kMaxIdleTenants = 1024;
 
-  void enter(SequenceGroup& group);  // once per request: counts its tenant as present
-  void leave(SequenceGroup& group);  // once, at its end
-  void push(SequenceGroup& group);   // at its place by arrival
-  void admit(SequenceGroup& group);  // while it still stands in line, before it pays
+  void enter(SequenceGroup& group);     // once per request: its tenant is present, and waits
+  void end_wait(SequenceGroup& group);  // once: it is admitted, or has ended before that
+  void leave(SequenceGroup& group);     // once, at its end, after end_wait
+  void push(SequenceGroup& group);      // at its place by arrival
+  void admit(SequenceGroup& group);     // while it still stands in line, before it pays
   void erase(SequenceGroup& group);
   // Those who arrived at or before this time are overdue. O(tenants), and nothing while one priority waits.
   void promote(int64_t arrived_by_us);
@@ -98,13 +103,20 @@ class WaitingQueue {
     group.paid += paid;
     group.share->counter += paid;
   }
-  double floor();  // the least counter of tenants that are present, of which there is one
+  // Where a tenant of whom nothing waits begins. O(those who wait at the rank).
+  double floor(int32_t rank) const;
+  const TenantShare* admitted_last(int32_t rank) const;
+  void no_longer_at(int32_t rank, const TenantShare& share);
   void forget_one();
+
+  static constexpr size_t kMaxRanksKnown = 64;
 
   std::map<int32_t, Lines> by_rank_;
   std::unordered_map<std::string, TenantShare> shares_;
-  std::set<Place> present_, idle_;  // each tenant is in one of them
-  double left_last_ = 0;            // the counter of the tenant that went last
+  std::set<Place> idle_;  // tenants that are not present
+  // Requests that wait, by rank and tenant: parked ones too.
+  std::map<int32_t, std::unordered_map<const TenantShare*, int32_t>> waiting_;
+  std::map<int32_t, const TenantShare*> admitted_last_;  // by rank; of the ranks that were used last
   int32_t size_ = 0;
   uint64_t num_events_ = 0;  // requests put in line, promotions and admissions
   uint64_t promoted_in_ = 0;

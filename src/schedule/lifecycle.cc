@@ -73,6 +73,7 @@ void Scheduler::leave_waiting(SequenceGroup& group) {
   group.parked = group.waits_for_memory = false;
   group.parked_on = nullptr;
   --num_waiting_;
+  queue_.end_wait(group);
   queue_budget_.give_back(group.num_prompt_tokens());
 }
 

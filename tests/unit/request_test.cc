@@ -139,9 +139,17 @@ class Queue : public ::testing::Test {
   }
   SequenceGroup& take(double paid) {
     SequenceGroup* g = queue_.next();
+    queue_.admit(*g);
     queue_.erase(*g);
+    queue_.end_wait(*g);
     WaitingQueue::charge_prompt(*g, static_cast<int64_t>(paid));
     return *g;
+  }
+  // Requests of a tenant that are admitted before another's; each costs 1.
+  int32_t turns_of(const std::string& tenant) {
+    int32_t turns = 0;
+    while (!queue_.empty() && queue_.next()->tenant == tenant) take(1), ++turns;
+    return turns;
   }
   uint64_t serial_ = 0;
   std::vector<std::unique_ptr<SequenceGroup>> groups_;
@@ -242,7 +250,68 @@ TEST_F(Queue, IdlenessSavesNothing) {
   int32_t news = 0;
   for (int i = 0; i < 10; ++i) add("new");
   while (queue_.next()->tenant == "new" && news < 12) take(1), ++news;
-  EXPECT_LE(news, 2) << "a newcomer starts where the least present one stands";
+  EXPECT_LE(news, 2) << "a newcomer starts where who was admitted last stands";
+}
+
+// One long answer that began early costs little per step: who receives it has paid less than those who are served by
+// the dozen, for as long as it runs.
+TEST_F(Queue, WhoOnlyRunsHoldsTheFloorDownForNobody) {
+  add("long answer");
+  take(10);  // it runs on
+  add("busy"), add("other");
+  take(10000), take(10000);
+  add("busy"), add("other");
+  for (int i = 0; i < 10; ++i) add("new");
+  EXPECT_LE(turns_of("new"), 2) << "a newcomer starts where the least of those who wait stands";
+}
+
+TEST_F(Queue, WhoOnlyRunsSavesNothing) {
+  add("long answer");
+  take(10);
+  add("busy");
+  take(10000);
+  add("busy");
+  for (int i = 0; i < 10; ++i) add("long answer");
+  EXPECT_LE(turns_of("long answer"), 2) << "it had asked for no more until then";
+}
+
+TEST_F(Queue, WhoWaitsIsNotLiftedWhenItAsksForMore) {
+  add("patient");
+  add("busy", -1);
+  take(10000);
+  add("busy", -1);
+  add("patient", -1);
+  EXPECT_EQ(queue_.next()->tenant, "patient") << "it has waited while the other was served";
+}
+
+// Who waits at a lower priority is served less than those above it: that is no measure for who comes to those.
+TEST_F(Queue, ANewcomerStandsWhereThoseOfItsRankDo) {
+  add("low", 5);
+  for (int i = 0; i < 2; ++i) {
+    add("busy", 0);
+    take(10000);
+    if (i == 0) add("busy", 0);
+    for (int k = 0; k < 10; ++k) add("new " + std::to_string(i), 0);
+    if (i == 1) add("busy", 0);
+    EXPECT_LE(turns_of("new " + std::to_string(i)), 2)
+        << (i == 0 ? "of those who wait" : "or were admitted last");
+    while (queue_.next()->priority == 0) take(1);
+  }
+}
+
+// It stands aside until another has computed its prefix, and has what it is owed when it is back.
+TEST_F(Queue, WhoStandsAsideIsNotLiftedWhenItIsBack) {
+  SequenceGroup& aside = add("aside");
+  queue_.erase(aside);
+  for (int i = 0; i < 3; ++i) {
+    add("busy");
+    take(1000);
+  }
+  add("busy");
+  queue_.push(aside);
+  add("aside");
+  EXPECT_EQ(&take(1), &aside);
+  EXPECT_EQ(take(1).tenant, "aside");
 }
 
 TEST_F(Queue, ATenantThatHasLeftHoldsTheFloorDownNoMore) {
@@ -268,10 +337,10 @@ TEST_F(Queue, WhatWasPaidWhileNobodyElseWasThereIsNotHeldAgainstATenant) {
   EXPECT_LE(before, 2);
 }
 
-// One who stays and pays nothing holds the floor at 0: nobody else is ever at or below it.
+// One who waits behind all others and pays nothing holds the floor at 0: nobody else is ever at or below it.
 TEST_F(Queue, SoManyIdleTenantsAreRememberedAndNoMore) {
-  add("stays");
-  take(0);
+  SequenceGroup& stays = add("stays");
+  queue_.erase(stays);  // aside
   add("heavy");
   queue_.leave(take(1e6));
   for (int i = 0; i < 3000; ++i) {
@@ -284,35 +353,52 @@ TEST_F(Queue, SoManyIdleTenantsAreRememberedAndNoMore) {
   EXPECT_EQ(&take(1), &other) << "who has paid most is not the one that is forgotten";
 }
 
-// Counters against a plain scan of all tenants, in random order of arrival, payment and leave.
-TEST_F(Queue, WhoComesBackStandsWhereTheLeastPresentOneDoes) {
+// Counters against a plain scan of all tenants, in random order of arrival at three ranks, admission, payment and end.
+TEST_F(Queue, WhoAsksAgainStandsWhereTheLeastThatWaitsDoes) {
   struct Plain {
     double counter = 0;
-    std::vector<SequenceGroup*> there;
+    std::vector<SequenceGroup*> waiting, running;
   };
   std::map<std::string, Plain> plain;
-  double left_last = 0;
+  std::map<int32_t, Plain*> last;  // admitted, by rank
+  Plain* last_of_all = nullptr;
   Random random(1);
-  for (int i = 0; i < 3000; ++i) {
-    Plain& p = plain[std::string(1, static_cast<char>('a' + random.below(9)))];
-    const std::string tenant =
-        std::find_if(plain.begin(), plain.end(), [&](auto& e) { return &e.second == &p; })->first;
-    if (p.there.empty() || random.chance(0.3)) {
-      double least = std::numeric_limits<double>::infinity();
+  const auto waits_at = [](const Plain& p, int32_t rank) {
+    return std::ranges::any_of(p.waiting, [&](const SequenceGroup* g) { return g->priority == rank; });
+  };
+  for (int i = 0; i < 4000; ++i) {
+    const std::string tenant(1, static_cast<char>('a' + random.below(9)));
+    Plain& p = plain[tenant];
+    const auto rank = static_cast<int32_t>(random.below(3));
+    if (random.chance(0.3)) {
+      double floor = std::numeric_limits<double>::infinity();
       for (const auto& [name, other] : plain)
-        if (!other.there.empty()) least = std::min(least, other.counter);
-      if (p.there.empty()) p.counter = std::max(p.counter, std::isfinite(least) ? least : left_last);
-      p.there.push_back(&add(tenant));
-      ASSERT_EQ(p.there.back()->share->counter, p.counter) << tenant << " at " << i;
-    } else if (random.chance(0.6)) {
+        if (waits_at(other, rank)) floor = std::min(floor, other.counter);
+      const Plain* measure = last.contains(rank) ? last[rank] : last_of_all;
+      if (std::isinf(floor)) floor = measure == nullptr ? 0 : measure->counter;
+      if (p.waiting.empty()) p.counter = std::max(p.counter, floor);
+      p.waiting.push_back(&add(tenant, rank));
+      ASSERT_EQ(p.waiting.back()->share->counter, p.counter) << tenant << " at " << i;
+    } else if (!p.waiting.empty() && random.chance(0.6)) {
+      SequenceGroup& g = *p.waiting.back();
+      p.waiting.pop_back();
+      const bool admitted = random.chance(0.8);
+      if (admitted) queue_.admit(g);
+      queue_.erase(g);
+      queue_.end_wait(g);
+      if (!admitted) {
+        queue_.leave(g);
+        continue;
+      }
+      last_of_all = last[g.priority] = &p;
+      p.running.push_back(&g);
+    } else if (!p.running.empty()) {
       const auto paid = static_cast<int64_t>(random.below(50));
-      WaitingQueue::charge_output(*p.there.front(), paid);
+      WaitingQueue::charge_output(*p.running.front(), paid);
       p.counter += 2.0 * static_cast<double>(paid);
-    } else {
-      queue_.erase(*p.there.back());
-      queue_.leave(*p.there.back());
-      p.there.pop_back();
-      if (p.there.empty()) left_last = p.counter;
+      if (random.chance(0.6)) continue;
+      queue_.leave(*p.running.back());
+      p.running.pop_back();
     }
   }
 }
