@@ -187,7 +187,7 @@ RequestStage Episode::stage_of(RequestId id) const {
   if (group->state == GroupState::kWaiting)
     return group->parked_on != nullptr ? RequestStage::kParked : RequestStage::kWaiting;
   for (const auto& s : group->sequences)
-    if (s->copying) return RequestStage::kCopying;
+    if (s->copying || s->tail_comes) return RequestStage::kCopying;
   for (const auto& s : group->sequences)
     if (s->state == SequenceState::kPreempted) return RequestStage::kPreempted;
   const Sequence& first = *group->sequences.front();
@@ -394,6 +394,7 @@ void Episode::add_to(SimReport& report, Samples& samples) const {
   report.failed += stats.requests_failed_total;
   report.preemptions += stats.preemptions_total;
   report.tail_drops += stats.tail_drops_total;
+  report.tier_fronts_computed += core_->scheduler().transfers().counters().met;
   report.tier_waits_given_up += stats.tier_waits_given_up_total;
   report.heads_shortened += stats.heads_shortened_total;
   report.swap_outs += stats.swap_outs_total;

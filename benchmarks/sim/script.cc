@@ -30,6 +30,9 @@ Json json_of(const SimSetup& setup) {
           {"preemption_mode", c.preemption_mode},
           {"link", {setup.tiers.host.transfer_us, setup.tiers.host.us_per_block}},
           {"disk_bytes_per_s", setup.core.preemption_costs.disk_bytes_per_s},
+          {"link_bytes_per_s", setup.core.preemption_costs.link_bytes_per_s},
+          {"both_ends", static_cast<int>(setup.core.both_ends)},
+          {"least_chunk_tokens", setup.core.preemption_costs.least_chunk_tokens},
           {"disk_link", {setup.tiers.disk.transfer_us, setup.tiers.disk.us_per_block}},
           {"vocab", setup.model.vocab_size},
           {"eos", setup.core.eos_token_ids},
@@ -94,6 +97,10 @@ SimSetup setup_of(const Json& j) {
   if (j.contains("link")) setup.tiers.host = {j["link"].at(0), j["link"].at(1)};
   setup.core.preemption_costs.disk_bytes_per_s =
       j.value("disk_bytes_per_s", setup.core.preemption_costs.disk_bytes_per_s);
+  PreemptionCosts& costs = setup.core.preemption_costs;
+  costs.link_bytes_per_s = j.value("link_bytes_per_s", costs.link_bytes_per_s);
+  setup.core.both_ends = static_cast<BothEnds>(j.contains("both_ends") ? count(j, "both_ends", 0, 2) : 1);
+  costs.least_chunk_tokens = j.value("least_chunk_tokens", costs.least_chunk_tokens);
   if (j.contains("disk_link")) setup.tiers.disk = {j["disk_link"].at(0), j["disk_link"].at(1)};
   c.check_invariants = true;
   setup.core.reserve = {j.at("reserve").at(0), j.at("reserve").at(1), j.at("reserve").at(2)};

@@ -81,6 +81,12 @@ std::optional<EvictionOrder> eviction_of(const std::string& name) {
   return parse_eviction_order(name);
 }
 
+std::optional<BothEnds> both_ends_of(const std::string& name) {
+  if (name == "auto" || name == "spare") return BothEnds::kSpare;
+  if (name == "never") return BothEnds::kNever;
+  return name == "always" ? std::optional(BothEnds::kAlways) : std::nullopt;
+}
+
 Status check_options(const SimOptions& o) {
   if (o.sequences < 1 || o.sequences > 65536)
     return invalid(fmt::format("sequences is {}; it must be from 1 to 65536", o.sequences), "sequences");
@@ -106,6 +112,9 @@ Status check_options(const SimOptions& o) {
   if (o.prefix_rule != "token" && o.prefix_rule != "block" && o.prefix_rule != "auto")
     return invalid(fmt::format("prefix_rule is `{}`; it must be token, block or auto", o.prefix_rule),
                    "prefix_rule");
+  if (!both_ends_of(o.both_ends))
+    return invalid(fmt::format("both_ends is `{}`; it must be never, spare, always or auto", o.both_ends),
+                   "both_ends");
   if (!eviction_of(o.eviction))
     return invalid(fmt::format("eviction is `{}`; it must be lru, pgdsf, oracle or auto", o.eviction),
                    "eviction");
@@ -189,6 +198,7 @@ Result<SimSetup> make_setup(const SimOptions& options) {
   setup.core.whole_block_hits = options.prefix_rule == "block";
   setup.core.eviction = *eviction_of(options.eviction);
   if (options.look_ahead >= 0) setup.core.look_ahead = options.look_ahead;
+  setup.core.both_ends = *both_ends_of(options.both_ends);
   return setup;
 }
 
@@ -251,6 +261,11 @@ SimSetup draw_episode(const SimSetup& base, const SimOptions& options, uint64_t 
   if (random.chance(0.5)) setup.core.reserve = {.least = 0, .rise = 0, .decay = 0};  // over-commit
   draw_swap(setup, random, options.kv_bytes == 0);
   draw_rules(setup, options, random);
+  // Most have a link about as fast as a prefill: who has time to spare computes the front of what comes back.
+  PreemptionCosts& costs = setup.core.preemption_costs;
+  costs.least_chunk_tokens = static_cast<int32_t>(random.between(1, 32));
+  if (random.chance(0.5) && options.both_ends == "auto") setup.core.both_ends = BothEnds::kAlways;
+  if (random.chance(0.8)) costs.link_bytes_per_s = 1e9 * static_cast<double>(random.between(1, 6));
   return setup;
 }
 

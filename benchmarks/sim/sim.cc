@@ -306,6 +306,7 @@ std::string to_json(const SimReport& r) {
       {"tail_drops", r.tail_drops},
       {"heads_shortened", r.heads_shortened},
       {"tier_waits_given_up", r.tier_waits_given_up},
+      {"tier_fronts_computed", r.tier_fronts_computed},
       {"swap_outs", r.swap_outs},
       {"swap_ins", r.swap_ins},
       {"host_hit_tokens", r.host_hit_tokens},

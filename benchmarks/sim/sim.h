@@ -41,6 +41,9 @@ struct SimOptions {
   // auto: each episode of a random load draws one; with a trace token, lru and 32.
   std::string prefix_rule = "auto";  // token | block (whole-block hits only, as vLLM's) | auto
   std::string eviction = "auto";     // lru | pgdsf | oracle (Belady on leaves, traces only) | auto
+  // Who computes the front of a prefix whose tail comes from a tier: never | spare (who has time to) | always | auto. With a
+  // trace auto is spare; half of the episodes of a random load take always.
+  std::string both_ends = "auto";
   int32_t look_ahead = -1;  // requests of a tenant looked at for cached prefixes; 0 = first come; -1 = auto
 
   std::string plot;  // an SVG file of how it went over time; "" = none
@@ -99,8 +102,8 @@ struct SimReport {
   double fairness_max_gap = 0, dearest_request = 0;
   double waste_percent = 0;  // of held blocks' slots, mean over time
   int64_t preemptions = 0, copies_on_write = 0, evictions = 0, tail_drops = 0, heads_shortened = 0,
-          tier_waits_given_up = 0, swap_outs = 0, swap_ins = 0, host_hit_tokens = 0, disk_hit_tokens = 0,
-          disk_corrupt_blocks = 0;
+          tier_waits_given_up = 0, tier_fronts_computed = 0, swap_outs = 0, swap_ins = 0, host_hit_tokens = 0,
+          disk_hit_tokens = 0, disk_corrupt_blocks = 0;
   int64_t blocks_leaked = 0;  // held with nothing left to do
   std::string script;         // the file that the failing episode was shrunk to
   int64_t script_events = 0;

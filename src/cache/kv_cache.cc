@@ -148,14 +148,29 @@ void KvCache::release_tail(BlockTable& table, int32_t kept_tokens, int64_t now_u
   check(kept_tokens % block_tokens_ == 0 && kept_tokens <= table.length_,
         "a table keeps whole blocks that it has");
   check(!is_extended_in_open_step(table), "a table that the open step extended gives nothing back");
+  release(split(table, kept_tokens), now_us);
+}
+
+BlockTable KvCache::split(BlockTable& table, int32_t at) {
+  check(at % block_tokens_ == 0 && at <= table.length_, "a table is split where one of its blocks begins");
+  check(!is_extended_in_open_step(table), "a table that the open step extended is not split");
   BlockTable tail;
-  const auto first = table.blocks_.begin() + kept_tokens / block_tokens_;
+  const auto first = table.blocks_.begin() + at / block_tokens_;
   tail.blocks_.assign(first, table.blocks_.end());
+  tail.length_ = tail.next_position_ = table.length_ - at;
   table.blocks_.erase(first, table.blocks_.end());
   table.changed_from(0);
-  table.next_position_ -= table.length_ - kept_tokens;
-  table.length_ = kept_tokens;
-  release(std::move(tail), now_us);
+  table.next_position_ -= table.length_ - at;
+  table.length_ = at;
+  return tail;
+}
+
+void KvCache::join(BlockTable& table, BlockTable&& tail) {
+  check(table.length_ % block_tokens_ == 0, "blocks are joined to a table whose last one is full");
+  check(!is_extended_in_open_step(table), "a table that the open step extended is not joined to");
+  table.blocks_.insert(table.blocks_.end(), tail.blocks_.begin(), tail.blocks_.end());
+  table.lengthen(table.length_ + tail.length_);
+  tail = BlockTable();
 }
 
 void KvCache::release_deferred(std::span<const BlockId> blocks) {

@@ -92,6 +92,10 @@ class KvCache {
   void release(BlockTable&& table, int64_t now_us);
   // The same for the blocks behind the first kept_tokens, a number of whole blocks; the table keeps those before.
   void release_tail(BlockTable& table, int32_t kept_tokens, int64_t now_us);
+  // The blocks from token `at` on, which begins one, as a table of their own; and such blocks behind those of a table
+  // that ends where they begin.
+  BlockTable split(BlockTable& table, int32_t at);
+  void join(BlockTable& table, BlockTable&& tail);
   // Ends what commit, publish and truncate deferred, once every step submitted before that moment has run.
   void release_deferred(std::span<const BlockId> blocks);
 

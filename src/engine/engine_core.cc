@@ -23,6 +23,7 @@ ScheduleLimits schedule_limits(const CoreOptions& options) {
   ScheduleLimits limits;
   limits.reserve = options.reserve;
   limits.whole_block_hits = options.whole_block_hits;
+  limits.both_ends = options.both_ends;
   limits.look_ahead = options.look_ahead;
   limits.max_priority_wait_us = config.max_priority_wait_ms * 1000;
   limits.preemption_mode = *preemption_mode_of(config.preemption_mode);

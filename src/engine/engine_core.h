@@ -38,6 +38,7 @@ struct CoreOptions {
   std::string disk_kv_state;               // for the figures; "" = there is no disk tier
   bool whole_block_hits =
       false;  // hits are cut to whole blocks, as engines that hash blocks do; for comparison
+  BothEnds both_ends = BothEnds::kSpare;
   int32_t look_ahead = ScheduleLimits().look_ahead;
   int32_t audit_every = 1;  // steps between full audits where config.check_invariants is set
   NamespaceKey identity;    // of the model; salt and policy are each request's

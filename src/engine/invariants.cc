@@ -182,6 +182,22 @@ Broken heads_are_whole(const EngineCore& core) {
   return {};
 }
 
+// Of a prefix that comes from both ends: the list stops where the tail begins, which is nobody's until it has come.
+Broken tails_are_apart(const EngineCore& core) {
+  for (const SequenceGroup* group : core.scheduler().groups())
+    for (const auto& s : group->sequences) {
+      const bool has_tail = s->tail_from > 0;
+      const bool apart = s->num_planned <= s->tail_from && s->table.length() == s->num_planned;
+      const bool lives = s->running() || (s->finished() && s->num_in_flight > 0);
+      if (has_tail == !s->tail.empty() && (has_tail ? apart && lives && !s->copying : !s->tail_comes))
+        continue;
+      return fmt::format(
+          "invariant 6: sequence {} has a tail of {} tokens from {} on, coming {}, behind {} of its own",
+          value(s->id), s->tail.length(), s->tail_from, s->tail_comes, s->table.length());
+    }
+  return {};
+}
+
 // What a copy reads or writes belongs to its sequence until the copy has ended.
 Broken swapped_lists_are_at_rest(const EngineCore& core) {
   for (const SequenceGroup* group : core.scheduler().groups())
@@ -257,6 +273,7 @@ Broken check_all(const EngineCore& core) {
   if (Broken b = slots_of_running(core)) return b;
   if (Broken b = policy_memory_adds_up(core)) return b;
   if (Broken b = swapped_lists_are_at_rest(core)) return b;
+  if (Broken b = tails_are_apart(core)) return b;
   if (Broken b = heads_are_whole(core)) return b;
   if (Broken b = nobody_is_starved(core)) return b;
   if (Broken b = core.cache().audit(core.scheduler().tables(), core.scheduler().deferred(),

@@ -57,6 +57,10 @@ struct Sequence {
   // but waits for its blocks (copying).
   SwappedList swapped;
   int32_t swapped_computed = 0;
+  // Of a prefix that comes from a tier below while what stands before it is computed: they meet at tail_from. 0: none.
+  BlockTable tail;
+  int32_t tail_from = 0;
+  bool tail_comes = false;    // its copy is under way; no step names its blocks before they are in `table`
   bool skips_tiers = false;   // what it was to get from the tiers below did not come
   int32_t num_preempted = 0;  // times it had to give way
   KvDump kv_dump;             // after the last committed step, where asked for and only the executor knows

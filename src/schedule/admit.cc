@@ -184,7 +184,7 @@ bool Scheduler::admit_waiting(StepTransaction& step, SequenceGroup& group, int64
   counters_.prompt_tokens += s.num_prompt_tokens;
   if (group.share_prefix) counters_.prefix_query_tokens += s.num_prompt_tokens;
   counters_.cached_tokens += *cached;
-  WaitingQueue::charge_prompt(group, s.num_prompt_tokens - s.num_planned);
+  WaitingQueue::charge_prompt(group, s.num_prompt_tokens - s.num_planned - s.tail.length());
   insert_running(s);
   plan_chunk(step, s);
   return true;
@@ -199,7 +199,7 @@ std::optional<int32_t> Scheduler::start(Sequence& s, int64_t now_us) {
     cache_.release(std::move(table), now_us);
     table = std::move(s.table);
   }
-  const int32_t here = table.length();
+  int32_t here = table.length();
   if (!make_room_for(s, blocks_to_come(s, table), now_us)) {
     if (from_head)
       s.table = std::move(table);
@@ -211,6 +211,7 @@ std::optional<int32_t> Scheduler::start(Sequence& s, int64_t now_us) {
   }
   std::optional<TierTransfers::Fetch> below = fetch_prefix(s, table, now_us);
   s.num_planned = s.num_computed = table.length();
+  here = std::min(here, table.length());  // a front that is to be computed begins with a block
   const int32_t published = below ? here : table.length();
   s.num_published = s.group->share_prefix ? published / block_tokens_ * block_tokens_ : 0;
   cache_.release(std::move(s.table), now_us);  // a shorter head: the prefix holds its blocks too
@@ -256,7 +257,7 @@ int64_t Scheduler::blocks_to_come(const Sequence& s, const BlockTable& table) co
   const int32_t known = std::min(s.goal() + 1, group.max_total_tokens);
   const auto later =
       static_cast<int32_t>(std::ceil(reserve_ratio_ * static_cast<double>(group.max_total_tokens - known)));
-  const int64_t prompt = std::max(0, size_.blocks_for(known) - table.num_blocks());
+  const int64_t prompt = std::max(0, size_.blocks_for(known) - table.num_blocks() - s.tail.num_blocks());
   return prompt + (samples - 1) + samples * size_.blocks_for(later);
 }
 

@@ -141,6 +141,7 @@ void Scheduler::retire(Sequence& sequence, int64_t now_us) {
     publish(sequence, std::min(sequence.num_computed, sequence.num_tokens()), now_us);
   write_behind(sequence, now_us);
   cache_.release(std::move(sequence.table), now_us);
+  lose_tail(sequence);
   cache_.discard(std::move(sequence.swapped));
   if (sequence.joined || sequence.group->traits.overwrites_slots) leaves_.push_back(sequence.id);
   sequence.joined = false;
@@ -279,7 +280,8 @@ std::vector<const BlockTable*> Scheduler::tables() const {
   std::vector<const BlockTable*> all;
   for (const auto& [id, group] : groups_)
     for (const auto& s : group->sequences)
-      if (!s->table.empty()) all.push_back(&s->table);
+      for (const BlockTable* table : {&s->table, &s->tail})
+        if (!table->empty()) all.push_back(table);
   transfers_.append_tables(all);
   return all;
 }

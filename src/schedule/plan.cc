@@ -141,7 +141,8 @@ int32_t Scheduler::tokens_with_room(const Sequence& s, int32_t want) const {
 
 void Scheduler::plan_chunk(StepTransaction& step, Sequence& s) {
   if (s.copying) return;  // its prefix is on the way
-  const int32_t goal = prefill_goal(s);
+  join_tail(s);
+  const int32_t goal = s.tail_from > 0 ? s.tail_from : prefill_goal(s);
   if (s.group->policy.kind != RetentionKind::kKeepAll) slide(s);  // what that frees is room
   const int32_t want = std::min({goal - s.num_planned, max_chunk(s), budget_});
   const int32_t count = want > 0 ? tokens_with_room(s, want) : 0;

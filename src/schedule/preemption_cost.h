@@ -19,6 +19,7 @@ struct PreemptionCosts {
   double flops_per_token = 1.6e10;
   double flops_per_token_pair = 5.2e5;  // attention: of a token with one before it; 4 x layers x query width
   double step_us = 50;                  // of one prefill beside its FLOPs
+  int32_t least_chunk_tokens = 512;     // fewer take a step as long, since it reads all weights
 };
 
 // Out and back: both directions, both transfers.

@@ -39,6 +39,10 @@ struct ReserveRule {
   double least = 0.1, rise = 0.2, decay = 0.001;
 };
 
+// Who computes the front of a prefix whose tail comes from a tier below, where that is sooner: the others are for
+// comparison and for tests.
+enum class BothEnds : uint8_t { kNever, kSpare, kAlways };
+
 struct ScheduleLimits {
   int32_t max_step_tokens =
       2048;  // of one step; at least max_sequences, so that every running sequence gets one
@@ -46,7 +50,8 @@ struct ScheduleLimits {
   int32_t max_prefill_chunk_tokens = 2048;  // of one sequence in one step
   ReserveRule reserve;
   bool whole_block_hits = false;  // cut hits to whole blocks; for comparison
-  int32_t look_ahead = 32;        // in a tenant's line, for requests with more of their prompt cached
+  BothEnds both_ends = BothEnds::kSpare;
+  int32_t look_ahead = 32;  // in a tenant's line, for requests with more of their prompt cached
   int64_t max_paused_slot_us =
       200'000;  // whoever reads no more for so long gives its slot to who waits for one
   int64_t max_priority_wait_us = 60'000'000;  // then a request runs as if of the highest priority
@@ -313,6 +318,9 @@ class Scheduler {
   void write_behind(Sequence& sequence, int64_t now_us);
   std::optional<TierTransfers::Fetch> fetch_prefix(const Sequence& sequence, BlockTable& table,
                                                    int64_t now_us);
+  bool has_time_to_spare(const Sequence& sequence) const;
+  void join_tail(Sequence& sequence);
+  void lose_tail(Sequence& sequence);
   Retention retention_of(const Sequence& sequence, int64_t now_us) const;
 
   // commit.cc

@@ -38,6 +38,7 @@ void Scheduler::swap_out(std::span<Sequence* const> victims) {
   for (Sequence* s : victims) {
     s->swapped_computed = s->num_computed;
     s->num_planned = s->num_computed = s->num_published = 0;
+    lose_tail(*s);
     ++counters_.swap_outs;
   }
   transfers_.swap_out(victims, std::move(copies));
@@ -100,7 +101,7 @@ void Scheduler::transferred(const TransferEnd& end, int64_t now_us, Outcome& out
   // Those that have ended meanwhile go first: a failure below may end more, and those go by themselves.
   for (Sequence* s : ended.sequences) {
     // Of what did not arrive nothing is published.
-    if (!end.status && ended.direction == TransferDirection::kToDevice) s->num_computed = 0;
+    if (!end.status && ended.direction == TransferDirection::kToDevice && !ended.is_tail) s->num_computed = 0;
     if (s->finished() && s->num_in_flight == 0) retire(*s, now_us);
   }
   for (Sequence* s : ended.sequences)
@@ -112,10 +113,12 @@ void Scheduler::transferred(const TransferEnd& end, int64_t now_us, Outcome& out
 void Scheduler::give_up_overdue(int64_t now_us) {
   if (now_us < transfers_.next_overdue_us()) return;
   for (Sequence* s : transfers_.give_up_overdue(now_us)) {
-    s->num_planned = s->num_computed = s->table.length();
-    s->num_published = std::min(s->num_published, s->num_computed);
     s->skips_tiers = true;
-    if (s->finished()) retire(*s, now_us);
+    if (s->num_planned > s->table.length()) {  // it waited for all of it
+      s->num_planned = s->num_computed = s->table.length();
+      s->num_published = std::min(s->num_published, s->num_computed);
+    }
+    if (s->finished() && s->num_in_flight == 0) retire(*s, now_us);
   }
 }
 
@@ -124,6 +127,7 @@ void Scheduler::take_in(Sequence& s, const TierTransfers::Ended& ended, const Tr
   if (!end.status) {
     // Without what was lost the rest of its prefix can be had: it asks again. What failed otherwise would again.
     s.skips_tiers = s.skips_tiers || (ended.is_fetch && ended.blocks_lost == 0);
+    if (ended.is_tail) return lose_tail(s);
     if (!ended.is_fetch) ++counters_.swap_failures;
     lose_swapped(s, end.status.error(), now_us, out);
   } else if (ended.direction == TransferDirection::kToDevice) {
@@ -147,6 +151,7 @@ void Scheduler::lose_swapped(Sequence& s, const Error& error, int64_t now_us, Ou
 // It will run from the start: its states in the executor, and what the host has of it, are of no use.
 void Scheduler::forget_computed(Sequence& s) {
   cache_.discard(std::move(s.swapped));
+  lose_tail(s);
   s.num_planned = s.num_computed = s.num_published = s.swapped_computed = 0;
   if (s.joined) leaves_.push_back(s.id);
   s.joined = false;

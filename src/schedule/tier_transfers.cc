@@ -46,12 +46,13 @@ TierTransfers::Ended TierTransfers::end(const TransferEnd& end, int64_t now_us) 
   UnderWay transfer = take(end.id);
   Ended ended{.sequences = transfer.sequences,
               .direction = transfer.direction,
-              .is_fetch = transfer.read.has_value()};
+              .is_fetch = transfer.read.has_value(),
+              .is_tail = transfer.is_tail};
   for (BlockTable& source : transfer.sources) cache_.release(std::move(source), now_us);
   if (transfer.read) end_read(transfer, end, now_us, ended);
   if (transfer.write) end_write(std::move(*transfer.write), end.status, now_us);
   for (Sequence* sequence : transfer.sequences) {
-    sequence->copying = false;
+    sequence->copying = sequence->tail_comes = false;
     --sequence->num_in_flight;
   }
   return ended;
@@ -112,37 +113,80 @@ void TierTransfers::end_write(TierWrite&& write, const Status& status, int64_t n
 
 // ---- prefixes up ----
 
+double TierTransfers::computed_us(int32_t from, int32_t to) const {
+  return recompute_cost_us(costs_, to) - recompute_cost_us(costs_, from);
+}
+
+double TierTransfers::copied_us(CacheTier tier, int32_t tokens) const {
+  const int64_t bytes = tokens * token_bytes();
+  return tier == CacheTier::kDisk ? disk_rate_.read_us(bytes) : swap_cost_us(costs_, bytes) / 2;
+}
+
 // How far down it pays to go. The disk's time counts from where the host's prefix ends, if that is used.
-std::optional<CacheTier> TierTransfers::worth_fetching_from(NamespaceId ns, std::span<const TokenId> wanted,
-                                                            int32_t here) {
-  const auto computed_us = [&](int32_t from, int32_t to) {
-    return recompute_cost_us(costs_, to) - recompute_cost_us(costs_, from);
-  };
+std::optional<CacheTier> TierTransfers::worth_fetching_from(const Below& below, int32_t here) {
   std::optional<CacheTier> deepest;
-  const int32_t on_host = cache_.lookup_below(ns, wanted, CacheTier::kHost);
-  if (on_host > here &&
-      swap_cost_us(costs_, (on_host - here) * token_bytes()) / 2 <= computed_us(here, on_host)) {
+  if (below.on_host > here &&
+      copied_us(CacheTier::kHost, below.on_host - here) <= computed_us(here, below.on_host)) {
     deepest = CacheTier::kHost;
-    here = on_host;
+    here = below.on_host;
   }
-  const int32_t anywhere = cache_.lookup_below(ns, wanted, CacheTier::kDisk);
-  if (anywhere <= here || anywhere == on_host || hangs(TransferDirection::kToDevice)) return deepest;
-  if (disk_rate_.read_us((anywhere - here) * token_bytes()) <= computed_us(here, anywhere))
+  if (below.anywhere <= here || below.anywhere == below.on_host || hangs(TransferDirection::kToDevice))
+    return deepest;
+  if (copied_us(CacheTier::kDisk, below.anywhere - here) <= computed_us(here, below.anywhere))
     return CacheTier::kDisk;
   disk_rate_.passed_over();
   return deepest;
 }
 
+// Where computing from the front and copying from the end meet, if that is sooner than either alone by a quarter: so
+// where one takes at most three times as long as the other. Of one tier's blocks: where two have some, the faster has
+// those before the slower's.
+std::optional<TierTransfers::Meeting> TierTransfers::meeting_of(const Below& below, int32_t here) const {
+  constexpr double kWorthwhile = 0.75;
+  const bool from_disk = below.on_host <= here;
+  if (below.anywhere <= here || (!from_disk && below.on_host != below.anywhere)) return {};
+  if (hangs(TransferDirection::kToDevice)) return {};
+  Meeting meeting{.tier = from_disk ? CacheTier::kDisk : CacheTier::kHost};
+  const int32_t end = below.anywhere, block = cache_.block_tokens();
+  const auto copied_from = [&](int32_t at) { return copied_us(meeting.tier, end - at); };
+  int32_t before = here / block,
+          after = (end - 1) / block;  // of blocks: computing is sooner up to one, not up to the other
+  while (after - before > 1) {
+    const int32_t middle = before + (after - before) / 2;
+    (computed_us(here, middle * block) < copied_from(middle * block) ? before : after) = middle;
+  }
+  meeting.at = before * block;
+  const double alone = std::min(copied_from(here), computed_us(here, end));
+  if (meeting.at - here < costs_.least_chunk_tokens || copied_from(meeting.at) > kWorthwhile * alone)
+    return {};
+  return meeting;
+}
+
 std::optional<TierTransfers::Fetch> TierTransfers::fetch(NamespaceId ns, std::span<const TokenId> wanted,
-                                                         BlockTable& table, int64_t now_us,
-                                                         std::vector<BlockId>& deferred) {
-  const std::optional<CacheTier> deepest = worth_fetching_from(ns, wanted, table.length());
-  if (!deepest) return std::nullopt;
+                                                         BlockTable& table, bool time_to_spare,
+                                                         int64_t now_us, std::vector<BlockId>& deferred) {
+  const Below below{cache_.lookup_below(ns, wanted, CacheTier::kHost),
+                    cache_.lookup_below(ns, wanted, CacheTier::kDisk)};
   Fetch fetch{.had_tokens = table.length()};
+  const std::optional<Meeting> meeting =
+      time_to_spare ? meeting_of(below, table.length()) : std::optional<Meeting>();
+  const std::optional<CacheTier> deepest =
+      meeting ? meeting->tier : worth_fetching_from(below, table.length());
+  if (!deepest) return std::nullopt;
   auto read = cache_.read_from_below(ns, wanted, table, *deepest, now_us, fetch.copies, deferred);
   if (!read) return std::nullopt;
   fetch.read = std::move(*read);
+  if (meeting) leave_front(fetch, table, meeting->at, now_us);
   return fetch;
+}
+
+// The reader's to compute; a block in which its prefix ends too.
+void TierTransfers::leave_front(Fetch& fetch, BlockTable& table, int32_t at, int64_t now_us) {
+  const int32_t had = fetch.had_tokens / cache_.block_tokens();
+  fetch.tail = cache_.split(table, at);
+  fetch.tail_from = at;
+  cache_.release_tail(table, had * cache_.block_tokens(), now_us);
+  fetch.copies.erase(fetch.copies.begin(), fetch.copies.begin() + (at / cache_.block_tokens() - had));
 }
 
 void TierTransfers::start(Fetch fetch, Sequence& s, int64_t now_us) {
@@ -154,10 +198,17 @@ void TierTransfers::start(Fetch fetch, Sequence& s, int64_t now_us) {
   transfer.had_tokens = fetch.had_tokens;
   transfer.disk_blocks = disk_blocks;
   transfer.started_us = now_us;
-  const double computed_us =
-      recompute_cost_us(costs_, s.table.length()) - recompute_cost_us(costs_, fetch.had_tokens);
-  transfer.overdue_us =
-      now_us + std::clamp(static_cast<int64_t>(computed_us), kLeastTierWaitUs, kLongestTierWaitUs);
+  int32_t end = s.table.length();
+  if (fetch.tail_from > 0) {
+    transfer.had_tokens = s.tail_from = fetch.tail_from;
+    end = fetch.tail_from + fetch.tail.length();
+    s.tail = std::move(fetch.tail);
+    s.copying = false;
+    transfer.is_tail = s.tail_comes = true;
+    ++counters_.met;
+  }
+  transfer.overdue_us = now_us + std::clamp(static_cast<int64_t>(computed_us(fetch.had_tokens, end)),
+                                            kLeastTierWaitUs, kLongestTierWaitUs);
 }
 
 // Of requests that come for the first time: one that was preempted had its prompt counted. One that waited no
@@ -176,8 +227,12 @@ int64_t TierTransfers::count_hits(const UnderWay& transfer) {
 void TierTransfers::end_read(UnderWay& transfer, const TransferEnd& end, int64_t now_us, Ended& ended) {
   if (end.status) {
     ended.hit_tokens = count_hits(transfer);
-    disk_rate_.read_took(transfer.disk_blocks * token_bytes() * cache_.block_tokens(),
-                         now_us - transfer.started_us);
+    // The end of one that nobody stood waiting for is seen when a step has ended.
+    const bool seen_late = transfer.is_tail && !transfer.sequences.empty() &&
+                           transfer.sequences.front()->num_computed < transfer.had_tokens;
+    if (!seen_late)
+      disk_rate_.read_took(transfer.disk_blocks * token_bytes() * cache_.block_tokens(),
+                           now_us - transfer.started_us);
   } else {
     for (const TierRead::Part& part : transfer.read->parts) ++counters_of(part.tier).read_failures;
   }
@@ -194,10 +249,15 @@ std::vector<Sequence*> TierTransfers::give_up_overdue(int64_t now_us) {
     t.is_overdue = true;
     if (!t.read) continue;
     Sequence& s = *t.sequences.front();
-    BlockTable had = cache_.fork(s.table);
-    cache_.release_tail(had, t.had_tokens / cache_.block_tokens() * cache_.block_tokens(), now_us);
-    t.sources.push_back(std::exchange(s.table, std::move(had)));  // what is being written stays held
-    s.copying = false;
+    if (t.is_tail) {
+      t.sources.push_back(std::move(s.tail));  // what is being written stays held
+      s.tail_from = 0;
+    } else {
+      BlockTable had = cache_.fork(s.table);
+      cache_.release_tail(had, t.had_tokens / cache_.block_tokens() * cache_.block_tokens(), now_us);
+      t.sources.push_back(std::exchange(s.table, std::move(had)));
+    }
+    s.copying = s.tail_comes = false;
     --s.num_in_flight;
     t.sequences.clear();
     ++counters_.waits_given_up;

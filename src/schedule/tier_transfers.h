@@ -29,6 +29,7 @@ struct TierCounters {  // since start
   int64_t blocks_from_device = 0, blocks_to_device = 0, blocks_host_to_disk = 0;  // copies begun
   int64_t corrupt_blocks = 0;  // of the disk: not what had been written
   int64_t waits_given_up = 0;  // of requests, for a prefix that did not come in time
+  int64_t met = 0;             // prefixes that began to come while what stands before them was computed
 };
 
 // A request waits for its prefix as long as computing it would take, but not less and not more than:
@@ -49,14 +50,18 @@ class TierTransfers {
   void write_behind(NamespaceId ns, std::span<const TokenId> tokens, const BlockTable& table,
                     const Retention& retention, int64_t now_us);
   // What the tiers below have beyond a table's prefix, where copying it is cheaper than computing it; the table
-  // has room for it then (KvCache::read_from_below). To be started.
+  // has room for it then (KvCache::read_from_below). Where there is time to spare, of which nobody else has use, and the
+  // two take about as long, only the tail comes: what stands before it is for the reader to compute meanwhile. To be
+  // started.
   struct Fetch {
     TierRead read;
     std::vector<TierCopy> copies;
     int32_t had_tokens = 0;  // of the prefix, before
+    BlockTable tail;         // of a tail that comes alone, which begins there:
+    int32_t tail_from = 0;
   };
   std::optional<Fetch> fetch(NamespaceId ns, std::span<const TokenId> wanted, BlockTable& table,
-                             int64_t now_us, std::vector<BlockId>& deferred);
+                             bool time_to_spare, int64_t now_us, std::vector<BlockId>& deferred);
   void start(Fetch fetch, Sequence& sequence, int64_t now_us);
 
   // ---- ends ----
@@ -64,7 +69,7 @@ class TierTransfers {
   struct Ended {
     std::vector<Sequence*> sequences;  // whose it was, if anybody's
     TransferDirection direction = TransferDirection::kToHost;
-    bool is_fetch = false;
+    bool is_fetch = false, is_tail = false;
     int64_t hit_tokens = 0;   // of a fetch for a request that came for the first time
     int64_t blocks_lost = 0;  // of a fetch: found no more, since the disk did not have what was written
   };
@@ -96,7 +101,8 @@ class TierTransfers {
     std::vector<BlockTable> sources;  // swapped out
     std::optional<TierWrite> write;
     std::optional<TierRead> read;
-    int32_t had_tokens = 0;   // of the prefix that is read
+    int32_t had_tokens = 0;   // of the prefix that is read: those before what comes
+    bool is_tail = false;     // what stands before it is computed meanwhile
     int64_t disk_blocks = 0;  // read
     int64_t started_us = 0, overdue_us = kNoDeadline;
     bool is_overdue = false;
@@ -109,7 +115,18 @@ class TierTransfers {
   void end_read(UnderWay& transfer, const TransferEnd& end, int64_t now_us, Ended& ended);
   int64_t count_hits(const UnderWay& transfer);
   bool hangs(TransferDirection direction) const;
-  std::optional<CacheTier> worth_fetching_from(NamespaceId ns, std::span<const TokenId> wanted, int32_t here);
+  struct Below {  // tokens of a prefix that are there
+    int32_t on_host = 0, anywhere = 0;
+  };
+  double computed_us(int32_t from, int32_t to) const;
+  double copied_us(CacheTier tier, int32_t tokens) const;
+  std::optional<CacheTier> worth_fetching_from(const Below& below, int32_t here);
+  struct Meeting {
+    CacheTier tier = CacheTier::kHost;
+    int32_t at = 0;  // tokens, whole blocks
+  };
+  std::optional<Meeting> meeting_of(const Below& below, int32_t here) const;
+  void leave_front(Fetch& fetch, BlockTable& table, int32_t at, int64_t now_us);
   bool holds_device_blocks(const UnderWay& transfer) const;
   TierCounters::Tier& counters_of(CacheTier tier);
   void count(TransferDirection direction, std::span<const TierCopy> copies);

@@ -1,5 +1,7 @@
 // What of a sequence goes to the tiers below, and what of a new one may come from there; the copies themselves
 // are TierTransfers'.
+#include <algorithm>
+
 #include "src/schedule/scheduler.h"
 
 namespace quire {
@@ -21,7 +23,37 @@ std::optional<TierTransfers::Fetch> Scheduler::fetch_prefix(const Sequence& s, B
   const bool takes_any = s.group->reads_prefix() && s.group->traits.prefix == PrefixRule::kBlocks;
   if (cache_.below() == nullptr || !takes_any || s.skips_tiers) return std::nullopt;
   const std::span<const TokenId> wanted(s.tokens.data(), s.tokens.size() - 1);
-  return transfers_.fetch(s.group->ns, wanted, table, now_us, deferred_now());
+  return transfers_.fetch(s.group->ns, wanted, table, has_time_to_spare(s), now_us, deferred_now());
+}
+
+// To compute what a tier has: nobody else has a prompt to compute. Those who decode bear it as they bear any prompt
+// beside them. Of a list that keeps all, since only that is what it would be if it came whole.
+bool Scheduler::has_time_to_spare(const Sequence& s) const {
+  const bool may = s.group->state == GroupState::kWaiting && s.group->policy.kind == RetentionKind::kKeepAll;
+  if (!may || limits_.both_ends == BothEnds::kNever) return false;
+  if (limits_.both_ends == BothEnds::kAlways) return true;
+  const auto is_paused = [](const Sequence* other) { return other->group->paused; };
+  const auto computes_none = [&](const Sequence* other) {
+    return is_paused(other) || other->copying || other->num_planned >= other->num_prompt_tokens;
+  };
+  return queue_.size() == 1 && std::ranges::all_of(running_, computes_none) &&
+         std::ranges::all_of(preempted_, is_paused);
+}
+
+// Where all before it is computed, what came is the rest of the list.
+void Scheduler::join_tail(Sequence& s) {
+  if (s.tail_from == 0 || s.tail_comes || s.num_computed < s.tail_from) return;
+  cache_.join(s.table, std::move(s.tail));
+  s.num_planned = s.num_computed = s.table.length();
+  s.tail_from = 0;
+}
+
+// Nothing of it was published: it is computed like the rest.
+void Scheduler::lose_tail(Sequence& s) {
+  if (s.tail_from == 0) return;
+  cache_.release(std::move(s.tail), 0);
+  s.tail_from = 0;
+  ++room_epoch_;
 }
 
 }  // namespace quire

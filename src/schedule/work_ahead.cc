@@ -40,7 +40,7 @@ WorkAhead Scheduler::work_ahead(const SequenceGroup& group) const {
                                         cache_.lookup_below(group.ns, own.tokens, CacheTier::kDisk));
   work.own = std::max(1, own.num_prompt_tokens - cached);
   for (const Sequence* r : running_)
-    if (!r->group->paused) work.running += tokens_beyond(group, *r, r->num_planned);
+    if (!r->group->paused) work.running += tokens_beyond(group, *r, r->num_planned + r->tail.length());
   for (const auto& [id, other] : groups_)
     if (comes_before(*other, group) && other->looked_up_in > 0)
       work.waiting += tokens_beyond(group, *other->sequences.front(), other->cached_seen);

@@ -162,13 +162,29 @@ class GoldensOfTiers : public EngineGoldens {
       c.greedy.erase(c.greedy.begin(), middle);
     }
   }
-  void open_with_free_copies() {  // such short prompts are cheaper to compute
+  void open_with_costs(const PreemptionCosts& costs) {
     engine_.reset();
     Result<EngineParts> parts = open_parts(config_);
     ASSERT_TRUE(parts.has_value()) << parts.error().message;
-    parts->core.preemption_costs.link_bytes_per_s = parts->core.preemption_costs.disk_bytes_per_s = 1e15;
-    parts->core.preemption_costs.transfer_us = 0;
+    parts->core.preemption_costs = costs;
     engine_ = std::move(ThreadedEngine::start(std::move(*parts))).value();
+  }
+  void open_with_free_copies() {  // such short prompts are cheaper to compute
+    open_with_costs({.link_bytes_per_s = 1e15, .transfer_us = 0, .disk_bytes_per_s = 1e15});
+  }
+  // As if computing a token took as long as copying it: the front of a prefix is computed while its tail comes.
+  void open_with_both_ends() {
+    const Result<ModelSpec> spec = read_model_config(config_.model_dir);
+    ASSERT_TRUE(spec.has_value()) << spec.error().message;
+    const auto bytes_per_s = 1e5 * static_cast<double>(spec->kv_bytes_per_token(DType::kF32));
+    open_with_costs({.link_bytes_per_s = bytes_per_s,
+                     .transfer_us = 0,
+                     .disk_bytes_per_s = bytes_per_s,
+                     .flops_per_s = 1,
+                     .flops_per_token = 1e-5,
+                     .flops_per_token_pair = 0,
+                     .step_us = 0,
+                     .least_chunk_tokens = 8});
   }
 };
 
@@ -179,6 +195,33 @@ TEST_P(GoldensOfTiers, ComeOutOfTheHost) {
   expect_goldens_alone();
   EXPECT_GT(engine_->stats().host.hit_tokens_total, 0);
   EXPECT_GT(engine_->stats().host.blocks_cached, 0);
+}
+
+TEST_P(GoldensOfTiers, ComeOutOfBothEnds) {
+  for (const bool from_disk : {false, true}) {
+    SCOPED_TRACE(from_disk ? "disk" : "host");
+    std::string dir = testing::TempDir() + "quire_goldens_XXXXXX";
+    ASSERT_NE(mkdtemp(dir.data()), nullptr);
+    if (from_disk) {
+      config_.host_kv_bytes = 0;
+      config_.disk_kv_dir = dir;
+      config_.disk_kv_bytes = 64 << 20;
+    } else {
+      config_.host_kv_bytes = 16 * config_.kv_cache_bytes;
+    }
+    open_with_both_ends();
+    expect_goldens_alone();
+    const int64_t before = cached_tokens();
+    expect_goldens_alone();
+    const EngineStats stats = engine_->stats();
+    const int64_t from_below = stats.host.hit_tokens_total + stats.disk.hit_tokens_total;
+    int64_t prompt_tokens = 0;
+    for (const Case& c : cases_) prompt_tokens += static_cast<int64_t>(c.prompt.size()) - 1;
+    EXPECT_GT(from_below, 0);
+    EXPECT_LT(cached_tokens() - before, prompt_tokens * 9 / 10) << "fronts are computed";
+    engine_.reset();
+    std::filesystem::remove_all(dir);
+  }
 }
 
 // A host tier that holds no more than the device, or none; then the same after a restart, from the disk alone.

@@ -26,6 +26,9 @@ struct HarnessOptions {
   std::vector<StoredBlock> stored_blocks;
   std::string preemption_mode = "auto";
   PreemptionCosts costs;
+  Roofline roofline;
+  FakeLink host_link;
+  BothEnds both_ends = BothEnds::kSpare;
   PolicyMemoryLimits policy_memory;
   ReserveRule reserve;
   std::vector<TokenId> eos;
@@ -50,10 +53,11 @@ class Harness {
  public:
   explicit Harness(const HarnessOptions& options = {})
       : options_(options),
-        executor_(fake(options), &clock_),
+        executor_(fake(options), &clock_, options.roofline),
         mover_(executor_, &clock_,
                {.host_blocks = options.num_swap_blocks + options.num_host_blocks,
-                .disk_blocks = options.num_disk_blocks}) {
+                .disk_blocks = options.num_disk_blocks,
+                .host = options.host_link}) {
     CoreOptions core;
     core.config.max_step_tokens = options.max_step_tokens;
     core.config.max_sequences = options.max_sequences;
@@ -75,6 +79,7 @@ class Harness {
     core.stored_blocks = options.stored_blocks;
     core.config.preemption_mode = options.preemption_mode;
     core.preemption_costs = options.costs;
+    core.both_ends = options.both_ends;
     core.reserve = options.reserve;
     core.policy_memory = options.policy_memory;
     core.vocab_size = options.vocab_size;
