@@ -48,7 +48,11 @@ inline Error error(Code code, std::string message) {
   return Error{.code = code, .message = std::move(message), .field = {}, .retry_delay_ms = {}};
 }
 
-// Shaped like std::expected, which gcc 12 lacks.
+// A result asked for what it does not hold: our own fault, which ends the process as a failed quire::check does, with
+// the error's message where an error was taken for a value (null where a value was taken for an error).
+[[noreturn]] void result_misused(const Error* held);
+
+// Shaped like std::expected, which gcc 12 lacks; but where that is undefined or throws, this ends the process.
 template <class T>
 class [[nodiscard]] Result {
  public:
@@ -58,17 +62,30 @@ class [[nodiscard]] Result {
 
   bool has_value() const { return state_.index() == 0; }
   explicit operator bool() const { return has_value(); }
-  T& value() & { return std::get<0>(state_); }
-  const T& value() const& { return std::get<0>(state_); }
-  T&& value() && { return std::get<0>(std::move(state_)); }
+  T& value() & { return held(state_); }
+  const T& value() const& { return held(state_); }
+  T&& value() && { return std::move(held(state_)); }
   T& operator*() & { return value(); }
   const T& operator*() const& { return value(); }
   T&& operator*() && { return std::move(*this).value(); }
   T* operator->() { return &value(); }
   const T* operator->() const { return &value(); }
-  const Error& error() const { return std::get<1>(state_); }
+  const Error& error() const {
+    const Error* error = std::get_if<1>(&state_);
+    if (error == nullptr) [[unlikely]]
+      result_misused(nullptr);
+    return *error;
+  }
 
  private:
+  template <class State>
+  static auto& held(State& state) {
+    auto* value = std::get_if<0>(&state);
+    if (value == nullptr) [[unlikely]]
+      result_misused(std::get_if<1>(&state));
+    return *value;
+  }
+
   std::variant<T, Error> state_;
 };
 

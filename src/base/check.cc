@@ -5,7 +5,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <string>
 
+#include "quire/result.h"
 #include "src/base/check_note.h"
 
 namespace quire {
@@ -50,6 +52,12 @@ void check_failed(std::string_view what, const char* file, int line) {
   print_note();
   std::fflush(stderr);
   std::abort();
+}
+
+void result_misused(const Error* held) {
+  if (held == nullptr)
+    check_failed("a result that holds a value was asked for its error", __FILE__, __LINE__);
+  check_failed("a result that holds an error was asked for its value: " + held->message, __FILE__, __LINE__);
 }
 
 }  // namespace quire

@@ -7,6 +7,7 @@
 #include <limits>
 #include <thread>
 
+#include "quire/result.h"
 #include "quire/sampling_params.h"
 #include "src/base/block_size.h"
 #include "src/base/check.h"
@@ -30,6 +31,30 @@ TEST(CheckDeathTest, SaysWhatTheThreadWasAt) {
   EXPECT_DEATH(fail("plan queued last: step=7"), "two is not three\nquire: plan queued last: step=7\n$");
   EXPECT_DEATH(fail(""), "two is not three\n$");
   EXPECT_DEATH(fail(std::string(5000, 'a')), "two is not three\nquire: a{1000}\n$");
+}
+
+TEST(ResultTest, GivesBackWhatItWasMadeOf) {
+  Result<std::string> value = std::string("text");
+  ASSERT_TRUE(value.has_value());
+  EXPECT_EQ(*value, "text");
+  EXPECT_EQ(value->size(), 4u);
+  value.value() += "s";
+  EXPECT_EQ(std::move(value).value(), "texts");
+  const Result<std::string> failed = error(Code::kNotFound, "no such file");
+  ASSERT_FALSE(failed.has_value());
+  EXPECT_EQ(failed.error().code, Code::kNotFound);
+}
+
+TEST(ResultDeathTest, WhatItDoesNotHoldEndsTheProcess) {
+  Result<int> failed = error(Code::kNotFound, "no such file: a.json");
+  const auto message = "holds an error was asked for its value: no such file: a.json";
+  EXPECT_DEATH(failed.value() = 1, message);
+  EXPECT_DEATH(*failed = 1, message);
+  EXPECT_DEATH(std::move(failed).value(), message);
+  const Result<std::string> text = error(Code::kInternal, "cut short");
+  EXPECT_DEATH((void)text->size(), "asked for its value: cut short");
+  const Result<int> value = 3;
+  EXPECT_DEATH((void)value.error(), "holds a value was asked for its error");
 }
 
 TEST(CheckDeathTest, AThreadThatNotedNothingSaysWhatAnotherWasAt) {
