@@ -212,7 +212,8 @@ def render(results: dict) -> str:
     r = Results(results)
     card, m = r.card, results["machine"]
     head = "DRY RUN on the host shim: no figure here means anything\n" if results["dry_run"] else ""
-    head += f"{card.get('name', '?')}, driver {m['card'] or '-'}; commit {m['commit'] or '?'}{' with changes' if m['changed'] else ''}; {m['date']}\n"
+    driver = (m["card"] or "").split(", ")[1:2] or ["-"]  # name, driver, ...
+    head += f"{card.get('name', '?')}, driver {driver[0]}; commit {m['commit'] or '?'}{' with changes' if m['changed'] else ''}; {m['date']}\n"
     if "H100" not in card.get("name", ""):
         head += "floors, targets and vLLM's figures are an H100's\n"
     head += (f"ceilings: read {card.get('read_gb_per_s', 0):.0f} GB/s, copy {card.get('copy_gb_per_s', 0):.0f} GB/s, "
