@@ -20,7 +20,8 @@ std::FILE* out = nullptr;
 
 // "quire::cuda::(anonymous namespace)::decode_attention<...>" without its parameters and namespaces; each name is read once.
 const std::string& short_name(const char* mangled) {
-  static std::unordered_map<std::string, std::string> known;
+  // Never destroyed: the last records come while the process ends, after the statics that were made later than the trace.
+  static auto& known = *new std::unordered_map<std::string, std::string>;
   const auto [at, is_new] = known.try_emplace(mangled);
   if (!is_new) return at->second;
   int status = 0;

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Where a step's time goes, on a card, in one command of some two minutes: for each workload its step untraced and then traced, kernel by
+"""Where a step's time goes, on a card, in one command of a minute: for each workload its step untraced and then traced, kernel by
 kernel in its graph (reader.py says what of); attention on a shared prefix by itself, by few layers, whose prefixes L2 holds for the greater
 part, and by many; and whether the products of one row depend on where their weights lie, on the process or on the time. Beside it all the
 card's clocks, every 100 ms.
@@ -77,11 +77,13 @@ class Run:
         cuda = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
         cupti = self.args.cupti or cuda / "extras/CUPTI"
         compiler = shutil.which("c++")
-        if compiler is None or not (cupti / "include/cupti.h").exists():
-            raise SystemExit(f"step_trace: the tracer needs a C++ compiler and {cupti}/include/cupti.h (--cupti DIR)")
+        found = [file for folder in ("lib64", "lib") for file in sorted((cupti / folder).glob("libcupti.so*"))]
+        if compiler is None or not (cupti / "include/cupti.h").exists() or not found:
+            raise SystemExit(f"step_trace: the tracer needs a C++ compiler and CUPTI, whose include/cupti.h and lib/libcupti.so are not in {cupti} "
+                             "(--cupti DIR; Python's package nvidia-cuda-cupti is such a folder, nvidia/cu13)")
         library = self.out / "libkernel_trace.so"
         self.call([compiler, "-std=c++20", "-O2", "-shared", "-fPIC", "-o", str(library), str(HERE / "kernel_trace.cc"), f"-I{cuda}/include",
-                   f"-I{cupti}/include", f"-L{cupti}/lib64", f"-Wl,-rpath,{cupti}/lib64", "-lcupti"], "tracer.log")
+                   f"-I{cupti}/include", str(found[0]), f"-Wl,-rpath,{found[0].parent}"], "tracer.log")
         return library
 
     # ---- steps -------------------------------------------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", type=Path, required=True, help="a build directory, or a folder with quire-offline, quire_cuda_attention_bench and quire_cuda_step_bench")
     parser.add_argument("--out", type=Path, required=True, help="step_trace.json, clocks.csv and logs")
-    parser.add_argument("--cupti", type=Path, help="CUPTI's folder, with include/ and lib64/; default the toolkit's extras/CUPTI")
+    parser.add_argument("--cupti", type=Path, help="CUPTI's folder, with include/ and lib64/ or lib/; default the toolkit's extras/CUPTI")
     parser.add_argument("--tracer", type=Path, help="kernel_trace.cc as built before")
     parser.add_argument("--processes", type=int, default=10, help="of two placements each")
     parser.add_argument("--limit-s", type=float, default=60, help="of any one program")
