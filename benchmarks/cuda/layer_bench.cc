@@ -64,6 +64,7 @@ class Layer {
       for (const auto* w : {&qkv_weights_, &o_weights_, &gate_up_weights_, &down_weights_})
         all.push_back((*w)[i].get());
     rig_.kernels().tune({.weights = all, .max_rows = kMostRows, .budget_ms = 2000});
+    rig_.rest();
   }
 
   void run(int at, int64_t rows) {

@@ -68,6 +68,7 @@ class Products {
                          .max_rows = 2048,
                          .max_output_rows = 2048,
                          .budget_ms = tiny_ ? 0 : 2000});
+    rig_.rest();
   }
   void multiply(const Weight& w, int copy, const Rows& r, int64_t m) {
     rig_.kernels().matmul({.x = r.x.data(),

@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <fstream>
+#include <thread>
 
 #include "kernels/cuda/host_device.h"
 
@@ -67,6 +69,12 @@ Timing Rig::time(int repeats, const std::function<void(int)>& work) {
   t.least_us = sorted.front();
   t.most_us = sorted.back();
   return t;
+}
+
+void Rig::rest() {
+  device_->synchronize();
+  if (device_->facts().kind != DeviceKind::kCuda) return;
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));
 }
 
 DeviceBuffer Rig::buffer(int64_t bytes, const char* what) {

@@ -43,6 +43,9 @@ class Rig {
   // work(i) for i in [0, repeats), captured in one graph and replayed.
   Timing time(int repeats, const std::function<void(int)>& work);
 
+  // After much work of tensor cores: it takes a card to its power limit, and for some 0.2 s what comes next is timed at a lower clock.
+  void rest();
+
   DeviceBuffer buffer(int64_t bytes, const char* what);
   DeviceBuffer random(int64_t count, uint32_t seed, const char* what);  // bf16
   template <class T>
