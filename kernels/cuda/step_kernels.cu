@@ -215,7 +215,7 @@ class StepKernels final : public Kernels {
   }
 
   void multiply(const Product& p) {
-    if (p.m == 1 && gemv_takes(target_, p)) return gemv(target_, {}, p);
+    if (p.m == 1 && gemv_takes(target_, p) && !skinny_suits_one_row(target_, p)) return gemv(target_, {}, p);
     if (options_.activations == DType::kF32) return tile_gemm_f32(target_, p);
     if (p.m <= kMaxSkinnyRows) return skinny_gemm(target_, {}, p);
     if (broad_sm90_takes(target_, p)) return broad_gemm_sm90(target_, sums_, p);

@@ -132,6 +132,18 @@ TEST_P(CudaProducts, AgreeWithTheReferenceForAnyNumberOfRows) {
   agree(kShapes, kRows);
 }
 
+// One row that goes as several do, since its tiles share out evenly: one for each multiprocessor. And one that does not.
+TEST_P(CudaProducts, ALongRowOfX) {
+#if defined(QUIRE_ON_CARD)
+  constexpr int64_t kTiles = 132;  // of an H100 and an H200
+#else
+  constexpr int64_t kTiles = 4;
+#endif
+  const Shape shapes[] = {{16 * kTiles, 8704}, {16 * kTiles + 16, 8704}};
+  const int64_t rows[] = {1};
+  agree(shapes, rows);
+}
+
 // Two to four blocks a tile, a tile and parts of others a block (wide_plan.h).
 TEST_P(CudaProducts, TilesThatBlocksShareAreAdded) {
   const Shape shapes[] = {{300, 520}, {129, 1032}, {100, 1032}};

@@ -321,7 +321,8 @@ void launch_gemv(const Target& target, const GemvTuning& tuning, const Product& 
 }  // namespace
 
 bool gemv_norms(const Product& p) {
-  return p.k % kChunk == 0 && p.k <= kHeldChunks * kThreads * kChunk;
+  static_assert(kMostStagedAtOnce == kHeldChunks * kThreads * kChunk);
+  return p.k % kChunk == 0 && p.k <= kMostStagedAtOnce;
 }
 
 bool gemv_takes(const Target& target, const Product& p) {

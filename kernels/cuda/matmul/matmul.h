@@ -1,6 +1,7 @@
 // out[m, n] = sum_k x[m, k] * w[n, k] (+ bias[n]): which kernel runs for how many rows.
 //   1 row                 gemv.cu      weights to registers, x in shared memory where it fits
-//   1 or 2 to 16, 16-bit  skinny.cu    tensor cores, weights and x through a ring in shared memory
+//   1 or 2 to 16, 16-bit  skinny.cu    tensor cores, weights and x through a ring in shared memory; one row where it is long
+//                                      (skinny_suits_one_row) or fits nowhere else
 //   17 to 64, 16-bit      tensor cores, shared evenly among multiprocessors: wide_sm90.cu on Hopper, else wide.cu
 //   17 to 256, 16-bit     on Hopper broad_sm90.cu, large weights where it is the fastest (broad_sm90_pays)
 //   more, 16-bit          cuBLASLt where it can be opened (cublaslt.h), else tile.cu
@@ -16,6 +17,7 @@
 namespace quire::QUIRE_SIDE {
 
 inline constexpr int kMaxSkinnyRows = 16, kMaxWideRows = 64;
+inline constexpr int kMostStagedAtOnce = 8192;  // columns of x that a block of gemv brings in one trip
 
 // Choices that a card's measurements make; kernels/cuda/README.md has the runs behind the defaults. 0 = by
 // the shape.
@@ -44,6 +46,10 @@ bool gemv_norms(const Product& p);
 
 // Whether x fits in shared memory: 57,000 columns on sm_90, 24,576 on sm_86 and sm_89. Longer rows go as several do.
 bool gemv_takes(const Target& target, const Product& p);
+
+// Whether one row goes as several do although gemv takes it: its x is more than gemv's blocks bring in one trip, and whole tiles of w
+// share out evenly (H100, 8B's down 40.4 to 38.9 us in a step; 13B's, whose 320 tiles leave a fifth of three rounds idle, 1.5 us more).
+bool skinny_suits_one_row(const Target& target, const Product& p);
 
 void gemv(const Target& target, const GemvTuning& tuning, const Product& p);
 void skinny_gemm(const Target& target, const SkinnyTuning& tuning, const Product& p);

@@ -277,6 +277,12 @@ void launch_skinny(const Target& target, const SkinnyTuning& tuning, const Produ
 
 }  // namespace
 
+bool skinny_suits_one_row(const Target& target, const Product& p) {
+  constexpr double kEven = 0.95;
+  return target.activations != DType::kF32 && p.norm_weight == nullptr && p.k > kMostStagedAtOnce &&
+         evenness(p, target.multiprocessors) >= kEven;
+}
+
 void skinny_gemm(const Target& target, const SkinnyTuning& tuning, const Product& p) {
   check(target.activations != DType::kF32, "skinny_gemm: f32 activations have tile_gemm_f32");
   check(p.norm_weight == nullptr, "skinny_gemm: norms are a kernel of their own");
