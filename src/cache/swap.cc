@@ -81,12 +81,15 @@ bool KvCache::swap_in_the_rest(std::span<const SwappedList* const> lists, std::s
     for (int32_t i = table.num_blocks(); i < list.num_blocks(); ++i) {
       const HostBlockId host = list.blocks_[i].host;
       const auto [at, is_new] = come.emplace(value(host), kNoBlock);
+      const int32_t used = std::min(block_tokens_, list.length_ - i * block_tokens_);
       if (is_new) {
         at->second = fresh[come.size() - 1];
         copies.push_back({at->second, host});
-        pool_.set_filled(at->second, std::min(block_tokens_, list.length_ - i * block_tokens_));
+        pool_.set_filled(at->second, used);
       } else {
         retain(at->second);
+        pool_.set_filled(at->second,
+                         std::max(used, pool_.filled(at->second)));  // lists may use more of it or less
       }
       table.blocks_.push_back(at->second);
     }

@@ -570,5 +570,38 @@ TEST_F(KvCacheTest, WhatListsShareLeavesOnceAndIsSharedAgain) {
   for (BlockTable& table : back) release(table);
 }
 
+// Two that found a leaf of five tokens, and use three and five of them, have done nothing since.
+TEST_F(KvCacheTest, ABlockThatListsUseUnlikeComesBackAsFullAsAnyHasIt) {
+  const GroupSpec group{.num_layers = 2, .num_kv_heads = 2, .head_dim = 64, .block_tokens = kB};
+  CacheSpec spec = uniform_spec(group, 20);
+  spec.swap_bytes = 6 * group.block_bytes();
+  cache = *KvCache::create(spec);
+  ns = cache->open_namespace({.model = "m"});
+  BlockTable leaf;
+  ASSERT_TRUE(extend(leaf, kB + 5));
+  publish(leaf, iota(kB + 5));
+  release(leaf);
+  std::vector<BlockTable> tables;
+  for (const int32_t length : {kB + 3, kB + 5})
+    tables.push_back(cache->acquire_prefix(ns, iota(kB + 5), length, now));
+  ASSERT_EQ(tables[0].blocks().back(), tables[1].blocks().back());
+  std::vector<SwappedList> lists(2);
+  const std::vector<const BlockTable*> from{&tables[0], &tables[1]};
+  const std::vector<SwappedList*> to{&lists[0], &lists[1]};
+  std::vector<TierCopy> copies;
+  ASSERT_TRUE(cache->swap_out(from, to, copies));
+  for (BlockTable& table : tables) release(table);
+  std::vector<BlockTable> back(2);  // of what stayed nothing is taken
+  const std::vector<const SwappedList*> of{&lists[0], &lists[1]};
+  copies.clear();
+  ASSERT_TRUE(cache->swap_in_the_rest(of, back, now, copies));
+  EXPECT_EQ(back[0].length(), kB + 3);
+  EXPECT_EQ(back[1].length(), kB + 5);
+  const std::vector<const BlockTable*> live{&back[0], &back[1]};
+  EXPECT_EQ(cache->audit(live, {}, of), std::nullopt);
+  for (SwappedList& list : lists) cache->discard(std::move(list));
+  for (BlockTable& table : back) release(table);
+}
+
 }  // namespace
 }  // namespace quire
