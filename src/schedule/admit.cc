@@ -25,6 +25,19 @@ bool some_run(const SequenceGroup& group) {
   return std::any_of(group.sequences.begin(), group.sequences.end(), runs);
 }
 
+// Of a request all of whose sequences run: samples that are still to fork and beams count as many as there will be.
+int32_t slots_of(const SequenceGroup& group) {
+  if (group.is_beam || !group.forked) return group.num_slots();
+  const auto lives = [](const auto& s) { return !s->finished(); };
+  return static_cast<int32_t>(std::ranges::count_if(group.sequences, lives));
+}
+
+int32_t slots_in_use(const SequenceGroup& group) {
+  if (group.is_beam || !group.forked) return group.num_slots();
+  const auto runs = [](const auto& s) { return s->running(); };
+  return static_cast<int32_t>(std::ranges::count_if(group.sequences, runs));
+}
+
 // A policy's list is no path from the first token on, once it has dropped some.
 bool may_take_sibling_prefix(const Sequence& sequence) {
   return sequence.swapped.empty() && sequence.table.empty() && !sequence.group->share_prefix &&
@@ -122,27 +135,25 @@ void Scheduler::admit(StepTransaction& step, int64_t now_us) {
   }
 }
 
-// Of max_sequences, without those of `but`: samples that are still to fork and beams count as many as there
-// will be.
+// Of max_sequences, without those of `but`. Those of a request that are out while others of it run are to follow: they
+// have slots too, unless their reader has stopped.
 int32_t Scheduler::slots_used(const SequenceGroup& but) const {
   int32_t used = 0;
-  const SequenceGroup* previous = nullptr;
+  const SequenceGroup* previous = &but;
   for (const Sequence* s : running_) {
     const SequenceGroup& group = *s->group;
-    const bool whole = group.is_beam || !group.forked;
-    if (&group != &but && !(whole && &group == previous)) used += whole ? group.num_slots() : 1;
-    if (&group == &but && !whole) ++used;
+    if (&group != previous && &group != &but) used += group.paused ? slots_in_use(group) : slots_of(group);
     previous = &group;
   }
   return used;
 }
 
-// Whoever has not read for a while gives its slot to who waits for one.
+// Whoever has not read for a while gives its slots to who waits for some.
 bool Scheduler::make_slots(const SequenceGroup& group, int32_t wanted, int64_t now_us) {
   while (slots_used(group) + wanted > limits_.max_sequences) {
     const std::optional<Victim> idle = idle_in_slot(now_us);
     if (!idle) return false;
-    preempt(together_with(*idle->sequence), idle->offer, now_us);
+    preempt(idle->sequences, idle->offer, now_us);
   }
   return true;
 }
@@ -152,17 +163,27 @@ bool Scheduler::admit_preempted(StepTransaction& step, Sequence& s, int64_t now_
   // One sibling's prefix is taken per draft; the next to come back gets its own with the next.
   if (may_take_sibling_prefix(s) && sibling_prefix_of_ != s.id && sibling_with_prompt(s) != nullptr)
     return false;
-  const bool whole = s.group->is_beam || !s.group->forked;
-  if (!make_slots(*s.group, whole ? s.group->num_slots() : 1, now_us)) return false;
   const bool swapped = !s.swapped.empty();
-  const std::vector<Sequence*> all = swapped ? together_with(s) : std::vector<Sequence*>{&s};
-  if (swapped ? !bring_back(all, now_us) : !start(s, now_us)) return false;
-  for (Sequence* back : all) {
+  const std::vector<Sequence*> coming = come_in(s, now_us);
+  for (Sequence* back : coming) {
     std::erase(preempted_, back);
     insert_running(*back);
   }
-  if (!swapped) plan_chunk(step, s);
-  return true;
+  if (!coming.empty() && !swapped) plan_chunk(step, s);
+  return !coming.empty();
+}
+
+// It, and what of its request lies on the host too, where there is room for all of the request that are out; else nobody.
+// Where nobody else could use the room its samples come in one by one.
+std::vector<Sequence*> Scheduler::come_in(Sequence& s, int64_t now_us) {
+  const SequenceGroup& group = *s.group;
+  const bool in_turn = !group.is_beam && group.forked && !others_run(group);
+  if (!make_slots(group, in_turn ? slots_in_use(group) + 1 : slots_of(group), now_us)) return {};
+  std::vector<Sequence*> coming{&s};
+  if (s.swapped.empty()) return start(s, now_us) ? coming : std::vector<Sequence*>();
+  std::vector<Sequence*> all = together_with(s);
+  if (slots_used(group) + slots_of(group) <= limits_.max_sequences && bring_back(all, now_us)) return all;
+  return in_turn && bring_back(coming, now_us) ? coming : std::vector<Sequence*>();
 }
 
 bool Scheduler::admit_waiting(StepTransaction& step, SequenceGroup& group, int64_t now_us) {
@@ -200,7 +221,8 @@ std::optional<int32_t> Scheduler::start(Sequence& s, int64_t now_us) {
     table = std::move(s.table);
   }
   int32_t here = table.length();
-  if (!make_room_for(s, blocks_to_come(s, table), now_us)) {
+  Sequence* const coming = &s;
+  if (!make_room_for({&coming, 1}, blocks_to_come(s, table), now_us)) {
     if (from_head)
       s.table = std::move(table);
     else
@@ -261,29 +283,45 @@ int64_t Scheduler::blocks_to_come(const Sequence& s, const BlockTable& table) co
   return prompt + (samples - 1) + samples * size_.blocks_for(later);
 }
 
-// For a sequence that takes so many, beside what those who run will take.
-int64_t Scheduler::blocks_missing(const Sequence& s, int64_t blocks) const {
-  int64_t reserved = 0;
+// What those of a request that are out, but for those that come in now, will take when they follow, beside the prompt that
+// they share.
+int64_t Scheduler::blocks_to_follow(const SequenceGroup& group, std::span<Sequence* const> coming) const {
+  int64_t blocks = 0;
+  for (const auto& s : group.sequences) {
+    if (s->state != SequenceState::kPreempted || std::ranges::count(coming, s.get()) > 0) continue;
+    const bool shares = s->table.empty() && group.policy.kind == RetentionKind::kKeepAll;
+    const int64_t shared = shares ? s->num_prompt_tokens / block_tokens_ : 0;
+    blocks += std::max<int64_t>(0, blocks_to_come(*s, s->table) - shared);
+  }
+  return blocks;
+}
+
+// For sequences of one request that take so many, beside what those who run and those who are to follow them will take.
+int64_t Scheduler::blocks_missing(std::span<Sequence* const> coming, int64_t blocks) const {
+  const SequenceGroup& group = *coming.front()->group;
+  int64_t reserved = others_run(group) ? blocks_to_follow(group, coming) : 0;
   bool alone = true;  // admission made sure that a group fits alone
+  const SequenceGroup* previous = &group;
   for (const Sequence* r : running_) {
     reserved += blocks_to_come(*r, r->table);
-    alone = alone && r->group == s.group;
+    alone = alone && r->group == &group;
+    if (r->group != previous && r->group != &group && !r->group->paused)
+      reserved += blocks_to_follow(*r->group, {});
+    previous = r->group;
   }
   return alone ? 0 : blocks + reserved - cache_.num_available();
 }
 
 // Who comes in now stands before all that wait: the heads that they kept are room for it, if they are enough.
-bool Scheduler::make_room_for(const Sequence& s, int64_t blocks, int64_t now_us) {
-  const int64_t missing = blocks_missing(s, blocks);
+bool Scheduler::make_room_for(std::span<Sequence* const> coming, int64_t blocks, int64_t now_us) {
+  const int64_t missing = blocks_missing(coming, blocks);
   if (missing <= 0) return true;
-  int64_t in_heads = 0;
-  for (const Sequence* p : preempted_)
-    if (p != &s)
-      in_heads += std::ranges::count_if(p->table.blocks(),
-                                        [&](BlockId block) { return cache_.num_holders(block) == 1; });
-  if (in_heads < missing) return false;
-  shorten_heads(s, missing, now_us);
-  return blocks_missing(s, blocks) <= 0;
+  std::vector<Sequence*> heads;
+  for (Sequence* p : preempted_)
+    if (head_is_room_for(*p, *coming.front())) heads.push_back(p);
+  if (held_by(heads).freed < missing) return false;
+  shorten_heads(*coming.front(), missing, now_us);
+  return blocks_missing(coming, blocks) <= 0;
 }
 
 // Compute once: if a running sequence is about to publish more of this prompt than is cached, wait for it.

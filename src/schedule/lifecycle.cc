@@ -51,6 +51,7 @@ void Scheduler::set_paused(RequestId request, bool paused, int64_t now_us) {
   group->paused = paused;
   group->times.paused_us = now_us;
   if (group->state == GroupState::kAdmitted) {
+    ++room_epoch_;  // who runs beside them says what those outside need to come in
     if (paused)
       for (const auto& s : group->sequences) unpark_waiters(*s, true);
     return;

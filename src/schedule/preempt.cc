@@ -17,6 +17,13 @@
 #include "src/schedule/scheduler.h"
 
 namespace quire {
+namespace {
+
+bool contains(std::span<Sequence* const> sequences, const Sequence* s) {
+  return std::ranges::find(sequences, s) != sequences.end();
+}
+
+}  // namespace
 
 // Who wants to run, first in order, and found no blocks or no slot.
 Sequence* Scheduler::someone_blocked() const {
@@ -59,8 +66,8 @@ double Scheduler::recompute_us(std::span<Sequence* const> victims) const {
 
 // None: its policy would keep other tokens if it ran again, and the host has no room for it. Admission has
 // reserved all that it will need.
-std::optional<Scheduler::Offer> Scheduler::cheapest_offer(Sequence& s, int64_t needed) const {
-  const std::vector<Sequence*> victims = together_with(s);
+std::optional<Scheduler::Offer> Scheduler::cheapest_offer(std::span<Sequence* const> victims,
+                                                          int64_t needed) const {
   const Holding holding = held_by(victims);
   std::optional<Offer> best;
   const auto consider = [&best](const Offer& offer) {
@@ -71,22 +78,32 @@ std::optional<Scheduler::Offer> Scheduler::cheapest_offer(Sequence& s, int64_t n
     consider({.means = Means::kSwap, .cost_us = swap_cost_us(limits_.costs, bytes), .freed = holding.freed});
     if (limits_.preemption_mode == PreemptionMode::kSwap) return best;
   }
-  if (!s.group->traits.recompute_safe) return best;
-  if (const std::optional<Offer> tail = offer_tail(s, needed)) consider(*tail);
+  if (!victims.front()->group->traits.recompute_safe) return best;
+  if (const std::optional<Offer> tails = offer_tails(victims, needed)) consider(*tails);
   consider({.cost_us = recompute_us(victims), .freed = holding.freed});
   return best;
 }
 
-// As few of its last blocks as free what is needed: those that others hold too free nothing. Not of beams, which
-// run together or not at all, nor of a list that has lost tokens: what is left of it is no prefix.
-std::optional<Scheduler::Offer> Scheduler::offer_tail(const Sequence& s, int64_t needed) const {
-  if (s.group->is_beam || s.list_cut || s.table.next_position() != s.table.length()) return {};
-  Offer offer{.means = Means::kDropTail};
-  offer.kept_tokens = head_that_frees(s.table, needed, offer.freed);
-  if (offer.freed < needed || offer.kept_tokens == 0) return {};
-  offer.cost_us = limits_.costs.step_us + recompute_cost_us(limits_.costs, s.num_computed) -
-                  recompute_cost_us(limits_.costs, offer.kept_tokens);
-  return offer;
+// As few of their last blocks as free what is needed, from the last sequence on: those that others hold too free nothing.
+// Of the others only what is no whole block goes. Not of beams, which run together or not at all, nor of a list that has
+// lost tokens: what is left of it is no prefix.
+std::optional<Scheduler::Offer> Scheduler::offer_tails(std::span<Sequence* const> victims,
+                                                       int64_t needed) const {
+  Offer offer{.means = Means::kDropTail, .cost_us = limits_.costs.step_us};
+  offer.kept_tokens.resize(victims.size());
+  for (size_t i = victims.size(); i-- > 0;) {
+    const Sequence& s = *victims[i];
+    if (s.group->is_beam || s.list_cut || s.table.next_position() != s.table.length()) return {};
+    int32_t kept = s.num_computed / block_tokens_;
+    const auto is_private = [&](BlockId block) { return cache_.num_holders(block) == 1; };
+    offer.freed += std::count_if(s.table.blocks().begin() + kept, s.table.blocks().end(), is_private);
+    for (; kept > 0 && offer.freed < needed && is_private(s.table.blocks()[kept - 1]); --kept) ++offer.freed;
+    if (kept == 0) return {};
+    offer.kept_tokens[i] = kept * block_tokens_;
+    offer.cost_us += recompute_cost_us(limits_.costs, s.num_computed) -
+                     recompute_cost_us(limits_.costs, offer.kept_tokens[i]);
+  }
+  return offer.freed < needed ? std::nullopt : std::optional(offer);
 }
 
 // Tokens that are left when blocks have gone from the end of a list until `needed` of them are free, or all are
@@ -100,15 +117,24 @@ int32_t Scheduler::head_that_frees(const BlockTable& table, int64_t needed, int6
 
 // What the others need beyond what there is, as admission would reckon it: with less, they would be short
 // again at once.
-int64_t Scheduler::blocks_needed(const Sequence& blocked, const Sequence* victim) const {
+int64_t Scheduler::blocks_needed(const Sequence& blocked, std::span<Sequence* const> victims) const {
   int64_t needed = blocked.running() ? 0 : blocks_to_come(blocked, blocked.table);
   for (const Sequence* r : running_)
-    if (r != victim) needed += blocks_to_come(*r, r->table);
+    if (!contains(victims, r)) needed += blocks_to_come(*r, r->table);
   return std::max<int64_t>(1, needed - cache_.num_available());
 }
 
-bool Scheduler::is_first(const Sequence& s) const {
-  return &s == running_.front() || (s.group->is_beam && s.group == running_.front()->group);
+// Somebody beside this request could use the room that it gives: those whose reader has stopped take none.
+bool Scheduler::others_run(const SequenceGroup& group) const {
+  return std::ranges::any_of(running_,
+                             [&](const Sequence* r) { return r->group != &group && !r->group->paused; });
+}
+
+// All of its request, since what they share is free only once all have gone. But samples that nobody else could use the
+// room of make room for each other, one by one.
+std::vector<Sequence*> Scheduler::gives_way_with(Sequence& s, const Sequence& blocked) const {
+  const bool in_turn = !s.group->is_beam && s.group == blocked.group && !others_run(*s.group);
+  return in_turn ? std::vector<Sequence*>{&s} : together_with(s);
 }
 
 // Paused ones first (their reader does not keep up), then of the lowest priority whoever gave way least
@@ -116,62 +142,62 @@ bool Scheduler::is_first(const Sequence& s) const {
 // order only if there is no other: so it always comes to its end, and nobody gives way twice before all
 // others of its priority once.
 std::optional<Scheduler::Victim> Scheduler::choose_victim(const Sequence& blocked) const {
-  const auto offer_of = [&](Sequence& s) { return cheapest_offer(s, blocks_needed(blocked, &s)); };
-  for (auto s = running_.rbegin(); s != running_.rend(); ++s)
-    if ((*s)->group->paused)
-      if (const std::optional<Offer> offer = offer_of(**s)) return Victim{*s, *offer};
+  const auto offer_of = [&](std::span<Sequence* const> victims) {
+    return cheapest_offer(victims, blocks_needed(blocked, victims));
+  };
+  for (auto s = running_.rbegin(); s != running_.rend(); ++s) {
+    if (!(*s)->group->paused) continue;
+    const std::vector<Sequence*> victims = gives_way_with(**s, blocked);
+    if (const std::optional<Offer> offer = offer_of(victims)) return Victim{victims, *offer};
+  }
   std::optional<Victim> best;
   std::tuple<int32_t, double> least;
-  for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
-    Sequence* s = *it;
-    const std::optional<Offer> offer = offer_of(*s);
+  std::vector<Sequence*> victims;
+  for (auto s = running_.rbegin(); s != running_.rend(); ++s) {
+    if (contains(victims, *s)) continue;  // its sibling stood for it
+    victims = gives_way_with(**s, blocked);
+    const std::optional<Offer> offer = offer_of(victims);
     if (!offer) continue;
-    if (best && (is_first(*s) || s->group->rank() != best->sequence->group->rank())) break;
-    const std::tuple key(s->num_preempted, offer->cost_per_block());
+    if (best && (contains(victims, running_.front()) || (*s)->group->rank() != best->group().rank())) break;
+    const std::tuple key((*s)->num_preempted, offer->cost_per_block());
     if (best && key >= least) continue;
-    best = Victim{s, *offer};
+    best = Victim{victims, *offer};
     least = key;
   }
   return best;
 }
 
-// The last in order of those that have been paused for long, in no step and no copy. Beams give way together, and only for room.
+// The last in order of those that have been paused for long, all of it in no step and no copy. Beams only give way for room.
 std::optional<Scheduler::Victim> Scheduler::idle_in_slot(int64_t now_us) const {
-  for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
-    Sequence& s = **it;
-    const SequenceGroup& group = *s.group;
+  const auto is_named = [](const auto& s) { return s->num_in_flight > 0 || s->num_pending > 0; };
+  for (auto s = running_.rbegin(); s != running_.rend(); ++s) {
+    const SequenceGroup& group = *(*s)->group;
     if (!group.paused || now_us - group.times.paused_us < limits_.max_paused_slot_us || group.is_beam)
       continue;
-    if (s.num_in_flight > 0 || s.num_pending > 0 || s.copying) continue;
-    if (const std::optional<Offer> offer = cheapest_offer(s, 1)) return Victim{&s, *offer};
+    if (std::ranges::any_of(group.sequences, is_named)) continue;
+    const std::vector<Sequence*> victims = together_with(**s);
+    if (const std::optional<Offer> offer = cheapest_offer(victims, 1)) return Victim{victims, *offer};
   }
   return {};
 }
 
-namespace {
-
-// One sequence, or one request's beams, which can only run together.
-bool run_as_one(const Sequence& a, const Sequence& b) {
-  return &a == &b || (a.group->is_beam && a.group == b.group);
-}
-
-}  // namespace
-
 // Nobody is left to take the blocks from.
-bool Scheduler::is_alone(const Sequence& s) const {
-  return std::ranges::all_of(running_, [&](const Sequence* r) { return run_as_one(*r, s); });
+bool Scheduler::are_alone(std::span<Sequence* const> victims) const {
+  return std::ranges::all_of(running_, [&](const Sequence* r) { return contains(victims, r); });
 }
 
 // Nobody else would have what it gives: those that run beside it are paused, and of those outside it is the first to
 // come in. It would come back to where it was, and give way again.
-bool Scheduler::gives_way_to_itself(const Sequence& victim, const Sequence& blocked) const {
-  if (!run_as_one(victim, blocked)) return false;
-  const auto takes_none = [&](const Sequence* r) { return r->group->paused || run_as_one(*r, victim); };
+bool Scheduler::gives_way_to_itself(const Victim& victim, const Sequence& blocked) const {
+  const std::vector<Sequence*>& victims = victim.sequences;
+  if (!contains(victims, &blocked)) return false;
+  const auto takes_none = [&](const Sequence* r) { return r->group->paused || contains(victims, r); };
   if (!std::ranges::all_of(running_, takes_none)) return false;
   const Sequence* back = first_preempted();
-  if (back != nullptr && !run_as_one(*back, victim) && runs_before(*back, victim)) return false;
+  const bool is_other = back != nullptr && (back->group != &victim.group() || !victim.group().is_beam);
+  if (is_other && runs_before(*back, *victims.front())) return false;
   const SequenceGroup* next = next_waiting();
-  return next == nullptr || victim.group->rank() <= next->rank();
+  return next == nullptr || victim.group().rank() <= next->rank();
 }
 
 // Samples of one request, and nobody else, that have all of their blocks together: as one that is alone. Whoever gave
@@ -186,16 +212,16 @@ bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
   if (blocked == nullptr) return false;
   // Nobody's blocks would help: those that have it go on, or are paused.
   if (blocked->group->state == GroupState::kWaiting && waits_for_policy_memory(*blocked->group)) return false;
-  if (shorten_heads(*blocked, blocks_needed(*blocked, nullptr), now_us)) return true;
+  if (shorten_heads(*blocked, blocks_needed(*blocked, {}), now_us)) return true;
   const std::optional<Victim> victim = choose_victim(*blocked);
   if (!victim && !running_.empty()) return false;  // they are paused, and keep what they have
-  if (!victim || (is_alone(*victim->sequence) && victim->sequence->group == blocked->group) ||
+  if (!victim || (are_alone(victim->sequences) && &victim->group() == blocked->group) ||
       shares_all_it_has(*victim, *blocked)) {
     end_group(*blocked->group, FinishReason::kFailed, cannot_run_alone(), now_us, out);
     return true;
   }
-  if (gives_way_to_itself(*victim->sequence, *blocked)) return false;
-  preempt(together_with(*victim->sequence), victim->offer, now_us);
+  if (gives_way_to_itself(*victim, *blocked)) return false;
+  preempt(victim->sequences, victim->offer, now_us);
   reserve_ratio_ = std::min(1.0, reserve_ratio_ + limits_.reserve.rise);
   return true;
 }
@@ -212,8 +238,7 @@ Error Scheduler::cannot_run_alone() const {
 }
 
 // All of them give way before any block goes: what they share goes once. What is swapped keeps its tail to itself:
-// published, it would take a copy to go on. Beams that are swapped publish nothing more: where one took over
-// another's block that its sibling does not, more would leave than was counted.
+// published, it would take a copy to go on. Beams publish no more than their prompt: their branches die young.
 void Scheduler::preempt(std::span<Sequence* const> victims, const Offer& offer, int64_t now_us) {
   measure(*victims.front()->group);
   for (Sequence* s : victims) {
@@ -229,10 +254,11 @@ void Scheduler::preempt(std::span<Sequence* const> victims, const Offer& offer, 
       publish(*s, computed / block_tokens_ * block_tokens_, now_us);
   }
   if (offer.means == Means::kSwap) return swap_out(victims);
-  for (Sequence* s : victims) {
+  for (size_t i = 0; i < victims.size(); ++i) {
+    Sequence* s = victims[i];
     write_behind(*s, now_us);
     if (offer.means == Means::kDropTail) {
-      drop_tail(*s, offer.kept_tokens, now_us);
+      drop_tail(*s, offer.kept_tokens[i], now_us);
       continue;
     }
     cache_.release(std::move(s->table), now_us);
@@ -255,13 +281,19 @@ void Scheduler::shorten_head(Sequence& s, int32_t kept_tokens, int64_t now_us) {
   ++room_epoch_;
 }
 
+// Not for its own request's to come in: they would be short of as much again.
+bool Scheduler::head_is_room_for(const Sequence& owner, const Sequence& whom) const {
+  if (owner.table.empty() || &owner == &whom) return false;
+  return owner.group != whom.group || whom.running() || !others_run(*whom.group);
+}
+
 // From the end of whoever comes in last on. What is shared with another head is free once both have lost it;
 // what is shared with a sibling that runs can be had from it again. False: there are no heads.
 bool Scheduler::shorten_heads(const Sequence& for_whom, int64_t needed, int64_t now_us) {
   bool shortened = false;
   for (auto it = preempted_.rbegin(); it != preempted_.rend() && needed > 0; ++it) {
     Sequence& s = **it;
-    if (&s == &for_whom || s.table.empty()) continue;
+    if (!head_is_room_for(s, for_whom)) continue;
     int64_t freed = 0;
     shorten_head(s, head_that_frees(s.table, needed, freed), now_us);
     ++counters_.heads_shortened;

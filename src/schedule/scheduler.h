@@ -248,6 +248,7 @@ class Scheduler {
   void look_again();
   void admit(StepTransaction& step, int64_t now_us);
   bool admit_preempted(StepTransaction& step, Sequence& sequence, int64_t now_us);
+  std::vector<Sequence*> come_in(Sequence& sequence, int64_t now_us);
   bool admit_waiting(StepTransaction& step, SequenceGroup& group, int64_t now_us);
   // Tokens of its prefix that it has now; nothing where there is no room for it.
   std::optional<int32_t> start(Sequence& sequence, int64_t now_us);
@@ -257,8 +258,9 @@ class Scheduler {
   bool park_on_prefix(SequenceGroup& group);
   BlockTable take_prefix(const Sequence& sequence, int64_t now_us);
   int64_t blocks_to_come(const Sequence& sequence, const BlockTable& table) const;
-  int64_t blocks_missing(const Sequence& sequence, int64_t blocks) const;
-  bool make_room_for(const Sequence& sequence, int64_t blocks, int64_t now_us);
+  int64_t blocks_to_follow(const SequenceGroup& group, std::span<Sequence* const> coming) const;
+  int64_t blocks_missing(std::span<Sequence* const> coming, int64_t blocks) const;
+  bool make_room_for(std::span<Sequence* const> coming, int64_t blocks, int64_t now_us);
   int32_t slots_used(const SequenceGroup& but) const;
   bool make_slots(const SequenceGroup& group, int32_t wanted, int64_t now_us);
   void take_sibling_prefix();
@@ -272,8 +274,8 @@ class Scheduler {
   struct Offer {  // what a victim can give, and by which means
     Means means = Means::kRecompute;
     double cost_us = 0;
-    int64_t freed = 0;        // blocks that nobody else holds
-    int32_t kept_tokens = 0;  // of a list whose tail is dropped
+    int64_t freed = 0;                 // blocks that nobody else holds
+    std::vector<int32_t> kept_tokens;  // of each list, where tails are dropped
     double cost_per_block() const;
   };
   struct Holding {
@@ -281,23 +283,26 @@ class Scheduler {
   };
   Holding held_by(std::span<Sequence* const> victims) const;
   double recompute_us(std::span<Sequence* const> victims) const;
-  std::optional<Offer> cheapest_offer(Sequence& sequence, int64_t needed) const;
-  std::optional<Offer> offer_tail(const Sequence& sequence, int64_t needed) const;
+  std::optional<Offer> cheapest_offer(std::span<Sequence* const> victims, int64_t needed) const;
+  std::optional<Offer> offer_tails(std::span<Sequence* const> victims, int64_t needed) const;
   int32_t head_that_frees(const BlockTable& table, int64_t needed, int64_t& freed) const;
-  int64_t blocks_needed(const Sequence& blocked, const Sequence* victim) const;
-  bool is_first(const Sequence& sequence) const;
+  int64_t blocks_needed(const Sequence& blocked, std::span<Sequence* const> victims) const;
   struct Victim {
-    Sequence* sequence = nullptr;
+    std::vector<Sequence*> sequences;  // of one request
     Offer offer;
+    const SequenceGroup& group() const { return *sequences.front()->group; }
   };
+  bool others_run(const SequenceGroup& group) const;
+  std::vector<Sequence*> gives_way_with(Sequence& sequence, const Sequence& blocked) const;
   std::optional<Victim> choose_victim(const Sequence& blocked) const;
   std::optional<Victim> idle_in_slot(int64_t now_us) const;
-  bool is_alone(const Sequence& sequence) const;
-  bool gives_way_to_itself(const Sequence& victim, const Sequence& blocked) const;
+  bool are_alone(std::span<Sequence* const> victims) const;
+  bool gives_way_to_itself(const Victim& victim, const Sequence& blocked) const;
   bool shares_all_it_has(const Victim& victim, const Sequence& blocked) const;
   void preempt(std::span<Sequence* const> victims, const Offer& offer, int64_t now_us);
   void drop_tail(Sequence& sequence, int32_t kept_tokens, int64_t now_us);
   void shorten_head(Sequence& sequence, int32_t kept_tokens, int64_t now_us);
+  bool head_is_room_for(const Sequence& owner, const Sequence& whom) const;
   bool shorten_heads(const Sequence& for_whom, int64_t needed, int64_t now_us);
   void leave_running(Sequence& sequence);
 

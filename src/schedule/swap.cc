@@ -10,13 +10,14 @@
 
 namespace quire {
 
-// What gives way and comes back with a sequence: itself, or those of its request's beams that are in the same
-// state. Beams share blocks and sample together: one that came back alone could do nothing but hold room.
+// What gives way and comes back with a sequence: those of its request that are in the same state. They share blocks, and
+// beams sample together: one that came back alone could do nothing but hold room.
 std::vector<Sequence*> Scheduler::together_with(Sequence& s) const {
-  if (!s.group->is_beam) return {&s};
   std::vector<Sequence*> all;
-  for (const auto& beam : s.group->sequences)
-    if (beam->state == s.state && beam->swapped.empty() == s.swapped.empty()) all.push_back(beam.get());
+  for (const auto& sibling : s.group->sequences)
+    if (sibling->state == s.state && sibling->swapped.empty() == s.swapped.empty() &&
+        sibling->copying == s.copying)
+      all.push_back(sibling.get());
   return all;
 }
 
@@ -57,7 +58,7 @@ bool Scheduler::bring_back(std::span<Sequence* const> all, int64_t now_us) {
   std::vector<int32_t> stayed;
   for (const BlockTable& table : tables) stayed.push_back(table.length() / block_tokens_ * block_tokens_);
   std::vector<TierCopy> copies;
-  if (!make_room_for(*all.front(), blocks_to_bring_back(all, lists, tables), now_us) ||
+  if (!make_room_for(all, blocks_to_bring_back(all, lists, tables), now_us) ||
       !cache_.swap_in_the_rest(lists, tables, now_us, copies)) {
     for (Sequence* s : all) s->num_planned = s->num_computed = 0;
     for (BlockTable& table : tables) cache_.release(std::move(table), now_us);

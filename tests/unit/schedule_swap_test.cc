@@ -280,7 +280,7 @@ TEST(Swap, ACopyOfBeamsThatFailsOrIsCancelledIsAllOfTheirs) {
 TEST(Swap, BeamsThatAreTwinsFitWhereTheyWereSaidTo) {
   int64_t swapped = 0;
   for (int32_t swap_blocks = 4; swap_blocks <= 24; ++swap_blocks) {
-    for (const int32_t prompt : {12, 20, 28, 36}) {
+    for (const int32_t prompt : {12, 16, 20, 24, 28, 32, 36}) {
       HarnessOptions o = tight();
       o.num_swap_blocks = swap_blocks;
       o.num_blocks = 30;

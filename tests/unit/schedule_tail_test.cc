@@ -101,25 +101,35 @@ TEST(DropTail, SwapIsTakenWhereItIsCheaperAndWhereItIsAskedFor) {
   }
 }
 
-// Two samples hold the prompt's 8 blocks; only what each has alone is room. Where that is less than the other
-// request needs, no tail is enough: it gives way as a whole.
+// The second shares 8 blocks of its prompt with the first; both have begun.
+RequestId submit_two_that_share(Harness& h, RequestId& first) {
+  std::vector<TokenId> prompt = ids(72);
+  first = h.submit(prompt, Harness::greedy(100));
+  while (counters(h).output_tokens < 20) EXPECT_TRUE(h.step());
+  prompt.resize(64);
+  prompt.push_back(999);
+  return h.submit(prompt, Harness::greedy(80));
+}
+
+HarnessOptions tight_and_shared(double reserve) {
+  HarnessOptions o = tight();
+  o.prefix_cache = true;
+  o.reserve = {.least = reserve, .rise = 0, .decay = 0};
+  return o;
+}
+
 TEST(DropTail, SharedBlocksCountForNothing) {
-  int64_t drops = 0, whole = 0;
-  for (const double reserve : {0.0, 0.2, 0.4, 0.6, 0.8}) {
-    HarnessOptions o = tight();
-    o.reserve = {.least = reserve, .rise = 0, .decay = 0};
-    Harness h(o);
-    const RequestId first = h.submit(ids(40, 300), Harness::greedy(80));
-    SamplingParams two = Harness::greedy(40);
-    two.n = 2;
-    const RequestId id = h.submit(ids(64), two);
+  int64_t drops = 0;
+  for (int i = 0; i < 20; ++i) {
+    Harness h(tight_and_shared(0.05 * i));
+    RequestId first = 0;
+    const RequestId id = submit_two_that_share(h, first);
     while (find_preempted(h, id) == nullptr && !h.core().idle()) ASSERT_TRUE(h.step());
     if (const Sequence* s = find_preempted(h, id)) {
       const bool has_head = !s->table.empty();
-      (has_head ? drops : whole) += 1;
+      drops += has_head ? 1 : 0;
       EXPECT_EQ(counters(h).tail_drops, has_head ? 1 : 0);
-      EXPECT_TRUE(!has_head || s->table.length() >= 64)
-          << "the prompt is its sibling's too; reserve " << reserve;
+      EXPECT_TRUE(!has_head || s->table.length() >= 64) << "the prompt is the first's too; run " << i;
     }
     h.run();
     h.expect_greedy(first);
@@ -128,7 +138,26 @@ TEST(DropTail, SharedBlocksCountForNothing) {
     h.expect_all_ended();
   }
   EXPECT_GT(drops, 0);
-  EXPECT_GT(whole, 0);
+}
+
+// Who waits needs more than the second has alone: no tail of it is enough, and it gives way as a whole.
+TEST(DropTail, WhereATailOfItsOwnIsNotEnoughAllOfItGoes) {
+  Harness h(tight_and_shared(0));
+  RequestId first = 0;
+  const RequestId id = submit_two_that_share(h, first);
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(h.step());
+  for (const RequestId paused : {first, id}) h.core().set_paused(paused, true);
+  while (h.step()) {
+  }
+  const RequestId waits = h.submit(ids(80, 300), Harness::greedy(5));
+  while (find_preempted(h, id) == nullptr) ASSERT_TRUE(h.step());
+  EXPECT_TRUE(find_preempted(h, id)->table.empty());
+  EXPECT_EQ(counters(h).tail_drops, find_preempted(h, first) != nullptr ? 1 : 0);
+  for (const RequestId paused : {first, id}) h.core().set_paused(paused, false);
+  h.run();
+  for (const RequestId each : {first, id, waits}) h.expect_greedy(each);
+  h.expect_sound();
+  h.expect_all_ended();
 }
 
 TEST(DropTail, AHeadMakesRoomForWhoeverComesInBeforeIt) {
