@@ -172,7 +172,7 @@ BUGS = [
     (False, "samples that share all they have give way for ever", PREEMPT, " ||\n      shares_all_it_has(*victim, *blocked)) {", ") {"),
     (False, "more blocks leave than were counted", PREEMPT, "    ++holding.blocks;\n", "    if (cache_.num_holders(blocks[i]) == static_cast<int32_t>(end - i)) ++holding.blocks;\n"),
     (False, "a beam is left behind by those it runs with", SWAP, "    if (sibling->state == s.state && sibling->swapped.empty() == s.swapped.empty() &&",
-     "    if ((!s.group->is_beam || sibling.get() == &s) && sibling->state == s.state && sibling->swapped.empty() == s.swapped.empty() &&"),
+     "    if ((!s.group->is_beam || sibling.get() == &s || !s.running()) && sibling->state == s.state && sibling->swapped.empty() == s.swapped.empty() &&"),
     (False, "samples give way one by one where others run", PREEMPT, "s.group == blocked.group && !others_run(*s.group);", "s.group == blocked.group;"),
     (False, "samples of a stopped reader give way one by one", PREEMPT, "!s.group->is_beam && s.group == blocked.group && ", "!s.group->is_beam && "),
     (False, "samples that are alone give way as one", PREEMPT, "const bool in_turn = !s.group->is_beam && ", "const bool in_turn = false && "),
