@@ -41,6 +41,8 @@ void TenantLease::settle(int64_t used_tokens) {
   const int64_t now_us = limiter.clock_.now_us();
   const auto ran_us = static_cast<double>(now_us - held->started_us);
   limiter.mean_run_us_ += kSmooth * (ran_us - limiter.mean_run_us_);
+  double& own_us = held->tenant.mean_run_us;
+  own_us = own_us > 0 ? own_us + kSmooth * (ran_us - own_us) : ran_us;
   held->tenant.tokens.take(used_tokens - held->charged_tokens, now_us);
   if (--held->tenant.num_running == 0) limiter.become_idle(held->tenant, now_us);
 }
@@ -80,15 +82,25 @@ TenantLimiter::Admission TenantLimiter::admit(const std::string& tenant_name, in
       .refusal = {}};
 }
 
+// How long a request runs nobody knows beforehand: places become free at the rate at which the client's own ended of
+// late, and each that is refused is told of the next one, not all of the same. Within one run's time all that run now
+// have ended, by that rate: then it goes round again, so that who asks at every moment puts nobody off for longer.
+int64_t TenantLimiter::wait_for_a_place_us(Tenant& tenant, int64_t now_us) const {
+  const double run_us = tenant.mean_run_us > 0 ? tenant.mean_run_us : mean_run_us_;
+  const auto next_us = static_cast<int64_t>(run_us / static_cast<double>(tenant.num_running));
+  tenant.promised_us = std::max(tenant.promised_us, now_us) + next_us;
+  if (static_cast<double>(tenant.promised_us - now_us) > run_us) tenant.promised_us = now_us + next_us;
+  return tenant.promised_us - now_us;
+}
+
 std::optional<QuotaRefusal> TenantLimiter::check(Tenant& tenant, int64_t tokens, int64_t now_us) {
   Verdict verdict{.tenant = *tenant.name, .message = {}, .violations = {}};
   if (limits_.max_parallel_requests > 0 && tenant.num_running >= limits_.max_parallel_requests) {
     ++stats_.refused_parallel_total;
-    const double until_one_ends_ms = mean_run_us_ / 1000 / static_cast<double>(tenant.num_running);
     verdict.add(
         "max_tenant_parallel_requests", limits_.max_parallel_requests,
         fmt::format("{} requests run; at most {} may", tenant.num_running, limits_.max_parallel_requests),
-        std::clamp(static_cast<int64_t>(until_one_ends_ms), kMinRetryMs, kMaxRetryMs));
+        std::clamp(ms_rounded_up(wait_for_a_place_us(tenant, now_us)), kMinRetryMs, kMaxRetryMs));
   }
   if (const auto wait_us = tenant.requests.wait_us(1, now_us); wait_us != 0) {
     ++stats_.refused_requests_total;

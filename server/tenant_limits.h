@@ -89,12 +89,15 @@ class TenantLimiter : public std::enable_shared_from_this<TenantLimiter> {
     int64_t num_running = 0;            // not forgotten until there are none
     TokenBucket requests, tokens;
     std::list<Tenant*>::iterator in_idle;  // where none runs
+    double mean_run_us = 0;                // of its requests since it ran none; 0: none has ended
+    int64_t promised_us = 0;               // when the last that found no place was told to come
   };
   struct Verdict;
 
   // With mutex_ held, all of them.
   Tenant& find(const std::string& name, int64_t now_us);
   std::optional<QuotaRefusal> check(Tenant& tenant, int64_t tokens, int64_t now_us);
+  int64_t wait_for_a_place_us(Tenant& tenant, int64_t now_us) const;
   void become_idle(Tenant& tenant, int64_t now_us);
   void forget(Tenant& tenant);
   void forget_full(int64_t now_us);
@@ -105,7 +108,7 @@ class TenantLimiter : public std::enable_shared_from_this<TenantLimiter> {
   std::unordered_map<std::string, Tenant> tenants_;
   std::list<Tenant*> idle_;  // by when they became idle
   TenantStats stats_;
-  double mean_run_us_ = 1e6;  // of late, of all tenants' requests; at first a guess
+  double mean_run_us_ = 1e6;  // of all tenants' requests, for those of whom none has ended; at first a guess
 };
 
 }  // namespace quire::server

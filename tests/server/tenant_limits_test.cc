@@ -160,6 +160,48 @@ TEST(TenantLimiter, GuessesTheWaitForAPlaceFromHowLongRequestsRan) {
   EXPECT_NEAR(static_cast<double>(*third.refusal->error.retry_delay_ms), 4000, 10) << "two run, for 8 s each";
 }
 
+int64_t wait_ms(TenantLimiter& limiter, const std::string& tenant) {
+  const auto refused = limiter.admit(tenant, 1);
+  return refused.refusal ? refused.refusal->error.retry_delay_ms.value_or(-1) : 0;
+}
+
+// Or all would come for the place that the first gets.
+TEST(TenantLimiter, SendsNoTwoToTheSamePlace) {
+  ManualClock clock;
+  const auto limiter = limiter_of({.max_parallel_requests = 4}, clock);
+  std::vector<TenantLimiter::Admission> run;
+  run.push_back(limiter->admit("tenant:a", 1));  // a client that runs nothing is forgotten
+  for (int i = 0; i < 4; ++i) {
+    auto ends = limiter->admit("tenant:a", 1);
+    clock.advance_us(8 * kSecondUs);
+  }
+  for (int i = 0; i < 3; ++i) run.push_back(limiter->admit("tenant:a", 1));
+  for (const int64_t ms : {2000, 4000, 6000, 8000}) EXPECT_EQ(wait_ms(*limiter, "tenant:a"), ms);
+  EXPECT_EQ(wait_ms(*limiter, "tenant:a"), 2000) << "no longer than one runs, however often it asks";
+  clock.advance_us(kSecondUs);
+  EXPECT_EQ(wait_ms(*limiter, "tenant:a"), 3000) << "after the one that was told 1 s from now";
+  clock.advance_us(20 * kSecondUs);
+  EXPECT_EQ(wait_ms(*limiter, "tenant:a"), 2000) << "what was promised is past";
+}
+
+TEST(TenantLimiter, JudgesAClientByItsOwnRequests) {
+  ManualClock clock;
+  const auto limiter = limiter_of({.max_parallel_requests = 2}, clock);
+  const auto slow = limiter->admit("tenant:slow", 1), quick = limiter->admit("tenant:quick", 1);
+  for (int i = 0; i < 3; ++i) {
+    auto ends = limiter->admit("tenant:slow", 1);
+    clock.advance_us(8 * kSecondUs);
+    ends.lease.settle(1);
+    for (int k = 0; k < 100; ++k) {
+      auto soon = limiter->admit("tenant:quick", 1);
+      clock.advance_us(100'000);
+    }
+  }
+  const auto slower = limiter->admit("tenant:slow", 1), quicker = limiter->admit("tenant:quick", 1);
+  EXPECT_EQ(wait_ms(*limiter, "tenant:slow"), 4000);
+  EXPECT_EQ(wait_ms(*limiter, "tenant:quick"), 50);
+}
+
 TEST(TenantLimiter, TellsExactlyWhenTheNextRequestMayCome) {
   ManualClock clock;
   const auto limiter = limiter_of({.max_requests_per_minute = 7}, clock);
