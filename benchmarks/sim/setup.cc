@@ -113,8 +113,8 @@ Status check_options(const SimOptions& o) {
     return invalid(fmt::format("prefix_rule is `{}`; it must be token, block or auto", o.prefix_rule),
                    "prefix_rule");
   if (!both_ends_of(o.both_ends))
-    return invalid(fmt::format("both_ends is `{}`; it must be never, spare, always or auto", o.both_ends),
-                   "both_ends");
+    return invalid(fmt::format("fronts is `{}`; it must be never, spare, always or auto", o.both_ends),
+                   "fronts");
   if (!eviction_of(o.eviction))
     return invalid(fmt::format("eviction is `{}`; it must be lru, pgdsf, oracle or auto", o.eviction),
                    "eviction");

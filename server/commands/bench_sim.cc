@@ -45,7 +45,7 @@ void add_flags(Flags& flags, SimOptions& sim, Choices& choices) {
       "eviction", sim.eviction, {"lru", "pgdsf", "oracle", "auto"},
       "order in which cached blocks go; oracle: Belady's, with a trace; auto: drawn, with a trace lru");
   flags.add_choice(
-      "both-ends", sim.both_ends, {"never", "spare", "always", "auto"},
+      "fronts", sim.both_ends, {"never", "spare", "always", "auto"},
       "who computes the front of a prefix whose tail comes from a tier below: nobody, whoever has "
       "time to spare, everybody; auto: drawn, with a trace spare");
   flags.add("look-ahead", sim.look_ahead,

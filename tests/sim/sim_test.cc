@@ -283,7 +283,7 @@ TEST(Simulation, OptionsOutOfRangeAreNamed) {
   EXPECT_EQ(field({.kv_bytes = -5}), "kv_bytes");
   EXPECT_EQ(field({.max_requests = -3}), "max_requests");
   EXPECT_EQ(field({.speed = 1e-300}), "speed");
-  EXPECT_EQ(field({.both_ends = "sometimes"}), "both_ends");
+  EXPECT_EQ(field({.both_ends = "sometimes"}), "fronts");
   EXPECT_EQ(field({.host_kv_bytes = 1 << 30}), "host_kv_bytes");  // a random load draws its own
   EXPECT_EQ(field({.model_shape = "nowhere/config.json"}), "model_shape");
 }
