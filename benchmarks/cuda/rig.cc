@@ -74,7 +74,8 @@ Timing Rig::time(int repeats, const std::function<void(int)>& work) {
 void Rig::rest() {
   device_->synchronize();
   if (device_->facts().kind != DeviceKind::kCuda) return;
-  std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  constexpr std::chrono::milliseconds kRest(500);
+  std::this_thread::sleep_for(kRest);
 }
 
 DeviceBuffer Rig::buffer(int64_t bytes, const char* what) {

@@ -1,7 +1,7 @@
 // A trace of every kernel that a program runs, those of captured graphs one by one, without a change to the program: a library that the
 // driver loads (CUDA_INJECTION64_PATH) and that asks CUPTI for its activity records.
 // run.py beside this builds and uses it:
-//   c++ -std=c++20 -shared -fPIC -o libkernel_trace.so kernel_trace.cc -I CUDA/include -I CUPTI/include -L CUPTI/lib64 -lcupti
+//   c++ -std=c++20 -shared -fPIC -o libkernel_trace.so kernel_trace.cc -I CUDA/include -I CUPTI/include CUPTI/lib64/libcupti.so
 //   CUDA_INJECTION64_PATH=$PWD/libkernel_trace.so QUIRE_KERNEL_TRACE=trace.csv quire-offline ...
 //
 // One line a kernel or copy: start and end in ns, blocks, threads of a block, bytes of dynamic shared memory, stream, node and graph (0: of

@@ -33,8 +33,8 @@ WHOLE_RUN_S, ONE_PART_S = 540, 180
 PARTS = {
     "tests": 100,
     "sanitize": 100,
-    "kernels": 50,
-    "attention": 60,
+    "kernels": 60,
+    "attention": 65,
     "engine-8b": 85,
     "engine-0.6b": 35,
     "engine-13b": 30,

@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/host_device.h"
 #include "kernels/cuda/host_shim/runner.h"
+#include "kernels/cuda/matmul/matmul.h"
 #include "kernels/cuda/matmul/product.h"
 #include "tests/kernel/cpu_test_rig.h"
 
@@ -143,6 +144,27 @@ TEST_P(CudaProducts, ALongRowOfX) {
   const int64_t rows[] = {1};
   agree(shapes, rows);
 }
+
+#ifndef QUIRE_ON_CARD
+TEST(OneRowOfX, GoesAsSeveralDoWhereItIsLongAndItsTilesShareOut) {
+  cuda_host::Target card{
+      .multiprocessors = 132, .shared_bytes_per_block = 227 * 1024, .activations = DType::kBF16};
+  const auto suits = [&](int n, int k, const float* norm = nullptr) {
+    return cuda_host::skinny_suits_one_row(card,
+                                           {.w_stride = k, .m = 1, .n = n, .k = k, .norm_weight = norm});
+  };
+  EXPECT_TRUE(suits(4096, 14336));   // Llama-3.1-8B's down: 256 tiles of 264
+  EXPECT_FALSE(suits(5120, 13824));  // Llama-2-13B's: 320 of 396
+  EXPECT_FALSE(suits(4096, 8192));
+  const float weight = 1;
+  EXPECT_FALSE(suits(4096, 14336, &weight));
+  card.shared_bytes_per_block = 163 * 1024;
+  EXPECT_FALSE(suits(4096, 14336));
+  card.shared_bytes_per_block = 227 * 1024;
+  card.activations = DType::kF32;
+  EXPECT_FALSE(suits(4096, 14336));
+}
+#endif
 
 // Two to four blocks a tile, a tile and parts of others a block (wide_plan.h).
 TEST_P(CudaProducts, TilesThatBlocksShareAreAdded) {

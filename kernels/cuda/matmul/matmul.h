@@ -48,7 +48,8 @@ bool gemv_norms(const Product& p);
 bool gemv_takes(const Target& target, const Product& p);
 
 // Whether one row goes as several do although gemv takes it: its x is more than gemv's blocks bring in one trip, and whole tiles of w
-// share out evenly (H100, 8B's down 40.4 to 38.9 us in a step; 13B's, whose 320 tiles leave a fifth of three rounds idle, 1.5 us more).
+// share out evenly over multiprocessors with room for the long stages (H100: 8B's down takes 1.5 us less of a step, 256 tiles being 0.97 of two
+// rounds; 13B's, 320 tiles and 0.81 of three, 1.8 us more).
 bool skinny_suits_one_row(const Target& target, const Product& p);
 
 void gemv(const Target& target, const GemvTuning& tuning, const Product& p);
