@@ -50,11 +50,14 @@ class BlockPool {
     const Block& b = blocks_[value(block)];
     return (b.holders | b.readers) != 0;
   }
-  // Whether all are, by a loop without a branch: every step asks of every block that it names.
+  // Whether all are: every step asks of every block that it names. Its way out in each turn is never taken, and keeps the
+  // compiler from gathering four blocks into a vector, which takes longer.
   bool are_held(std::span<const BlockId> blocks) const {
-    bool all = true;
-    for (const BlockId block : blocks) all &= is_held(block);
-    return all;
+    const Block* all = blocks_.data();
+    for (const BlockId block : blocks)
+      if ((all[value(block)].holders | all[value(block)].readers) == 0) [[unlikely]]
+        return false;
+    return true;
   }
   // Changes whenever the block is published anew: while it stands, what it was published with is there.
   uint32_t publication(BlockId block) const { return blocks_[value(block)].publication; }

@@ -68,12 +68,13 @@ bool StepTransaction::take(int32_t blocks) {
 
 void StepTransaction::remember(BlockTable& table) {
   const bool in_tail = cache_->size_.offset_of(table.length_) != 0;
-  cache_->undo_.push_back({.table = &table,
-                           .length = table.length_,
-                           .next_position = table.next_position_,
-                           .num_blocks = table.num_blocks(),
-                           .tail_filled = in_tail ? cache_->pool_.filled(table.blocks_.back()) : 0,
-                           .first_replaced = cache_->replaced_.size()});
+  KvCache::Undo& undo = cache_->undo_.emplace_back();
+  undo.table = &table;
+  undo.length = table.length_;
+  undo.next_position = table.next_position_;
+  undo.num_blocks = table.num_blocks();
+  undo.tail_filled = in_tail ? cache_->pool_.filled(table.blocks_.back()) : 0;
+  undo.first_replaced = cache_->replaced_.size();
 }
 
 bool StepTransaction::overwrite(BlockTable& table) {

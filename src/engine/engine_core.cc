@@ -225,6 +225,7 @@ void EngineCore::commit_step() {
   std::vector<StepView::Failure> failures;
   for (SequenceFailure& f : result.failures) failures.push_back({f.sequence, std::move(f.error)});
   scheduler_.commit({result.step, result.samples, prompts, dumps, result.status, failures}, start, outcome_);
+  executor_.recycle(std::move(result));
   timer_.committed(clock_.now_us() - start, start - step_started_us_, tokens, sequences);
   step_started_us_ = start;
 }

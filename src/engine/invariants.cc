@@ -82,6 +82,22 @@ Broken writes_are_private(const PlannedSequence& s, const KvCache& cache) {
   return {};
 }
 
+// Both of one row that appends one token to a block of its own, as most rows do. False: nothing is noted, and the row is
+// to be looked at again for what is wrong with it, or different.
+bool appends_one_token(const BatchPlan& plan, const PlannedSequence& s, const KvCache& cache,
+                       std::vector<SlotsWritten>& written) {
+  if (s.overwrites || !s.cut_source.empty() || s.tokens.size() != 1) return false;
+  const BlockSize& size = cache.block_size();
+  const auto at = static_cast<size_t>(size.block_of(s.list_length_before));
+  if (at >= s.block_table.size() || !cache.may_write(s.block_table[at])) return false;
+  SlotsWritten& block = written[value(s.block_table[at])];
+  const uint64_t slot = 1ull << size.offset_of(s.list_length_before);
+  const uint64_t before = block.step == plan.step ? block.slots : 0;
+  if ((before & slot) != 0) return false;
+  block = {plan.step, before | slot};
+  return true;
+}
+
 Broken submitted_blocks_are_held(const EngineCore& core) {
   std::unordered_set<int32_t> deferred;
   for (const BlockId b : core.scheduler().deferred()) deferred.insert(value(b));
@@ -285,6 +301,7 @@ Broken check_all(const EngineCore& core) {
 Broken check_plan(const BatchPlan& plan, const KvCache& cache, std::vector<SlotsWritten>& written) {
   written.resize(cache.num_block_ids());
   for (const PlannedSequence& s : plan.sequences) {
+    if (appends_one_token(plan, s, cache, written)) continue;
     // Which slot is overwritten is the executor's choice; its blocks are its own.
     if (!s.overwrites)
       if (Broken b = slots_are_distinct(plan, s, cache.block_size(), written)) return b;

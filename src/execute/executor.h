@@ -14,8 +14,9 @@ class Executor {
  public:
   virtual ~Executor() = default;
   virtual void submit(std::shared_ptr<const BatchPlan> plan) = 0;  // returns at once
-  virtual StepResult wait() = 0;  // the oldest submitted step, once it has run
-  virtual bool ready() = 0;       // would wait() return at once?
+  virtual StepResult wait() = 0;       // the oldest submitted step, once it has run
+  virtual bool ready() = 0;            // would wait() return at once?
+  virtual void recycle(StepResult) {}  // what wait() gave and has been taken in: its memory may serve again
 };
 
 }  // namespace quire

@@ -66,12 +66,11 @@ bool FakeExecutor::check_shape(const PlannedSequence& s, const Known& known) {
 }
 
 inline bool FakeExecutor::is_block(const PlannedSequence& s, BlockId block) {
-  const bool is = value(block) >= 0 && value(block) < model_.num_blocks;
-  if (!is)
-    violation([&] {
-      return fmt::format("sequence {}: block {} of {}", value(s.sequence), value(block), model_.num_blocks);
-    });
-  return is;
+  if (is_in_range(block)) return true;
+  violation([&] {
+    return fmt::format("sequence {}: block {} of {}", value(s.sequence), value(block), model_.num_blocks);
+  });
+  return false;
 }
 
 // A prefix hit: the slots tell what the sequence starts with; its join or its own tokens must agree later.
@@ -220,8 +219,48 @@ void FakeExecutor::write(const BatchPlan& plan, const PlannedSequence& s, Known&
   }
 }
 
+// What check_shape() and write() do with one token behind those seen, as most of a step's are: a decode of a list that
+// holds all its positions, with a token that is known. False, and nothing done, where it is anything else.
+bool FakeExecutor::write_decode(const BatchPlan& plan, const PlannedSequence& s, Known& known) {
+  const int32_t position = s.first_position;
+  const auto at = static_cast<size_t>(size_.block_of(position));
+  const bool is_decode = s.tokens.size() == 1 && keeps_all(s) && position > 0 &&
+                         s.list_length_before == position && s.block_table.size() == at + 1 &&
+                         static_cast<int32_t>(known.tokens.size()) == position + 1;
+  if (!is_decode) return false;
+  const int32_t offset = size_.offset_of(position);
+  const BlockId block = s.block_table[at], last = offset > 0 ? block : s.block_table[at - 1];
+  if (!is_in_range(block) || !is_in_range(last)) return false;
+  const TokenId token = known.tokens[static_cast<size_t>(position)];
+  const bool is_known =
+      s.tokens[0] == kSampledLastStep ? known.sampled_in + 1 == plan.step : s.tokens[0] == token;
+  Slot& target = slot(block, offset);
+  const uint64_t before = slot(last, size_.offset_of(position - 1)).chain;
+  if (!is_known || before != known.chain[static_cast<size_t>(position) - 1] ||
+      target.written_in == plan.step || !has_seen(s, known, position))
+    return false;
+  target = {token, position, known.chain[static_cast<size_t>(position)], plan.step};
+  known.see(at, block, ++version_[value(block)]);
+  known.num_seen_in_last = offset + 1;
+  return true;
+}
+
+// Whether a block's slots hold what they should, where their positions follow each other.
+bool FakeExecutor::holds(BlockId block, const Known& known, int32_t first, int32_t slots) {
+  const Slot* found = &slot(block, 0);
+  const TokenId* token = known.tokens.data() + first;
+  const uint64_t* chain = known.chain.data() + first;
+  for (int32_t i = 0; i < slots; ++i) {
+    if (found[i].token != token[i] || found[i].position != first + i) return false;
+    if (found[i].chain != chain[i] && found[i].chain != kUnknownChain && chain[i] != kUnknownChain)
+      return false;
+  }
+  return true;
+}
+
 bool FakeExecutor::verify_block(const PlannedSequence& s, const Known& known, int32_t index, int32_t slots) {
   const int32_t first_slot = size_.first_slot(index);
+  if (keeps_all(s) && holds(s.block_table[index], known, first_slot, slots)) return true;
   // Sinks are whole blocks: but for lists whose slots are overwritten, a block's positions follow each other.
   const int32_t* listed = overwrites_slots(s) ? &known.list[first_slot] : nullptr;
   const int32_t first = position_in(s, known, first_slot);
@@ -245,14 +284,14 @@ bool FakeExecutor::verify_block(const PlannedSequence& s, const Known& known, in
   return true;
 }
 
-// Of the first `count` blocks, without a branch for each: in most steps of most sequences they are.
+// Of the first `count` blocks: in most steps of most sequences they are.
 bool FakeExecutor::are_as_seen(const PlannedSequence& s, const Known& known, size_t count) const {
   const BlockId* table = s.block_table.data();
   if (count == 0 || std::memcmp(table, known.seen.data(), count * sizeof(BlockId)) != 0) return count == 0;
-  const uint32_t* version = known.seen_version.data();
-  uint32_t written = 0;
-  for (size_t b = 0; b < count; ++b) written |= version[b] ^ version_[value(table[b])];
-  return written == 0;
+  const uint32_t *version = known.seen_version.data(), *now = version_.data();
+  for (size_t b = 0; b < count; ++b)
+    if (version[b] != now[value(table[b])]) return false;
+  return true;
 }
 
 void FakeExecutor::verify(const PlannedSequence& s, Known& known) {
@@ -261,6 +300,9 @@ void FakeExecutor::verify(const PlannedSequence& s, Known& known) {
     return;  // check_shape has spoken
   const int32_t blocks = size_.blocks_for(end);
   const auto num_seen = static_cast<int32_t>(known.seen.size());
+  if (num_seen == blocks && known.num_seen_in_last == end - size_.first_slot(blocks - 1) &&
+      are_as_seen(s, known, static_cast<size_t>(blocks)))
+    return;
   // Both whole: before the last block of the list, and of what was seen.
   const int32_t whole = std::max(0, std::min(blocks, num_seen) - 1);
   const bool as_seen = are_as_seen(s, known, static_cast<size_t>(whole));

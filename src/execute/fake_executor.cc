@@ -36,10 +36,12 @@ void FakeExecutor::submit(std::shared_ptr<const BatchPlan> plan) {
   int64_t done = 0;
   const CopyFault copies = copy_fault_ && !plan->copies.empty() ? copy_fault_() : CopyFault{};
   if (clock_ != nullptr) {
-    int64_t context = 0;
-    for (const PlannedSequence& s : plan->sequences)
-      context += s.first_position + static_cast<int64_t>(s.tokens.size());
-    const double us = roofline_.step_us(plan->num_tokens(), context);
+    int64_t tokens = 0, context = 0;
+    for (const PlannedSequence& s : plan->sequences) {
+      tokens += static_cast<int64_t>(s.tokens.size());
+      context += s.first_position;
+    }
+    const double us = roofline_.step_us(tokens, context + tokens);
     done = busy_until_us_ =
         std::max(busy_until_us_, clock_->now_us()) + static_cast<int64_t>(us) + copies.delay_us;
   }
@@ -81,7 +83,7 @@ StepResult FakeExecutor::run(const BatchPlan& plan, bool copies_fail) {
     known.keeps_all = keeps_all(s);
     if (known.last_step == 0 && !known.keeps_all) known.forget_seen();  // its list's slots are not positions
     known.last_step = plan.step;
-    if (model_.check_content && !known.poisoned) {
+    if (model_.check_content && !known.poisoned && !write_decode(plan, s, known)) {
       if (check_shape(s, known))
         write(plan, s, known);
       else
@@ -90,12 +92,15 @@ StepResult FakeExecutor::run(const BatchPlan& plan, bool copies_fail) {
     met_.push_back(&known);
     num_samples += s.samples.size();
   }
-  result.samples.reserve(num_samples);
+  result.samples = std::exchange(spare_samples_, {});
+  result.samples.resize(num_samples);
+  SampledToken* samples = result.samples.data();
   for (size_t i = 0; i < met_.size(); ++i) {
     const PlannedSequence& s = plan.sequences[i];
     if (model_.check_content && !met_[i]->poisoned) verify(s, *met_[i]);
     prompt_logprobs(s, result);
-    sample(plan, s, *met_[i], result);
+    sample(plan, s, *met_[i], samples);
+    samples += s.samples.size();
     if (sequence_fault_) fail_alone(s, result);
   }
   if (plan.step % 4096 == 0) forget_stale(plan.step);

@@ -63,6 +63,7 @@ class FakeExecutor final : public Executor {
   void submit(std::shared_ptr<const BatchPlan> plan) override;
   StepResult wait() override;
   bool ready() override { return !submitted_.empty(); }
+  void recycle(StepResult result) override { spare_samples_ = std::move(result.samples); }
 
   void set_fault(Fault fault) { fault_ = std::move(fault); }
   // Asked for each sequence of a step: an Error fails that one and no other.
@@ -112,6 +113,7 @@ class FakeExecutor final : public Executor {
   void join(const PlannedJoin& join);
   bool check_shape(const PlannedSequence& s, const Known& known);
   bool is_block(const PlannedSequence& s, BlockId block);
+  bool is_in_range(BlockId block) const { return value(block) >= 0 && value(block) < model_.num_blocks; }
   bool is_as_seen(const Known& known, size_t index, BlockId block) const {
     return known.seen[index] == block && known.seen_version[index] == version_[value(block)];
   }
@@ -123,15 +125,17 @@ class FakeExecutor final : public Executor {
   int32_t position_in(const PlannedSequence& s, const Known& known, int32_t list_slot) const;
   void cut(const PlannedSequence& s, Known& known);
   int32_t take_slot(const PlannedSequence& s, Known& known, int32_t index);
+  bool write_decode(const BatchPlan& plan, const PlannedSequence& s, Known& known);
   void write(const BatchPlan& plan, const PlannedSequence& s, Known& known);
   void adopt(const PlannedSequence& s, Known& known);
   bool begins_anew(const PlannedSequence& s, const Known& known) const;
   TokenId resolve(const BatchPlan& plan, const PlannedSequence& s, Known& known, int32_t index);
   void verify(const PlannedSequence& s, Known& known);
   void verify_again(const PlannedSequence& s, Known& known, int32_t index, int32_t slots);
+  bool holds(BlockId block, const Known& known, int32_t first, int32_t slots);
   bool verify_block(const PlannedSequence& s, const Known& known, int32_t index, int32_t slots);
   uint64_t chain_of_last(const PlannedSequence& s, const Known& known, int32_t last);
-  void sample(const BatchPlan& plan, const PlannedSequence& s, Known& own, StepResult& result);
+  void sample(const BatchPlan& plan, const PlannedSequence& s, Known& own, SampledToken* next);
   void prompt_logprobs(const PlannedSequence& s, StepResult& result);
   void fail(const BatchPlan& plan);
   void fail_alone(const PlannedSequence& s, StepResult& result);
@@ -152,6 +156,7 @@ class FakeExecutor final : public Executor {
   std::vector<uint32_t> version_;  // by block: writes and copies into it
   FakeSequences known_;
   std::vector<Known*> met_;                       // of the plan that runs, in its order
+  std::vector<SampledToken> spare_samples_;       // of a result that was taken in
   std::array<const Known*, 16> lately_joined_{};  // or what was made of their memory since
   size_t next_joined_ = 0;
   struct Submitted {

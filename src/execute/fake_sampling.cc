@@ -35,12 +35,15 @@ inline uint64_t FakeExecutor::chain_of_last(const PlannedSequence& s, const Know
   return keeps_all(s) ? slot_at(s.block_table, last).chain : known.chain[last];
 }
 
-void FakeExecutor::sample(const BatchPlan& plan, const PlannedSequence& s, Known& own, StepResult& result) {
+void FakeExecutor::sample(const BatchPlan& plan, const PlannedSequence& s, Known& own, SampledToken* next) {
   const int32_t last = s.first_position + static_cast<int32_t>(s.tokens.size()) - 1;
   for (const PlannedSample& wanted : s.samples) {
     Known& known = wanted.sequence == s.sequence ? own : known_[value(wanted.sequence)];
-    SampledToken& out = result.samples.emplace_back();
+    SampledToken& out = *next++;
     out.sequence = wanted.sequence;
+    out.token = -1;
+    out.logprob = 0;
+    out.top.clear();
     if (known.poisoned || known.sampling == nullptr) {
       out.token = 0;
       if (!known.poisoned)

@@ -121,6 +121,7 @@ class FakeSequences {
     uint64_t id = 0;
     std::unique_ptr<FakeSequence> sequence;
   };
+  static constexpr size_t kTokensAtFirst = 256;
   size_t mask() const { return entries_.size() - 1; }
   size_t find(uint64_t id) const {
     size_t i = id & mask();
@@ -129,7 +130,12 @@ class FakeSequences {
   }
   FakeSequence& add(size_t i, uint64_t id) {
     entries_[i].id = id;
-    if (spare_.empty()) spare_.push_back(std::make_unique<FakeSequence>());
+    if (spare_.empty()) {
+      spare_.push_back(std::make_unique<FakeSequence>());
+      spare_.back()->tokens.reserve(
+          kTokensAtFirst);  // that they need not grow by assigning, which leaves no room
+      spare_.back()->chain.reserve(kTokensAtFirst);
+    }
     entries_[i].sequence = std::move(spare_.back());
     spare_.pop_back();
     ++size_;

@@ -2,7 +2,6 @@
 // room, so a large request is not starved by small ones; a request whose prefix is being computed steps aside
 // until it is.
 #include <algorithm>
-#include <cmath>
 
 #include "src/base/check.h"
 #include "src/schedule/scheduler.h"
@@ -277,8 +276,9 @@ int64_t Scheduler::blocks_to_come(const Sequence& s, const BlockTable& table) co
   if (group.policy.kind != RetentionKind::kKeepAll) return policy_blocks_to_come(s, table);
   const int64_t samples = group.forked ? 1 : group.num_slots();
   const int32_t known = std::min(s.goal() + 1, group.max_total_tokens);
-  const auto later =
-      static_cast<int32_t>(std::ceil(reserve_ratio_ * static_cast<double>(group.max_total_tokens - known)));
+  const double kept_free = reserve_ratio_ * static_cast<double>(group.max_total_tokens - known);
+  const auto whole = static_cast<int32_t>(kept_free);
+  const int32_t later = whole + (kept_free > static_cast<double>(whole) ? 1 : 0);
   const int64_t prompt = std::max(0, size_.blocks_for(known) - table.num_blocks() - s.tail.num_blocks());
   return prompt + (samples - 1) + samples * size_.blocks_for(later);
 }

@@ -163,7 +163,12 @@ void Scheduler::commit_token(Sequence& s, SampledToken& sample, int64_t now_us, 
   ++counters_.output_tokens;
   WaitingQueue::charge_output(group, 1);
   if (group.times.first_token_us < 0) group.times.first_token_us = now_us;
-  out.tokens.push_back({group.request, s.index, sample.token, sample.logprob, std::move(sample.top)});
+  TokenOutput& token = out.tokens.emplace_back();
+  token.request = group.request;
+  token.index = s.index;
+  token.token = sample.token;
+  token.logprob = sample.logprob;
+  token.top = std::move(sample.top);
   const bool more_are_forced =
       s.num_output_tokens() < static_cast<int32_t>(group.sampling->forced_token_ids.size());
   if (!more_are_forced && std::binary_search(group.end_ids.begin(), group.end_ids.end(), sample.token))

@@ -49,6 +49,17 @@ void append(Sequence& beam, const SampledToken& row, const BeamPick& pick, int32
   beam.sum_logprob = pick.sum_logprob;
 }
 
+// For another beam, as new but for the memory of its vectors.
+std::unique_ptr<Sequence> emptied(std::unique_ptr<Sequence> beam) {
+  Sequence fresh;
+  fresh.tokens = std::move(beam->tokens);
+  fresh.beam_logprobs = std::move(beam->beam_logprobs);
+  fresh.tokens.clear();
+  fresh.beam_logprobs.clear();
+  *beam = std::move(fresh);
+  return beam;
+}
+
 void keep_hypothesis(std::vector<BeamHypothesis>& kept, BeamHypothesis hypothesis, int32_t width) {
   const auto better = [](const BeamHypothesis& a, const BeamHypothesis& b) { return a.score > b.score; };
   kept.insert(std::upper_bound(kept.begin(), kept.end(), hypothesis, better), std::move(hypothesis));
@@ -104,7 +115,12 @@ void Scheduler::advance_beams(std::span<Sequence* const> beams, std::span<Sample
   measure(group);
   for (size_t i = 0; i < beams.size(); ++i)
     if (!kept[i]) drop(*beams[i], now_us);
-  std::erase_if(group.sequences, [](const auto& s) { return s->finished() && s->num_in_flight == 0; });
+  for (auto& s : group.sequences) {
+    if (!s->finished() || s->num_in_flight > 0) continue;
+    if (spare_beams_.size() < kSpareBeams) spare_beams_.push_back(emptied(std::move(s)));
+    s.reset();
+  }
+  std::erase(group.sequences, nullptr);
 }
 
 void Scheduler::end_beams(SequenceGroup& group, int64_t now_us, Outcome& out) {

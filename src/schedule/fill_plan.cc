@@ -44,6 +44,18 @@ void resize_sequences(SubmittedStep& step, size_t count) {
   sequences.resize(count);
 }
 
+constexpr size_t kSpareJoins = 8;  // a plan; each has its sequence's whole history
+
+void put_aside_joins(SubmittedStep& step) {
+  std::vector<PlannedJoin>& joins = step.plan->joins;
+  for (PlannedJoin& join : joins) {
+    if (step.spare_joins.size() == kSpareJoins) break;
+    join.sampling.reset();
+    step.spare_joins.push_back(std::move(join));
+  }
+  joins.clear();
+}
+
 }  // namespace
 
 void Scheduler::name(Sequence& sequence, SubmittedStep& step) {
@@ -55,7 +67,7 @@ std::shared_ptr<const BatchPlan> Scheduler::submit() {
   SubmittedStep& step = in_flight_.back();
   BatchPlan& plan = *step.plan;
   plan.step = next_step_++;
-  plan.joins.clear();
+  put_aside_joins(step);
   plan.leaves.swap(leaves_);
   leaves_.clear();
   step.deferred.insert(step.deferred.end(), idle_deferred_.begin(), idle_deferred_.end());
@@ -79,10 +91,13 @@ void Scheduler::fill_sequence(const PlannedWork& work, PlannedSequence& planned,
   planned.sequence = s.id;
   planned.first_position = work.first;
   planned.list_length_before = work.list_before;
-  if (work.first < s.num_tokens())
-    planned.tokens.assign(s.tokens.begin() + work.first, s.tokens.begin() + work.first + work.count);
+  planned.tokens.resize(static_cast<size_t>(work.count));
+  if (work.first >= s.num_tokens())
+    planned.tokens.front() = kSampledLastStep;
+  else if (work.count == 1)  // as most have: no call to copy one
+    planned.tokens.front() = s.tokens[work.first];
   else
-    planned.tokens.assign(1, kSampledLastStep);
+    std::copy_n(s.tokens.begin() + work.first, work.count, planned.tokens.begin());
   planned.block_table.assign(s.table.blocks().begin(), s.table.blocks().end());
   planned.num_unchanged_blocks = s.table.num_unchanged();
   s.table.taken();
@@ -128,14 +143,18 @@ void Scheduler::add_sample(Sequence& s, PlannedSequence& planned, SubmittedStep&
         std::max(sample.top_candidates, beam_candidates(group.sampling->beam_width, group.end_ids.size()));
   else
     ++s.num_pending;
-  join(s, *step.plan);
+  join(s, step);
   step.sampled.push_back(&s);
 }
 
-void Scheduler::join(Sequence& s, BatchPlan& plan) {
+void Scheduler::join(Sequence& s, SubmittedStep& step) {
   if (s.joined) return;
   s.joined = true;
-  PlannedJoin& join = plan.joins.emplace_back();
+  PlannedJoin& join = step.plan->joins.emplace_back();
+  if (!step.spare_joins.empty()) {
+    join = std::move(step.spare_joins.back());
+    step.spare_joins.pop_back();
+  }
   join.sequence = s.id;
   join.sampling = s.group->sampling;
   join.seed = s.seed;

@@ -97,7 +97,9 @@ void Scheduler::insert_running(Sequence& sequence) {
 
 Sequence& Scheduler::fork(Sequence& source) {
   SequenceGroup& group = *source.group;
-  Sequence& s = *group.sequences.emplace_back(std::make_unique<Sequence>());
+  if (spare_beams_.empty()) spare_beams_.push_back(std::make_unique<Sequence>());
+  Sequence& s = *group.sequences.emplace_back(std::move(spare_beams_.back()));
+  spare_beams_.pop_back();
   s.id = next_sequence_id();
   s.group = &group;
   s.index = group.next_index++;

@@ -62,22 +62,33 @@ Scheduler::Attempt Scheduler::attempt(int64_t now_us) {
 }
 
 bool Scheduler::add_work(StepTransaction& step, Sequence& sequence, int32_t count, bool sample) {
-  BlockTable& table = sequence.table;
-  PlannedWork work{.sequence = &sequence, .first = sequence.num_planned, .count = count, .sample = sample};
   if (sequence.group->policy.kind != RetentionKind::kKeepAll) slide(sequence);
-  work.list_before = table.length();
-  if (sequence.group->traits.overwrites_slots && work.first >= sequence.num_prompt_tokens) {
-    if (!add_adaptive_work(step, sequence, work)) return false;
-  } else {
-    const bool in_tail = size_.offset_of(work.list_before) != 0;
-    const BlockId tail = in_tail ? table.blocks().back() : kNoBlock;
-    if (!step.extend(table, work.list_before + count)) return false;
-    work.copied = in_tail && table.blocks()[size_.block_of(work.list_before)] != tail;
+  // Made where it stays: a copy of what has just been written field by field waits until that is in memory (2 % of a step).
+  PlannedWork& work = draft_.emplace_back();
+  work.sequence = &sequence;
+  work.first = sequence.num_planned;
+  work.count = count;
+  work.sample = sample;
+  work.list_before = sequence.table.length();
+  if (!reserve(step, work)) {
+    draft_.pop_back();
+    return false;
   }
-  draft_.push_back(work);
   sequence.planned_now = true;
   budget_ -= count;
-  if (sequence.group->traits.row_logits) score_slots_ -= table.length();
+  if (sequence.group->traits.row_logits) score_slots_ -= sequence.table.length();
+  return true;
+}
+
+// The blocks that a work needs, all of them or none.
+bool Scheduler::reserve(StepTransaction& step, PlannedWork& work) {
+  Sequence& s = *work.sequence;
+  if (s.group->traits.overwrites_slots && work.first >= s.num_prompt_tokens)
+    return add_adaptive_work(step, s, work);
+  const bool in_tail = size_.offset_of(work.list_before) != 0;
+  const BlockId tail = in_tail ? s.table.blocks().back() : kNoBlock;
+  if (!step.extend(s.table, work.list_before + work.count)) return false;
+  work.copied = in_tail && s.table.blocks()[size_.block_of(work.list_before)] != tail;
   return true;
 }
 

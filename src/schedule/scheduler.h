@@ -120,6 +120,7 @@ struct SubmittedStep {
   std::vector<Sequence*> named;        // every sequence of the two above, once
   std::vector<BlockId> deferred;       // blocks to give back once it has run
   std::vector<PlannedSequence> spare;  // of the plan, when it has fewer than before: kept for their capacity
+  std::vector<PlannedJoin> spare_joins;  // likewise, a few
 };
 
 class Scheduler {
@@ -214,6 +215,7 @@ class Scheduler {
   int32_t prefill_goal(const Sequence& sequence) const;
   int32_t tokens_with_room(const Sequence& sequence, int32_t want) const;
   bool add_work(StepTransaction& step, Sequence& sequence, int32_t count, bool sample);
+  bool reserve(StepTransaction& step, PlannedWork& work);
 
   // retention.cc: what KV policies change
   void slide(Sequence& sequence);
@@ -235,7 +237,7 @@ class Scheduler {
   void fill_sequence(const PlannedWork& work, PlannedSequence& planned, SubmittedStep& step);
   void fill_samples(PlannedWork& work, PlannedSequence& planned, SubmittedStep& step);
   void add_sample(Sequence& sequence, PlannedSequence& planned, SubmittedStep& step);
-  void join(Sequence& sequence, BatchPlan& plan);
+  void join(Sequence& sequence, SubmittedStep& step);
   void name(Sequence& sequence, SubmittedStep& step);
   SubmittedStep take_step();
   void recycle(SubmittedStep step);
@@ -352,7 +354,7 @@ class Scheduler {
   void measure(SequenceGroup& group);
   void count_policy_work(const PlannedWork& work);
 
-  static constexpr size_t kSparePlans = 4;
+  static constexpr size_t kSparePlans = 4, kSpareBeams = 16;
 
   const ScheduleLimits limits_;
   KvCache& cache_;
@@ -368,9 +370,10 @@ class Scheduler {
   std::vector<SubmittedStep> in_flight_;        // oldest first
   TierTransfers transfers_;
   PolicyMemory policy_memory_;
-  int64_t score_slots_ = 0;             // left in the draft for lists under policies that go by scores
-  std::vector<SubmittedStep> spare_;    // committed plans, kept for their capacity
-  std::vector<SequenceId> leaves_;      // sampler states to forget with the next plan
+  int64_t score_slots_ = 0;           // left in the draft for lists under policies that go by scores
+  std::vector<SubmittedStep> spare_;  // committed plans, kept for their capacity
+  std::vector<std::unique_ptr<Sequence>> spare_beams_;  // that were dropped, likewise
+  std::vector<SequenceId> leaves_;                      // sampler states to forget with the next plan
   std::vector<BlockId> idle_deferred_;  // deferred while nothing was submitted; given back by sweep
   std::vector<BlockTable*> forks_;      // while publishing: of the sequence's siblings
   std::vector<PlannedWork> draft_;

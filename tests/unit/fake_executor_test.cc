@@ -193,5 +193,50 @@ TEST_F(FakeContent, ATableTooShortOrOutOfTheArena) {
               ElementsAre(HasSubstr("1 blocks cannot hold 5 tokens"), HasSubstr("block 16 of 16")));
 }
 
+// Decodes of what is known take a way of their own, which sees the same.
+class FakeDecodes : public FakeContent {
+ protected:
+  // Four tokens in block 3 and one more that is known: the next step decodes it into block 5.
+  FakeDecodes() { run({sequence(1, counting(10, 4), blocks({3}))}, {join(1, counting(10, 5))}); }
+};
+
+TEST_F(FakeDecodes, OneThatIsRight) {
+  run({sequence(1, {14}, blocks({3, 5}), 4)});
+  run({sequence(1, {15}, blocks({3, 5}), 5)});
+  EXPECT_THAT(violations(), IsEmpty());
+}
+
+TEST_F(FakeDecodes, TwoInOneSlot) {
+  run({sequence(1, {14}, blocks({3, 5}), 4), sequence(2, {14}, blocks({3, 5}), 4)},
+      {join(2, counting(10, 5))});
+  EXPECT_THAT(first_violation(), HasSubstr("two tokens share slot 0 of block 5"));
+}
+
+TEST_F(FakeDecodes, OfAnotherToken) {
+  run({sequence(1, {99}, blocks({3, 5}), 4)});
+  EXPECT_THAT(first_violation(), HasSubstr("token 99 at position 4 was 14 before"));
+}
+
+TEST_F(FakeDecodes, OfATokenThatTheStepBeforeDidNotSample) {
+  run({sequence(1, {kSampledLastStep}, blocks({3, 5}), 4)});
+  EXPECT_THAT(first_violation(), HasSubstr("no token was sampled one step before for position 4"));
+}
+
+TEST_F(FakeDecodes, BehindABlockThatAnotherWroteInTheSameStep) {
+  run({sequence(1, {14}, blocks({3, 5}), 4), sequence(2, counting(40, 4), blocks({3}))});
+  EXPECT_THAT(first_violation(), HasSubstr("position 0 lies in slot 0 of block 3, which holds token 40"));
+}
+
+TEST_F(FakeDecodes, BehindABlockOfAnother) {
+  run({sequence(2, counting(40, 4), blocks({4}))});
+  run({sequence(1, {14}, blocks({4, 5}), 4)});
+  EXPECT_THAT(first_violation(), HasSubstr("position 0 lies in slot 0 of block 4, which holds token 40"));
+}
+
+TEST_F(FakeDecodes, InABlockOutOfTheArena) {
+  run({sequence(1, {14}, blocks({3, 16}), 4)});
+  EXPECT_THAT(first_violation(), HasSubstr("block 16 of 16"));
+}
+
 }  // namespace
 }  // namespace quire
