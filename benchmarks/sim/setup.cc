@@ -87,6 +87,30 @@ std::optional<BothEnds> both_ends_of(const std::string& name) {
   return name == "always" ? std::optional(BothEnds::kAlways) : std::nullopt;
 }
 
+// What a random load has no use for, so that nobody believes in what was not simulated.
+Status check_trace_options(const SimOptions& o) {
+  if (!o.trace.empty()) {
+    if (!o.script.empty()) return invalid("script and trace are both given; one of them is played", "script");
+    if (o.trace_format.empty())
+      return invalid("trace_format is missing; with a trace it must be azure, mooncake or servegen",
+                     "trace_format");
+    return ok();
+  }
+  const auto unused = [](const char* field, const auto& value, const char* why) {
+    return invalid(fmt::format("{} is {}, which needs a trace; {}", field, value, why), field);
+  };
+  if (!o.trace_format.empty())
+    return unused("trace_format", o.trace_format, "without one a random load is drawn");
+  if (o.speed != 1) return unused("speed", o.speed, "a random load has no arrivals to replay");
+  if (o.max_requests != 0)
+    return unused("max_requests", o.max_requests, "a random load ends with steps or seconds");
+  if (o.eviction == "oracle") return unused("eviction", o.eviction, "only there the future is known");
+  for (const auto& [field, bytes] :
+       {std::pair("host_kv_bytes", o.host_kv_bytes), std::pair("disk_kv_bytes", o.disk_kv_bytes)})
+    if (bytes != 0) return unused(field, bytes, "a random load draws its tiers");
+  return ok();
+}
+
 Status check_options(const SimOptions& o) {
   if (o.sequences < 1 || o.sequences > 65536)
     return invalid(fmt::format("sequences is {}; it must be from 1 to 65536", o.sequences), "sequences");
@@ -97,11 +121,6 @@ Status check_options(const SimOptions& o) {
   for (const auto& [field, value] :
        {std::pair("kv_bytes", o.kv_bytes), std::pair("max_requests", o.max_requests)})
     if (value < 0) return invalid(fmt::format("{} is {}; it must be at least 0", field, value), field);
-  for (const auto& [field, bytes] :
-       {std::pair("host_kv_bytes", o.host_kv_bytes), std::pair("disk_kv_bytes", o.disk_kv_bytes)})
-    if (bytes != 0 && o.trace.empty())
-      return invalid(
-          fmt::format("{} is {}, which needs a trace; a random load draws its tiers", field, bytes), field);
   if (o.audit_every < 1)
     return invalid(fmt::format("audit_every is {}; it must be at least 1", o.audit_every), "audit_every");
   if (o.look_ahead < -1)
@@ -118,9 +137,7 @@ Status check_options(const SimOptions& o) {
   if (!eviction_of(o.eviction))
     return invalid(fmt::format("eviction is `{}`; it must be lru, pgdsf, oracle or auto", o.eviction),
                    "eviction");
-  if (o.eviction == "oracle" && o.trace.empty())
-    return invalid("eviction is `oracle`, which needs a trace: only there the future is known", "eviction");
-  return ok();
+  return check_trace_options(o);
 }
 
 }  // namespace

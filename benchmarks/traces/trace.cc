@@ -18,6 +18,7 @@ namespace {
 
 constexpr int32_t kMooncakePieceTokens = 512;
 constexpr int32_t kMostTokens = 1 << 24;
+constexpr int64_t kMostMs = 100'000'000'000'000;  // since whatever a trace counts from
 
 std::vector<std::string_view> lines_of(std::string_view text) {
   std::vector<std::string_view> lines;
@@ -105,9 +106,13 @@ Result<TraceRequest> parse_mooncake_line(std::string_view line, const std::strin
   if (!shaped)
     return at_line(path, number, "timestamp, input_length, output_length and hash_ids are expected");
   TraceRequest request;
-  request.arrival_us = object["timestamp"].get<int64_t>() * 1000;
+  const auto when_ms = object["timestamp"].get<int64_t>();
+  if (when_ms < 0 || when_ms > kMostMs)
+    return at_line(path, number,
+                   fmt::format("timestamp is {}; it must be from 0 to {} ms", when_ms, kMostMs));
+  request.arrival_us = when_ms * 1000;
   const auto prompt = object["input_length"].get<int64_t>(), output = object["output_length"].get<int64_t>();
-  if (prompt < 0 || prompt > kMostTokens || output < 0 || output > kMostTokens || request.arrival_us < 0)
+  if (prompt < 0 || prompt > kMostTokens || output < 0 || output > kMostTokens)
     return at_line(path, number, fmt::format("a count is out of range (0 to {})", kMostTokens));
   request.prompt_tokens = static_cast<int32_t>(prompt);
   request.output_tokens = static_cast<int32_t>(output);
@@ -115,6 +120,12 @@ Result<TraceRequest> parse_mooncake_line(std::string_view line, const std::strin
     if (!id.is_number_integer()) return at_line(path, number, "hash_ids must be whole numbers");
     request.prefix_pieces.push_back(id.get<uint64_t>());
   }
+  const size_t needed = (static_cast<size_t>(prompt) + kMooncakePieceTokens - 1) / kMooncakePieceTokens;
+  if (request.prefix_pieces.size() != needed)
+    return at_line(
+        path, number,
+        fmt::format("input_length {} takes {} hash_ids, one for each {} tokens begun, and there are {}",
+                    prompt, needed, kMooncakePieceTokens, request.prefix_pieces.size()));
   return request;
 }
 

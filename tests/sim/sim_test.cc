@@ -288,6 +288,22 @@ TEST(Simulation, OptionsOutOfRangeAreNamed) {
   EXPECT_EQ(field({.model_shape = "nowhere/config.json"}), "model_shape");
 }
 
+// They would be ignored, and a random load's figures taken for a trace's.
+TEST(Simulation, WhatBelongsToATraceIsRefusedWithoutOne) {
+  const auto refused = [](SimOptions o) {
+    o.steps = 1;
+    const Result<SimReport> r = run_sim(o);
+    return r ? "accepted" : r.error().field + ": " + r.error().message;
+  };
+  EXPECT_EQ(
+      refused({.trace_format = "mooncake"}),
+      "trace_format: trace_format is mooncake, which needs a trace; without one a random load is drawn");
+  EXPECT_EQ(refused({.speed = 2}).find("speed: speed is 2, which needs a trace"), 0u);
+  EXPECT_EQ(refused({.max_requests = 7}).find("max_requests: max_requests is 7, which needs a trace"), 0u);
+  EXPECT_EQ(refused({.trace = "a.csv"}).find("trace_format: trace_format is missing"), 0u);
+  EXPECT_EQ(refused({.script = "a.jsonl", .trace = "a.csv", .trace_format = "azure"}).find("script: "), 0u);
+}
+
 // Five prefixes in turn and room for some: least recently used is always the one that comes next.
 TEST(Simulation, TheOracleKeepsWhatComesSoonest) {
   const std::string path = std::filesystem::temp_directory_path() / "quire_sim_oracle.jsonl";

@@ -52,6 +52,38 @@ TEST(Traces, AMistakeIsNamedWithFileAndLine) {
   EXPECT_FALSE(parse_trace_format("sharegpt"));
 }
 
+// Real traces have one for each 512 tokens begun.
+TEST(Traces, HashIdsThatDoNotCoverTheirPromptAreNamedWithFileAndLine) {
+  const auto read = [](int tokens, const char* ids) {
+    const std::string path = write_temporary(
+        "ids.jsonl", R"({"timestamp":0,"input_length":0,"output_length":1,"hash_ids":[]})"
+                     "\n"
+                     R"({"timestamp":0,"input_length":)" +
+                         std::to_string(tokens) + R"(,"output_length":1,"hash_ids":)" + ids + "}\n");
+    const Result<Trace> trace = read_trace(path, TraceFormat::kMooncake, {});
+    return trace ? "accepted" : trace.error().message;
+  };
+  EXPECT_EQ(read(512, "[5]"), "accepted");
+  EXPECT_EQ(read(513, "[5,6]"), "accepted");
+  const std::string few = read(1025, "[5,6]");
+  EXPECT_NE(few.find("ids.jsonl:2: input_length 1025 takes 3 hash_ids"), std::string::npos) << few;
+  EXPECT_NE(few.find("there are 2"), std::string::npos) << few;
+  EXPECT_NE(read(1, "[]").find("ids.jsonl:2: "), std::string::npos);
+  EXPECT_NE(read(512, "[5,6]").find("ids.jsonl:2: "), std::string::npos) << "of blocks of another size";
+}
+
+TEST(Traces, AMomentOutOfRangeIsNamedWithFileAndLine) {
+  for (const char* when : {"-1", "9223372036854775807"}) {
+    const std::string path =
+        write_temporary("when.jsonl", R"({"timestamp":)" + std::string(when) +
+                                          R"(,"input_length":1,"output_length":1,"hash_ids":[1]})");
+    const Result<Trace> trace = read_trace(path, TraceFormat::kMooncake, {});
+    ASSERT_FALSE(trace) << when;
+    EXPECT_NE(trace.error().message.find("when.jsonl:1: timestamp is "), std::string::npos)
+        << trace.error().message;
+  }
+}
+
 TEST(Traces, TimesAreTimesAndGoOnOverMidnight) {
   const auto azure = [](const std::string& lines) {
     return read_trace(write_temporary("times.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n" + lines),
