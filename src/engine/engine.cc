@@ -119,6 +119,7 @@ Result<EngineParts> open_parts(const EngineConfig& config) {
   parts.card = card_of(*opened, **text);
   log_start(parts, *opened);
   parts.core.stored_blocks = std::move(opened->tiers.stored);
+  parts.core.damaged_records = opened->tiers.damaged_records;
   parts.core.disk_kv_state = opened->tiers.disk_state;
   parts.core.eviction = *eviction;
   parts.layer_windows = opened->spec.window;

@@ -315,7 +315,7 @@ void EngineCore::fill_stats(EngineStats& stats) const {
   stats.preemptions_total = c.preemptions;
   stats.host = tier_stats(cache_->tier(CacheTier::kHost), tiers.host);
   stats.disk = tier_stats(cache_->tier(CacheTier::kDisk), tiers.disk);
-  stats.disk_corrupt_blocks_total = tiers.corrupt_blocks;
+  stats.disk_corrupt_blocks_total = options_.damaged_records + tiers.corrupt_blocks;
   stats.disk_kv_state = disk_kv_state();
   stats.tier_waits_given_up_total = tiers.waits_given_up;
   stats.tail_drops_total = c.tail_drops;

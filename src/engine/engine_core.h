@@ -35,6 +35,7 @@ struct CoreOptions {
   PreemptionCosts preemption_costs;
   PolicyMemoryLimits policy_memory;
   std::vector<StoredBlock> stored_blocks;  // of the disk tier, from a process before this one
+  int64_t damaged_records = 0;             // found there in place of such a block's
   std::string disk_kv_state;               // for the figures; "" = there is no disk tier
   bool whole_block_hits =
       false;  // hits are cut to whole blocks, as engines that hash blocks do; for comparison

@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <utility>
 
 #include "src/base/hash.h"
 #include "src/base/log.h"
@@ -20,6 +21,23 @@ namespace quire {
 namespace {
 
 constexpr int64_t kDiskPage = 4096;
+constexpr const char* kIndexFile = "quire-kv.index";
+constexpr const char* kBlocksFile = "quire-kv.blocks";
+
+// -1 with errno. Prompts can be told from what lies here, so nobody else may read it.
+int open_or_make(const std::string& path, bool& is_new) {
+  constexpr int kFlags = O_RDWR | O_CREAT | O_CLOEXEC;
+  const int fd = ::open(path.c_str(), kFlags | O_EXCL, 0600);
+  is_new = fd >= 0;
+  return is_new || errno != EEXIST ? fd : ::open(path.c_str(), kFlags, 0600);
+}
+
+// Not so once somebody has removed or replaced it.
+bool is_file_at(int fd, const std::string& path) {
+  struct stat mine{}, there{};
+  return fstat(fd, &mine) == 0 && stat(path.c_str(), &there) == 0 && mine.st_dev == there.st_dev &&
+         mine.st_ino == there.st_ino;
+}
 
 int64_t wall_ms() {
   return std::chrono::duration_cast<std::chrono::milliseconds>(
@@ -48,6 +66,8 @@ bool write_all(int fd, const void* data, int64_t bytes, int64_t at) {
   }
   return true;
 }
+
+constexpr DiskRecord kNoRecord{};  // of an empty place
 
 uint64_t checksum_of(const char* data, int64_t bytes) {
   return hash_bytes(std::as_bytes(std::span(data, static_cast<size_t>(bytes))));
@@ -94,8 +114,16 @@ Result<std::unique_ptr<DiskStore>> DiskStore::open(const DiskSetup& setup) {
                    "disk_kv_bytes");
   for (const auto step :
        {&DiskStore::open_files, &DiskStore::take_over, &DiskStore::make_room, &DiskStore::scan})
-    if (Status s = (store.get()->*step)(); !s) return s.error();
+    if (Status s = (store.get()->*step)(); !s) {
+      store->remove_made();
+      return s.error();
+    }
   return store;
+}
+
+void DiskStore::remove_made() {
+  if (blocks_are_new_) unlink(path_of(kBlocksFile).c_str());
+  if (index_is_new_) unlink(path_of(kIndexFile).c_str());
 }
 
 Status DiskStore::open_files() {
@@ -103,23 +131,33 @@ Status DiskStore::open_files() {
   if (stat(setup_.dir.c_str(), &facts) != 0) return failed("cannot be opened");
   if (!S_ISDIR(facts.st_mode))
     return invalid(fmt::format("disk_kv_dir `{}` is no directory", setup_.dir), "disk_kv_dir");
-  const auto open_file = [&](const char* name) {  // prompts can be told from what lies here
-    return ::open((setup_.dir + "/" + name).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-  };
-  index_ = open_file("quire-kv.index");
-  if (index_ < 0) return failed("quire-kv.index cannot be opened for writing");
-  if (flock(index_, LOCK_EX | LOCK_NB) != 0) {
-    if (errno != EWOULDBLOCK) return failed("quire-kv.index cannot be locked");
-    Error e =
-        error(Code::kUnavailable,
-              fmt::format("disk_kv_dir `{}` is in use by another process; each server needs one of its own",
-                          setup_.dir));
-    e.field = "disk_kv_dir";
-    return e;
-  }
-  blocks_ = open_file("quire-kv.blocks");
+  if (Status s = lock_index(); !s) return s;
+  blocks_ = open_or_make(path_of(kBlocksFile), blocks_are_new_);
   if (blocks_ < 0) return failed("quire-kv.blocks cannot be opened for writing");
   return ok();
+}
+
+// Again where the one who had it removed it between our opening and locking it (remove_made).
+Status DiskStore::lock_index() {
+  for (;;) {
+    bool is_new = false;
+    index_ = open_or_make(path_of(kIndexFile), is_new);
+    if (index_ < 0) return failed("quire-kv.index cannot be opened for writing");
+    if (flock(index_, LOCK_EX | LOCK_NB) != 0) {
+      if (errno != EWOULDBLOCK) return failed("quire-kv.index cannot be locked");
+      Error e =
+          error(Code::kUnavailable,
+                fmt::format("disk_kv_dir `{}` is in use by another process; each server needs one of its own",
+                            setup_.dir));
+      e.field = "disk_kv_dir";
+      return e;
+    }
+    if (is_file_at(index_, path_of(kIndexFile))) {
+      index_is_new_ = is_new;
+      return ok();
+    }
+    close(std::exchange(index_, -1));
+  }
 }
 
 // The header is on the disk before the file grows: a power loss leaves an empty index or this model's.
@@ -153,8 +191,9 @@ Status DiskStore::take_over() {
 
 // The files get their whole size now, so that a full disk shows here and not in the middle of the night.
 Status DiskStore::make_room() {
-  struct stat before{};
-  if (fstat(blocks_, &before) != 0) return failed("quire-kv.blocks cannot be read");
+  struct stat before{}, index_before{};
+  if (fstat(blocks_, &before) != 0 || fstat(index_, &index_before) != 0)
+    return failed("the files cannot be read");
   const int64_t bytes = num_blocks_ * stride_;
   const int64_t index_bytes = record_at(DiskBlockId{static_cast<int32_t>(num_blocks_)});
   const int status = posix_fallocate(blocks_, 0, bytes);
@@ -164,7 +203,8 @@ Status DiskStore::make_room() {
       return failed("the files cannot be cut to their size");
     return ok();
   }
-  if (ftruncate(blocks_, before.st_size) != 0) return failed("quire-kv.blocks cannot be cut again");
+  if (ftruncate(blocks_, before.st_size) != 0 || ftruncate(index_, index_before.st_size) != 0)
+    return failed("the files cannot be cut again");
   struct statvfs system{};
   const bool is_known = statvfs(setup_.dir.c_str(), &system) == 0;
   errno = index_status;
@@ -186,10 +226,28 @@ Status DiskStore::scan() {
       return failed("quire-kv.index cannot be read");
     for (int64_t i = 0; i < count; ++i) {
       std::optional<StoredRecord> record = decode_disk_record(records[i], now_ms);
-      if (record && value(record->block.block) == first + i) stored_.push_back(std::move(record->block));
+      if (record && value(record->block.block) == first + i)
+        stored_.push_back(std::move(record->block));
+      else if (records[i] != kNoRecord)
+        damaged(first + i);
     }
   }
+  if (num_damaged_ > 0) log_damaged();
   return ok();
+}
+
+// Erased, so that the next start does not count it again.
+void DiskStore::damaged(int64_t place) {
+  write_all(index_, kNoRecord.data(), kDiskRecordBytes, record_at(DiskBlockId{static_cast<int32_t>(place)}));
+  if (num_damaged_++ == 0) first_damaged_ = place;
+}
+
+void DiskStore::log_damaged() const {
+  log_line(LogLevel::kWarn, "disk_kv_corrupt",
+           {{"dir", setup_.dir},
+            {"block", first_damaged_},
+            {"what", "its record was damaged when the directory was opened"},
+            {"records", num_damaged_}});
 }
 
 Status DiskStore::write(const StoredBlock& block, const char* data) {
@@ -226,8 +284,7 @@ DiskStore::Read DiskStore::read(DiskBlockId place, uint64_t serial, char* data, 
 
 DiskStore::Read DiskStore::corrupt(DiskBlockId place, const char* what, std::string& error) {
   error = fmt::format("disk_kv_dir `{}`: block {} is corrupt: {}", setup_.dir, value(place), what);
-  const DiskRecord nothing{};
-  write_all(index_, nothing.data(), kDiskRecordBytes, record_at(place));
+  write_all(index_, kNoRecord.data(), kDiskRecordBytes, record_at(place));
   if (!corruption_logged_.exchange(true))
     log_line(LogLevel::kWarn, "disk_kv_corrupt",
              {{"dir", setup_.dir}, {"block", value(place)}, {"what", what}, {"further", "only counted"}});

@@ -27,7 +27,7 @@ struct DiskSetup {
 
 // Of the field disk_kv_dir or disk_kv_bytes, with the directory in every message: it is not there or cannot be
 // written, another process has it, it holds blocks of another identity (both in the message) or format version,
-// it has less room than asked for.
+// it has less room than asked for. Files that were made for one that is not opened are gone again.
 class DiskStore {
  public:
   static Result<std::unique_ptr<DiskStore>> open(const DiskSetup& setup);
@@ -37,6 +37,8 @@ class DiskStore {
 
   int64_t num_blocks() const { return num_blocks_; }
   std::vector<StoredBlock> take_stored() { return std::move(stored_); }  // what was there when it was opened
+  // Records that were neither of a block nor of an empty place then: erased and logged.
+  int64_t num_damaged() const { return num_damaged_; }
 
   Status write(const StoredBlock& block, const char* data);
   // This place will be read soon, and not behind the one before it: the kernel reads it meanwhile.
@@ -49,11 +51,16 @@ class DiskStore {
  private:
   explicit DiskStore(const DiskSetup& setup);
   Status open_files();
+  Status lock_index();
+  void remove_made();
   Status take_over();
   Status begin_index();
   Status make_room();
   Status scan();
+  void damaged(int64_t place);
+  void log_damaged() const;
   Error failed(const char* what, const char* field = "disk_kv_dir") const;
+  std::string path_of(const char* name) const { return setup_.dir + "/" + name; }
   int64_t data_at(DiskBlockId place) const { return value(place) * stride_; }
   static int64_t record_at(DiskBlockId place);
   Read corrupt(DiskBlockId place, const char* what, std::string& error);
@@ -61,8 +68,10 @@ class DiskStore {
   DiskSetup setup_;
   int64_t stride_;  // from one block to the next: whole pages of the disk
   int64_t num_blocks_;
-  int index_ = -1, blocks_ = -1;  // file descriptors
+  int index_ = -1, blocks_ = -1;                        // file descriptors
+  bool index_is_new_ = false, blocks_are_new_ = false;  // made by this process, which has locked them
   std::vector<StoredBlock> stored_;
+  int64_t num_damaged_ = 0, first_damaged_ = -1;
   std::atomic<bool> corruption_logged_{false};
 };
 

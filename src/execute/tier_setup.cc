@@ -32,6 +32,7 @@ Result<std::unique_ptr<DiskStore>> open_disk(const TierSetup& s, OpenedTiers& ou
   if (!disk) return disk.error();
   out.disk_bytes = (*disk)->num_blocks() * s.block_bytes;
   out.stored = (*disk)->take_stored();
+  out.damaged_records = (*disk)->num_damaged();
   out.model = *identity;
   out.disk_state = "on";
   return disk;

@@ -30,6 +30,7 @@ struct OpenedTiers {
   std::unique_ptr<BlockMover> mover;  // null where the device is the only tier and there is no swap
   int64_t disk_bytes = 0;             // whole blocks
   std::vector<StoredBlock> stored;    // found on the disk
+  int64_t damaged_records = 0;        // found there instead
   std::string model;                  // what the disk's blocks are bound to; "" without a disk tier
   std::string disk_state;             // EngineStats::disk_kv_state
 };

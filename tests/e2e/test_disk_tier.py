@@ -1,5 +1,6 @@
 """The prefix cache's disk tier through the real server: what it keeps over a restart, and what it says when it cannot."""
 
+import random
 import shutil
 import time
 
@@ -79,6 +80,38 @@ def test_damaged_blocks_are_computed_again_and_counted(tmp_path):
         settled(client, len(PROMPT) // 16)
     assert server.stop() == 0
     assert sum("disk_kv_corrupt" in line for line in server.log) == 1, "the first is logged, the others are counted"
+
+
+def test_damaged_records_are_logged_and_counted_at_the_start(tmp_path):
+    server = Server(*flags(tmp_path))
+    with Client(server.address) as client:
+        first = ask(client, PROMPT)
+        settled(client, len(PROMPT) // 16)
+    assert server.stop() == 0
+    index = tmp_path / "quire-kv.index"
+    whole = bytearray(index.read_bytes())
+    records = range(4096, len(whole), 2048)
+    written = sum(any(whole[at : at + 2048]) for at in records)
+    whole[4096:] = random.Random(1).randbytes(len(whole) - 4096)
+    index.write_bytes(whole)
+
+    server = Server(*flags(tmp_path))
+    with Client(server.address) as client:
+        load = client.load()
+        again = ask(client, PROMPT)
+        settled(client, len(PROMPT) // 16)
+    assert server.stop() == 0
+    assert written >= len(PROMPT) // 16
+    assert load.totals["disk_corrupt_blocks_total"] == len(records)
+    assert again.outputs[0].token_ids == first.outputs[0].token_ids
+    assert again.usage.cached_tokens == 0
+    assert sum("disk_kv_corrupt" in line and f"records={len(records)}" in line for line in server.log) == 1, server.log
+
+
+def test_a_start_that_fails_for_room_leaves_no_files(tmp_path):
+    done = quire("generate", "--model", MODEL, "--prompt", "x", "--max-tokens", 1, "--disk-kv-dir", tmp_path, "--disk-kv-bytes", 1 << 55)
+    assert done.returncode != 0 and "bytes are free there" in done.stderr, done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_used_is_refused_by_name_or_gone_on_without(tmp_path):

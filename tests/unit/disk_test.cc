@@ -1,5 +1,6 @@
 // The disk tier's files and the threads that use them, without a model: what is written is there for the next
 // process, what is damaged is a miss, and whatever is wrong with the directory is said by name.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
@@ -7,8 +8,10 @@
 #include <filesystem>
 #include <fstream>
 #include <numeric>
+#include <set>
 
 #include "src/base/hash.h"
+#include "src/base/random.h"
 #include "src/execute/disk_record.h"
 #include "src/execute/disk_store.h"
 #include "src/execute/threaded_mover.h"
@@ -59,6 +62,11 @@ class DiskTest : public testing::Test {
     const char c = static_cast<char>(f.get() ^ 1);
     f.seekp(at);
     f.put(c);
+  }
+  void scribble(int64_t at, int64_t count, Random& random) const {
+    std::fstream f(dir_ + "/quire-kv.index", std::ios::in | std::ios::out | std::ios::binary);
+    f.seekp(at);
+    for (; count > 0; --count) f.put(static_cast<char>(random.next() >> 56));
   }
   DiskStore::Read read(DiskStore& store, int32_t place, uint64_t serial, std::string& data) {
     data.resize(kBlockBytes);
@@ -125,6 +133,48 @@ TEST_F(DiskTest, ADamagedBlockOrRecordIsCorruptOnceAndThenGone) {
     const std::vector<StoredBlock> stored = open().take_stored();
     ASSERT_EQ(stored.size(), 1u);
     EXPECT_EQ(stored[0].serial, 6u);
+  }
+}
+
+// Random bytes over records, as a disk or another program leaves them. What a record was of is counted or as it was, never
+// something else; what was an empty place's is counted too.
+TEST_F(DiskTest, RecordsThatARestartFindsDamagedAreCountedLoggedAndGone) {
+  constexpr int32_t kPlaces = 32;
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    SCOPED_TRACE(seed);
+    std::filesystem::remove(dir_ + "/quire-kv.index");
+    DiskStore& store = open(kPlaces);
+    for (int32_t i = 0; i < kPlaces / 2; ++i)
+      ASSERT_TRUE(store.write(block(i, 100 + i), bytes(static_cast<char>('a' + i)).data()));
+    store_.reset();
+    Random random(seed);
+    std::set<int32_t> hit;
+    for (int n = 0; n < 6; ++n) {
+      const auto place = static_cast<int32_t>(random.below(kPlaces));
+      const int64_t from = random.between(0, 2000), count = random.between(8, 2048 - from);
+      scribble(4096 + place * 2048 + from, count, random);
+      hit.insert(place);
+    }
+    testing::internal::CaptureStderr();
+    DiskStore& again = open(kPlaces);
+    const std::string log = testing::internal::GetCapturedStderr();
+    const std::vector<StoredBlock> stored = again.take_stored();
+    EXPECT_EQ(again.num_damaged(), static_cast<int64_t>(hit.size()));
+    EXPECT_NE(log.find("disk_kv_corrupt"), std::string::npos) << log;
+    EXPECT_NE(log.find(fmt::format("records={}", hit.size())), std::string::npos) << log;
+    std::set<int32_t> found;
+    for (const StoredBlock& b : stored) {
+      found.insert(value(b.block));
+      EXPECT_EQ(b.tokens, block(value(b.block), b.serial).tokens);
+      std::string data;
+      ASSERT_EQ(read(again, value(b.block), b.serial, data), DiskStore::Read::kOk) << what_;
+      EXPECT_EQ(data, bytes(static_cast<char>('a' + value(b.block))));
+    }
+    for (int32_t i = 0; i < kPlaces; ++i)
+      EXPECT_EQ(found.contains(i), i < kPlaces / 2 && !hit.contains(i)) << "place " << i;
+    std::string data;
+    EXPECT_EQ(read(again, *hit.begin(), 100 + *hit.begin(), data), DiskStore::Read::kCorrupt);
+    EXPECT_EQ(open(kPlaces).num_damaged(), 0) << "told once";
   }
 }
 
@@ -209,6 +259,28 @@ TEST_F(DiskTest, WhatIsMissingUnwritableOrTooSmallIsSaidByName) {
                                  std::filesystem::perms::owner_read | std::filesystem::perms::owner_exec);
     EXPECT_NE(refused(setup(5)).message.find("Permission denied"), std::string::npos);
   }
+}
+
+TEST_F(DiskTest, AnOpeningThatFailsLeavesOnlyWhatWasThere) {
+  DiskSetup huge = setup();
+  huge.bytes = 1ll << 60;
+  refused(huge);
+  EXPECT_TRUE(std::filesystem::is_empty(dir_)) << "made for nothing";
+
+  std::ofstream(dir_ + "/quire-kv.index");  // an empty one is somebody's
+  refused(huge);
+  EXPECT_TRUE(std::filesystem::exists(dir_ + "/quire-kv.index"));
+  EXPECT_FALSE(std::filesystem::exists(dir_ + "/quire-kv.blocks"));
+
+  ASSERT_TRUE(open().write(block(1, 5), bytes('a').data()));
+  refused(setup());  // in use
+  store_.reset();
+  refused(huge);
+  refused(setup(4, "another model"));
+  DiskStore& again = open();
+  ASSERT_EQ(again.take_stored().size(), 1u);
+  std::string data;
+  EXPECT_EQ(read(again, 1, 5, data), DiskStore::Read::kOk);
 }
 
 TEST_F(DiskTest, FewerOrMoreBlocksThanBeforeKeepWhatStillHasAPlace) {
