@@ -91,3 +91,13 @@ def test_a_benchmark_measures_nothing_when_it_is_asked_wrongly(name, arguments, 
     done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=20)
     assert done.returncode == code and said in done.stdout + done.stderr, done.stderr
     assert code == 0 or (not done.stdout and "--help lists the flags" in done.stderr)
+
+
+def test_a_fuzz_target_that_crashes_is_no_skip(runner, tmp_path):
+    """libFuzzer ends with 77 after a crash unless told another code, and 77 says that a program cannot run here."""
+    target = tmp_path / "fuzz_crashing"
+    target.write_text('#!/bin/sh\nfor a; do case $a in -error_exitcode=*) exit ${a#*=} ;; esac; done\nexit 77\n')
+    target.chmod(0o755)
+    (program,) = runner.fuzz_programs(tmp_path, tmp_path, seconds=1)
+    outcome = runner.run(program)
+    assert (outcome.passed, outcome.failed, outcome.skipped) == (0, 1, 0)

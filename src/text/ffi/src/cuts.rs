@@ -7,9 +7,12 @@
 //! - Normaliser: changes no ASCII text, or spells spaces as marks and puts a mark at the start (then the part's own space is left out).
 //! - Pre-tokenizer: no pattern matches a letter and a space after it, none looks behind, and what adds a space or a mark to its start
 //!   knows the one that a part begins with.
-//! - Model: BPE whose vocabulary has no piece with a letter and a space after it, so that no merge joins the two sides.
+//! - Model: BPE whose vocabulary has no piece with a letter and a space after it, and no id for two pieces, so that no merge joins the
+//!   two sides.
 
-use serde_json::Value;
+use std::collections::HashSet;
+
+use serde_json::{Map, Value};
 
 use crate::length_bound::{kind_of, steps};
 use crate::tokenizer::Parts;
@@ -169,6 +172,12 @@ pub fn of_spellings<'a>(
     (apart && added_allow(parts, spaces)).then_some(Cuts { space_left_out: spaces.marked_start })
 }
 
+/// Merges go by ids: of two spellings with one id each joins whatever the other does.
+fn has_an_id_each(vocab: &Map<String, Value>) -> bool {
+    let mut ids = HashSet::with_capacity(vocab.len());
+    vocab.values().all(|id| id.as_u64().is_some_and(|id| ids.insert(id)))
+}
+
 /// Of a tokenizer.json and the parts that it became.
 pub fn of_json(json: &Value, parts: &Parts) -> Option<Cuts> {
     let model = json.get("model")?;
@@ -179,6 +188,7 @@ pub fn of_json(json: &Value, parts: &Parts) -> Option<Cuts> {
     let seen = see(&json["pre_tokenizer"], spaces)?;
     // What it is given at once is then looked up before merges are asked.
     let looks_up_words = model.get("ignore_merges") == Some(&true.into());
-    let known = is_bpe && (seen.apart || !looks_up_words);
-    known.then(|| of_spellings(model.get("vocab")?.as_object()?.keys().map(String::as_str), seen.space, parts, spaces))?
+    let vocab = model.get("vocab")?.as_object()?;
+    let known = is_bpe && (seen.apart || !looks_up_words) && has_an_id_each(vocab);
+    known.then(|| of_spellings(vocab.keys().map(String::as_str), seen.space, parts, spaces))?
 }
