@@ -95,7 +95,8 @@ void Episode::submit(CoreRequest r) {
   live_[r.request] = std::make_unique<Live>();
   ++num_live_;
   Live& live = *live_[r.request];
-  live.num_sequences = r.sampling->beam_width > 0 ? r.sampling->n : r.sampling->num_sequences();
+  live.is_beam = r.sampling->beam_width > 0;
+  live.num_sequences = live.is_beam ? r.sampling->n : r.sampling->num_sequences();
   live.arrival_us = r.arrival_us;
   live.checked = is_predictable(*r.sampling) && core_->scheduler().limits().max_sequences <= 4096;
   if (live.checked) {
@@ -261,7 +262,8 @@ bool Episode::step() {
   const int64_t no_room = faults_[static_cast<size_t>(SimFault::kNoRoom)];
   const bool worked = core_->step() || core_->wait_for_copy();
   ++tick_;
-  ticks_still_ = worked || no_room != faults_[static_cast<size_t>(SimFault::kNoRoom)] ? 0 : ticks_still_ + 1;
+  found_no_room_ = no_room != faults_[static_cast<size_t>(SimFault::kNoRoom)];
+  ticks_still_ = worked || found_no_room_ ? 0 : ticks_still_ + 1;
   if (ticks_still_ > 1) expect_a_reason_to_stand();
   samples_.running_sum += worked ? core_->scheduler().num_running() : 0;
   take_outcome();
@@ -284,6 +286,20 @@ void Episode::expect_a_reason_to_stand() {
                         stand));
 }
 
+// What was injected says so. Room may be short only where an allocation was made to fail in this step, or a copy that hangs
+// holds some; and a beam search may find fewer continuations than were asked for.
+void Episode::expect_a_reason_to_fail(const SequenceEnd& end) {
+  if (!end.error)
+    return violate(fmt::format("invariant 13: request {} failed without an error", end.request));
+  const Error& error = *end.error;
+  if (error.message.starts_with("injected fault")) return;
+  const bool short_of_room = found_no_room_ || core_->scheduler().transfers().num_hanging() > 0;
+  if (error.code == Code::kResourceExhausted && short_of_room) return;
+  const Live* live = find(end.request);
+  if (error.code == Code::kOutOfRange && live != nullptr && live->is_beam) return;
+  violate(fmt::format("invariant 13: request {} failed without a fault: {}", end.request, error.message));
+}
+
 void Episode::sample_state() {
   samples_.fairness_max_gap = std::max(samples_.fairness_max_gap, core_->scheduler().widest_fairness_gap());
   if (core_->cache().num_held() == 0) return;
@@ -294,7 +310,7 @@ void Episode::sample_state() {
 void Episode::drain() {
   steps_loaded_ = num_steps();
   rates_ = kNoFaults;
-  executor_error_ = no_room_ = disk_corrupt_ = false;
+  executor_error_ = no_room_ = found_no_room_ = disk_corrupt_ = false;
   copy_fault_ = {};
   transfer_fault_ = {};
   disk_hang_us_ = 0;
@@ -330,6 +346,7 @@ void Episode::take_outcome() {
   const Outcome& out = outcome_;
   for (const TokenOutput& token : out.tokens) take_token(token);
   for (const SequenceEnd& end : out.ends) {
+    if (end.finish == FinishReason::kFailed) expect_a_reason_to_fail(end);
     Live* live = find(end.request);
     if (live == nullptr || ++live->num_ends > live->num_sequences)
       violate(fmt::format("invariant 9: request {} has one end too many", end.request));

@@ -90,7 +90,7 @@ class Episode {
     std::vector<TokenId> tokens;
     int32_t num_sequences = 0, num_ends = 0, num_tokens = 0;
     int64_t arrival_us = 0, first_us = -1, last_us = -1;
-    bool paused = false, checked = false;
+    bool paused = false, checked = false, is_beam = false;
   };
   explicit Episode(const SimSetup& setup, uint64_t seed);
   void play_script();
@@ -110,6 +110,7 @@ class Episode {
   void end_request(const RequestEnd& end);
   void take_latency(const Live& live);
   void expect_a_reason_to_stand();
+  void expect_a_reason_to_fail(const SequenceEnd& end);
   void sample_state();
   void violate(std::string what);
   bool advance_to_next_event();
@@ -127,6 +128,7 @@ class Episode {
   std::vector<SimEvent> events_;
   int64_t tick_ = 0, ticks_still_ = 0;
   bool executor_error_ = false, no_room_ = false;  // armed
+  bool found_no_room_ = false;                     // an allocation failed in this step
   FakeExecutor::CopyFault copy_fault_;
   FakeMover::Fault transfer_fault_;
   bool disk_corrupt_ = false;

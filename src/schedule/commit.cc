@@ -45,13 +45,17 @@ void Scheduler::commit_work(const PlannedWork& work, int64_t now_us) {
   if (work.forks)  // what the samples share was under way when they were forked
     for (const auto& other : s.group->sequences) other->num_computed = s.num_computed;
   if (s.finished()) return;
+  publish_computed(s, now_us);
+  if (work.first >= s.num_prompt_tokens || s.num_computed < s.num_prompt_tokens) return;
+  measure(*s.group);
+  if (s.group->traits.cuts_after_prompt) write_behind(s, now_us);  // the list that it ends with is no prefix
+}
+
+void Scheduler::publish_computed(Sequence& s, int64_t now_us) {
   // A beam's branches die young; only its prompt is worth keeping.
   const int32_t known = s.group->is_beam ? s.num_prompt_tokens : s.num_tokens();
   publish(s, size_.whole_blocks(std::min(s.num_computed, known)), now_us);
   unpark_waiters(s, false);
-  if (work.first >= s.num_prompt_tokens || s.num_computed < s.num_prompt_tokens) return;
-  measure(*s.group);
-  if (s.group->traits.cuts_after_prompt) write_behind(s, now_us);  // the list that it ends with is no prefix
 }
 
 // Whether a failed step's copies were made nobody knows: a block that was to be one holds nothing to publish.

@@ -23,15 +23,23 @@ bool contains(std::span<Sequence* const> sequences, const Sequence* s) {
   return std::ranges::find(sequences, s) != sequences.end();
 }
 
+bool waits_for_beams(const Sequence& s) {
+  const auto is_out = [](const auto& beam) { return beam->state == SequenceState::kPreempted; };
+  return s.group->is_beam && std::ranges::any_of(s.group->sequences, is_out);
+}
+
 }  // namespace
 
-// Who wants to run, first in order, and found no blocks or no slot.
+// Who wants to run, first in order, and found no blocks or no slot. A beam whose sibling is out lacks nothing: it waits.
 Sequence* Scheduler::someone_blocked() const {
-  for (Sequence* s : running_)
-    if (!s->group->paused && !s->copying && (wants_decode(*s) || prefill_goal(*s) > s->num_planned)) return s;
-  if (Sequence* back = first_preempted()) return back;
+  for (Sequence* s : running_) {
+    if (s->group->paused || s->copying) continue;
+    if (prefill_goal(*s) > s->num_planned || (wants_decode(*s) && !waits_for_beams(*s))) return s;
+  }
+  Sequence* back = first_preempted();
   const SequenceGroup* next = next_waiting();
-  return next == nullptr ? nullptr : next->sequences.front().get();
+  if (next == nullptr || (back != nullptr && back->group->rank() <= next->rank())) return back;
+  return next->sequences.front().get();
 }
 
 double Scheduler::Offer::cost_per_block() const {
@@ -190,7 +198,8 @@ bool Scheduler::are_alone(std::span<Sequence* const> victims) const {
 // come in. It would come back to where it was, and give way again.
 bool Scheduler::gives_way_to_itself(const Victim& victim, const Sequence& blocked) const {
   const std::vector<Sequence*>& victims = victim.sequences;
-  if (!contains(victims, &blocked)) return false;
+  const bool waits_for_it = victim.group().is_beam && blocked.group == &victim.group();
+  if (!contains(victims, &blocked) && !waits_for_it) return false;
   const auto takes_none = [&](const Sequence* r) { return r->group->paused || contains(victims, r); };
   if (!std::ranges::all_of(running_, takes_none)) return false;
   const Sequence* back = first_preempted();
@@ -217,6 +226,7 @@ bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
   if (!victim && !running_.empty()) return false;  // they are paused, and keep what they have
   if (!victim || (are_alone(victim->sequences) && &victim->group() == blocked->group) ||
       shares_all_it_has(*victim, *blocked)) {
+    if (transfers_.may_give_room()) return false;
     end_group(*blocked->group, FinishReason::kFailed, cannot_run_alone(), now_us, out);
     return true;
   }
@@ -231,9 +241,9 @@ Error Scheduler::cannot_run_alone() const {
       "the request cannot run even alone: it needs more than the cache's {} blocks of {} "
       "tokens (kv_cache_bytes)",
       cache_.num_blocks(), block_tokens_);
-  if (transfers_.num_overdue() > 0)
+  if (transfers_.num_hanging() > 0)
     why += fmt::format(", of which {} copies to or from the tiers below that do not return hold some",
-                       transfers_.num_overdue());
+                       transfers_.num_hanging());
   return error(Code::kResourceExhausted, std::move(why));
 }
 

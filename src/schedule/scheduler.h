@@ -332,6 +332,7 @@ class Scheduler {
 
   // commit.cc
   void commit_work(const PlannedWork& work, int64_t now_us);
+  void publish_computed(Sequence& sequence, int64_t now_us);
   void commit_samples(SubmittedStep& step, StepView& result, int64_t now_us, Outcome& out);
   void commit_token(Sequence& sequence, SampledToken& sample, int64_t now_us, Outcome& out);
   void fail_without_token(SequenceGroup& group, TokenId why, int32_t num_output_tokens, int64_t now_us,

@@ -89,13 +89,14 @@ void TierTransfers::begin_write(std::optional<TierWrite> write, std::vector<Tier
   if (!write) return;
   const bool to_disk = write->to == CacheTier::kDisk;
   const TransferDirection direction = to_disk ? TransferDirection::kToDisk : TransferDirection::kToHost;
-  if ((to_disk && !disk_write_error_.empty()) || hangs(direction)) {  // as if it had failed at once
+  if ((to_disk && !disk_write_error_.empty()) || some_overdue(direction)) {  // as if it had failed at once
     cache_.end_write(std::move(*write), false, now_us, copies);
     return;
   }
   counters_of(write->to).writes += static_cast<int64_t>(copies.size());
   UnderWay& transfer = begin({}, direction, std::move(copies));
   transfer.write = std::move(write);
+  transfer.started_us = now_us;
   transfer.overdue_us = now_us + kLongestTierWaitUs;
 }
 
@@ -130,7 +131,7 @@ std::optional<CacheTier> TierTransfers::worth_fetching_from(const Below& below, 
     deepest = CacheTier::kHost;
     here = below.on_host;
   }
-  if (below.anywhere <= here || below.anywhere == below.on_host || hangs(TransferDirection::kToDevice))
+  if (below.anywhere <= here || below.anywhere == below.on_host || some_overdue(TransferDirection::kToDevice))
     return deepest;
   if (copied_us(CacheTier::kDisk, below.anywhere - here) <= computed_us(here, below.anywhere))
     return CacheTier::kDisk;
@@ -145,7 +146,7 @@ std::optional<TierTransfers::Meeting> TierTransfers::meeting_of(const Below& bel
   constexpr double kWorthwhile = 0.75;
   const bool from_disk = below.on_host <= here;
   if (below.anywhere <= here || (!from_disk && below.on_host != below.anywhere)) return {};
-  if (hangs(TransferDirection::kToDevice)) return {};
+  if (some_overdue(TransferDirection::kToDevice)) return {};
   Meeting meeting{.tier = from_disk ? CacheTier::kDisk : CacheTier::kHost};
   const int32_t end = below.anywhere, block = cache_.block_tokens();
   const auto copied_from = [&](int32_t at) { return copied_us(meeting.tier, end - at); };
@@ -245,8 +246,9 @@ void TierTransfers::end_read(UnderWay& transfer, const TransferEnd& end, int64_t
 std::vector<Sequence*> TierTransfers::give_up_overdue(int64_t now_us) {
   std::vector<Sequence*> given_up;
   for (UnderWay& t : under_way_) {
-    if (t.is_overdue || now_us < t.overdue_us) continue;
-    t.is_overdue = true;
+    if (now_us < t.overdue_us) continue;
+    t.hangs = now_us - t.started_us >= kLongestTierWaitUs;
+    if (std::exchange(t.is_overdue, true)) continue;
     if (!t.read) continue;
     Sequence& s = *t.sequences.front();
     if (t.is_tail) {
@@ -268,12 +270,21 @@ std::vector<Sequence*> TierTransfers::give_up_overdue(int64_t now_us) {
 
 int64_t TierTransfers::next_overdue_us() const {
   int64_t next = kNoDeadline;
-  for (const UnderWay& t : under_way_)
-    if (!t.is_overdue) next = std::min(next, t.overdue_us);
+  for (const UnderWay& t : under_way_) {
+    if (!t.is_overdue)
+      next = std::min(next, t.overdue_us);
+    else if (!t.hangs)
+      next = std::min(next, t.started_us + kLongestTierWaitUs);
+  }
   return next;
 }
 
-bool TierTransfers::hangs(TransferDirection direction) const {
+bool TierTransfers::may_give_room() const {
+  return std::ranges::any_of(
+      under_way_, [&](const UnderWay& t) { return t.is_overdue && !t.hangs && holds_device_blocks(t); });
+}
+
+bool TierTransfers::some_overdue(TransferDirection direction) const {
   return std::ranges::any_of(under_way_,
                              [&](const UnderWay& t) { return t.is_overdue && t.direction == direction; });
 }
@@ -282,6 +293,10 @@ bool TierTransfers::hangs(TransferDirection direction) const {
 
 int32_t TierTransfers::num_overdue() const {
   return static_cast<int32_t>(std::ranges::count_if(under_way_, &UnderWay::is_overdue));
+}
+
+int32_t TierTransfers::num_hanging() const {
+  return static_cast<int32_t>(std::ranges::count_if(under_way_, &UnderWay::hangs));
 }
 
 void TierTransfers::count(TransferDirection direction, std::span<const TierCopy> copies) {

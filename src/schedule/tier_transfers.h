@@ -34,7 +34,8 @@ struct TierCounters {  // since start
 
 // A request waits for its prefix as long as computing it would take, but not less and not more than:
 inline constexpr int64_t kLeastTierWaitUs = 100'000, kLongestTierWaitUs = 10'000'000;
-// The latter is also when a copy that no request waits for is overdue.
+// The latter is also when a copy that no request waits for is overdue, and when one that is overdue hangs: till then whoever
+// cannot run without the room that it holds waits for that.
 
 class TierTransfers {
  public:
@@ -79,11 +80,13 @@ class TierTransfers {
   // Those that wait for copies which are overdue by now: each has the prefix back that it had on the device, and
   // its table no part of the copy. They may have ended meanwhile.
   std::vector<Sequence*> give_up_overdue(int64_t now_us);
-  int64_t next_overdue_us() const;  // kNoDeadline: none will be
+  int64_t next_overdue_us() const;  // or hangs; kNoDeadline: none will
+  bool may_give_room() const;       // some that hold blocks of the device are overdue, but do not hang yet
 
   // ---- figures ----
   int32_t size() const { return static_cast<int32_t>(under_way_.size()); }
   int32_t num_overdue() const;
+  int32_t num_hanging() const;
   int32_t num_of_device() const;  // that hold blocks of the device and are not overdue
   const TierCounters& counters() const { return counters_; }
   // Why the disk tier is written no more; empty while it is.
@@ -105,7 +108,7 @@ class TierTransfers {
     bool is_tail = false;     // what stands before it is computed meanwhile
     int64_t disk_blocks = 0;  // read
     int64_t started_us = 0, overdue_us = kNoDeadline;
-    bool is_overdue = false;
+    bool is_overdue = false, hangs = false;
   };
   UnderWay& begin(std::span<Sequence* const> sequences, TransferDirection direction,
                   std::vector<TierCopy> copies);
@@ -114,7 +117,7 @@ class TierTransfers {
   void end_write(TierWrite&& write, const Status& status, int64_t now_us);
   void end_read(UnderWay& transfer, const TransferEnd& end, int64_t now_us, Ended& ended);
   int64_t count_hits(const UnderWay& transfer);
-  bool hangs(TransferDirection direction) const;
+  bool some_overdue(TransferDirection direction) const;
   struct Below {  // tokens of a prefix that are there
     int32_t on_host = 0, anywhere = 0;
   };
