@@ -7,7 +7,7 @@
 namespace quire {
 
 uint64_t seed_of_sample(uint64_t seed, int32_t index) {
-  return index == 0 ? seed : Random(seed + static_cast<uint64_t>(index)).next();
+  return index == 0 ? seed : Random(Random(seed).next() + static_cast<uint64_t>(index)).next();
 }
 
 namespace {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <set>
 
 #include "src/base/longest_time.h"
 #include "src/base/random.h"
@@ -407,6 +408,14 @@ TEST(SequenceGroups, SamplesHaveSeedsOfTheirOwnAndTheFirstTheRequests) {
   EXPECT_EQ(seed_of_sample(42, 0), 42u);
   EXPECT_NE(seed_of_sample(42, 1), seed_of_sample(42, 2));
   EXPECT_EQ(seed_of_sample(42, 3), seed_of_sample(42, 3));
+}
+
+// Clients count seeds up: a sample of one request is none of the next one's.
+TEST(SequenceGroups, SamplesOfNeighbouringSeedsShareNone) {
+  std::set<uint64_t> seeds;
+  for (uint64_t seed = 0; seed < 100; ++seed)
+    for (int32_t index = 0; index < 16; ++index) seeds.insert(seed_of_sample(seed, index));
+  EXPECT_EQ(seeds.size(), 1600u);
 }
 
 TEST(SequenceGroups, EndingIdsLeaveOutEosWhenIgnored) {
