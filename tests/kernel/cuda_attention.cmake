@@ -5,7 +5,7 @@ if(TARGET quire_kernels_cuda_host AND TARGET quire_kernels_reference)
   find_package(Python3 COMPONENTS Interpreter)
   if(Python3_FOUND AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT QUIRE_SANITIZE)
     add_test(NAME cuda_planted_bugs WORKING_DIRECTORY ${CMAKE_SOURCE_DIR} COMMAND_EXPAND_LISTS
-      COMMAND ${Python3_EXECUTABLE} ${QUIRE_TEST_DIR}/planted_bugs.py --link $<TARGET_OBJECTS:cuda_attention_test>
+      COMMAND ${Python3_EXECUTABLE} ${QUIRE_TEST_DIR}/planted_bugs.py --keep ${CMAKE_BINARY_DIR}/planted_attention_bugs.json --link $<TARGET_OBJECTS:cuda_attention_test>
         $<TARGET_FILE:quire_kernels_cuda_host> $<TARGET_FILE:quire_kernels_cuda> $<$<TARGET_EXISTS:quire_kernels_cuda_card>:$<TARGET_FILE:quire_kernels_cuda_card>>
         $<TARGET_FILE:quire_kernels_reference> $<TARGET_FILE:quire_cuda_shim> $<TARGET_FILE:quire_device> $<TARGET_FILE:quire_base>)
     set_tests_properties(cuda_planted_bugs PROPERTIES LABELS kernel TIMEOUT 600)

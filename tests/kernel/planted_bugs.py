@@ -7,6 +7,7 @@ does one that kernels/planted_bugs.md says another test catches.
 What the shim cannot see, since blocks run one after another there: a missing fence_grid() between blocks.
 """
 import argparse
+import dataclasses
 import pathlib
 import re
 import subprocess
@@ -16,6 +17,9 @@ import tempfile
 import planted_bug_table
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+from caught_before import CaughtBefore  # noqa: E402
+
 TABLE = ROOT / "kernels/planted_bugs.md"
 FOLDER, PRODUCTS_FOLDER = "kernels/cuda/attention", "kernels/cuda/matmul"
 DECODE = "Decode/*decode64:Decode/*block8:Decode/*padding:Decode/*many_sequences:Decode/*units_shared*:AttentionAfter*"
@@ -171,18 +175,33 @@ def see(bug: tuple, where: str, link: list[str]) -> tuple[list[str], planted_bug
     return failed, planted_bug_table.Row(name, file, failed[0], len(failed) - 1, word) if word else None
 
 
+def see_or_recall(bug: tuple, where: str, link: list[str], before: CaughtBefore) -> tuple[list[str], planted_bug_table.Row | None]:
+    known = before.of(bug)
+    if known:
+        failed, row = known
+        print(f"before   {bug[1]:15} {bug[0]}", flush=True)
+        return failed, planted_bug_table.Row(*row)
+    failed, row = see(bug, where, link)
+    if row:
+        before.keep(bug, [failed, dataclasses.astuple(row)])
+    return failed, row
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--link", nargs="+", required=True, help="objects of the test and the static libraries")
     parser.add_argument("--products", action="store_true", help="the product's bugs; --link is of its test")
     parser.add_argument("--only", default="", help="plant only bugs whose name contains this")
     parser.add_argument("--write-table", action="store_true", help=f"write this folder's part of {TABLE.name} instead of comparing with it")
+    parser.add_argument("--keep", type=pathlib.Path, help="leave out what was caught before with the same sources and tests, and keep that in this file")
     args = parser.parse_args()
     bugs, where = (PRODUCT_BUGS, PRODUCTS_FOLDER) if args.products else (BUGS, FOLDER)
     chosen = [bug for bug in bugs if args.only in bug[0]]
     if not chosen:
         sys.exit(f"--only {args.only!r} names none of the {len(bugs)} bugs")
-    seen = {bug[0]: see(bug, where, args.link) for bug in chosen}
+    sources = [path for path in (ROOT / where).iterdir() if path.is_file()]
+    before = CaughtBefore(args.keep, [pathlib.Path(__file__), *sources, *map(pathlib.Path, args.link)])
+    seen = {bug[0]: see_or_recall(bug, where, args.link, before) for bug in chosen}
     survivors = sum(row is None for _, row in seen.values())
     print(f"{survivors} of {len(chosen)} planted bugs survived ({len(bugs)} in all)")
     if args.write_table and not survivors and len(chosen) == len(bugs):

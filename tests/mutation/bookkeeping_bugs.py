@@ -6,7 +6,7 @@ programs run in the order of PROGRAMS until one fails; a failure that names no b
 survives them all fails this script, and so does a text that does not stand in its file exactly once. A program counts as hung when it
 takes many times as long as it takes without a bug on this machine, now.
 
-    bookkeeping_bugs.py --build build/release [--quick] [--only TEXT] [--jobs N] [--table FILE.md]
+    bookkeeping_bugs.py --build build/release [--quick] [--only TEXT] [--jobs N] [--table FILE.md] [--keep FILE.json]
 """
 import argparse
 import concurrent.futures
@@ -19,6 +19,9 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+from caught_before import CaughtBefore  # noqa: E402
+
 LIBRARIES = ["sim", "engine_core", "fake_executor", "traces", "model", "schedule", "request", "policy", "cache", "sample", "movers", "device", "base"]
 SECONDS = 60  # for one bug, all programs together, compiling apart
 HUNG = 8  # times as long as without a bug
@@ -221,8 +224,8 @@ BUGS = [
      "      t.sources.push_back(std::exchange(s.table, std::move(had)));\n",
      "      cache_.release(std::exchange(s.table, std::move(had)), now_us);\n"),
     (False, "a request that waits no more counts as computed", SWAP, "    s->num_planned = s->num_computed = s->table.length();\n", ""),
-    (False, "a copy that hangs is waited for", TRANSFERS, "    if (t.is_overdue || now_us < t.overdue_us) continue;\n", "    continue;\n"),
-    (False, "a disk that hangs is asked again", TRANSFERS, " || hangs(TransferDirection::kToDevice))\n    return deepest;", ")\n    return deepest;"),
+    (False, "a copy that hangs is waited for", TRANSFERS, "    if (now_us < t.overdue_us) continue;\n", "    continue;\n"),
+    (False, "a disk that hangs is asked again", TRANSFERS, " || some_overdue(TransferDirection::kToDevice))\n    return deepest;", ")\n    return deepest;"),
     (False, "what did not arrive counts as a hit", TRANSFERS, "  if (end.status) {\n    ended.hit_tokens = count_hits(transfer);\n",
      "  ended.hit_tokens = count_hits(transfer);\n  if (end.status) {\n"),
     (False, "a restored block lies in another place", RESTORE, "  places_.restore(block, stored.block, stored.serial);\n", ""),
@@ -261,9 +264,23 @@ def compile_mutant(source: pathlib.Path) -> pathlib.Path:
     return target
 
 
+def objects_of(build: pathlib.Path, program: str) -> list[pathlib.Path]:
+    return list((build / "tests/CMakeFiles" / f"{program}.dir").rglob("*.o"))
+
+
+def libraries_of(build: pathlib.Path) -> list[pathlib.Path]:
+    return [path for name in LIBRARIES for path in build.rglob(f"libquire_{name}.a")]
+
+
+def inputs_of(build: pathlib.Path) -> list[pathlib.Path]:
+    """All that decides whether a bug is caught."""
+    tests = [path for program in {program for _, program, _ in PROGRAMS} for path in objects_of(build, program)]
+    return [pathlib.Path(__file__), *(ROOT / file for file in {bug[2] for bug in BUGS}), *tests, *libraries_of(build)]
+
+
 def link(build: pathlib.Path, program: str, mutant: pathlib.Path, target: pathlib.Path) -> None:
-    objects = [str(p) for p in (build / "tests/CMakeFiles" / f"{program}.dir").rglob("*.o")]
-    libraries = [str(p) for name in LIBRARIES for p in build.rglob(f"libquire_{name}.a")]
+    objects = [str(path) for path in objects_of(build, program)]
+    libraries = [str(path) for path in libraries_of(build)]
     if not objects:
         sys.exit(f"{build} has no {program}: build it first")
     subprocess.run(["g++", "-o", str(target), str(mutant), *objects, "-Wl,--start-group", *libraries, "-Wl,--end-group", "-lgtest", "-lgtest_main",
@@ -342,12 +359,18 @@ def main() -> int:
     parser.add_argument("--only", default="", help="plant only bugs whose name contains this")
     parser.add_argument("--jobs", type=int, default=1, help="bugs at a time; times are of a machine that has a core for each")
     parser.add_argument("--table", help="write what caught each to this file")
+    parser.add_argument("--keep", type=pathlib.Path, help="leave out what was caught before with the same sources and tests, and keep that in this file")
     args = parser.parse_args()
+    before = CaughtBefore(args.keep, inputs_of(args.build))
 
     def result_of(bug: tuple) -> tuple:
         _, name, file, old, new = bug
-        by, said, spent = try_bug(args.build, file, old, new)
-        print(f"{'caught  ' if by else 'SURVIVED'} {name} ({pathlib.Path(file).name}) {spent:.1f} s, {by}: {said}", flush=True)
+        known = before.of(bug)
+        by, said, spent = known or try_bug(args.build, file, old, new)
+        verdict = "before  " if known else "caught  " if by else "SURVIVED"
+        print(f"{verdict} {name} ({pathlib.Path(file).name}) {spent:.1f} s, {by}: {said}", flush=True)
+        if by and not known:
+            before.keep(bug, [by, said, spent])
         return name, file, by, said, spent
 
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as at_once:

@@ -111,11 +111,17 @@ TEST(Simulation, ASeedReplaysExactly) {
 }
 
 // New seeds at every run, a minute of them; QUIRE_SEED and QUIRE_SIM_SECONDS choose otherwise.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr double kFreshSeconds = 10;  // on top of those without a sanitizer, which are eight times as fast
+#else
+constexpr double kFreshSeconds = 60;
+#endif
+
 TEST(Simulation, FreshSeedsRunClean) {
   const char* seconds = std::getenv("QUIRE_SIM_SECONDS");
   SimOptions o;
   o.seed = std::getenv("QUIRE_SEED") != nullptr ? first_seed() : std::random_device()();
-  o.seconds = seconds == nullptr ? 60 : std::atof(seconds);
+  o.seconds = seconds == nullptr ? kFreshSeconds : std::atof(seconds);
   o.script_out = std::filesystem::temp_directory_path() / fmt::format("quire-sim-{}.jsonl", o.seed);
   const SimReport r = run(o);
   expect_clean(r);

@@ -425,5 +425,23 @@ TEST(Groups, SwappedSamplesComeBackWhenTheReaderBesideThemPauses) {
   }
 }
 
+// The step in which a sample copies the tail that it shares fails: whether the copy was made nobody knows, so what the sample
+// leaves behind is no prefix for others.
+TEST(Groups, ATailWhoseCopyFailedIsNotPublished) {
+  HarnessOptions o;
+  Harness h(o);
+  bool fails = true;
+  h.executor().set_copy_fault([&] { return FakeExecutor::CopyFault{.fails = std::exchange(fails, false)}; });
+  const RequestId id = h.submit(ids(12), samples(2, 5));
+  h.run();
+  ASSERT_FALSE(fails);
+  EXPECT_EQ(h.record(id).end.finish, FinishReason::kFailed);
+  const RequestId again = h.submit(ids(13), Harness::greedy(5));
+  h.run();
+  h.expect_greedy(again);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
 }  // namespace
 }  // namespace quire
