@@ -82,17 +82,22 @@ class Client:
         return self.generate(prompt, **options).result()
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True, special_as_text: bool = True) -> list[int]:
+        """Token ids of a text. add_special_tokens: with what the tokenizer puts around it (BOS); special_as_text: special tokens that
+        stand in it are plain text. Raises QuireError, as every call here does."""
         request = service_pb2.TokenizeRequest(text=text, add_special_tokens=add_special_tokens, special_as_text=special_as_text)
         return list(self._unary(self._stub.Tokenize, request).token_ids)
 
     def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids. Raises QuireError: an id outside the vocabulary, a model without a tokenizer."""
         request = service_pb2.DetokenizeRequest(token_ids=token_ids, skip_special_tokens=skip_special_tokens)
         return self._unary(self._stub.Detokenize, request).text
 
     def model(self) -> Model:
+        """What is served and within which limits. Raises QuireError."""
         return model_from_wire(self._unary(self._stub.GetModel, service_pb2.GetModelRequest()))
 
     def load(self) -> Load:
+        """The server's counters at this moment. Raises QuireError."""
         return load_from_wire(self._unary(self._stub.GetLoad, service_pb2.GetLoadRequest()))
 
     def abort(self, *request_ids: str) -> list[str]:
