@@ -170,19 +170,19 @@ struct AttentionParams {
   SharedPrefixes prefixes;
 
   // Side outputs, each null unless asked for.
-  float* lse = nullptr;  // K1 [rows, num_q_heads] log-sum-exp of the scaled logits (sinks left out)
-  // K3 [num_sequences, num_q_heads, row_logits_stride] scaled logits of each sequence's LAST row by list slot. Of slots that the row
+  float* lse = nullptr;  // [rows, num_q_heads] log-sum-exp of the scaled logits (sinks left out)
+  // [num_sequences, num_q_heads, row_logits_stride] scaled logits of each sequence's LAST row by list slot. Of slots that the row
   // does not see: minus infinity from the reference and the CPU; the CUDA side leaves them as they were.
   float* row_logits = nullptr;
   int64_t row_logits_stride = 0;
   // Or, in the place of the stride, [num_sequences] where each sequence's [num_q_heads, length] begins; < 0: not wanted. Only with
   // one list per sequence, and on the CUDA side; so column_sums_start.
   const int64_t* row_logits_start = nullptr;
-  // K5 [num_sequences, num_q_heads, column_sums_stride] += sum over this call's rows of the probability of each slot
+  // [num_sequences, num_q_heads, column_sums_stride] += sum over this call's rows of the probability of each slot
   float* column_sums = nullptr;
   int64_t column_sums_stride = 0;
   const int64_t* column_sums_start = nullptr;
-  // K2 [rows, num_q_heads, num_segments, head_dim + 2]: what a row sees of each run of segment_slots of its list's slots, not merged: values
+  // [rows, num_q_heads, num_segments, head_dim + 2]: what a row sees of each run of segment_slots of its list's slots, not merged: values
   // weighed by exp(logit - m) and summed, then m, the largest scaled logit, then the sum of exp(logit - m). Of a run of which it sees
   // nothing: 0, minus infinity, 0. Sinks are left out; shared prefixes are part of their lists.
   float* partials = nullptr;

@@ -1,5 +1,5 @@
 // Where a token's K and V lie. One decision in one place; kernels take strides.
-// Block bytes: [layer of the group][K|V][kv head][token][dim] (DESIGN.md section 3).
+// Block bytes: [layer of the group][K|V][kv head][token][dim]; the blocks themselves: src/cache/README.md.
 #pragma once
 
 #include <cstdint>

@@ -41,8 +41,8 @@ struct RetentionItem {
   int32_t overwrites = 0;  // kDecode: 1 = the row takes the last victim's slot, 0 = the next one
 };
 
-// After a layer's attention, while its side outputs stand. Of the K3 and K5 layouts of AttentionParams those
-// with starts.
+// After a layer's attention, while its side outputs stand. They are AttentionParams' row_logits and
+// column_sums, in the layouts with starts.
 struct RetentionScoresParams {
   const RetentionItem* items = nullptr;  // [num_items] device memory
   int32_t num_items = 0;

@@ -1,9 +1,9 @@
 // A serving process from start to drain. One call; it owns the signals SIGTERM and SIGINT while it runs.
 //
-//   loading  -> health NOT_SERVING for the service, SERVING for "" (live); calls get UNAVAILABLE with a retry
-//   delay serving  -> READY line on standard output; NOT_SERVING while the engine is wedged (work, but no
-//   step for a while) draining -> first signal: NOT_SERVING, new requests UNAVAILABLE, running ones get
-//   drain_timeout_ms, then CANCELLED with a retry delay; second signal, or one while loading: the process ends at once
+//   loading:  health NOT_SERVING for the service, SERVING for "" (live); calls get UNAVAILABLE with a retry delay
+//   serving:  READY line on standard output; NOT_SERVING while the engine is wedged (work, but no step for a while)
+//   draining: from the first signal on. NOT_SERVING, new requests UNAVAILABLE, running ones get drain_timeout_ms, then CANCELLED with a
+//             retry delay. A second signal, or one while loading: the process ends at once
 #pragma once
 
 #include <functional>

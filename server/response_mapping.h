@@ -9,9 +9,11 @@
 
 namespace quire::server {
 
+// Without request_id, which is the call's. Totals in the last event of a request, a dump where a sequence ends.
 v1::GenerateResponse to_wire(const TokenEvent& event);
 v1::FinishReason to_wire(FinishReason reason);
 v1::KvDump to_wire(const KvDump& dump);
+// The model's limits, and of the engine's settings what a client may need to know.
 v1::GetModelResponse to_wire(const ModelCard& card, const EngineConfig& config);
 v1::GetLoadResponse to_wire(const EngineStats& stats);
 // What the server itself counts, beside the engine.

@@ -28,7 +28,7 @@ struct SimOptions {
   std::string script;      // play this file again instead
   std::string script_out;  // where a failing episode goes; "" = quire-sim-<seed>.jsonl
 
-  std::string trace;         // a file of ../traces; "" = a random load
+  std::string trace;         // a file of arrivals and lengths in trace_format; "" = a random load
   std::string trace_format;  // azure | mooncake | servegen
   double speed = 1;          // of the trace's arrivals
   int64_t max_requests = 0;  // of the trace; 0 = all

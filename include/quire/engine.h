@@ -101,7 +101,7 @@ class Engine {
   virtual void abort(RequestId id) = 0;
   // Stops running a request's sequences until resumed: a reader that does not keep up holds no step.
   virtual void set_paused(RequestId id, bool paused) = 0;
-
+  // kFailedPrecondition: no tokenizer, or no chat template; kInvalidArgument: no UTF-8, an unknown id, what the template raises.
   virtual Result<std::vector<int32_t>> tokenize(const std::string& text, bool add_special_tokens,
                                                 bool special_as_text) = 0;
   virtual Result<std::string> detokenize(const std::vector<int32_t>& token_ids, bool skip_special_tokens) = 0;

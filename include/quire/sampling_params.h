@@ -56,7 +56,7 @@ struct SamplingParams {
   int32_t num_sequences() const { return beam_width > 0 ? beam_width : (best_of > n ? best_of : n); }
 };
 
-// Limits a server puts on what a request may ask (docs: serving limits in README.md).
+// Limits a server puts on what a request may ask (docs/wire.md, Limits).
 struct SamplingLimits {
   int32_t max_n = 8;
   int32_t max_beam_width = 8;

@@ -1,4 +1,4 @@
-// K2 of the attention op on the CPU: each segment's sums apart, in plain loops. A pass of its own, paid by who asks for it.
+// AttentionParams::partials on the CPU: each segment's sums apart, in plain loops. A pass of its own, paid by who asks for it.
 #pragma once
 
 #include "kernels/cpu/thread_pool.h"

@@ -1,3 +1,4 @@
+// How tests and benchmarks join errors of a comparison, so that NaN is seen.
 #pragma once
 
 #include <cmath>

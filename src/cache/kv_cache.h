@@ -5,7 +5,7 @@
 // Serves group 0 of its spec: the lists that hold all layers and heads of a group and share prefixes. Lists
 // of another shape have a BlockPool of their own over the same arena().
 //
-// What always holds (numbers of DESIGN.md 5):
+// What always holds (by the numbers of src/engine/README.md, Invariants):
 //   2  free + held + cached blocks = all
 //   4  a prefix hit has equal tokens and an equal namespace
 //   6  no block is freed while a submitted step names it, given that callers keep the rules marked [6] below

@@ -77,17 +77,17 @@ class EngineCore {
                                                     const Clock& clock, BlockMover* mover = nullptr);
   ~EngineCore();
 
-  // ---- the door; any thread
-  // ----------------------------------------------------------------------------------------------
+  // ---- the door; any thread ----
+  // What is asked and taken before a request is handed to the engine thread.
   const AdmissionLimits& limits() const { return limits_; }
   int32_t max_kv_retention_class() const { return options_.config.max_kv_retention_class; }
   QueueBudget& queue_budget() { return queue_budget_; }
   double tokens_per_s() const { return timer_.tokens_per_s(); }
   double most_tokens_per_s() const;
 
-  // ---- engine thread
-  // -----------------------------------------------------------------------------------------------------
-  void submit(CoreRequest request);  // has taken its part of the queue budget
+  // ---- engine thread ----
+  // The request has taken its part of the queue budget.
+  void submit(CoreRequest request);
   void abort(RequestId request);
   void stop(RequestId request, int32_t index);  // its text has met a stop string
   void set_paused(RequestId request, bool paused);

@@ -82,8 +82,7 @@ ThreadedEngine::~ThreadedEngine() {
   delivery_.reset();     // after the engine thread: every request has its last event
 }
 
-// ---- the door
-// ---------------------------------------------------------------------------------------------------------------
+// ---- the door ----
 
 Result<std::vector<int32_t>> ThreadedEngine::encode(const Request& request) const {
   if (const auto* ids = std::get_if<std::vector<int32_t>>(&request.prompt)) return *ids;
@@ -275,8 +274,7 @@ EngineStats ThreadedEngine::stats() const {
   return stats;
 }
 
-// ---- the engine thread
-// ------------------------------------------------------------------------------------------------------
+// ---- the engine thread ----
 
 bool ThreadedEngine::apply_commands() {
   Commands commands;

@@ -46,8 +46,9 @@ Status allocate_host_memory(Device& device, HostMemory& memory) {
 
 namespace {
 
-// Tensor cores reach about half their peak on a prefill's products: 3 TFLOP/s a multiprocessor on sm_90, 1.5
-// on sm_80. A core of a server CPU does about 30 GFLOP/s in f32.
+// Reckoned, not measured: what a prefill may count on, half of a card's peak. An H100's 132 multiprocessors reach 781 TFLOP/s in a bare
+// product (kernels/README.md), so 3 TFLOP/s each; an A100's 108 have 312 by its data sheet, so 1.5. A core of a server CPU: 30 GFLOP/s in
+// f32, a third of two FMA units of 8 lanes at 3 GHz.
 double prefill_flops_per_s(const DeviceFacts& device) {
   const double each = device.kind == DeviceKind::kCpu   ? 3e10
                       : device.compute_capability >= 90 ? 3e12
@@ -59,7 +60,8 @@ double prefill_flops_per_s(const DeviceFacts& device) {
 
 PreemptionCosts preemption_costs(const DeviceFacts& device, const ModelSpec& spec) {
   PreemptionCosts costs;
-  costs.link_bytes_per_s = device.kind == DeviceKind::kCuda ? 20e9 : 5e9;  // PCIe 4 x16; one core's memcpy
+  // Reckoned too: two thirds of PCIe 4 x16's 31.5 GB/s; a core that reads and writes 5 each.
+  costs.link_bytes_per_s = device.kind == DeviceKind::kCuda ? 20e9 : 5e9;
   costs.flops_per_s = prefill_flops_per_s(device);
   costs.flops_per_token = 2.0 * static_cast<double>(spec.num_parameters());
   costs.flops_per_token_pair = 4.0 * spec.num_layers * spec.num_q_heads * spec.head_dim;

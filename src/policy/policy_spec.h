@@ -47,10 +47,10 @@ enum class PrefixRule {
 
 struct PolicyTraits {
   ListShard shard = ListShard::kSequence;
-  bool row_logits = false;         // K3, and K4 for the last prompt row
-  bool column_sums = false;        // K5 over the prompt
-  bool sink_rotation = false;      // K8
-  bool cuts_after_prompt = false;  // P1: full attention over the prompt, one cut at its end
+  bool row_logits = false;         // needs a decode row's logits by slot, and those of the last prompt row
+  bool column_sums = false;        // needs each slot's probabilities summed over the prompt's rows
+  bool sink_rotation = false;      // sees its sinks through a second rotation of the query
+  bool cuts_after_prompt = false;  // full attention over the prompt, one cut at its end
   bool overwrites_slots =
       false;  // a new token takes the victim's slot: blocks cannot be shared or published afterwards
   bool recompute_safe = true;  // re-running prompt + output gives the same cache

@@ -1,5 +1,5 @@
-// Logits processors: each one changes a row of logits and says what it does. Pure functions over one row; no
-// state but their arguments. A masked token has logit -infinity.
+// Logits processors: each one changes a row of logits, as long as the vocabulary, and says what it does. Pure functions over one row; no
+// state but their arguments. A masked token has logit -infinity. Ids outside the row are ignored.
 #pragma once
 
 #include <cstdint>

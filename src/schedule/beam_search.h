@@ -53,11 +53,14 @@ struct BeamChoice {
   std::vector<BeamEnd> ended;
 };
 
+// How many of each beam's likeliest continuations a step needs to see.
 int32_t beam_candidates(int32_t width, size_t num_end_ids);
+// rows: the beams that run, each with that many candidates, or with all that it may choose. Equal sums go by the order of rows.
 BeamChoice choose_beams(std::span<const BeamRow> rows, const BeamStep& step);
+// length: generated tokens, the ending id counted.
 double beam_score(double sum_logprob, int32_t length, double length_penalty);
 
-// best_running: the largest sum of logprobs among the beams that go on.
+// finished: the `width` best at most, best first. best_running: the largest sum of logprobs among the beams that go on.
 bool beams_done(std::span<const BeamHypothesis> finished, double best_running, const BeamStep& step);
 
 }  // namespace quire

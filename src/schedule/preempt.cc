@@ -1,8 +1,8 @@
 // What happens when nothing can run and nothing is under way: somebody gives way, or the request that cannot
 // run even alone fails. By recompute: the blocks go back (published, so they may still be there), and prompt
 // and output are run again later. By dropping the tail: only the last blocks go back, as many as others need,
-// and what stood in them is run again. By swap: all go to the host (swap.cc). Only ever called with no step
-// submitted and no copy under way, so no victim is in one.
+// and what stood in them is run again. By swap: all go to the host (swap.cc). For room this is called with no
+// step submitted and no copy that is not overdue; for a slot (make_slots) while both may be under way. Either way no victim is in one.
 //
 // A head that a waiting sequence has kept is nobody's before those who run or come in need it: it is shortened
 // from its end on as soon as one of them is blocked, and before anybody else gives way. So heads never hold each

@@ -96,7 +96,7 @@ int32_t Scheduler::max_chunk(const Sequence& s) const {
                         std::min(limits_.max_prefill_chunk_tokens, limits_.max_step_tokens)));
 }
 
-// ---- memory beside the cache
+// ---- memory beside the cache ----
 
 int64_t Scheduler::policy_memory_of(const SequenceGroup& group) const {
   if (limits_.policy_memory.num_layers == 0) return 0;

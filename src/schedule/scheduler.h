@@ -135,8 +135,8 @@ class Scheduler {
 
   SequenceId next_sequence_id() { return SequenceId{next_sequence_++}; }
 
-  // ---- requests
-  // -----------------------------------------------------------------------------------------------------------
+  // ---- requests ----
+  // Owns it from here on; it waits.
   void add(std::unique_ptr<SequenceGroup> group);
   // Ends what is left of a request. Its blocks are free once no submitted step names them. False if it is not
   // here.
@@ -145,10 +145,10 @@ class Scheduler {
   void stop(RequestId request, int32_t index, int64_t now_us, Outcome& out);
   void set_paused(RequestId request, bool paused, int64_t now_us);
 
-  // ---- steps
-  // --------------------------------------------------------------------------------------------------------------
-  // The next step, or nullptr: nothing can run, or not before a submitted step is committed. What it returns
-  // counts as submitted. A request that cannot run even alone fails here: progress is guaranteed.
+  // ---- steps ----
+  // The next step, or nullptr: nothing can run, or not before a submitted step is committed.
+  // What it returns counts as submitted.
+  // A request that cannot run even alone fails here: progress is guaranteed.
   std::shared_ptr<const BatchPlan> plan(int64_t now_us, Outcome& out);
   // Takes in the oldest submitted step.
   void commit(StepView result, int64_t now_us, Outcome& out);
@@ -157,8 +157,8 @@ class Scheduler {
   std::vector<BlockTransfer> take_transfers();
   void transferred(const TransferEnd& end, int64_t now_us, Outcome& out);
 
-  // ---- figures
-  // ------------------------------------------------------------------------------------------------------------
+  // ---- figures ----
+  // Submitted steps that are not committed yet.
   int32_t num_in_flight() const { return static_cast<int32_t>(in_flight_.size()); }
   const TierTransfers& transfers() const { return transfers_; }
   int32_t num_running() const { return static_cast<int32_t>(running_.size()); }

@@ -1,5 +1,5 @@
 // Method: random operations on the cache against a plain model of memory and sequences; after each one the
-// invariants of DESIGN.md 5 (2, 3, 4, 6, 7), a full audit, and the content of every slot of every list.
+// invariants 2, 3, 4, 6 and 7 of src/engine/README.md, a full audit, and the content of every slot of every list.
 // QUIRE_SEED runs one seed alone.
 #include <gtest/gtest.h>
 

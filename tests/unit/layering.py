@@ -1,7 +1,7 @@
 """Arrows between folders point one way. Reads every #include of the tree and compares it with the table below.
 
-The table is DESIGN's: base <- text, cache, device; cache <- policy, request <- schedule; device <- kernels <- sample, model;
-schedule, model, sample <- execute; everything in src <- engine; server <- include/quire, proto, base. Beyond DESIGN's words, request and
+The table below is the rule. In short: base <- text, cache, device; cache <- policy, request <- schedule; device <- kernels <- sample, model;
+schedule, model, sample <- execute; everything in src <- engine; server <- include/quire, proto, base. Besides, request and
 schedule have one header of sample (ONLY_HEADER), and the command line reaches text, model and benchmarks where it runs no engine.
 """
 

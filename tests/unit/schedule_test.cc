@@ -1,5 +1,5 @@
-// What the scheduler plans, step by step, over a small cache and a fake executor; each rule of DESIGN 4 on a
-// case made by hand.
+// What the scheduler plans, step by step, over a small cache and a fake executor; each rule of
+// src/engine/README.md (A step; Order and fairness) on a case made by hand.
 #include <algorithm>
 #include <cmath>
 

@@ -1,10 +1,10 @@
 // Attention over paged lists on the CUDA side and, through the shim, on the host. Which kernels run:
 // - sequences of one query row: decode.cu (tensor cores, split over the grid, merged in the kernel);
 // - of several: prefill.cu (tensor cores, flash tiles), or prefill_sm90.cu on Hopper at head sizes 64, 128;
-// - shared prefixes (K2): prefill's kernel over the members of each node, then decode over what is left;
+// - shared prefixes: prefill's kernel over the members of each node, then decode over what is left;
 // - float32 values, or a head size without a tensor-core kernel: plain.cu;
-// - column sums (K5), and row logits (K3) of a prefill: side_outputs.cu, after any of them;
-// - partial results by segments of the list (K2): partials.cu, likewise.
+// - column sums, and row logits of a prefill: side_outputs.cu, after any of them;
+// - partial results by segments of the list: partials.cu, likewise.
 // One caller, the executor thread. Nothing here allocates or reads device memory; the caller owns the scratch.
 #pragma once
 

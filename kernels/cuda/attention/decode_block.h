@@ -272,7 +272,7 @@ struct Decode {
     add_values(s, stage + kTileBytes);
   }
 
-  // Slots below sink_slots take their logits from the second rotation of q (K8).
+  // Slots below sink_slots take their logits from the second rotation of q (q_sink).
   __device__ void use_sink_query(const UnitCursor& unit, int slot, Shared<char> stage,
                                  float (&s)[kHeadBlocks][4]) {
     if (slot >= unit.list.sink_slots) return;

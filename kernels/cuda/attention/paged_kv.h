@@ -123,7 +123,7 @@ struct SoftmaxState {
 __device__ inline float rescale(float part_largest, float common_largest) {
   return part_largest == kNegativeInfinity ? 0.0f : exp2_approx(part_largest - common_largest);
 }
-// 1 / (sum of probabilities), a sink's share included (K9).
+// 1 / (sum of probabilities), the share of its head's learned sink logit included.
 __device__ inline float normaliser(const AttentionView& v, SoftmaxState s, int q_head) {
   if (v.sinks != nullptr) s.sum += exp2_approx(load(v.sinks + q_head) * kLog2e - s.largest);
   return reciprocal(s.sum);

@@ -1,4 +1,4 @@
-// K2: what each row sees of each segment of its list, not merged: the weighed sum of values, the largest logit, the sum of
+// AttentionParams::partials: what each row sees of each segment of its list, not merged: the weighed sum of values, the largest logit, the sum of
 // weights. For lists that lie in several places, whoever merges them (sums are exact in any order: Milakov and Gimelshein 2018,
 // Online normalizer calculation for softmax, 3.1). A pass of its own over K and V, so that the kernels of a step stay free of it.
 //

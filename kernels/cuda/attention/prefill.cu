@@ -78,7 +78,7 @@ struct Flash {
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n)
         values[m][n][0] = values[m][n][1] = values[m][n][2] = values[m][n][3] = 0;
-    // The sinks' slots against the second rotation of the queries (K8), the others against the first.
+    // The sinks' slots against the second rotation of the queries (q_sink), the others against the first.
     const int sink_end = kCascade ? 0 : min(task.end, sinks_of(v, task.sequence));
     for (int begin = sink_end > 0 ? 0 : task.begin; begin < task.end;) {
       const bool is_sink = begin < sink_end;

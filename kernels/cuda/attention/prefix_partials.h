@@ -1,4 +1,4 @@
-// What the cascade's first phase leaves for the second: un-normalised results of shared prefixes (K2).
+// What the cascade's first phase leaves for the second: un-normalised results of shared prefixes.
 #pragma once
 
 #include "kernels/cuda/attention/paged_kv.h"

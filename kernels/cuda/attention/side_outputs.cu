@@ -1,14 +1,14 @@
 // What retention asks of a prefill, as passes of their own over the keys: the forward kernels stay free of
 // them.
 //
-// K5: column_sums[sequence][query head][slot] += sum over this call's rows of the slot's probability, after
+// column_sums[sequence][query head][slot] += sum over this call's rows of the slot's probability, after
 // the rows' LSE is known: exact in any chunking, because a causal row's LSE is final when its chunk has run.
 // A block works on 64 slots of one list and one query head, against all rows that see them; it owns the
 // slots' sums, so there are no atomics and a second run gives the same bits. Bound: tensor cores (half of the
 // forward's operations) for 16-bit types; the plain kernels beneath, for float32 and unusual head sizes, by
 // their loads.
 //
-// K3: row_logits of the last row of each sequence of several rows (decode.cu and plain.cu write their own). A
+// row_logits of the last row of each sequence of several rows (decode.cu and plain.cu write their own). A
 // block works on 128 slots and one query head; bound: reading K once a query head, half of what a decode step
 // of the list reads with as many KV heads.
 #include "kernels/cuda/attention/attention.h"
