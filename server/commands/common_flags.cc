@@ -57,7 +57,8 @@ void bind_cache_flags(Flags& flags, EngineConfig& c) {
             "Highest kv_retention class a request may ask for");
   flags.add("kv-policy-bytes", c.kv_policy_bytes,
             "Memory for lists and scores of requests under tova and h2o, bytes; who finds no room waits; 0 = "
-            "2 % of what is free");
+            "2 % of what is free, but no less than one request of the whole context, or all "
+            "under the default policy, may need, and no more than all may");
   flags.add("kv-policies-allowed", c.kv_policies_allowed,
             "A KV policy's name that requests may ask for, repeated; none = all");
   flags.add("default-kv-policy", c.default_kv_policy,
