@@ -283,7 +283,7 @@ def link(build: pathlib.Path, program: str, mutant: pathlib.Path, target: pathli
     libraries = [str(path) for path in libraries_of(build)]
     if not objects:
         sys.exit(f"{build} has no {program}: build it first")
-    subprocess.run(["g++", "-o", str(target), str(mutant), *objects, "-Wl,--start-group", *libraries, "-Wl,--end-group", "-lgtest", "-lgtest_main",
+    subprocess.run(["g++", "-fno-lto", "-o", str(target), str(mutant), *objects, "-Wl,--start-group", *libraries, "-Wl,--end-group", "-lgtest", "-lgtest_main",
                     "-lfmt", "-lz", "-lpthread"], check=True)
 
 
