@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <vector>
@@ -23,7 +24,7 @@ namespace {
 // Descriptors for what is opened later: files of the disk tier, event queues, a client's own connections.
 constexpr int64_t kOtherDescriptors = 128;
 constexpr int kRetryMs = 100;
-constexpr int64_t kReportEveryMs = 60'000;
+constexpr int64_t kReportEveryMs = 60'000, kCountEveryMs = 1'000;
 
 int64_t now_ms() {
   return std::chrono::duration_cast<std::chrono::milliseconds>(
@@ -31,10 +32,17 @@ int64_t now_ms() {
       .count();
 }
 
-int64_t open_descriptors() {
+// Without the connections that were accepted, and the directory that is read for it.
+int64_t own_descriptors() {
   std::error_code problem;
-  const auto all = std::filesystem::directory_iterator("/proc/self/fd", problem);
-  return problem ? 64 : std::distance(begin(all), end(all));
+  int64_t own = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd", problem)) {
+    sockaddr_storage peer{};
+    socklen_t size = sizeof peer;
+    const int fd = std::atoi(entry.path().filename().c_str());
+    if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size) != 0) ++own;
+  }
+  return problem ? 64 : own - 1;
 }
 
 // How many descriptors the process may have once its limit is raised towards `wanted`.
@@ -49,17 +57,14 @@ int64_t raise_descriptor_limit(int64_t wanted) {
   return static_cast<int64_t>(std::min(limit.rlim_cur, want));
 }
 
-// The kernel gives the lowest free descriptor, so one of this number or more says that so many are open. Nobody tells when gRPC closes a
-// connection, and nobody need.
-int first_refused(int32_t max_connections) {
-  const int64_t own = open_descriptors();
-  const int64_t limit = raise_descriptor_limit(own + max_connections + kOtherDescriptors);
-  const int64_t connections = std::clamp<int64_t>(limit - own - kOtherDescriptors, 1, max_connections);
-  if (connections < max_connections)
-    log_line(
-        LogLevel::kWarn, "connections_limited",
-        {{"max_connections", int64_t{max_connections}}, {"taken", connections}, {"rlimit_nofile", limit}});
-  return static_cast<int>(own + connections);
+// As many as may be accepted.
+int32_t most_connections(int32_t wanted, int64_t own) {
+  const int64_t limit = raise_descriptor_limit(own + wanted + kOtherDescriptors);
+  const auto most = static_cast<int32_t>(std::clamp<int64_t>(limit - own - kOtherDescriptors, 1, wanted));
+  if (most < wanted)
+    log_line(LogLevel::kWarn, "connections_limited",
+             {{"max_connections", int64_t{wanted}}, {"taken", int64_t{most}}, {"rlimit_nofile", limit}});
+  return most;
 }
 
 }  // namespace
@@ -68,7 +73,8 @@ ConnectionAcceptor::ConnectionAcceptor(ListeningSockets sockets, std::unique_ptr
                                        int32_t max_connections)
     : sockets_(std::move(sockets)),
       grpc_(std::move(grpc)),
-      first_refused_fd_(first_refused(max_connections)),
+      connections_(most_connections(max_connections, own_descriptors())),
+      first_refused_fd_(static_cast<int>(own_descriptors()) + connections_),
       stop_event_(eventfd(0, EFD_CLOEXEC)),
       thread_([this] { run(); }) {}
 
@@ -99,7 +105,7 @@ void ConnectionAcceptor::run() {
 void ConnectionAcceptor::take_all(int listening) {
   for (;;) {
     const int fd = accept4(listening, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd >= first_refused_fd_) {
+    if (fd >= 0 && is_too_many(fd)) {
       refuse(fd);
     } else if (fd >= 0) {
       GrpcAcceptor::NewConnectionParameters connection;
@@ -112,6 +118,18 @@ void ConnectionAcceptor::take_all(int listening) {
       return;
     }
   }
+}
+
+// The kernel gives the lowest free descriptor, so one of this number or more says that so many are open. Nobody tells when gRPC closes a
+// connection, and nobody need. What else is open changes (a model is loaded after the first connection may have come), so that is
+// counted again, though not for each of a crowd that comes in vain.
+bool ConnectionAcceptor::is_too_many(int fd) {
+  if (fd < first_refused_fd_) return false;
+  if (now_ms() >= next_count_ms_) {
+    next_count_ms_ = now_ms() + kCountEveryMs;
+    first_refused_fd_ = static_cast<int>(own_descriptors()) + connections_;
+  }
+  return fd >= first_refused_fd_;
 }
 
 void ConnectionAcceptor::refuse(int fd) {

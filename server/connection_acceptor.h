@@ -30,13 +30,15 @@ class ConnectionAcceptor {
  private:
   void run();
   void take_all(int listening);
+  bool is_too_many(int fd);
   void refuse(int fd);
   void pause_unless_stopped() const;
 
   ListeningSockets sockets_;
   std::unique_ptr<GrpcAcceptor> grpc_;
+  int32_t connections_;  // at most
   int first_refused_fd_;
-  int64_t refused_ = 0, next_report_ms_ = 0;
+  int64_t refused_ = 0, next_report_ms_ = 0, next_count_ms_ = 0;
   int stop_event_;
   std::thread thread_;
 };

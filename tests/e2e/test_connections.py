@@ -46,6 +46,17 @@ def test_connections_past_the_limit_are_closed_and_the_server_goes_on(flags, des
     assert any("event=connections_limited" in line for line in server.log) is (descriptors is not None)
 
 
+def test_as_many_connections_are_taken_as_the_limit_says(tmp_path):
+    """What the server opens for itself, the files of a disk tier among it, is not counted."""
+    server = Server("--max-connections", 6, "--disk-kv-dir", tmp_path, "--disk-kv-bytes", 50_000_000)
+    time.sleep(0.5)  # the connection that asked whether the server is there is gone
+    with ExitStack() as stack:
+        many = connect(server.address, stack, 8)
+        time.sleep(0.5)
+        assert [is_closed(connection) for connection in many] == [False] * 6 + [True] * 2
+    assert server.stop() == 0
+
+
 def test_an_address_is_listened_on_as_given(tmp_path):
     for host in ("127.0.0.1", "localhost", f"unix:{tmp_path}/quire.sock"):
         server = Server("--host", host)
