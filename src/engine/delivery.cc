@@ -1,6 +1,7 @@
 #include "src/engine/delivery.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "src/base/check.h"
 #include "src/base/log.h"
@@ -136,32 +137,42 @@ void Delivery::flush(Open& open, int32_t index, Stream& stream) {
 }
 
 // The sequences to report at the end, best first where they are ranked: by mean logprob (best_of).
-std::vector<int32_t> Delivery::final_order(const Open& open) const {
-  std::vector<int32_t> order;
+std::vector<Delivery::Report> Delivery::final_reports(const Open& open, FinishReason finish) const {
+  std::vector<Report> reports;
   for (const auto& [index, stream] : open.streams)
-    if (!stream.sent) order.push_back(index);
+    if (!stream.sent) reports.push_back({index, index});
   const SamplingParams& sampling = *open.request.sampling;
-  if (!is_ranked(sampling)) return order;
-  const auto mean = [&](int32_t index) {
-    const Stream& s = open.streams.at(index);
-    return s.num_tokens == 0 ? 0.0 : s.sum_logprob / s.num_tokens;
+  // A request that was cut off says so with its last report, though samples of it had come to their ends before.
+  const bool cut_off = finish != FinishReason::kStop && finish != FinishReason::kLength;
+  const auto comes_last = [&](const Report& r) {
+    return cut_off && open.streams.at(r.stream).event.finish == finish;
   };
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return mean(a) > mean(b); });
-  order.resize(std::min<size_t>(order.size(), sampling.n));
-  return order;
+  if (is_ranked(sampling)) {
+    const auto mean = [&](const Report& r) {
+      const Stream& s = open.streams.at(r.stream);
+      return s.num_tokens == 0 ? 0.0 : s.sum_logprob / s.num_tokens;
+    };
+    std::ranges::stable_sort(reports, std::greater(), mean);
+    const auto end = reports.begin() + std::min<ptrdiff_t>(std::ssize(reports), sampling.n);
+    const auto said = std::find_if(reports.begin(), reports.end(), comes_last);
+    if (said != reports.end() && said >= end) std::iter_swap(end - 1, said);
+    reports.erase(end, reports.end());
+    for (size_t i = 0; i < reports.size(); ++i) reports[i].index = static_cast<int32_t>(i);
+  }
+  std::ranges::stable_partition(reports, std::not_fn(comes_last));
+  return reports;
 }
 
 void Delivery::take_request_end(Open& open, const RequestEnd& end) {
   const RequestId id = open.request.request;
-  const bool ranked = is_ranked(*open.request.sampling);
-  const std::vector<int32_t> order = final_order(open);
-  check(!order.empty(), "invariant 9: a request's last sequence ends with it");
+  const std::vector<Report> reports = final_reports(open, end.finish);
+  check(!reports.empty(), "invariant 9: a request's last sequence ends with it");
   int32_t completion_tokens = 0;
   for (const auto& [index, stream] : open.streams) completion_tokens += stream.num_tokens;
-  for (size_t i = 0; i < order.size(); ++i) {
-    TokenEvent event = std::move(open.streams.at(order[i]).event);
-    event.index = ranked ? static_cast<int32_t>(i) : order[i];
-    event.last = i + 1 == order.size();
+  for (const Report& report : reports) {
+    TokenEvent event = std::move(open.streams.at(report.stream).event);
+    event.index = report.index;
+    event.last = &report == &reports.back();
     if (event.last) {
       event.usage = {end.prompt_tokens, completion_tokens, end.cached_tokens};
       event.kv = end.kv;

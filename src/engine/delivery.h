@@ -72,7 +72,10 @@ class Delivery {
   void take_end(Open& open, SequenceEnd end);
   void flush(Open& open, int32_t index, Stream& stream);
   void take_request_end(Open& open, const RequestEnd& end);
-  std::vector<int32_t> final_order(const Open& open) const;
+  struct Report {
+    int32_t stream = 0, index = 0;  // whose, and as which it is told
+  };
+  std::vector<Report> final_reports(const Open& open, FinishReason finish) const;
   void send(Open& open, TokenEvent event);
   KvDump dump(const PolicySpec& policy, int32_t num_computed) const;
 

@@ -238,6 +238,29 @@ TEST_F(DeliveryTest, BestOfReturnsTheLikeliestByMeanLogprob) {
   EXPECT_EQ(events()[1].usage.completion_tokens, 3) << "what was made, not only what is returned";
 }
 
+// Two samples had come to their ends, and were the likeliest: the last event still tells what became of the request.
+TEST_F(DeliveryTest, ARankedRequestThatWasCutOffSaysSoLast) {
+  SamplingParams p;
+  p.n = 2;
+  p.best_of = 3;
+  open(p);
+  Outcome o;
+  o.tokens.push_back({7, 0, 0, -1.0f, {}});
+  o.tokens.push_back({7, 1, 1, -5.0f, {}});
+  o.tokens.push_back({7, 2, 2, -2.0f, {}});
+  o.ends.push_back(end_of(0, FinishReason::kLength));
+  o.ends.push_back(end_of(1, FinishReason::kCancelled));
+  o.ends.push_back(end_of(2, FinishReason::kLength));
+  o.request_ends.push_back(request_end(FinishReason::kCancelled));
+  delivery_.deliver(std::move(o));
+  ASSERT_EQ(events().size(), 2u);
+  EXPECT_EQ(events()[0].finish, FinishReason::kLength);
+  EXPECT_EQ(events()[0].text, "a");
+  EXPECT_EQ(events()[1].finish, FinishReason::kCancelled);
+  EXPECT_EQ(events()[1].index, 1);
+  EXPECT_TRUE(events()[1].last);
+}
+
 TEST_F(DeliveryTest, WithoutStreamingASequenceIsOneEvent) {
   open({}, false);
   for (const int32_t id : {0, 1, 2}) delivery_.deliver(tokens({{0, id}}));
