@@ -5,6 +5,8 @@
 namespace quire::server {
 
 void Collector::on_event(const TokenEvent& event) {
+  // Before whoever waits may know of the end: what on_text_ refers to lives until then.
+  if (on_text_ && event.index == 0 && !event.text.empty()) on_text_(event.text);
   {
     const std::lock_guard lock(mutex_);
     if (!event.prompt_token_ids.empty()) completion_.prompt_token_ids = event.prompt_token_ids;
@@ -27,7 +29,6 @@ void Collector::on_event(const TokenEvent& event) {
       done_ = true;
     }
   }
-  if (on_text_ && event.index == 0 && !event.text.empty()) on_text_(event.text);
   if (event.last) done_changed_.notify_all();
 }
 

@@ -24,6 +24,10 @@ DumpCall* DumpCall::start(Engine& engine, CallRegistry& registry, WorkPool& pool
     call->refuse(name_is_taken(call->name_));
     return call.get();
   }
+  if (std::holds_alternative<std::vector<int32_t>>(request.prompt)) {
+    call->submit(std::move(request));
+    return call.get();
+  }
   const Status queued = pool.submit(
       text_bytes, [call, request = std::move(request)]() mutable { call->submit(std::move(request)); });
   if (!queued) call->refuse(queued.error());

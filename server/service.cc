@@ -230,15 +230,15 @@ grpc::ServerUnaryReactor* GenerationServer::Abort(Context* context, const Bytes*
 }
 
 grpc::ServerUnaryReactor* GenerationServer::DumpKv(Context* context, const Bytes* bytes, Bytes* response) {
+  v1::DumpKvRequest wire;
   const auto refuse = [&](const Error& error, std::span<const QuotaViolation> violations = {}) {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(refusal(error, {}, violations));
+    reactor->Finish(refusal(error, wire.request().request_id(), violations));
     return reactor;
   };
   if (!options_.allow_debug) return refuse(debugging_is_off());
   const Result<Engine*> engine = ready_engine();
   if (!engine) return refuse(engine.error());
-  v1::DumpKvRequest wire;
   if (const Status parsed = parse(*bytes, wire); !parsed) return refuse(parsed.error());
   Result<Request> request = request_of(wire.request(), (*engine)->model());
   if (!request) return refuse(request.error());

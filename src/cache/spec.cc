@@ -45,6 +45,8 @@ Status validate(const CacheSpec& spec) {
   if (spec.groups.empty()) return invalid("kv cache: no layer group");
   if (spec.arena_bytes < 1)
     return invalid(fmt::format("kv cache: arena_bytes is {}; at least 1", spec.arena_bytes));
+  for (const GroupSpec& group : spec.groups)
+    if (Status status = validate_group(group, spec.arena_bytes); !status) return status;
   const int64_t block_bytes = spec.groups[0].block_bytes();
   for (const auto& [field, tier, bytes] : {std::tuple("host_kv_bytes", "host", spec.host_bytes),
                                            std::tuple("disk_kv_bytes", "disk", spec.disk_bytes)})
@@ -59,8 +61,6 @@ Status validate(const CacheSpec& spec) {
   if (spec.swap_bytes < 0)
     return invalid(fmt::format("swap_space_bytes is {}; it must be 0 (no swap) or more", spec.swap_bytes),
                    "swap_space_bytes");
-  for (const GroupSpec& group : spec.groups)
-    if (Status status = validate_group(group, spec.arena_bytes); !status) return status;
   int64_t together =
       1;  // superblocks hold whole blocks of every group, so their sizes must meet well inside the arena
   for (const GroupSpec& group : spec.groups) {

@@ -153,7 +153,8 @@ TEST(CacheSpec, ErrorsNameGroupFieldValueAndLimit) {
   EXPECT_EQ(validate(spec).error().message,
             "kv group 'g': one block takes 512 bytes; the KV arena has 511 (kv_cache_bytes)");
   group.num_layers = 0;
-  EXPECT_EQ(validate(uniform_spec(group, 4)).error().code, Code::kInvalidArgument);
+  EXPECT_EQ(validate({.groups = {group}, .arena_bytes = 4096}).error().message,
+            "kv group 'g': num_layers is 0; from 1 to 1048576");
 }
 
 TEST(CacheSpec, GroupsWithoutACommonSuperblockAreRefused) {
