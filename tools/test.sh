@@ -25,6 +25,7 @@ is_label() {
 [ -z "$label" ] || is_label || die "no test has the label '$label'; labels are: $labels"
 wants() { [ -z "$label" ] || [ "$label" = "$1" ]; }
 
+ensure_writable
 say "quire: setting up"
 clang_packages=
 # One version of clang: the fuzz targets mix its runtime with Rust's counters. Where it cannot be had, the runner says that they are skipped.

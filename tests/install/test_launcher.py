@@ -1,7 +1,10 @@
 """The launcher, as a machine meets it that has only what `./quire demo` installs."""
 
 import os
+import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -87,3 +90,78 @@ def test_a_label_that_no_test_has_is_refused_before_anything_is_built(label):
     done = subprocess.run(["./quire", "test", "--label", label], cwd=ROOT, capture_output=True, text=True, timeout=20)
     assert done.returncode == 1
     assert done.stderr.startswith(f"quire: no test has the label '{label}'; labels are: unit property ") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def clone() -> Iterator[Path]:
+    """A folder with the launcher alone, which every user may read."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "tools").mkdir()
+        shutil.copy(ROOT / "quire", folder / "quire")
+        shutil.copy(ROOT / "tools" / "test.sh", folder / "tools" / "test.sh")
+        yield folder
+
+
+def run(clone: Path, *arguments: str, offline: str = "1", **kwargs) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "QUIRE_CUDA": "off", "QUIRE_OFFLINE": offline}
+    return subprocess.run([clone / "quire", *arguments], capture_output=True, text=True, timeout=20, env=environment, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["BOGUS"], "no command 'BOGUS'; there are: demo test setup serve generate "),
+        (["--bogus"], "no command '--bogus'"),
+        (["demo", "--bogus"], "unknown option '--bogus' of demo"),
+        (["demo", "--model"], "--model needs a folder"),
+        (["setup", "all"], "unknown option 'all' of setup"),
+        (["test", "unit"], "unknown option 'unit' of test"),
+    ],
+)
+def test_what_the_launcher_does_not_know_is_refused_before_anything_is_set_up(clone, arguments, said):
+    done = run(clone, *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"quire: {said}") and len(done.stderr.splitlines()) == 1
+    assert sorted(path.name for path in clone.iterdir()) == ["quire", "tools"]
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["help"], 0), ([], 2), (["demo", "--help"], 0), (["test", "--help"], 0)])
+def test_help_builds_nothing(clone, arguments, code):
+    done = run(clone, *arguments)
+    assert done.returncode == code and f"./quire {arguments[0] if len(arguments) > 1 else ''}" in done.stdout + done.stderr
+    assert "building" not in done.stderr and sorted(path.name for path in clone.iterdir()) == ["quire", "tools"]
+
+
+def unprivileged() -> dict:
+    return {"user": 65534, "group": 65534, "extra_groups": []} if os.getuid() == 0 else {}
+
+
+@pytest.mark.parametrize("arguments", [["demo"], ["setup"], ["test"], ["serve", "--model", "x"]])
+def test_a_folder_that_cannot_be_written_is_named_in_one_line(clone, arguments):
+    clone.chmod(0o555)
+    done = run(clone, *arguments, **unprivileged())
+    assert (done.returncode, done.stderr) == (1, f"quire: cannot install or build in {clone}: Permission denied\n")
+
+
+def test_a_built_binary_runs_from_a_folder_that_cannot_be_written(clone):
+    for folder in ("include", "src", "kernels", "proto", "server", "cmake", "benchmarks", "build/release"):
+        (clone / folder).mkdir(parents=True)
+    for name in ("CMakeLists.txt", "CMakePresets.json"):
+        (clone / name).touch()
+    binary = clone / "build/release/quire"
+    binary.write_text('#!/bin/sh\necho "ran $*"\n')
+    binary.chmod(0o755)
+    for folder in (clone / "build", clone):
+        folder.chmod(0o555)
+    assert run(clone, "serve", "--port", "1", **unprivileged()).stdout == "ran serve --port 1\n"
+    done = run(clone, "demo", offline="", **unprivileged())  # it also wants a Python environment
+    assert (done.returncode, done.stderr) == (1, f"quire: cannot install or build in {clone}: Permission denied\n")
+
+
+def test_the_launcher_knows_the_commands_of_the_binary():
+    table = (ROOT / "server" / "main.cc").read_text().split("kCommands[] = {")[1].split("};")[0]
+    words = {line.split('"')[1].split()[0] for line in table.splitlines() if line.strip().startswith('{"')}
+    done = launcher('echo "$commands"')
+    assert set(done.stdout.split()) == words
