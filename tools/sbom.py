@@ -1,20 +1,53 @@
 """Writes a CycloneDX software bill of materials of a build: Debian packages, Rust crates, Python packages.
 
-usage: python tools/sbom.py [--output quire.cdx.json]
-Versions are those of this machine: dpkg for system packages, Cargo.lock for crates, tools/requirements.txt for Python.
+usage: python tools/sbom.py [--output quire.cdx.json]    the document
+       python tools/sbom.py --crates                      the crates by licence, as THIRD_PARTY.md has them
+Versions are those of this machine: dpkg for system packages, `cargo metadata` for the crates of a build on this platform,
+tools/requirements.txt for Python. Licences are SPDX expressions: the crates' own, and a table for the few libraries beside them.
 """
 
 import argparse
 import json
+import platform
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# What ends up inside the binary (libgrpc++-dev pulls in the static archives it needs).
-LINKED_PACKAGES = """libgrpc++-dev libgrpc-dev libprotobuf-dev libssl-dev zlib1g-dev libzstd-dev libc-ares-dev libre2-dev libabsl-dev libfmt-dev libspdlog-dev
-libcli11-dev nlohmann-json3-dev""".split()
+# What ends up inside the binary (libgrpc++-dev pulls in the static archives it needs), with the licence of what is linked: a package's
+# copyright file also lists its tests and build scripts.
+LINKED_PACKAGES = {
+    "libgrpc++-dev": "Apache-2.0 AND BSD-3-Clause",  # upb and address_sorting are BSD
+    "libgrpc-dev": "Apache-2.0 AND BSD-3-Clause",
+    "libprotobuf-dev": "BSD-3-Clause",
+    "libssl-dev": "Apache-2.0",
+    "zlib1g-dev": "Zlib",
+    "libzstd-dev": "BSD-3-Clause OR GPL-2.0-only",
+    "libc-ares-dev": "MIT",
+    "libre2-dev": "BSD-3-Clause",
+    "libabsl-dev": "Apache-2.0",
+    "libfmt-dev": "MIT",
+    "libspdlog-dev": "MIT",
+    "libcli11-dev": "BSD-3-Clause",
+    "nlohmann-json3-dev": "MIT",
+}
+PYTHON_LICENCES = {
+    "grpcio": "Apache-2.0",
+    "grpcio-tools": "Apache-2.0",
+    "protobuf": "BSD-3-Clause",
+    "pytest": "MIT",
+    "pytest-timeout": "MIT",
+    "pytest-asyncio": "Apache-2.0",
+    "numpy": "BSD-3-Clause",
+    "matplotlib": "LicenseRef-matplotlib",  # in the manner of Python's
+}
+
+
+def component(name: str, version: str, purl: str, licence: str, scope: str = "required") -> dict:
+    licences = [{"expression": licence}]
+    return {"type": "library", "scope": scope, "name": name, "version": version, "purl": f"pkg:{purl}/{name}@{version}", "licenses": licences}
 
 
 def debian_components() -> list[dict]:
@@ -22,18 +55,56 @@ def debian_components() -> list[dict]:
         ["dpkg-query", "-W", "-f=${Package} ${Version} ${Status}\n", *LINKED_PACKAGES], capture_output=True, text=True, check=False
     ).stdout
     rows = [line.split() for line in listing.splitlines() if line.endswith("install ok installed")]
-    return [{"type": "library", "name": r[0], "version": r[1], "purl": f"pkg:deb/debian/{r[0]}@{r[1]}"} for r in rows]
+    return [component(r[0], r[1], "deb/debian", LINKED_PACKAGES[r[0]]) for r in rows]
+
+
+def cargo_metadata() -> dict:
+    cargo = shutil.which("cargo") or Path.home() / ".cargo" / "bin" / "cargo"
+    manifest = ROOT / "src" / "text" / "ffi" / "Cargo.toml"
+    target = f"{platform.machine()}-unknown-linux-gnu"
+    command = [cargo, "metadata", "--format-version", "1", "--locked", "--filter-platform", target, "--manifest-path", manifest]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def spdx(expression: str) -> str:
+    return re.sub(r"\s*/\s*", " OR ", expression)  # older crates write MIT/Apache-2.0
+
+
+def crates() -> list[tuple[dict, bool]]:
+    """Each crate of the build, and whether it is linked: the others only run in the compiler (macros and what they use)."""
+    metadata = cargo_metadata()
+    packages = {p["id"]: p for p in metadata["packages"]}
+    nodes = {n["id"]: n for n in metadata["resolve"]["nodes"]}
+    root = metadata["resolve"]["root"]
+    linked, waiting = set(), [root]
+    while waiting:
+        at = waiting.pop()
+        if at in linked or any("proc-macro" in target["kind"] for target in packages[at]["targets"]):
+            continue
+        linked.add(at)
+        waiting += [d["pkg"] for d in nodes[at]["deps"] if any(kind["kind"] is None for kind in d["dep_kinds"])]
+    return [(p, p["id"] in linked) for p in sorted(packages.values(), key=lambda p: (p["name"], p["version"])) if p["id"] != root]
 
 
 def cargo_components() -> list[dict]:
-    lock = ROOT / "src" / "text" / "ffi" / "Cargo.lock"
-    pairs = re.findall(r'\[\[package\]\]\nname = "([^"]+)"\nversion = "([^"]+)"\nsource', lock.read_text())
-    return [{"type": "library", "name": n, "version": v, "purl": f"pkg:cargo/{n}@{v}"} for n, v in pairs]
+    return [component(p["name"], p["version"], "cargo", spdx(p["license"]), "required" if linked else "excluded") for p, linked in crates()]
+
+
+def crates_by_licence() -> str:
+    """Markdown: a row for each licence; a star where a crate is not linked."""
+    rows: dict[str, list[str]] = {}
+    for package, linked in crates():
+        names = rows.setdefault(spdx(package["license"]), [])
+        name = package["name"] + ("" if linked else "*")
+        if name not in names:
+            names.append(name)
+    lines = [f"| {licence} | {', '.join(names)} |" for licence, names in sorted(rows.items())]
+    return "\n".join(["| licence | crates |", "|---|---|", *lines]) + "\n"
 
 
 def python_components() -> list[dict]:
     pins = re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "tools" / "requirements.txt").read_text(), re.MULTILINE)
-    return [{"type": "library", "scope": "optional", "name": n, "version": v, "purl": f"pkg:pypi/{n}@{v}"} for n, v in pins]
+    return [component(name, version, "pypi", PYTHON_LICENCES[name], "optional") for name, version in pins]
 
 
 def project_version() -> str:
@@ -43,7 +114,11 @@ def project_version() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="file to write; standard output otherwise")
+    parser.add_argument("--crates", action="store_true", help="print the crates by licence instead")
     args = parser.parse_args()
+    if args.crates:
+        sys.stdout.write(crates_by_licence())
+        return 0
     document = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",

@@ -1,9 +1,11 @@
-"""The launcher and the test runner, on folders made for it: nothing is built."""
+"""The launcher and the test runner, on folders made for it, and the lists of what is used: nothing is built."""
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,21 @@ def test_a_fuzz_target_that_crashes_is_no_skip(runner, tmp_path):
     (program,) = runner.fuzz_programs(tmp_path, tmp_path, seconds=1)
     outcome = runner.run(program)
     assert (outcome.passed, outcome.failed, outcome.skipped) == (0, 1, 0)
+
+
+def sbom(*arguments: str) -> str:
+    return subprocess.run([sys.executable, ROOT / "tools" / "sbom.py", *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def test_each_part_of_the_bill_of_materials_has_its_licence():
+    components = json.loads(sbom())["components"]
+    licences = {c["name"]: c["licenses"][0]["expression"] for c in components}
+    assert licences["foldhash"] == "Zlib" and licences["libssl-dev"] == "Apache-2.0" and licences["fancy-regex"] == "MIT"
+    assert licences["unicode-ident"] == "(MIT OR Apache-2.0) AND Unicode-3.0"
+    assert not [name for name, licence in licences.items() if not licence or "/" in licence]
+    scopes = {c["name"]: c["scope"] for c in components}
+    assert (scopes["tokenizers"], scopes["foldhash"], scopes["syn"], scopes["pytest"]) == ("required", "required", "excluded", "optional")
+
+
+def test_third_party_has_the_crates_as_cargo_knows_them():
+    assert (ROOT / "THIRD_PARTY.md").read_text().endswith("\n\n" + sbom("--crates"))
