@@ -168,6 +168,18 @@ bool is_service_link(const std::string& variable, const std::string& value) {
          (value.starts_with("tcp://") || value.starts_with("udp://") || value.starts_with("sctp://"));
 }
 
+bool is_on_line(const std::string& name, const std::vector<std::string>& arguments) {
+  const std::string option = "--" + name;
+  return std::ranges::any_of(arguments, [&](const std::string& argument) {
+    return argument == option || argument.starts_with(option + "=");
+  });
+}
+
+bool is_in_environment(const std::string& name) {
+  const char* const value = std::getenv(environment_name(name).c_str());
+  return value != nullptr && *value != 0;
+}
+
 // "--name TYPE" on the left; default and environment stand in the description.
 class HelpFormatter final : public CLI::Formatter {
  public:
@@ -187,6 +199,7 @@ struct Flags::State {
     bool in_file = false;
     Problem problem;  // of one value; none = any text will do
     bool is_list = false;
+    std::vector<std::string> rivals;  // of which at most one may be given
   };
 
   CLI::App app;
@@ -222,8 +235,9 @@ struct Flags::State {
 
   Status check_lists(const std::vector<std::string>& arguments) const;
   Status check_environment(const std::vector<std::string>& arguments) const;
+  void forget_overruled_environment(const std::vector<std::string>& arguments) const;
   Status read_config_file(const std::vector<std::string>& arguments);
-  Status apply(const std::string& path, const Json& json);
+  Status apply(const std::string& path, const Json& json, const std::vector<std::string>& arguments);
 };
 
 Flags::Flags(const std::string& command, const std::string& description) : state_(std::make_unique<State>()) {
@@ -295,7 +309,10 @@ void Flags::require(const std::string& name) {
 }
 
 void Flags::exclude(const std::string& name, const std::string& other) {
-  state_->bound.at(name).option->excludes(state_->bound.at(other).option);
+  State::Bound &one = state_->bound.at(name), &two = state_->bound.at(other);
+  one.option->excludes(two.option);
+  one.rivals.push_back(other);
+  two.rivals.push_back(name);
 }
 
 void Flags::add_config() {
@@ -311,13 +328,8 @@ void Flags::add_config() {
 // CLI11 blames the flag for what the environment says.
 Status Flags::State::check_environment(const std::vector<std::string>& arguments) const {
   for (const auto& [name, flag] : bound) {
-    const std::string variable = environment_name(name), option = "--" + name;
-    const char* const set = std::getenv(variable.c_str());
-    const bool overridden = std::ranges::any_of(arguments, [&](const std::string& argument) {
-      return argument == option || argument.starts_with(option + "=");
-    });
-    if (set == nullptr || *set == 0 || !flag.problem || overridden) continue;
-    const std::string value = set;
+    if (!is_in_environment(name) || !flag.problem || is_on_line(name, arguments)) continue;
+    const std::string variable = environment_name(name), value = std::getenv(variable.c_str());
     if (is_service_link(variable, value)) {
       log_line(
           LogLevel::kWarn, "environment_ignored",
@@ -332,6 +344,14 @@ Status Flags::State::check_environment(const std::vector<std::string>& arguments
         return invalid(fmt::format("{}: {}", variable, problem));
   }
   return ok();
+}
+
+// CLI11 compares the rivals of line and environment as if both were the line.
+void Flags::State::forget_overruled_environment(const std::vector<std::string>& arguments) const {
+  for (const auto& [name, flag] : bound)
+    if (!is_on_line(name, arguments) &&
+        std::ranges::any_of(flag.rivals, [&](const auto& rival) { return is_on_line(rival, arguments); }))
+      unsetenv(environment_name(name).c_str());
 }
 
 // CLI11 drops an empty entry of a list.
@@ -359,18 +379,27 @@ Status Flags::State::read_config_file(const std::vector<std::string>& arguments)
   if (path.empty()) return ok();
   const Result<std::string> text = read_file(path, "--config", kMaxConfigBytes);
   if (!text) return text.error();
-  const Result<Json> json = parse_json(*text);
+  const Result<Json> json = parse_unambiguous_json(*text);
   if (!json) return invalid(fmt::format("--config {}: {}", path, json.error().message));
   if (!json->is_object()) return invalid(fmt::format("--config {}: not a JSON object", path));
-  return apply(path, *json);
+  return apply(path, *json, arguments);
 }
 
-Status Flags::State::apply(const std::string& path, const Json& json) {
+Status Flags::State::apply(const std::string& path, const Json& json,
+                           const std::vector<std::string>& arguments) {
   for (const auto& [key, value] : json.items()) {
     std::string name = key;
     std::replace(name.begin(), name.end(), '_', '-');
     const auto found = bound.find(name);
     if (found == bound.end()) return invalid(fmt::format("--config {}: unknown key '{}'", path, key));
+    const std::vector<std::string>& rivals = found->second.rivals;
+    for (const std::string& rival : rivals)
+      if (bound.at(rival).in_file)
+        return invalid(fmt::format("--config {}: '{}' and '{}' exclude each other", path, rival, key));
+    if (std::ranges::any_of(rivals, [&](const std::string& rival) {
+          return is_on_line(rival, arguments) || is_in_environment(rival);
+        }))
+      continue;
     if (!found->second.read(value))
       return invalid(fmt::format("--config {}: '{}' is {}; it must be {}", path, key, shown(value),
                                  found->second.wanted));
@@ -384,6 +413,7 @@ Status Flags::State::apply(const std::string& path, const Json& json) {
 }
 
 Result<bool> Flags::parse(const std::vector<std::string>& arguments) {
+  state_->forget_overruled_environment(arguments);
   if (state_->takes_config)
     if (Status read = state_->read_config_file(arguments); !read) return read.error();
   if (Status lists = state_->check_lists(arguments); !lists) return lists.error();

@@ -40,8 +40,9 @@ class Flags {
                   const std::string& help);
   void add_positional(const std::string& name, std::string& target, const std::string& help);
   void require(const std::string& name);
-  void exclude(const std::string& name, const std::string& other);  // not both on one command line
-  void add_config();                                                // --config FILE.json
+  void exclude(const std::string& name,
+               const std::string& other);  // not both; what comes first of line, environment, file counts
+  void add_config();                       // --config FILE.json
 
   // False: --help was asked for and printed. Errors name the flag, the value and what was expected.
   Result<bool> parse(const std::vector<std::string>& arguments);

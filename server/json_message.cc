@@ -99,7 +99,8 @@ Status read_map(const Json& json, const std::string& path, Message& message, con
   if (!json.is_object()) return wrong_type(path, "an object of token ids and numbers", json);
   for (const auto& [key, value] : json.items()) {
     const std::string entry_path = path + "." + key;
-    const Json id = Json::parse(key, nullptr, false);
+    const bool is_integer = key.find_first_not_of("-0123456789") == key.npos;
+    const Json id = is_integer ? Json::parse(key, nullptr, false) : Json();
     if (!id.is_number_integer()) return invalid(fmt::format("{}: '{}' is not a token id", path, key), path);
     Message& entry = *message.GetReflection()->AddMessage(&message, &field);
     if (Status s = read_value(id, entry_path, entry, *field.message_type()->map_key()); !s) return s;
@@ -142,7 +143,8 @@ Result<Json> to_wire_shape(const Json& line) {
       return wrong_type(key, key == "prompt" ? "a text or a list of token ids" : "a list of token ids",
                         value);
     const std::string name = !is_prompt ? key : key == "prompt" && value.is_string() ? "text" : "token_ids";
-    if (name == "sampling" && value.is_object()) {
+    if (name == "sampling") {
+      if (!value.is_object()) return wrong_type(key, "an object", value);
       for (const auto& [field, nested] : value.items())
         if (!sampling.emplace(field, nested).second)
           return invalid(fmt::format("sampling.{} is given twice", field), "sampling." + field);

@@ -1,6 +1,5 @@
 #include "src/base/json_text.h"
 
-#include <optional>
 #include <set>
 #include <vector>
 
@@ -21,6 +20,11 @@ bool nests_too_deep(std::string_view text) {
     if (depth > kMaxJsonDepth) return true;
   }
   return false;
+}
+
+std::optional<size_t> byte_of_nul(std::string_view text) {
+  const size_t at = text.find('\0');
+  return at == text.npos ? std::nullopt : std::optional(at + 1);
 }
 
 std::string out_of_range_number(std::string_view what) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -18,9 +19,14 @@ bool nests_too_deep(std::string_view text);
 // "not valid JSON: the number 1e400 is out of range", of what nlohmann says of it.
 std::string out_of_range_number(std::string_view what);
 
+// The first byte 0, counted from 1: JSON has it nowhere, and nlohmann takes it for the end of the text.
+std::optional<size_t> byte_of_nul(std::string_view text);
+
 // kInvalidArgument: "not valid JSON at byte 7", "nested more than 64 deep", or a number beyond every range.
 template <class Json = nlohmann::json>
 Result<Json> parse_json(std::string_view text, const typename Json::parser_callback_t& look = nullptr) {
+  if (const auto at = byte_of_nul(text))
+    return invalid("not valid JSON at byte " + std::to_string(*at) + ", a NUL byte");
   if (nests_too_deep(text)) return invalid("nested more than " + std::to_string(kMaxJsonDepth) + " deep");
   try {
     return Json::parse(text.begin(), text.end(), look);

@@ -9,7 +9,7 @@ namespace quire {
 using nlohmann::json;
 
 Result<json> parse_json_object(std::string_view text, std::string_view where) {
-  Result<json> value = parse_json(text);
+  Result<json> value = parse_unambiguous_json(text);
   if (!value) return invalid(fmt::format("{}: {}", where, value.error().message));
   if (!value->is_object())
     return invalid(fmt::format("{}: a JSON object is wanted, got {}", where, shown(*value)));

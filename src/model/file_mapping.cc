@@ -34,7 +34,8 @@ Result<std::span<const std::byte>> map_descriptor(int fd, const std::string& pat
 }  // namespace
 
 Result<FileMapping> FileMapping::open(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // Without waiting: a FIFO opens only when somebody writes to it. It means nothing to a regular file.
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return file_error(path, "open");
   Result<std::span<const std::byte>> bytes = map_descriptor(fd, path);
   ::close(fd);

@@ -29,8 +29,22 @@ std::optional<RopeScaling> scaling_named(const std::string& name) {
 
 // rope_scaling's own word is `type` in old files and `rope_type` in newer ones; some carry both.
 std::string type_of(FieldReader& rope) {
+  const bool has_both = rope.has("type") && rope.has("rope_type");
   const std::string old_word = rope.text("type", "default");
-  return rope.text("rope_type", old_word);
+  const std::string word = rope.text("rope_type", old_word);
+  if (has_both && word != old_word)
+    rope.fail(Code::kInvalidArgument,
+              fmt::format("field `type` is \"{}\" and field `rope_type` is \"{}\"", old_word, word));
+  return word;
+}
+
+// In the dictionary in newer files, beside it in older ones; some carry both.
+double theta_of(FieldReader& config, FieldReader& rope, double outer_theta) {
+  const double theta = rope.number("rope_theta", kMinTheta, kMaxTheta, outer_theta);
+  if (config.has("rope_theta") && theta != outer_theta)
+    rope.fail(Code::kInvalidArgument,
+              fmt::format("field `rope_theta` is {}, and `rope_theta` beside it is {}", theta, outer_theta));
+  return theta;
 }
 
 void read_yarn(FieldReader& rope, double max_position_embeddings, RopeSpec& spec) {
@@ -124,7 +138,7 @@ RopeSpec read_rope(FieldReader& config, int64_t max_position_embeddings) {
     return spec;
   }
   FieldReader rope(*object, "config.json: rope_scaling");
-  spec.theta = rope.number("rope_theta", kMinTheta, kMaxTheta, spec.theta);
+  spec.theta = theta_of(config, rope, spec.theta);
   refuse_partial_rotation(rope);
   read_scaling(rope, length, spec);
   if (outer_length) spec.original_max_position = *outer_length;  // the outer field wins, as in transformers

@@ -8,6 +8,8 @@
 #include <nlohmann/json.hpp>
 #include <unordered_set>
 
+#include "src/base/json_text.h"
+
 namespace quire {
 namespace {
 
@@ -15,6 +17,7 @@ using nlohmann::json;
 
 constexpr size_t kMaxNameBytes = 1024;
 constexpr size_t kMaxDimensions = 8;
+constexpr size_t kMaxShownDigits = 40;
 
 // Bits of an element; 0 for a word that the format does not know.
 int64_t dtype_bits(std::string_view dtype) {
@@ -47,13 +50,18 @@ class HeaderReader {
 
   bool null() { return fail_value("null"); }
   bool boolean(bool) { return fail_value("a boolean"); }
-  bool number_float(double, const std::string&) { return fail_value("a fraction"); }
+  // nlohmann also takes an integer of more than 64 bits for a fraction.
+  bool number_float(double, const std::string& text) {
+    if (text.find_first_of(".eE") != text.npos) return fail_value("a fraction");
+    const std::string shown = text.size() <= kMaxShownDigits ? text : text.substr(0, kMaxShownDigits) + "...";
+    if (text.front() == '-') return fail_value(fmt::format("{}, a negative number", shown));
+    return takes_number() ? fail_too_large(shown) : fail_value("a number");
+  }
   bool binary(std::vector<uint8_t>&) { return fail_value("bytes"); }
   bool number_integer(int64_t value) { return fail_value(fmt::format("{}, a negative number", value)); }
   bool number_unsigned(uint64_t value) {
-    if (depth_ != 2 || !in_list_ || in_metadata_) return fail_value("a number");
-    if (value > static_cast<uint64_t>(INT64_MAX))
-      return fail_value(fmt::format("{}; the limit is {}", value, INT64_MAX));
+    if (!takes_number()) return fail_value("a number");
+    if (value > static_cast<uint64_t>(INT64_MAX)) return fail_too_large(fmt::to_string(value));
     std::vector<int64_t>& list = field_ == "shape" ? current_.shape : offsets_;
     if (list.size() == kMaxDimensions) return fail_value(fmt::format("more than {} numbers", kMaxDimensions));
     list.push_back(static_cast<int64_t>(value));
@@ -99,6 +107,11 @@ class HeaderReader {
   }
 
  private:
+  bool takes_number() const { return depth_ == 2 && in_list_ && !in_metadata_; }
+  bool fail_too_large(std::string_view number) {
+    return fail(fmt::format("tensor `{}`, field `{}`: {} is too large; the limit is {}", current_.name,
+                            field_, number, INT64_MAX));
+  }
   bool fail_value(std::string_view what) {
     if (in_metadata_) return fail(fmt::format("`__metadata__`: {} is not allowed there", what));
     if (field_.empty())
@@ -200,10 +213,10 @@ std::optional<std::string> layout_fault(const std::vector<TensorView>& tensors, 
   return {};
 }
 
-int64_t header_length(std::span<const std::byte> file) {
+uint64_t header_length(std::span<const std::byte> file) {
   uint64_t length = 0;
   for (size_t i = 0; i < 8; ++i) length |= static_cast<uint64_t>(file[i]) << (8 * i);
-  return length > static_cast<uint64_t>(INT64_MAX) ? INT64_MAX : static_cast<int64_t>(length);
+  return length;
 }
 
 }  // namespace
@@ -224,6 +237,8 @@ Result<std::vector<TensorView>> parse_safetensors_header(std::string_view header
   HeaderReader reader(file);
   if (header.empty() || header.front() != '{')
     reader.fail("it does not begin with an object");
+  else if (const auto at = byte_of_nul(header))
+    reader.fail(fmt::format("not valid JSON at byte {}, a NUL byte", *at));
   else
     json::sax_parse(header.begin(), header.end(), &reader);
   if (reader.fault()) return *reader.fault();
@@ -245,11 +260,12 @@ Result<SafetensorsFile> SafetensorsFile::open(const std::string& path) {
   const std::span<const std::byte> bytes = mapping->bytes();
   const auto size = static_cast<int64_t>(bytes.size());
   if (size < 8) return invalid(fmt::format("{}: {} bytes; a safetensors file has at least 8", path, size));
-  const int64_t length = header_length(bytes);
-  if (length > kMaxSafetensorsHeaderBytes) {
-    return invalid(fmt::format("{}: safetensors header of {} bytes; the limit is {}", path, length,
+  const uint64_t stated_length = header_length(bytes);
+  if (stated_length > static_cast<uint64_t>(kMaxSafetensorsHeaderBytes)) {
+    return invalid(fmt::format("{}: safetensors header of {} bytes; the limit is {}", path, stated_length,
                                kMaxSafetensorsHeaderBytes));
   }
+  const auto length = static_cast<int64_t>(stated_length);
   if (length > size - 8) {
     return invalid(
         fmt::format("{}: safetensors header of {} bytes, but only {} bytes follow: the file is truncated",

@@ -106,6 +106,8 @@ def test_flags_are_the_defaults_of_lines(tmp_path):
         ('{"prompt": "a", "temperature": 1e400}', "in.jsonl:2: not valid JSON: the number 1e400 is out of range"),
         ('{"prompt": "a", "n": 1, "n": 2}', 'in.jsonl:2: key "n" is given twice'),
         ('{"prompt": "a", "sampling": {"n": 1, "n": 1}}', 'in.jsonl:2: key "n" is given twice'),
+        ('{"prompt": "a", "temperature": 0, "sampling": "greedy"}', 'in.jsonl:2: sampling must be an object, not "greedy"'),
+        ('{"prompt": "a"}\0 {"top_pp": 1}', "in.jsonl:2: not valid JSON at byte 16, a NUL byte"),
         ('{"prompt": "a"', "in.jsonl:2: not valid JSON at byte"),
         ("[1, 2]", "in.jsonl:2: the request must be an object"),
     ],

@@ -1,5 +1,6 @@
 // What stands between texts and requests, without a network: UTF-8, jsonl lines, the wire's defaults, flags,
 // results as JSON.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -76,6 +77,18 @@ TEST(JsonRequest, NamesWhatIsWrong) {
   EXPECT_EQ(why_refused(R"({"prompt":"a","n":1,"sampling":{"n":2}})"), "sampling.n is given twice");
   EXPECT_EQ(why_refused(R"({"prompt":"a","logit_bias":{"x":1}})"),
             "sampling.logit_bias: 'x' is not a token id");
+  for (const char* key : {" 5", "5 ", "\t5", "+5", "05", "5x", "5.0", "", "-"})
+    EXPECT_EQ(why_refused(fmt::format(R"({{"prompt":"a","logit_bias":{{"{}":1}}}})",
+                                      key == std::string("\t5") ? "\\t5" : key)),
+              fmt::format("sampling.logit_bias: '{}' is not a token id", key));
+  for (const char* value : {"\"greedy\"", "5", "null", "[1]"}) {
+    const std::string message = fmt::format("sampling must be an object, not {}", value);
+    EXPECT_EQ(why_refused(fmt::format(R"({{"prompt":"a","temperature":0,"sampling":{}}})", value)), message);
+    EXPECT_EQ(why_refused(fmt::format(R"({{"prompt":"a","sampling":{},"temperature":0}})", value)), message);
+    EXPECT_EQ(why_refused(fmt::format(R"({{"prompt":"a","sampling":{}}})", value)), message);
+  }
+  EXPECT_EQ(why_refused(std::string("{\"prompt\":\"a\"}\0{\"top_pp\":1}", 28)),
+            "not valid JSON at byte 15, a NUL byte");
   EXPECT_EQ(why_refused("[1]"), "the request must be an object, not [1]");
   EXPECT_EQ(why_refused("{\"prompt\":\"a\xFF\"}"), "not UTF-8 at byte 12");
   EXPECT_NE(why_refused("{\"prompt\":").find("not valid JSON at byte"), std::string::npos);

@@ -104,6 +104,15 @@ TEST(JsonText, WhatNestsTooDeepIsRefusedBeforeItIsATree) {
   EXPECT_EQ(shown(*parse_json(R"(["\u00e9", 1])"), 5), R"(["\u0...)");
 }
 
+TEST(JsonText, ANulByteEndsNoText) {
+  using std::string_view_literals::operator""sv;
+  EXPECT_EQ(parse_json("{}\0 garbage"sv).error().message, "not valid JSON at byte 3, a NUL byte");
+  EXPECT_EQ(parse_json("[1]\0"sv).error().message, "not valid JSON at byte 4, a NUL byte");
+  EXPECT_EQ(parse_json("[\"a\0b\"]"sv).error().message, "not valid JSON at byte 4, a NUL byte");
+  EXPECT_EQ(parse_unambiguous_json("{}\0"sv).error().message, "not valid JSON at byte 3, a NUL byte");
+  EXPECT_TRUE(parse_json(R"(["a\u0000b"])").has_value());
+}
+
 TEST(JsonText, AKeyGivenTwiceIsNamed) {
   EXPECT_EQ(parse_unambiguous_json(R"({"a": 1, "b": {"a": 2}, "": [{}, {"a": 3}]})")->size(), 3u);
   EXPECT_EQ(parse_unambiguous_json(R"({"a": 1, "a": 1})").error().message, "key \"a\" is given twice");

@@ -109,6 +109,43 @@ TEST(ModelConfig, RefusesWhatIsNotAConfiguration) {
   EXPECT_FALSE(parse_model_config(std::string(1 << 20, '[')));  // deep nesting neither overflows nor parses
 }
 
+TEST(ModelConfig, RefusesWhatSaysTwoThings) {
+  const std::string text = good().dump(), open = text.substr(0, text.size() - 1);
+  const auto why = [](const std::string& config, const std::string& generation = "") {
+    const Result<ModelSpec> spec = parse_model_config(config, generation);
+    return spec ? "accepted" : spec.error().message;
+  };
+  EXPECT_EQ(why(open + R"(,"vocab_size":64})"), R"(config.json: key "vocab_size" is given twice)");
+  EXPECT_EQ(why(open + R"(,"rope_scaling":{"type":"linear","factor":2,"factor":4}})"),
+            R"(config.json: key "factor" is given twice)");
+  EXPECT_EQ(why(text, R"({"top_k":1,"top_k":2})"), R"(generation_config.json: key "top_k" is given twice)");
+  EXPECT_EQ(why(text + std::string(1, '\0') + "junk"),
+            "config.json: not valid JSON at byte " + std::to_string(text.size() + 1) + ", a NUL byte");
+
+  const json linear = {{"rope_type", "linear"}, {"factor", 2.0}};
+  json config = good();
+  config["rope_scaling"] = linear;
+  config["rope_scaling"]["type"] = "linear";
+  EXPECT_EQ(refusal(config), "accepted");
+  config["rope_scaling"]["type"] = "yarn";
+  EXPECT_TRUE(
+      contains(refusal(config), R"(rope_scaling: field `type` is "yarn" and field `rope_type` is "linear")"))
+      << refusal(config);
+
+  for (const char* name : {"rope_scaling", "rope_parameters"}) {
+    config = good();
+    config["rope_theta"] = 10000;
+    config[name] = linear;
+    config[name]["rope_theta"] = 10000.0;
+    EXPECT_EQ(refusal(config), "accepted");
+    config[name]["rope_theta"] = 20000;
+    EXPECT_TRUE(contains(refusal(config), "field `rope_theta` is 20000, and `rope_theta` beside it is 10000"))
+        << refusal(config);
+    config.erase("rope_theta");
+    EXPECT_EQ(parse(config)->rope.theta, 20000);
+  }
+}
+
 TEST(ModelConfig, NamesAnUnknownArchitecture) {
   EXPECT_TRUE(
       contains(refusal_with("architectures", json{"GPT2LMHeadModel"}), "`GPT2LMHeadModel` is not supported"));

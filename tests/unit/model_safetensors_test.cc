@@ -4,6 +4,7 @@
 #include "src/model/safetensors.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -72,12 +73,13 @@ TEST_F(SafetensorsFiles, ReadsTensorsInTheOrderOfTheirBytes) {
 
 TEST_F(SafetensorsFiles, NamesEachFaultOfTheHeader) {
   const std::string t = R"("dtype":"F32","shape":[2],"data_offsets":[0,8])";
-  const std::pair<std::string, const char*> cases[] = {
+  const std::pair<std::string, std::string> cases[] = {
       {"[]", "does not begin with an object"},
       {" {}", "does not begin with an object"},
       {"{", "not valid JSON"},
       {R"({"a":{)" + t + R"(}} x)", "not valid JSON"},
       {"{\"\xff\":{" + t + "}}", "not valid JSON at byte 3"},
+      {R"({"a":{)" + t + "}}" + std::string(1, '\0') + "garbage", "not valid JSON at byte 55, a NUL byte"},
       {R"({"a":{)" + t + R"(},"a":{)" + t + "}}", "tensor `a` is there twice"},
       {R"({"a":{)" + t + R"(,"dtype":"F32"}})", "field `dtype` is there twice"},
       {R"({"a":{)" + t + R"(,"stride":[1]}})", "unknown field `stride`"},
@@ -94,8 +96,18 @@ TEST_F(SafetensorsFiles, NamesEachFaultOfTheHeader) {
       {R"({"a":[1]})", "a list is not allowed"},
       {R"({"a":null})", "null is not allowed"},
       {R"({"a":{"dtype":"F32","shape":[1,1,1,1,1,1,1,1,2],"data_offsets":[0,8]}})", "more than 8 numbers"},
-      {R"({"a":{"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,8]}})",
-       "the limit is 9223372036854775807"},
+      {R"({"a":{"dtype":"F32","shape":[9223372036854775808],"data_offsets":[0,8]}})",
+       "field `shape`: 9223372036854775808 is too large; the limit is 9223372036854775807"},
+      {R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,18446744073709551615]}})",
+       "field `data_offsets`: 18446744073709551615 is too large; the limit is 9223372036854775807"},
+      {R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,18446744073709551616]}})",
+       "field `data_offsets`: 18446744073709551616 is too large; the limit is 9223372036854775807"},
+      {R"({"a":{"dtype":"F32","shape":[-18446744073709551616],"data_offsets":[0,8]}})",
+       "field `shape`: -18446744073709551616, a negative number is not allowed there"},
+      {R"({"a":{"dtype":18446744073709551616,"shape":[2],"data_offsets":[0,8]}})",
+       "field `dtype`: a number is not allowed there"},
+      {R"({"a":{"dtype":"F32","shape":[)" + std::string(300, '9') + R"(],"data_offsets":[0,8]}})",
+       "field `shape`: " + std::string(40, '9') + "... is too large"},
       {R"({"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,8]}})",
        "has no size in bytes"},
       {R"({"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}})",
@@ -126,7 +138,8 @@ TEST_F(SafetensorsFiles, NamesFaultsOfTheFile) {
   EXPECT_TRUE(contains(open_error("1234567"), "7 bytes"));
   EXPECT_TRUE(contains(open_error(with_length(100'000'001, "{}")),
                        "header of 100000001 bytes; the limit is 100000000"));
-  EXPECT_TRUE(contains(open_error(with_length(UINT64_MAX, "{}")), "the limit is 100000000"));
+  EXPECT_TRUE(contains(open_error(with_length(UINT64_MAX, "{}")),
+                       "header of 18446744073709551615 bytes; the limit is 100000000"));
   EXPECT_TRUE(contains(open_error(with_length(50, "{}")), "only 2 bytes follow: the file is truncated"));
   const Result<SafetensorsFile> absent = SafetensorsFile::open(path("absent"));
   ASSERT_FALSE(absent);
@@ -134,6 +147,10 @@ TEST_F(SafetensorsFiles, NamesFaultsOfTheFile) {
   const Result<SafetensorsFile> folder = SafetensorsFile::open(dir_);
   ASSERT_FALSE(folder);
   EXPECT_TRUE(contains(folder.error().message, "not a regular file"));
+  ASSERT_EQ(mkfifo(path("fifo").c_str(), 0600), 0);
+  const Result<SafetensorsFile> fifo = SafetensorsFile::open(path("fifo"));  // nobody writes to it
+  ASSERT_FALSE(fifo);
+  EXPECT_TRUE(contains(fifo.error().message, "fifo: not a regular file")) << fifo.error().message;
 }
 
 TEST_F(SafetensorsFiles, RefusesEveryTruncation) {
