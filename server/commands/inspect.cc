@@ -163,9 +163,8 @@ Status add_texts(const std::string& dir, const ModelSpec& spec, Json& report) {
   if (!Tokenizer::exists(dir)) return ok();
   const auto tokenizer = Tokenizer::open(dir, spec.vocab_size);
   if (!tokenizer) return tokenizer.error();
-  int32_t known = 0;
-  for (int32_t id = 0; id < spec.vocab_size; ++id) known += (*tokenizer)->token_text(id).has_value() ? 1 : 0;
-  report["tokenizer"] = {{"tokens", known}, {"ids_without_a_token", spec.vocab_size - known}};
+  const int32_t without = (*tokenizer)->ids_without_a_token();
+  report["tokenizer"] = {{"tokens", spec.vocab_size - without}, {"ids_without_a_token", without}};
   const auto chat = ChatTemplate::open(dir);
   if (!chat) return chat.error();
   report["chat_template"] = *chat != nullptr;

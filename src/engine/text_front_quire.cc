@@ -1,5 +1,7 @@
 // Text over src/text: tokenizer, chat template, detokenizer, stop matcher.
 #include "src/engine/text_front.h"
+
+#include "src/base/log.h"
 #include "src/text/chat_template.h"
 #include "src/text/detokenizer.h"
 #include "src/text/stop_matcher.h"
@@ -67,6 +69,15 @@ class QuireTextFront final : public TextFront {
   std::unique_ptr<ChatTemplate> chat_;
 };
 
+// Often only padding of the model's vocabulary, which it never chooses; a tokenizer of another model looks the same.
+void warn_of_ids_without_a_token(const Tokenizer& tokenizer) {
+  const int32_t without = tokenizer.ids_without_a_token();
+  if (without > 0)
+    log_line(
+        LogLevel::kWarn, "ids_without_a_token",
+        {{"ids", without}, {"vocab_size", tokenizer.vocab_size()}, {"effect", "they decode to no text"}});
+}
+
 }  // namespace
 
 Result<std::unique_ptr<TextFront>> open_text_front(const std::string& model_dir, int32_t vocab_size) {
@@ -75,6 +86,7 @@ Result<std::unique_ptr<TextFront>> open_text_front(const std::string& model_dir,
         "this model's directory has no tokenizer.json or tokenizer.model: prompts must be token ids");
   Result<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::open(model_dir, vocab_size);
   if (!tokenizer) return tokenizer.error();
+  warn_of_ids_without_a_token(**tokenizer);
   Result<std::unique_ptr<ChatTemplate>> chat = ChatTemplate::open(model_dir);
   if (!chat) return chat.error();
   return std::unique_ptr<TextFront>(

@@ -141,6 +141,13 @@ std::optional<std::string> Tokenizer::token_text(int32_t id) const {
   return std::string(token.spelling, token.spelling_bytes);
 }
 
+int32_t Tokenizer::ids_without_a_token() const {
+  int32_t without = 0;
+  for (int32_t id = 0; id < vocab_size_; ++id)
+    without += quire_tokenizer_token(handle_, id).spelling == nullptr ? 1 : 0;
+  return without;
+}
+
 TokenBytes Tokenizer::token_bytes(int32_t id) const {
   const quire_token token = quire_tokenizer_token(handle_, id);
   return {.bytes = {token.bytes, token.num_bytes}, .special = token.special != 0};

@@ -64,6 +64,7 @@ class Tokenizer {
   // Ids are below this: the model's vocabulary where it is known, else highest id + 1. Some may have no
   // token; they decode to nothing.
   int32_t vocab_size() const { return vocab_size_; }
+  int32_t ids_without_a_token() const;
   std::optional<int32_t> token_id(std::string_view token) const;
   // As the vocabulary spells it ("Ġthe", "▁the", "<s>").
   std::optional<std::string> token_text(int32_t id) const;

@@ -194,6 +194,7 @@ TEST(Tokenizer, RefusesMoreIdsThanTheModelHas) {
   const auto padded = Tokenizer::open(dir, 5000);
   ASSERT_TRUE(padded.has_value());
   EXPECT_EQ((*padded)->vocab_size(), 5000);
+  EXPECT_EQ((*padded)->ids_without_a_token(), 904);
   EXPECT_EQ(*(*padded)->decode(std::vector<int32_t>{4999}, false), "");
 }
 
