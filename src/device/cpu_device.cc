@@ -48,7 +48,8 @@ class CpuDevice final : public Device {
                                     static_cast<size_t>(round_up(bytes, huge ? kHugePage : kAlignment)));
     if (data == nullptr) {
       return error(Code::kResourceExhausted,
-                   fmt::format("{} needs {} bytes of host memory; {} bytes are free", what, bytes, free));
+                   fmt::format("{} needs {} bytes of host memory; {} bytes are free{}", what, bytes, free,
+                               address_space_note()));
     }
     // 2 MiB pages: a stream over a large weight otherwise pays a page walk every 4 KiB. Only a hint.
     if (huge) madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);

@@ -28,8 +28,10 @@ MODEL = ROOT / "models" / "demo"
 START_S = 60  # longest wait for a READY line: two cores may be compiling beside us
 
 
-def quire(*arguments: object, stdin: str | None = None, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    """Runs one command to its end."""
+def quire(
+    *arguments: object, stdin: str | None = None, environment: dict[str, str] | None = None, address_space: int = 0
+) -> subprocess.CompletedProcess:
+    """Runs one command to its end. address_space: what RLIMIT_AS allows the process, bytes."""
     return subprocess.run(
         [BINARY, *map(str, arguments)],
         input=stdin,
@@ -37,6 +39,7 @@ def quire(*arguments: object, stdin: str | None = None, environment: dict[str, s
         text=True,
         timeout=120,
         env={**os.environ, **(environment or {})},
+        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))) if address_space else None,
     )
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import BINARY, MODEL, ROOT, quire
+from conftest import BINARY, MODEL, ROOT, Server, quire
 
 
 @pytest.mark.parametrize(
@@ -156,6 +156,68 @@ def test_a_config_file_and_the_environment_set_flags(tmp_path):
     assert run()["usage"]["completion_tokens"] == 3
     assert run(QUIRE_MAX_TOKENS="4")["usage"]["completion_tokens"] == 4
     assert run("--max-tokens", "5", QUIRE_MAX_TOKENS="4")["usage"]["completion_tokens"] == 5
+
+
+def test_of_flags_that_exclude_each_other_the_first_in_precedence_counts(tmp_path):
+    config = tmp_path / "quire.json"
+    config.write_text(json.dumps({"model": str(MODEL), "max_tokens": 1, "prompt": "Once"}))
+    run = lambda *flags, **env: quire("generate", "--config", config, "--output", "json", *flags, environment=env)  # noqa: E731
+    ids = lambda *flags, **env: json.loads(run(*flags, **env).stdout)["prompt_token_ids"]  # noqa: E731
+    from_file = ids()
+    assert from_file != [7, 8] and ids(QUIRE_PROMPT_IDS="7,8") == [7, 8]
+    assert ids("--prompt-ids", "7,8") == ids("--prompt-ids=7,8", QUIRE_PROMPT="Once", QUIRE_INPUT="/none") == [7, 8]
+    assert ids("--prompt", "Once", QUIRE_PROMPT_IDS="7,8") == from_file
+    both = run("--prompt", "a", "--prompt-ids", "7,8")
+    assert both.returncode == 2 and "excludes" in both.stderr
+    both = run(QUIRE_PROMPT="a", QUIRE_PROMPT_IDS="7,8")
+    assert both.returncode == 2 and "excludes" in both.stderr
+    config.write_text(json.dumps({"model": str(MODEL), "prompt": "Once", "prompt_ids": [7, 8]}))
+    both = run()
+    assert both.returncode == 2 and "'prompt' and 'prompt_ids' exclude each other" in both.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('{"max_tokens": 3, "max_tokens": 4}', 'key "max_tokens" is given twice'),
+        ('{"max_tokens": 3}\0{"max_tokens": 4}', "not valid JSON at byte 18, a NUL byte"),
+    ],
+)
+def test_a_config_file_says_one_thing(tmp_path, text, complaint):
+    config = tmp_path / "quire.json"
+    config.write_text(text)
+    done = quire("generate", "--model", MODEL, "--prompt", "a", "--config", config)
+    assert done.returncode == 2 and f"--config {config}: {complaint}" in done.stderr
+
+
+def test_no_address_space_for_the_cache_names_the_limit():
+    limit = 2_000_000_000
+    done = quire("generate", "--model", MODEL, "--prompt", "a", "--kv-cache-bytes", 4_000_000_000, address_space=limit)
+    assert done.returncode == 1
+    assert re.search(rf"cache needs \d+ bytes of host memory; \d+ bytes are free, and RLIMIT_AS \(ulimit -v\) leaves \d+ bytes of {limit}", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("command", ["generate", "serve"])
+def test_a_tokenizer_that_lacks_ids_of_the_model_is_told_at_the_start(tmp_path, command):
+    for file in MODEL.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "tokenizer.json").unlink()
+    tokenizer = json.loads((MODEL / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [t for t in tokenizer["added_tokens"] if t["id"] < 4000]
+    vocabulary = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {text: i for text, i in vocabulary.items() if i < 4000}
+    tokenizer["model"]["merges"] = []
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    line = "ids_without_a_token ids=96 vocab_size=4096"
+    if command == "generate":
+        whole, part = (quire("generate", "--model", model, "--prompt-ids", "7", "--max-tokens", 1) for model in (MODEL, tmp_path))
+        assert (whole.returncode, part.returncode) == (0, 0), part.stderr
+        assert line in part.stderr and "ids_without_a_token" not in whole.stderr
+    else:
+        server = Server(model=tmp_path)
+        server.stop()
+        assert sum(line in said for said in server.log) == 1, server.log
 
 
 @pytest.mark.parametrize("command", ["serve", "generate", "chat", "tokenize", "detokenize", "inspect kv", "inspect model", "healthcheck"])

@@ -1,8 +1,14 @@
 // The CPU as a device: what it gives out is counted, and its sum is bounded by what was free. Memory is asked for and never touched, as a
 // start does that fills its buffers later: to the system all of it is still free then.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
 
 #include "src/device/device.h"
+#include "src/device/host_memory.h"
 
 namespace quire {
 namespace {
@@ -39,6 +45,26 @@ TEST(CpuDevice, RefusesASumThatIsMoreThanWasFreeThoughNothingIsTouched) {
         << second.error().message;
   }
   EXPECT_EQ(device->allocated_bytes(), 0);
+}
+
+// In a process of its own, whose address space ends 100 MB further on.
+TEST(CpuDevice, NamesTheLimitOfTheAddressSpaceWhereThatIsWhatRefuses) {
+  const auto allocate_under_a_limit = [] {
+    const auto device = std::move(open_cpu_device(1)).value();
+    int64_t pages = 0;
+    std::ifstream("/proc/self/statm") >> pages;
+    const auto limit = static_cast<rlim_t>(pages * sysconf(_SC_PAGE_SIZE) + 100'000'000);
+    const rlimit limits{.rlim_cur = limit, .rlim_max = limit};
+    if (setrlimit(RLIMIT_AS, &limits) != 0) _exit(1);
+    const Result<DeviceBuffer> buffer = device->allocate(200'000'000, "cache");
+    std::fprintf(stderr, "%s, limit %zu\n", buffer ? "given" : buffer.error().message.c_str(),
+                 static_cast<size_t>(limit));
+    _exit(0);
+  };
+  EXPECT_EXIT(allocate_under_a_limit(), testing::ExitedWithCode(0),
+              "cache needs 200000000 bytes of host memory; [0-9]+ bytes are free, "
+              "and RLIMIT_AS \\(ulimit -v\\) leaves (99|100)[0-9]+ bytes of ([0-9]+), limit ");
+  EXPECT_EQ(address_space_note(), "") << "the tests run without such a limit";
 }
 
 }  // namespace
