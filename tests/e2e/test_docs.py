@@ -3,11 +3,12 @@
 Method: the reference pages are made anew and compared; every flag that any page names must exist in the command line.
 """
 
+import json
 import re
 import subprocess
 import sys
 
-from conftest import BINARY, ROOT
+from conftest import BINARY, MODEL, ROOT, quire
 
 # Flags of other programs that the pages show.
 FOREIGN = {"--only", "--dir", "--insecure", "--protoset", "--call", "--preset", "--build", "--label", "--help"}
@@ -18,6 +19,20 @@ def test_reference_pages_list_every_flag_and_field_as_it_is():
         [sys.executable, ROOT / "tools/reference.py", "--binary", BINARY, "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def fields(value: object) -> object:
+    """The shape of a JSON value: names, and of a list its first entry."""
+    if isinstance(value, dict):
+        return {name: fields(part) for name, part in value.items()}
+    return [fields(value[0])] if isinstance(value, list) and value else None
+
+
+def test_the_page_on_the_command_line_shows_what_generate_prints():
+    sample = re.search(r"```json\n(.*?)```", (ROOT / "docs/commands.md").read_text(), re.DOTALL).group(1)
+    arguments = ["generate", "--model", MODEL, "--prompt", "Once", "--max-tokens", "1", "--temperature", "0", "--logprobs", "1", "--output", "json"]
+    printed = quire(*arguments).stdout
+    assert fields(json.loads(sample)) == fields(json.loads(printed))
 
 
 def test_every_number_that_a_request_may_carry_has_its_range_and_default():

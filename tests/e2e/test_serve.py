@@ -70,6 +70,17 @@ def test_a_cancelled_stream_gives_its_blocks_back(client):
     assert eventually(lambda: idle(client))
 
 
+def test_abort_takes_names_and_says_so(server, client):
+    async def asynchronous(names):
+        async with AsyncClient(server.address) as other:
+            return await other.abort(names)
+
+    for wrong, kind in ((["a"], "list"), (5, "int"), (None, "NoneType")):
+        for call in (client.abort, lambda names: asyncio.run(asynchronous(names))):
+            with pytest.raises(TypeError, match=rf'abort takes names, abort\("a", "b"\); {kind} is none'):
+                call(wrong)
+
+
 def test_abort_ends_a_stream_by_name(client):
     with client.generate("Once", max_tokens=4000, ignore_eos=True, request_id="to be ended") as generation:
         next(generation)

@@ -11,7 +11,7 @@ import grpc
 
 from . import channel as wiring
 from .errors import QuireError
-from .request import Prompt, RequestOptions, make_request
+from .request import Prompt, RequestOptions, check_request_ids, make_request
 from .types import Completion, Event, Load, Model, event_from_wire, load_from_wire, model_from_wire
 from .wire import service_pb2, service_pb2_grpc
 
@@ -101,7 +101,8 @@ class Client:
         return load_from_wire(self._unary(self._stub.GetLoad, service_pb2.GetLoadRequest()))
 
     def abort(self, *request_ids: str) -> list[str]:
-        """Ends requests by name; returns those that were running."""
+        """Ends requests by name, abort("a", "b"); returns those that were running."""
+        check_request_ids(request_ids)
         return list(self._unary(self._stub.Abort, service_pb2.AbortRequest(request_ids=request_ids)).aborted_request_ids)
 
     def is_ready(self) -> bool:

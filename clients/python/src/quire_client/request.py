@@ -140,3 +140,10 @@ def make_request(prompt: Prompt, options: Mapping[str, Any]) -> generation_pb2.G
         else:
             raise TypeError(f"generate() got an unexpected keyword argument '{name}'")
     return request
+
+
+def check_request_ids(request_ids: tuple[Any, ...]) -> None:
+    """TypeError for what is no name: abort takes names, not a list of them."""
+    for name in request_ids:
+        if not isinstance(name, str):
+            raise TypeError(f'abort takes names, abort("a", "b"); {type(name).__name__} is none')
