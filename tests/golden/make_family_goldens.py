@@ -7,6 +7,7 @@ Each folder holds config.json, generation_config.json, model.safetensors (float3
   logits       [40][vocab], of every prompt position, in float64 from the float32 weights
   greedy_ids   64 ids, one step at a time with transformers' own cache
   min_margin   the smallest difference between the two likeliest logits over the greedy steps
+rope-dynamic's has two more fields, which add_dynamic_logits.py makes after this script.
 A seed whose smallest margin is under 5e-3 is passed over: float32 must be able to tell the two apart.
 """
 
