@@ -255,6 +255,10 @@ Broken nobody_is_starved(const EngineCore& core) {
     return fmt::format(
         "invariant 11: tenant '{}' was let in at {} tokens while '{}' waited, which has paid {}", u->served,
         u->served_at, u->waiting, u->waiting_at);
+  if (const std::optional<Unlifted> u = core.scheduler().find_unlifted())
+    return fmt::format(
+        "invariant 11: tenant '{}' waits at rank {} at {} tokens; who begins there begins at {} or more",
+        u->tenant, u->rank, u->counter, u->least);
   if (const std::optional<PassedOver> p = core.scheduler().find_passed_over())
     return fmt::format("invariant 11: tenant '{}' was let in while request {} waited, which {}", p->served,
                        p->waiting,

@@ -1,7 +1,6 @@
 #include "src/request/waiting_queue.h"
 
 #include <algorithm>
-#include <iterator>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -9,38 +8,28 @@
 #include "src/base/check.h"
 
 namespace quire {
-namespace {
-
-constexpr auto sooner = [](const auto& a, const auto& b) {
-  return a.second->admitted_in < b.second->admitted_in;
-};
-
-}  // namespace
 
 void WaitingQueue::enter(SequenceGroup& group) {
   check(group.share == nullptr, "a request enters the queue once");
-  const auto found = shares_.try_emplace(group.tenant).first;
+  Rank& rank = ranks_[group.rank()];
+  const auto found = rank.shares.try_emplace(group.tenant).first;
   TenantShare& share = found->second;
   share.tenant = found->first;
+  share.rank = group.rank();
   if (share.num_present++ == 0) idle_.erase({share.counter, &share});
-  if (share.num_waiting++ == 0) share.counter = std::max(share.counter, floor(group.rank()));
-  ++waiting_[group.rank()][&share];
+  if (share.num_waiting++ == 0) {
+    const double floor = floor_of(rank);
+    rank.floor = std::max(rank.floor, floor);
+    share.counter = std::max(share.counter, floor);
+    rank.waiting.insert(&share);
+  }
   group.share = &share;
 }
 
 void WaitingQueue::end_wait(SequenceGroup& group) {
-  check(group.share->num_waiting > 0, "a request ends its wait once");
-  --group.share->num_waiting;
-  no_longer_at(group.rank(), *group.share);
-}
-
-void WaitingQueue::no_longer_at(int32_t rank, const TenantShare& share) {
-  const auto tenants = waiting_.find(rank);
-  check(tenants != waiting_.end(), "somebody waits at the rank of one that waits");
-  const auto requests = tenants->second.find(&share);
-  check(requests != tenants->second.end(), "a tenant waits at the rank of its request");
-  if (--requests->second == 0) tenants->second.erase(requests);
-  if (tenants->second.empty()) waiting_.erase(tenants);
+  TenantShare& share = *group.share;
+  check(share.num_waiting > 0, "a request ends its wait once");
+  if (--share.num_waiting == 0) ranks_.at(share.rank).waiting.erase(&share);
 }
 
 void WaitingQueue::leave(SequenceGroup& group) {
@@ -49,38 +38,37 @@ void WaitingQueue::leave(SequenceGroup& group) {
   if (--share.num_present > 0) return;
   check(share.num_waiting == 0, "who has left waits no more");
   idle_.insert({share.counter, &share});
-  if (idle_.size() > kMaxIdleTenants) forget_one();
+  if (idle_.size() > kMaxIdleShares) forget_one();
 }
 
-// Where nobody has come in at a rank, or not for long, whoever came in last anywhere.
-const TenantShare* WaitingQueue::admitted_last(int32_t rank) const {
-  if (const auto found = admitted_last_.find(rank); found != admitted_last_.end()) return found->second;
-  const auto last = std::ranges::max_element(admitted_last_, sooner);
-  return last == admitted_last_.end() ? nullptr : last->second;
-}
-
-double WaitingQueue::floor(int32_t rank) const {
-  const auto here = waiting_.find(rank);
-  if (here == waiting_.end()) {
-    const TenantShare* last = admitted_last(rank);
-    return last == nullptr ? 0 : last->counter;
+double WaitingQueue::floor_of(const Rank& rank) {
+  if (rank.waiting.empty()) {
+    const TenantShare* last = rank.admitted_last;
+    return std::max(rank.floor, last == nullptr ? rank.forgotten_at : last->counter);
   }
   double least = std::numeric_limits<double>::infinity();
-  for (const auto& [share, requests] : here->second) least = std::min(least, share->counter);
+  for (const TenantShare* share : rank.waiting) least = std::min(least, share->counter);
   return least;
 }
 
-// Who has paid least of the idle: likeliest to be lifted on return, as a new one is, and gaining least if not. Not
-// those by whom newcomers are measured: they are fewer than the idle.
+// Who has paid least of the idle: likeliest to be lifted on return, as a new one is, and gaining least if not.
 void WaitingQueue::forget_one() {
-  const auto measures = [&](const TenantShare* share) {
-    return std::ranges::any_of(admitted_last_, [&](const auto& last) { return last.second == share; });
-  };
-  auto least = idle_.begin();
-  while (measures(least->share)) ++least;
-  const std::string tenant(least->share->tenant);
-  idle_.erase(least);
-  shares_.erase(tenant);
+  const TenantShare& least = *idle_.begin()->share;
+  const auto rank = ranks_.find(least.rank);
+  if (rank->second.admitted_last == &least) {
+    rank->second.admitted_last = nullptr;
+    rank->second.forgotten_at = least.counter;
+  }
+  const std::string tenant(least.tenant);
+  idle_.erase(idle_.begin());
+  rank->second.shares.erase(tenant);
+  if (rank->second.shares.empty()) ranks_.erase(rank);
+}
+
+size_t WaitingQueue::num_shares() const {
+  size_t count = 0;
+  for (const auto& [rank, of_rank] : ranks_) count += of_rank.shares.size();
+  return count;
 }
 
 void WaitingQueue::push(SequenceGroup& group) {
@@ -109,13 +97,10 @@ void WaitingQueue::erase(SequenceGroup& group) {
 void WaitingQueue::admit(SequenceGroup& group) {
   TenantShare& share = *group.share;
   share.admitted_in = ++num_events_;
-  share.admitted_rank = group.rank();
   share.admitted_at = share.counter;
   share.promoted_in = promoted_in_;
   share.promoted_by_us = promoted_by_us_;
-  admitted_last_[group.rank()] = &share;
-  if (admitted_last_.size() > kMaxRanksKnown)
-    admitted_last_.erase(std::ranges::min_element(admitted_last_, sooner));
+  ranks_.at(share.rank).admitted_last = &share;
 }
 
 void WaitingQueue::promote(int64_t arrived_by_us) {
@@ -129,11 +114,14 @@ void WaitingQueue::promote(int64_t arrived_by_us) {
         if (group->overdue || group->times.arrival_us > arrived_by_us) break;
         overdue.push_back(group);
       }
+  const auto earlier = [](const SequenceGroup* a, const SequenceGroup* b) { return a->order < b->order; };
+  std::ranges::sort(overdue, earlier);  // each begins where those before it stand
   for (SequenceGroup* group : overdue) {
     erase(*group);
-    no_longer_at(group->rank(), *group->share);
+    end_wait(*group);
+    leave(*group);
     group->overdue = true;
-    ++waiting_[group->rank()][group->share];
+    enter(*group);
     push(*group);
   }
 }
@@ -147,11 +135,19 @@ std::optional<Unfairness> WaitingQueue::find_unfair() const {
   for (const auto& [rank, lines] : by_rank_)
     for (const auto& [tenant, line] : lines) {
       const TenantShare& waits = *line.groups.front()->share;
-      for (const auto& [name, served] : shares_)
-        if (served.admitted_in > line.since && served.admitted_rank == rank &&
-            served.admitted_at > waits.counter)
+      for (const auto& [name, served] : ranks_.at(rank).shares)
+        if (served.admitted_in > line.since && served.admitted_at > waits.counter)
           return Unfairness{name, tenant, served.admitted_at, waits.counter};
     }
+  return {};
+}
+
+// Where one begins the others who wait stand no lower, nor those who come after it.
+std::optional<Unlifted> WaitingQueue::find_unlifted() const {
+  for (const auto& [rank, of_rank] : ranks_)
+    for (const auto& [tenant, share] : of_rank.shares)
+      if (share.num_waiting > 0 && share.counter < of_rank.floor)
+        return Unlifted{tenant, rank, share.counter, of_rank.floor};
   return {};
 }
 
@@ -159,8 +155,8 @@ namespace {
 
 // Who came after that promotion may have come while the other was being let in.
 std::optional<PassedOver> passed_over(const SequenceGroup& waits, const TenantShare& served) {
-  if (waits.queued_in >= served.promoted_in || waits.rank() == served.admitted_rank) return {};
-  const bool comes_first = waits.rank() < served.admitted_rank;
+  if (waits.queued_in >= served.promoted_in || waits.rank() == served.rank) return {};
+  const bool comes_first = waits.rank() < served.rank;
   if (!comes_first && waits.times.arrival_us > served.promoted_by_us) return {};
   return PassedOver{served.tenant, waits.request, !comes_first};
 }
@@ -171,8 +167,9 @@ std::optional<PassedOver> WaitingQueue::find_passed_over() const {
   for (const auto& [rank, lines] : by_rank_)
     for (const auto& [tenant, line] : lines)
       for (const SequenceGroup* group : line.groups)
-        for (const auto& [name, served] : shares_)
-          if (const std::optional<PassedOver> found = passed_over(*group, served)) return found;
+        for (const auto& [worse, of_rank] : ranks_)
+          for (const auto& [name, served] : of_rank.shares)
+            if (const std::optional<PassedOver> found = passed_over(*group, served)) return found;
   return {};
 }
 

@@ -3,16 +3,17 @@
 // fair shares there. Engine thread.
 //
 // Fair shares are virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", OSDI
-// 2024): a tenant pays for each prompt token computed and, twice as much, for each token generated; the
-// tenant who has paid least is next. A tenant of whom nothing waits and who asks again is lifted to the least counter
-// of those who wait at the rank of what it asks; if nobody does, to that of whoever was admitted there last. Who only
-// runs neither keeps what it has not asked for nor holds others down: not to wait saves nothing (the paper's algorithm
-// 2, where everybody has one rank). Nobody is admitted past a tenant that waits at the same rank and has paid less. So
-// for as long as a tenant waits, each other that has been admitted at its rank meanwhile is ahead of it by no more than
-// what that one can have running at once: output is paid for as it comes (invariant 11).
+// 2024), at each rank for itself: a tenant has a counter for each rank that it asks at. There it pays for each prompt
+// token computed and, twice as much, for each token generated, of the requests that are let in at that rank; the tenant
+// who has paid least there is next. A tenant of whom nothing waits at a rank and who asks there is lifted to the least
+// counter of those who wait at it; if nobody does, to that of whoever was admitted there last, but no lower than where
+// anybody has begun there before (the paper's algorithm 2, at each rank). Who only runs, or waits at other ranks, neither
+// keeps what it has not asked for here nor holds others down: not to wait saves nothing. Nobody is admitted past a tenant
+// that waits at the same rank and has paid less. So for as long as a tenant waits at a rank, each other that has been
+// admitted there meanwhile is ahead of it by no more than what that one can have running at once: output is paid for as
+// it comes (invariant 11).
 //
-// A tenant has one counter for all ranks: what it gets at one counts at each. Where something of it waits at a low rank
-// it is not lifted at a high one: it has not been idle.
+// Who is promoted leaves its rank for the first of all, and begins there like anybody else. Where it is let in it pays.
 #pragma once
 
 #include <cstdint>
@@ -22,21 +23,23 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "src/request/sequence_group.h"
 
 namespace quire {
 
-struct TenantShare {
+struct TenantShare {        // of what is served at one rank
   double counter = 0;       // prompt tokens + 2 x output tokens, lifted
-  int32_t num_present = 0;  // of its requests, queued, parked or running
+  int32_t num_present = 0;  // of its requests, queued, parked or let in there
   int32_t num_waiting = 0;  // of these, not admitted yet: queued or parked
+  int32_t rank = 0;
   std::string_view tenant;
-  // When one of its requests was admitted last: its place among the queue's events, the rank, and what the tenant had paid.
+  // When one of these requests was admitted last: its place among the queue's events, and what had been paid then.
   uint64_t admitted_in = 0;
-  int32_t admitted_rank = 0;
   double admitted_at = 0;
   // The queue's last promotion before that, and whom it was to promote: those who arrived by then, behind others.
   uint64_t promoted_in = 0;
@@ -49,6 +52,13 @@ struct Unfairness {
   double served_at = 0, waiting_at = 0;  // their counters: the first's at its admission
 };
 
+// Who waits at a rank as if it were owed something: lower than where others have begun there.
+struct Unlifted {
+  std::string_view tenant;
+  int32_t rank = 0;
+  double counter = 0, least = 0;
+};
+
 // Who was let in although another stood in line at a better rank, or should have by then.
 struct PassedOver {
   std::string_view served;
@@ -59,10 +69,11 @@ struct PassedOver {
 class WaitingQueue {
  public:
   static constexpr double kPromptWeight = 1.0, kOutputWeight = 2.0;
-  // What they have paid is remembered; past it who has paid least is forgotten, and comes back as a new one.
-  static constexpr size_t kMaxIdleTenants = 1024;
+  // Shares of which no request is left are remembered; past it the least is forgotten, and its tenant comes back there as a
+  // new one. So memory is bound by the requests and by this, however many tenants and ranks there are.
+  static constexpr size_t kMaxIdleShares = 1024;
 
-  void enter(SequenceGroup& group);     // once per request: its tenant is present, and waits
+  void enter(SequenceGroup& group);     // once per request: its tenant is present at its rank, and waits
   void end_wait(SequenceGroup& group);  // once: it is admitted, or has ended before that
   void leave(SequenceGroup& group);     // once, at its end, after end_wait
   void push(SequenceGroup& group);      // at its place by arrival
@@ -75,15 +86,17 @@ class WaitingQueue {
   std::span<SequenceGroup* const> line_of(const SequenceGroup& group) const;
   static void charge_prompt(SequenceGroup& group, int64_t tokens) { charge(group, kPromptWeight, tokens); }
   static void charge_output(SequenceGroup& group, int64_t tokens) { charge(group, kOutputWeight, tokens); }
-  // The first breach of fair shares among those who wait now. O(lines x tenants): for audits.
+  // The first breach of fair shares among those who wait now. O(lines x shares): for audits.
   std::optional<Unfairness> find_unfair() const;
-  // The first of those who wait now that was passed over. O(requests x tenants): for audits.
+  // The first of those who wait now below where others began. O(shares): for audits.
+  std::optional<Unlifted> find_unlifted() const;
+  // The first of those who wait now that was passed over. O(requests x shares): for audits.
   std::optional<PassedOver> find_passed_over() const;
   // Between the counters of two tenants who wait at the rank that is next; 0 if fewer than two do.
   double widest_gap() const;
   int32_t size() const { return size_; }
   bool empty() const { return size_ == 0; }
-  size_t num_tenants() const { return shares_.size(); }  // present or remembered
+  size_t num_shares() const;  // present or remembered
 
  private:
   struct Line {                          // of one tenant
@@ -91,11 +104,12 @@ class WaitingQueue {
     uint64_t since = 0;                  // the queue's event that made it: somebody stands in it all the time
   };
   using Lines = std::unordered_map<std::string, Line>;  // tenants with someone in line
-  struct Place {                                        // by counter, then name
+  struct Place {                                        // by counter, then rank and name
     double counter = 0;
-    TenantShare* share = nullptr;
+    const TenantShare* share = nullptr;
     bool operator<(const Place& other) const {
-      return counter != other.counter ? counter < other.counter : share->tenant < other.share->tenant;
+      return std::tie(counter, share->rank, share->tenant) <
+             std::tie(other.counter, other.share->rank, other.share->tenant);
     }
   };
   static void charge(SequenceGroup& group, double weight, int64_t tokens) {
@@ -103,20 +117,20 @@ class WaitingQueue {
     group.paid += paid;
     group.share->counter += paid;
   }
+  struct Rank {  // at which a tenant is present or remembered
+    std::unordered_map<std::string, TenantShare> shares;
+    std::unordered_set<const TenantShare*> waiting;  // of whom something waits here: parked ones too
+    const TenantShare* admitted_last = nullptr;      // nullptr: it is forgotten, or nobody has been admitted
+    double forgotten_at = 0;                         // where it stood then
+    double floor = 0;  // the highest at which one of whom nothing waited has begun
+  };
   // Where a tenant of whom nothing waits begins. O(those who wait at the rank).
-  double floor(int32_t rank) const;
-  const TenantShare* admitted_last(int32_t rank) const;
-  void no_longer_at(int32_t rank, const TenantShare& share);
+  static double floor_of(const Rank& rank);
   void forget_one();
 
-  static constexpr size_t kMaxRanksKnown = 64;
-
   std::map<int32_t, Lines> by_rank_;
-  std::unordered_map<std::string, TenantShare> shares_;
-  std::set<Place> idle_;  // tenants that are not present
-  // Requests that wait, by rank and tenant: parked ones too.
-  std::map<int32_t, std::unordered_map<const TenantShare*, int32_t>> waiting_;
-  std::map<int32_t, const TenantShare*> admitted_last_;  // by rank; of the ranks that were used last
+  std::map<int32_t, Rank> ranks_;
+  std::set<Place> idle_;  // shares of which no request is left
   int32_t size_ = 0;
   uint64_t num_events_ = 0;  // requests put in line, promotions and admissions
   uint64_t promoted_in_ = 0;

@@ -165,6 +165,7 @@ class Scheduler {
   int32_t num_waiting_groups() const { return num_waiting_; }
   double widest_fairness_gap() const { return queue_.widest_gap(); }
   std::optional<Unfairness> find_unfair() const { return queue_.find_unfair(); }
+  std::optional<Unlifted> find_unlifted() const { return queue_.find_unlifted(); }
   std::optional<PassedOver> find_passed_over() const { return queue_.find_passed_over(); }
   int32_t num_admitted_groups() const {
     return static_cast<int32_t>(groups_.size() - ended_.size()) - num_waiting_;

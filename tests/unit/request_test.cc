@@ -174,11 +174,12 @@ TEST_F(Queue, WhoIsOverdueStandsAmongTheFirstByFairShares) {
   EXPECT_EQ(take(1000).tenant, "b");
   queue_.promote(10);
   EXPECT_TRUE(low.overdue);
-  EXPECT_EQ(&take(100), &low) << "its priority counts no more, and its tenant has paid least";
+  EXPECT_EQ(&take(100), &low) << "its priority counts no more";
   SequenceGroup& again = add("a", 5);
   again.times.arrival_us = 10;
   queue_.promote(60);
-  EXPECT_EQ(take(5000).tenant, "a") << "the others are overdue too, and a's tenant has paid less than b's";
+  EXPECT_EQ(take(5000).tenant, "b") << "overdue too: it begins where a stands, and came before";
+  EXPECT_EQ(take(1).tenant, "a");
   EXPECT_EQ(take(1).tenant, "b");
 }
 
@@ -276,13 +277,54 @@ TEST_F(Queue, WhoOnlyRunsSavesNothing) {
   EXPECT_LE(turns_of("long answer"), 2) << "it had asked for no more until then";
 }
 
-TEST_F(Queue, WhoWaitsIsNotLiftedWhenItAsksForMore) {
-  add("patient");
-  add("busy", -1);
-  take(10000);
-  add("busy", -1);
-  add("patient", -1);
-  EXPECT_EQ(queue_.next()->tenant, "patient") << "it has waited while the other was served";
+// To keep one request waiting behind all others is no claim on what others get meanwhile where it did not ask.
+TEST_F(Queue, WhoWaitsAtOneRankIsOwedNothingAtAnother) {
+  add("patient", 5);
+  for (int i = 0; i < 2; ++i) {
+    add("busy", -1), add("other", -1);
+    take(10000), take(10000);
+    if (i == 0) add("busy", -1), add("other", -1);
+    for (int k = 0; k < 10; ++k) add("patient", -1);
+    if (i == 1) add("busy", -1), add("other", -1);
+    EXPECT_LE(turns_of("patient"), 2) << (i == 0 ? "of those who wait" : "or were admitted last");
+    EXPECT_FALSE(queue_.find_unlifted());
+    while (queue_.next()->priority == -1) take(1);
+  }
+}
+
+TEST_F(Queue, WhatATenantGetsAtOneRankDoesNotHoldItBackAtAnother) {
+  add("both", 5), add("low", 5);
+  for (int i = 0; i < 3; ++i) {
+    add("both", -1);
+    take(10000);
+  }
+  for (int i = 0; i < 4; ++i) add("low", 5), add("both", 5);
+  for (int i = 0; i < 4; ++i) EXPECT_NE(take(10).tenant, take(10).tenant) << "in turn";
+}
+
+TEST_F(Queue, WhoIsPromotedBeginsWhereThoseWhoWereBeforeStand) {
+  for (int i = 0; i < 3; ++i) add("early", 5);
+  for (int i = 0; i < 10; ++i) add("late", 5).times.arrival_us = 20;
+  add("high", -1).times.arrival_us = 50;
+  queue_.promote(10);
+  take(10000), take(10000);
+  queue_.promote(20);
+  EXPECT_EQ(queue_.next()->tenant, "early") << "as much, and it came before";
+  take(1);
+  EXPECT_EQ(turns_of("late"), 10) << "and nobody else is overdue";
+}
+
+// The check knows where the last began to wait, and that nobody stands below that.
+TEST_F(Queue, WhoWaitsBelowWhereOthersBeginIsTold) {
+  add("busy");
+  take(1000);
+  SequenceGroup& late = add("late");
+  EXPECT_FALSE(queue_.find_unlifted());
+  WaitingQueue::charge_prompt(late, -1);  // as if it had not been lifted
+  ASSERT_TRUE(queue_.find_unlifted());
+  EXPECT_EQ(queue_.find_unlifted()->tenant, "late");
+  EXPECT_EQ(queue_.find_unlifted()->counter, 999);
+  EXPECT_EQ(queue_.find_unlifted()->least, 1000);
 }
 
 // Who waits at a lower priority is served less than those above it: that is no measure for who comes to those.
@@ -347,37 +389,61 @@ TEST_F(Queue, SoManyIdleTenantsAreRememberedAndNoMore) {
   for (int i = 0; i < 3000; ++i) {
     add("guest " + std::to_string(i));
     queue_.leave(take(1 + i % 7));
-    ASSERT_LE(queue_.num_tenants(), WaitingQueue::kMaxIdleTenants + 1);
+    ASSERT_LE(queue_.num_shares(), WaitingQueue::kMaxIdleShares + 1);
   }
   add("heavy");
   SequenceGroup& other = add("other");
   EXPECT_EQ(&take(1), &other) << "who has paid most is not the one that is forgotten";
 }
 
+// Any number of ranks: clients choose them.
+TEST_F(Queue, SoManyIdleRanksAreRememberedAndNoMore) {
+  for (int32_t rank = 0; rank < 3000; ++rank) {
+    add("one", rank);
+    queue_.leave(take(1));
+    ASSERT_LE(queue_.num_shares(), WaitingQueue::kMaxIdleShares);
+  }
+}
+
+// Whose counter newcomers are measured by may be forgotten: they begin there still.
+TEST_F(Queue, WhoWasAdmittedLastIsAMeasureWhenForgotten) {
+  add("other"), add("measure");
+  take(2000);
+  queue_.leave(take(500));
+  for (int i = 0; i < 1024; ++i) {
+    add("guest " + std::to_string(i), 7);
+    queue_.leave(take(1000));
+  }
+  EXPECT_EQ(add("new").share->counter, 500);
+}
+
 // Counters against a plain scan of all tenants, in random order of arrival at three ranks, admission, payment and end.
 TEST_F(Queue, WhoAsksAgainStandsWhereTheLeastThatWaitsDoes) {
-  struct Plain {
+  struct Plain {  // a tenant at a rank
     double counter = 0;
     std::vector<SequenceGroup*> waiting, running;
   };
-  std::map<std::string, Plain> plain;
-  std::map<int32_t, Plain*> last;  // admitted, by rank
-  Plain* last_of_all = nullptr;
-  Random random(1);
-  const auto waits_at = [](const Plain& p, int32_t rank) {
-    return std::ranges::any_of(p.waiting, [&](const SequenceGroup* g) { return g->priority == rank; });
+  struct PlainRank {
+    std::map<std::string, Plain> tenants;
+    Plain* last = nullptr;  // admitted
+    double floor = 0;
   };
-  for (int i = 0; i < 4000; ++i) {
+  std::map<int32_t, PlainRank> ranks;
+  Random random(1);
+  for (int i = 0; i < 6000; ++i) {
     const std::string tenant(1, static_cast<char>('a' + random.below(9)));
-    Plain& p = plain[tenant];
     const auto rank = static_cast<int32_t>(random.below(3));
+    PlainRank& here = ranks[rank];
+    Plain& p = here.tenants[tenant];
     if (random.chance(0.3)) {
-      double floor = std::numeric_limits<double>::infinity();
-      for (const auto& [name, other] : plain)
-        if (waits_at(other, rank)) floor = std::min(floor, other.counter);
-      const Plain* measure = last.contains(rank) ? last[rank] : last_of_all;
-      if (std::isinf(floor)) floor = measure == nullptr ? 0 : measure->counter;
-      if (p.waiting.empty()) p.counter = std::max(p.counter, floor);
+      if (p.waiting.empty()) {
+        double least = std::numeric_limits<double>::infinity();
+        for (const auto& [name, other] : here.tenants)
+          if (!other.waiting.empty()) least = std::min(least, other.counter);
+        if (std::isinf(least)) least = std::max(here.floor, here.last == nullptr ? 0 : here.last->counter);
+        here.floor = std::max(here.floor, least);
+        p.counter = std::max(p.counter, least);
+      }
       p.waiting.push_back(&add(tenant, rank));
       ASSERT_EQ(p.waiting.back()->share->counter, p.counter) << tenant << " at " << i;
     } else if (!p.waiting.empty() && random.chance(0.6)) {
@@ -391,7 +457,7 @@ TEST_F(Queue, WhoAsksAgainStandsWhereTheLeastThatWaitsDoes) {
         queue_.leave(g);
         continue;
       }
-      last_of_all = last[g.priority] = &p;
+      here.last = &p;
       p.running.push_back(&g);
     } else if (!p.running.empty()) {
       const auto paid = static_cast<int64_t>(random.below(50));
@@ -401,6 +467,7 @@ TEST_F(Queue, WhoAsksAgainStandsWhereTheLeastThatWaitsDoes) {
       queue_.leave(*p.running.back());
       p.running.pop_back();
     }
+    ASSERT_FALSE(queue_.find_unlifted()) << "at " << i;
   }
 }
 
