@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "src/base/check.h"
+#include "src/engine/invariants.h"
 
 namespace quire {
 namespace {
@@ -264,26 +265,13 @@ bool Episode::step() {
   ++tick_;
   found_no_room_ = no_room != faults_[static_cast<size_t>(SimFault::kNoRoom)];
   ticks_still_ = worked || found_no_room_ ? 0 : ticks_still_ + 1;
-  if (ticks_still_ > 1) expect_a_reason_to_stand();
+  if (ticks_still_ > 1)
+    if (std::optional<std::string> broken = check_standing(*core_)) violate(std::move(*broken));
   samples_.running_sum += worked ? core_->scheduler().num_running() : 0;
   take_outcome();
   if ((core_->scheduler().counters().steps & 63) == 0) sample_state();
   if (script_ != nullptr) return tick_ < script_->num_ticks;
   return worked || advance_to_next_event() || !workload_->exhausted();
-}
-
-// With no step and no copy under way only readers that have stopped may hold others up, and of those only ones whose
-// policy would keep other tokens if they ran again: what others have is taken.
-void Episode::expect_a_reason_to_stand() {
-  const Scheduler& scheduler = core_->scheduler();
-  const auto keeps = [](const Sequence* s) { return s->group->paused && !s->group->traits.recompute_safe; };
-  if (std::ranges::any_of(scheduler.running(), keeps)) return;
-  const auto groups = scheduler.groups();
-  const int64_t stand = std::ranges::count_if(
-      groups, [](const SequenceGroup* g) { return !g->paused && g->state != GroupState::kEnded; });
-  if (stand > 0)
-    violate(fmt::format("invariant 12: {} requests stand still, and no paused one has to keep what it has",
-                        stand));
 }
 
 // What was injected says so. Room may be short only where an allocation was made to fail in this step, or a copy that hangs

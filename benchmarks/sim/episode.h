@@ -109,7 +109,6 @@ class Episode {
   void take_token(const TokenOutput& token);
   void end_request(const RequestEnd& end);
   void take_latency(const Live& live);
-  void expect_a_reason_to_stand();
   void expect_a_reason_to_fail(const SequenceEnd& end);
   void sample_state();
   void violate(std::string what);

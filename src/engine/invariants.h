@@ -23,6 +23,8 @@ struct SlotsWritten {
 };
 std::optional<std::string> check_plan(const BatchPlan& plan, const KvCache& cache,
                                       std::vector<SlotsWritten>& written);
+// Where nothing has run, with no step and no copy under way, though somebody asked for it: invariant 12 (standing.cc).
+std::optional<std::string> check_standing(const EngineCore& core);
 // Of a submitted plan whose result is about to be taken in: invariant 6.
 std::optional<std::string> check_held(const BatchPlan& plan, const KvCache& cache);
 

@@ -39,13 +39,13 @@ struct GroupTimes {
 struct SequenceGroup {
   RequestId request = 0;
   std::shared_ptr<const SamplingParams> sampling;
-  TenantShare* share = nullptr;   // the tenant's counter, while queued or running
-  double paid = 0;                // to that counter
-  int32_t max_total_tokens = 0;   // prompt + output
+  TenantShare* share = nullptr;  // the tenant's counter where it waits or was let in, while queued or running
+  double paid = 0;               // to that counter
+  int32_t max_total_tokens = 0;  // prompt + output
   int32_t num_output_tokens = 0;  // committed, over all sequences
   GroupState state = GroupState::kWaiting;
   bool paused = false;
-  // Waiting, but outside the queue: paused, or until another has computed its prefix or given back policy memory.
+  // Waiting, but outside the queue: paused, or until another has computed its prefix or given back policy memory or room.
   bool parked = false;
   bool forked = false;  // the samples exist (n > 1), or the beams have started
   bool is_beam = false;
@@ -70,6 +70,7 @@ struct SequenceGroup {
   uint64_t order = 0;             // of arrival
   Sequence* parked_on = nullptr;  // the sequence that computes its prefix
   bool waits_for_memory = false;  // parked until somebody's policy memory is given back
+  bool aside = false;  // parked or passed over beside readers that have stopped: Scheduler::step_aside
   int32_t next_index = 0;
   int32_t cached_tokens = 0;  // of the prompt, from the prefix cache
   int64_t deadline_us = kNoDeadline;

@@ -1,6 +1,6 @@
 // Who comes in: preempted sequences first, then the queue. Nobody overtakes the head of the queue for want of
-// room, so a large request is not starved by small ones; a request whose prefix is being computed steps aside
-// until it is.
+// room, so a large request is not starved by small ones (but see aside.cc); a request whose prefix is being computed
+// steps aside until it is.
 #include <algorithm>
 
 #include "src/base/check.h"
@@ -53,7 +53,7 @@ const Sequence* sibling_with_prompt(const Sequence& sequence) {
 
 Sequence* Scheduler::first_preempted() const {
   for (Sequence* s : preempted_)
-    if (!s->group->paused && !s->copying && !waits_for_sibling(*s)) return s;
+    if (!s->group->paused && !s->group->aside && !s->copying && !waits_for_sibling(*s)) return s;
   return nullptr;
 }
 
@@ -221,7 +221,7 @@ std::optional<int32_t> Scheduler::start(Sequence& s, int64_t now_us) {
   }
   int32_t here = table.length();
   Sequence* const coming = &s;
-  if (!make_room_for({&coming, 1}, blocks_to_come(s, table), now_us)) {
+  if (!make_room_for({&coming, 1}, blocks_to_start(s, table), now_us)) {
     if (from_head)
       s.table = std::move(table);
     else
@@ -272,15 +272,32 @@ BlockTable Scheduler::take_prefix(const Sequence& s, int64_t now_us) {
 // Blocks a sequence will take: for the rest of its known tokens and the next, and reserve_ratio_ of what may
 // follow.
 int64_t Scheduler::blocks_to_come(const Sequence& s, const BlockTable& table) const {
+  if (s.group->policy.kind != RetentionKind::kKeepAll)
+    return policy_blocks_to_come(s, table, s.group->max_total_tokens);
+  return blocks_to_come(s, table, reserve_ratio_);
+}
+
+int64_t Scheduler::blocks_to_come(const Sequence& s, const BlockTable& table, double reserve_ratio) const {
   const SequenceGroup& group = *s.group;
-  if (group.policy.kind != RetentionKind::kKeepAll) return policy_blocks_to_come(s, table);
   const int64_t samples = group.forked ? 1 : group.num_slots();
   const int32_t known = std::min(s.goal() + 1, group.max_total_tokens);
-  const double kept_free = reserve_ratio_ * static_cast<double>(group.max_total_tokens - known);
+  const double kept_free = reserve_ratio * static_cast<double>(group.max_total_tokens - known);
   const auto whole = static_cast<int32_t>(kept_free);
   const int32_t later = whole + (kept_free > static_cast<double>(whole) ? 1 : 0);
   const int64_t prompt = std::max(0, size_.blocks_for(known) - table.num_blocks() - s.tail.num_blocks());
   return prompt + (samples - 1) + samples * size_.blocks_for(later);
+}
+
+// Nobody could use what is kept free: those who run beside it have stopped, and it gives way when one of them goes on.
+bool Scheduler::takes_all_there_is(const SequenceGroup& group) const {
+  return group.traits.recompute_safe && !others_run(group);
+}
+
+// What must be there for one that comes in: where it may take all that there is, its known tokens and the next.
+int64_t Scheduler::blocks_to_start(const Sequence& s, const BlockTable& table) const {
+  if (!takes_all_there_is(*s.group)) return blocks_to_come(s, table);
+  if (s.group->policy.kind == RetentionKind::kKeepAll) return blocks_to_come(s, table, 0);
+  return policy_blocks_to_come(s, table, std::min(s.goal() + 1, s.group->max_total_tokens));
 }
 
 // What those of a request that are out, but for those that come in now, will take when they follow, beside the prompt that
@@ -301,9 +318,13 @@ int64_t Scheduler::blocks_missing(std::span<Sequence* const> coming, int64_t blo
   const SequenceGroup& group = *coming.front()->group;
   int64_t reserved = others_run(group) ? blocks_to_follow(group, coming) : 0;
   bool alone = true;  // admission made sure that a group fits alone
+  const bool takes_all = takes_all_there_is(group);
   const SequenceGroup* previous = &group;
   for (const Sequence* r : running_) {
-    reserved += blocks_to_come(*r, r->table);
+    if (r->group == &group)
+      reserved += blocks_to_start(*r, r->table);
+    else if (!takes_all)
+      reserved += blocks_to_come(*r, r->table);
     alone = alone && r->group == &group;
     if (r->group != previous && r->group != &group && !r->group->paused)
       reserved += blocks_to_follow(*r->group, {});

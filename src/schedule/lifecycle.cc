@@ -59,7 +59,8 @@ void Scheduler::set_paused(RequestId request, bool paused, int64_t now_us) {
   if (paused && !group->parked) {
     queue_.erase(*group);
     group->parked = true;
-  } else if (!paused && group->parked && group->parked_on == nullptr && !group->waits_for_memory) {
+  } else if (!paused && group->parked && group->parked_on == nullptr && !group->waits_for_memory &&
+             !group->aside) {
     group->parked = false;
     queue_.push(*group);
   }
@@ -234,6 +235,7 @@ void Scheduler::close_group(SequenceGroup& group, FinishReason reason, int64_t n
   end.timings.first_token_ms = ms_since(group.times.arrival_us, group.times.first_token_us);
   end.timings.total_ms = ms_since(group.times.arrival_us, now_us);
   group.state = GroupState::kEnded;
+  if (group.aside) std::erase(aside_, &group);
   queue_.leave(group);
   ended_.push_back(&group);
 }

@@ -16,6 +16,7 @@ std::shared_ptr<const BatchPlan> Scheduler::plan(int64_t now_us, Outcome& out) {
       4096 + 16 * int64_t{limits_.max_sequences} + cache_.num_blocks() + static_cast<int64_t>(groups_.size());
   decodes_may_wait_ = false;
   give_up_overdue(now_us);
+  if (aside_epoch_ != room_epoch_ || in_flight_.empty()) come_back();
   while (num_in_flight() < kMaxStepsInFlight) {
     sweep();  // what an attempt deferred while nothing was submitted is room for the next
     check(attempts_left-- > 0, "planning ends: nobody gives way and comes back for ever");
@@ -27,7 +28,7 @@ std::shared_ptr<const BatchPlan> Scheduler::plan(int64_t now_us, Outcome& out) {
     // A victim must not be in a submitted step, and what that step or a copy under way frees may be enough:
     // wait for it.
     if (!in_flight_.empty() || transfers_.num_of_device() > 0) break;
-    if (make_progress(now_us, out)) continue;
+    if (make_progress(now_us, out) || step_aside()) continue;
     // Nobody can be made to give way: those that have room run without the others, and may bring some.
     if (std::exchange(decodes_may_wait_, true)) break;
   }

@@ -60,13 +60,14 @@ int32_t Scheduler::publishable(const Sequence& s, int32_t num_tokens) const {
              : num_tokens;
 }
 
-// All that a sequence under a policy may still take. What windows drop comes back to them, so their list's bound is enough.
-int64_t Scheduler::policy_blocks_to_come(const Sequence& s, const BlockTable& table) const {
+// All that a sequence under a policy may still take until it has so many tokens, or to its end where it goes by scores. What windows
+// drop comes back to them, so their list's bound is enough.
+int64_t Scheduler::policy_blocks_to_come(const Sequence& s, const BlockTable& table, int32_t tokens) const {
   const SequenceGroup& group = *s.group;
   if (group.traits.cuts_after_prompt) return scored_blocks_to_come(s, table);
   const int64_t to_run = std::max(1, s.goal() - table.next_position());
   const int64_t chunk = std::min<int64_t>(to_run, max_chunk(s));
-  const int64_t list = list_blocks(group.policy, group.max_total_tokens, chunk, block_tokens_);
+  const int64_t list = list_blocks(group.policy, tokens, chunk, block_tokens_);
   const int64_t samples = group.forked ? 1 : group.num_slots();
   return std::max<int64_t>(0, list - table.num_blocks()) + (samples - 1) * list + 1;
 }

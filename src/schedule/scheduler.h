@@ -126,6 +126,7 @@ struct SubmittedStep {
 class Scheduler {
  public:
   static constexpr int32_t kMaxOvertakes = 16;  // of one request, by later ones of its tenant
+  static constexpr size_t kMaxAside = 64;       // requests at once
 
   // Both outlive it. `queue_budget` gets back what a request took when it stops waiting.
   Scheduler(const ScheduleLimits& limits, KvCache& cache, QueueBudget& queue_budget);
@@ -223,7 +224,7 @@ class Scheduler {
   bool add_adaptive_work(StepTransaction& step, Sequence& sequence, PlannedWork& work);
   bool waits_for_prompt(const Sequence& sequence) const;
   int32_t publishable(const Sequence& sequence, int32_t num_tokens) const;
-  int64_t policy_blocks_to_come(const Sequence& sequence, const BlockTable& table) const;
+  int64_t policy_blocks_to_come(const Sequence& sequence, const BlockTable& table, int32_t tokens) const;
   int64_t scored_blocks_to_come(const Sequence& sequence, const BlockTable& table) const;
   int32_t max_chunk(const Sequence& sequence) const;
   bool waits_for_policy_memory(const SequenceGroup& group) const;
@@ -261,6 +262,9 @@ class Scheduler {
   bool park_on_prefix(SequenceGroup& group);
   BlockTable take_prefix(const Sequence& sequence, int64_t now_us);
   int64_t blocks_to_come(const Sequence& sequence, const BlockTable& table) const;
+  int64_t blocks_to_come(const Sequence& sequence, const BlockTable& table, double reserve_ratio) const;
+  bool takes_all_there_is(const SequenceGroup& group) const;
+  int64_t blocks_to_start(const Sequence& sequence, const BlockTable& table) const;
   int64_t blocks_to_follow(const SequenceGroup& group, std::span<Sequence* const> coming) const;
   int64_t blocks_missing(std::span<Sequence* const> coming, int64_t blocks) const;
   bool make_room_for(std::span<Sequence* const> coming, int64_t blocks, int64_t now_us);
@@ -268,6 +272,12 @@ class Scheduler {
   bool make_slots(const SequenceGroup& group, int32_t wanted, int64_t now_us);
   void take_sibling_prefix();
   Sequence* first_preempted() const;
+
+  // aside.cc
+  Sequence* first_outside() const;
+  bool only_stopped_run() const;
+  bool step_aside();
+  void come_back();
 
   // preempt.cc
   bool make_progress(int64_t now_us, Outcome& out);
@@ -369,6 +379,8 @@ class Scheduler {
   std::vector<Sequence*> preempted_;            // in the same order
   std::vector<SequenceGroup*> ended_;           // that a submitted step still names
   std::vector<SequenceGroup*> memory_waiters_;  // parked for policy memory, first come first
+  std::vector<SequenceGroup*> aside_;           // beside readers that have stopped
+  uint64_t aside_epoch_ = 0;                    // of room, when the first of them stepped aside
   std::vector<SubmittedStep> in_flight_;        // oldest first
   TierTransfers transfers_;
   PolicyMemory policy_memory_;

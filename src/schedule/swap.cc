@@ -83,7 +83,7 @@ int64_t Scheduler::blocks_to_bring_back(std::span<Sequence* const> all,
   int64_t blocks = KvCache::blocks_to_swap_in(lists, tables);
   for (size_t i = 0; i < all.size(); ++i) {
     const int64_t missing = lists[i]->num_blocks() - tables[i].num_blocks();
-    blocks += std::max<int64_t>(0, blocks_to_come(*all[i], tables[i]) - missing);
+    blocks += std::max<int64_t>(0, blocks_to_start(*all[i], tables[i]) - missing);
   }
   return blocks;
 }

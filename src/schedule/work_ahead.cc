@@ -23,7 +23,7 @@ int64_t tokens_beyond(const SequenceGroup& group, const Sequence& other, int32_t
 }
 
 bool comes_before(const SequenceGroup& other, const SequenceGroup& group) {
-  const bool goes = other.state == GroupState::kWaiting && !other.paused && &other != &group;
+  const bool goes = other.state == GroupState::kWaiting && !other.paused && !other.aside && &other != &group;
   return goes && (other.rank() < group.rank() || (other.rank() == group.rank() &&
                                                   other.tenant == group.tenant && other.order < group.order));
 }

@@ -46,7 +46,7 @@ PLAN, FILL, ADMIT, COMMIT = "src/schedule/plan.cc", "src/schedule/fill_plan.cc",
 TIER, RESTORE, BEHIND = "src/cache/tier.cc", "src/cache/restore.cc", "src/schedule/tiers.cc"
 TRANSFERS = "src/schedule/tier_transfers.cc"
 STORE, AHEAD = "src/execute/disk_store.cc", "src/schedule/work_ahead.cc"
-BEAMS, RETENTION = "src/schedule/commit_beams.cc", "src/schedule/retention.cc"
+BEAMS, RETENTION, ASIDE = "src/schedule/commit_beams.cc", "src/schedule/retention.cc", "src/schedule/aside.cc"
 SWAP, LISTS, HOST = "src/schedule/swap.cc", "src/cache/swap.cc", "src/cache/host_pool.cc"
 LIFE, PREEMPT, CORE, EPISODE = "src/schedule/lifecycle.cc", "src/schedule/preempt.cc", "src/engine/engine_core.cc", "benchmarks/sim/episode.cc"
 
@@ -197,6 +197,9 @@ BUGS = [
     (False, "the room of samples that are to follow is given away", ADMIT, "      reserved += blocks_to_follow(*r->group, {});\n", "      reserved += 0;\n"),
     (False, "the slots of samples that are to follow are given away", ADMIT, "used += group.paused ? slots_in_use(group) : slots_of(group);", "used += slots_in_use(group);"),
     (False, "samples come in where there is a slot for one", ADMIT, "in_turn ? slots_in_use(group) + 1 : slots_of(group), now_us", "slots_in_use(group) + 1, now_us"),
+    (False, "room is kept free beside readers that stopped", ADMIT, "  return group.traits.recompute_safe && !others_run(group);", "  return group.traits.recompute_safe && running_.empty();"),
+    (False, "nobody steps aside beside readers that stopped", ASIDE, "  if (blocked == nullptr) return false;\n", "  if (blocked == nullptr || !blocked->group->aside) return false;\n"),
+    (False, "who stepped aside does not stand in line again", PLAN, "  if (aside_epoch_ != room_epoch_ || in_flight_.empty()) come_back();\n", ""),
     (False, "who waits for room does not hear of a reader that stopped", LIFE, "    ++room_epoch_;  // who runs", "    // who runs"),
     (False, "samples lose their heads to each other for nothing", PREEMPT, "  return owner.group != whom.group || whom.running() || !others_run(*whom.group);", "  return true;"),
     (False, "dropped tails keep a block that is not whole", PREEMPT, "    offer.kept_tokens[i] = kept * block_tokens_;\n", "    offer.kept_tokens[i] = s.num_computed;\n"),

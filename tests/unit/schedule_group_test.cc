@@ -406,6 +406,108 @@ TEST(Groups, SamplesThatShareAllBesideACopyThatHangsFailAndSayWhy) {
   h.expect_all_ended();
 }
 
+// What those who run may generate is kept free of others. Beside a reader that has stopped nobody would use it.
+TEST(Groups, BesideAReaderThatStoppedWhatMayFollowIsNotKeptFree) {
+  const RetentionKind window = RetentionKind::kWindow;
+  for (const PolicySpec& policy : {PolicySpec{}, PolicySpec{.kind = window, .window = 60}}) {
+    HarnessOptions o = tight();
+    o.reserve = {.least = 1, .rise = 0, .decay = 0};
+    Harness h(o);
+    const RequestId reader = submit_paused(h, 4);
+    CoreRequest under;
+    under.policy = policy;
+    const RequestId id = h.submit(ids(40), Harness::greedy(110), under);
+    step_until_still(h);
+    EXPECT_EQ(h.record(id).num_ends, 1) << to_string(policy);
+    const RequestId later = h.submit(ids(60), Harness::greedy(80), under);
+    for (int i = 0; i < 10; ++i) EXPECT_TRUE(h.step());
+    h.core().set_paused(reader, false);
+    h.run();
+    EXPECT_EQ(h.record(reader).end.finish, FinishReason::kLength) << "it had its room back";
+    EXPECT_EQ(h.record(later).end.finish, FinishReason::kLength);
+    h.expect_greedy(reader);
+    if (policy.kind == RetentionKind::kKeepAll) h.expect_greedy(id);
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+}
+
+// Under a policy that lets nobody take its blocks back it would hold the reader up for ever.
+TEST(Groups, WhoCannotGiveWayComesInOnlyWhereBothCanEnd) {
+  Harness h(tight());
+  const RequestId reader = h.submit(ids(90, 300), Harness::greedy(60), under_h2o());
+  for (int i = 0; i < 2; ++i) EXPECT_TRUE(h.step());
+  h.core().set_paused(reader, true);
+  const RequestId id = h.submit(ids(40), Harness::greedy(50), under_h2o());
+  step_until_still(h);
+  EXPECT_EQ(states_of(h, id).running, 0);
+  h.core().set_paused(reader, false);
+  h.run();
+  EXPECT_EQ(h.record(id).end.finish, FinishReason::kLength);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+// Four slots, of which the reader keeps one: who needs all of them waits for it, those behind do not.
+TEST(Groups, WhoWaitsForTheSlotOfAReaderThatStoppedHoldsNobodyUp) {
+  HarnessOptions o;
+  o.max_sequences = 4;
+  Harness h(o);
+  const RequestId reader = submit_paused(h, 2);
+  h.clock().advance_us(300'000);
+  const RequestId four = h.submit(ids(20), samples(4, 10));
+  std::vector<RequestId> behind;
+  for (int32_t i = 0; i < 8; ++i) behind.push_back(h.submit(ids(20, 400 + 30 * i), Harness::greedy(10)));
+  step_until_still(h);
+  for (const RequestId id : behind) EXPECT_EQ(h.record(id).num_ends, 1);
+  EXPECT_EQ(h.record(four).num_ends, 0);
+  h.core().set_paused(reader, false);
+  const RequestId later = h.submit(ids(20, 900), Harness::greedy(40));
+  while (h.record(four).num_ends == 0) ASSERT_TRUE(h.step());
+  EXPECT_EQ(h.record(later).num_ends, 0) << "it stands in line again, in front";
+  h.run();
+  h.expect_greedy(four);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+// Likewise for room, whether it waits for the first time or has given way; and it is there for a cancel.
+TEST(Groups, WhoFindsTooLittleRoomBesideAReaderThatStoppedHoldsNobodyUp) {
+  for (const bool ran : {false, true}) {
+    Harness h(tight("recompute"));
+    RequestId large = ran ? h.submit(ids(100), Harness::greedy(60)) : 0;
+    const RequestId first = ran ? h.submit(ids(30, 800), Harness::greedy(10)) : 0;
+    if (ran) {
+      while (h.record(large).sequences[0].tokens.size() < 20) ASSERT_TRUE(h.step());
+      h.core().set_paused(large, true);
+    }
+    const RequestId reader = h.submit(ids(90, 300), Harness::greedy(5), under_h2o());
+    while (h.record(reader).sequences[0].tokens.empty()) ASSERT_TRUE(h.step());
+    h.core().set_paused(reader, true);
+    if (ran) {
+      step_until_still(h);
+      EXPECT_EQ(states_of(h, large).preempted, 1) << "the reader took its room";
+      EXPECT_EQ(h.record(first).num_ends, 1);
+      h.core().set_paused(large, false);
+    } else {
+      large = h.submit(ids(110), Harness::greedy(60));
+    }
+    const RequestId small = h.submit(ids(30, 600), Harness::greedy(10));
+    step_until_still(h);
+    EXPECT_EQ(h.record(small).num_ends, 1) << (ran ? "behind one that had given way" : "behind a new one");
+    EXPECT_EQ(h.record(large).num_ends, 0);
+    const RequestId cancelled = h.submit(ids(110, 200), Harness::greedy(60));
+    step_until_still(h);
+    h.abort(cancelled);
+    h.core().set_paused(reader, false);
+    h.run();
+    EXPECT_EQ(h.record(large).end.finish, FinishReason::kLength);
+    h.expect_greedy(large);
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+}
+
 // It stops reading while the samples that went for it are out: what kept them out does so no more.
 TEST(Groups, SwappedSamplesComeBackWhenTheReaderBesideThemPauses) {
   for (int steps = 2; steps < 60; ++steps) {

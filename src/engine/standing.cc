@@ -1,0 +1,89 @@
+// Invariant 12: who may stand still. Reckoned from what lists hold and need, and not by the scheduler's own sums.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "src/engine/engine_core.h"
+#include "src/engine/invariants.h"
+
+namespace quire {
+namespace {
+
+// It would keep other tokens if it ran again.
+bool has_to_keep(const SequenceGroup& group) {
+  return group.paused && !group.traits.recompute_safe;
+}
+
+// With so many free blocks a sequence goes on, or comes in: whatever it shares, and whatever it has to copy.
+int64_t blocks_enough(const Sequence& s, BlockSize size) {
+  if (s.running()) return 2;
+  return std::max<int64_t>(size.blocks_for(s.num_tokens() + 1), s.swapped.num_blocks()) + 2;
+}
+
+int64_t blocks_enough(const SequenceGroup& group, BlockSize size) {
+  int64_t blocks = 0;
+  for (const auto& s : group.sequences)
+    if (!s->finished()) blocks += blocks_enough(*s, size);
+  if (group.forked || group.num_slots() == 1) return blocks;
+  // Those that are still to fork take a tail each, under a window a list.
+  return group.policy.kind == RetentionKind::kKeepAll ? blocks + group.num_slots()
+                                                      : blocks * group.num_slots();
+}
+
+int32_t slots_of(const SequenceGroup& group) {
+  const auto runs = [](const auto& s) { return s->running(); };
+  const bool as_it_is = group.forked && !group.is_beam;
+  return as_it_is ? static_cast<int32_t>(std::ranges::count_if(group.sequences, runs)) : group.num_slots();
+}
+
+int32_t slots_wanted(const SequenceGroup& group) {
+  const auto lives = [](const auto& s) { return !s->finished(); };
+  return group.forked && !group.is_beam ? static_cast<int32_t>(std::ranges::count_if(group.sequences, lives))
+                                        : group.num_slots();
+}
+
+bool some_run(const SequenceGroup& group) {
+  return std::ranges::any_of(group.sequences, [](const auto& s) { return s->running(); });
+}
+
+}  // namespace
+
+// Those who could not give way again need all their bound beside the readers', and are left out; so are those outside while
+// somebody waits inside for want of room, with what it holds.
+std::optional<std::string> check_standing(const EngineCore& core) {
+  const Scheduler& scheduler = core.scheduler();
+  const std::vector<const SequenceGroup*> groups = scheduler.groups();
+  bool kept = false, waits_inside = false;
+  int32_t slots = scheduler.limits().max_sequences;
+  int64_t standing = 0;
+  size_t aside = 0;
+  for (const SequenceGroup* group : groups) {
+    if (group->state == GroupState::kEnded) continue;
+    standing += group->paused ? 0 : 1;
+    aside += group->aside ? 1 : 0;
+    if (!some_run(*group)) continue;
+    kept = kept || has_to_keep(*group);
+    waits_inside = waits_inside || !group->paused;
+    slots -= slots_of(*group);
+  }
+  if (standing > 0 && !kept)
+    return fmt::format("invariant 12: {} requests stand still, and no paused one has to keep what it has",
+                       standing);
+  const int64_t available = scheduler.cache().num_available();
+  for (const SequenceGroup* group : groups) {
+    const bool could = group->state != GroupState::kEnded && !group->paused && group->traits.recompute_safe;
+    if (!could || aside >= Scheduler::kMaxAside || group->parked_on != nullptr) continue;
+    if (waits_inside && !some_run(*group)) continue;
+    const int32_t has = some_run(*group) ? slots_of(*group) : 0;
+    const int64_t blocks = blocks_enough(*group, scheduler.cache().block_size());
+    if (blocks > available || slots_wanted(*group) > slots + has) continue;
+    return fmt::format(
+        "invariant 12: request {} stands still beside readers that keep what they have; it has {} of {} "
+        "slots, and "
+        "{} blocks are free, of which {} are enough for it",
+        group->request, slots_wanted(*group), slots + has, available, blocks);
+  }
+  return {};
+}
+
+}  // namespace quire

@@ -1,0 +1,50 @@
+// Who steps aside. Nobody is overtaken for want of room or of slots while others run, who bring some. But where only
+// readers that have stopped run, and keep what they have, what they leave over may be too little for whoever is next and
+// enough for those behind: it lets them pass until room is given back, and stands in line again then.
+#include <algorithm>
+
+#include "src/schedule/scheduler.h"
+
+namespace quire {
+
+// In admit()'s order.
+Sequence* Scheduler::first_outside() const {
+  Sequence* back = first_preempted();
+  SequenceGroup* next = next_waiting();
+  if (back != nullptr && (next == nullptr || back->group->rank() <= next->rank())) return back;
+  return next == nullptr ? nullptr : next->sequences.front().get();
+}
+
+bool Scheduler::only_stopped_run() const {
+  return !running_.empty() &&
+         std::ranges::all_of(running_, [](const Sequence* r) { return r->group->paused; });
+}
+
+// With nothing to plan, no step and no copy under way, and nobody who gives way.
+bool Scheduler::step_aside() {
+  Sequence* blocked = only_stopped_run() && aside_.size() < kMaxAside ? first_outside() : nullptr;
+  if (blocked == nullptr) return false;
+  SequenceGroup& group = *blocked->group;
+  if (group.state == GroupState::kWaiting) {
+    queue_.erase(group);
+    group.parked = true;
+  }
+  group.aside = true;
+  aside_.push_back(&group);
+  aside_epoch_ = room_epoch_;
+  return true;
+}
+
+void Scheduler::come_back() {
+  if (only_stopped_run()) blocked_ = SequenceId{};  // nobody gives room back: it is tried again each time
+  for (SequenceGroup* group : aside_) {
+    group->aside = false;
+    if (group->state != GroupState::kWaiting) continue;
+    group->parked = group->paused;
+    if (!group->parked) queue_.push(*group);
+  }
+  aside_.clear();
+  aside_epoch_ = room_epoch_;
+}
+
+}  // namespace quire
