@@ -32,20 +32,25 @@ int64_t now_ms() {
       .count();
 }
 
-// Without the connections that were accepted, and the directory that is read for it.
-int64_t own_descriptors() {
+struct Descriptors {
+  int64_t open = 0, connected = 0;  // of the former: sockets with a peer
+};
+
+// Without the directory that is read for it.
+Descriptors count_descriptors() {
   std::error_code problem;
-  int64_t own = 0;
+  Descriptors count{.open = -1};
   for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd", problem)) {
     sockaddr_storage peer{};
     socklen_t size = sizeof peer;
     const int fd = std::atoi(entry.path().filename().c_str());
-    if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size) != 0) ++own;
+    ++count.open;
+    if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size) == 0) ++count.connected;
   }
-  return problem ? 64 : own - 1;
+  return problem ? Descriptors{.open = 64} : count;
 }
 
-// How many descriptors the process may have once its limit is raised towards `wanted`.
+// How many descriptors the process may have once its limit is raised to `wanted`, where it is lower and may be.
 int64_t raise_descriptor_limit(int64_t wanted) {
   rlimit limit{};
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return wanted;
@@ -54,17 +59,7 @@ int64_t raise_descriptor_limit(int64_t wanted) {
     limit.rlim_cur = std::min(limit.rlim_max, want);
     setrlimit(RLIMIT_NOFILE, &limit);
   }
-  return static_cast<int64_t>(std::min(limit.rlim_cur, want));
-}
-
-// As many as may be accepted.
-int32_t most_connections(int32_t wanted, int64_t own) {
-  const int64_t limit = raise_descriptor_limit(own + wanted + kOtherDescriptors);
-  const auto most = static_cast<int32_t>(std::clamp<int64_t>(limit - own - kOtherDescriptors, 1, wanted));
-  if (most < wanted)
-    log_line(LogLevel::kWarn, "connections_limited",
-             {{"max_connections", int64_t{wanted}}, {"taken", int64_t{most}}, {"rlimit_nofile", limit}});
-  return most;
+  return static_cast<int64_t>(std::min<rlim_t>(limit.rlim_cur, INT32_MAX));
 }
 
 }  // namespace
@@ -73,10 +68,21 @@ ConnectionAcceptor::ConnectionAcceptor(ListeningSockets sockets, std::unique_ptr
                                        int32_t max_connections)
     : sockets_(std::move(sockets)),
       grpc_(std::move(grpc)),
-      connections_(most_connections(max_connections, own_descriptors())),
-      first_refused_fd_(static_cast<int>(own_descriptors()) + connections_),
-      stop_event_(eventfd(0, EFD_CLOEXEC)),
-      thread_([this] { run(); }) {}
+      connections_(max_connections),
+      stop_event_(eventfd(0, EFD_CLOEXEC)) {
+  const Descriptors now = count_descriptors();
+  inherited_ = now.connected;
+  const int64_t limit = raise_descriptor_limit(now.open + max_connections + kOtherDescriptors);
+  most_descriptors_ = limit - kOtherDescriptors;
+  connections_ = static_cast<int32_t>(std::clamp<int64_t>(most_descriptors_ - now.open, 1, max_connections));
+  if (connections_ < max_connections)
+    log_line(LogLevel::kWarn, "connections_limited",
+             {{"max_connections", int64_t{max_connections}},
+              {"taken", int64_t{connections_}},
+              {"rlimit_nofile", limit}});
+  first_refused_fd_ = static_cast<int>(now.open + connections_);
+  thread_ = std::thread([this] { run(); });
+}
 
 ConnectionAcceptor::~ConnectionAcceptor() {
   stop();
@@ -127,7 +133,10 @@ bool ConnectionAcceptor::is_too_many(int fd) {
   if (fd < first_refused_fd_) return false;
   if (now_ms() >= next_count_ms_) {
     next_count_ms_ = now_ms() + kCountEveryMs;
-    first_refused_fd_ = static_cast<int>(own_descriptors()) + connections_;
+    const Descriptors now = count_descriptors();
+    const int64_t own = now.open - now.connected + inherited_;
+    // What was opened since takes no connection away, unless there are no more descriptors.
+    first_refused_fd_ = static_cast<int>(std::max(own + 1, std::min(own + connections_, most_descriptors_)));
   }
   return fd >= first_refused_fd_;
 }

@@ -36,8 +36,10 @@ class ConnectionAcceptor {
 
   ListeningSockets sockets_;
   std::unique_ptr<GrpcAcceptor> grpc_;
-  int32_t connections_;  // at most
-  int first_refused_fd_;
+  int32_t connections_;           // at most
+  int64_t most_descriptors_ = 0;  // without those that are kept for others
+  int64_t inherited_ = 0;         // sockets with a peer that nobody here accepted: a log's, a parent's
+  int first_refused_fd_ = 0;
   int64_t refused_ = 0, next_report_ms_ = 0, next_count_ms_ = 0;
   int stop_event_;
   std::thread thread_;

@@ -86,7 +86,8 @@ void GenerateCall::refuse(const Error& error) {
 std::optional<Error> GenerateCall::begin(Request& request) {
   const std::lock_guard lock(mutex_);
   queued_ = false;
-  if (ended_ || abort_wanted_) return error(Code::kCancelled, "it ended while its text waited to be read");
+  if (abort_wanted_ && !ended_) return error(Code::kCancelled, "the request was cancelled");
+  if (ended_) return error(Code::kCancelled, "it ended while its text waited to be read");
   handed_over_ = true;
   return charge_wait(request, started_us_, now_us());
 }

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -56,13 +57,15 @@ def step(name: str):
 
 def start_server(binary: Path, model: Path) -> tuple[subprocess.Popen, str]:
     """Starts `quire serve` on a free port and waits for its READY line. Returns the process and its address."""
-    server = subprocess.Popen(
-        [binary, "serve", "--model", model, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    log = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would stop it once full
+    server = subprocess.Popen([binary, "serve", "--model", model, "--port", "0"], stdout=subprocess.PIPE, stderr=log, text=True)
     line = server.stdout.readline()
     ready = re.match(r"READY grpc=(\S+) model=(\S+)", line)
     if not ready:
-        sys.exit(f"the server did not start: {line}{server.stderr.read()}")
+        server.terminate()
+        server.wait()
+        log.seek(0)
+        sys.exit(f"the server did not start: {line}{log.read()}")
     return server, ready.group(1)
 
 

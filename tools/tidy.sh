@@ -15,10 +15,17 @@ compiled=()
 for file in "${files[@]}"; do grep -qF "/$file\"" "$build/compile_commands.json" && compiled+=("$file"); done
 [ ${#compiled[@]} -gt 0 ] || { echo "tidy: none of these files is compiled in $build" >&2; exit 2; }
 # A header's finding comes once for each file that includes it: each is shown once.
-findings=$(printf '%s\0' "${compiled[@]}" | xargs -0 -n 1 -P "$(nproc)" "$tidy" -p "$build" --quiet \
-    --extra-arg=-Wno-unknown-warning-option --extra-arg=-Wno-deprecated-declarations 2>/dev/null |
-  grep -E '(warning|error): ' | sed "s#^$PWD/##" | sort -u || true)
-[ -z "$findings" ] && { echo "tidy: ${#compiled[@]} files, no finding"; exit 0; }
+output=$(mktemp)
+trap 'rm -f "$output"' EXIT
+ended=0
+printf '%s\0' "${compiled[@]}" | xargs -0 -n 1 -P "$(nproc)" "$tidy" -p "$build" --quiet \
+  --extra-arg=-Wno-unknown-warning-option --extra-arg=-Wno-deprecated-declarations >"$output" 2>&1 || ended=$?
+findings=$(grep -E '(warning|error): ' "$output" | sed "s#^$PWD/##" | sort -u || true)
+if [ -z "$findings" ]; then
+  [ "$ended" = 0 ] || { tail -n 5 "$output" >&2; echo "tidy: $tidy ended with an error (xargs: $ended)" >&2; exit 2; }
+  echo "tidy: ${#compiled[@]} files, no finding"
+  exit 0
+fi
 printf '%s\n' "$findings"
 echo "tidy: ${#compiled[@]} files, $(wc -l <<<"$findings") findings"
 exit 1

@@ -41,14 +41,18 @@ void DeliveryThread::serve() {
       arrived_.wait(lock, [this] { return stopping_ || !items_.empty(); });
       if (items_.empty()) return;
       batch.swap(items_);
-      num_outcomes_ = 0;
     }
-    taken_.notify_one();
     for (Item& item : batch) {
-      if (auto* request = std::get_if<DeliveryRequest>(&item))
+      if (auto* request = std::get_if<DeliveryRequest>(&item)) {
         delivery_.open(std::move(*request));
-      else
-        delivery_.deliver(std::move(std::get<Outcome>(item)));
+        continue;
+      }
+      delivery_.deliver(std::move(std::get<Outcome>(item)));
+      {
+        const std::lock_guard lock(mutex_);
+        --num_outcomes_;
+      }
+      taken_.notify_one();
     }
     batch.clear();
   }

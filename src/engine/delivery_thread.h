@@ -31,7 +31,7 @@ class DeliveryThread {
   std::mutex mutex_;
   std::condition_variable arrived_, taken_;
   std::deque<Item> items_;
-  size_t num_outcomes_ = 0;
+  size_t num_outcomes_ = 0;  // pushed and not delivered yet
   bool stopping_ = false;
   std::thread thread_;
 };

@@ -1,6 +1,7 @@
 #include "src/execute/step_forms.h"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "src/execute/prefix_groups.h"
 #include "src/execute/step_graphs.h"
@@ -49,7 +50,7 @@ StepShape largest_step(const StepLimits& l) {
           .prefix_members = prefix_member_room(static_cast<int32_t>(sequences)),
           .prefix_splits = 1,
           .retained = static_cast<int32_t>(sequences),
-          .cut_blocks = static_cast<int32_t>(sequences * table_stride(l))};
+          .cut_blocks = static_cast<int32_t>(std::min<int64_t>(sequences * table_stride(l), INT32_MAX))};
 }
 
 DeviceSamplingSizes sampling_sizes(const StepLimits& l) {

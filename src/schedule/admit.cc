@@ -187,7 +187,7 @@ std::vector<Sequence*> Scheduler::come_in(Sequence& s, int64_t now_us) {
 
 bool Scheduler::admit_waiting(StepTransaction& step, SequenceGroup& group, int64_t now_us) {
   Sequence& s = *group.sequences.front();
-  if (is_blocked(s) || !make_slots(group, group.num_slots(), now_us)) return false;
+  if (is_blocked(s) || must_not_pass(group) || !make_slots(group, group.num_slots(), now_us)) return false;
   if (park_on_prefix(group) || park_for_policy_memory(group)) return true;
   const std::optional<int32_t> cached = start(s, now_us);
   if (!cached) return false;
@@ -316,7 +316,8 @@ int64_t Scheduler::blocks_to_follow(const SequenceGroup& group, std::span<Sequen
 // For sequences of one request that take so many, beside what those who run and those who are to follow them will take.
 int64_t Scheduler::blocks_missing(std::span<Sequence* const> coming, int64_t blocks) const {
   const SequenceGroup& group = *coming.front()->group;
-  int64_t reserved = others_run(group) ? blocks_to_follow(group, coming) : 0;
+  // Beams run together or not at all; samples make room for each other where nobody else could use it.
+  int64_t reserved = group.is_beam || others_run(group) ? blocks_to_follow(group, coming) : 0;
   bool alone = true;  // admission made sure that a group fits alone
   const bool takes_all = takes_all_there_is(group);
   const SequenceGroup* previous = &group;

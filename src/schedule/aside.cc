@@ -20,6 +20,12 @@ bool Scheduler::only_stopped_run() const {
          std::ranges::all_of(running_, [](const Sequence* r) { return r->group->paused; });
 }
 
+// It could not give way again: were its reader to stop too, and so on with the next, those who stepped aside would wait for
+// ever.
+bool Scheduler::must_not_pass(const SequenceGroup& group) const {
+  return !aside_.empty() && !group.traits.recompute_safe;
+}
+
 // With nothing to plan, no step and no copy under way, and nobody who gives way.
 bool Scheduler::step_aside() {
   Sequence* blocked = only_stopped_run() && aside_.size() < kMaxAside ? first_outside() : nullptr;

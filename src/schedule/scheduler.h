@@ -276,6 +276,7 @@ class Scheduler {
   // aside.cc
   Sequence* first_outside() const;
   bool only_stopped_run() const;
+  bool must_not_pass(const SequenceGroup& group) const;
   bool step_aside();
   void come_back();
 
@@ -380,7 +381,7 @@ class Scheduler {
   std::vector<SequenceGroup*> ended_;           // that a submitted step still names
   std::vector<SequenceGroup*> memory_waiters_;  // parked for policy memory, first come first
   std::vector<SequenceGroup*> aside_;           // beside readers that have stopped
-  uint64_t aside_epoch_ = 0;                    // of room, when the first of them stepped aside
+  uint64_t aside_epoch_ = 0;                    // of room, when the last of them stepped aside
   std::vector<SubmittedStep> in_flight_;        // oldest first
   TierTransfers transfers_;
   PolicyMemory policy_memory_;

@@ -296,7 +296,8 @@ int32_t TierTransfers::num_overdue() const {
 }
 
 int32_t TierTransfers::num_hanging() const {
-  return static_cast<int32_t>(std::ranges::count_if(under_way_, &UnderWay::hangs));
+  return static_cast<int32_t>(std::ranges::count_if(
+      under_way_, [&](const UnderWay& t) { return t.hangs && holds_device_blocks(t); }));
 }
 
 void TierTransfers::count(TransferDirection direction, std::span<const TierCopy> copies) {

@@ -86,7 +86,7 @@ class TierTransfers {
   // ---- figures ----
   int32_t size() const { return static_cast<int32_t>(under_way_.size()); }
   int32_t num_overdue() const;
-  int32_t num_hanging() const;
+  int32_t num_hanging() const;    // that hold blocks of the device
   int32_t num_of_device() const;  // that hold blocks of the device and are not overdue
   const TierCounters& counters() const { return counters_; }
   // Why the disk tier is written no more; empty while it is.

@@ -178,6 +178,7 @@ BUGS = [
     (False, "a fork's longer tail is taken for the cached one", PUBLISH, "  if (p.of_block(index, block_tokens_).size() < static_cast<size_t>(block_tokens_)) return;\n", ""),
     (False, "a fork takes over a block that it does not hold", PUBLISH, "fork->blocks_[index] == own)", "own == own)"),
     (False, "samples that share all they have give way for ever", PREEMPT, " ||\n      shares_all_it_has(*victim, *blocked)) {", ") {"),
+    (False, "progress: who could not give way again passes who stands aside", ADMIT, " || must_not_pass(group) ||", " ||"),
     (False, "progress: a beam that waits for its sibling counts as blocked", PREEMPT, "(wants_decode(*s) && !waits_for_beams(*s))", "wants_decode(*s)"),
     (False, "progress: who was preempted counts as blocked before a better request", PREEMPT,
      "(back != nullptr && back->group->rank() <= next->rank())", "back != nullptr"),

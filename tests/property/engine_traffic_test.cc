@@ -130,14 +130,14 @@ void run_traffic(const Traffic& t, uint64_t seed, Coverage& covered) {
 }
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int32_t kSeedsLeftOut = 2;  // the same seeds run without a sanitizer too
+constexpr int32_t kOneSeedOf = 3;  // the same seeds run without a sanitizer too
 #else
-constexpr int32_t kSeedsLeftOut = 1;
+constexpr int32_t kOneSeedOf = 1;
 #endif
 
 Coverage run_seeds(const Traffic& t, int32_t count) {
   Coverage covered;
-  count /= kSeedsLeftOut;
+  count /= kOneSeedOf;
   for (int32_t i = 0; i < count && !::testing::Test::HasFailure(); ++i)
     run_traffic(t, first_seed() + static_cast<uint64_t>(i), covered);
   const auto record = [](const char* name, int64_t n) {

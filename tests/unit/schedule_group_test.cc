@@ -545,5 +545,26 @@ TEST(Groups, ATailWhoseCopyFailedIsNotPublished) {
   h.expect_all_ended();
 }
 
+// Else the next reader that stops would keep its room from whoever stood aside for it, and so on.
+TEST(Groups, WhoCouldNotGiveWayAgainPassesNobodyWhoStandsAside) {
+  Harness h(tight());
+  const RequestId reader = submit_paused(h);
+  const RequestId too_long = h.submit(ids(110, 500), Harness::greedy(4));
+  CoreRequest tova;
+  tova.policy = *parse_policy("tova:budget=16");
+  const RequestId keeps = h.submit(ids(12, 700), Harness::greedy(4), tova);
+  const RequestId passes = h.submit(ids(12, 800), Harness::greedy(4));
+  for (int i = 0; i < 4000 && h.step(); ++i) {
+  }
+  EXPECT_EQ(h.record(passes).num_ends, 1);
+  EXPECT_EQ(h.record(too_long).num_ends, 0);
+  EXPECT_EQ(h.record(keeps).num_ends, 0);
+  h.core().set_paused(reader, false);
+  h.run();
+  h.expect_greedy(too_long);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
 }  // namespace
 }  // namespace quire
