@@ -269,7 +269,7 @@ def test_a_row_without_logits_fails_its_request_and_is_counted(tmp_path):
             assert caught.value.code == grpc.StatusCode.INTERNAL
         load = client.load()
         assert load.totals["failed_without_logits_total"] == 4 == load.totals["requests_failed_total"]
-        assert idle(client)
+        assert eventually(lambda: idle(client))
     assert server.stop() == 0
 
 
