@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "src/base/hash.h"
@@ -31,6 +32,26 @@ int open_or_make(const std::string& path, bool& is_new) {
   is_new = fd >= 0;
   return is_new || errno != EEXIST ? fd : ::open(path.c_str(), kFlags, 0600);
 }
+
+// Of the directory, for those who open it at once: nobody meets an index that is made and not locked yet, or that is just
+// being removed. For a second at most: whoever holds it for longer is no opening of ours (flock DIR command).
+class Turn {
+ public:
+  explicit Turn(const std::string& dir) : dir_(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+    for (int tries = 0; tries < 1000 && dir_ >= 0; ++tries) {
+      if (flock(dir_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
+  ~Turn() {
+    if (dir_ >= 0) close(dir_);
+  }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  int dir_;
+};
 
 // Not so once somebody has removed or replaced it.
 bool is_file_at(int fd, const std::string& path) {
@@ -122,6 +143,7 @@ Result<std::unique_ptr<DiskStore>> DiskStore::open(const DiskSetup& setup) {
 }
 
 void DiskStore::remove_made() {
+  const Turn turn(setup_.dir);
   if (blocks_are_new_) unlink(path_of(kBlocksFile).c_str());
   if (index_is_new_) unlink(path_of(kIndexFile).c_str());
 }
@@ -140,11 +162,15 @@ Status DiskStore::open_files() {
 // Again where the one who had it removed it between our opening and locking it (remove_made).
 Status DiskStore::lock_index() {
   for (;;) {
+    const Turn turn(setup_.dir);
     bool is_new = false;
     index_ = open_or_make(path_of(kIndexFile), is_new);
     if (index_ < 0) return failed("quire-kv.index cannot be opened for writing");
     if (flock(index_, LOCK_EX | LOCK_NB) != 0) {
-      if (errno != EWOULDBLOCK) return failed("quire-kv.index cannot be locked");
+      if (errno != EWOULDBLOCK) {
+        index_is_new_ = is_new;  // nobody else can have locked it
+        return failed("quire-kv.index cannot be locked");
+      }
       Error e =
           error(Code::kUnavailable,
                 fmt::format("disk_kv_dir `{}` is in use by another process; each server needs one of its own",
@@ -228,18 +254,23 @@ Status DiskStore::scan() {
       std::optional<StoredRecord> record = decode_disk_record(records[i], now_ms);
       if (record && value(record->block.block) == first + i)
         stored_.push_back(std::move(record->block));
-      else if (records[i] != kNoRecord)
-        damaged(first + i);
+      else if (records[i] != kNoRecord && !erase_damaged(first + i))
+        return failed("a damaged record cannot be erased");
     }
   }
   if (num_damaged_ > 0) log_damaged();
   return ok();
 }
 
-// Erased, so that the next start does not count it again.
-void DiskStore::damaged(int64_t place) {
-  write_all(index_, kNoRecord.data(), kDiskRecordBytes, record_at(DiskBlockId{static_cast<int32_t>(place)}));
+// False with errno.
+bool DiskStore::erase(DiskBlockId place) {
+  return write_all(index_, kNoRecord.data(), kDiskRecordBytes, record_at(place));
+}
+
+// So that the next start does not count it again.
+bool DiskStore::erase_damaged(int64_t place) {
   if (num_damaged_++ == 0) first_damaged_ = place;
+  return erase(DiskBlockId{static_cast<int32_t>(place)});
 }
 
 void DiskStore::log_damaged() const {
@@ -283,11 +314,12 @@ DiskStore::Read DiskStore::read(DiskBlockId place, uint64_t serial, char* data, 
 }
 
 DiskStore::Read DiskStore::corrupt(DiskBlockId place, const char* what, std::string& error) {
-  error = fmt::format("disk_kv_dir `{}`: block {} is corrupt: {}", setup_.dir, value(place), what);
-  write_all(index_, kNoRecord.data(), kDiskRecordBytes, record_at(place));
+  std::string told = what;
+  if (!erase(place)) told += fmt::format("; its record cannot be erased: {}", std::strerror(errno));
+  error = fmt::format("disk_kv_dir `{}`: block {} is corrupt: {}", setup_.dir, value(place), told);
   if (!corruption_logged_.exchange(true))
     log_line(LogLevel::kWarn, "disk_kv_corrupt",
-             {{"dir", setup_.dir}, {"block", value(place)}, {"what", what}, {"further", "only counted"}});
+             {{"dir", setup_.dir}, {"block", value(place)}, {"what", told}, {"further", "only counted"}});
   return Read::kCorrupt;
 }
 

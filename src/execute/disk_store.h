@@ -44,8 +44,8 @@ class DiskStore {
   // This place will be read soon, and not behind the one before it: the kernel reads it meanwhile.
   void expect(DiskBlockId place) const;
   enum class Read { kOk, kCorrupt, kFailed };
-  // kCorrupt: what lies there is not what was written with that serial; its record is gone from now on, and the
-  // first time is logged. `error` says what happened where it is not kOk.
+  // kCorrupt: what lies there is not what was written with that serial; its record is gone from now on, or cannot be erased,
+  // and the first time is logged. `error` says what happened where it is not kOk.
   Read read(DiskBlockId place, uint64_t serial, char* data, std::string& error);
 
  private:
@@ -57,7 +57,8 @@ class DiskStore {
   Status begin_index();
   Status make_room();
   Status scan();
-  void damaged(int64_t place);
+  bool erase(DiskBlockId place);
+  bool erase_damaged(int64_t place);
   void log_damaged() const;
   Error failed(const char* what, const char* field = "disk_kv_dir") const;
   std::string path_of(const char* name) const { return setup_.dir + "/" + name; }

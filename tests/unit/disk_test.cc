@@ -2,13 +2,16 @@
 // process, what is damaged is a miss, and whatever is wrong with the directory is said by name.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <numeric>
 #include <set>
+#include <thread>
 
 #include "src/base/hash.h"
 #include "src/base/random.h"
@@ -281,6 +284,68 @@ TEST_F(DiskTest, AnOpeningThatFailsLeavesOnlyWhatWasThere) {
   ASSERT_EQ(again.take_stored().size(), 1u);
   std::string data;
   EXPECT_EQ(read(again, 1, 5, data), DiskStore::Read::kOk);
+}
+
+// One makes the index, another locks it first and fails, or removes what a third has just met.
+TEST_F(DiskTest, OpeningsThatFailAtOnceLeaveNothing) {
+  DiskSetup huge = setup();
+  huge.bytes = 1ll << 60;
+  constexpr int kThreads = 4, kTimes = 200;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kThreads; ++i)
+    threads.emplace_back([huge] {
+      for (int k = 0; k < kTimes; ++k) EXPECT_FALSE(DiskStore::open(huge).has_value());
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_TRUE(std::filesystem::is_empty(dir_));
+}
+
+// No write goes through while it lasts, as on a disk that has become read-only.
+class NoWrites {
+ public:
+  NoWrites() : was_(std::signal(SIGXFSZ, SIG_IGN)) {
+    getrlimit(RLIMIT_FSIZE, &limit_);
+    const rlimit none{0, limit_.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &none);
+  }
+  ~NoWrites() {
+    setrlimit(RLIMIT_FSIZE, &limit_);
+    std::signal(SIGXFSZ, was_);
+  }
+  NoWrites(const NoWrites&) = delete;
+  NoWrites& operator=(const NoWrites&) = delete;
+
+ private:
+  void (*was_)(int);
+  rlimit limit_{};
+};
+
+// It would be found again after a restart: that is said.
+TEST_F(DiskTest, ACorruptRecordThatCannotBeErasedIsSaidToBe) {
+  DiskStore& store = open();
+  ASSERT_TRUE(store.write(block(1, 5), bytes('a').data()));
+  damage("quire-kv.blocks", 8192);
+  std::string data;
+  {
+    const NoWrites none;
+    EXPECT_EQ(read(store, 1, 5, data), DiskStore::Read::kCorrupt);
+  }
+  EXPECT_NE(what_.find("its checksum is wrong; its record cannot be erased"), std::string::npos) << what_;
+  EXPECT_EQ(read(store, 1, 5, data), DiskStore::Read::kCorrupt);
+  EXPECT_EQ(what_.find("cannot be erased"), std::string::npos) << what_;
+}
+
+TEST_F(DiskTest, ADirectoryWhoseDamagedRecordsCannotBeErasedIsRefused) {
+  ASSERT_TRUE(open().write(block(1, 5), bytes('a').data()));
+  store_.reset();
+  damage("quire-kv.index", 4096 + 2048 + 70);
+  {
+    const NoWrites none;
+    const Error e = refused(setup());
+    EXPECT_EQ(e.field, "disk_kv_dir");
+    EXPECT_NE(e.message.find("a damaged record cannot be erased"), std::string::npos) << e.message;
+  }
+  EXPECT_EQ(open().num_damaged(), 1);
 }
 
 TEST_F(DiskTest, FewerOrMoreBlocksThanBeforeKeepWhatStillHasAPlace) {
