@@ -16,7 +16,7 @@ void WaitingQueue::enter(SequenceGroup& group) {
   TenantShare& share = found->second;
   share.tenant = found->first;
   share.rank = group.rank();
-  if (share.num_present++ == 0) idle_.erase({share.counter, &share});
+  if (share.num_present++ == 0) num_idle_ -= rank.idle.erase({share.counter, &share});
   if (share.num_waiting++ == 0) {
     const double floor = floor_of(rank);
     rank.floor = std::max(rank.floor, floor);
@@ -37,8 +37,8 @@ void WaitingQueue::leave(SequenceGroup& group) {
   TenantShare& share = *std::exchange(group.share, nullptr);
   if (--share.num_present > 0) return;
   check(share.num_waiting == 0, "who has left waits no more");
-  idle_.insert({share.counter, &share});
-  if (idle_.size() > kMaxIdleShares) forget_one();
+  ranks_.at(share.rank).idle.insert({share.counter, &share});
+  if (++num_idle_ > kMaxIdleShares) forget_one();
 }
 
 double WaitingQueue::floor_of(const Rank& rank) {
@@ -51,16 +51,25 @@ double WaitingQueue::floor_of(const Rank& rank) {
   return least;
 }
 
-// Who has paid least of the idle: likeliest to be lifted on return, as a new one is, and gaining least if not.
+// Who is least above where a new one begins at its rank: likeliest to be lifted on return, as a new one is, and gaining least
+// if not. Counters of two ranks say nothing of each other. O(ranks + those who wait).
 void WaitingQueue::forget_one() {
-  const TenantShare& least = *idle_.begin()->share;
-  const auto rank = ranks_.find(least.rank);
+  auto rank = ranks_.end();
+  double least_above = std::numeric_limits<double>::infinity();
+  for (auto at = ranks_.begin(); at != ranks_.end(); ++at) {
+    if (at->second.idle.empty()) continue;
+    const double above = at->second.idle.begin()->counter - floor_of(at->second);
+    if (above < least_above) rank = at, least_above = above;
+  }
+  check(rank != ranks_.end(), "some are idle");
+  const TenantShare& least = *rank->second.idle.begin()->share;
   if (rank->second.admitted_last == &least) {
     rank->second.admitted_last = nullptr;
     rank->second.forgotten_at = least.counter;
   }
   const std::string tenant(least.tenant);
-  idle_.erase(idle_.begin());
+  rank->second.idle.erase(rank->second.idle.begin());
+  --num_idle_;
   rank->second.shares.erase(tenant);
   if (rank->second.shares.empty()) ranks_.erase(rank);
 }

@@ -69,8 +69,8 @@ struct PassedOver {
 class WaitingQueue {
  public:
   static constexpr double kPromptWeight = 1.0, kOutputWeight = 2.0;
-  // Shares of which no request is left are remembered; past it the least is forgotten, and its tenant comes back there as a
-  // new one. So memory is bound by the requests and by this, however many tenants and ranks there are.
+  // Shares of which no request is left are remembered; past it the one that loses least by it is forgotten, and its tenant
+  // comes back there as a new one. So memory is bound by the requests and by this, however many tenants and ranks there are.
   static constexpr size_t kMaxIdleShares = 1024;
 
   void enter(SequenceGroup& group);     // once per request: its tenant is present at its rank, and waits
@@ -104,12 +104,11 @@ class WaitingQueue {
     uint64_t since = 0;                  // the queue's event that made it: somebody stands in it all the time
   };
   using Lines = std::unordered_map<std::string, Line>;  // tenants with someone in line
-  struct Place {                                        // by counter, then rank and name
+  struct Place {                                        // by counter, then name
     double counter = 0;
     const TenantShare* share = nullptr;
     bool operator<(const Place& other) const {
-      return std::tie(counter, share->rank, share->tenant) <
-             std::tie(other.counter, other.share->rank, other.share->tenant);
+      return std::tie(counter, share->tenant) < std::tie(other.counter, other.share->tenant);
     }
   };
   static void charge(SequenceGroup& group, double weight, int64_t tokens) {
@@ -120,6 +119,7 @@ class WaitingQueue {
   struct Rank {  // at which a tenant is present or remembered
     std::unordered_map<std::string, TenantShare> shares;
     std::unordered_set<const TenantShare*> waiting;  // of whom something waits here: parked ones too
+    std::set<Place> idle;                            // of whom no request is left
     const TenantShare* admitted_last = nullptr;      // nullptr: it is forgotten, or nobody has been admitted
     double forgotten_at = 0;                         // where it stood then
     double floor = 0;  // the highest at which one of whom nothing waited has begun
@@ -130,7 +130,7 @@ class WaitingQueue {
 
   std::map<int32_t, Lines> by_rank_;
   std::map<int32_t, Rank> ranks_;
-  std::set<Place> idle_;  // shares of which no request is left
+  size_t num_idle_ = 0;  // at all ranks
   int32_t size_ = 0;
   uint64_t num_events_ = 0;  // requests put in line, promotions and admissions
   uint64_t promoted_in_ = 0;

@@ -410,11 +410,24 @@ TEST_F(Queue, WhoWasAdmittedLastIsAMeasureWhenForgotten) {
   add("other"), add("measure");
   take(2000);
   queue_.leave(take(500));
+  queue_.erase(add("stays", 7));  // aside: the guests are ahead of it
   for (int i = 0; i < 1024; ++i) {
     add("guest " + std::to_string(i), 7);
     queue_.leave(take(1000));
   }
   EXPECT_EQ(add("new").share->counter, 500);
+}
+
+// What is high at a rank where much is served is little there, and what is low at a quiet one may be much.
+TEST_F(Queue, WhoIsAheadAtAQuietRankIsRemembered) {
+  queue_.erase(add("stays", 5));  // aside
+  add("heavy", 5);
+  queue_.leave(take(500));
+  for (int i = 0; i < 3000; ++i) {
+    add("guest " + std::to_string(i), 0);
+    queue_.leave(take(1e6));
+  }
+  EXPECT_EQ(add("heavy", 5).share->counter, 500);
 }
 
 // Counters against a plain scan of all tenants, in random order of arrival at three ranks, admission, payment and end.
