@@ -276,16 +276,17 @@ TierStats tier_stats(const KvCache* tier, const TierCounters::Tier& counted) {
   return stats;
 }
 
-std::vector<PolicyStats> policy_stats(std::span<Sequence* const> running) {
-  std::vector<PolicyStats> all;
-  for (std::string& name : policy_names()) all.push_back({.name = std::move(name)});
+// At each step: their names are written once.
+void count_policies(std::span<Sequence* const> running, std::vector<PolicyStats>& all) {
+  if (all.empty())
+    for (std::string& name : policy_names()) all.push_back({.name = std::move(name)});
+  for (PolicyStats& policy : all) policy.sequences = 0, policy.slots = policy.blocks = 0;
   for (const Sequence* s : running) {
     PolicyStats& policy = all[static_cast<size_t>(s->group->policy.kind)];
     ++policy.sequences;
     policy.slots += s->table.length();
     policy.blocks += s->table.num_blocks();
   }
-  return all;
 }
 
 }  // namespace
@@ -346,7 +347,7 @@ void EngineCore::fill_policy_stats(EngineStats& stats) const {
   const SchedulerCounters& c = scheduler_.counters();
   const TierCounters& tiers = scheduler_.transfers().counters();
   const int64_t block_bytes = cache_->spec().groups.front().block_bytes();
-  stats.policies = policy_stats(scheduler_.running());
+  count_policies(scheduler_.running(), stats.policies);
   stats.policy_dropped_tokens_total = c.dropped_tokens;
   stats.attention_read_bytes_total =
       (c.decode_reads - shared_read_tokens_) * block_bytes / cache_->block_tokens();
