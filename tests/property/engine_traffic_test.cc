@@ -136,7 +136,9 @@ constexpr int32_t kOneSeedOf = 1;
 #endif
 
 // How often at least something happens in the seeds that run, given how often in all of them.
-constexpr int64_t at_least(int64_t in_all_seeds) { return in_all_seeds / kOneSeedOf; }
+constexpr int64_t at_least(int64_t in_all_seeds) {
+  return in_all_seeds / kOneSeedOf;
+}
 
 Coverage run_seeds(const Traffic& t, int32_t count) {
   Coverage covered;
