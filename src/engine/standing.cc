@@ -46,6 +46,12 @@ bool some_run(const SequenceGroup& group) {
   return std::ranges::any_of(group.sequences, [](const auto& s) { return s->running(); });
 }
 
+// With what it holds, for room. Beams that came in by halves do not: they hold it in vain.
+bool waits_for_room(const SequenceGroup& group) {
+  const auto is_out = [](const auto& s) { return s->state == SequenceState::kPreempted; };
+  return !group.paused && !(group.is_beam && std::ranges::any_of(group.sequences, is_out));
+}
+
 }  // namespace
 
 // Those who could not give way again need all their bound beside the readers', and are left out; so are those outside while
@@ -63,7 +69,7 @@ std::optional<std::string> check_standing(const EngineCore& core) {
     aside += group->aside ? 1 : 0;
     if (!some_run(*group)) continue;
     kept = kept || has_to_keep(*group);
-    waits_inside = waits_inside || !group->paused;
+    waits_inside = waits_inside || waits_for_room(*group);
     slots -= slots_of(*group);
   }
   if (standing > 0 && !kept)

@@ -70,7 +70,8 @@ struct SequenceGroup {
   uint64_t order = 0;             // of arrival
   Sequence* parked_on = nullptr;  // the sequence that computes its prefix
   bool waits_for_memory = false;  // parked until somebody's policy memory is given back
-  bool aside = false;  // parked or passed over beside readers that have stopped: Scheduler::step_aside
+  bool aside = false;     // parked or passed over beside readers that have stopped: Scheduler::step_aside
+  bool took_all = false;  // there was for it when it came in: for nobody was anything kept free
   int32_t next_index = 0;
   int32_t cached_tokens = 0;  // of the prompt, from the prefix cache
   int64_t deadline_us = kNoDeadline;

@@ -334,10 +334,18 @@ int64_t Scheduler::blocks_missing(std::span<Sequence* const> coming, int64_t blo
   return alone ? 0 : blocks + reserved - cache_.num_available();
 }
 
-// Who comes in now stands before all that wait: the heads that they kept are room for it, if they are enough.
 bool Scheduler::make_room_for(std::span<Sequence* const> coming, int64_t blocks, int64_t now_us) {
   const int64_t missing = blocks_missing(coming, blocks);
-  if (missing <= 0) return true;
+  if (missing > 0 && !have_heads_make_room(coming, blocks, missing, now_us)) return false;
+  SequenceGroup& group = *coming.front()->group;
+  const auto is_another = [&group](const Sequence* r) { return r->group != &group; };
+  group.took_all = takes_all_there_is(group) && std::ranges::any_of(running_, is_another);
+  return true;
+}
+
+// Who comes in now stands before all that wait: the heads that they kept are room for it, if they are enough.
+bool Scheduler::have_heads_make_room(std::span<Sequence* const> coming, int64_t blocks, int64_t missing,
+                                     int64_t now_us) {
   std::vector<Sequence*> heads;
   for (Sequence* p : preempted_)
     if (head_is_room_for(*p, *coming.front())) heads.push_back(p);

@@ -245,6 +245,7 @@ void Scheduler::sweep() {
     for (const auto& s : group->sequences)
       if (s->num_in_flight > 0) return false;
     give_back_policy_memory(*group);
+    check(std::ranges::find(aside_, group) == aside_.end(), "who is gone stands nowhere aside");
     cache_.close_namespace(group->ns);
     groups_.erase(group->request);
     return true;

@@ -216,6 +216,12 @@ bool Scheduler::shares_all_it_has(const Victim& victim, const Sequence& blocked)
          std::ranges::all_of(running_, [&](const Sequence* r) { return r->group == blocked.group; });
 }
 
+// What admission kept free for those that run was too little. Not so where it kept nothing, since only readers that have
+// stopped ran, nor where one of these gives way to somebody outside.
+bool Scheduler::was_short(const Sequence& blocked, const Victim& victim) const {
+  return blocked.running() && !blocked.group->took_all && !victim.group().took_all;
+}
+
 bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
   Sequence* blocked = someone_blocked();
   if (blocked == nullptr) return false;
@@ -231,8 +237,8 @@ bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
     return true;
   }
   if (gives_way_to_itself(*victim, *blocked)) return false;
+  if (was_short(*blocked, *victim)) reserve_ratio_ = std::min(1.0, reserve_ratio_ + limits_.reserve.rise);
   preempt(victim->sequences, victim->offer, now_us);
-  reserve_ratio_ = std::min(1.0, reserve_ratio_ + limits_.reserve.rise);
   return true;
 }
 

@@ -33,8 +33,8 @@
 namespace quire {
 
 // The share of what running sequences may still generate that admission keeps free for them: how far it
-// over-commits. It rises at each preemption and decays with each committed step (as SGLang's new_token_ratio
-// does, schedule_policy.py).
+// over-commits. It rises whenever that turns out to be too little and decays with each committed step (as SGLang's
+// new_token_ratio does, schedule_policy.py).
 struct ReserveRule {
   double least = 0.1, rise = 0.2, decay = 0.001;
 };
@@ -172,6 +172,7 @@ class Scheduler {
     return static_cast<int32_t>(groups_.size() - ended_.size()) - num_waiting_;
   }
   const SchedulerCounters& counters() const { return counters_; }
+  double reserve_ratio() const { return reserve_ratio_; }  // see ReserveRule
   const KvCache& cache() const { return cache_; }
   const ScheduleLimits& limits() const { return limits_; }
   const SequenceGroup* find(RequestId request) const;
@@ -268,6 +269,8 @@ class Scheduler {
   int64_t blocks_to_follow(const SequenceGroup& group, std::span<Sequence* const> coming) const;
   int64_t blocks_missing(std::span<Sequence* const> coming, int64_t blocks) const;
   bool make_room_for(std::span<Sequence* const> coming, int64_t blocks, int64_t now_us);
+  bool have_heads_make_room(std::span<Sequence* const> coming, int64_t blocks, int64_t missing,
+                            int64_t now_us);
   int32_t slots_used(const SequenceGroup& but) const;
   bool make_slots(const SequenceGroup& group, int32_t wanted, int64_t now_us);
   void take_sibling_prefix();
@@ -313,6 +316,7 @@ class Scheduler {
   bool are_alone(std::span<Sequence* const> victims) const;
   bool gives_way_to_itself(const Victim& victim, const Sequence& blocked) const;
   bool shares_all_it_has(const Victim& victim, const Sequence& blocked) const;
+  bool was_short(const Sequence& blocked, const Victim& victim) const;
   void preempt(std::span<Sequence* const> victims, const Offer& offer, int64_t now_us);
   void drop_tail(Sequence& sequence, int32_t kept_tokens, int64_t now_us);
   void shorten_head(Sequence& sequence, int32_t kept_tokens, int64_t now_us);

@@ -432,18 +432,103 @@ TEST(Groups, BesideAReaderThatStoppedWhatMayFollowIsNotKeptFree) {
   }
 }
 
+// A reserve that keeps whatever it has risen to.
+HarnessOptions with_reserve() {
+  HarnessOptions o = tight("recompute");
+  o.reserve = {.least = 0.1, .rise = 0.2, .decay = 0};
+  return o;
+}
+
+// Nothing was kept free for the reader that reads on, and whoever gives way to it was let in at that price.
+TEST(Groups, WhoGivesWayToAReaderThatReadsOnSaysNothingAboutTheReserve) {
+  Harness h(with_reserve());
+  const RequestId reader = h.submit(ids(90, 300), Harness::greedy(90));
+  for (int i = 0; i < 4; ++i) ASSERT_TRUE(h.step());
+  h.core().set_paused(reader, true);
+  const RequestId id = h.submit(ids(40), Harness::greedy(110));
+  for (int i = 0; i < 40; ++i) ASSERT_TRUE(h.step());
+  h.core().set_paused(reader, false);
+  step_until_out(h, id);
+  EXPECT_EQ(states_of(h, reader).running, 1);
+  EXPECT_EQ(h.core().scheduler().reserve_ratio(), 0.1);
+  h.run();
+  h.expect_greedy(reader);
+  h.expect_greedy(id);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+// Whether the other waits for its room, or runs beside it and grows.
+TEST(Groups, AReaderThatStoppedAndGivesWaySaysNothingAboutTheReserve) {
+  for (const int32_t prompt : {120, 40}) {
+    Harness h(with_reserve());
+    const RequestId reader = h.submit(ids(90, 300), Harness::greedy(90));
+    for (int i = 0; i < 4; ++i) ASSERT_TRUE(h.step());
+    h.core().set_paused(reader, true);
+    const RequestId id = h.submit(ids(prompt), Harness::greedy(160 - prompt));
+    step_until_out(h, reader);
+    EXPECT_EQ(h.core().scheduler().reserve_ratio(), 0.1) << "beside a prompt of " << prompt;
+    h.core().set_paused(reader, false);
+    h.run();
+    h.expect_greedy(reader);
+    h.expect_greedy(id);
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+}
+
+TEST(Groups, WhoGivesWayToOneThatWasPromisedRoomRaisesTheReserve) {
+  Harness h(with_reserve());
+  const RequestId first = h.submit(ids(40, 300), Harness::greedy(110));
+  const RequestId second = h.submit(ids(40), Harness::greedy(110));
+  step_until_out(h, second);
+  EXPECT_DOUBLE_EQ(h.core().scheduler().reserve_ratio(), 0.3);
+  h.run();
+  h.expect_greedy(first);
+  h.expect_greedy(second);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
 // Under a policy that lets nobody take its blocks back it would hold the reader up for ever.
 TEST(Groups, WhoCannotGiveWayComesInOnlyWhereBothCanEnd) {
   Harness h(tight());
   const RequestId reader = h.submit(ids(90, 300), Harness::greedy(60), under_h2o());
   for (int i = 0; i < 2; ++i) EXPECT_TRUE(h.step());
   h.core().set_paused(reader, true);
-  const RequestId id = h.submit(ids(40), Harness::greedy(50), under_h2o());
+  // Twelve blocks are free: enough for it alone, with eleven, but the reader may ask for seven more meanwhile.
+  const RequestId id = h.submit(ids(40), Harness::greedy(40), under_h2o());
   step_until_still(h);
-  EXPECT_EQ(states_of(h, id).running, 0);
+  EXPECT_EQ(h.record(id).sequences[0].tokens.size(), 0u) << "neither could end once the reader goes on";
   h.core().set_paused(reader, false);
   h.run();
+  EXPECT_EQ(h.record(reader).end.finish, FinishReason::kLength);
   EXPECT_EQ(h.record(id).end.finish, FinishReason::kLength);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+// One of two beams has room beside the reader, both have not: alone it could do nothing but keep the room of those behind.
+TEST(Groups, BeamsComeInBesideAReaderThatStoppedOnlyWhereAllHaveRoom) {
+  HarnessOptions o = tight("recompute");
+  o.prefix_cache = false;
+  Harness h(o);
+  CoreRequest low;
+  low.priority = 1;
+  const RequestId reader = h.submit(ids(60, 300), Harness::greedy(96), under_h2o());
+  const RequestId two = h.submit(ids(8), beams(2, 76), low);
+  step_until_out(h, two);
+  h.core().set_paused(reader, true);
+  step_until_still(h);
+  EXPECT_EQ(states_of(h, two).running, 0);
+  const RequestId behind = h.submit(ids(24, 600), Harness::greedy(8), low);
+  step_until_still(h);
+  EXPECT_EQ(h.record(behind).num_ends, 1);
+  EXPECT_EQ(h.record(two).num_ends, 0);
+  h.core().set_paused(reader, false);
+  h.run();
+  EXPECT_EQ(h.record(two).end.finish, FinishReason::kLength);
+  h.expect_greedy(behind);
   h.expect_sound();
   h.expect_all_ended();
 }
