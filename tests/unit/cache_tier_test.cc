@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "src/cache/kv_cache.h"
+#include "tests/unit/token_ids.h"
 
 namespace quire {
 namespace {
@@ -18,12 +19,6 @@ std::unique_ptr<KvCache> make(int32_t host_blocks, int32_t disk_blocks, int32_t 
   spec.host_bytes = host_blocks * group.block_bytes();
   spec.disk_bytes = disk_blocks * group.block_bytes();
   return std::move(KvCache::create(spec, order)).value();
-}
-
-std::vector<TokenId> ids(int32_t count, int32_t first = 0) {
-  std::vector<TokenId> v;
-  for (int32_t i = 0; i < count; ++i) v.push_back(first + i);
-  return v;
 }
 
 void sound(const KvCache& cache) {

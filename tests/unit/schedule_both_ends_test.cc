@@ -4,18 +4,13 @@
 #include <numeric>
 
 #include "tests/property/engine_harness.h"
+#include "tests/unit/token_ids.h"
 
 namespace quire {
 namespace {
 
 constexpr double kComputedUs = 27;  // a token
 constexpr int32_t kChunk = 16;
-
-std::vector<TokenId> ids(int32_t count, int32_t first) {
-  std::vector<TokenId> v;
-  for (int32_t i = 0; i < count; ++i) v.push_back((first + i) % 1000);
-  return v;
-}
 
 // 24 blocks of 8 tokens on the device, which hold one prompt of 160; costs as the fake link and executor have them.
 HarnessOptions linked(double copied_us_per_token) {

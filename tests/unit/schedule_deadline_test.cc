@@ -1,17 +1,10 @@
 // Deadlines that cannot be met, told when a request comes. Method: prompts of known lengths over the fake executor, whose steps have
 // known times; the work that stands before a request is reckoned by hand, and what is refused against what would have been met.
-#include <numeric>
-
 #include "tests/property/engine_harness.h"
+#include "tests/unit/token_ids.h"
 
 namespace quire {
 namespace {
-
-std::vector<TokenId> ids(int32_t count, int32_t first = 0) {
-  std::vector<TokenId> v(static_cast<size_t>(count));
-  std::iota(v.begin(), v.end(), first);
-  return v;
-}
 
 HarnessOptions wide() {
   HarnessOptions o;

@@ -5,15 +5,10 @@
 
 #include "src/policy/policy_spec.h"
 #include "tests/property/engine_harness.h"
+#include "tests/unit/token_ids.h"
 
 namespace quire {
 namespace {
-
-std::vector<TokenId> ids(int32_t count, int32_t first = 0) {
-  std::vector<TokenId> v;
-  for (int32_t i = 0; i < count; ++i) v.push_back((first + i) % 1000);
-  return v;
-}
 
 // 24 blocks of 8, over-committed as far as it goes.
 HarnessOptions tight(const char* mode = "auto", int32_t num_swap_blocks = 0) {

@@ -3,15 +3,10 @@
 #include <numeric>
 
 #include "tests/property/engine_harness.h"
+#include "tests/unit/token_ids.h"
 
 namespace quire {
 namespace {
-
-std::vector<TokenId> ids(int32_t count, int32_t first = 0) {
-  std::vector<TokenId> v;
-  for (int32_t i = 0; i < count; ++i) v.push_back((first + i) % 1000);
-  return v;
-}
 
 // Two tenants with eight requests each at all times, and what each has cost the engine.
 class TwoTenants {

@@ -4,6 +4,7 @@
 
 #include "src/policy/policy_memory.h"
 #include "tests/property/engine_harness.h"
+#include "tests/unit/token_ids.h"
 
 namespace quire {
 namespace {
@@ -23,18 +24,12 @@ HarnessOptions options_for(int64_t bytes) {
   return o;
 }
 
-std::vector<TokenId> ids(int32_t first) {
-  std::vector<TokenId> v;
-  for (int32_t i = 0; i < kPrompt; ++i) v.push_back((first + i) % 1000);
-  return v;
-}
-
 RequestId submit(Harness& h, int32_t first, const PolicySpec& policy, int32_t n = 1) {
   CoreRequest request;
   request.policy = policy;
   SamplingParams p = Harness::greedy(kOutput);
   p.n = n;
-  return h.submit(ids(first), p, request);
+  return h.submit(ids(kPrompt, first), p, request);
 }
 
 TEST(PolicyMemoryOfRequests, WhoFindsNoRoomWaitsUntilAnotherIsGone) {
@@ -59,7 +54,7 @@ TEST(PolicyMemoryOfRequests, SamplesCutTheirPromptOneAfterTheOtherWhereRoomIsTig
       o.num_blocks = num_blocks;
       o.max_step_tokens = o.max_sequences = 12;  // the prompt is published chunk by chunk
       Harness h(o);
-      std::vector<TokenId> cached = ids(0);
+      std::vector<TokenId> cached = ids(kPrompt);
       std::fill(cached.begin() + shared, cached.end(), 999);
       h.submit(cached, Harness::greedy(1));
       h.run();
@@ -224,7 +219,7 @@ TEST(PolicyMemoryOfRequests, APreemptedHolderComesBackBeforeWhoWaitsForItsPart) 
   CoreRequest urgent;
   urgent.policy = kH2o;
   urgent.priority = -1;
-  h.submit(ids(700), Harness::greedy(kOutput), urgent);
+  h.submit(ids(kPrompt, 700), Harness::greedy(kOutput), urgent);
   h.core().set_paused(holder, false);
   h.run();
   h.expect_sound();

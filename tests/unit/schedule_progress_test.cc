@@ -4,15 +4,10 @@
 
 #include "src/schedule/tier_transfers.h"
 #include "tests/property/engine_harness.h"
+#include "tests/unit/token_ids.h"
 
 namespace quire {
 namespace {
-
-std::vector<TokenId> ids(int32_t count, int32_t first = 0) {
-  std::vector<TokenId> v;
-  for (int32_t i = 0; i < count; ++i) v.push_back((first + i) % 1000);
-  return v;
-}
 
 bool some_are_out(Harness& h, RequestId id) {
   const SequenceGroup* group = h.core().scheduler().find(id);

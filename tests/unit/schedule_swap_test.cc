@@ -3,15 +3,10 @@
 #include <set>
 
 #include "tests/property/engine_harness.h"
+#include "tests/unit/token_ids.h"
 
 namespace quire {
 namespace {
-
-std::vector<TokenId> ids(int32_t count, int32_t first = 0) {
-  std::vector<TokenId> v;
-  for (int32_t i = 0; i < count; ++i) v.push_back((first + i) % 1000);
-  return v;
-}
 
 // 24 blocks of 8, over-committed as far as it goes.
 HarnessOptions tight() {

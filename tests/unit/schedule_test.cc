@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "tests/property/engine_harness.h"
+#include "tests/unit/token_ids.h"
 
 namespace quire {
 namespace {
@@ -12,12 +13,6 @@ HarnessOptions small() {
   HarnessOptions o;
   o.num_blocks = 32;
   return o;
-}
-
-std::vector<TokenId> ids(int32_t count, int32_t first = 0) {
-  std::vector<TokenId> v;
-  for (int32_t i = 0; i < count; ++i) v.push_back((first + i) % 1000);
-  return v;
 }
 
 const BatchPlan& last_plan(Harness& h) {
