@@ -27,6 +27,7 @@ wants() { [ -z "$label" ] || [ "$label" = "$1" ]; }
 
 ensure_writable
 say "quire: setting up"
+ensure_package_lists
 clang_packages=
 # One version of clang: the fuzz targets mix its runtime with Rust's counters. Where it cannot be had, the runner says that they are skipped.
 if wants fuzz && apt-cache show clang-19 >/dev/null 2>&1; then clang_packages="clang-19 libclang-rt-19-dev"; fi

@@ -171,3 +171,28 @@ def test_the_launcher_knows_the_commands_of_the_binary():
     words = {line.split('"')[1].split()[0] for line in table.splitlines() if line.strip().startswith('{"')}
     done = launcher('echo "$commands"')
     assert set(done.stdout.split()) == words
+
+
+@pytest.mark.parametrize(
+    ("rust", "newest", "named"),
+    [("true", "rustc-9 cargo-9", "aa bb"), ("false", "rustc-9 cargo-9", "aa bb rustc-9 cargo-9"), ("false", "", "aa bb (and a cargo of 1.75 or newer)")],
+)
+def test_who_may_install_nothing_is_told_all_that_is_missing(tmp_path, rust, newest, named):
+    stubs = f"logs={tmp_path}; missing_packages() {{ printf 'aa bb '; }}; may_install() {{ false; }}; rust_is_new() {{ {rust}; }}; rust_package() {{ printf '{newest}'; }}"
+    done = launcher(f"set -e; {stubs}; QUIRE_OFFLINE= ensure_packages aa bb cc; echo went on")
+    assert (done.returncode, done.stdout) == (1, "")
+    first, second = done.stderr.splitlines()
+    assert first.startswith("quire: packages are missing, and only root ")
+    assert second == f"  apt-get update && apt-get install -y --no-install-recommends {named}"
+
+
+def test_a_broken_package_list_of_somebody_else_stops_nothing(tmp_path):
+    stubs = f"run_apt() {{ echo $* >>{tmp_path}/ran; [ $1 != update ]; }}; rust_package() {{ printf 'rustc-9 cargo-9'; }}"
+    done = launcher(f"{stubs}; apt_install aa; install_rust")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in (tmp_path / "ran").read_text().splitlines()] == ["update", "install"] * 2
+
+
+def test_no_home_is_no_fault():
+    done = launcher("unset HOME; find_cargo; echo went on")
+    assert done.stdout == "went on\n", done.stderr
