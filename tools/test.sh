@@ -25,7 +25,7 @@ is_label() {
 [ -z "$label" ] || is_label || die "no test has the label '$label'; labels are: $labels"
 wants() { [ -z "$label" ] || [ "$label" = "$1" ]; }
 
-ensure_writable
+lock_clone # until the last test has ended
 say "quire: setting up"
 ensure_package_lists
 clang_packages=

@@ -1,9 +1,17 @@
 """The launcher, as a machine meets it that has only what `./quire demo` installs."""
 
+import contextlib
+import fcntl
 import os
+import pty
+import re
 import shutil
+import signal
+import struct
 import subprocess
 import tempfile
+import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,6 +181,25 @@ def test_the_launcher_knows_the_commands_of_the_binary():
     assert set(done.stdout.split()) == words
 
 
+def begin(line: str, **kwargs) -> subprocess.Popen:
+    """A line of bash that knows the launcher's functions, running."""
+    environment = {**os.environ, "QUIRE_CUDA": "off"}
+    return subprocess.Popen(["bash", "-c", f"source ./quire __source; {line}"], cwd=ROOT, env=environment, **kwargs)
+
+
+def wait_until(condition, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
 @pytest.mark.parametrize(
     ("rust", "newest", "named"),
     [("true", "rustc-9 cargo-9", "aa bb"), ("false", "rustc-9 cargo-9", "aa bb rustc-9 cargo-9"), ("false", "", "aa bb (and a cargo of 1.75 or newer)")],
@@ -196,3 +223,81 @@ def test_a_broken_package_list_of_somebody_else_stops_nothing(tmp_path):
 def test_no_home_is_no_fault():
     done = launcher("unset HOME; find_cargo; echo went on")
     assert done.stdout == "went on\n", done.stderr
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_a_step_began_ends_with_the_launcher(tmp_path, sent):
+    """Ctrl-C in the midst of a build or of pip; the shell alone would leave them running behind its back."""
+    work = f"work() {{ sleep 60 & echo $! >{tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid; wait; }}"
+    process = begin(f"logs={tmp_path}; {work}; step 'some work' work; echo went on", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until((tmp_path / "pid").exists)
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (-sent, ""), err
+    assert "interrupted in 'some work'" in err
+    wait_until(lambda: not is_alive(int((tmp_path / "pid").read_text())), 5)
+
+
+def test_packages_are_not_left_half_installed(tmp_path):
+    stub = f"run_apt() {{ sleep 1; echo $1 >>{tmp_path}/ran; }}"
+    process = begin(f"logs={tmp_path}; {stub}; step 'system packages' apt_install aa", stderr=subprocess.PIPE, text=True)
+    wait_until((tmp_path / "system-packages.log").exists)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT and "apt-get goes on" in err
+    wait_until(lambda: (tmp_path / "ran").exists() and (tmp_path / "ran").read_text() == "update\ninstall\n")
+
+
+def test_a_step_is_named_before_it_ends(tmp_path):
+    process = begin(f"logs={tmp_path}; step 'some work' sleep 60", stderr=subprocess.PIPE)
+    os.set_blocking(process.stderr.fileno(), False)
+    seen = b""
+
+    def named() -> bool:
+        nonlocal seen
+        seen += process.stderr.read() or b""
+        return b"some work" in seen
+
+    wait_until(named)
+    process.terminate()
+    process.communicate(timeout=20)
+    assert b"done" not in seen
+
+
+def test_a_progress_line_fits_the_terminal(tmp_path):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 70, 0, 0))
+    with begin(f"logs={tmp_path}; work() {{ printf '%0200d' 0; sleep 1; }}; step 'some work' work", stderr=theirs) as process:
+        os.close(theirs)
+        process.wait(timeout=20)
+    seen = b""
+    with contextlib.suppress(OSError):  # the terminal's end
+        while chunk := os.read(ours, 4096):
+            seen += chunk
+    os.close(ours)
+    lines = [re.sub(r"\x1b\[K", "", line) for line in re.split(r"[\r\n]", seen.decode())]
+    assert max(len(line) for line in lines) == 67 and any("000" in line for line in lines)
+    assert re.fullmatch(r"  some work +done, \d s", [line for line in lines if line][-1]), lines
+
+
+def test_a_second_launcher_waits_for_the_first(clone):
+    (clone / "build").mkdir()
+    held, second = clone / "held", None
+    lock = f"source {clone}/quire __source; lock_clone; "
+    with subprocess.Popen(["bash", "-c", lock + f"touch {held}; read -r; unlock_clone; read -r"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        wait_until(held.exists)
+        second = subprocess.Popen(["bash", "-c", lock + "echo got it"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert second.stderr.readline() == "  another ./quire sets up, builds or tests here: waiting for it\n"
+        time.sleep(0.3)
+        assert second.poll() is None, "two at once would write the same files"
+        print(file=first.stdin, flush=True)
+        assert second.communicate(timeout=20)[0] == "got it\n"
+        print(file=first.stdin, flush=True)
+
+
+@pytest.mark.parametrize(("free", "said"), [(99, True), (100, False)])
+def test_a_failure_on_a_full_disk_says_so(tmp_path, free, said):
+    df = f"df() {{ echo head; echo tmpfs 9000 9000 {free} 99% /; }}"
+    done = launcher(f"{df}; logs={tmp_path}; HOME=/h; TMPDIR=/t; step 'some work' false")
+    full = [line for line in done.stderr.splitlines() if line.endswith(f" lies on a disk with {free} MB free")]
+    assert done.returncode == 1 and [line.split()[1] for line in full] == ([str(ROOT), "/t", "/h"] if said else [])
