@@ -54,6 +54,7 @@ thread_tests="engine_threads_test cpu_pool_test unit_execute server_service_test
 # The rest of the server has no threads that these two have not: only where sanitizers are asked for by name.
 if [ "$label" = sanitize ]; then thread_tests+=" server_generate_test server_texts_test server_tenant_limits_test server_host_memory_test"; fi
 sanitizer_build() {
+  forget_other_place "$root/build/$1"
   cmake --preset "$1" -S "$root" -DQUIRE_CARGO_DIR="$build/cargo" && nice cmake --build "$root/build/$1" -j "$jobs" --target ${*:2}
 }
 if wants sanitize; then
@@ -63,6 +64,7 @@ if wants sanitize; then
   step "build with the thread sanitizer" sanitizer_build tsan $thread_tests
 fi
 if wants fuzz && command -v clang++-19 >/dev/null; then
+  forget_other_place "$root/build/fuzz"
   step "build the fuzz targets" "$root/tools/build_fuzz.sh" "$root/build/fuzz"
 fi
 

@@ -301,3 +301,83 @@ def test_a_failure_on_a_full_disk_says_so(tmp_path, free, said):
     done = launcher(f"{df}; logs={tmp_path}; HOME=/h; TMPDIR=/t; step 'some work' false")
     full = [line for line in done.stderr.splitlines() if line.endswith(f" lies on a disk with {free} MB free")]
     assert done.returncode == 1 and [line.split()[1] for line in full] == ([str(ROOT), "/t", "/h"] if said else [])
+
+
+def script(path: Path, line: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("changed", [None, "python", "no python", "requirements", "interrupted"])
+def test_a_python_environment_of_another_python_or_of_other_packages_is_made_anew(tmp_path, changed):
+    """A system that was upgraded, a clone mounted into a container, Ctrl-C in the midst of pip."""
+    here = tmp_path / "here"
+    (here / "tools").mkdir(parents=True)
+    (here / "tools" / "requirements.txt").write_text("a==1\n")
+    python = here / ".venv" / "bin" / "python"
+    script(python, "echo Python 3.11.2")
+    made = launcher(f"root={here}; venv_made_of >{here}/.venv/made_of; venv_is_current")
+    assert made.returncode == 0, made.stderr
+    here = here.rename(tmp_path / "there")
+    python = here / python.relative_to(tmp_path / "here")
+    if changed == "python":
+        script(python, "echo Python 3.13.5")
+    elif changed == "no python":
+        python.unlink()
+        python.symlink_to("/nonexistent/python3")
+    elif changed == "requirements":
+        (here / "tools" / "requirements.txt").write_text("a==2\n")
+    elif changed == "interrupted":
+        (here / ".venv" / "made_of").unlink()
+    done = launcher(f"root={here}; venv_is_current")
+    assert (done.returncode == 0) == (changed is None), done.stderr
+
+
+@pytest.mark.parametrize(("marked", "kept"), [(True, True), (False, False)])
+def test_half_a_python_environment_is_not_built_upon(tmp_path, marked, kept):
+    python = tmp_path / ".venv" / "bin" / "python"
+    script(python, "echo ran $*")
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "requirements.txt").touch()
+    if marked:
+        (tmp_path / ".venv" / "made_of").touch()
+    (tmp_path / ".venv/lib/python3.11/site-packages").mkdir(parents=True)
+    make = f'python3() {{ mkdir -p "$3/bin" "$3/lib/python3.11/site-packages"; printf "#!/bin/sh\\necho anew\\n" >"$3/bin/python"; chmod +x "$3/bin/python"; }}'
+    done = launcher(f"root={tmp_path}; {make}; set -e; install_venv; venv_is_current")
+    assert done.returncode == 0, done.stderr
+    assert ("anew" not in done.stdout) == kept
+
+
+def test_an_environment_finds_the_client_wherever_the_clone_lies(tmp_path):
+    client = tmp_path / "here/clients/python/src/quire_client"
+    client.mkdir(parents=True)
+    (client / "__init__.py").touch()
+    (tmp_path / "here/tools").mkdir()
+    (tmp_path / "here/tools/requirements.txt").touch()  # no packages: pip needs no network
+    done = launcher(f"set -e; root={tmp_path}/here; install_venv")
+    assert done.returncode == 0, done.stderr
+    there = (tmp_path / "here").rename(tmp_path / "there it is")
+    done = launcher(f"set -e; root='{there}'; venv_is_current; '{there}/.venv/bin/python' -c 'import quire_client; print(quire_client.__file__)'")
+    assert done.stdout == f"{there}/clients/python/src/quire_client/__init__.py\n", done.stderr
+
+
+@pytest.mark.parametrize(("home", "kept"), [("{}", True), ("/elsewhere", False)])
+def test_a_build_folder_of_another_place_is_configured_anew(tmp_path, home, kept):
+    cache = tmp_path / "build" / "CMakeCache.txt"
+    (tmp_path / "build" / "CMakeFiles").mkdir(parents=True)
+    cache.write_text(f"A:STRING=b\nCMAKE_HOME_DIRECTORY:INTERNAL={home.format(tmp_path)}\n")
+    done = launcher(f"set -e; root={tmp_path}; forget_other_place {tmp_path}/build; forget_other_place {tmp_path}/none")
+    assert done.returncode == 0, done.stderr
+    assert (cache.exists(), (tmp_path / "build" / "CMakeFiles").exists()) == (kept, kept)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_half_a_toolkit_is_none(tmp_path, whole):
+    toolkit = tmp_path / ".cuda/lib/python3.11/site-packages/nvidia/cu13"
+    script(toolkit / "bin" / "nvcc", "echo 'Cuda compilation tools, release 13.0, V13.0.1'")
+    (toolkit / "lib" / ("stubs" if whole else "")).mkdir(parents=True)
+    done = launcher(f"root={tmp_path}; unset CUDACXX; PATH=/usr/bin:/bin; [ ! -e /usr/local/cuda/bin/nvcc ] && [ ! -e /usr/bin/nvcc ] || exit 3; have_toolkit")
+    if done.returncode == 3:
+        pytest.skip("this machine has a toolkit")
+    assert done.returncode == (0 if whole else 1), done.stderr
