@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-from quire_client import Client, Completion  # clients/python, installed into .venv by the launcher
+from quire_client import Client, Completion, QuireError  # clients/python, installed into .venv by the launcher
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME, KEY, OTHER_NAME, OTHER_KEY = "Emma", "48213", "Victor", "90576"
@@ -59,7 +59,11 @@ def start_server(binary: Path, model: Path) -> tuple[subprocess.Popen, str]:
     """Starts `quire serve` on a free port and waits for its READY line. Returns the process and its address."""
     log = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would stop it once full
     server = subprocess.Popen([binary, "serve", "--model", model, "--port", "0"], stdout=subprocess.PIPE, stderr=log, text=True)
-    line = server.stdout.readline()
+    try:
+        line = server.stdout.readline()
+    except KeyboardInterrupt:
+        server.terminate()
+        raise
     ready = re.match(r"READY grpc=(\S+) model=(\S+)", line)
     if not ready:
         server.terminate()
@@ -131,8 +135,10 @@ def show(client: Client, pages: str) -> bool:
     heading("What the cache did in all")
     print(f"  {load.blocks_total} blocks of {load.block_tokens} tokens ({load.kv_bytes_total / 2**20:.0f} MiB): "
           f"{load.blocks_cached} cached, {load.blocks_held} held, {load.blocks_free} free")
-    for name, count in sorted(load.totals.items()):
+    counted = {name: count for name, count in sorted(load.totals.items()) if count}
+    for name, count in counted.items():
         print(f"  {name:28} {count}")
+    print(f"{DIM}  and {len(load.totals) - len(counted)} counters of what this demo does not do, from preemption to the disk tier, that are 0{PLAIN}")
     return KEY in cold.text and OTHER_KEY in warm.text
 
 
@@ -158,4 +164,14 @@ def main() -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print(f"{PLAIN}\nquire: interrupted", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)  # so that a calling shell knows
+    except BrokenPipeError:  # a pager that was left, `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered still goes somewhere at the end
+        sys.exit(1)
+    except QuireError as error:
+        sys.exit(f"{PLAIN}\nquire: the demo's server gave up: {error}")

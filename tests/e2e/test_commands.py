@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -130,6 +131,31 @@ def test_the_demo_shows_a_line_for_each_step():
     assert done.returncode == 0, done.stdout + done.stderr
     steps = re.findall(r"^  (.+?) +(?:done|FAILED), \d+ s$", done.stderr, flags=re.M)
     assert steps == ["load demo and start the server", "drain the server"]
+    counters = re.findall(r"^  ([a-z_]+_total) +(\d+)$", done.stdout, flags=re.M)
+    assert ("requests_finished_total", "4") in counters and not [name for name, count in counters if count == "0"]
+
+
+def test_ctrl_c_ends_the_demo_and_its_server_in_few_words():
+    demo = subprocess.Popen([sys.executable, ROOT / "tools" / "demo.py", "--binary", BINARY, "--model", MODEL], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT / "clients" / "python" / "src")})  # fmt: skip
+    first_line = demo.stdout.readline()
+    os.killpg(demo.pid, signal.SIGINT)  # as a terminal does: the server gets it too
+    _, err = demo.communicate(timeout=60)
+    assert first_line.startswith("demo: ") and demo.returncode == -signal.SIGINT
+    assert "Traceback" not in err and err.splitlines()[-1] == "quire: interrupted"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(demo.pid, 0)
+
+
+def test_the_demo_takes_a_reader_that_leaves_calmly():
+    demo = subprocess.Popen([sys.executable, ROOT / "tools" / "demo.py", "--binary", BINARY, "--model", MODEL], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "clients" / "python" / "src")})  # fmt: skip
+    demo.stdout.readline()
+    demo.stdout.close()
+    err = demo.stderr.read()
+    demo.stderr.close()
+    assert demo.wait(timeout=60) == 1
+    assert [line.split("  ")[1] for line in err.splitlines()] == ["load demo and start the server", "drain the server"], err
 
 
 def test_a_full_disk_is_no_success(tmp_path):
