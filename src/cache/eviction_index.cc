@@ -106,12 +106,23 @@ void EvictionIndex::describe(BlockId block, const Retention& retention, int64_t 
                             .retention_class = retention.retention_class};
 }
 
-void EvictionIndex::strengthen(BlockId block, const Retention& retention, int64_t now_us) {
-  used(block, now_us);
+void EvictionIndex::strengthen(BlockId block, const Retention& retention) {
   Entry& entry = entries_[value(block)];
-  entry.retention_class = std::max(entry.retention_class, retention.retention_class);
-  entry.expiry_us = std::max(entry.expiry_us, retention.expiry_us);
+  check(!entry.inside, "a block is described while it is held, outside the index");
+  if (retention.retention_class > entry.retention_class) {
+    entry.retention_class = retention.retention_class;
+    entry.expiry_us = retention.expiry_us;
+  } else if (retention.retention_class == entry.retention_class) {
+    entry.expiry_us = std::max(entry.expiry_us, retention.expiry_us);
+  }
   entry.recompute_cost = std::max(entry.recompute_cost, retention.recompute_cost);
+}
+
+Retention EvictionIndex::retention_of(BlockId block) const {
+  const Entry& entry = entries_[value(block)];
+  return {.retention_class = entry.retention_class,
+          .expiry_us = entry.expiry_us,
+          .recompute_cost = entry.recompute_cost};
 }
 
 void EvictionIndex::left(BlockId block, int64_t now_us) {
@@ -181,8 +192,9 @@ std::optional<BlockId> EvictionIndex::victim(int64_t now_us) const {
   return std::nullopt;
 }
 
-void EvictionIndex::evicted(BlockId block) {
-  if (kind_ == EvictionOrder::kPgdsf) clock_ = std::max(clock_, key_of(block).worth);
+void EvictionIndex::evicted(BlockId block, int64_t now_us) {
+  const EvictionKey key = key_of(block);
+  if (kind_ == EvictionOrder::kPgdsf && key.expiry_us > now_us) clock_ = std::max(clock_, key.worth);
   erase(block);
 }
 

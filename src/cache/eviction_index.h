@@ -74,8 +74,10 @@ class EvictionIndex {
 
   // A block enters the tree; what is known of it from now on. Not in the index yet: its publisher holds it.
   void describe(BlockId block, const Retention& retention, int64_t now_us);
-  // Published again by another: keeps the stronger class, the later expiry, the larger cost.
-  void strengthen(BlockId block, const Retention& retention, int64_t now_us);
+  // Another has it in its prefix: keeps the higher class with its expiry, the later of two of one class, and the larger
+  // cost. While the block is held.
+  void strengthen(BlockId block, const Retention& retention);
+  Retention retention_of(BlockId block) const;
   // A hit, and the moment its last holder leaves. Both while the block is held, so outside the index.
   void used(BlockId block, int64_t now_us);
   void left(BlockId block, int64_t now_us);
@@ -91,7 +93,8 @@ class EvictionIndex {
 
   // Expired leaves first, oldest expiry first; then the order.
   std::optional<BlockId> victim(int64_t now_us) const;
-  void evicted(BlockId block);  // erase, and PGDSF's clock advances to its worth
+  // Erase, and PGDSF's clock advances to its worth; not where it went because it had expired.
+  void evicted(BlockId block, int64_t now_us);
 
   int64_t size() const { return size_; }  // evictable blocks, leaves and those that wait
   int64_t num_leaves() const { return order_.size(); }

@@ -226,13 +226,13 @@ bool KvCache::make_room(int64_t blocks, int64_t now_us) {
   while (pool_.num_free() < blocks) {
     const std::optional<BlockId> leaf = index_.victim(now_us);
     check(leaf.has_value(), "where blocks are evictable one of them is a leaf");
-    evict(*leaf);
+    evict(*leaf, now_us);
   }
   return true;
 }
 
-void KvCache::evict(BlockId leaf) {
-  index_.evicted(leaf);
+void KvCache::evict(BlockId leaf, int64_t now_us) {
+  index_.evicted(leaf, now_us);
   detach(leaf);
   ++counters_.evictions;
 }

@@ -225,7 +225,7 @@ class KvCache {
   int64_t forget(BlockId block);
   struct Restored;
   bool restore_block(const StoredBlock& stored, int64_t now_us, Restored& restored);
-  void evict(BlockId leaf);
+  void evict(BlockId leaf, int64_t now_us);
   void detach(BlockId leaf);  // from the tree; it is in the index no more
   void drop_if_unused(NamespaceId ns);
 

@@ -69,7 +69,10 @@ TreeNode KvCache::publish_block(const Publication& p, TreeNode parent, int32_t i
   pool_.set_published(own);
   index_.describe(own, p.retention, p.now_us);
   pinned(own);
-  if (superseded) supersede(nearest.block);
+  if (superseded) {  // what was said of the prefix stands at its last block: those before it cannot go before it
+    index_.strengthen(own, index_.retention_of(nearest.block));
+    supersede(nearest.block);
+  }
   return node_of(own);
 }
 
@@ -78,7 +81,8 @@ TreeNode KvCache::publish_block(const Publication& p, TreeNode parent, int32_t i
 void KvCache::adopt(const Publication& p, int32_t index, BlockId other) {
   const BlockId own = p.table->blocks_[index];
   replace(*p.table, index, other, *p.deferred);
-  index_.strengthen(other, p.retention, p.now_us);
+  index_.used(other, p.now_us);
+  index_.strengthen(other, p.retention);
   ++counters_.duplicates_merged;
   if (p.of_block(index, block_tokens_).size() < static_cast<size_t>(block_tokens_)) return;
   for (BlockTable* fork : p.forks)

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "src/base/random.h"
 #include "src/cache/eviction_index.h"
@@ -18,7 +19,7 @@ std::vector<int32_t> drain(EvictionIndex& index, int64_t now_us) {
   std::vector<int32_t> order;
   while (const auto block = index.victim(now_us)) {
     order.push_back(value(*block));
-    index.evicted(*block);
+    index.evicted(*block, now_us);
   }
   return order;
 }
@@ -63,15 +64,20 @@ TEST(EvictionIndex, ABlockWithChildrenWaitsButCounts) {
   EXPECT_EQ(index.size(), 1);
 }
 
-TEST(EvictionIndex, PublishingAgainNeverWeakensRetention) {
-  EvictionIndex index(8, EvictionOrder::kLru);
-  index.describe(BlockId{0}, {.retention_class = 2, .expiry_us = 50, .recompute_cost = 3}, 1);
-  index.strengthen(BlockId{0}, {.retention_class = 1, .expiry_us = 60, .recompute_cost = 1}, 2);
-  const EvictionKey key = index.key_of(BlockId{0});
-  EXPECT_EQ(key.retention_class, 2);
-  EXPECT_EQ(key.expiry_us, 60);
-  EXPECT_EQ(key.worth, 3);
-  EXPECT_EQ(key.last_use_us, 2);
+TEST(EvictionIndex, NobodyWeakensRetention) {
+  const Retention had{.retention_class = 2, .expiry_us = 50, .recompute_cost = 3};
+  const auto with = [&](const Retention& more) {
+    EvictionIndex index(8, EvictionOrder::kLru);
+    index.describe(BlockId{0}, had, 1);
+    index.strengthen(BlockId{0}, more);
+    const Retention r = index.retention_of(BlockId{0});
+    return std::tuple(r.retention_class, r.expiry_us, r.recompute_cost);
+  };
+  EXPECT_EQ(with({.retention_class = 1, .expiry_us = 60, .recompute_cost = 1}), std::tuple(2, 50, 3.f));
+  EXPECT_EQ(with({.retention_class = 2, .expiry_us = 60, .recompute_cost = 1}), std::tuple(2, 60, 3.f));
+  EXPECT_EQ(with({.retention_class = 2, .expiry_us = 40, .recompute_cost = 4}), std::tuple(2, 50, 4.f));
+  EXPECT_EQ(with({.retention_class = 3, .expiry_us = 40, .recompute_cost = 1}), std::tuple(3, 40, 3.f));
+  EXPECT_EQ(with({}), std::tuple(2, 50, 3.f)) << "an ordinary request";
 }
 
 TEST(Pgdsf, OftenUsedAndCostlyOutlivesRecent) {
@@ -85,6 +91,18 @@ TEST(Pgdsf, OftenUsedAndCostlyOutlivesRecent) {
   EXPECT_EQ(drain(index, 0), (std::vector<int32_t>{2, 1, 0}));
 }
 
+TEST(Pgdsf, WhatWentBecauseItHadExpiredDoesNotMoveTheClock) {
+  EvictionIndex index(8, EvictionOrder::kPgdsf);
+  index.describe(BlockId{0}, {.recompute_cost = 1}, 1);
+  for (int i = 0; i < 100; ++i) index.used(BlockId{0}, 2);
+  index.insert(BlockId{0}, true);
+  add(index, 1, {.expiry_us = 5, .recompute_cost = 1e6}, 3);
+  EXPECT_EQ(index.victim(10), BlockId{1});
+  index.evicted(BlockId{1}, 10);
+  add(index, 2, {.recompute_cost = 1}, 11);
+  EXPECT_EQ(index.victim(12), BlockId{2}) << "asked for once, and not the one that was asked for 101 times";
+}
+
 TEST(Pgdsf, TheClockAgesWhatIsNoLongerUsed) {
   EvictionIndex index(300, EvictionOrder::kPgdsf);
   index.describe(BlockId{0}, {.recompute_cost = 1}, 0);
@@ -93,7 +111,7 @@ TEST(Pgdsf, TheClockAgesWhatIsNoLongerUsed) {
   for (int32_t i = 1; i < 300; ++i) {  // a stream of blocks of worth 1 above the clock
     add(index, i, {.recompute_cost = 1}, 100 + i);
     const BlockId victim = *index.victim(0);
-    index.evicted(victim);
+    index.evicted(victim, 0);
     if (victim == BlockId{0}) {
       EXPECT_GE(i, 9);
       EXPECT_LE(i, 12);
