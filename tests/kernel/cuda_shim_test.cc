@@ -2,6 +2,7 @@
 // the fault; kernels without must run, in any order of blocks and warps, and give what a card would.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -214,6 +215,13 @@ TEST_F(Shim, FindsAccessesOutOfBounds) {
   EXPECT_FAULT("shared memory out of bounds", launch<past_shared>({.block = {32}, .shared_bytes = 256}));
   EXPECT_FAULT("outside every allocation", launch<past_global>({.block = {1}}, out.data(), 256));
 }
+TEST_F(Shim, FindsAccessesToMemoryThatWasGivenBack) {
+  Buffer<int32_t> gone(4096);
+  EXPECT_EQ(fault_of([&] { launch<past_global>({.block = {1}}, gone.data(), 2048); }), "none");
+  shim::unregister_memory(gone.data());
+  EXPECT_EQ(fault_of([&] { launch<past_global>({.block = {1}}, out.data(), 0); }), "none");
+  EXPECT_FAULT("outside every allocation", launch<past_global>({.block = {1}}, gone.data(), 2048));
+}
 TEST_F(Shim, FindsDivergence) {
   EXPECT_FAULT("divergent barrier", launch<divergent_barrier>({.block = {64}}));
   EXPECT_FAULT("divergent barrier", launch<two_barriers>({.block = {64}}));
@@ -252,6 +260,27 @@ TEST_F(Shim, MultipliesAsTheFragmentsOfThePtxManualSay) {
       for (int k = 0; k < 16; ++k) sum += to_f32(a.v[m * 16 + k]) * to_f32(b.v[n * 16 + k]);
       EXPECT_EQ(d.v[m * 8 + n], sum) << m << ' ' << n;
     }
+}
+// Every number of 16 bits, 16 at a time in the first column of a, by a row of ones.
+template <class T>
+void expect_products_with_one(Buffer<T>& a, Buffer<T>& b, Buffer<float>& d) {
+  for (int n = 0; n < 8; ++n) b.v[n * 16] = from_f32<T>(1.0f);
+  for (uint32_t bits = 0; bits <= 0xffffu; bits += 16) {
+    for (uint32_t m = 0; m < 16; ++m) a.v[m * 16] = {static_cast<uint16_t>(bits + m)};
+    launch<product<T>>({.block = {32}}, a.data(), b.data(), d.data());
+    for (uint32_t m = 0; m < 16; ++m) {
+      const float expected = to_f32(a.v[m * 16]);
+      const bool equal = std::isnan(expected) ? std::isnan(d.v[m * 8]) : d.v[m * 8] == expected;
+      ASSERT_TRUE(equal) << "bits " << bits + m << ": " << d.v[m * 8] << ", not " << expected;
+    }
+  }
+}
+TEST_F(Shim, WidensEveryNumberOf16BitsExactly) {
+  Buffer<bf16> a(256), b(128);
+  Buffer<f16> half_a(256), half_b(128);
+  Buffer<float> d(128);
+  expect_products_with_one(a, b, d);
+  expect_products_with_one(half_a, half_b, d);
 }
 // The product has a bit more than fits beside its first: rounded by itself it would lose it, and the sum would be 0.
 TEST_F(Shim, RoundsAProductAndASumOnce) {

@@ -183,11 +183,15 @@ struct EvictFirst {};
 inline EvictFirst evict_first() {
   return {};
 }
+// Without checking they land at once.
 inline void cp_async16(Shared<char> target, const void* source) {
-  shim::begin_async_copy({source, target.offset, 16});
+  if (hot.checking) return shim::begin_async_copy({source, target.offset, 16});
+  std::memcpy(hot.shared + target.offset, source, 16);
 }
 inline void cp_async16_or_zero(Shared<char> target, const void* source, bool valid) {
-  shim::begin_async_copy({valid ? source : nullptr, target.offset, 16});
+  if (hot.checking) return shim::begin_async_copy({valid ? source : nullptr, target.offset, 16});
+  static constexpr uint4 kZeros{};
+  std::memcpy(hot.shared + target.offset, valid ? source : &kZeros, 16);
 }
 template <class T>
 inline Shared<T> by_thread_pointer(Shared<T> s) {
@@ -200,11 +204,11 @@ inline void cp_async16_evict_first(Shared<char> target, const void* source, Evic
   cp_async16(target, source);
 }
 inline void cp_async_commit() {
-  shim::commit_async_copies();
+  if (hot.checking) shim::commit_async_copies();
 }
 template <int kNewest>
 inline void cp_async_wait() {
-  shim::wait_async_copies(kNewest);
+  if (hot.checking) shim::wait_async_copies(kNewest);
 }
 
 // ---- warp and block ----
@@ -229,6 +233,14 @@ inline int lane_index() {
 }
 template <class T>
 inline T shfl(T v, int lane, int line = __builtin_LINE()) {
+  if constexpr (sizeof(T) == sizeof(uint32_t)) {
+    shim::Warp& warp = *hot.fiber->warp;
+    const int self = lane_index();
+    warp.words[self] = std::bit_cast<uint32_t>(v);
+    warp.sources[self] = static_cast<uint32_t>(lane) % 32;
+    shim::wait_for_shuffle(kShuffle<T>, line);
+    return std::bit_cast<T>(warp.shuffled[self]);
+  }
   ShuffleArgs<T> a{v, v, lane};
   shim::warp_operation(kShuffle<T>, &a, line);
   return a.out;

@@ -10,6 +10,7 @@
 // dependent launch which reads them before wait_for_previous_kernel() is found.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <unordered_set>
@@ -45,13 +46,18 @@ class SharedShadow {
   static constexpr uint32_t kManyWarps = ~uint32_t{0}, kManyLanes = 1u << 30, kAtomic = 1u << 29;
 
   bool ordered(uint64_t time, uint32_t other_warp, uint32_t warp) const;
+  void check_read(const Cell& cell, uint32_t offset, uint32_t thread) const;
   void check_write(const Cell& cell, uint32_t offset, uint32_t thread) const;
   template <class F>
   void each_cell(uint32_t offset, uint32_t bytes, F f);
+  [[gnu::cold]] void fault_of_read(const Cell& cell, uint32_t at) const;
+  [[gnu::cold]] void fault_of_write(const Cell& cell, uint32_t at) const;
+  [[gnu::cold]] void fault_of_overwrite(const Cell& cell, uint32_t at) const;
 
   std::vector<Cell> cells_;
   std::vector<uint64_t> last_warp_barrier_;
-  uint64_t time_ = 1, block_start_ = 1, last_barrier_ = 1;
+  uint64_t time_ = 1, block_start_ = 1, last_barrier_ = 1;  // no barrier before the block's start
+  int64_t cells_in_flight_ = 0;
   uint32_t bytes_ = 0;
 };
 
@@ -63,12 +69,20 @@ class GlobalShadow {
 
  private:
   static constexpr int kGranuleShift = 4;
+  // The allocation around an address that was found last for a page; kernels go to and fro between a few.
+  struct Range {
+    uintptr_t begin = 1, end = 0;
+    bool holds(uintptr_t b, uintptr_t e) const { return b >= begin && e <= end; }
+  };
+  static constexpr int kPageShift = 12, kCachedRanges = 256;
   bool before_wait() const;
   void check_bounds(const void* p, int64_t bytes, const char* what);
+  void find_range(uintptr_t begin, uintptr_t end, const char* what);
 
   bool dependent_ = false;
   std::unordered_set<uintptr_t> written_, written_by_previous_;
-  uintptr_t cached_begin_ = 1, cached_end_ = 0;
+  uintptr_t last_written_ = 0;
+  std::array<Range, kCachedRanges> ranges_;
   uint64_t cached_generation_ = 0, last_launch_generation_ = 0;
 };
 

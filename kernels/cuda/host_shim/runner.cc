@@ -24,7 +24,6 @@ thread_local constinit Dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace {
 
-constexpr uint32_t kLanes = 32;
 constexpr int kMaxThreads = 1024;
 constexpr unsigned kMostBlocksX = 0x7fffffff,
                    kMostBlocksYZ = 65535;  // of a grid, compute capability 3.0 and later
@@ -67,17 +66,12 @@ class StackPool {
   }
   void give_back(int i) { free_.push_back(i); }
   char* at(int i) { return base_ + i * (kStackBytes + kGuardBytes) + kGuardBytes; }
+  // Tops at the same place of a page would take turns in the few lines that the first cache has for it.
+  static size_t bytes_of(int i) { return kStackBytes - static_cast<size_t>(i) * 192 % kGuardBytes; }
 
  private:
   char* base_ = nullptr;
   std::vector<int> free_;
-};
-
-struct Warp {
-  uint32_t exists = 0, ready = 0, at_op = 0, at_barrier = 0, done = 0;  // lane masks
-  const WarpOp* op = nullptr;
-  int line = 0;
-  void* args[kLanes] = {};
 };
 
 // Read when a thread's runner is made, so no lock is on a launch's path.
@@ -98,8 +92,6 @@ class Runner {
  public:
   void run_grid(const LaunchShape& shape, const std::function<void()>& body);
 
-  void warp_operation(const WarpOp& op, void* args, int line);
-  void block_barrier(const char* name, int line);
   bool block_barrier_or(bool value, int line);
   void fault(std::string what);
 
@@ -111,10 +103,10 @@ class Runner {
  private:
   static void fiber_main();
   void run_block();
+  void begin_launch();
   void begin_block();
   void start_warp(uint32_t w);
   void resume(Fiber& fiber);
-  void suspend();  // the running fiber's state is set; continues another lane of its warp or the scheduler
   bool open_barrier();
   void finish_block();
   std::string stuck() const;
@@ -125,7 +117,6 @@ class Runner {
   std::vector<Warp> warps_;
   std::vector<char> shared_;
   const std::function<void()>* body_ = nullptr;
-  void* scheduler_ = nullptr;  // stack pointer of run_block
   std::string fault_;
   LaunchShape shape_;
   uint32_t num_threads_ = 0;
@@ -136,74 +127,66 @@ Runner& runner() {
   static thread_local Runner r;
   return r;
 }
+// The same for kernels, without the question whether it is made.
+thread_local constinit Runner* current = nullptr;
+
+// What is continued when a fiber stops at `context`: another lane of its warp, or the scheduler.
+void* after(Fiber& self, void* context) {
+  self.stack_pointer = context;
+  Warp& warp = *self.warp;
+  if (warp.ready == 0) return hot.scheduler;
+  Fiber& next = warp.fibers[std::countr_zero(warp.ready)];
+  warp.ready &= warp.ready - 1;
+  hot.fiber = &next;
+  threadIdx = next.index;
+  return next.stack_pointer;
+}
+
+[[gnu::noinline]] void diverge(const Warp& warp, const WarpOp& op, int line) {
+  fault(fmt::format(
+      "divergent warp operation: this lane is at {} (line {}), others of its warp at {} (line {})", op.name,
+      line, warp.op->name, warp.line));
+}
+
+// The running lane stands at an operation; true for the one that comes last, which then lets the others go.
+inline bool comes_last(Warp& warp, const WarpOp& op, uint32_t bit, int line) {
+  if (warp.at_op == 0) {
+    warp.op = &op;
+    warp.line = line;
+  } else if (warp.op != &op || warp.line != line) [[unlikely]] {
+    diverge(warp, op, line);
+  }
+  warp.at_op |= bit;
+  if (warp.at_op != warp.exists) return false;
+  if (warp.exists != ~0u) [[unlikely]]
+    fault(fmt::format("{} in a warp of fewer than 32 threads", op.name));
+  return true;
+}
+inline void let_others_go(Warp& warp, uint32_t bit) {
+  warp.at_op = 0;
+  warp.ready = warp.exists & ~bit;
+}
 
 void Runner::fiber_main() {
   Runner& r = runner();
   (*r.body_)();
   Fiber& self = *hot.fiber;
-  Warp& warp = r.warps_[self.thread / kLanes];
   if (r.options.checking && r.dependent && !self.waited_for_previous_kernel)
     r.fault("thread ends without wait_for_previous_kernel() in a dependent launch");
-  warp.done |= 1u << (self.thread % kLanes);
+  self.warp->done |= 1u << (self.thread % kLanes);
   r.stacks_.give_back(self.stack);  // nothing takes it before the switch below
   self.stack = -1;
-  r.suspend();
+  switch_by(nullptr, nullptr, 0,
+            [](const void*, void*, int, void* context) { return after(*hot.fiber, context); });
 }
 
 void Runner::resume(Fiber& fiber) {
-  hot.fiber = &fiber;
-  threadIdx = fiber.index;
-  switch_stack(&scheduler_, fiber.stack_pointer);
-}
-
-void Runner::suspend() {
-  Fiber& self = *hot.fiber;
-  Warp& warp = warps_[self.thread / kLanes];
-  if (warp.ready != 0) {
-    const uint32_t lane = std::countr_zero(warp.ready);
-    warp.ready &= warp.ready - 1;
-    Fiber& next = fibers_[self.thread / kLanes * kLanes + lane];
-    hot.fiber = &next;
-    threadIdx = next.index;
-    switch_stack(&self.stack_pointer, next.stack_pointer);
-  } else {
-    switch_stack(&self.stack_pointer, scheduler_);
-  }
-}
-
-void Runner::warp_operation(const WarpOp& op, void* args, int line) {
-  Fiber& self = *hot.fiber;
-  Warp& warp = warps_[self.thread / kLanes];
-  const uint32_t bit = 1u << (self.thread % kLanes);
-  if (warp.at_op == 0) {
-    warp.op = &op;
-    warp.line = line;
-  } else if (warp.op != &op || warp.line != line) {
-    fault(fmt::format(
-        "divergent warp operation: this lane is at {} (line {}), others of its warp at {} (line {})", op.name,
-        line, warp.op->name, warp.line));
-  }
-  warp.args[self.thread % kLanes] = args;
-  warp.at_op |= bit;
-  self.waits_at = op.name;
-  self.line = line;
-  if (warp.at_op == warp.exists) {
-    if (warp.exists != ~0u) fault(fmt::format("{} in a warp of fewer than 32 threads", op.name));
-    if (options.checking && op.execute == nullptr) shared_shadow.warp_barrier(self.thread / kLanes);
-    if (op.execute != nullptr) op.execute(warp.args);
-    warp.at_op = 0;
-    warp.ready = warp.exists & ~bit;
-    return;
-  }
-  suspend();
-}
-
-void Runner::block_barrier(const char* name, int line) {
-  Fiber& self = *hot.fiber;
-  self.waits_at = name;
-  self.line = line;
-  warps_[self.thread / kLanes].at_barrier |= 1u << (self.thread % kLanes);
-  suspend();
+  switch_by(nullptr, &fiber, 0, [](const void*, void* to, int, void* context) {
+    hot.scheduler = context;
+    hot.fiber = static_cast<Fiber*>(to);
+    threadIdx = hot.fiber->index;
+    return hot.fiber->stack_pointer;
+  });
 }
 
 bool Runner::block_barrier_or(bool value, int line) {
@@ -221,8 +204,7 @@ void Runner::fault(std::string what) {
     running_ = false;
     throw ShimFault(std::exchange(fault_, {}));
   }
-  void* abandoned;
-  switch_stack(&abandoned, scheduler_);
+  switch_by(nullptr, nullptr, 0, [](const void*, void*, int, void*) { return hot.scheduler; });
 }
 
 std::vector<uint32_t> Runner::order(uint64_t count, uint64_t salt) const {
@@ -248,6 +230,7 @@ void Runner::run_grid(const LaunchShape& shape, const std::function<void()>& bod
     fault(fmt::format("grid of ({}, {}, {}) blocks; a card takes ({}, {}, {})", shape.grid.x, shape.grid.y,
                       shape.grid.z, kMostBlocksX, kMostBlocksYZ, kMostBlocksYZ));
   body_ = &body;
+  current = this;
   dependent = shape.dependent;
   blockDim = shape.block;
   gridDim = shape.grid;
@@ -257,7 +240,7 @@ void Runner::run_grid(const LaunchShape& shape, const std::function<void()>& bod
   hot.shared_bytes = static_cast<uint32_t>(shape.shared_bytes);
   hot.checking = options.checking;
   if (options.checking) global_shadow.begin_launch(shape.dependent);
-  fibers_.resize(num_threads_);
+  begin_launch();
   running_ = true;
   for (const uint32_t b : order(shape.grid.count(), 1)) {
     blockIdx = {b % shape.grid.x, b / shape.grid.x % shape.grid.y, b / shape.grid.x / shape.grid.y};
@@ -266,17 +249,27 @@ void Runner::run_grid(const LaunchShape& shape, const std::function<void()>& bod
   running_ = false;
 }
 
-void Runner::begin_block() {
+// What is the same for all blocks.
+void Runner::begin_launch() {
   const Dim3 d = blockDim;
+  fibers_.resize(num_threads_);
   warps_.assign((num_threads_ + kLanes - 1) / kLanes, {});
   for (uint32_t t = 0; t < num_threads_; ++t) {
     Fiber& f = fibers_[t];
     f.thread = t;
     f.index = {t % d.x, t / d.x % d.y, t / d.x / d.y};
+    f.warp = &warps_[t / kLanes];
+    f.warp->exists |= 1u << (t % kLanes);
+  }
+  for (size_t w = 0; w < warps_.size(); ++w) warps_[w].fibers = &fibers_[w * kLanes];
+}
+
+void Runner::begin_block() {
+  for (Warp& w : warps_) w.ready = w.at_op = w.at_barrier = w.done = 0;
+  for (Fiber& f : fibers_) {
     f.waited_for_previous_kernel = false;
     f.open_group.clear();
     f.async_groups.clear();
-    warps_[t / kLanes].exists |= 1u << (t % kLanes);
   }
   vote_ = vote_result_ = false;
   if (!options.checking) return;
@@ -289,7 +282,7 @@ void Runner::start_warp(uint32_t w) {
   for (uint32_t lane = 0; lane < kLanes && w * kLanes + lane < num_threads_; ++lane) {
     Fiber& f = fibers_[w * kLanes + lane];
     f.stack = stacks_.take();
-    f.stack_pointer = prepare_stack(stacks_.at(f.stack), kStackBytes, &Runner::fiber_main);
+    f.stack_pointer = prepare_stack(stacks_.at(f.stack), StackPool::bytes_of(f.stack), &Runner::fiber_main);
     resume(f);
     if (!fault_.empty()) return;
   }
@@ -398,11 +391,52 @@ void run_or_record(void* stream, std::function<void()> work) {
 void run_grid(const LaunchShape& shape, const std::function<void()>& body) {
   runner().run_grid(shape, body);
 }
+namespace {
+
+void* at_operation(const void* operation, void* args, int line, void* context) {
+  Fiber& self = *hot.fiber;
+  Warp& warp = *self.warp;
+  const WarpOp& op = *static_cast<const WarpOp*>(operation);
+  const uint32_t lane = self.thread % kLanes, bit = 1u << lane;
+  warp.args[lane] = args;
+  if (!comes_last(warp, op, bit, line)) return after(self, context);
+  if (op.execute != nullptr) {
+    op.execute(warp.args);
+  } else if (hot.checking) {
+    current->shared_shadow.warp_barrier(self.thread / kLanes);
+  }
+  let_others_go(warp, bit);
+  return context;
+}
+
+void* at_shuffle(const void* operation, void*, int line, void* context) {
+  Fiber& self = *hot.fiber;
+  Warp& warp = *self.warp;
+  const uint32_t bit = 1u << (self.thread % kLanes);
+  if (!comes_last(warp, *static_cast<const WarpOp*>(operation), bit, line)) return after(self, context);
+  for (uint32_t i = 0; i < kLanes; ++i) warp.shuffled[i] = warp.words[warp.sources[i]];
+  let_others_go(warp, bit);
+  return context;
+}
+
+void* at_barrier(const void* name, void*, int line, void* context) {
+  Fiber& self = *hot.fiber;
+  self.waits_at = static_cast<const char*>(name);
+  self.line = line;
+  self.warp->at_barrier |= 1u << (self.thread % kLanes);
+  return after(self, context);
+}
+
+}  // namespace
+
 void warp_operation(const WarpOp& op, void* args, int line) {
-  runner().warp_operation(op, args, line);
+  switch_by(&op, args, line, at_operation);
+}
+void wait_for_shuffle(const WarpOp& op, int line) {
+  switch_by(&op, nullptr, line, at_shuffle);
 }
 void block_barrier(const char* name, int line) {
-  runner().block_barrier(name, line);
+  switch_by(name, nullptr, line, at_barrier);
 }
 bool block_barrier_or(bool value, int line) {
   return runner().block_barrier_or(value, line);
@@ -416,7 +450,7 @@ std::string place() {
   return fmt::format("block ({},{},{}) thread {}", blockIdx.x, blockIdx.y, blockIdx.z, hot.fiber->thread);
 }
 
-// ---- asynchronous copies: without checking they land at once ----
+// ---- asynchronous copies, while checking is on ----
 namespace {
 
 void land(const AsyncCopy& copy) {
@@ -430,31 +464,28 @@ void land(const AsyncCopy& copy) {
 }  // namespace
 
 void begin_async_copy(const AsyncCopy& copy) {
-  if (!hot.checking) return land(copy);
-  Runner& r = runner();
   if (copy.target % copy.bytes != 0)
     fault(
         fmt::format("asynchronous copy of {} bytes to shared byte {}: misaligned", copy.bytes, copy.target));
   if (reinterpret_cast<uintptr_t>(copy.source) % copy.bytes != 0)
     fault("asynchronous copy from a misaligned address");
-  if (copy.source != nullptr) r.global_shadow.read(copy.source, copy.bytes);
-  r.shared_shadow.begin_async_write(copy.target, copy.bytes, hot.fiber->thread);
+  if (copy.source != nullptr) current->global_shadow.read(copy.source, copy.bytes);
+  current->shared_shadow.begin_async_write(copy.target, copy.bytes, hot.fiber->thread);
   hot.fiber->open_group.push_back(copy);
 }
 
 void commit_async_copies() {
-  if (hot.checking) hot.fiber->async_groups.push_back(std::exchange(hot.fiber->open_group, {}));
+  hot.fiber->async_groups.push_back(std::exchange(hot.fiber->open_group, {}));
 }
 
 void wait_async_copies(int newest_left) {
-  if (!hot.checking) return;
   auto& groups = hot.fiber->async_groups;
   const int landing = static_cast<int>(groups.size()) - newest_left;
   if (landing <= 0) return;
   for (int i = 0; i < landing; ++i)
     for (const AsyncCopy& copy : groups[i]) {
       land(copy);
-      runner().shared_shadow.land_async_write(copy.target, copy.bytes, hot.fiber->thread);
+      current->shared_shadow.land_async_write(copy.target, copy.bytes, hot.fiber->thread);
     }
   groups.erase(groups.begin(), groups.begin() + landing);
 }
@@ -471,22 +502,22 @@ void mark_next_kernel_may_start() {
 
 // ---- accesses, checked ----
 void check_shared_read(uint32_t offset, uint32_t bytes) {
-  runner().shared_shadow.read(offset, bytes, hot.fiber->thread);
+  current->shared_shadow.read(offset, bytes, hot.fiber->thread);
 }
 void check_shared_read_by(uint32_t offset, uint32_t bytes, uint32_t thread) {
-  runner().shared_shadow.read(offset, bytes, thread);
+  current->shared_shadow.read(offset, bytes, thread);
 }
 void check_shared_write(uint32_t offset, uint32_t bytes) {
-  runner().shared_shadow.write(offset, bytes, hot.fiber->thread);
+  current->shared_shadow.write(offset, bytes, hot.fiber->thread);
 }
 void check_shared_atomic(uint32_t offset, uint32_t bytes) {
-  runner().shared_shadow.atomic(offset, bytes, hot.fiber->thread);
+  current->shared_shadow.atomic(offset, bytes, hot.fiber->thread);
 }
 void check_global_read(const void* p, int64_t bytes) {
-  runner().global_shadow.read(p, bytes);
+  current->global_shadow.read(p, bytes);
 }
 void check_global_write(const void* p, int64_t bytes) {
-  runner().global_shadow.write(p, bytes);
+  current->global_shadow.write(p, bytes);
 }
 
 }  // namespace quire::shim

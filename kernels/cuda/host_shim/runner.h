@@ -57,13 +57,26 @@ struct AsyncCopy {
   uint32_t bytes;
 };
 
+constexpr uint32_t kLanes = 32;
+struct Fiber;
+
+struct Warp {
+  uint32_t exists = 0, ready = 0, at_op = 0, at_barrier = 0, done = 0;  // lane masks
+  int line = 0;  // of the operation that lanes stand at
+  const WarpOp* op = nullptr;
+  Fiber* fibers = nullptr;  // of its lanes
+  void* args[kLanes] = {};
+  uint32_t words[kLanes] = {}, sources[kLanes] = {}, shuffled[kLanes] = {};  // of a shuffle of 32-bit words
+};
+
 struct Fiber {
   void* stack_pointer = nullptr;
-  int stack = -1;
+  Warp* warp = nullptr;
   uint32_t thread = 0;  // linear index in the block
   Dim3 index{0, 0, 0};
-  const char* waits_at = nullptr;  // name of the operation
-  int line = 0;
+  int stack = -1;
+  const char* waits_at = nullptr;  // name of the barrier
+  int line = 0;                    // of it
   bool waited_for_previous_kernel = false;
   std::vector<AsyncCopy> open_group;                 // not yet committed
   std::vector<std::vector<AsyncCopy>> async_groups;  // committed, oldest first
@@ -79,6 +92,7 @@ struct LaunchShape {
 // The state that every access touches, flat and thread-local.
 struct Hot {
   Fiber* fiber = nullptr;
+  void* scheduler = nullptr;  // stack pointer of what runs the block
   char* shared = nullptr;
   uint32_t shared_bytes = 0;
   bool checking = false;
@@ -89,6 +103,9 @@ extern thread_local constinit Dim3 threadIdx, blockIdx, blockDim, gridDim;  // C
 void run_grid(const LaunchShape& shape, const std::function<void()>& thread_body);
 
 void warp_operation(const WarpOp& op, void* args, int line);
+// The same for a shuffle of 32-bit words, which kernels do most: words and sources lie in the warp, and so do the words
+// that come of it.
+void wait_for_shuffle(const WarpOp& op, int line);
 void block_barrier(const char* name, int line);
 // The barrier with a vote: all threads give a value; all get whether any was true.
 bool block_barrier_or(bool value, int line);

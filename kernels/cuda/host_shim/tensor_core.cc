@@ -27,41 +27,83 @@ void ldmatrix(void* const* args) {
   }
   for (int lane = 0; lane < 32; ++lane) {
     uint32_t* out = of<LdmatrixArgs>(args, lane).out;
+    const int r = lane / 4, c = lane % 4 * 2;
     for (int j = 0; j < 4; ++j) {
-      const int r = lane / 4, c = lane % 4 * 2;
-      const uint16_t low = kTrans ? rows[8 * j + c][r] : rows[8 * j + r][c];
-      const uint16_t high = kTrans ? rows[8 * j + c + 1][r] : rows[8 * j + r][c + 1];
-      out[j] = low | uint32_t{high} << 16;
+      if constexpr (kTrans) {
+        out[j] = rows[8 * j + c][r] | uint32_t{rows[8 * j + c + 1][r]} << 16;
+      } else {
+        std::memcpy(&out[j], &rows[8 * j + r][c], sizeof(uint32_t));
+      }
     }
   }
 }
 
+// A 16-bit float by its bits; the same as to_f32, without a branch or a call, so that a loop over it is one over vectors.
 template <class T>
-void mma(void* const* args) {
-  float a[16][16], b[16][8], d[16][8];
-  for (int lane = 0; lane < 32; ++lane) {
-    const auto& m = of<MmaArgs>(args, lane);
-    const int g = lane / 4, t = lane % 4 * 2;
-    for (int i = 0; i < 2; ++i) {
-      a[g][t + i] = to_f32(T{half_of(m.a[0], i)});
-      a[g + 8][t + i] = to_f32(T{half_of(m.a[1], i)});
-      a[g][t + 8 + i] = to_f32(T{half_of(m.a[2], i)});
-      a[g + 8][t + 8 + i] = to_f32(T{half_of(m.a[3], i)});
-      b[t + i][g] = to_f32(T{half_of(m.b[0], i)});
-      b[t + 8 + i][g] = to_f32(T{half_of(m.b[1], i)});
-      d[g][t + i] = m.d[i];
-      d[g + 8][t + i] = m.d[2 + i];
-    }
+inline float widened(uint32_t bits) {
+  if constexpr (std::is_same_v<T, bf16>) return std::bit_cast<float>(bits << 16);
+  const uint32_t magnitude = bits & 0x7fffu;
+  // The exponent's bias goes from 15 to 127; what was below the normal numbers becomes normal by the same product.
+  const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
+  const uint32_t infinite = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(scaled) | infinite | (bits & 0x8000u) << 16);
+}
+
+// Rows of eight: a and b have two of k in a word.
+struct Operands {
+  alignas(32) uint32_t a[16 * 8], b[8 * 8];
+  alignas(32) float d[16 * 8];
+};
+
+template <class T>
+[[gnu::always_inline]] inline void multiply_rows(Operands& o) {
+  alignas(32) float a[2][16 * 8], b[2][8 * 8];  // the lower of each two, and the higher
+  for (int half = 0; half < 2; ++half) {
+    for (int i = 0; i < 16 * 8; ++i) a[half][i] = widened<T>(o.a[i] >> (16 * half) & 0xffffu);
+    for (int i = 0; i < 8 * 8; ++i) b[half][i] = widened<T>(o.b[i] >> (16 * half) & 0xffffu);
   }
   for (int row = 0; row < 16; ++row)
     for (int k = 0; k < 16; ++k)
-      for (int n = 0; n < 8; ++n) d[row][n] += a[row][k] * b[k][n];
+      for (int n = 0; n < 8; ++n) o.d[row * 8 + n] += a[k % 2][row * 8 + k / 2] * b[k % 2][k / 2 * 8 + n];
+}
+template <class T>
+void multiply(Operands& o) {
+  multiply_rows<T>(o);
+}
+#if defined(__x86_64__)
+const bool has_avx2 = __builtin_cpu_supports("avx2") != 0;
+template <class T>
+[[gnu::target("avx2")]] void multiply_avx2(Operands& o) {
+  multiply_rows<T>(o);
+}
+#endif
+
+template <class T>
+void mma(void* const* args) {
+  Operands o;
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto& m = of<MmaArgs>(args, lane);
+    const int g = lane / 4, t = lane % 4;
+    o.a[g * 8 + t] = m.a[0];
+    o.a[(g + 8) * 8 + t] = m.a[1];
+    o.a[g * 8 + t + 4] = m.a[2];
+    o.a[(g + 8) * 8 + t + 4] = m.a[3];
+    o.b[t * 8 + g] = m.b[0];
+    o.b[(t + 4) * 8 + g] = m.b[1];
+    std::memcpy(&o.d[g * 8 + 2 * t], m.d, 2 * sizeof(float));
+    std::memcpy(&o.d[(g + 8) * 8 + 2 * t], m.d + 2, 2 * sizeof(float));
+  }
+#if defined(__x86_64__)
+  if (has_avx2) [[likely]]
+    multiply_avx2<T>(o);
+  else
+#endif
+    multiply<T>(o);
   for (int lane = 0; lane < 32; ++lane) {
     float* out = of<MmaArgs>(args, lane).d;
-    for (int i = 0; i < 2; ++i) {
-      out[i] = d[lane / 4][lane % 4 * 2 + i];
-      out[2 + i] = d[lane / 4 + 8][lane % 4 * 2 + i];
-    }
+    const int g = lane / 4, t = lane % 4;
+    std::memcpy(out, &o.d[g * 8 + 2 * t], 2 * sizeof(float));
+    std::memcpy(out + 2, &o.d[(g + 8) * 8 + 2 * t], 2 * sizeof(float));
   }
 }
 

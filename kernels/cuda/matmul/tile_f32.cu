@@ -33,12 +33,17 @@ __global__ void __launch_bounds__(kThreads) tile_product_f32(Product p) {
     fill(w, static_cast<const float*>(p.w), p.w_stride, first_n, p.n, kRowsW, k0, p.w_stride);
     sync_threads();
 #pragma unroll
-    for (int k = 0; k < kStep; ++k)
+    for (int k = 0; k < kStep; ++k) {
+      float a[2], b[4];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) a[i] = x[(m + i * 16) * kPitch + k];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) b[j] = w[(n + j * 16) * kPitch + k];
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-          sums[i][j] = fmaf(x[(m + i * 16) * kPitch + k], w[(n + j * 16) * kPitch + k], sums[i][j]);
+        for (int j = 0; j < 4; ++j) sums[i][j] = fmaf(a[i], b[j], sums[i][j]);
+    }
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i)
