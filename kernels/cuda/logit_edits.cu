@@ -8,6 +8,7 @@
 #include "kernels/cuda/dispatch.h"
 #include "kernels/cuda/portable.h"
 #include "kernels/cuda/sampling.h"
+#include "kernels/cuda/sampling_row.h"
 #include "kernels/op_checks.h"
 
 namespace quire::QUIRE_SIDE {
@@ -15,7 +16,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kRange = 2048;  // ids of a block
-constexpr float kMasked = -__builtin_inff();
 
 // Where an edit's lists lie, as kernels/sampling.h puts them one behind the other.
 struct Lists {

@@ -7,6 +7,8 @@
 #include <charconv>
 #include <span>
 
+#include "src/base/blocks_for.h"
+
 namespace quire {
 namespace {
 
@@ -203,14 +205,6 @@ PolicyBound bound(const PolicySpec& spec, int64_t prompt_tokens, int64_t max_new
   }
   return {};
 }
-
-namespace {
-
-int64_t blocks_for(int64_t tokens, int32_t block_tokens) {
-  return (tokens + block_tokens - 1) / block_tokens;
-}
-
-}  // namespace
 
 int64_t most_chunk_tokens(const PolicySpec& spec, int64_t prompt_tokens, int64_t chunk_tokens) {
   constexpr int64_t kLeastWindowChunk = 64;

@@ -5,16 +5,13 @@
 #include <algorithm>
 #include <cmath>
 
+#include "src/base/blocks_for.h"
 #include "src/base/longest_time.h"
 
 namespace quire {
 namespace {
 
 constexpr double kMaxRetentionCost = 1e6;
-
-int64_t blocks_for(int64_t tokens, int32_t block_tokens) {
-  return (tokens + block_tokens - 1) / block_tokens;
-}
 
 Status check_prompt(std::span<const TokenId> prompt, int32_t vocab_size) {
   if (prompt.empty()) return invalid("the prompt has no tokens; it needs at least 1", "prompt");

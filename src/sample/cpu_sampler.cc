@@ -1,6 +1,5 @@
 // The CPU sampler. Each row is independent: what a sequence draws depends on its own logits, parameters, seed
 // and position alone.
-#include <limits>
 #include <unordered_map>
 
 #include "src/base/check.h"
@@ -11,8 +10,6 @@
 
 namespace quire {
 namespace {
-
-constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
 struct State {
   std::shared_ptr<const SamplingParams> sampling;

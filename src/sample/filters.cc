@@ -9,7 +9,6 @@
 namespace quire {
 namespace {
 
-constexpr float kMasked = -std::numeric_limits<float>::infinity();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 bool likelier(const Candidate& a, const Candidate& b) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <utility>
 #include <vector>
@@ -13,6 +14,9 @@
 #include "src/base/ids.h"
 
 namespace quire {
+
+// The logit of a token that is not to be chosen.
+inline constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
 struct Candidate {
   TokenId token = 0;

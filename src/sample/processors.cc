@@ -1,12 +1,11 @@
 #include "src/sample/processors.h"
 
 #include <algorithm>
-#include <limits>
+
+#include "src/sample/filters.h"
 
 namespace quire {
 namespace {
-
-constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
 bool inside(std::span<const float> logits, TokenId token) {
   return token >= 0 && static_cast<size_t>(token) < logits.size();

@@ -14,7 +14,7 @@ void Scheduler::slide(Sequence& s) {
   const bool is_window = policy.kind == RetentionKind::kWindow || policy.kind == RetentionKind::kStream;
   if (!is_window) return;
   const int32_t window = policy.kind == RetentionKind::kWindow ? policy.window : policy.recent;
-  const int32_t sink_blocks = (policy.sinks + block_tokens_ - 1) / block_tokens_;
+  const int32_t sink_blocks = size_.blocks_for(policy.sinks);
   const int32_t first_seen = s.table.next_position() - window + 1;
   const int32_t dropped = (s.table.next_position() - s.table.length()) / block_tokens_;
   const int32_t count = first_seen / block_tokens_ - sink_blocks - dropped;
@@ -79,7 +79,7 @@ int64_t Scheduler::scored_blocks_to_come(const Sequence& s, const BlockTable& ta
   const bool overwrites = table.next_position() > table.length();  // from now on
   if (s.list_cut || overwrites) return rest_of_list + cache_.blocks_for_overwrite(table);
   const int64_t samples = group.forked ? 1 : group.num_slots();
-  const int64_t prompt = (s.num_prompt_tokens + block_tokens_ - 1) / block_tokens_;
+  const int64_t prompt = size_.blocks_for(s.num_prompt_tokens);
   const int64_t rest_of_prompt = std::max<int64_t>(0, prompt - table.num_blocks());
   if (cuts_prompt(group.policy, s.num_prompt_tokens))
     return (s.num_planned < s.num_prompt_tokens ? rest_of_prompt : 0) + samples * list;

@@ -263,8 +263,6 @@ TEST(Sampler, EndsAreMaskedUntilMinTokensAndLastTokenIsWhatWasDrawn) {
   EXPECT_EQ(drawn, (std::vector<TokenId>{1, 1, 0}));
 }
 
-constexpr float kMasked = -std::numeric_limits<float>::infinity();
-
 SampledToken sample_one(SamplingParams params, std::vector<float> row, PlannedSample sample = {}) {
   const auto sampler = make_cpu_sampler();
   sampler->join(join_of(1, std::move(params), 1));
