@@ -14,7 +14,9 @@ TEST(Groups, BeamsThatOnlyHaveEachOthersBlocksWaitForTheReader) {
     const RequestId id = h.submit(ids(prompt), beams(2, 40));
     ASSERT_NE(id, 0) << h.last_refusal().message;
     step_until_still(h);
-    waits += h.core().scheduler().find(id) != nullptr ? 1 : 0;
+    waits += states_of(h, id).running == 2 ? 1 : 0;
+    EXPECT_EQ(h.core().scheduler().counters().preemptions, 0)
+        << prompt << " tokens: they gave way to themselves";
     h.core().set_paused(reader, false);
     h.run();
     EXPECT_EQ(h.record(id).end.finish, FinishReason::kLength) << prompt << " tokens";
@@ -32,7 +34,7 @@ TEST(Groups, WhoWaitsForTheReaderGivesWayToWhomComesBefore) {
   const RequestId reader = submit_paused(h);
   const RequestId id = h.submit(ids(60), Harness::greedy(100));
   step_until_still(h);
-  EXPECT_NE(h.core().scheduler().find(id), nullptr);
+  EXPECT_EQ(states_of(h, id).running, 1) << "it gave way to itself";
   CoreRequest first;
   first.priority = -1;
   const RequestId before = h.submit(ids(40, 600), Harness::greedy(20), first);
