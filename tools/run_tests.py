@@ -112,6 +112,7 @@ def read_cases(report: Path) -> tuple[int, int, Counter]:
 def run(program: Program) -> Outcome:
     """Runs one program, with a folder of its own for its temporary files: the same test of another build may run beside it."""
     with tempfile.TemporaryDirectory(prefix="quire-test-", ignore_cleanup_errors=True) as scratch:
+        os.chmod(scratch, 0o711)  # root's tests of what another user meets go in as that user
         return run_in(program, scratch)
 
 

@@ -70,6 +70,11 @@ def test_a_program_that_ran_not_one_case_has_failed(runner, tmp_path, status, fa
     assert (outcome.failed, outcome.passed + outcome.skipped) == (failed, 1 - failed)
 
 
+def test_another_user_reaches_what_a_test_put_into_its_temporary_folder(runner, tmp_path):
+    outcome = runner.run(runner.Program("a", "unit", ["sh", "-c", '[ "$(stat -c %a "$TMPDIR")" = 711 ]'], tmp_path / "none.xml", 10, {}, tmp_path))
+    assert (outcome.passed, outcome.failed) == (1, 0)
+
+
 def test_fuzz_targets_that_are_not_built_are_reported_as_skipped(runner, tmp_path):
     outcomes = [runner.run(program) for program in runner.fuzz_programs(tmp_path / "fuzz", tmp_path, 1)]
     assert [(o.passed, o.failed, o.skipped) for o in outcomes] == [(0, 0, 1)]

@@ -299,8 +299,8 @@ def test_a_second_launcher_waits_for_the_first(clone):
 def test_a_failure_on_a_full_disk_says_so(tmp_path, free, said):
     df = f"df() {{ echo head; echo tmpfs 9000 9000 {free} 99% /; }}"
     done = launcher(f"{df}; logs={tmp_path}; HOME=/h; TMPDIR=/t; step 'some work' false")
-    full = [line for line in done.stderr.splitlines() if line.endswith(f" lies on a disk with {free} MB free")]
-    assert done.returncode == 1 and [line.split()[1] for line in full] == ([str(ROOT), "/t", "/h"] if said else [])
+    full = re.findall(rf"^quire: (.+) lies on a disk with {free} MB free$", done.stderr, flags=re.M)
+    assert done.returncode == 1 and full == ([str(ROOT), "/t", "/h"] if said else [])
 
 
 def script(path: Path, line: str) -> None:
