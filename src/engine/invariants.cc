@@ -130,7 +130,7 @@ Broken list_within_bound(const EngineCore& core, const Sequence& s) {
                            ? core.cache().block_size().blocks_for(
                                  static_cast<int32_t>(s.list_cut ? slots.steady_slots : slots.peak_slots))
                            : list_blocks(policy, total, chunk, block_tokens);
-  if (policy.kind == RetentionKind::kKeepAll || s.table.num_blocks() <= most) return {};
+  if (!s.group->traits.drops_tokens || s.table.num_blocks() <= most) return {};
   return fmt::format("invariant 8: sequence {} holds {} blocks; {} may hold {}", value(s.id),
                      s.table.num_blocks(), to_string(policy), most);
 }

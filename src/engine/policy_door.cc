@@ -43,7 +43,7 @@ Result<PolicySpec> PolicyDoor::choose(const Request& request) const {
 }
 
 Status PolicyDoor::check(const PolicySpec& spec, const PolicySetting& setting) const {
-  if (spec.kind == RetentionKind::kKeepAll) return ok();
+  if (!traits(spec).drops_tokens) return ok();
   if (!allowed_.empty() && std::find(allowed_.begin(), allowed_.end(), name_of(spec)) == allowed_.end())
     return invalid(fmt::format("kv_policy '{}' is not allowed by this server (kv_policies_allowed: {})",
                                name_of(spec), fmt::join(allowed_, ", ")),

@@ -26,8 +26,7 @@ int64_t blocks_enough(const SequenceGroup& group, BlockSize size) {
     if (!s->finished()) blocks += blocks_enough(*s, size);
   if (group.forked || group.num_slots() == 1) return blocks;
   // Those that are still to fork take a tail each, under a window a list.
-  return group.policy.kind == RetentionKind::kKeepAll ? blocks + group.num_slots()
-                                                      : blocks * group.num_slots();
+  return group.traits.drops_tokens ? blocks * group.num_slots() : blocks + group.num_slots();
 }
 
 int32_t slots_of(const SequenceGroup& group) {

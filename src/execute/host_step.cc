@@ -16,12 +16,7 @@ int64_t length_of(const PlannedSequence& s) {
   return s.list_length_after();
 }
 
-// The window and the sinks of a policy that goes by position alone.
-int32_t window_of(const PolicySpec& policy) {
-  return policy.kind == RetentionKind::kWindow   ? policy.window
-         : policy.kind == RetentionKind::kStream ? policy.recent
-                                                 : 0;
-}
+// The sinks of a policy that goes by position alone.
 int32_t sinks_of(const PolicySpec& policy) {
   return traits(policy).sink_rotation ? policy.sinks : 0;
 }
@@ -157,7 +152,7 @@ int64_t HostStep::slot_in(const PlannedSequence& s, int64_t list_slot) const {
 }
 
 void HostStep::add_window(const PlannedSequence& s) {
-  const int32_t window = window_of(s.policy), sinks = sinks_of(s.policy);
+  const int32_t window = sliding_window(s.policy), sinks = sinks_of(s.policy);
   windows_.push_back(window);
   sink_slots_.push_back(sinks);
   has_windows_ = has_windows_ || window > 0;

@@ -10,8 +10,7 @@ constexpr uint64_t kNobody = std::numeric_limits<uint64_t>::max();
 
 // One row, which sees the whole list, and a list that keeps everything.
 bool takes_part(const PlannedSequence& s) {
-  return s.tokens.size() == 1 && s.policy.kind == RetentionKind::kKeepAll &&
-         s.list_length_before == s.first_position;
+  return s.tokens.size() == 1 && !traits(s.policy).drops_tokens && s.list_length_before == s.first_position;
 }
 
 // First blocks that both hold and that were full before this step: nobody writes those any more.

@@ -147,11 +147,12 @@ PolicyTraits traits(const PolicySpec& spec) {
     // Position-only: a row sees a function of its position, so every chunking and every recomputation gives the same numbers.
     // On a model trained with full attention the K and V above layer 0 depend on the policy, so they are published under its key.
     case RetentionKind::kWindow:
-      return {.prefix = PrefixRule::kOwnPolicy};
+      return {.drops_tokens = true, .slides = true, .prefix = PrefixRule::kOwnPolicy};
     case RetentionKind::kStream:
-      return {.sink_rotation = true, .prefix = PrefixRule::kOwnPolicy};
+      return {.drops_tokens = true, .slides = true, .sink_rotation = true, .prefix = PrefixRule::kOwnPolicy};
     case RetentionKind::kTova:
       return {.shard = ListShard::kLayer,
+              .drops_tokens = true,
               .row_logits = true,
               .cuts_after_prompt = true,
               .overwrites_slots = true,
@@ -159,6 +160,7 @@ PolicyTraits traits(const PolicySpec& spec) {
               .prefix = PrefixRule::kBlocks};
     case RetentionKind::kH2o:
       return {.shard = ListShard::kLayerHead,
+              .drops_tokens = true,
               .row_logits = true,
               .column_sums = true,
               .cuts_after_prompt = true,
@@ -167,6 +169,11 @@ PolicyTraits traits(const PolicySpec& spec) {
               .prefix = PrefixRule::kNone};
   }
   return {};
+}
+
+int32_t sliding_window(const PolicySpec& spec) {
+  if (!traits(spec).slides) return 0;
+  return spec.kind == RetentionKind::kWindow ? spec.window : spec.recent;
 }
 
 int32_t capacity(const PolicySpec& spec) {

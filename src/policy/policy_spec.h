@@ -47,6 +47,9 @@ enum class PrefixRule {
 
 struct PolicyTraits {
   ListShard shard = ListShard::kSequence;
+  bool drops_tokens = false;
+  bool slides =
+      false;  // lets go of the whole blocks that its window (sliding_window) has left behind, after its sinks'
   bool row_logits = false;         // needs a decode row's logits by slot, and those of the last prompt row
   bool column_sums = false;        // needs each slot's probabilities summed over the prompt's rows
   bool sink_rotation = false;      // sees its sinks through a second rotation of the query
@@ -96,5 +99,7 @@ std::vector<int32_t> visible_positions(const PolicySpec& spec, int32_t last, int
 
 // Most tokens a list keeps once it is full; 0 = no limit.
 int32_t capacity(const PolicySpec& spec);
+// Of a policy that slides: the last tokens that a row sees, itself included, beside its sinks. Else 0.
+int32_t sliding_window(const PolicySpec& spec);
 
 }  // namespace quire

@@ -95,10 +95,10 @@ Status check_request(const SamplingParams& sampling, std::span<const TokenId> pr
     return invalid(fmt::format("the request has {} sequences; at most {} run at once (max_sequences)",
                                sampling.num_sequences(), limits.max_sequences),
                    sampling.beam_width > 0 ? "sampling.beam_width" : "sampling.n");
-  const int64_t peak = policy.kind == RetentionKind::kKeepAll
-                           ? peak_blocks(prompt_tokens, sampling, limits.block_tokens)
-                           : peak_blocks(policy, prompt_tokens, sampling.max_tokens, sampling.num_sequences(),
-                                         limits.max_chunk_tokens, limits.block_tokens);
+  const int64_t peak = traits(policy).drops_tokens
+                           ? peak_blocks(policy, prompt_tokens, sampling.max_tokens, sampling.num_sequences(),
+                                         limits.max_chunk_tokens, limits.block_tokens)
+                           : peak_blocks(prompt_tokens, sampling, limits.block_tokens);
   if (peak > limits.num_blocks)
     return invalid(fmt::format("the request may need {} cache blocks ({} prompt tokens, max_tokens {}, {} "
                                "sequences); the cache has {} "

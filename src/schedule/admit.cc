@@ -40,7 +40,7 @@ int32_t slots_in_use(const SequenceGroup& group) {
 // A policy's list is no path from the first token on, once it has dropped some.
 bool may_take_sibling_prefix(const Sequence& sequence) {
   return sequence.swapped.empty() && sequence.table.empty() && !sequence.group->share_prefix &&
-         sequence.group->policy.kind == RetentionKind::kKeepAll;
+         !sequence.group->traits.drops_tokens;
 }
 
 const Sequence* sibling_with_prompt(const Sequence& sequence) {
@@ -272,8 +272,7 @@ BlockTable Scheduler::take_prefix(const Sequence& s, int64_t now_us) {
 // Blocks a sequence will take: for the rest of its known tokens and the next, and reserve_ratio_ of what may
 // follow.
 int64_t Scheduler::blocks_to_come(const Sequence& s, const BlockTable& table) const {
-  if (s.group->policy.kind != RetentionKind::kKeepAll)
-    return policy_blocks_to_come(s, table, s.group->max_total_tokens);
+  if (s.group->traits.drops_tokens) return policy_blocks_to_come(s, table, s.group->max_total_tokens);
   return blocks_to_come(s, table, reserve_ratio_);
 }
 
@@ -296,7 +295,7 @@ bool Scheduler::takes_all_there_is(const SequenceGroup& group) const {
 // What must be there for one that comes in: where it may take all that there is, its known tokens and the next.
 int64_t Scheduler::blocks_to_start(const Sequence& s, const BlockTable& table) const {
   if (!takes_all_there_is(*s.group)) return blocks_to_come(s, table);
-  if (s.group->policy.kind == RetentionKind::kKeepAll) return blocks_to_come(s, table, 0);
+  if (!s.group->traits.drops_tokens) return blocks_to_come(s, table, 0);
   return policy_blocks_to_come(s, table, std::min(s.goal() + 1, s.group->max_total_tokens));
 }
 
@@ -306,7 +305,7 @@ int64_t Scheduler::blocks_to_follow(const SequenceGroup& group, std::span<Sequen
   int64_t blocks = 0;
   for (const auto& s : group.sequences) {
     if (s->state != SequenceState::kPreempted || std::ranges::count(coming, s.get()) > 0) continue;
-    const bool shares = s->table.empty() && group.policy.kind == RetentionKind::kKeepAll;
+    const bool shares = s->table.empty() && !group.traits.drops_tokens;
     const int64_t shared = shares ? s->num_prompt_tokens / block_tokens_ : 0;
     blocks += std::max<int64_t>(0, blocks_to_come(*s, s->table) - shared);
   }

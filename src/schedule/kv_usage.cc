@@ -39,10 +39,9 @@ void Scheduler::measure(SequenceGroup& group) {
 void Scheduler::count_policy_work(const PlannedWork& work) {
   const Sequence& s = *work.sequence;
   if (work.first < s.num_prompt_tokens || work.count != 1) return;
-  const PolicySpec& policy = s.group->policy;
-  const bool slides = policy.kind == RetentionKind::kWindow || policy.kind == RetentionKind::kStream;
+  const SequenceGroup& group = *s.group;
   const int32_t length = s.table.length();
-  counters_.decode_reads += slides ? std::min(length, capacity(policy)) : length;
+  counters_.decode_reads += group.traits.slides ? std::min(length, capacity(group.policy)) : length;
   if (work.cut >= 0) counters_.dropped_tokens += s.num_prompt_tokens - work.list_before;
   if (work.overwrites) ++counters_.dropped_tokens;
 }

@@ -63,7 +63,7 @@ Scheduler::Attempt Scheduler::attempt(int64_t now_us) {
 }
 
 bool Scheduler::add_work(StepTransaction& step, Sequence& sequence, int32_t count, bool sample) {
-  if (sequence.group->policy.kind != RetentionKind::kKeepAll) slide(sequence);
+  if (sequence.group->traits.slides) slide(sequence);
   // Made where it stays: a copy of what has just been written field by field waits until that is in memory (2 % of a step).
   PlannedWork& work = draft_.emplace_back();
   work.sequence = &sequence;
@@ -155,7 +155,7 @@ void Scheduler::plan_chunk(StepTransaction& step, Sequence& s) {
   if (s.copying) return;  // its prefix is on the way
   join_tail(s);
   const int32_t goal = s.tail_from > 0 ? s.tail_from : prefill_goal(s);
-  if (s.group->policy.kind != RetentionKind::kKeepAll) slide(s);  // what that frees is room
+  if (s.group->traits.slides) slide(s);  // what that frees is room
   const int32_t want = std::min({goal - s.num_planned, max_chunk(s), budget_});
   const int32_t count = want > 0 ? tokens_with_room(s, want) : 0;
   if (count <= 0 || !has_score_room(s, count)) return;

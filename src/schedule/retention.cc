@@ -11,11 +11,8 @@ namespace quire {
 // Blocks before the window of the next row to run, sinks apart, are dropped. Steps under way may still read them: they are deferred.
 void Scheduler::slide(Sequence& s) {
   const PolicySpec& policy = s.group->policy;
-  const bool is_window = policy.kind == RetentionKind::kWindow || policy.kind == RetentionKind::kStream;
-  if (!is_window) return;
-  const int32_t window = policy.kind == RetentionKind::kWindow ? policy.window : policy.recent;
   const int32_t sink_blocks = size_.blocks_for(policy.sinks);
-  const int32_t first_seen = s.table.next_position() - window + 1;
+  const int32_t first_seen = s.table.next_position() - sliding_window(policy) + 1;
   const int32_t dropped = (s.table.next_position() - s.table.length()) / block_tokens_;
   const int32_t count = first_seen / block_tokens_ - sink_blocks - dropped;
   if (first_seen <= 0 || count <= 0) return;
@@ -45,15 +42,15 @@ bool Scheduler::add_adaptive_work(StepTransaction& step, Sequence& s, PlannedWor
 // chunks, has no whole prefix left to wait for.
 bool Scheduler::waits_for_prompt(const Sequence& s) const {
   const bool publishes = s.group->share_prefix && s.table.next_position() == s.table.length();
-  return s.group->policy.kind != RetentionKind::kKeepAll && publishes &&
-         s.num_planned == s.num_prompt_tokens && s.num_computed < s.num_prompt_tokens;
+  return s.group->traits.drops_tokens && publishes && s.num_planned == s.num_prompt_tokens &&
+         s.num_computed < s.num_prompt_tokens;
 }
 
 // Only slots that are functions of their tokens, pristine ones, are published (src/policy/README.md), and only as a path from the first
 // token on. Where the prompt alone is pristine, its whole blocks: the tail goes on with tokens that are not.
 int32_t Scheduler::publishable(const Sequence& s, int32_t num_tokens) const {
   const bool whole = s.table.next_position() == s.table.length();
-  if (s.group->policy.kind == RetentionKind::kKeepAll) return num_tokens;
+  if (!s.group->traits.drops_tokens) return num_tokens;
   if (!whole || s.list_cut) return 0;
   return s.group->traits.cuts_after_prompt
              ? std::min(num_tokens, s.num_prompt_tokens / block_tokens_ * block_tokens_)

@@ -29,7 +29,7 @@ std::optional<TierTransfers::Fetch> Scheduler::fetch_prefix(const Sequence& s, B
 // To compute what a tier has: nobody else has a prompt to compute. Those who decode bear it as they bear any prompt
 // beside them. Of a list that keeps all, since only that is what it would be if it came whole.
 bool Scheduler::has_time_to_spare(const Sequence& s) const {
-  const bool may = s.group->state == GroupState::kWaiting && s.group->policy.kind == RetentionKind::kKeepAll;
+  const bool may = s.group->state == GroupState::kWaiting && !s.group->traits.drops_tokens;
   if (!may || limits_.both_ends == BothEnds::kNever) return false;
   if (limits_.both_ends == BothEnds::kAlways) return true;
   const auto is_paused = [](const Sequence* other) { return other->group->paused; };
