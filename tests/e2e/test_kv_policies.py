@@ -5,6 +5,7 @@ Tokens and kept positions are compared with policy_reference.py, which is float6
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 
@@ -37,12 +38,17 @@ def model() -> ReferenceModel:
     return ReferenceModel(MODEL)
 
 
-def prompt_of(length: int) -> list[int]:
-    """English that this model knows, then as much noise as is wanted."""
+@functools.cache
+def story_ids() -> list[int]:
     done = quire("tokenize", "--model", MODEL, "--input", "-", "--output", "json", stdin=json.dumps([STORY]))
     [ids] = json.loads(done.stdout)
+    return ids
+
+
+def prompt_of(length: int) -> list[int]:
+    """English that this model knows, then as much noise as is wanted."""
     noise = random.Random(length)
-    return (ids + [noise.randrange(300, 4000) for _ in range(length)])[:length]
+    return (story_ids() + [noise.randrange(300, 4000) for _ in range(length)])[:length]
 
 
 def run(lines: list[dict], *arguments: object) -> list[dict]:
