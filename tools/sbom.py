@@ -33,6 +33,10 @@ LINKED_PACKAGES = {
     "libcli11-dev": "BSD-3-Clause",
     "nlohmann-json3-dev": "MIT",
 }
+# The compiler's own, by its version: libstdc++-12-dev.
+COMPILER_PACKAGES = ("libstdc++", "libgcc")
+COMPILER_LICENCE = "GPL-3.0-or-later WITH GCC-exception-3.1"
+RUST_LICENCE = "MIT OR Apache-2.0"
 PYTHON_LICENCES = {
     "grpcio": "Apache-2.0",
     "grpcio-tools": "Apache-2.0",
@@ -50,20 +54,38 @@ def component(name: str, version: str, purl: str, licence: str, scope: str = "re
     return {"type": "library", "scope": scope, "name": name, "version": version, "purl": f"pkg:{purl}/{name}@{version}", "licenses": licences}
 
 
+def output_of(*command: str | Path) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def linked_packages() -> dict[str, str]:
+    major = output_of("c++", "-dumpversion").strip().split(".")[0]
+    return LINKED_PACKAGES | {f"{name}-{major}-dev": COMPILER_LICENCE for name in COMPILER_PACKAGES}
+
+
 def debian_components() -> list[dict]:
+    packages = linked_packages()
     listing = subprocess.run(
-        ["dpkg-query", "-W", "-f=${Package} ${Version} ${Status}\n", *LINKED_PACKAGES], capture_output=True, text=True, check=False
+        ["dpkg-query", "-W", "-f=${Package} ${Version} ${Status}\n", *packages], capture_output=True, text=True, check=False
     ).stdout
     rows = [line.split() for line in listing.splitlines() if line.endswith("install ok installed")]
-    return [component(r[0], r[1], "deb/debian", LINKED_PACKAGES[r[0]]) for r in rows]
+    return [component(r[0], r[1], "deb/debian", packages[r[0]]) for r in rows]
+
+
+def rust_tool(name: str) -> str | Path:
+    return shutil.which(name) or Path.home() / ".cargo" / "bin" / name
+
+
+def rust_component() -> dict:
+    return component("rust-std", output_of(rust_tool("rustc"), "--version").split()[1], "generic", RUST_LICENCE)
 
 
 def cargo_metadata() -> dict:
-    cargo = shutil.which("cargo") or Path.home() / ".cargo" / "bin" / "cargo"
+    cargo = rust_tool("cargo")
     manifest = ROOT / "src" / "text" / "ffi" / "Cargo.toml"
     target = f"{platform.machine()}-unknown-linux-gnu"
     command = [cargo, "metadata", "--format-version", "1", "--locked", "--filter-platform", target, "--manifest-path", manifest]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return json.loads(output_of(*command))
 
 
 def spdx(expression: str) -> str:
@@ -124,7 +146,7 @@ def main() -> int:
         "specVersion": "1.5",
         "version": 1,
         "metadata": {"component": {"type": "application", "name": "quire", "version": project_version(), "licenses": [{"license": {"id": "Apache-2.0"}}]}},
-        "components": debian_components() + cargo_components() + python_components(),
+        "components": debian_components() + [rust_component()] + cargo_components() + python_components(),
     }
     text = json.dumps(document, indent=1) + "\n"
     if args.output:
