@@ -9,8 +9,8 @@ source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../quire" __source
 label=
 while [ $# -gt 0 ]; do
   case $1 in
-    --label) label=${2:?--label needs a name}; shift 2 ;;
-    --label=*) label=${1#*=}; shift ;;
+    --label) label=${2:-}; [ -n "$label" ] || die "--label needs a name"; shift 2 ;;
+    --label=*) label=${1#*=}; [ -n "$label" ] || die "--label needs a name"; shift ;;
     -h | --help) sed -n 2,3p "$root/tools/test.sh"; exit 0 ;;
     *) die "unknown option '$1' of test; --label NAME is the only one" ;;
   esac

@@ -53,6 +53,27 @@ def test_a_binary_older_than_what_it_is_made_of_is_built_again(tree, changed):
     assert not is_current(tree)
 
 
+@pytest.mark.parametrize(
+    ("command", "flag", "summary"),
+    [("bench --help", "--batch ", "bench"), ("serve --port 5 -h", "--max-message-bytes ", "serve"), ("inspect kv --help", "--tokens ", "inspect kv")],
+)
+def test_help_without_a_binary_installs_and_builds_nothing(tree, command, flag, summary):
+    (tree / "build/release/quire").unlink()
+    (tree / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "flags.md", tree / "docs")
+    done = subprocess.run([tree / "quire", *command.split()], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0 and done.stderr == ""
+    assert f"\n  {flag}" in done.stdout and done.stdout.startswith(f"quire {summary}: its flags")
+    assert ("--max-message-bytes" in done.stdout) == (summary == "serve"), "of no other command"
+    assert not (tree / "build/logs").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--label"], ["--label="], ["--label", ""]])
+def test_a_label_has_a_name(arguments):
+    done = subprocess.run([ROOT / "quire", "test", *arguments], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (1, "quire: --label needs a name\n")
+
+
 @pytest.fixture
 def runner():
     spec = importlib.util.spec_from_file_location("run_tests", ROOT / "tools" / "run_tests.py")
@@ -120,6 +141,8 @@ def test_each_part_of_the_bill_of_materials_has_its_licence():
     assert licences["foldhash"] == "Zlib" and licences["libssl-dev"] == "Apache-2.0" and licences["fancy-regex"] == "MIT"
     assert licences["unicode-ident"] == "(MIT OR Apache-2.0) AND Unicode-3.0"
     assert not [name for name, licence in licences.items() if not licence or "/" in licence]
+    beneath = [licence for name, licence in licences.items() if name.startswith(("libstdc++-", "libgcc-"))]
+    assert beneath == ["GPL-3.0-or-later WITH GCC-exception-3.1"] * 2 and licences["rust-std"] == "MIT OR Apache-2.0"
     scopes = {c["name"]: c["scope"] for c in components}
     assert (scopes["tokenizers"], scopes["foldhash"], scopes["syn"], scopes["pytest"]) == ("required", "required", "excluded", "optional")
 
