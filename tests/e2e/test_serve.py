@@ -134,6 +134,34 @@ def test_a_bad_field_is_named(client, prompt, options, field):
     assert client.generate("a", max_tokens=1).result().usage.completion_tokens == 1, "the server goes on"
 
 
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"top_pp": 1}, TypeError),
+        ({"top_k": "a"}, TypeError),
+        ({"top_k": 1.5}, TypeError),
+        ({"bad_words": [5]}, TypeError),
+        ({"top_k": 2**40}, ValueError),
+        ({"seed": -1}, ValueError),
+        ({"stop": "\ud800"}, ValueError),
+        ({"kv_retention": {"ttl": 1}}, ValueError),
+    ],
+)
+def test_what_cannot_be_sent_is_told_before_it_is_sent(client, options, error):
+    with pytest.raises(error):
+        client.generate("a", **options)
+    with pytest.raises(error):
+        client.dump_kv("a", **options)
+
+
+def test_dump_kv_has_a_deadline_of_its_own(server):
+    with Client(server.address, timeout_s=0.001) as hasty:
+        assert hasty.dump_kv([5, 6], max_tokens=1).outputs[0].kv_dump, "the client's own is of the other calls"
+        with pytest.raises(QuireError) as caught:
+            hasty.dump_kv([5, 6], max_tokens=4000, ignore_eos=True, timeout_s=0.1)
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 def test_a_prompt_over_the_context_is_refused_with_both_numbers(client):
     with pytest.raises(QuireError, match=r"5000.*4096|4096.*5000"):
         client.generate([1] * 5000).result()
@@ -155,7 +183,8 @@ def test_tokenize_detokenize_model_and_load(client):
     assert (model.limits.max_n, model.limits.max_logprobs, model.limits.max_stop_bytes) == (8, 20, 256)
     load = client.load()
     assert load.blocks_total == load.blocks_free + load.blocks_held + load.blocks_cached
-    assert load.swap_blocks_held == 0 and load.totals["failed_without_logits_total"] == 0
+    assert load.swap_blocks_held == load.swap_blocks_total == 0 and load.totals["failed_without_logits_total"] == 0
+    assert 0 < load.host_memory_bytes < load.max_host_memory_bytes and load.host_memory_pressure == "" and load.tenants_tracked == 0
 
 
 def test_dump_kv_names_every_position_without_a_policy(client):

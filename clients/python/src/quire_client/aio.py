@@ -87,14 +87,16 @@ class AsyncClient:
         await self.close()
 
     def generate(self, prompt: Prompt, *, timeout_s: float | None = None, **options: Unpack[RequestOptions]) -> AsyncGeneration:
-        """Continues a prompt. timeout_s is the call's deadline: past it the server drops the request too."""
+        """Continues a prompt. timeout_s is the call's deadline: past it the server drops the request too. Raises TypeError and ValueError
+        for what cannot be sent at all (make_request); what the server refuses is a QuireError, as the first event is read."""
         return AsyncGeneration(self._stub.Generate(make_request(prompt, options), timeout=timeout_s))
 
-    async def dump_kv(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> Completion:
-        """Runs a request to its end and reports the cache positions each continuation still saw (outputs[i].kv_dump)."""
+    async def dump_kv(self, prompt: Prompt, *, timeout_s: float | None = None, **options: Unpack[RequestOptions]) -> Completion:
+        """Runs a request to its end and reports the cache positions each continuation still saw (outputs[i].kv_dump). timeout_s as of
+        generate."""
         options["dump_kv"] = True
         options["stream"] = False
-        return await self.generate(prompt, **options).result()
+        return await self.generate(prompt, timeout_s=timeout_s, **options).result()
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True, special_as_text: bool = True) -> list[int]:
         """Token ids of a text. add_special_tokens: with what the tokenizer puts around it (BOS); special_as_text: special tokens that

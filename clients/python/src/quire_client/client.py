@@ -51,7 +51,7 @@ class Generation(Iterator[Event]):
 class Client:
     """A connection to one server. address: "HOST:PORT" or "unix:PATH"; tls: None = plaintext, for loopback.
 
-    timeout_s: of each call but generate, which has its own; None = no limit."""
+    timeout_s: of each call but generate and dump_kv, which have their own; None = no limit."""
 
     def __init__(self, address: str = "127.0.0.1:50051", *, tls: wiring.Tls | None = None, timeout_s: float | None = 60):
         options = list(wiring.CHANNEL_OPTIONS)
@@ -72,14 +72,16 @@ class Client:
         self.close()
 
     def generate(self, prompt: Prompt, *, timeout_s: float | None = None, **options: Unpack[RequestOptions]) -> Generation:
-        """Continues a prompt. timeout_s is the call's deadline: past it the server drops the request too."""
+        """Continues a prompt. timeout_s is the call's deadline: past it the server drops the request too. Raises TypeError and ValueError
+        for what cannot be sent at all (make_request); what the server refuses is a QuireError, as the first event is read."""
         return Generation(self._stub.Generate(make_request(prompt, options), timeout=timeout_s))
 
-    def dump_kv(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> Completion:
-        """Runs a request to its end and reports the cache positions each continuation still saw (outputs[i].kv_dump)."""
+    def dump_kv(self, prompt: Prompt, *, timeout_s: float | None = None, **options: Unpack[RequestOptions]) -> Completion:
+        """Runs a request to its end and reports the cache positions each continuation still saw (outputs[i].kv_dump). timeout_s as of
+        generate."""
         options["dump_kv"] = True
         options["stream"] = False
-        return self.generate(prompt, **options).result()
+        return self.generate(prompt, timeout_s=timeout_s, **options).result()
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True, special_as_text: bool = True) -> list[int]:
         """Token ids of a text. add_special_tokens: with what the tokenizer puts around it (BOS); special_as_text: special tokens that

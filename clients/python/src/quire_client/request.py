@@ -125,7 +125,8 @@ def _set_sampling(sampling: sampling_pb2.SamplingParams, name: str, value: Any) 
 
 
 def make_request(prompt: Prompt, options: Mapping[str, Any]) -> generation_pb2.GenerateRequest:
-    """Raises TypeError for an option that does not exist or has the wrong type."""
+    """Raises TypeError for an option that does not exist or has the wrong type, ValueError for what its field cannot hold: a number too
+    large for it, text that is not UTF-8, a key that kv_retention has not."""
     request = generation_pb2.GenerateRequest()
     _set_prompt(request, prompt)
     for name, value in options.items():

@@ -177,7 +177,7 @@ class PolicyLoad:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Gauges of now; the wire's counters stand in `totals` by name."""
+    """Gauges of now; the wire's counters since the start stand in `totals` by name."""
 
     requests_waiting: int
     sequences_running: int
@@ -185,7 +185,8 @@ class Load:
     blocks_free: int
     blocks_held: int
     blocks_cached: int
-    swap_blocks_held: int  # of swap_blocks_total in host memory, by preempted sequences
+    swap_blocks_total: int  # of host memory, for preempted sequences
+    swap_blocks_held: int
     block_tokens: int
     kv_bytes_total: int
     kv_usage: float
@@ -197,6 +198,10 @@ class Load:
     disk_tier: TierLoad | None
     disk_kv_state: str  # "" = no disk tier was asked for, "on", "off: REASON", "not written: REASON"
     policies: tuple[PolicyLoad, ...]  # every policy there is
+    tenants_tracked: int  # 0 where none is limited
+    host_memory_bytes: int  # held, and the ceiling; both 0 without one
+    max_host_memory_bytes: int
+    host_memory_pressure: str  # "" = there is room, "shedding", "refusing"
     totals: dict[str, int]
 
 
