@@ -271,6 +271,37 @@ TEST(Groups, SwappedSamplesComeBackWhenTheReaderBesideThemPauses) {
   }
 }
 
+// What a sample that is out will take when it follows is kept free for it, until its reader stops: whoever waits for that room
+// hears of it, though others run.
+TEST(Groups, WhoWaitsForRoomHearsThatAReaderHasStopped) {
+  HarnessOptions o = tight("recompute");
+  o.prefix_cache = false;
+  Harness h(o);
+  const RequestId runs = h.submit(ids(72, 300), Harness::greedy(12), under_h2o());
+  for (int i = 0; i < 2; ++i) h.step();
+  h.core().set_paused(runs, true);
+  const RequestId stops = h.submit(ids(40), samples(2, 60));
+  step_until_out(h, stops);
+  CoreRequest first;
+  first.priority = -1;
+  const RequestId waits = h.submit(ids(4, 600), Harness::greedy(2), first);
+  const auto is_outside = [&] {
+    const SequenceGroup* group = h.core().scheduler().find(waits);
+    return group != nullptr && group->state == GroupState::kWaiting;
+  };
+  h.core().set_paused(runs, false);
+  for (int i = 0; i < 3; ++i) h.step();
+  EXPECT_TRUE(is_outside());
+  h.core().set_paused(stops, true);
+  for (int i = 0; i < 3; ++i) h.step();
+  EXPECT_FALSE(is_outside());
+  EXPECT_EQ(h.record(runs).num_ends, 0) << "its end would have told";
+  h.core().set_paused(stops, false);
+  h.run();
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
 // Else the next reader that stops would keep its room from whoever stood aside for it, and so on.
 TEST(Groups, WhoCouldNotGiveWayAgainPassesNobodyWhoStandsAside) {
   Harness h(tight());
