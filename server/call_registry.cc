@@ -7,12 +7,12 @@
 #include <vector>
 
 #include "src/base/clock.h"
+#include "src/base/threads.h"
 
 namespace quire::server {
 
 CallRegistry::CallRegistry(int64_t watch_interval_ms)
-    : prefix_(fmt::format("q{:08x}", std::random_device{}())),
-      watcher_([this, watch_interval_ms] { watch(watch_interval_ms); }) {}
+    : watch_interval_ms_(watch_interval_ms), prefix_(fmt::format("q{:08x}", std::random_device{}())) {}
 
 CallRegistry::~CallRegistry() {
   {
@@ -20,7 +20,14 @@ CallRegistry::~CallRegistry() {
     stopping_ = true;
   }
   stopping_changed_.notify_all();
-  watcher_.join();
+  if (watcher_.joinable()) watcher_.join();
+}
+
+Status CallRegistry::start() {
+  Result<std::jthread> watcher = start_thread("the watch over stalled calls", [this] { watch(); });
+  if (!watcher) return watcher.error();
+  watcher_ = std::move(*watcher);
+  return ok();
 }
 
 bool CallRegistry::add(const std::string& name, const std::shared_ptr<RunningCall>& call) {
@@ -60,10 +67,10 @@ std::string CallRegistry::make_name() {
   return fmt::format("{}-{}", prefix_, ++names_made_);
 }
 
-void CallRegistry::watch(int64_t interval_ms) {
+void CallRegistry::watch() {
   const SteadyClock clock;
   std::unique_lock lock(mutex_);
-  while (!stopping_changed_.wait_for(lock, std::chrono::milliseconds(interval_ms),
+  while (!stopping_changed_.wait_for(lock, std::chrono::milliseconds(watch_interval_ms_),
                                      [this] { return stopping_; })) {
     std::vector<std::shared_ptr<RunningCall>> calls;
     calls.reserve(calls_.size());

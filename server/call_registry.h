@@ -13,6 +13,8 @@
 #include <string>
 #include <thread>
 
+#include "quire/result.h"
+
 namespace quire::server {
 
 class RunningCall {
@@ -30,6 +32,8 @@ class CallRegistry {
   ~CallRegistry();
   CallRegistry(const CallRegistry&) = delete;
   CallRegistry& operator=(const CallRegistry&) = delete;
+
+  Status start();  // the watch thread; once
 
   // False if a call of this name runs already.
   bool add(const std::string& name, const std::shared_ptr<RunningCall>& call);
@@ -49,7 +53,7 @@ class CallRegistry {
   std::string make_name();
 
  private:
-  void watch(int64_t interval_ms);
+  void watch();
 
   mutable std::mutex mutex_;
   std::condition_variable stopping_changed_;
@@ -57,9 +61,10 @@ class CallRegistry {
   std::atomic<bool> draining_ = false;
   std::map<std::string, std::weak_ptr<RunningCall>> calls_;
   size_t num_finishing_ = 0;
+  const int64_t watch_interval_ms_;
   const std::string prefix_;
   uint64_t names_made_ = 0;
-  std::thread watcher_;
+  std::jthread watcher_;
 };
 
 }  // namespace quire::server

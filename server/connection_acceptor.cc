@@ -1,6 +1,7 @@
 #include "server/connection_acceptor.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
@@ -17,13 +18,14 @@
 
 #include "src/base/check.h"
 #include "src/base/log.h"
+#include "src/base/threads.h"
 
 namespace quire::server {
 namespace {
 
 // Descriptors for what is opened later: files of the disk tier, event queues, a client's own connections.
 constexpr int64_t kOtherDescriptors = 128;
-constexpr int kRetryMs = 100;
+constexpr int kPauseMs = 100;
 constexpr int64_t kReportEveryMs = 60'000, kCountEveryMs = 1'000;
 
 int64_t now_ms() {
@@ -64,12 +66,18 @@ int64_t raise_descriptor_limit(int64_t wanted) {
 
 }  // namespace
 
+Result<std::unique_ptr<ConnectionAcceptor>> ConnectionAcceptor::start(ListeningSockets sockets,
+                                                                      std::unique_ptr<GrpcAcceptor> grpc,
+                                                                      int32_t max_connections) {
+  std::unique_ptr<ConnectionAcceptor> acceptor(
+      new ConnectionAcceptor(std::move(sockets), std::move(grpc), max_connections));
+  if (Status started = acceptor->start_thread_of_its_own(); !started) return started.error();
+  return acceptor;
+}
+
 ConnectionAcceptor::ConnectionAcceptor(ListeningSockets sockets, std::unique_ptr<GrpcAcceptor> grpc,
                                        int32_t max_connections)
-    : sockets_(std::move(sockets)),
-      grpc_(std::move(grpc)),
-      connections_(max_connections),
-      stop_event_(eventfd(0, EFD_CLOEXEC)) {
+    : sockets_(std::move(sockets)), grpc_(std::move(grpc)), connections_(max_connections) {
   const Descriptors now = count_descriptors();
   inherited_ = now.connected;
   const int64_t limit = raise_descriptor_limit(now.open + max_connections + kOtherDescriptors);
@@ -81,11 +89,22 @@ ConnectionAcceptor::ConnectionAcceptor(ListeningSockets sockets, std::unique_ptr
               {"taken", int64_t{connections_}},
               {"rlimit_nofile", limit}});
   first_refused_fd_ = static_cast<int>(now.open + connections_);
-  thread_ = std::thread([this] { run(); });
 }
 
 ConnectionAcceptor::~ConnectionAcceptor() {
   stop();
+  if (stop_event_ >= 0) close(stop_event_);
+}
+
+Status ConnectionAcceptor::start_thread_of_its_own() {
+  stop_event_ = eventfd(0, EFD_CLOEXEC);
+  if (stop_event_ < 0)
+    return error(Code::kResourceExhausted,
+                 fmt::format("no eventfd for connections: {}", std::strerror(errno)));
+  Result<std::jthread> thread = start_thread("connections", [this] { run(); });
+  if (!thread) return thread.error();
+  thread_ = std::move(*thread);
+  return ok();
 }
 
 void ConnectionAcceptor::stop() {
@@ -93,7 +112,6 @@ void ConnectionAcceptor::stop() {
   const uint64_t one = 1;
   check(write(stop_event_, &one, sizeof one) == sizeof one, "the acceptor cannot be woken");
   thread_.join();
-  close(stop_event_);
   sockets_.close();
 }
 
@@ -101,7 +119,10 @@ void ConnectionAcceptor::run() {
   std::vector<pollfd> watched{{.fd = stop_event_, .events = POLLIN, .revents = 0}};
   for (const int fd : sockets_.descriptors()) watched.push_back({.fd = fd, .events = POLLIN, .revents = 0});
   for (;;) {
-    if (poll(watched.data(), watched.size(), -1) < 0) continue;  // interrupted
+    if (poll(watched.data(), watched.size(), -1) < 0) {
+      wait_out(errno);
+      continue;
+    }
     if (watched[0].revents != 0) return;
     for (const pollfd& w : watched)
       if (w.revents != 0) take_all(w.fd);
@@ -120,7 +141,7 @@ void ConnectionAcceptor::take_all(int listening) {
       grpc_->HandleNewConnection(&connection);
     } else if (errno != EINTR && errno != ECONNABORTED) {
       // No descriptor or no memory: what waits is still there later.
-      if (errno != EAGAIN) pause_unless_stopped();
+      if (errno != EAGAIN) wait_out(errno);
       return;
     }
   }
@@ -149,9 +170,15 @@ void ConnectionAcceptor::refuse(int fd) {
   log_line(LogLevel::kWarn, "connection_refused", {{"reason", "max_connections"}, {"refused", refused_}});
 }
 
-void ConnectionAcceptor::pause_unless_stopped() const {
+// What the system refused now (a descriptor, memory) it may give later. To be stopped is not waited out.
+void ConnectionAcceptor::wait_out(int reason) {
+  if (reason == EINTR) return;
+  if (now_ms() >= next_failure_report_ms_) {
+    next_failure_report_ms_ = now_ms() + kReportEveryMs;
+    log_line(LogLevel::kWarn, "accept_failed", {{"why", std::strerror(reason)}});
+  }
   pollfd stop{.fd = stop_event_, .events = POLLIN, .revents = 0};
-  poll(&stop, 1, kRetryMs);
+  if (poll(&stop, 1, kPauseMs) < 0) std::this_thread::sleep_for(std::chrono::milliseconds(kPauseMs));
 }
 
 }  // namespace quire::server

@@ -10,6 +10,7 @@
 #include <memory>
 #include <thread>
 
+#include "quire/result.h"
 #include "server/listening_sockets.h"
 
 namespace quire::server {
@@ -20,7 +21,9 @@ class ConnectionAcceptor {
 
   // Connections past max_connections are closed at once. Fewer are taken, with a line in the log, where the process may not open so many
   // descriptors (RLIMIT_NOFILE, raised to its hard limit if need be).
-  ConnectionAcceptor(ListeningSockets sockets, std::unique_ptr<GrpcAcceptor> grpc, int32_t max_connections);
+  static Result<std::unique_ptr<ConnectionAcceptor>> start(ListeningSockets sockets,
+                                                           std::unique_ptr<GrpcAcceptor> grpc,
+                                                           int32_t max_connections);
   ~ConnectionAcceptor();
   ConnectionAcceptor(const ConnectionAcceptor&) = delete;
   ConnectionAcceptor& operator=(const ConnectionAcceptor&) = delete;
@@ -28,11 +31,13 @@ class ConnectionAcceptor {
   void stop();  // connections that were taken go on
 
  private:
+  ConnectionAcceptor(ListeningSockets sockets, std::unique_ptr<GrpcAcceptor> grpc, int32_t max_connections);
+  Status start_thread_of_its_own();
   void run();
   void take_all(int listening);
   bool is_too_many(int fd);
   void refuse(int fd);
-  void pause_unless_stopped() const;
+  void wait_out(int reason);  // an errno
 
   ListeningSockets sockets_;
   std::unique_ptr<GrpcAcceptor> grpc_;
@@ -40,9 +45,9 @@ class ConnectionAcceptor {
   int64_t most_descriptors_ = 0;  // without those that are kept for others
   int64_t inherited_ = 0;         // sockets with a peer that nobody here accepted: a log's, a parent's
   int first_refused_fd_ = 0;
-  int64_t refused_ = 0, next_report_ms_ = 0, next_count_ms_ = 0;
-  int stop_event_;
-  std::thread thread_;
+  int64_t refused_ = 0, next_report_ms_ = 0, next_failure_report_ms_ = 0, next_count_ms_ = 0;
+  int stop_event_ = -1;
+  std::jthread thread_;
 };
 
 }  // namespace quire::server

@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <chrono>
 #include <fstream>
 #include <utility>
@@ -13,8 +12,10 @@
 #include <malloc.h>
 #endif
 
+#include "src/base/cgroup_limit.h"
 #include "src/base/clock.h"
 #include "src/base/log.h"
+#include "src/base/threads.h"
 
 namespace quire::server {
 namespace {
@@ -29,27 +30,6 @@ int64_t between(int64_t from, int64_t to, int64_t percent) {
   return from + way / 100 * percent + way % 100 * percent / 100;
 }
 
-// The number that a file holds; none where it holds none ("max") or is not there.
-std::optional<int64_t> number_in(const std::string& path) {
-  std::ifstream file(path);
-  std::string text;
-  int64_t value = 0;
-  if (!(file >> text)) return {};
-  const auto read = std::from_chars(text.data(), text.data() + text.size(), value);
-  return read.ec == std::errc() && read.ptr == text.data() + text.size() ? std::optional(value)
-                                                                         : std::nullopt;
-}
-
-// Of a cgroup and all those above it; a container sees its own as "/" or under a path that is not there.
-int64_t least_limit(const std::string& mount, std::string group, const char* file, int64_t bytes) {
-  for (;;) {
-    bytes = std::min(bytes, number_in(mount + group + "/" + file).value_or(bytes));
-    const size_t slash = group.rfind('/');
-    if (slash == std::string::npos) return bytes;
-    group.resize(slash);
-  }
-}
-
 }  // namespace
 
 int64_t own_resident_bytes() {
@@ -62,18 +42,9 @@ int64_t own_resident_bytes() {
 }
 
 int64_t allowed_host_bytes(const std::string& root) {
-  int64_t bytes = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
-  std::ifstream file(root + "/proc/self/cgroup");  // "0::/GROUP" of v2, "4:memory:/GROUP" of v1
-  for (std::string line; std::getline(file, line);) {
-    const size_t first = line.find(':'), second = line.find(':', first + 1);
-    if (second == std::string::npos) continue;
-    const std::string controllers = line.substr(first + 1, second - first - 1),
-                      group = line.substr(second + 1);
-    if (controllers.empty()) bytes = least_limit(root + "/sys/fs/cgroup", group, "memory.max", bytes);
-    if (("," + controllers + ",").find(",memory,") != std::string::npos)
-      bytes = least_limit(root + "/sys/fs/cgroup/memory", group, "memory.limit_in_bytes", bytes);
-  }
-  return bytes;
+  const int64_t all_bytes = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
+  return least_cgroup_limit(
+      {.controller = "memory", .file = "memory.max", .file_v1 = "memory.limit_in_bytes"}, all_bytes, root);
 }
 
 void give_freed_memory_back() {
@@ -137,7 +108,9 @@ Status HostMemory::watch(int64_t untouched_bytes) {
             {"shed_from_bytes", steps_.shed},
             {"refuse_from_bytes", steps_.refuse}});
   look();
-  thread_ = std::thread([this] { run(); });
+  Result<std::jthread> thread = start_thread("the watch over host memory", [this] { run(); });
+  if (!thread) return thread.error();
+  thread_ = std::move(*thread);
   return ok();
 }
 

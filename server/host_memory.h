@@ -75,7 +75,6 @@ class HostMemory {
   void log_change(MemoryPressure from, MemoryPressure to, int64_t bytes) const;
 
   const HostMemoryOptions options_;
-  int64_t ceiling_bytes_ = 0;
   MemorySteps steps_;
   int64_t next_trim_us_ = 0;
   std::atomic<int64_t> bytes_ = 0, max_bytes_ = 0, refused_ = 0;
@@ -84,7 +83,7 @@ class HostMemory {
   std::mutex mutex_;
   std::condition_variable stopping_changed_;
   bool stopping_ = false;
-  std::thread thread_;
+  std::jthread thread_;
 };
 
 }  // namespace quire::server

@@ -13,6 +13,7 @@
 
 #include "src/base/clock.h"
 #include "src/base/log.h"
+#include "src/base/threads.h"
 
 namespace quire::server {
 namespace {
@@ -37,27 +38,36 @@ int wait_for_signal(int64_t timeout_ms) {
   return signal > 0 ? signal : 0;
 }
 
-// While it lives, a stop signal ends the process at once.
+// From its start to its end a stop signal ends the process at once.
 class StopAtOnce {
  public:
-  explicit StopAtOnce(const char* phase) : thread_([this, phase] { run(phase); }) {}
+  explicit StopAtOnce(const char* phase) : phase_(phase) {}
   ~StopAtOnce() {
     done_ = true;
-    thread_.join();
+    if (thread_.joinable()) thread_.join();
+  }
+
+  Status start() {
+    Result<std::jthread> thread =
+        start_thread(fmt::format("stop signals while {}", phase_), [this] { run(); });
+    if (!thread) return thread.error();
+    thread_ = std::move(*thread);
+    return ok();
   }
 
  private:
-  void run(const char* phase) {
+  void run() {
     while (!done_) {
       const int signal = wait_for_signal(50);
       if (signal == 0) continue;
-      log_line(LogLevel::kWarn, "stopped_at_once", {{"signal", signal}, {"phase", phase}});
+      log_line(LogLevel::kWarn, "stopped_at_once", {{"signal", signal}, {"phase", phase_}});
       std::_Exit(128 + signal);
     }
   }
 
+  const char* const phase_;
   std::atomic<bool> done_ = false;
-  std::thread thread_;
+  std::jthread thread_;
 };
 
 bool is_wedged(const EngineStats& stats, int64_t after_ms) {
@@ -86,7 +96,9 @@ void wait_for_calls(const GenerationServer& service, int64_t timeout_ms) {
 }
 
 void drain(Engine& engine, GenerationServer& service, Listener& listener, int signal) {
-  const StopAtOnce second_signal("draining");
+  StopAtOnce second_signal("draining");
+  if (const Status heard = second_signal.start(); !heard)  // the drain ends by itself
+    log_line(LogLevel::kWarn, "second_signal_unheard", {{"why", heard.error().message}});
   const int64_t timeout_ms = engine.config().drain_timeout_ms;
   const EngineStats stats = engine.stats();
   log_line(LogLevel::kInfo, "drain",
@@ -149,11 +161,13 @@ Status serve(const ServeOptions& options,
   if (Status limits = check_limits(options); !limits) return limits;
   std::unique_ptr<Engine> engine;  // outlives the calls: the listener below ends first
   GenerationServer service(options.service);
+  if (Status started = service.start(); !started) return started;
   Result<std::unique_ptr<Listener>> listener = Listener::open(options.listen, service);
   if (!listener) return listener.error();
   (*listener)->set_serving(kServiceName, false);
   {
-    const StopAtOnce while_loading("loading");
+    StopAtOnce while_loading("loading");
+    if (Status started = while_loading.start(); !started) return started;
     Result<std::unique_ptr<Engine>> opened = open_engine();
     if (!opened) return opened.error();
     engine = std::move(opened).value();

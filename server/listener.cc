@@ -8,6 +8,7 @@
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server_builder.h>
 
+#include "server/grpc_threads.h"
 #include "server/library_log.h"
 #include "server/tls_files.h"
 
@@ -92,6 +93,7 @@ Result<std::unique_ptr<Listener>> Listener::open(const ListenOptions& options, g
     return invalid(fmt::format("port is {}; it must be from 0 to 65535", options.port), "port");
   adopt_library_logs();
   if (Status known = check_host(options.host); !known) return known.error();
+  if (Status room = check_server_threads(); !room) return room.error();
   const auto credentials = make_credentials(options);
   if (!credentials) return credentials.error();
   grpc::EnableDefaultHealthCheckService(true);
@@ -108,9 +110,10 @@ Result<std::unique_ptr<Listener>> Listener::open(const ListenOptions& options, g
   const std::string address = format_address(options.host, sockets->port());
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (!server) return error(Code::kUnavailable, fmt::format("gRPC cannot serve {}", address));
-  auto acceptor = std::make_unique<ConnectionAcceptor>(std::move(*sockets), std::move(connections),
-                                                       options.max_connections);
-  return std::unique_ptr<Listener>(new Listener(std::move(server), std::move(acceptor), address));
+  Result<std::unique_ptr<ConnectionAcceptor>> acceptor =
+      ConnectionAcceptor::start(std::move(*sockets), std::move(connections), options.max_connections);
+  if (!acceptor) return acceptor.error();
+  return std::unique_ptr<Listener>(new Listener(std::move(server), std::move(*acceptor), address));
 }
 
 Listener::Listener(std::unique_ptr<grpc::Server> server, std::unique_ptr<ConnectionAcceptor> acceptor,

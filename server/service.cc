@@ -119,6 +119,11 @@ GenerationServer::GenerationServer(const ServiceOptions& options)
                                                options.clock != nullptr ? *options.clock : real_clock())),
       registry_(std::clamp<int64_t>(options.stream.max_stall_ms / 8, 10, 1000)),
       texts_(options.texts) {}
+Status GenerationServer::start() {
+  if (Status watches = registry_.start(); !watches) return watches;
+  return texts_.start();
+}
+
 
 Result<Engine*> GenerationServer::engine() const {
   if (Engine* engine = engine_) return engine;

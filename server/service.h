@@ -38,6 +38,8 @@ class GenerationServer final : public detail::RawService {
  public:
   explicit GenerationServer(const ServiceOptions& options);
 
+  Status start();  // its threads; once, before it listens
+
   // Once, when the engine is open: from here on its memory has a ceiling.
   Status watch_host_memory(const EngineConfig& config);
   // Until an engine is set every call gets UNAVAILABLE. It must outlive the gRPC server.

@@ -20,10 +20,12 @@ using google::protobuf::UnknownFieldSet;
 
 constexpr int kMaxNesting = 16;  // our messages nest four deep
 
-std::string flatten(const grpc::ByteBuffer& bytes) {
+Result<std::string> flatten(const grpc::ByteBuffer& bytes) {
   std::vector<grpc::Slice> slices;
   std::string flat;
-  if (!bytes.Dump(&slices).ok()) return flat;
+  if (const grpc::Status dumped = bytes.Dump(&slices); !dumped.ok())
+    return error(Code::kInternal,
+                 fmt::format("the message's bytes cannot be read: {}", dumped.error_message()));
   flat.reserve(bytes.Length());
   for (const grpc::Slice& slice : slices)
     flat.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
@@ -57,10 +59,11 @@ std::optional<Error> find_fault(std::string_view bytes, const Descriptor& type, 
 }  // namespace
 
 Status parse(const grpc::ByteBuffer& bytes, google::protobuf::Message& message) {
-  const std::string flat = flatten(bytes);
-  if (message.ParseFromString(flat)) return ok();
+  const Result<std::string> flat = flatten(bytes);
+  if (!flat) return flat.error();
+  if (message.ParseFromString(*flat)) return ok();
   const Descriptor& type = *message.GetDescriptor();
-  if (auto fault = find_fault(flat, type, "", kMaxNesting)) return *fault;
+  if (auto fault = find_fault(*flat, type, "", kMaxNesting)) return *fault;
   return invalid(fmt::format("the message is not a well-formed {}", type.full_name()));
 }
 

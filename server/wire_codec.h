@@ -11,7 +11,7 @@
 namespace quire::server {
 
 // INVALID_ARGUMENT with the path of the string field that is not UTF-8, or of the part that is not well
-// formed.
+// formed; INTERNAL where gRPC does not give the bytes.
 Status parse(const grpc::ByteBuffer& bytes, google::protobuf::Message& message);
 
 grpc::ByteBuffer serialize(const google::protobuf::Message& message);

@@ -8,6 +8,7 @@
 #include "server/host_memory.h"
 #include "src/base/clock.h"
 
+#include "src/base/threads.h"
 namespace quire::server {
 namespace {
 
@@ -30,10 +31,15 @@ int64_t time_of(const std::function<void()>& work) {
 
 }  // namespace
 
-WorkPool::WorkPool(const WorkPoolOptions& options) : options_(options) {
-  const int32_t count = num_threads_of(options.threads);
-  for (int32_t i = 0; i < count; ++i)
-    threads_.emplace_back([this, takes_long = i > 0 || count == 1] { run(takes_long); });
+Status WorkPool::start() {
+  const int32_t count = num_threads_of(options_.threads);
+  for (int32_t i = 0; i < count; ++i) {
+    Result<std::jthread> thread = start_thread(fmt::format("texts ({} of {}, --text-threads)", i + 1, count),
+                                               [this, takes_long = i > 0 || count == 1] { run(takes_long); });
+    if (!thread) return thread.error();
+    threads_.push_back(std::move(*thread));
+  }
+  return ok();
 }
 
 WorkPool::~WorkPool() {
@@ -42,11 +48,12 @@ WorkPool::~WorkPool() {
     stopping_ = true;
   }
   changed_.notify_all();
-  for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
 }
 
 Status WorkPool::submit(int64_t text_bytes, std::function<void()> work) {
   {
+  check(!threads_.empty(), "work pool: not started");
     const std::lock_guard lock(mutex_);
     if (queue_.size() >= static_cast<size_t>(options_.max_queued))
       return full(fmt::format("{} texts wait to be read; at most {} may (max_queued_texts)", queue_.size(),

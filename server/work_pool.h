@@ -27,11 +27,12 @@ struct WorkPoolOptions {
 
 class WorkPool {
  public:
-  explicit WorkPool(const WorkPoolOptions& options);
+  explicit WorkPool(const WorkPoolOptions& options) : options_(options) {}
   ~WorkPool();  // runs what still waits
   WorkPool(const WorkPool&) = delete;
   WorkPool& operator=(const WorkPool&) = delete;
 
+  Status start();  // once, before the first work
   // `text_bytes`: of the text that `work` is about. kResourceExhausted, with a delay to retry after, when the
   // queue is full.
   Status submit(int64_t text_bytes, std::function<void()> work);
@@ -57,7 +58,7 @@ class WorkPool {
   bool stopping_ = false;
   int32_t num_large_running_ = 0;
   bool trim_wanted_ = false;
-  std::vector<std::thread> threads_;
+  std::vector<std::jthread> threads_;
 };
 
 }  // namespace quire::server

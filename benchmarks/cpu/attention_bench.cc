@@ -15,6 +15,7 @@
 #include "benchmarks/cpu/ceilings.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/kernels.h"
+#include "src/base/check.h"
 #include "src/base/random.h"
 #include "src/device/cpu_features.h"
 
@@ -125,6 +126,7 @@ class Bench {
 
 void time_regions(int threads) {
   cpu::ThreadPool pool(threads);
+  check(pool.start().has_value(), "the threads start");
   constexpr int kRegions = 2000;
   // Every unit waits until all have begun, so a region lasts until the last worker has come.
   const Timing t = time_of(20, [&] {

@@ -49,7 +49,8 @@ class CpuKernels final : public Kernels {
   const KernelOptions& options() const override { return options_; }
   Device& device() override { return device_; }
 
-  Status allocate_scratch() {
+  Status start() {
+    if (Status started = pool_.start(); !started) return started;
     const int64_t floats = (kSumsFloats + kWidenedFloats) * pool_.threads();
     Result<DeviceBuffer> scratch =
         device_.allocate(floats * static_cast<int64_t>(sizeof(float)), "matmul scratch");
@@ -216,15 +217,8 @@ Result<std::unique_ptr<Kernels>> make_cpu_kernels(Device& device, const KernelOp
   }
   KernelOptions chosen = options;
   if (chosen.threads == 0) chosen.threads = usable_cores();
-  std::unique_ptr<cpu::CpuKernels> kernels;
-  try {
-    kernels = std::make_unique<cpu::CpuKernels>(device, chosen);
-  } catch (const std::system_error& e) {
-    return error(
-        Code::kResourceExhausted,
-        fmt::format("threads is {}; the system starts no more of them [{}]", chosen.threads, e.what()));
-  }
-  if (Status s = kernels->allocate_scratch(); !s) return s.error();
+  auto kernels = std::make_unique<cpu::CpuKernels>(device, chosen);
+  if (Status s = kernels->start(); !s) return s.error();
   return std::unique_ptr<Kernels>(std::move(kernels));
 }
 

@@ -6,11 +6,14 @@
 // region open, which it may as well join.
 #include "kernels/cpu/thread_pool.h"
 
+#include <fmt/format.h>
 #include <immintrin.h>
 
 #include <chrono>
+#include <utility>
 
 #include "src/base/check.h"
+#include "src/base/threads.h"
 
 namespace quire::cpu {
 namespace {
@@ -37,19 +40,19 @@ bool spin_until(Done done) {
 
 ThreadPool::ThreadPool(int threads) : ranges_(static_cast<size_t>(threads)) {
   check(threads >= 1, "a thread pool needs at least one thread");
-  try {
-    for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
-  } catch (...) {
-    end();  // those that were started wait for a region, and are about to be joined
-    throw;
+}
+
+Status ThreadPool::start() {
+  for (int t = 1; t < threads(); ++t) {
+    Result<std::jthread> worker = start_thread(
+        fmt::format("the CPU's kernels ({} of {}, --threads)", t + 1, threads()), [this, t] { work(t); });
+    if (!worker) return worker.error();
+    workers_.push_back(std::move(*worker));
   }
+  return ok();
 }
 
 ThreadPool::~ThreadPool() {
-  end();
-}
-
-void ThreadPool::end() {
   ending_ = true;
   ++region_;
   region_.notify_all();
@@ -61,6 +64,7 @@ void ThreadPool::run_job(int64_t count, Job job) {
     return;
   }
   if (count <= 0) return;
+  check(workers_.size() + 1 == ranges_.size(), "thread pool: not started");
   job_ = job;
   for (int t = 0; t < threads(); ++t) {
     ranges_[static_cast<size_t>(t)].next.store(count * t / threads(), std::memory_order_relaxed);

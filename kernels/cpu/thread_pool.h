@@ -10,15 +10,18 @@
 #include <type_traits>
 #include <vector>
 
+#include "quire/result.h"
+
 namespace quire::cpu {
 
 class ThreadPool {
  public:
-  // The owner counts as one of them. Throws std::system_error where the system starts no more.
-  explicit ThreadPool(int threads);
+  explicit ThreadPool(int threads);  // the owner counts as one of them
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
+
+  Status start();  // once, before the first region
 
   int threads() const { return static_cast<int>(ranges_.size()); }
 
@@ -46,7 +49,6 @@ class ThreadPool {
   void run_job(int64_t count, Job job);
   void take_units(int thread);
   void work(int thread);
-  void end();
   void wait_for_region(int seen);
   void wait_for_workers();
 

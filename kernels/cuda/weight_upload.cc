@@ -4,10 +4,10 @@
 #include <array>
 #include <cstring>
 #include <thread>
-#include <vector>
 
 #include "src/base/check.h"
 #include "src/base/f32_at.h"
+#include "src/base/threads.h"
 
 namespace quire {
 namespace {
@@ -67,10 +67,8 @@ void by_threads(int64_t rows, int64_t bytes, const Work& work) {
   const int64_t most = std::clamp(std::thread::hardware_concurrency(), 1u, kMostThreads);
   const int64_t threads = std::clamp<int64_t>(bytes / kLeastBytesOfAThread, 1, std::min(most, rows));
   const int64_t each = (rows + threads - 1) / threads;
-  std::vector<std::jthread> others;
-  for (int64_t first = each; first < rows; first += each)
-    others.emplace_back([&work, first, last = std::min(rows, first + each)] { work(first, last); });
-  work(0, std::min(rows, each));
+  run_side_by_side((rows + each - 1) / each,
+                   [&](int64_t part) { work(part * each, std::min(rows, (part + 1) * each)); });
 }
 
 }  // namespace

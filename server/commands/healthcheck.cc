@@ -8,6 +8,7 @@
 #include "server/commands/command.h"
 #include "server/commands/text_file.h"
 #include "server/flags.h"
+#include "server/grpc_threads.h"
 #include "server/service.h"
 
 namespace quire::server {
@@ -49,6 +50,7 @@ Result<std::shared_ptr<grpc::ChannelCredentials>> make_credentials(const Options
 
 // SERVING, NOT_SERVING, SERVICE_UNKNOWN; an error when nobody answers.
 Result<std::string> check(const Options& options) {
+  if (Status room = check_client_threads(); !room) return room.error();
   const auto credentials = make_credentials(options);
   if (!credentials) return credentials.error();
   const auto stub = health::Health::NewStub(grpc::CreateChannel(options.address, *credentials));

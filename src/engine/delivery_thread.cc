@@ -1,10 +1,19 @@
 #include "src/engine/delivery_thread.h"
 
+#include "src/base/threads.h"
+
 namespace quire {
 
 DeliveryThread::DeliveryThread(const TextFront& text, std::vector<int32_t> layer_windows,
                                Delivery::Hooks hooks)
-    : delivery_(text, std::move(layer_windows), std::move(hooks)), thread_([this] { serve(); }) {}
+    : delivery_(text, std::move(layer_windows), std::move(hooks)) {}
+
+Status DeliveryThread::start() {
+  Result<std::jthread> thread = start_thread("delivery", [this] { serve(); });
+  if (!thread) return thread.error();
+  thread_ = std::move(*thread);
+  return ok();
+}
 
 DeliveryThread::~DeliveryThread() {
   {
@@ -12,7 +21,7 @@ DeliveryThread::~DeliveryThread() {
     stopping_ = true;
   }
   arrived_.notify_one();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 void DeliveryThread::open(DeliveryRequest request) {

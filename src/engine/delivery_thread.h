@@ -20,6 +20,8 @@ class DeliveryThread {
   DeliveryThread(const TextFront& text, std::vector<int32_t> layer_windows, Delivery::Hooks hooks);
   ~DeliveryThread();  // delivers what was pushed, then ends
 
+  Status start();  // once, before the first outcome
+
   void open(DeliveryRequest request);
   void deliver(Outcome outcome);
 
@@ -33,7 +35,7 @@ class DeliveryThread {
   std::deque<Item> items_;
   size_t num_outcomes_ = 0;  // pushed and not delivered yet
   bool stopping_ = false;
-  std::thread thread_;
+  std::jthread thread_;
 };
 
 }  // namespace quire

@@ -9,6 +9,7 @@
 #include "src/base/check.h"
 #include "src/base/log.h"
 #include "src/base/prompt_privacy.h"
+#include "src/base/threads.h"
 
 namespace quire {
 namespace {
@@ -65,7 +66,10 @@ Result<std::unique_ptr<Engine>> ThreadedEngine::start(EngineParts parts) {
   hooks.request_ended = [e = engine.get()](RequestId id) { e->leave(id); };
   engine->delivery_ =
       std::make_unique<DeliveryThread>(*engine->parts_.text, engine->parts_.layer_windows, std::move(hooks));
-  engine->thread_ = std::thread([e = engine.get()] { e->serve(); });
+  if (Status delivers = engine->delivery_->start(); !delivers) return delivers.error();
+  Result<std::jthread> thread = start_thread("the engine", [e = engine.get()] { e->serve(); });
+  if (!thread) return thread.error();
+  engine->thread_ = std::move(*thread);
   return std::unique_ptr<Engine>(std::move(engine));
 }
 

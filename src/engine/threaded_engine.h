@@ -88,7 +88,7 @@ class ThreadedEngine final : public Engine {
   int32_t taken_ = 0;                 // of them, those the core has; engine thread
 
   std::unique_ptr<DeliveryThread> delivery_;
-  std::thread thread_;
+  std::jthread thread_;
 };
 
 }  // namespace quire

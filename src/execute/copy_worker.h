@@ -9,6 +9,7 @@
 #include <thread>
 #include <utility>
 
+#include "src/base/threads.h"
 #include "src/execute/transfer_ends.h"
 
 namespace quire {
@@ -16,18 +17,24 @@ namespace quire {
 class CopyWorker {
  public:
   using Work = std::function<TransferEnd(const BlockTransfer&)>;
-  CopyWorker(Work work, TransferEnds& ends)
-      : work_(std::move(work)), ends_(ends), thread_([this] { serve(); }) {}
+  CopyWorker(Work work, TransferEnds& ends) : work_(std::move(work)), ends_(ends) {}
   ~CopyWorker() {
     {
       const std::lock_guard lock(mutex_);
       stopping_ = true;
     }
     submitted_.notify_one();
-    thread_.join();
+    if (thread_.joinable()) thread_.join();
   }
   CopyWorker(const CopyWorker&) = delete;
   CopyWorker& operator=(const CopyWorker&) = delete;
+
+  Status start() {  // once, before the first transfer
+    Result<std::jthread> thread = start_thread("copies between tiers", [this] { serve(); });
+    if (!thread) return thread.error();
+    thread_ = std::move(*thread);
+    return ok();
+  }
 
   void submit(BlockTransfer transfer) {
     ends_.begin();
@@ -59,7 +66,7 @@ class CopyWorker {
   std::condition_variable submitted_;
   std::deque<BlockTransfer> transfers_;
   bool stopping_ = false;
-  std::thread thread_;
+  std::jthread thread_;
 };
 
 }  // namespace quire

@@ -34,7 +34,7 @@ class RunsToTheEnd final : public QueueingRunner {
 
 }  // namespace
 
-std::unique_ptr<Executor> make_threaded_executor(std::unique_ptr<StepRunner> runner) {
+Result<std::unique_ptr<Executor>> make_threaded_executor(std::unique_ptr<StepRunner> runner) {
   return make_pipelined_executor(std::make_unique<RunsToTheEnd>(std::move(runner)));
 }
 

@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "quire/result.h"
 #include "src/execute/executor.h"
 
 namespace quire {
@@ -17,6 +18,6 @@ class StepRunner {
 
 // Submitting a third step before waiting for the first is the engine's fault. The plan is let go before its
 // result is handed out, so that the engine may use its memory again. The destructor lets submitted steps end.
-std::unique_ptr<Executor> make_threaded_executor(std::unique_ptr<StepRunner> runner);
+Result<std::unique_ptr<Executor>> make_threaded_executor(std::unique_ptr<StepRunner> runner);
 
 }  // namespace quire

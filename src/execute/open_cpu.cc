@@ -93,8 +93,11 @@ Result<OpenedExecutor> open_cpu_executor(const EngineConfig& config, const Model
   MemoryLedger ledger(*parts.device);
   if (Status filled = fill_memory(o, **source, parts, ledger, {}); !filled) return filled.error();
   Result<OpenedExecutor> out = describe(o, parts, "cpu", make_host_copy_stream);
-  if (out) ledger.log();
-  if (out) out->executor = make_threaded_executor(make_cpu_runner(std::move(parts)));
+  if (!out) return out;
+  ledger.log();
+  Result<std::unique_ptr<Executor>> executor = make_threaded_executor(make_cpu_runner(std::move(parts)));
+  if (!executor) return executor.error();
+  out->executor = std::move(*executor);
   return out;
 }
 

@@ -174,7 +174,9 @@ Result<OpenedExecutor> finish(const Opening& o, StreamDevice& device, CudaRunner
   if (!out) return out;
   Result<std::unique_ptr<QueueingRunner>> runner = make_cuda_runner(std::move(parts));
   if (!runner) return runner.error();
-  out->executor = make_pipelined_executor(std::move(*runner));
+  Result<std::unique_ptr<Executor>> executor = make_pipelined_executor(std::move(*runner));
+  if (!executor) return executor.error();
+  out->executor = std::move(*executor);
   return out;
 }
 

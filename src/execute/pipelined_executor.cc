@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "src/base/check.h"
+#include "src/base/threads.h"
 
 namespace quire {
 namespace {
@@ -17,8 +18,7 @@ constexpr auto kPoll =
 
 class PipelinedExecutor final : public Executor {
  public:
-  explicit PipelinedExecutor(std::unique_ptr<QueueingRunner> runner)
-      : runner_(std::move(runner)), thread_([this] { serve(); }) {}
+  explicit PipelinedExecutor(std::unique_ptr<QueueingRunner> runner) : runner_(std::move(runner)) {}
 
   ~PipelinedExecutor() override {
     {
@@ -26,7 +26,14 @@ class PipelinedExecutor final : public Executor {
       stopping_ = true;
     }
     submitted_.notify_one();
-    thread_.join();
+    if (thread_.joinable()) thread_.join();
+  }
+
+  Status start() {
+    Result<std::jthread> thread = start_thread("the executor", [this] { serve(); });
+    if (!thread) return thread.error();
+    thread_ = std::move(*thread);
+    return ok();
   }
 
   void submit(std::shared_ptr<const BatchPlan> plan) override {
@@ -100,13 +107,15 @@ class PipelinedExecutor final : public Executor {
   std::deque<StepResult> results_;
   size_t num_under_way_ = 0;
   bool stopping_ = false;
-  std::thread thread_;
+  std::jthread thread_;
 };
 
 }  // namespace
 
-std::unique_ptr<Executor> make_pipelined_executor(std::unique_ptr<QueueingRunner> runner) {
-  return std::make_unique<PipelinedExecutor>(std::move(runner));
+Result<std::unique_ptr<Executor>> make_pipelined_executor(std::unique_ptr<QueueingRunner> runner) {
+  auto executor = std::make_unique<PipelinedExecutor>(std::move(runner));
+  if (Status started = executor->start(); !started) return started.error();
+  return std::unique_ptr<Executor>(std::move(executor));
 }
 
 }  // namespace quire

@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "quire/result.h"
 #include "src/execute/executor.h"
 
 namespace quire {
@@ -23,6 +24,6 @@ class QueueingRunner {
   virtual StepResult finish(QueuedStep& step) = 0;  // in the order of queue()
 };
 
-std::unique_ptr<Executor> make_pipelined_executor(std::unique_ptr<QueueingRunner> runner);
+Result<std::unique_ptr<Executor>> make_pipelined_executor(std::unique_ptr<QueueingRunner> runner);
 
 }  // namespace quire

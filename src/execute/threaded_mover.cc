@@ -129,6 +129,14 @@ class ThreadedMover final : public BlockMover {
     writer_ = make_worker(make_stream, of_writer, &BlockCopier::to_disk);
   }
 
+  Status start() {
+    for (CopyWorker* worker : {memory_worker_.get(), reader_.get(), writer_.get()}) {
+      if (worker == nullptr) continue;
+      if (Status started = worker->start(); !started) return started;
+    }
+    return ok();
+  }
+
   void submit(BlockTransfer transfer) override {
     const auto on_disk = [](const TierCopy& c) { return c.disk != kNotOnDisk; };
     const bool uses_disk = std::ranges::any_of(transfer.copies, on_disk);
@@ -157,9 +165,12 @@ class ThreadedMover final : public BlockMover {
 
 }  // namespace
 
-std::unique_ptr<BlockMover> make_threaded_mover(const MakeCopyStream& make_stream, const MoverMemory& memory,
-                                                std::unique_ptr<DiskStore> disk) {
-  return std::make_unique<ThreadedMover>(make_stream, memory, std::move(disk));
+Result<std::unique_ptr<BlockMover>> make_threaded_mover(const MakeCopyStream& make_stream,
+                                                        const MoverMemory& memory,
+                                                        std::unique_ptr<DiskStore> disk) {
+  auto mover = std::make_unique<ThreadedMover>(make_stream, memory, std::move(disk));
+  if (Status started = mover->start(); !started) return started.error();
+  return std::unique_ptr<BlockMover>(std::move(mover));
 }
 
 }  // namespace quire

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 
+#include "quire/result.h"
 #include "src/device/copy_stream.h"
 #include "src/execute/block_mover.h"
 #include "src/execute/disk_store.h"
@@ -26,7 +27,8 @@ struct MoverMemory {
 using MakeCopyStream = std::function<std::unique_ptr<CopyStream>()>;
 
 // `disk` may be null.
-std::unique_ptr<BlockMover> make_threaded_mover(const MakeCopyStream& make_stream, const MoverMemory& memory,
-                                                std::unique_ptr<DiskStore> disk);
+Result<std::unique_ptr<BlockMover>> make_threaded_mover(const MakeCopyStream& make_stream,
+                                                        const MoverMemory& memory,
+                                                        std::unique_ptr<DiskStore> disk);
 
 }  // namespace quire

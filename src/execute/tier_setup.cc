@@ -54,13 +54,15 @@ Result<OpenedTiers> open_tiers(const TierSetup& s) {
     }
   }
   if (s.host.swap_bytes + s.host.host_bytes + out.disk_bytes == 0) return out;
-  out.mover = make_threaded_mover(s.make_stream,
-                                  {.arena = s.arena,
-                                   .host = s.host.buffer.as<char>(),
-                                   .block_bytes = s.block_bytes,
-                                   .staging = s.host.staging(),
-                                   .staging_blocks = s.host.staging_blocks},
-                                  std::move(disk));
+  Result<std::unique_ptr<BlockMover>> mover = make_threaded_mover(s.make_stream,
+                                                                  {.arena = s.arena,
+                                                                   .host = s.host.buffer.as<char>(),
+                                                                   .block_bytes = s.block_bytes,
+                                                                   .staging = s.host.staging(),
+                                                                   .staging_blocks = s.host.staging_blocks},
+                                                                  std::move(disk));
+  if (!mover) return mover.error();
+  out.mover = std::move(*mover);
   return out;
 }
 

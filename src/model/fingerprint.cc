@@ -8,6 +8,7 @@
 
 #include "src/base/hash.h"
 #include "src/base/text_file.h"
+#include "src/base/threads.h"
 #include "src/model/checkpoint.h"
 
 namespace quire {
@@ -37,14 +38,10 @@ std::vector<uint64_t> hashes_of(const Checkpoint& checkpoint) {
   const std::vector<std::string> names = checkpoint.names();
   std::vector<uint64_t> hashes(names.size());
   std::atomic<size_t> next = 0;
-  const auto work = [&] {
+  run_side_by_side(std::clamp(std::thread::hardware_concurrency(), 1u, kMostThreads), [&](int64_t) {
     for (size_t i = next++; i < names.size(); i = next++)
       hashes[i] = hash_of(names[i], *checkpoint.find(names[i]));
-  };
-  std::vector<std::jthread> others(std::clamp(std::thread::hardware_concurrency(), 1u, kMostThreads) - 1);
-  for (std::jthread& thread : others) thread = std::jthread(work);
-  work();
-  others.clear();
+  });
   return hashes;
 }
 

@@ -5,9 +5,9 @@
 #include <bit>
 #include <charconv>
 #include <cmath>
-#include <thread>
 
 #include "src/base/random.h"
+#include "src/base/threads.h"
 #include "src/model/weight_source.h"
 
 namespace quire {
@@ -84,12 +84,9 @@ void fill_in_parallel(std::byte* out, DType dtype, uint64_t key, float limit, in
   constexpr int64_t kLeastPerThread = 1 << 18;
   const int64_t parts = std::clamp<int64_t>(count / kLeastPerThread, 1, threads);
   const int64_t step = (count / parts + 3) / 4 * 4;
-  std::vector<std::jthread> workers;
-  for (int64_t p = 1; p < parts; ++p) {
-    workers.emplace_back(
-        [=] { fill_range(out, dtype, key, limit, p * step, p + 1 == parts ? count : (p + 1) * step); });
-  }
-  fill_range(out, dtype, key, limit, 0, parts == 1 ? count : step);
+  run_side_by_side(parts, [=](int64_t p) {
+    fill_range(out, dtype, key, limit, p * step, p + 1 == parts ? count : (p + 1) * step);
+  });
 }
 
 // Memory of tensors that are gone serves those that come: an 8B model's 16 GB touched anew are page faults that take longer than

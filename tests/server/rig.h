@@ -26,6 +26,7 @@ struct Rig {
                ListenOptions listen = ListenOptions{.port = 0})
       : engine(engine_options), service(service_options) {
     configure_log(LogFormat::kKeyValue, LogLevel::kError);
+    if (Status started = service.start(); !started) throw std::runtime_error(started.error().message);
     if (Status room = service.watch_host_memory(engine.config()); !room)
       throw std::runtime_error(room.error().message);
     service.set_engine(&engine);

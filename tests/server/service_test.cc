@@ -1,15 +1,22 @@
 // The other calls, health, limits and addresses, over real loopback connections.
 #include <fmt/format.h>
 #include <grpcpp/generic/generic_stub.h>
+#include <netinet/in.h>
 #include <openssl/pem.h>
 #include <openssl/x509.h>
+#include <poll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <future>
 #include <thread>
 
+#include "server/connection_acceptor.h"
 #include "server/wire_codec.h"
 #include "tests/server/rig.h"
 
@@ -278,6 +285,63 @@ TEST(Listener, RefusesAPublicAddressWithoutTlsOrAProxy) {
   EXPECT_NE(why_not_opened({.host = "0.0.0.0", .port = 0}).find("--behind-proxy"), std::string::npos);
   EXPECT_NE(why_not_opened({.host = "::", .port = 0}).find("--tls-cert"), std::string::npos);
   EXPECT_EQ(why_not_opened({.host = "0.0.0.0", .port = 0, .behind_proxy = true}), "");
+}
+
+double cpu_seconds() {
+  rusage used{};
+  getrusage(RUSAGE_SELF, &used);
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
+  };
+  return seconds(used.ru_utime) + seconds(used.ru_stime);
+}
+
+// poll() itself fails where more descriptors are watched than the process may have open. The connection that came is taken once it may.
+TEST(ConnectionAcceptor, WaitsOutWhatTheSystemRefuses) {
+  Rig rig;
+  const std::string port = rig.listener->address().substr(rig.listener->address().rfind(':') + 1);
+  const int client = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(std::stoi(port)));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const rlimit one{.rlim_cur = 1, .rlim_max = before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &one), 0);
+  const double cpu_s = cpu_seconds();
+  EXPECT_EQ(connect(client, reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  EXPECT_LT(cpu_seconds() - cpu_s, 0.1) << "of half a second: it spins";
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  // gRPC speaks first: the settings of HTTP/2.
+  pollfd readable{.fd = client, .events = POLLIN, .revents = 0};
+  EXPECT_EQ(poll(&readable, 1, 10'000), 1) << "the connection is never taken";
+  close(client);
+}
+
+// In a process of its own, which may open no descriptor more.
+TEST(ConnectionAcceptorDeathTest, IsAnErrorWithoutADescriptorToBeStoppedBy) {
+  const auto start = [] {
+    Result<ListeningSockets> sockets = ListeningSockets::open("127.0.0.1", 0);
+    const rlimit none{.rlim_cur = 0, .rlim_max = 0};
+    if (!sockets || setrlimit(RLIMIT_NOFILE, &none) != 0) _exit(2);
+    const auto acceptor = ConnectionAcceptor::start(std::move(*sockets), nullptr, 10);
+    if (acceptor) _exit(3);
+    std::fprintf(stderr, "%s\n", acceptor.error().message.c_str());
+    _exit(acceptor.error().code == Code::kResourceExhausted ? 0 : 4);
+  };
+  EXPECT_EXIT(start(), testing::ExitedWithCode(0), "no eventfd for connections: Too many open files");
+}
+
+TEST(WireCodec, BytesThatGrpcDoesNotGiveAreAnErrorAndNoEmptyMessage) {
+  v1::GenerateRequest request;
+  const Status parsed = parse(grpc::ByteBuffer(), request);  // holds nothing, not even no bytes
+  ASSERT_FALSE(parsed.has_value());
+  EXPECT_EQ(parsed.error().code, Code::kInternal);
+  EXPECT_NE(parsed.error().message.find("the message's bytes cannot be read"), std::string::npos);
+  const grpc::Slice no_bytes;
+  EXPECT_TRUE(parse(grpc::ByteBuffer(&no_bytes, 1), request));
 }
 
 TEST(Listener, KnowsLoopback) {

@@ -165,6 +165,7 @@ TEST(Texts, TheWaitCountsAgainstTheDeadline) {
 // Two long works cannot take both threads: a short one still finds one.
 TEST(WorkPool, KeepsAThreadForShortTexts) {
   WorkPool pool({.threads = 2});
+  ASSERT_TRUE(pool.start());
   std::promise<void> release;
   const std::shared_future<void> released = release.get_future().share();
   std::atomic<int> long_begun = 0;
@@ -185,6 +186,7 @@ TEST(WorkPool, RunsWhatWaitsBeforeItEnds) {
   std::atomic<int> ran = 0;
   {
     WorkPool pool({.threads = 1});
+    ASSERT_TRUE(pool.start());
     for (int i = 0; i < 100; ++i) ASSERT_TRUE(pool.submit(1, [&] { ++ran; }));
   }
   EXPECT_EQ(ran, 100);
@@ -213,6 +215,7 @@ TEST(WorkPool, MemoryReturnsAfterALargeText) {
   GTEST_SKIP() << "a sanitizer's own allocator keeps what is freed";
 #endif
   WorkPool pool({.threads = 1});
+  ASSERT_TRUE(pool.start());
   const int64_t before = resident_bytes();
   std::promise<std::unique_ptr<char[]>> stays;
   ASSERT_TRUE(pool.submit(1 << 20, [&] { stays.set_value(read_large_text()); }));

@@ -1,11 +1,17 @@
 // Method: definitions against the code, and exhaustive loops where a domain is small (all 65536 half floats).
 #include <gtest/gtest.h>
+#include <pthread.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <cmath>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <limits>
 #include <thread>
+#include <vector>
 
 #include "quire/result.h"
 #include "quire/sampling_params.h"
@@ -17,6 +23,7 @@
 #include "src/base/json_text.h"
 #include "src/base/random.h"
 #include "src/base/text_file.h"
+#include "src/base/threads.h"
 #include "src/base/utf8.h"
 
 namespace quire {
@@ -63,6 +70,41 @@ TEST(CheckDeathTest, AThreadThatNotedNothingSaysWhatAnotherWasAt) {
     std::thread([] { check(false, "two is not three"); }).join();
   };
   EXPECT_DEATH(fail_elsewhere(), "two is not three\nquire: on another thread: plan queued last: step=7\n$");
+}
+
+TEST(Threads, EachPartOfSharedWorkIsDoneOnce) {
+  for (const int64_t parts : {0, 1, 2, 7}) {
+    std::vector<std::atomic<int>> done(8);
+    run_side_by_side(parts, [&](int64_t part) { ++done[static_cast<size_t>(part)]; });
+    for (int64_t part = 0; part < 8; ++part) EXPECT_EQ(done[static_cast<size_t>(part)], part < parts ? 1 : 0);
+  }
+}
+
+// In a process of its own, that has room for one stack more and not for two.
+TEST(ThreadsDeathTest, WhatTheSystemDoesNotStartIsAnErrorOrDoneWithout) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer's own memory does not fit in a limited address space";
+#endif
+  const auto try_it = [] {
+    alarm(20);
+    pthread_attr_t attributes;
+    if (pthread_attr_init(&attributes) != 0 || pthread_attr_setstacksize(&attributes, 512 << 20) != 0 ||
+        pthread_setattr_default_np(&attributes) != 0)
+      _exit(2);
+    const rlimit little{.rlim_cur = 1 << 30, .rlim_max = 1 << 30};
+    if (setrlimit(RLIMIT_AS, &little) != 0) _exit(3);
+    std::atomic<int> done = 0;
+    run_side_by_side(5, [&](int64_t) { ++done; });
+    if (done != 5) _exit(4);
+    if (const Status room = check_thread_room("one", 1); !room) _exit(5);
+    const Status room = check_thread_room("a library", 3);
+    if (room) _exit(6);
+    std::fprintf(stderr, "%s\n", room.error().message.c_str());
+    _exit(room.error().code == Code::kResourceExhausted ? 0 : 7);
+  };
+  EXPECT_EXIT(try_it(), testing::ExitedWithCode(0),
+              "the system starts no thread for a library .2 of 3.: Resource temporarily unavailable.*; "
+              "RLIMIT_AS .ulimit -v. is 1073741824");
 }
 
 TEST(EngineConfig, TheFieldOutOfRangeIsNamedWithItsLimits) {

@@ -387,7 +387,8 @@ class DiskMoverTest : public DiskTest, public testing::WithParamInterface<int> {
                                   .block_bytes = kBlockBytes,
                                   .staging = GetParam() > 0 ? staging_.data() : nullptr,
                                   .staging_blocks = 2},
-                                 std::move(*store));
+                                 std::move(*store))
+                 .value();
   }
   char* arena(int32_t block) { return arena_.data() + block * kBlockBytes; }
   TransferEnd run(TransferDirection direction, std::vector<TierCopy> copies) {

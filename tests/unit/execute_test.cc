@@ -398,7 +398,8 @@ class CountingRunner final : public StepRunner {
 };
 
 TEST(ExecutorThread, GivesResultsInOrderAndLetsGoOfPlansBeforeThem) {
-  const std::unique_ptr<Executor> executor = make_threaded_executor(std::make_unique<CountingRunner>());
+  const std::unique_ptr<Executor> executor =
+      make_threaded_executor(std::make_unique<CountingRunner>()).value();
   std::shared_ptr<BatchPlan> last;
   for (uint64_t step = 0; step < 200; ++step) {
     auto plan = std::make_shared<BatchPlan>();
@@ -415,7 +416,8 @@ TEST(ExecutorThread, GivesResultsInOrderAndLetsGoOfPlansBeforeThem) {
 }
 
 TEST(ExecutorThread, EndsWithStepsUnderWay) {
-  const std::unique_ptr<Executor> executor = make_threaded_executor(std::make_unique<CountingRunner>());
+  const std::unique_ptr<Executor> executor =
+      make_threaded_executor(std::make_unique<CountingRunner>()).value();
   executor->submit(std::make_shared<BatchPlan>());
   executor->submit(std::make_shared<BatchPlan>());
 }

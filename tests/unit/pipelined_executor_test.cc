@@ -79,7 +79,8 @@ std::shared_ptr<const BatchPlan> plan_of(uint64_t step) {
 
 TEST(PipelinedExecutor, QueuesAStepWhileTheOneBeforeRuns) {
   Steps steps;
-  const std::unique_ptr<Executor> executor = make_pipelined_executor(std::make_unique<HeldRunner>(steps));
+  const std::unique_ptr<Executor> executor =
+      make_pipelined_executor(std::make_unique<HeldRunner>(steps)).value();
   executor->submit(plan_of(1));
   ASSERT_TRUE(steps.wait_for_queued(1));
   for (uint64_t step = 2; step < 6; ++step) {
@@ -97,7 +98,8 @@ TEST(PipelinedExecutor, QueuesAStepWhileTheOneBeforeRuns) {
 // Its result is not held back for a plan that does not come.
 TEST(PipelinedExecutor, HandsOutAStepThatEndsWithNoneBehindIt) {
   Steps steps;
-  const std::unique_ptr<Executor> executor = make_pipelined_executor(std::make_unique<HeldRunner>(steps));
+  const std::unique_ptr<Executor> executor =
+      make_pipelined_executor(std::make_unique<HeldRunner>(steps)).value();
   executor->submit(plan_of(1));
   ASSERT_TRUE(steps.wait_for_queued(1));
   steps.end(1);
