@@ -150,6 +150,18 @@ TenantLimiter::Admission GenerationServer::admit(const Request& request, const C
   return tenants_->admit(client_of(request.tenant, context.peer()),
                          most_tokens(request, engine.config().sampling_limits));
 }
+CallParts GenerationServer::parts_of(Engine& engine, Context& context, const Bytes& bytes, Request request,
+                                     TenantLease lease) {
+  apply_call_deadline(context, request);
+  return {.engine = engine,
+          .registry = registry_,
+          .pool = texts_,
+          .context = context,
+          .request = std::move(request),
+          .text_bytes = static_cast<int64_t>(bytes.Length()),
+          .lease = std::move(lease)};
+}
+
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServer::Generate(Context* context, const Bytes* bytes) {
   const Result<Engine*> engine = ready_engine();
@@ -162,10 +174,8 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServer::Generate(Context* 
     return new RefusedStream(debugging_is_off(), wire.request_id());
   TenantLimiter::Admission admission = admit(*request, *context, **engine);
   if (admission.refusal) return new RefusedStream(*admission.refusal, wire.request_id());
-  apply_call_deadline(*context, *request);
-  return GenerateCall::start(**engine, registry_, texts_, options_.stream, *context,
-                             std::move(request).value(), static_cast<int64_t>(bytes->Length()),
-                             std::move(admission.lease));
+  return GenerateCall::start(
+      parts_of(**engine, *context, *bytes, *std::move(request), std::move(admission.lease)), options_.stream);
 }
 
 grpc::ServerUnaryReactor* GenerationServer::Tokenize(Context* context, const Bytes* bytes, Bytes* response) {
@@ -249,9 +259,8 @@ grpc::ServerUnaryReactor* GenerationServer::DumpKv(Context* context, const Bytes
   if (!request) return refuse(request.error());
   TenantLimiter::Admission admission = admit(*request, *context, **engine);
   if (admission.refusal) return refuse(admission.refusal->error, admission.refusal->violations);
-  apply_call_deadline(*context, *request);
-  return DumpCall::start(**engine, registry_, texts_, *context, *response, std::move(request).value(),
-                         static_cast<int64_t>(bytes->Length()), std::move(admission.lease));
+  return DumpCall::start(
+      parts_of(**engine, *context, *bytes, *std::move(request), std::move(admission.lease)), *response);
 }
 
 }  // namespace quire::server

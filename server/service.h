@@ -62,6 +62,8 @@ class GenerationServer final : public detail::RawService {
   Result<Engine*> engine() const;
   // What may run a request: an engine, and host memory.
   Result<Engine*> ready_engine();
+  CallParts parts_of(Engine& engine, Context& context, const Bytes& bytes, Request request,
+                     TenantLease lease);
   TenantLimiter::Admission admit(const Request& request, const Context& context, const Engine& engine);
 
   const ServiceOptions options_;
