@@ -3,14 +3,9 @@
 #include <fmt/format.h>
 
 #include "server/status.h"
+#include "src/base/retry_delay.h"
 
 namespace quire::server {
-namespace {
-
-constexpr int64_t kRestartRetryMs = 1000;
-
-}  // namespace
-
 grpc::Status outcome_of(const TokenEvent& last) {
   if (last.error) return to_grpc_status(*last.error);
   switch (last.finish) {
@@ -32,7 +27,7 @@ grpc::Status outlasted_drain(int64_t drain_timeout_ms) {
            "the server stops, and the request outlasted the {} ms that it gives (drain_timeout_ms)",
            drain_timeout_ms),
        .field = {},
-       .retry_delay_ms = kRestartRetryMs});
+       .retry_delay_ms = kRetryDelayMs});
 }
 
 int64_t tokens_used(const TokenEvent& last) {

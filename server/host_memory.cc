@@ -15,12 +15,12 @@
 #include "src/base/cgroup_limit.h"
 #include "src/base/clock.h"
 #include "src/base/log.h"
+#include "src/base/retry_delay.h"
 #include "src/base/threads.h"
 
 namespace quire::server {
 namespace {
 
-constexpr int64_t kRetryMs = 1000;
 constexpr int64_t kTrimEveryUs = 1'000'000;
 constexpr int64_t kShedPercent = 95, kRefusePercent = 98, kEndsPercent = 93;
 
@@ -123,7 +123,7 @@ std::optional<Error> HostMemory::refuse_from(MemoryPressure step) {
                    "the server holds {} bytes of host memory, of {} that it may (max_host_memory_bytes)",
                    bytes_.load(), max_bytes_.load()),
                .field = {},
-               .retry_delay_ms = kRetryMs};
+               .retry_delay_ms = kRetryDelayMs};
 }
 
 HostMemoryStats HostMemory::stats() const {

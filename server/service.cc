@@ -11,11 +11,10 @@
 #include "server/status.h"
 #include "server/wire_codec.h"
 #include "src/base/longest_time.h"
+#include "src/base/retry_delay.h"
 
 namespace quire::server {
 namespace {
-
-constexpr int64_t kLoadingRetryMs = 1000;
 
 Error debugging_is_off() {
   return {.code = Code::kPermissionDenied,
@@ -119,18 +118,18 @@ GenerationServer::GenerationServer(const ServiceOptions& options)
                                                options.clock != nullptr ? *options.clock : real_clock())),
       registry_(std::clamp<int64_t>(options.stream.max_stall_ms / 8, 10, 1000)),
       texts_(options.texts) {}
+
 Status GenerationServer::start() {
   if (Status watches = registry_.start(); !watches) return watches;
   return texts_.start();
 }
-
 
 Result<Engine*> GenerationServer::engine() const {
   if (Engine* engine = engine_) return engine;
   return Error{.code = Code::kUnavailable,
                .message = "the model is loading",
                .field = {},
-               .retry_delay_ms = kLoadingRetryMs};
+               .retry_delay_ms = kRetryDelayMs};
 }
 
 Result<Engine*> GenerationServer::ready_engine() {
@@ -150,6 +149,7 @@ TenantLimiter::Admission GenerationServer::admit(const Request& request, const C
   return tenants_->admit(client_of(request.tenant, context.peer()),
                          most_tokens(request, engine.config().sampling_limits));
 }
+
 CallParts GenerationServer::parts_of(Engine& engine, Context& context, const Bytes& bytes, Request request,
                                      TenantLease lease) {
   apply_call_deadline(context, request);
@@ -161,7 +161,6 @@ CallParts GenerationServer::parts_of(Engine& engine, Context& context, const Byt
           .text_bytes = static_cast<int64_t>(bytes.Length()),
           .lease = std::move(lease)};
 }
-
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServer::Generate(Context* context, const Bytes* bytes) {
   const Result<Engine*> engine = ready_engine();

@@ -5,11 +5,12 @@
 #include <algorithm>
 #include <utility>
 
+#include "src/base/retry_delay.h"
+
 namespace quire::server {
 namespace {
 
 constexpr double kSmooth = 1.0 / 8;
-constexpr int64_t kMinRetryMs = 50, kMaxRetryMs = 60'000;  // of a wait that is an estimate
 
 int64_t ms_rounded_up(int64_t us) {
   return (us + 999) / 1000;
@@ -100,7 +101,7 @@ std::optional<QuotaRefusal> TenantLimiter::check(Tenant& tenant, int64_t tokens,
     verdict.add(
         "max_tenant_parallel_requests", limits_.max_parallel_requests,
         fmt::format("{} requests run; at most {} may", tenant.num_running, limits_.max_parallel_requests),
-        std::clamp(ms_rounded_up(wait_for_a_place_us(tenant, now_us)), kMinRetryMs, kMaxRetryMs));
+        retry_delay_of(ms_rounded_up(wait_for_a_place_us(tenant, now_us))));
   }
   if (const auto wait_us = tenant.requests.wait_us(1, now_us); wait_us != 0) {
     ++stats_.refused_requests_total;

@@ -6,9 +6,11 @@
 #include <utility>
 
 #include "server/host_memory.h"
+#include "src/base/check.h"
 #include "src/base/clock.h"
-
+#include "src/base/retry_delay.h"
 #include "src/base/threads.h"
+
 namespace quire::server {
 namespace {
 
@@ -52,8 +54,8 @@ WorkPool::~WorkPool() {
 }
 
 Status WorkPool::submit(int64_t text_bytes, std::function<void()> work) {
-  {
   check(!threads_.empty(), "work pool: not started");
+  {
     const std::lock_guard lock(mutex_);
     if (queue_.size() >= static_cast<size_t>(options_.max_queued))
       return full(fmt::format("{} texts wait to be read; at most {} may (max_queued_texts)", queue_.size(),
@@ -80,7 +82,7 @@ Error WorkPool::full(std::string message) const {
   return {.code = Code::kResourceExhausted,
           .message = std::move(message),
           .field = {},
-          .retry_delay_ms = std::clamp<int64_t>(static_cast<int64_t>(wait_ms), 50, 60'000)};
+          .retry_delay_ms = retry_delay_of(static_cast<int64_t>(wait_ms))};
 }
 
 std::deque<WorkPool::Item>::iterator WorkPool::next_for(bool takes_long) {

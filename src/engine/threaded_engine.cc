@@ -9,17 +9,17 @@
 #include "src/base/check.h"
 #include "src/base/log.h"
 #include "src/base/prompt_privacy.h"
+#include "src/base/retry_delay.h"
 #include "src/base/threads.h"
 
 namespace quire {
 namespace {
 
-constexpr int64_t kRetryMs = 1000;  // where no rate is known yet
 constexpr int64_t kMaxIdleWaitUs = 1'000'000;
 
 Error draining() {
   Error e = error(Code::kUnavailable, "the server is draining and takes no new requests");
-  e.retry_delay_ms = kRetryMs;
+  e.retry_delay_ms = kRetryDelayMs;
   return e;
 }
 
@@ -44,9 +44,8 @@ uint64_t entropy() {
 }
 
 int64_t retry_delay_ms(int64_t queued_tokens, double tokens_per_s) {
-  if (tokens_per_s <= 0) return kRetryMs;
-  return std::clamp<int64_t>(static_cast<int64_t>(1e3 * static_cast<double>(queued_tokens) / tokens_per_s),
-                             50, 60'000);
+  if (tokens_per_s <= 0) return kRetryDelayMs;
+  return retry_delay_of(static_cast<int64_t>(1e3 * static_cast<double>(queued_tokens) / tokens_per_s));
 }
 
 }  // namespace
