@@ -95,7 +95,7 @@ class Engine {
 
   // Queues a request. Refusals (bad field, prompt too long, queue full) are returned, not delivered.
   virtual Result<RequestId> submit(Request request, std::shared_ptr<TokenSink> sink) = 0;
-  // The same for several at once, which no step sees apart. At the first refusal those before it are aborted.
+  // The same for several at once, which no step sees apart. If one of them is refused all are.
   virtual Result<std::vector<RequestId>> submit_together(std::vector<Submission> batch) = 0;
   // Ends a request with kCancelled; its blocks are free within one step. Unknown ids are ignored.
   virtual void abort(RequestId id) = 0;

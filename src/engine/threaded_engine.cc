@@ -123,76 +123,105 @@ Error ThreadedEngine::refuse(Error error, const std::string& client_request_id) 
   return error;
 }
 
-Result<RequestId> ThreadedEngine::submit(Request request, std::shared_ptr<TokenSink> sink) {
-  check(sink != nullptr, "a request has a sink");
-  ++submitted_;
-  if (draining_) return refuse(draining(), request.client_request_id);
+Result<ThreadedEngine::Entrant> ThreadedEngine::pass_door(Submission submission) {
+  check(submission.sink != nullptr, "a request has a sink");
+  Request& request = submission.request;
+  if (draining_) return draining();
   Result<std::vector<int32_t>> prompt = encode(request);
   if (!prompt) {
     Error e = prompt.error();
     if (e.field.empty()) e.field = "prompt";
-    return refuse(std::move(e), request.client_request_id);
+    return e;
   }
   fit_max_tokens(request, prompt->size(), core_->limits().max_context_tokens);
   const Result<PolicySpec> policy = parts_.policies.choose(request);
-  if (!policy) return refuse(policy.error(), request.client_request_id);
-  if (Status s = check_door(request, *prompt, *policy); !s)
-    return refuse(s.error(), request.client_request_id);
+  if (!policy) return policy.error();
+  if (Status s = check_door(request, *prompt, *policy); !s) return s.error();
   QueueBudget& budget = core_->queue_budget();
   const auto prompt_tokens = static_cast<int64_t>(prompt->size());
   if (Status s = budget.take(prompt_tokens, retry_delay_ms(budget.num_tokens(), core_->tokens_per_s())); !s)
-    return refuse(s.error(), request.client_request_id);
-  const std::string client_request_id = request.client_request_id;
-  if (const std::optional<RequestId> id =
-          enter(std::move(request), std::move(*prompt), *policy, std::move(sink)))
-    return *id;
-  budget.give_back(prompt_tokens);
-  return refuse(draining(), client_request_id);
+    return s.error();
+  return Entrant{.request = std::move(request),
+                 .prompt = *std::move(prompt),
+                 .prompt_tokens = prompt_tokens,
+                 .policy = *policy,
+                 .sink = std::move(submission.sink)};
 }
 
+Error ThreadedEngine::turn_away(const Entrant& entrant, Error error) {
+  core_->queue_budget().give_back(entrant.prompt_tokens);
+  return refuse(std::move(error), entrant.request.client_request_id);
+}
+
+Result<RequestId> ThreadedEngine::submit(Request request, std::shared_ptr<TokenSink> sink) {
+  ++submitted_;
+  const std::string client_request_id = request.client_request_id;
+  Result<Entrant> entrant = pass_door({.request = std::move(request), .sink = std::move(sink)});
+  if (!entrant) return refuse(entrant.error(), client_request_id);
+  if (const std::optional<RequestId> id = enter(*entrant)) return *id;
+  return turn_away(*entrant, draining());
+}
+
+// Texts are read before anything is held: others' commands wait for what is pushed here, and for nothing else.
 Result<std::vector<RequestId>> ThreadedEngine::submit_together(std::vector<Submission> batch) {
-  commands_.hold();
-  std::vector<RequestId> ids;
-  std::optional<Error> refused;
-  for (Submission& s : batch) {
-    const Result<RequestId> id = submit(std::move(s.request), std::move(s.sink));
-    if (!id) {
-      refused = id.error();
-      break;
+  submitted_ += static_cast<int64_t>(batch.size());
+  std::vector<Entrant> entrants;
+  entrants.reserve(batch.size());
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const std::string client_request_id = batch[i].request.client_request_id;
+    Result<Entrant> entrant = pass_door(std::move(batch[i]));
+    if (entrant) {
+      entrants.push_back(*std::move(entrant));
+      continue;
     }
+    for (const Entrant& e : entrants) turn_away(e, entrant.error());
+    for (size_t rest = i + 1; rest < batch.size(); ++rest)
+      refuse(entrant.error(), batch[rest].request.client_request_id);
+    return refuse(entrant.error(), client_request_id);
+  }
+  return enter_together(std::move(entrants));
+}
+
+Result<std::vector<RequestId>> ThreadedEngine::enter_together(std::vector<Entrant> entrants) {
+  std::vector<RequestId> ids;
+  commands_.hold();
+  for (Entrant& entrant : entrants) {
+    const std::optional<RequestId> id = enter(entrant);
+    if (!id) break;
     ids.push_back(*id);
   }
-  if (refused)
-    for (const RequestId id : ids) abort(id);
+  const bool all = ids.size() == entrants.size();
+  for (size_t i = 0; !all && i < ids.size(); ++i) abort(ids[i]);
   commands_.release();
-  if (refused) return *refused;
-  return ids;
+  if (all) return ids;
+  for (size_t i = ids.size(); i < entrants.size(); ++i) turn_away(entrants[i], draining());
+  return draining();
 }
 
 // Nothing if draining began meanwhile.
-std::optional<RequestId> ThreadedEngine::enter(Request request, std::vector<int32_t> prompt,
-                                               const PolicySpec& policy, std::shared_ptr<TokenSink> sink) {
+std::optional<RequestId> ThreadedEngine::enter(Entrant& entrant) {
+  Request& request = entrant.request;
   CoreRequest core;
   core.arrival_us = parts_.clock->now_us();
   core.sampling = std::make_shared<const SamplingParams>(std::move(request.sampling));
-  core.prompt = prompt;
+  core.prompt = entrant.prompt;
   core.cache_salt = std::move(request.cache_salt);
   core.tenant = std::move(request.tenant);
   core.bypass_prefix_cache = request.bypass_prefix_cache;
-  core.policy = policy;
+  core.policy = entrant.policy;
   core.dump_kv = request.dump_kv;
   core.retention = request.kv_retention;
   core.priority = request.priority;
   if (request.deadline_ms) core.deadline_us = core.arrival_us + *request.deadline_ms * 1000;
   DeliveryRequest delivery;
-  delivery.client_request_id = std::move(request.client_request_id);
-  delivery.sink = std::move(sink);
+  delivery.client_request_id = request.client_request_id;
+  delivery.sink = std::move(entrant.sink);
   delivery.sampling = core.sampling;
-  delivery.first_text = parts_.text->stream(*core.sampling, prompt);
-  delivery.prompt = std::move(prompt);
+  delivery.first_text = parts_.text->stream(*core.sampling, entrant.prompt);
+  delivery.prompt = std::move(entrant.prompt);
   delivery.stream = request.stream;
   delivery.dump_kv = request.dump_kv;
-  delivery.policy = policy;
+  delivery.policy = entrant.policy;
   RequestId id;
   {
     const std::lock_guard lock(live_mutex_);

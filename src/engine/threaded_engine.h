@@ -57,8 +57,18 @@ class ThreadedEngine final : public Engine {
   explicit ThreadedEngine(EngineParts parts);
   Result<std::vector<int32_t>> encode(const Request& request) const;
   Status check_door(const Request& request, const std::vector<int32_t>& prompt, const PolicySpec& policy);
-  std::optional<RequestId> enter(Request request, std::vector<int32_t> prompt, const PolicySpec& policy,
-                                 std::shared_ptr<TokenSink> sink);
+  // What has passed the door, and holds its share of the queue's budget.
+  struct Entrant {
+    Request request;
+    std::vector<int32_t> prompt;
+    int64_t prompt_tokens = 0;
+    PolicySpec policy;
+    std::shared_ptr<TokenSink> sink;
+  };
+  Result<Entrant> pass_door(Submission submission);
+  Error turn_away(const Entrant& entrant, Error error);
+  std::optional<RequestId> enter(Entrant& entrant);
+  Result<std::vector<RequestId>> enter_together(std::vector<Entrant> entrants);
   Error refuse(Error error, const std::string& client_request_id);
   bool is_live(RequestId id) const;
   void leave(RequestId id);

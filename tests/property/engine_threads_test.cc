@@ -99,9 +99,47 @@ class LosesReads final : public BlockMover {
   std::unique_ptr<BlockMover> inner_;
 };
 
+// A tokenizer that has not come to the end of a text until it is let go. Every text is one id.
+class SlowFront final : public TextFront {
+ public:
+  bool has_tokenizer() const override { return true; }
+  bool has_chat_template() const override { return false; }
+  Result<std::vector<int32_t>> encode(std::string_view, bool, bool, size_t) const override {
+    std::unique_lock lock(mutex_);
+    reads_ = true;
+    changed_.notify_all();
+    changed_.wait(lock, [this] { return let_go_; });
+    return std::vector<int32_t>{1};
+  }
+  Result<std::vector<int32_t>> encode_chat(std::span<const ChatMessage>, bool, size_t) const override {
+    return std::vector<int32_t>{};
+  }
+  Result<std::string> render_chat(std::span<const ChatMessage>) const override { return std::string(); }
+  Result<std::string> decode(std::span<const int32_t>, bool) const override { return std::string(); }
+  std::unique_ptr<TextStream> stream(const SamplingParams&, std::span<const int32_t>) const override {
+    return nullptr;
+  }
+  void wait_until_it_reads() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return reads_; });
+  }
+  void let_go() {
+    const std::lock_guard lock(mutex_);
+    let_go_ = true;
+    changed_.notify_all();
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  mutable bool reads_ = false;
+  bool let_go_ = false;
+};
+
 class EngineThreads : public ::testing::Test {
  protected:
-  void start(int32_t max_queued = 1024, int32_t num_blocks = 200, int32_t num_lost_disk_blocks = 0) {
+  void start(int32_t max_queued = 1024, int32_t num_blocks = 200, int32_t num_lost_disk_blocks = 0,
+             std::unique_ptr<TextFront> text = make_ids_only_front("ids only")) {
     EngineParts parts;
     parts.core.config.max_sequences = 16;
     parts.core.config.max_step_tokens = 64;
@@ -122,7 +160,7 @@ class EngineThreads : public ::testing::Test {
     auto held = std::make_unique<HeldExecutor>(std::move(executor));
     device_ = held.get();
     parts.executor = std::move(held);
-    parts.text = make_ids_only_front("ids only");
+    parts.text = std::move(text);
     parts.clock = std::make_unique<SteadyClock>();
     engine_ = std::move(ThreadedEngine::start(std::move(parts))).value();
   }
@@ -213,6 +251,55 @@ TEST_F(EngineThreads, ManyClientsEachGetEveryEndOnce) {
   for (const std::string& v : executor_->violations()) ADD_FAILURE() << v;
 }
 
+// A batch that is refused leaves nothing behind, and its sinks hear nothing.
+TEST_F(EngineThreads, OneRefusedOfABatchRefusesAllOfIt) {
+  start();
+  Random random(8);
+  const auto sink = std::make_shared<Counting>();
+  std::vector<Submission> batch;
+  for (int i = 0; i < 4; ++i) batch.push_back({request(random, 1000), sink});
+  batch[2].request.kv_policy = "magic";
+  const auto ids = engine_->submit_together(std::move(batch));
+  ASSERT_FALSE(ids.has_value());
+  EXPECT_EQ(ids.error().field, "kv_policy");
+  EXPECT_EQ(engine_->stats().requests_submitted_total, 4);
+  EXPECT_EQ(engine_->stats().requests_refused_total, 4);
+  expect_idle();
+  EXPECT_FALSE(sink->wait(0));
+  EXPECT_EQ(engine_->stats().requests_cancelled_total, 0);
+}
+
+// What others ask for meanwhile is done meanwhile: a request runs, another is aborted.
+TEST_F(EngineThreads, ALongTextOfABatchHoldsUpNobodyElse) {
+  auto front = std::make_unique<SlowFront>();
+  SlowFront& text = *front;
+  start(1024, 200, 0, std::move(front));
+  const auto batched = std::make_shared<Counting>();
+  std::thread batch([&] {
+    Request r;
+    r.prompt = std::string("a long text");
+    r.sampling.max_tokens = 1;
+    std::vector<Submission> one(1);
+    one[0] = {std::move(r), batched};
+    const auto ids = engine_->submit_together(std::move(one));
+    EXPECT_TRUE(ids.has_value());
+  });
+  text.wait_until_it_reads();
+  Random random(9);
+  const auto ends = std::make_shared<Counting>(), aborted = std::make_shared<Counting>();
+  EXPECT_TRUE(engine_->submit(request(random, 3), ends).has_value());
+  EXPECT_TRUE(ends->wait(10'000));
+  const Result<RequestId> id = engine_->submit(request(random, 1000), aborted);
+  EXPECT_TRUE(id.has_value());
+  engine_->set_paused(*id, true);
+  engine_->abort(*id);
+  EXPECT_TRUE(aborted->wait(10'000));
+  text.let_go();
+  batch.join();
+  EXPECT_TRUE(batched->wait());
+  expect_idle();
+}
+
 TEST_F(EngineThreads, AFullQueueRefusesWithADelayAndServesOn) {
   start(4);
   Random random(3);
@@ -265,6 +352,7 @@ TEST_F(EngineThreads, ADeadlineEndsAPausedRequestThoughNothingRuns) {
 
 // Submitting threads are anywhere in submit() when the drain takes its count of who is to be cancelled.
 TEST_F(EngineThreads, ADrainWithoutTimeEndsWhatIsBeingSubmitted) {
+  int64_t num_taken = 0;
   for (int round = 0; round < 100; ++round) {
     start();
     std::vector<std::thread> clients;
@@ -276,7 +364,7 @@ TEST_F(EngineThreads, ADrainWithoutTimeEndsWhatIsBeingSubmitted) {
         ++num_ready;
         for (;;) {
           auto sink = std::make_shared<Counting>();
-          Request r = request(random, 3000);
+          Request r = request(random, 1000);
           if (!engine_->submit(std::move(r), sink)) break;
           sinks[c] = sink;
         }
@@ -285,12 +373,14 @@ TEST_F(EngineThreads, ADrainWithoutTimeEndsWhatIsBeingSubmitted) {
     std::this_thread::sleep_for(std::chrono::microseconds(50 * round));
     engine_->drain(0);
     for (std::thread& t : clients) t.join();
+    num_taken += engine_->stats().requests_submitted_total - engine_->stats().requests_refused_total;
     for (const auto& sink : sinks)
       if (sink != nullptr) {
         ASSERT_TRUE(sink->wait(0));
       }
     engine_.reset();
   }
+  EXPECT_GT(num_taken, 100) << "nearly none was being submitted";
 }
 
 TEST_F(EngineThreads, ClosingTheEngineEndsEveryRequest) {
