@@ -10,11 +10,18 @@
 namespace quire {
 namespace {
 
-// "models/demo", "models/demo/" and "." all have a last name.
-std::string directory_name(const std::string& model_dir) {
-  std::error_code ignored;
-  std::filesystem::path path = std::filesystem::absolute(model_dir, ignored).lexically_normal();
+// "models/demo", "models/demo/" and "." all have a last name; "/" has none.
+Result<std::string> directory_name(const std::string& model_dir) {
+  const auto why_not = [&](const std::string& reason) {
+    return invalid(
+        fmt::format("served_model_name is not set, and model `{}` gives none: {}", model_dir, reason),
+        "served_model_name");
+  };
+  std::error_code problem;
+  std::filesystem::path path = std::filesystem::absolute(model_dir, problem).lexically_normal();
+  if (problem) return why_not(problem.message());
   if (!path.has_filename()) path = path.parent_path();
+  if (!path.has_filename()) return why_not("the directory has no name");
   return path.filename().string();
 }
 
@@ -41,7 +48,11 @@ Result<EngineConfig> resolve_config(const EngineConfig& config, const ModelSpec&
                    "max_context_tokens");
   }
   if (c.max_prefill_chunk_tokens == 0) c.max_prefill_chunk_tokens = c.max_step_tokens;
-  if (c.served_model_name.empty()) c.served_model_name = directory_name(c.model_dir);
+  if (c.served_model_name.empty()) {
+    Result<std::string> name = directory_name(c.model_dir);
+    if (!name) return name.error();
+    c.served_model_name = *std::move(name);
+  }
   for (const char letter : c.served_model_name)  // it stands in the READY line
     if (static_cast<unsigned char>(letter) < 0x20 || letter == 0x7f)
       return invalid(fmt::format("served_model_name has a control character (byte 0x{:02x})", letter),

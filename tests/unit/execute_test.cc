@@ -1,6 +1,7 @@
 // Plans to arrays, copies to groups, memory to blocks, configurations to numbers: the parts of src/execute
 // that need no model.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include "src/execute/card_memory.h"
 #include "src/execute/executor_thread.h"
@@ -12,6 +13,8 @@
 #include "src/execute/swap_space.h"
 
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
 
 namespace quire {
 namespace {
@@ -313,6 +316,23 @@ TEST(MemoryPlan, TakesTheAskedBytesWhole) {
   EXPECT_EQ(plan_memory(r).error().code, Code::kResourceExhausted);
 }
 
+// In a process of its own, whose working directory is gone.
+TEST(ResolveConfigDeathTest, ARelativeDirectoryOfNowhereIsAnError) {
+  const auto resolve = [] {
+    char name[] = "/tmp/quire-gone-XXXXXX";
+    if (mkdtemp(name) == nullptr || chdir(name) != 0 || rmdir(name) != 0) _exit(2);
+    ModelSpec spec;
+    spec.max_positions = 4096;
+    spec.vocab_size = 77;
+    const Result<EngineConfig> resolved = resolve_config({.model_dir = "demo"}, spec);
+    if (resolved) _exit(3);
+    std::fprintf(stderr, "%s\n", resolved.error().message.c_str());
+    _exit(0);
+  };
+  EXPECT_EXIT(resolve(), testing::ExitedWithCode(0),
+              "served_model_name is not set, and model `demo` gives none: No such file or directory");
+}
+
 TEST(ResolveConfig, FillsInAndNamesWhatIsOutOfRange) {
   ModelSpec spec;
   spec.max_positions = 4096;
@@ -339,6 +359,8 @@ TEST(ResolveConfig, FillsInAndNamesWhatIsOutOfRange) {
   EXPECT_EQ(field([](EngineConfig& b) { b.kv_cache_bytes = -1; }), "kv_cache_bytes");
   EXPECT_EQ(field([](EngineConfig& b) { b.gpu_memory_utilization = std::nan(""); }),
             "gpu_memory_utilization");
+  EXPECT_EQ(field([](EngineConfig& b) { b.model_dir = "/"; }), "served_model_name")
+      << "it would have no name";
   EXPECT_EQ(parse_dtype("fp8", "dtype").error().field, "dtype");
   EXPECT_EQ(**parse_dtype("bf16", "dtype"), DType::kBF16);
 }
