@@ -96,6 +96,13 @@ class DeliveryTest : public ::testing::Test {
     e.cached_tokens = 2;
     return e;
   }
+  // The outcome of a step that ends the only sequence, and the request with it.
+  void deliver_end(Outcome last, FinishReason reason = FinishReason::kLength,
+                   std::optional<TokenId> stop = {}) {
+    last.ends.push_back(end_of(0, reason, stop));
+    last.request_ends.push_back(request_end(reason));
+    delivery_.deliver(std::move(last));
+  }
   const std::vector<TokenEvent>& events() const { return sink_->events; }
   std::string all_text(int32_t index = 0) const {
     std::string s;
@@ -122,10 +129,7 @@ TEST_F(DeliveryTest, TokensStreamAndTheLastEventCarriesUsage) {
   ASSERT_EQ(events().size(), 1u);
   EXPECT_EQ(events()[0].text, "a");
   EXPECT_EQ(events()[0].prompt_token_ids, (std::vector<int32_t>{1, 2, 3}));
-  Outcome last = tokens({{0, 1}});
-  last.ends.push_back(end_of(0, FinishReason::kLength));
-  last.request_ends.push_back(request_end());
-  delivery_.deliver(std::move(last));
+  deliver_end(tokens({{0, 1}}));
   ASSERT_EQ(events().size(), 2u);
   EXPECT_EQ(events()[1].text, "b");
   EXPECT_TRUE(events()[1].prompt_token_ids.empty());
@@ -146,10 +150,7 @@ TEST_F(DeliveryTest, AStopTextAcrossTokensEndsTheSequenceAndDropsWhatWasComputed
   EXPECT_EQ(stopped_, (std::vector<std::pair<RequestId, int32_t>>{{7, 0}}));
   EXPECT_EQ(num_last(), 0) << "usage comes with the scheduler's word";
   delivery_.deliver(tokens({{0, 9}}));  // was already under way
-  Outcome end;
-  end.ends.push_back(end_of(0, FinishReason::kStop));
-  end.request_ends.push_back(request_end(FinishReason::kStop));
-  delivery_.deliver(std::move(end));
+  deliver_end({}, FinishReason::kStop);
   EXPECT_EQ(num_last(), 1);
   EXPECT_EQ(events().back().stop_text, "bcd");
   EXPECT_EQ(events().back().usage.completion_tokens, 4);
@@ -174,10 +175,7 @@ TEST_F(DeliveryTest, HeldBackTextComesOutAtAnotherEnd) {
   SamplingParams p;
   p.stop = {"bcd"};
   open(p);
-  Outcome o = tokens({{0, 1}});
-  o.ends.push_back(end_of(0, FinishReason::kLength));
-  o.request_ends.push_back(request_end());
-  delivery_.deliver(std::move(o));
+  deliver_end(tokens({{0, 1}}));
   EXPECT_EQ(all_text(), "b");
 }
 
@@ -187,10 +185,7 @@ TEST_F(DeliveryTest, AnEndingIdIsReportedAndNotPartOfTheText) {
     SamplingParams p;
     p.include_stop = include;
     open(p);
-    Outcome o = tokens({{0, 4}});
-    o.ends.push_back(end_of(0, FinishReason::kStop, 4));
-    o.request_ends.push_back(request_end(FinishReason::kStop));
-    delivery_.deliver(std::move(o));
+    deliver_end(tokens({{0, 4}}), FinishReason::kStop, 4);
     EXPECT_EQ(all_text(), include ? "e" : "");
     EXPECT_EQ(events().back().token_ids, std::vector<int32_t>{4});
     EXPECT_EQ(events().back().stop_token_id, 4);
@@ -207,68 +202,61 @@ TEST_F(DeliveryTest, OnlyTheLastOfSeveralSamplesIsHeld) {
   ASSERT_EQ(events().size(), 2u);
   EXPECT_EQ(events()[1].finish, FinishReason::kLength);
   EXPECT_FALSE(events()[1].last);
-  Outcome rest = tokens({{0, 2}});
-  rest.ends.push_back(end_of(0, FinishReason::kLength));
-  rest.request_ends.push_back(request_end());
-  delivery_.deliver(std::move(rest));
+  deliver_end(tokens({{0, 2}}));
   EXPECT_EQ(num_last(), 1);
   EXPECT_TRUE(events().back().last);
   EXPECT_EQ(events().back().index, 0);
   EXPECT_EQ(events().back().usage.completion_tokens, 3);
 }
 
-TEST_F(DeliveryTest, BestOfReturnsTheLikeliestByMeanLogprob) {
-  SamplingParams p;
-  p.n = 2;
-  p.best_of = 3;
-  open(p);
-  Outcome o;
-  o.tokens.push_back({7, 0, 0, -3.0f, {}});
-  o.tokens.push_back({7, 1, 1, -1.0f, {}});
-  o.tokens.push_back({7, 2, 2, -2.0f, {}});
-  for (int32_t i = 0; i < 3; ++i) o.ends.push_back(end_of(i, FinishReason::kLength));
-  o.request_ends.push_back(request_end());
-  delivery_.deliver(std::move(o));
-  ASSERT_EQ(events().size(), 2u);
-  EXPECT_EQ(events()[0].text, "b");
-  EXPECT_EQ(events()[0].index, 0);
-  EXPECT_EQ(events()[1].text, "c");
-  EXPECT_EQ(events()[1].index, 1);
-  EXPECT_TRUE(events()[1].last);
-  EXPECT_EQ(events()[1].usage.completion_tokens, 3) << "what was made, not only what is returned";
-}
-
-// Two samples had come to their ends, and were the likeliest: the last event still tells what became of the request.
-TEST_F(DeliveryTest, ARankedRequestThatWasCutOffSaysSoLast) {
-  SamplingParams p;
-  p.n = 2;
-  p.best_of = 3;
-  open(p);
-  Outcome o;
-  o.tokens.push_back({7, 0, 0, -1.0f, {}});
-  o.tokens.push_back({7, 1, 1, -5.0f, {}});
-  o.tokens.push_back({7, 2, 2, -2.0f, {}});
-  o.ends.push_back(end_of(0, FinishReason::kLength));
-  o.ends.push_back(end_of(1, FinishReason::kCancelled));
-  o.ends.push_back(end_of(2, FinishReason::kLength));
-  o.request_ends.push_back(request_end(FinishReason::kCancelled));
-  delivery_.deliver(std::move(o));
-  ASSERT_EQ(events().size(), 2u);
-  EXPECT_EQ(events()[0].finish, FinishReason::kLength);
-  EXPECT_EQ(events()[0].text, "a");
-  EXPECT_EQ(events()[1].finish, FinishReason::kCancelled);
-  EXPECT_EQ(events()[1].index, 1);
-  EXPECT_TRUE(events()[1].last);
+// Two of three samples, the likeliest by mean logprob. Where the request was cut off two may have come to their ends and be the likeliest:
+// the last event still tells what became of it.
+TEST_F(DeliveryTest, BestOfReturnsTheLikeliestAndSaysLastWhatBecameOfTheRequest) {
+  struct Sample {
+    float logprob;
+    FinishReason finish;
+  };
+  struct Case {
+    std::vector<Sample> samples;  // their texts: a, b, c
+    FinishReason request;
+    std::vector<std::pair<std::string, FinishReason>> returned;
+  };
+  constexpr FinishReason kLength = FinishReason::kLength, kCancelled = FinishReason::kCancelled;
+  for (const Case& c :
+       {Case{{{-3, kLength}, {-1, kLength}, {-2, kLength}}, kLength, {{"b", kLength}, {"c", kLength}}},
+        Case{{{-1, kLength}, {-5, kCancelled}, {-2, kLength}},
+             kCancelled,
+             {{"a", kLength}, {"b", kCancelled}}}}) {
+    SCOPED_TRACE(c.returned[0].first);
+    sink_->events.clear();
+    SamplingParams p;
+    p.n = 2;
+    p.best_of = 3;
+    open(p);
+    Outcome o;
+    for (int32_t i = 0; i < 3; ++i) {
+      const Sample& sample = c.samples[static_cast<size_t>(i)];
+      o.tokens.push_back({7, i, i, sample.logprob, {}});
+      o.ends.push_back(end_of(i, sample.finish));
+    }
+    o.request_ends.push_back(request_end(c.request));
+    delivery_.deliver(std::move(o));
+    ASSERT_EQ(events().size(), 2u);
+    for (size_t i = 0; i < 2; ++i) {
+      EXPECT_EQ(events()[i].text, c.returned[i].first);
+      EXPECT_EQ(events()[i].finish, c.returned[i].second);
+      EXPECT_EQ(events()[i].index, static_cast<int32_t>(i));
+      EXPECT_EQ(events()[i].last, i == 1);
+    }
+    EXPECT_EQ(events()[1].usage.completion_tokens, 3) << "what was made, not only what is returned";
+  }
 }
 
 TEST_F(DeliveryTest, WithoutStreamingASequenceIsOneEvent) {
   open({}, false);
   for (const int32_t id : {0, 1, 2}) delivery_.deliver(tokens({{0, id}}));
   EXPECT_TRUE(events().empty());
-  Outcome o;
-  o.ends.push_back(end_of(0, FinishReason::kCancelled));
-  o.request_ends.push_back(request_end(FinishReason::kCancelled));
-  delivery_.deliver(std::move(o));
+  deliver_end({}, FinishReason::kCancelled);
   ASSERT_EQ(events().size(), 1u);
   EXPECT_EQ(events()[0].text, "abc");
   EXPECT_EQ(events()[0].finish, FinishReason::kCancelled);
@@ -280,10 +268,7 @@ TEST_F(DeliveryTest, LogprobsHaveAsManyAlternativesAsAsked) {
     SamplingParams p;
     p.logprobs = wanted;
     open(p);
-    Outcome o = tokens({{0, 0}});
-    o.ends.push_back(end_of(0, FinishReason::kLength));
-    o.request_ends.push_back(request_end());
-    delivery_.deliver(std::move(o));
+    deliver_end(tokens({{0, 0}}));
     ASSERT_EQ(events().back().logprobs.size(), wanted < 0 ? 0u : 1u);
     if (wanted >= 0) {
       EXPECT_EQ(events().back().logprobs[0].top.size(), static_cast<size_t>(wanted));
@@ -293,10 +278,7 @@ TEST_F(DeliveryTest, LogprobsHaveAsManyAlternativesAsAsked) {
 
 TEST_F(DeliveryTest, ADumpGivesThePositionsEachLayerStillSees) {
   open({}, true, true);
-  Outcome o = tokens({{0, 0}});
-  o.ends.push_back(end_of(0, FinishReason::kLength));
-  o.request_ends.push_back(request_end());
-  delivery_.deliver(std::move(o));
+  deliver_end(tokens({{0, 0}}));
   const KvDump expected{{{0, 1, 2, 3, 4}}, {{2, 3, 4}}};  // full attention, and a window of 3
   EXPECT_EQ(events().back().kv_dump, expected);
 }
