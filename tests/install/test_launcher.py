@@ -34,6 +34,16 @@ def test_the_binary_is_configured_without_the_packages_of_the_tests(tmp_path):
     assert tests.returncode != 0 and "GTest" in tests.stderr, "the tests do need GoogleTest: the first half of this test can fail"
 
 
+def test_another_processor_is_refused_before_anything_is_installed(tmp_path):
+    stubs = f"logs={tmp_path}; uname() {{ echo riscv64; }}; apt_install() {{ touch {tmp_path}/installed; }}"
+    done = launcher(f"{stubs}; missing_packages() {{ echo g++; }}; set_up")
+    assert done.returncode == 1 and done.stderr == "quire: this machine is riscv64; quire runs on x86-64 only\n"
+    assert not (tmp_path / "installed").exists()
+    other = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=riscv64"]
+    by_hand = subprocess.run(["cmake", "-S", ROOT, "-B", tmp_path / "build", *other], capture_output=True, text=True)
+    assert by_hand.returncode != 0 and "no kernels for riscv64" in " ".join(by_hand.stderr.split()), by_hand.stderr
+
+
 @pytest.mark.parametrize(("gpu", "said"), [("false", True), ("true", False)])
 def test_a_toolkit_without_a_card_is_announced(tmp_path, gpu, said):
     """What, how large, why, and how to leave it out, before 490 MB come."""
