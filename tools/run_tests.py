@@ -1,6 +1,6 @@
 """Runs every test program of a build and counts its cases.
 
-GoogleTest programs write their cases as XML; other CTest entries count as one case each; pytest suites write JUnit XML.
+All of them are CTest entries. GoogleTest programs write their cases as XML, pytest suites as JUnit XML; others count as one case each.
 Prints a line for each program, the reason of each skip, the output of each failure, and last "N passed, N failed, N skipped".
 """
 
@@ -64,32 +64,22 @@ def ctest_programs(build: Path, suffix: str, results: Path) -> list[Program]:
         environment = dict(item.split("=", 1) for item in properties.get("ENVIRONMENT", []))
         name = test["name"] + suffix
         report = results / f"{name}.xml"
-        if "python" not in Path(test["command"][0]).name:  # a script's own test programs would write their cases there
+        command = list(test["command"])
+        if "pytest" in command:
+            command.append(f"--junitxml={report}")
+        elif "python" not in Path(command[0]).name:  # a script's own test programs would write their cases there
             environment["GTEST_OUTPUT"] = f"xml:{report}"
         programs.append(
             Program(
                 name=name,
                 label=properties.get("LABELS", ["unit"])[0] if not suffix else "sanitize",
-                command=test["command"],
+                command=command,
                 report=report,
                 timeout_s=float(properties.get("TIMEOUT", 300)),
                 environment=environment,
                 directory=Path(properties.get("WORKING_DIRECTORY", build)),
             )
         )
-    return programs
-
-
-def pytest_programs(root: Path, build: Path, results: Path) -> list[Program]:
-    """Each file of the Python suites under tests/ is one program: files share nothing but the binary."""
-    programs = []
-    environment = {"QUIRE_BINARY": str(build / "quire"), "QUIRE_BUILD": str(build), "QUIRE_ROOT": str(root)}
-    for label in ("e2e", "install"):
-        for file in sorted((root / "tests" / label).glob("test_*.py")):
-            name = f"{label}_{file.stem.removeprefix('test_')}"
-            report = results / f"{name}.xml"
-            command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", f"--junitxml={report}", str(file)]
-            programs.append(Program(name, label, command, report, 1200, environment, root))
     return programs
 
 
@@ -160,27 +150,6 @@ def run_in(program: Program, scratch: str) -> Outcome:
     return outcome
 
 
-# Models' files, tokenizers and requests have the time that is asked for; these, beyond them, a third.
-SHORT_FUZZ = {"fuzz_cuts", "fuzz_template", "fuzz_text"}
-
-
-def fuzz_programs(build: Path, results: Path, seconds: int) -> list[Program]:
-    """Each libFuzzer target runs for a while from its committed corpus; a crash fails it, by a code that is not the one for a skip."""
-    programs = []
-    for target in sorted(build.glob("fuzz_*")):
-        if not os.access(target, os.X_OK) or target.is_dir():
-            continue
-        corpus = results / f"{target.name}.corpus"
-        corpus.mkdir(exist_ok=True)
-        this_long = max(1, seconds // 3) if target.name in SHORT_FUZZ else seconds
-        command = [str(target), f"-max_total_time={this_long}", "-timeout=10", "-rss_limit_mb=2048", "-error_exitcode=1", str(corpus)]
-        programs.append(Program(target.name, "fuzz", command, results / "none.xml", seconds + 120, {}, results))
-    if not programs:
-        why = "the fuzz targets are not built: clang++-19 is wanted (tools/build_fuzz.sh takes another by hand)"
-        programs.append(Program("fuzz", "fuzz", ["sh", "-c", f"echo '{why}'; exit 77"], results / "none.xml", 10, {}, results))
-    return programs
-
-
 def seconds_before(times: Path) -> dict[str, float]:
     return json.loads(times.read_text()) if times.exists() else {}
 
@@ -201,7 +170,7 @@ def keep_seconds(outcomes: list[Outcome], times: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)  # each entry knows it
     parser.add_argument("--build", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--label", help="run only tests with this label")
@@ -211,13 +180,15 @@ def main() -> int:
     results = args.build / "test-results"
     results.mkdir(parents=True, exist_ok=True)
     start, times = time.monotonic(), results / "seconds.json"
-    programs = pytest_programs(args.root, args.build, results)
-    programs += ctest_programs(args.build, "", results)
+    programs = ctest_programs(args.build, "", results)
     for sanitizer in ("asan", "tsan"):
         sanitized = ctest_programs(args.build.parent / sanitizer, f" ({sanitizer})", results)
         # tools/test.sh names the tests that are built so; the other entries of that build have no program.
         programs += [p for p in sanitized if Path(p.command[0]).parent.name == "tests" and Path(p.command[0]).exists()]
-    programs += fuzz_programs(args.build.parent / "fuzz", results, args.fuzz_seconds)
+    os.environ["QUIRE_FUZZ_SECONDS"] = str(args.fuzz_seconds)
+    for program in programs:
+        if program.label == "fuzz":
+            program.timeout_s = args.fuzz_seconds + 120
     if args.label:
         programs = [p for p in programs if p.label == args.label]
     if not programs:

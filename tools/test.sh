@@ -69,4 +69,4 @@ if wants fuzz && command -v clang++-19 >/dev/null; then
 fi
 
 say "quire: testing"
-exec "$root/.venv/bin/python" "$root/tools/run_tests.py" --root "$root" --build "$build" --jobs "$jobs" ${label:+--label "$label"}
+exec "$root/.venv/bin/python" "$root/tools/run_tests.py" --build "$build" --jobs "$jobs" ${label:+--label "$label"}

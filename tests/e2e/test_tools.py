@@ -96,10 +96,31 @@ def test_another_user_reaches_what_a_test_put_into_its_temporary_folder(runner, 
     assert (outcome.passed, outcome.failed) == (1, 0)
 
 
-def test_fuzz_targets_that_are_not_built_are_reported_as_skipped(runner, tmp_path):
-    outcomes = [runner.run(program) for program in runner.fuzz_programs(tmp_path / "fuzz", tmp_path, 1)]
-    assert [(o.passed, o.failed, o.skipped) for o in outcomes] == [(0, 0, 1)]
-    assert "clang++-19" in next(iter(outcomes[0].skips))
+def run_fuzz_target(runner, folder: Path):
+    command = [str(ROOT / "tests/fuzz/run.sh"), str(folder / "fuzz_cuts"), str(folder / "corpus")]
+    return runner.run(runner.Program("fuzz_cuts", "fuzz", command, folder / "none.xml", 10, {"QUIRE_FUZZ_SECONDS": "3"}, folder))
+
+
+def test_a_fuzz_target_that_is_not_built_is_reported_as_skipped(runner, tmp_path):
+    outcome = run_fuzz_target(runner, tmp_path)
+    assert (outcome.passed, outcome.failed, outcome.skipped) == (0, 0, 1)
+    assert "clang++-19" in next(iter(outcome.skips))
+
+
+def test_a_fuzz_target_has_its_time_and_keeps_what_it_finds(runner, tmp_path):
+    target = tmp_path / "fuzz_cuts"
+    target.write_text('#!/bin/sh\necho "$@" > said\nfor a; do case $a in -*) ;; *) touch "$a/found" ;; esac; done\n')
+    target.chmod(0o755)
+    outcome = run_fuzz_target(runner, tmp_path)
+    assert (outcome.passed, outcome.failed, outcome.skipped) == (1, 0, 0)
+    assert "-max_total_time=1 " in (tmp_path / "said").read_text(), "a third of three"
+    assert (tmp_path / "corpus/found").exists()
+
+
+@pytest.mark.parametrize("label", ["unit", "property", "golden", "kernel", "sim", "server", "e2e", "fuzz", "install"])
+def test_each_label_is_one_of_ctest(label):
+    listing = subprocess.run(["ctest", "-N", "-L", f"^{label}$"], cwd=Path(BINARY).parent, capture_output=True, text=True, check=True)
+    assert "Total Tests: 0" not in listing.stdout, listing.stdout
 
 
 @pytest.mark.parametrize("name", ["engine_host_bench", "host_tier_bench", "prefix_groups_bench", "device_step_bench"])
@@ -123,11 +144,10 @@ def test_a_benchmark_measures_nothing_when_it_is_asked_wrongly(name, arguments, 
 
 def test_a_fuzz_target_that_crashes_is_no_skip(runner, tmp_path):
     """libFuzzer ends with 77 after a crash unless told another code, and 77 says that a program cannot run here."""
-    target = tmp_path / "fuzz_crashing"
+    target = tmp_path / "fuzz_cuts"
     target.write_text('#!/bin/sh\nfor a; do case $a in -error_exitcode=*) exit ${a#*=} ;; esac; done\nexit 77\n')
     target.chmod(0o755)
-    (program,) = runner.fuzz_programs(tmp_path, tmp_path, seconds=1)
-    outcome = runner.run(program)
+    outcome = run_fuzz_target(runner, tmp_path)
     assert (outcome.passed, outcome.failed, outcome.skipped) == (0, 1, 0)
 
 
