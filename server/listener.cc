@@ -93,7 +93,7 @@ Result<std::unique_ptr<Listener>> Listener::open(const ListenOptions& options, g
     return invalid(fmt::format("port is {}; it must be from 0 to 65535", options.port), "port");
   adopt_library_logs();
   if (Status known = check_host(options.host); !known) return known.error();
-  if (Status room = check_server_threads(); !room) return room.error();
+  if (Status room = prepare_grpc_server(); !room) return room.error();
   const auto credentials = make_credentials(options);
   if (!credentials) return credentials.error();
   grpc::EnableDefaultHealthCheckService(true);

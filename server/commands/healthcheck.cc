@@ -50,7 +50,7 @@ Result<std::shared_ptr<grpc::ChannelCredentials>> make_credentials(const Options
 
 // SERVING, NOT_SERVING, SERVICE_UNKNOWN; an error when nobody answers.
 Result<std::string> check(const Options& options) {
-  if (Status room = check_client_threads(); !room) return room.error();
+  if (Status room = prepare_grpc_client(); !room) return room.error();
   const auto credentials = make_credentials(options);
   if (!credentials) return credentials.error();
   const auto stub = health::Health::NewStub(grpc::CreateChannel(options.address, *credentials));

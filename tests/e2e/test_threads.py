@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import BINARY, MODEL
 
-from quire_client import Client
+from quire_client import Client, QuireError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a user of its own, whose threads are counted, is root's to choose")
 
@@ -74,6 +74,9 @@ def serve_once(folder: Path, num_threads: int, *options: object) -> str:
             with Client(ready.split()[1].removeprefix("grpc=")) as client:
                 answer = client.generate("Once upon a time", max_tokens=3, temperature=0, ignore_eos=True, timeout_s=30).result()
                 assert answer.usage.completion_tokens == 3
+                # A timer that fires, for which gRPC starts a thread: where it gets none it would not come to an end afterwards.
+                with pytest.raises(QuireError, match="(?i)deadline"):
+                    client.generate("Once upon a time", max_tokens=4000, ignore_eos=True, timeout_s=0.05).result()
             server.send_signal(signal.SIGTERM)
         output, log = server.communicate(timeout=60)
     finally:
