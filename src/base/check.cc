@@ -1,6 +1,10 @@
 #include "src/base/check.h"
 
+#include <dlfcn.h>
+#include <unwind.h>
+
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -33,6 +37,24 @@ void print_note() {
   }
 }
 
+struct Callers {
+  static constexpr size_t kMost = 6;
+  const void* innermost;
+  size_t count = 0;
+};
+
+_Unwind_Reason_Code print_caller(_Unwind_Context* frame, void* of) {
+  auto& callers = *static_cast<Callers*>(of);
+  const uintptr_t returns_to = _Unwind_GetIP(frame);
+  if (callers.count == 0 && returns_to != reinterpret_cast<uintptr_t>(callers.innermost))
+    return _URC_NO_REASON;
+  Dl_info place{};
+  if (dladdr(reinterpret_cast<const void*>(returns_to), &place) == 0) return _URC_END_OF_STACK;
+  std::fprintf(stderr, "quire: asked from %s 0x%zx\n", place.dli_fname,
+               static_cast<size_t>(returns_to - 1 - reinterpret_cast<uintptr_t>(place.dli_fbase)));
+  return ++callers.count == Callers::kMost ? _URC_END_OF_STACK : _URC_NO_REASON;
+}
+
 }  // namespace
 
 void note_for_check(std::string_view line) {
@@ -54,7 +76,10 @@ void check_failed(std::string_view what, const char* file, int line) {
   std::abort();
 }
 
+// An operator knows no place of its caller's. Each line is the code's address as `addr2line -Cfie FILE ADDRESS` takes it.
 void result_misused(const Error* held) {
+  Callers callers{.innermost = __builtin_return_address(0)};
+  if (handler_now == nullptr) _Unwind_Backtrace(print_caller, &callers);
   if (held == nullptr)
     check_failed("a result that holds a value was asked for its error", __FILE__, __LINE__);
   check_failed("a result that holds an error was asked for its value: " + held->message, __FILE__, __LINE__);

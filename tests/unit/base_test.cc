@@ -64,6 +64,13 @@ TEST(ResultDeathTest, WhatItDoesNotHoldEndsTheProcess) {
   EXPECT_DEATH((void)value.error(), "holds a value was asked for its error");
 }
 
+TEST(ResultDeathTest, WhoAskedIsNamedByTheCodesAddress) {
+  const Result<int> failed = error(Code::kNotFound, "no such file: a.json");
+  EXPECT_DEATH((void)*failed,
+               "^quire: asked from [^ ]*base_test 0x[0-9a-f]+\n(quire: asked from .*\n)+"
+               "quire: check failed at .*: a result that holds an error");
+}
+
 TEST(CheckDeathTest, AThreadThatNotedNothingSaysWhatAnotherWasAt) {
   const auto fail_elsewhere = [] {
     note_for_check("plan queued last: step=7");
