@@ -168,6 +168,34 @@ Broken policy_memory_adds_up(const EngineCore& core) {
   return {};
 }
 
+// Whoever waits for such memory finds too little, or stands behind another that does, of its own rank or a better one.
+Broken policy_memory_is_not_idle(const EngineCore& core) {
+  const Scheduler& scheduler = core.scheduler();
+  const auto finds_too_little = [&](const SequenceGroup& group) {
+    return !scheduler.policy_memory().has_room(scheduler.policy_memory_of(group));
+  };
+  std::vector<const SequenceGroup*> waiters = scheduler.groups();
+  std::erase_if(waiters, [](const SequenceGroup* group) { return !group->waits_for_memory; });
+  for (const SequenceGroup* group : waiters) {
+    const auto holds_it_up = [&](const SequenceGroup* other) {
+      return other->rank() <= group->rank() && finds_too_little(*other);
+    };
+    if (!group->paused && std::ranges::any_of(waiters, holds_it_up)) continue;
+    return fmt::format(
+        "invariant 10: request {} waits for {} bytes of the policies' memory, which are free, and for nobody "
+        "before it, or its reader has stopped",
+        group->request, scheduler.policy_memory_of(*group));
+  }
+  return {};
+}
+
+Broken nobody_is_kept_out(const EngineCore& core) {
+  const Sequence* next = core.scheduler().find_kept_out();
+  if (next == nullptr) return {};
+  return fmt::format("invariant 14: request {} is next and kept out, and there is room for it",
+                     next->group->request);
+}
+
 Broken positions_are_ordered(const EngineCore& core) {
   for (const SequenceGroup* group : core.scheduler().groups())
     for (const auto& s : group->sequences) {
@@ -292,6 +320,8 @@ Broken check_all(const EngineCore& core) {
   if (Broken b = positions_are_ordered(core)) return b;
   if (Broken b = slots_of_running(core)) return b;
   if (Broken b = policy_memory_adds_up(core)) return b;
+  if (Broken b = policy_memory_is_not_idle(core)) return b;
+  if (Broken b = nobody_is_kept_out(core)) return b;
   if (Broken b = swapped_lists_are_at_rest(core)) return b;
   if (Broken b = tails_are_apart(core)) return b;
   if (Broken b = heads_are_whole(core)) return b;

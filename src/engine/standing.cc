@@ -51,6 +51,11 @@ bool waits_for_room(const SequenceGroup& group) {
   return !group.paused && !(group.is_beam && std::ranges::any_of(group.sequences, is_out));
 }
 
+// What a reader that has stopped was given of the policies' memory it keeps, on the host too.
+bool keeps_policy_memory(const SequenceGroup* group) {
+  return group->state == GroupState::kAdmitted && group->paused && group->policy_memory >= 0;
+}
+
 }  // namespace
 
 // Those who could not give way again need all their bound beside the readers', and are left out; so are those outside while
@@ -62,9 +67,10 @@ std::optional<std::string> check_standing(const EngineCore& core) {
   int32_t slots = scheduler.limits().max_sequences;
   int64_t standing = 0;
   size_t aside = 0;
+  const bool memory_is_kept = std::ranges::any_of(groups, keeps_policy_memory);
   for (const SequenceGroup* group : groups) {
     if (group->state == GroupState::kEnded) continue;
-    standing += group->paused ? 0 : 1;
+    standing += group->paused || (group->waits_for_memory && memory_is_kept) ? 0 : 1;
     aside += group->aside ? 1 : 0;
     if (!some_run(*group)) continue;
     kept = kept || has_to_keep(*group);

@@ -127,12 +127,16 @@ void WaitingQueue::promote(int64_t arrived_by_us) {
   std::ranges::sort(overdue, earlier);  // each begins where those before it stand
   for (SequenceGroup* group : overdue) {
     erase(*group);
-    end_wait(*group);
-    leave(*group);
-    group->overdue = true;
-    enter(*group);
+    promote_parked(*group);
     push(*group);
   }
+}
+
+void WaitingQueue::promote_parked(SequenceGroup& group) {
+  end_wait(group);
+  leave(group);
+  group.overdue = true;
+  enter(group);
 }
 
 std::span<SequenceGroup* const> WaitingQueue::line_of(const SequenceGroup& group) const {

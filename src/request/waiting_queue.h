@@ -81,7 +81,8 @@ class WaitingQueue {
   void erase(SequenceGroup& group);
   // Those who arrived at or before this time are overdue. O(tenants), and nothing while one priority waits.
   void promote(int64_t arrived_by_us);
-  SequenceGroup* next() const;  // nullptr when empty
+  void promote_parked(SequenceGroup& group);  // one that waits and does not stand in line
+  SequenceGroup* next() const;                // nullptr when empty
   // Those of the group's rank and tenant, by arrival; the group is queued.
   std::span<SequenceGroup* const> line_of(const SequenceGroup& group) const;
   static void charge_prompt(SequenceGroup& group, int64_t tokens) { charge(group, kPromptWeight, tokens); }

@@ -49,6 +49,18 @@ const Sequence* sibling_with_prompt(const Sequence& sequence) {
   return nullptr;
 }
 
+// And the next, which is to be sampled.
+int32_t known_tokens(const Sequence& s) {
+  return std::min(s.goal() + 1, s.group->max_total_tokens);
+}
+
+// Of which a share is kept free: under a policy all of its list is, whatever the reserve.
+int64_t tokens_to_generate(const Sequence& s) {
+  const SequenceGroup& group = *s.group;
+  if (group.traits.drops_tokens) return 0;
+  return int64_t{group.forked ? 1 : group.num_slots()} * (group.max_total_tokens - known_tokens(s));
+}
+
 }  // namespace
 
 Sequence* Scheduler::first_preempted() const {
@@ -60,6 +72,7 @@ Sequence* Scheduler::first_preempted() const {
 // Its siblings that run keep their place in the order: they end, and then it has its turn.
 void Scheduler::promote_overdue(int64_t now_us) {
   const int64_t arrived_by_us = now_us - limits_.max_priority_wait_us;
+  promote_memory_waiters(arrived_by_us);
   queue_.promote(arrived_by_us);
   bool changed = false;
   for (Sequence* s : preempted_) {
@@ -168,8 +181,10 @@ bool Scheduler::admit_preempted(StepTransaction& step, Sequence& s, int64_t now_
     std::erase(preempted_, back);
     insert_running(*back);
   }
-  if (!coming.empty() && !swapped) plan_chunk(step, s);
-  return !coming.empty();
+  if (coming.empty()) return false;
+  ++room_epoch_;  // of what was kept free for it, while its siblings ran, it may have found most
+  if (!swapped) plan_chunk(step, s);
+  return true;
 }
 
 // It, and what of its request lies on the host too, where there is room for all of the request that are out; else nobody.
@@ -221,13 +236,13 @@ std::optional<int32_t> Scheduler::start(Sequence& s, int64_t now_us) {
   }
   int32_t here = table.length();
   Sequence* const coming = &s;
-  if (!make_room_for({&coming, 1}, blocks_to_start(s, table), now_us)) {
+  const int64_t missing = make_room_for({&coming, 1}, blocks_to_start(s, table), now_us);
+  if (missing > 0) {
     if (from_head)
       s.table = std::move(table);
     else
       cache_.release(std::move(table), now_us);
-    blocked_ = s.id;
-    blocked_epoch_ = room_epoch_;
+    keep_out({&coming, 1}, missing);
     return std::nullopt;
   }
   std::optional<TierTransfers::Fetch> below = fetch_prefix(s, table, now_us);
@@ -279,12 +294,20 @@ int64_t Scheduler::blocks_to_come(const Sequence& s, const BlockTable& table) co
 int64_t Scheduler::blocks_to_come(const Sequence& s, const BlockTable& table, double reserve_ratio) const {
   const SequenceGroup& group = *s.group;
   const int64_t samples = group.forked ? 1 : group.num_slots();
-  const int32_t known = std::min(s.goal() + 1, group.max_total_tokens);
+  const int32_t known = known_tokens(s);
   const double kept_free = reserve_ratio * static_cast<double>(group.max_total_tokens - known);
   const auto whole = static_cast<int32_t>(kept_free);
   const int32_t later = whole + (kept_free > static_cast<double>(whole) ? 1 : 0);
   const int64_t prompt = std::max(0, size_.blocks_for(known) - table.num_blocks() - s.tail.num_blocks());
   return prompt + (samples - 1) + samples * size_.blocks_for(later);
+}
+
+// Tokens that the reserve keeps a share of free, for those that run and those that come in.
+int64_t Scheduler::tokens_reserved_for(std::span<Sequence* const> coming) const {
+  int64_t tokens = 0;
+  for (const Sequence* s : coming) tokens += tokens_to_generate(*s);
+  for (const Sequence* r : running_) tokens += tokens_to_generate(*r);
+  return tokens;
 }
 
 // Nobody could use what is kept free: those who run beside it have stopped, and it gives way when one of them goes on.
@@ -333,24 +356,52 @@ int64_t Scheduler::blocks_missing(std::span<Sequence* const> coming, int64_t blo
   return alone ? 0 : blocks + reserved - cache_.num_available();
 }
 
-bool Scheduler::make_room_for(std::span<Sequence* const> coming, int64_t blocks, int64_t now_us) {
-  const int64_t missing = blocks_missing(coming, blocks);
-  if (missing > 0 && !have_heads_make_room(coming, blocks, missing, now_us)) return false;
+// How many blocks are missing still; 0 or less: there is room.
+int64_t Scheduler::make_room_for(std::span<Sequence* const> coming, int64_t blocks, int64_t now_us) {
+  int64_t missing = blocks_missing(coming, blocks);
+  if (missing > 0) missing = have_heads_make_room(coming, blocks, missing, now_us);
+  if (missing > 0) return missing;
   SequenceGroup& group = *coming.front()->group;
   const auto is_another = [&group](const Sequence* r) { return r->group != &group; };
   group.took_all = takes_all_there_is(group) && std::ranges::any_of(running_, is_another);
-  return true;
+  return missing;
 }
 
 // Who comes in now stands before all that wait: the heads that they kept are room for it, if they are enough.
-bool Scheduler::have_heads_make_room(std::span<Sequence* const> coming, int64_t blocks, int64_t missing,
-                                     int64_t now_us) {
+int64_t Scheduler::have_heads_make_room(std::span<Sequence* const> coming, int64_t blocks, int64_t missing,
+                                        int64_t now_us) {
   std::vector<Sequence*> heads;
   for (Sequence* p : preempted_)
     if (head_is_room_for(*p, *coming.front())) heads.push_back(p);
-  if (held_by(heads).freed < missing) return false;
+  if (const int64_t freed = held_by(heads).freed; freed < missing) return missing - freed;
   shorten_heads(*coming.front(), missing, now_us);
-  return blocks_missing(coming, blocks) <= 0;
+  return blocks_missing(coming, blocks);
+}
+
+// It is not asked again before room is given back, or the reserve has fallen so far that so much less is kept free; nor more
+// often than every few steps, since to ask costs a lookup of its prompt.
+void Scheduler::keep_out(std::span<Sequence* const> coming, int64_t missing) {
+  blocked_ = coming.front()->id;
+  blocked_epoch_ = room_epoch_;
+  const ReserveRule& rule = limits_.reserve;
+  const auto tokens = static_cast<double>(std::max<int64_t>(1, tokens_reserved_for(coming)));
+  const double fall =
+      std::max(static_cast<double>(missing * block_tokens_) / tokens, kStepsKeptOut * rule.decay);
+  blocked_above_ = reserve_ratio_ > rule.least ? std::max(rule.least, reserve_ratio_ - fall) : -1;
+}
+
+// Since it was asked the reserve may have fallen for a few steps, and what each sequence is kept free be rounded otherwise.
+// What is cached is left out: with it, it needs less.
+const Sequence* Scheduler::find_kept_out() const {
+  Sequence* next = first_outside();
+  if (next == nullptr || !is_blocked(*next) || !next->swapped.empty()) return nullptr;
+  if (slots_used(*next->group) + next->group->num_slots() > limits_.max_sequences) return nullptr;
+  const std::span<Sequence* const> coming{&next, 1};
+  const double fallen = kStepsKeptOut * limits_.reserve.decay *
+                        static_cast<double>(tokens_reserved_for(coming)) / block_tokens_;
+  const auto rounded = static_cast<int64_t>(running_.size()) + next->group->num_slots();
+  const int64_t missing = blocks_missing(coming, blocks_to_start(*next, next->table));
+  return missing + static_cast<int64_t>(fallen) + 1 + rounded <= 0 ? next : nullptr;
 }
 
 // Compute once: if a running sequence is about to publish more of this prompt than is cached, wait for it.

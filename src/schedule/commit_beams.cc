@@ -1,6 +1,7 @@
 // Beam search meets the cache: chosen continuations become beams by forking their parents, parents nobody
 // chose are dropped.
 #include <algorithm>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -101,7 +102,7 @@ void Scheduler::commit_beams(std::span<Sequence* const> beams, std::span<Sampled
 void Scheduler::advance_beams(std::span<Sequence* const> beams, std::span<SampledToken> rows,
                               std::span<const BeamPick> next, int64_t now_us) {
   SequenceGroup& group = *beams.front()->group;
-  group.forked = true;
+  if (!std::exchange(group.forked, true)) ++room_epoch_;  // what it may still take is less than was kept free
   std::vector<Sequence*> chosen(next.size());
   std::vector<bool> kept(beams.size(), false);
   // All forks before any token is added: two children of one parent share what it was.

@@ -123,6 +123,7 @@ void Scheduler::fill_samples(PlannedWork& work, PlannedSequence& planned, Submit
   add_sample(first, planned, step);
   if (!work.forks) return;
   group.forked = true;
+  ++room_epoch_;  // what they may still take is less than was kept free
   for (int32_t i = 1; i < group.num_slots(); ++i) {
     Sequence& sample = fork(first);
     name(sample, step);

@@ -59,8 +59,9 @@ void Scheduler::set_paused(RequestId request, bool paused, int64_t now_us) {
   if (paused && !group->parked) {
     queue_.erase(*group);
     group->parked = true;
-  } else if (!paused && group->parked && group->parked_on == nullptr && !group->waits_for_memory &&
-             !group->aside) {
+  } else if (paused) {
+    leave_memory_waiters(*group);
+  } else if (!paused && group->parked && group->parked_on == nullptr && !group->aside) {
     group->parked = false;
     queue_.push(*group);
   }
@@ -71,8 +72,8 @@ void Scheduler::leave_waiting(SequenceGroup& group) {
   if (!group.parked) queue_.erase(group);
   if (group.parked_on != nullptr)
     std::erase_if(group.parked_on->waiters, [&](const PrefixWaiter& w) { return w.group == &group; });
-  if (group.waits_for_memory) std::erase(memory_waiters_, &group);
-  group.parked = group.waits_for_memory = false;
+  leave_memory_waiters(group);
+  group.parked = false;
   group.parked_on = nullptr;
   --num_waiting_;
   queue_.end_wait(group);
@@ -153,7 +154,10 @@ void Scheduler::retire(Sequence& sequence, int64_t now_us) {
 }
 
 void Scheduler::drop(Sequence& sequence, int64_t now_us) {
-  if (sequence.running()) std::erase(running_, &sequence);
+  if (sequence.running()) {
+    std::erase(running_, &sequence);
+    ++room_epoch_;  // nothing more is kept free for it
+  }
   if (sequence.state == SequenceState::kPreempted) std::erase(preempted_, &sequence);
   sequence.state = SequenceState::kFinished;
   unpark_waiters(sequence, true);

@@ -321,6 +321,7 @@ bool Scheduler::shorten_heads(const Sequence& for_whom, int64_t needed, int64_t 
 
 void Scheduler::leave_running(Sequence& s) {
   std::erase(running_, &s);
+  ++room_epoch_;  // nothing more is kept free for it
   s.state = SequenceState::kPreempted;
   const auto before = [](const Sequence* a, const Sequence* b) { return runs_before(*a, *b); };
   preempted_.insert(std::upper_bound(preempted_.begin(), preempted_.end(), &s, before), &s);

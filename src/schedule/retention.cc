@@ -107,11 +107,12 @@ bool Scheduler::waits_for_policy_memory(const SequenceGroup& group) const {
   return bytes > 0 && group.policy_memory < 0 && !policy_memory_.has_room(bytes);
 }
 
-// Those who need none pass by; those who do pass nobody that waits for it.
+// Those who need none pass by; those who do pass nobody that waits for it at their own rank or a better one.
 bool Scheduler::park_for_policy_memory(SequenceGroup& group) {
   const int64_t bytes = policy_memory_of(group);
   if (bytes == 0 || group.policy_memory >= 0) return false;
-  if (memory_waiters_.empty() && policy_memory_.has_room(bytes)) return false;
+  const auto stands_before = [&](const SequenceGroup* waiter) { return waiter->rank() <= group.rank(); };
+  if (policy_memory_.has_room(bytes) && std::ranges::none_of(memory_waiters_, stands_before)) return false;
   queue_.erase(group);
   group.parked = group.waits_for_memory = true;
   memory_waiters_.push_back(&group);
@@ -131,12 +132,35 @@ void Scheduler::give_back_policy_memory(SequenceGroup& group) {
   if (group.policy_memory < 0) return;
   policy_memory_.give_back(group.policy_memory, policy_memory_of(group));
   group.policy_memory = -1;
+  wake_memory_waiters();
+}
+
+// All of them stand in line again, and the queue's order says who is asked first.
+void Scheduler::wake_memory_waiters() {
   for (SequenceGroup* waiter : memory_waiters_) {
-    waiter->waits_for_memory = false;
-    waiter->parked = waiter->paused;
-    if (!waiter->parked) queue_.push(*waiter);
+    waiter->waits_for_memory = waiter->parked = false;
+    queue_.push(*waiter);
   }
   memory_waiters_.clear();
+}
+
+// Those who wait longer than priorities count stand before the others from now on.
+void Scheduler::promote_memory_waiters(int64_t arrived_by_us) {
+  bool changed = false;
+  for (SequenceGroup* waiter : memory_waiters_) {
+    if (waiter->overdue || waiter->times.arrival_us > arrived_by_us) continue;
+    queue_.promote_parked(*waiter);
+    changed = true;
+  }
+  if (changed) wake_memory_waiters();
+}
+
+// It stays parked: its request ends, or its reader has stopped. What is free may be enough for whoever waits behind it.
+void Scheduler::leave_memory_waiters(SequenceGroup& group) {
+  if (!group.waits_for_memory) return;
+  std::erase(memory_waiters_, &group);
+  group.waits_for_memory = false;
+  wake_memory_waiters();
 }
 
 // Executors have room for the scores of as many slots as the cache has. Lists that share blocks may have more together: who finds no

@@ -127,6 +127,7 @@ class Scheduler {
  public:
   static constexpr int32_t kMaxOvertakes = 16;  // of one request, by later ones of its tenant
   static constexpr size_t kMaxAside = 64;       // requests at once
+  static constexpr int32_t kStepsKeptOut = 8;   // at least, where nothing but the reserve has changed
 
   // Both outlive it. `queue_budget` gets back what a request took when it stops waiting.
   Scheduler(const ScheduleLimits& limits, KvCache& cache, QueueBudget& queue_budget);
@@ -168,6 +169,8 @@ class Scheduler {
   std::optional<Unfairness> find_unfair() const { return queue_.find_unfair(); }
   std::optional<Unlifted> find_unlifted() const { return queue_.find_unlifted(); }
   std::optional<PassedOver> find_passed_over() const { return queue_.find_passed_over(); }
+  // The next in order, if it is kept out though there is room. O(sequences): for audits.
+  const Sequence* find_kept_out() const;
   int32_t num_admitted_groups() const {
     return static_cast<int32_t>(groups_.size() - ended_.size()) - num_waiting_;
   }
@@ -230,6 +233,9 @@ class Scheduler {
   int32_t max_chunk(const Sequence& sequence) const;
   bool waits_for_policy_memory(const SequenceGroup& group) const;
   bool park_for_policy_memory(SequenceGroup& group);
+  void promote_memory_waiters(int64_t arrived_by_us);
+  void wake_memory_waiters();
+  void leave_memory_waiters(SequenceGroup& group);
   void take_policy_memory(SequenceGroup& group);
   void give_back_policy_memory(SequenceGroup& group);
   bool has_score_room(const Sequence& sequence, int32_t count) const;
@@ -258,7 +264,8 @@ class Scheduler {
   // Tokens of its prefix that it has now; nothing where there is no room for it.
   std::optional<int32_t> start(Sequence& sequence, int64_t now_us);
   bool is_blocked(const Sequence& sequence) const {
-    return !running_.empty() && blocked_ == sequence.id && blocked_epoch_ == room_epoch_;
+    return !running_.empty() && blocked_ == sequence.id && blocked_epoch_ == room_epoch_ &&
+           reserve_ratio_ > blocked_above_;
   }
   bool park_on_prefix(SequenceGroup& group);
   BlockTable take_prefix(const Sequence& sequence, int64_t now_us);
@@ -268,9 +275,11 @@ class Scheduler {
   int64_t blocks_to_start(const Sequence& sequence, const BlockTable& table) const;
   int64_t blocks_to_follow(const SequenceGroup& group, std::span<Sequence* const> coming) const;
   int64_t blocks_missing(std::span<Sequence* const> coming, int64_t blocks) const;
-  bool make_room_for(std::span<Sequence* const> coming, int64_t blocks, int64_t now_us);
-  bool have_heads_make_room(std::span<Sequence* const> coming, int64_t blocks, int64_t missing,
-                            int64_t now_us);
+  int64_t make_room_for(std::span<Sequence* const> coming, int64_t blocks, int64_t now_us);
+  int64_t have_heads_make_room(std::span<Sequence* const> coming, int64_t blocks, int64_t missing,
+                               int64_t now_us);
+  void keep_out(std::span<Sequence* const> coming, int64_t missing);
+  int64_t tokens_reserved_for(std::span<Sequence* const> coming) const;
   int32_t slots_used(const SequenceGroup& but) const;
   bool make_slots(const SequenceGroup& group, int32_t wanted, int64_t now_us);
   void take_sibling_prefix();
@@ -383,7 +392,7 @@ class Scheduler {
   std::vector<Sequence*> running_;              // in running order: priority, arrival, index
   std::vector<Sequence*> preempted_;            // in the same order
   std::vector<SequenceGroup*> ended_;           // that a submitted step still names
-  std::vector<SequenceGroup*> memory_waiters_;  // parked for policy memory, first come first
+  std::vector<SequenceGroup*> memory_waiters_;  // parked for policy memory; none of them is paused
   std::vector<SequenceGroup*> aside_;           // beside readers that have stopped
   uint64_t aside_epoch_ = 0;                    // of room, when the last of them stepped aside
   std::vector<SubmittedStep> in_flight_;        // oldest first
@@ -408,9 +417,10 @@ class Scheduler {
   int32_t budget_ = 0;  // tokens left in the draft
   int32_t num_waiting_ = 0;
   // The candidate that found no room, and what had been given back by then: it is not tried again before more
-  // is.
+  // is, or the reserve is no longer above what may let it in (-1: it falls no further).
   SequenceId blocked_{};
   uint64_t blocked_epoch_ = 0, room_epoch_ = 1;
+  double blocked_above_ = -1;
   bool admission_blocked_ = false;  // the draft left someone outside
   bool decodes_wait_ = false;       // the draft left a decode out, since others bring room
   bool decodes_may_wait_ = false;   // even with no copy under way

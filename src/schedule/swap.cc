@@ -58,12 +58,11 @@ bool Scheduler::bring_back(std::span<Sequence* const> all, int64_t now_us) {
   std::vector<int32_t> stayed;
   for (const BlockTable& table : tables) stayed.push_back(table.length() / block_tokens_ * block_tokens_);
   std::vector<TierCopy> copies;
-  if (!make_room_for(all, blocks_to_bring_back(all, lists, tables), now_us) ||
-      !cache_.swap_in_the_rest(lists, tables, now_us, copies)) {
+  const int64_t missing = make_room_for(all, blocks_to_bring_back(all, lists, tables), now_us);
+  if (missing > 0 || !cache_.swap_in_the_rest(lists, tables, now_us, copies)) {
     for (Sequence* s : all) s->num_planned = s->num_computed = 0;
     for (BlockTable& table : tables) cache_.release(std::move(table), now_us);
-    blocked_ = all.front()->id;
-    blocked_epoch_ = room_epoch_;
+    keep_out(all, std::max<int64_t>(1, missing));
     return false;
   }
   for (size_t i = 0; i < all.size(); ++i) {

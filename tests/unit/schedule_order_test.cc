@@ -111,6 +111,35 @@ TEST(Slots, OfThoseWhoDoNotReadGoToThoseWhoWait) {
   for (const RequestId id : paused) h.expect_greedy(id);
 }
 
+// Of a and whoever comes after it the reserve keeps free all that they may generate, once one of them has given way, and a
+// hundredth less with each step.
+TEST(KeptOut, WhoTheReserveKeepsOutComesInWhenItHasFallen) {
+  HarnessOptions o;
+  o.num_blocks = 60;
+  o.max_context_tokens = 470;
+  o.max_step_tokens = 512;
+  o.reserve = {.least = 0.1, .rise = 0.9, .decay = 0.01};
+  Harness h(o);
+  const auto find = [&](RequestId id) { return h.core().scheduler().find(id); };
+  const RequestId a = h.submit(ids(10), Harness::greedy(400));
+  while (find(a)->num_output_tokens < 100) h.step();
+  const RequestId b = h.submit(ids(200, 500), Harness::greedy(200));
+  while (h.core().scheduler().counters().preemptions == 0) ASSERT_TRUE(h.step());
+  h.abort(b);
+  for (int i = 0; i < 3; ++i) h.step();
+  EXPECT_GT(h.core().scheduler().reserve_ratio(), 0.9);
+  const RequestId next = h.submit(ids(10, 300), Harness::greedy(400));
+  h.step();
+  int steps = 0;
+  for (; find(next)->state == GroupState::kWaiting; ++steps) ASSERT_TRUE(h.step());
+  EXPECT_GT(steps, 40) << "at 1 to 0.5 there is too little room for both";
+  EXPECT_LT(steps, 90);
+  EXPECT_NE(find(a), nullptr) << "it came in only when a had ended";
+  h.run();
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
 // How many of 32 equal requests run at once in 64 blocks of 8.
 int32_t most_running(const PolicySpec& policy, int32_t prompt, int32_t output) {
   HarnessOptions o;

@@ -247,6 +247,122 @@ TEST(PolicyMemoryOfRequests, WhoNeedsNoneIsNotHeldUpByWhoWaitsForIt) {
   EXPECT_EQ(h.core().counts().finished, 7);
 }
 
+// Half of the memory is somebody's for long; one that needs more than the other half waits, and one behind it that does not.
+struct WaitsBehind {
+  Harness h;
+  RequestId holder, big, small;
+  explicit WaitsBehind(int32_t priority_of_big = 0, int32_t priority_of_small = 0, HarnessOptions o = {})
+      : h(tight(o)) {
+    holder = ask(0, 1, 150, 0);
+    for (int i = 0; i < 4; ++i) h.step();
+    big = ask(300, 2, kOutput, priority_of_big);
+    h.step();
+    small = ask(600, 1, 5, priority_of_small);
+    h.step();
+  }
+  static int64_t half() {
+    return policy_request_bytes(kH2o, kPrompt, kPrompt + 150, 1, {.num_layers = 2, .num_kv_heads = 3});
+  }
+  static HarnessOptions tight(HarnessOptions o) {
+    o.num_blocks = 400;
+    o.policy_memory = {.bytes = 2 * half(), .num_layers = 2, .num_kv_heads = 3};
+    return o;
+  }
+  RequestId ask(int32_t first, int32_t n, int32_t output, int32_t priority,
+                int64_t deadline_us = kNoDeadline) {
+    CoreRequest request;
+    request.policy = kH2o;
+    request.priority = priority;
+    request.deadline_us = deadline_us;
+    SamplingParams p = Harness::greedy(output);
+    p.n = n;
+    return h.submit(ids(kPrompt, first), p, request);
+  }
+  bool waits(RequestId id) { return h.core().scheduler().find(id)->waits_for_memory; }
+  void expect_soon(RequestId id) {
+    for (int i = 0; i < 20 && h.record(id).num_ends == 0; ++i) h.step();
+    EXPECT_EQ(h.record(id).num_ends, 1);
+    EXPECT_EQ(h.record(holder).num_ends, 0) << "it waited until somebody gave memory back";
+  }
+  void end() {
+    h.run();
+    h.expect_sound();
+    h.expect_all_ended();
+    EXPECT_EQ(h.core().scheduler().policy_memory().used(), 0);
+  }
+};
+
+TEST(PolicyMemoryOfRequests, WhoIsCancelledWhileItWaitsWakesThoseBehindIt) {
+  WaitsBehind t;
+  ASSERT_TRUE(t.waits(t.big) && t.waits(t.small));
+  t.h.abort(t.big);
+  t.expect_soon(t.small);
+  t.end();
+}
+
+TEST(PolicyMemoryOfRequests, WhoseDeadlinePassesWhileItWaitsWakesThoseBehindIt) {
+  WaitsBehind t;
+  t.h.abort(t.big);
+  t.expect_soon(t.small);
+  const RequestId late = t.ask(300, 2, kOutput, 0, t.h.clock().now_us() + 60'000);
+  t.h.step();
+  const RequestId behind = t.ask(700, 1, 5, 0);
+  t.h.step();
+  ASSERT_TRUE(t.waits(late) && t.waits(behind));
+  while (t.h.record(late).num_ends == 0) ASSERT_TRUE(t.h.step());
+  EXPECT_EQ(t.h.record(late).end.finish, FinishReason::kDeadline);
+  t.expect_soon(behind);
+  t.end();
+}
+
+TEST(PolicyMemoryOfRequests, WhoseReaderStopsWhileItWaitsWakesThoseBehindIt) {
+  WaitsBehind t;
+  t.h.core().set_paused(t.big, true);
+  t.expect_soon(t.small);
+  EXPECT_FALSE(t.waits(t.big));
+  t.h.core().set_paused(t.big, false);
+  t.h.step();
+  EXPECT_TRUE(t.waits(t.big));
+  t.end();
+}
+
+TEST(PolicyMemoryOfRequests, NobodyPassesWhoWaitsAtItsOwnRankOrABetterOne) {
+  for (const int32_t priority_of_small : {0, 1}) {
+    WaitsBehind t(0, priority_of_small);
+    for (int i = 0; i < 40; ++i) t.h.step();
+    EXPECT_TRUE(t.waits(t.big) && t.waits(t.small)) << priority_of_small;
+    t.end();
+    EXPECT_LE(t.h.record(t.big).end.timings.queued_ms, t.h.record(t.small).end.timings.queued_ms + 1000);
+  }
+}
+
+TEST(PolicyMemoryOfRequests, ABetterRankDoesNotWaitForAWorseOne) {
+  WaitsBehind t(5, -5);
+  EXPECT_TRUE(t.waits(t.big));
+  t.expect_soon(t.small);
+  t.h.step();
+  EXPECT_TRUE(t.waits(t.big));
+  t.end();
+}
+
+// The worst of priorities needs all of the memory. One of the best after the other takes half, before the last has ended: when
+// that gives its half back nobody stands in line but the first.
+TEST(PolicyMemoryOfRequests, AWorseRankIsPassedNoLongerThanMaxPriorityWait) {
+  HarnessOptions o;
+  o.max_priority_wait_ms = 2000;
+  WaitsBehind t(5, 6, o);
+  t.h.abort(t.small);
+  for (int i = 0; i < 120; ++i) t.h.step();
+  for (int32_t i = 0; t.h.record(t.big).num_ends == 0 && i < 40; ++i) {
+    const RequestId urgent = t.ask(10 * i, 1, 60, -5);
+    for (int step = 0; step < 40; ++step) t.h.step();
+    EXPECT_TRUE(t.h.clock().now_us() > 2'000'000 || t.h.record(urgent).sequences.contains(0));
+  }
+  EXPECT_EQ(t.h.record(t.big).num_ends, 1);
+  EXPECT_LT(t.h.record(t.big).end.timings.queued_ms, 2000 + 65 * 5.5) << "then those end that have some";
+  t.end();
+}
+
 TEST(PolicyMemory, PartsComeBackAsOneRun) {
   PolicyMemory memory(1000);
   const auto a = memory.take(300), b = memory.take(300), c = memory.take(300);
