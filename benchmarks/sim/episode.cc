@@ -163,6 +163,8 @@ void Episode::apply(const SimEvent& e) {
     case SimEventKind::kDiskHang:
       disk_hang_us_ = e.value;
       return;
+    case SimEventKind::kSequenceError:
+      return fail_a_sequence(e.value);
     case SimEventKind::kNoRoom:
       no_room_ = true;
       return;
@@ -170,6 +172,16 @@ void Episode::apply(const SimEvent& e) {
       clock_.advance_us(e.value);
       return;
   }
+}
+
+// Asked for every sequence of every step while it is armed, so it is taken out once that has come.
+void Episode::fail_a_sequence(int64_t after) {
+  sequences_to_error_ = after;
+  executor_.set_sequence_fault([this](const PlannedSequence&) {
+    if (sequences_to_error_ < 0 || sequences_to_error_-- > 0) return ok();
+    count(SimFault::kSequenceError);
+    return Status(error(Code::kInternal, "injected fault of one sequence"));
+  });
 }
 
 RequestId Episode::any_live() {
@@ -237,6 +249,8 @@ void Episode::inject() {
     count(SimFault::kClockJump);
     happen({.kind = SimEventKind::kClock, .value = random_.between(1, 2'000'000)});
   }
+  if (random_.chance(rates_.sequence_error))
+    happen({.kind = SimEventKind::kSequenceError, .value = random_.between(0, 63)});
 }
 
 void Episode::play_script() {
@@ -260,8 +274,10 @@ bool Episode::step() {
     arrive();
     if (rates_.cancel > 0) inject();
   }
+  const bool armed = sequences_to_error_ >= 0;
   const int64_t no_room = faults_[static_cast<size_t>(SimFault::kNoRoom)];
   const bool worked = core_->step() || core_->wait_for_copy();
+  if (armed && sequences_to_error_ < 0) executor_.set_sequence_fault({});
   ++tick_;
   found_no_room_ = no_room != faults_[static_cast<size_t>(SimFault::kNoRoom)];
   ticks_still_ = worked || found_no_room_ ? 0 : ticks_still_ + 1;
@@ -302,6 +318,8 @@ void Episode::drain() {
   copy_fault_ = {};
   transfer_fault_ = {};
   disk_hang_us_ = 0;
+  sequences_to_error_ = -1;
+  executor_.set_sequence_fault({});
   for (RequestId id = 1; id < live_.size(); ++id)
     if (live_[id] != nullptr) core_->set_paused(id, false);
   for (int32_t i = 0; i < kMaxStepsIdle && (core_->step() || core_->wait_for_copy()); ++i) take_outcome();

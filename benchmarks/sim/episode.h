@@ -17,7 +17,8 @@ namespace quire {
 // Chances per step.
 struct FaultRates {
   double cancel = 0, pause = 0, stop = 0, executor_error = 0, copy_error = 0, copy_delay = 0, no_room = 0,
-         clock_jump = 0, transfer_error = 0, transfer_delay = 0, disk_corrupt = 0, disk_hang = 0;
+         clock_jump = 0, transfer_error = 0, transfer_delay = 0, disk_corrupt = 0, disk_hang = 0,
+         sequence_error = 0;
 };
 inline constexpr FaultRates kNoFaults{};
 inline constexpr FaultRates kAllFaults{.cancel = 0.02,
@@ -31,7 +32,8 @@ inline constexpr FaultRates kAllFaults{.cancel = 0.02,
                                        .transfer_error = 0.001,
                                        .transfer_delay = 0.002,
                                        .disk_corrupt = 0.002,
-                                       .disk_hang = 0.0005};
+                                       .disk_hang = 0.0005,
+                                       .sequence_error = 0.001};
 
 struct Samples {
   std::vector<float> ttft_ms, tpot_ms;
@@ -103,6 +105,7 @@ class Episode {
   RequestId any_live();
   RequestId any_at(RequestStage stage);
   RequestStage stage_of(RequestId id) const;
+  void fail_a_sequence(int64_t after);
   void count(SimFault fault) { ++faults_[static_cast<size_t>(fault)]; }
   void take_outcome();
   Live* find(RequestId id) { return id < live_.size() ? live_[id].get() : nullptr; }
@@ -132,6 +135,7 @@ class Episode {
   FakeMover::Fault transfer_fault_;
   bool disk_corrupt_ = false;
   int64_t disk_hang_us_ = 0;
+  int64_t sequences_to_error_ = -1;          // that are still to run before one fails alone; -1: none does
   std::vector<std::unique_ptr<Live>> live_;  // by id
   int64_t num_live_ = 0;
   Outcome outcome_;

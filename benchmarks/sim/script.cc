@@ -13,8 +13,9 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr std::array<std::string_view, kNumSimEventKinds> kNames = {
-    "submit",     "cancel",  "pause",      "resume",         "stop",           "executor_error", "copy_error",
-    "copy_delay", "no_room", "clock_jump", "transfer_error", "transfer_delay", "disk_corrupt",   "disk_hang"};
+    "submit",         "cancel",         "pause",        "resume",    "stop",
+    "executor_error", "copy_error",     "copy_delay",   "no_room",   "clock_jump",
+    "transfer_error", "transfer_delay", "disk_corrupt", "disk_hang", "sequence_error"};
 
 Json json_of(const SimSetup& setup) {
   const EngineConfig& c = setup.core.config;
@@ -45,6 +46,10 @@ Json json_of(const SimSetup& setup) {
           {"max_priority_wait_ms", c.max_priority_wait_ms},
           {"look_ahead", setup.core.look_ahead},
           {"prefix_cache", c.prefix_cache},
+          {"policy_memory",
+           {{"bytes", setup.core.policy_memory.bytes},
+            {"layers", setup.core.policy_memory.num_layers},
+            {"kv_heads", setup.core.policy_memory.num_kv_heads}}},
           {"reserve", {setup.core.reserve.least, setup.core.reserve.rise, setup.core.reserve.decay}},
           {"eviction", setup.core.eviction == EvictionOrder::kPgdsf ? "pgdsf" : "lru"},
           {"whole_block_hits", setup.core.whole_block_hits},
@@ -104,6 +109,12 @@ SimSetup setup_of(const Json& j) {
   if (j.contains("disk_link")) setup.tiers.disk = {j["disk_link"].at(0), j["disk_link"].at(1)};
   c.check_invariants = true;
   setup.core.reserve = {j.at("reserve").at(0), j.at("reserve").at(1), j.at("reserve").at(2)};
+  if (j.contains("policy_memory")) {
+    const Json& memory = j["policy_memory"];
+    setup.core.policy_memory = {.bytes = count(memory, "bytes", 0, int64_t{1} << 40),
+                                .num_layers = static_cast<int32_t>(count(memory, "layers", 0, 4096)),
+                                .num_kv_heads = static_cast<int32_t>(count(memory, "kv_heads", 0, 4096))};
+  }
   setup.core.eviction = j.at("eviction") == "pgdsf" ? EvictionOrder::kPgdsf : EvictionOrder::kLru;
   setup.core.whole_block_hits = j.at("whole_block_hits");
   setup.core.audit_every = static_cast<int32_t>(count(j, "audit_every", 1, 1 << 30));

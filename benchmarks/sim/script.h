@@ -27,8 +27,9 @@ enum class SimEventKind : uint8_t {
   kTransferDelay,  // ... takes `value` us longer
   kDiskCorrupt,    // the next read from the disk meets a block that is not what was written
   kDiskHang,       // the next copy to or from the disk takes `value` us longer
+  kSequenceError,  // a step runs but fails one of its sequences: the next after `value` others have run
 };
-inline constexpr int32_t kNumSimEventKinds = 14;
+inline constexpr int32_t kNumSimEventKinds = 15;
 std::string_view name_of(SimEventKind kind);
 
 struct SimEvent {

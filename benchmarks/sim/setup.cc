@@ -10,6 +10,7 @@
 
 #include "src/base/random.h"
 #include "src/model/config.h"
+#include "src/policy/policy_memory.h"
 
 namespace quire {
 namespace {
@@ -252,6 +253,26 @@ void draw_rules(SimSetup& setup, const SimOptions& options, Random& random) {
   if (random.chance(0.3)) setup.core.config.max_priority_wait_ms = random.between(20, 5000);
 }
 
+// In a third of the episodes there is memory for what few requests under policies that go by scores need, or hardly for one
+// of several samples.
+void draw_policy_memory(SimSetup& setup, Random& random) {
+  if (!random.chance(0.35)) return;
+  PolicyMemoryLimits& memory = setup.core.policy_memory;
+  memory = {.num_layers = 2, .num_kv_heads = 2};
+  const PolicySpec ordinary{.kind = RetentionKind::kH2o, .recent = 30, .heavy = 30};
+  memory.bytes = policy_request_bytes(ordinary, 120, 200, 1, memory) * random.between(1, 12);
+  setup.mix.policy = std::max(setup.mix.policy, 0.3);
+  setup.mix.scores = 0.8;
+}
+
+// How fast what is kept free falls again, where it is kept: so fast that it may within an episode's ordinary wait.
+void draw_reserve(SimSetup& setup, Random& random) {
+  ReserveRule& reserve = setup.core.reserve;
+  if (reserve.rise == 0 || random.chance(0.5)) return;
+  reserve.rise = 0.5;
+  reserve.decay = 1e-3 * static_cast<double>(random.between(2, 20));
+}
+
 }  // namespace
 
 SimSetup draw_episode(const SimSetup& base, const SimOptions& options, uint64_t seed) {
@@ -283,6 +304,10 @@ SimSetup draw_episode(const SimSetup& base, const SimOptions& options, uint64_t 
   costs.least_chunk_tokens = static_cast<int32_t>(random.between(1, 32));
   if (random.chance(0.5) && options.both_ends == "auto") setup.core.both_ends = BothEnds::kAlways;
   if (random.chance(0.8)) costs.link_bytes_per_s = 1e9 * static_cast<double>(random.between(1, 6));
+  if (options.kv_bytes == 0) {
+    draw_policy_memory(setup, random);
+    draw_reserve(setup, random);
+  }
   return setup;
 }
 

@@ -26,7 +26,8 @@ constexpr std::array<const char*, kNumSimFaults> kFaultNames = {
     "cancel_waiting", "cancel_parked",  "cancel_prefill", "cancel_decode", "cancel_preempted",
     "cancel_copying", "cancel_paused",  "cancel_ended",   "deadline",      "slow_reader",
     "stop",           "executor_error", "copy_error",     "copy_delay",    "no_room",
-    "clock_jump",     "transfer_error", "transfer_delay", "disk_corrupt",  "disk_hang"};
+    "clock_jump",     "transfer_error", "transfer_delay", "disk_corrupt",  "disk_hang",
+    "sequence_error"};
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -71,10 +71,11 @@ enum class SimFault : uint8_t {
   kClockJump,
   kTransferError,  // of a copy between tiers
   kTransferDelay,
-  kDiskCorrupt,  // a block that was read from the disk was not what had been written
-  kDiskHang,     // a copy to or from it takes seconds
+  kDiskCorrupt,    // a block that was read from the disk was not what had been written
+  kDiskHang,       // a copy to or from it takes seconds
+  kSequenceError,  // a step could not carry one of its sequences
 };
-inline constexpr size_t kNumSimFaults = 20;
+inline constexpr size_t kNumSimFaults = 21;
 using FaultCounts = std::array<int64_t, kNumSimFaults>;
 
 struct SimPercentiles {
