@@ -117,11 +117,13 @@ class BlockCopier {
   DiskStore* disk_;
 };
 
-// Reads have a thread of their own: a request waits for them, and nobody for a write.
+// What goes up has threads of its own: a request waits for it, and for what goes down nobody or only who needs the room.
 class ThreadedMover final : public BlockMover {
  public:
   ThreadedMover(const MakeCopyStream& make_stream, const MoverMemory& memory, std::unique_ptr<DiskStore> disk)
-      : disk_(std::move(disk)), memory_worker_(make_worker(make_stream, memory, &BlockCopier::in_memory)) {
+      : disk_(std::move(disk)),
+        to_host_(make_worker(make_stream, memory, &BlockCopier::in_memory)),
+        from_host_(make_worker(make_stream, memory, &BlockCopier::in_memory)) {
     if (disk_ == nullptr) return;
     reader_ = make_worker(make_stream, memory, &BlockCopier::from_disk);
     MoverMemory of_writer = memory;
@@ -130,7 +132,7 @@ class ThreadedMover final : public BlockMover {
   }
 
   Status start() {
-    for (CopyWorker* worker : {memory_worker_.get(), reader_.get(), writer_.get()}) {
+    for (CopyWorker* worker : {to_host_.get(), from_host_.get(), reader_.get(), writer_.get()}) {
       if (worker == nullptr) continue;
       if (Status started = worker->start(); !started) return started;
     }
@@ -140,9 +142,8 @@ class ThreadedMover final : public BlockMover {
   void submit(BlockTransfer transfer) override {
     const auto on_disk = [](const TierCopy& c) { return c.disk != kNotOnDisk; };
     const bool uses_disk = std::ranges::any_of(transfer.copies, on_disk);
-    CopyWorker& worker = !uses_disk                                           ? *memory_worker_
-                         : transfer.direction == TransferDirection::kToDevice ? *reader_
-                                                                              : *writer_;
+    const bool goes_up = transfer.direction == TransferDirection::kToDevice;
+    CopyWorker& worker = uses_disk ? (goes_up ? *reader_ : *writer_) : (goes_up ? *from_host_ : *to_host_);
     worker.submit(std::move(transfer));
   }
   void poll(std::vector<TransferEnd>& ends) override { ends_.poll(ends); }
@@ -160,7 +161,7 @@ class ThreadedMover final : public BlockMover {
 
   TransferEnds ends_;  // outlives the workers
   std::unique_ptr<DiskStore> disk_;
-  std::unique_ptr<CopyWorker> memory_worker_, reader_, writer_;
+  std::unique_ptr<CopyWorker> to_host_, from_host_, reader_, writer_;
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
-// Copies blocks between the tiers in threads of its own: one for device and host memory, one that reads from the
-// disk and one that writes to it, each in the order submitted. What lies side by side on both sides of memory is
-// one copy.
+// Copies blocks between the tiers in threads of its own: from the device to host memory, from host memory to the
+// device, from the disk (and what comes with it from host memory), and to the disk; each in the order submitted,
+// and beside the others: what is read has its bytes before it is found. What lies side by side on both sides of
+// memory is one copy.
 #pragma once
 
 #include <functional>
