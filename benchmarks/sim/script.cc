@@ -34,6 +34,10 @@ Json json_of(const SimSetup& setup) {
           {"link_bytes_per_s", setup.core.preemption_costs.link_bytes_per_s},
           {"both_ends", static_cast<int>(setup.core.both_ends)},
           {"least_chunk_tokens", setup.core.preemption_costs.least_chunk_tokens},
+          {"flops_per_s", setup.core.preemption_costs.flops_per_s},
+          {"flops_per_token", setup.core.preemption_costs.flops_per_token},
+          {"flops_per_token_pair", setup.core.preemption_costs.flops_per_token_pair},
+          {"step_us", setup.core.preemption_costs.step_us},
           {"disk_link", {setup.tiers.disk.transfer_us, setup.tiers.disk.us_per_block}},
           {"vocab", setup.model.vocab_size},
           {"eos", setup.core.eos_token_ids},
@@ -106,6 +110,10 @@ SimSetup setup_of(const Json& j) {
   costs.link_bytes_per_s = j.value("link_bytes_per_s", costs.link_bytes_per_s);
   setup.core.both_ends = static_cast<BothEnds>(j.contains("both_ends") ? count(j, "both_ends", 0, 2) : 1);
   costs.least_chunk_tokens = j.value("least_chunk_tokens", costs.least_chunk_tokens);
+  costs.flops_per_s = j.value("flops_per_s", costs.flops_per_s);
+  costs.flops_per_token = j.value("flops_per_token", costs.flops_per_token);
+  costs.flops_per_token_pair = j.value("flops_per_token_pair", costs.flops_per_token_pair);
+  costs.step_us = j.value("step_us", costs.step_us);
   if (j.contains("disk_link")) setup.tiers.disk = {j["disk_link"].at(0), j["disk_link"].at(1)};
   c.check_invariants = true;
   setup.core.reserve = {j.at("reserve").at(0), j.at("reserve").at(1), j.at("reserve").at(2)};

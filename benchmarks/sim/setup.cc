@@ -179,6 +179,21 @@ Status set_tiers(SimSetup& setup, const SimOptions& options, const GroupSpec& gr
 
 }  // namespace
 
+namespace {
+
+// What the simulated card takes, so that the scheduler weighs what there is. Of attention the roofline has the reading alone.
+PreemptionCosts costs_of(const Card& card, double flops_per_token) {
+  PreemptionCosts costs;
+  costs.flops_per_s = card.flops_per_s;
+  costs.flops_per_token = flops_per_token;
+  costs.flops_per_token_pair = 0;
+  costs.step_us = card.overhead_us;
+  costs.least_chunk_tokens = static_cast<int32_t>(card.flops_per_s / card.read_bytes_per_s);
+  return costs;
+}
+
+}  // namespace
+
 Result<SimSetup> make_setup(const SimOptions& options) {
   if (Status s = check_options(options); !s) return s.error();
   const Result<Card> card = read_card(options.card);
@@ -192,6 +207,7 @@ Result<SimSetup> make_setup(const SimOptions& options) {
                         .dtype = DType::kBF16,
                         .block_tokens = 16};
   const double parameters = static_cast<double>(spec->num_parameters());
+  setup.core.preemption_costs = costs_of(*card, 2 * parameters);
   const double left = std::max(1e9, card->memory_bytes * 0.9 - 2 * parameters);
   const int64_t blocks =
       (options.kv_bytes > 0 ? options.kv_bytes : static_cast<int64_t>(left)) / group.block_bytes();

@@ -1,6 +1,10 @@
 #include "src/execute/fake_mover.h"
 
 #include <algorithm>
+#include <cmath>
+#include <iterator>
+#include <limits>
+#include <utility>
 
 #include "src/base/check.h"
 
@@ -14,26 +18,73 @@ bool is_on_disk(const TierCopy& copy) {
 }  // namespace
 
 void FakeMover::submit(BlockTransfer transfer) {
+  go_on();
   Fault fault = fault_ ? fault_() : Fault{};
   const bool uses_disk = std::ranges::any_of(transfer.copies, is_on_disk);
+  const bool goes_up = transfer.direction == TransferDirection::kToDevice;
   if (uses_disk && disk_hang_us_) fault.delay_us += disk_hang_us_();
-  Link& link = links_[uses_disk ? 1 : 0];
-  const double us =
-      link.costs.transfer_us + link.costs.us_per_block * static_cast<double>(transfer.copies.size());
-  link.busy_until_us = std::max(link.busy_until_us, now_us()) + static_cast<int64_t>(us) + fault.delay_us;
-  link.under_way.push_back({std::move(transfer), link.busy_until_us, fault});
+  const FakeLink& link = uses_disk ? tiers_.disk : tiers_.host;
+  const double us = link.transfer_us + link.us_per_block * static_cast<double>(transfer.copies.size());
+  Queue& queue = queues_[uses_disk ? (goes_up ? kFromDisk : kToDisk) : (goes_up ? kFromHost : kToHost)];
+  queue.push_back({std::move(transfer), fault.fails, static_cast<double>(fault.delay_us), us});
+}
+
+// The first of a queue copies at half of the disk's rate while the first of the other one does too.
+double FakeMover::slowness(size_t queue) const {
+  const auto copies = [this](size_t q) { return !queues_[q].empty() && queues_[q].front().waits_us <= 0; };
+  return queue >= kFromDisk && copies(kFromDisk) && copies(kToDisk) ? 2 : 1;
+}
+
+// From at_us_ until a delay or a transfer ends.
+double FakeMover::next_change_us() const {
+  double least = std::numeric_limits<double>::infinity();
+  for (size_t q = 0; q < std::size(queues_); ++q) {
+    if (queues_[q].empty()) continue;
+    const UnderWay& first = queues_[q].front();
+    least = std::min(least, first.waits_us > 0 ? first.waits_us : first.copies_us * slowness(q));
+  }
+  return least;
+}
+
+// Until now; what ends on the way is done.
+void FakeMover::go_on() {
+  constexpr double kNothingUs = 1e-6;  // of rounding
+  const auto now = static_cast<double>(now_us());
+  for (;;) {
+    const double change = next_change_us(),
+                 passes = clock_ == nullptr ? change : std::min(change, now - at_us_);
+    if (std::isinf(change) || passes < 0) break;
+    double slow[std::size(queues_)];
+    for (size_t q = 0; q < std::size(queues_); ++q) slow[q] = slowness(q);
+    for (size_t q = 0; q < std::size(queues_); ++q) {
+      if (queues_[q].empty()) continue;
+      UnderWay& first = queues_[q].front();
+      if (first.waits_us > 0) {
+        first.waits_us -= passes;
+        if (first.waits_us < kNothingUs) first.waits_us = 0;
+        continue;
+      }
+      first.copies_us -= passes / slow[q];
+      if (first.copies_us > kNothingUs) continue;
+      done_.push_back(std::move(first));
+      queues_[q].pop_front();
+    }
+    at_us_ += passes;
+    if (passes < change) break;
+  }
+  at_us_ = now;
 }
 
 TransferEnd FakeMover::carry_out(const UnderWay& u) {
   const std::vector<TierCopy>& copies = u.transfer.copies;
-  const size_t count = u.fault.fails ? copies.size() / 2 : copies.size();
+  const size_t count = u.fails ? copies.size() / 2 : copies.size();
   const auto bad = std::ranges::find_if(copies, is_on_disk);
   const bool reads_disk = u.transfer.direction == TransferDirection::kToDevice && bad != copies.end();
   const bool corrupts = reads_disk && corrupts_ && corrupts_();
   TransferEnd end{.id = u.transfer.id};
   for (size_t i = 0; i < count; ++i)
     if (!corrupts || &copies[i] != &*bad) executor_.copy(copies[i], u.transfer.direction);
-  if (u.fault.fails) end.status = error(Code::kInternal, "injected fault of a copy between tiers");
+  if (u.fails) end.status = error(Code::kInternal, "injected fault of a copy between tiers");
   if (!corrupts) return end;
   end.status = error(Code::kInternal, "injected fault: a corrupt block on the disk");
   end.corrupt = {bad->disk};
@@ -41,23 +92,18 @@ TransferEnd FakeMover::carry_out(const UnderWay& u) {
 }
 
 void FakeMover::poll(std::vector<TransferEnd>& ends) {
-  for (Link& link : links_)
-    while (!link.under_way.empty() &&
-           (clock_ == nullptr || link.under_way.front().done_us <= clock_->now_us())) {
-      const UnderWay next = std::move(link.under_way.front());
-      link.under_way.pop_front();
-      ends.push_back(carry_out(next));
-    }
+  go_on();
+  for (const UnderWay& done : std::exchange(done_, {})) ends.push_back(carry_out(done));
 }
 
 void FakeMover::wait() {
-  int64_t soonest = INT64_MAX;
-  for (const Link& link : links_)
-    if (!link.under_way.empty()) soonest = std::min(soonest, link.under_way.front().done_us);
-  check(soonest != INT64_MAX, "mover: nothing was submitted");
-  const int64_t wake_us = wake_us_ ? wake_us_() : INT64_MAX;
-  if (wake_us > now_us()) soonest = std::min(soonest, wake_us);  // what was due before has had its step
-  if (clock_ != nullptr) clock_->advance_us(std::max<int64_t>(0, soonest - now_us()));
+  int64_t wake_us = wake_us_ ? wake_us_() : INT64_MAX;
+  if (wake_us <= now_us()) wake_us = INT64_MAX;  // what was due before has had its step
+  for (go_on(); done_.empty() && now_us() < wake_us; go_on()) {
+    const double change_us = next_change_us();
+    check(!std::isinf(change_us), "mover: nothing was submitted");
+    clock_->advance_us(std::min(static_cast<int64_t>(std::ceil(change_us)), wake_us - now_us()));
+  }
 }
 
 }  // namespace quire

@@ -1,6 +1,7 @@
-// A BlockMover over the slots of a FakeExecutor, for tests and simulation. Host memory and disk have a link
-// each; a transfer takes what its link says on the moved clock, one after the other on each, so that ends come
-// in another order than they were asked for. Its copies are made as late as they may, when its end is polled,
+// A BlockMover over the slots of a FakeExecutor, for tests and simulation. As in the threaded one, transfers to host
+// memory, from it, from the disk and to it are four queues; on each they take what the link says on the moved clock,
+// one after the other, so that ends come in another order than they were asked for. The link of host memory carries
+// both directions at once; reads and writes of the disk share its rate. Copies are made as late as they may, when the end is polled,
 // so that a block which is used or given back too early shows as a wrong slot. A hook may fail or delay one, or
 // have the disk give back what was not written. Engine thread.
 #pragma once
@@ -35,7 +36,7 @@ class FakeMover final : public BlockMover {
 
   // Without a clock transfers end when they are polled first.
   FakeMover(FakeExecutor& executor, ManualClock* clock, const FakeTiers& tiers)
-      : executor_(executor), clock_(clock), links_{{tiers.host}, {tiers.disk}} {
+      : executor_(executor), clock_(clock), tiers_(tiers) {
     executor.make_blocks_below(tiers.host_blocks, tiers.disk_blocks);
   }
 
@@ -55,20 +56,23 @@ class FakeMover final : public BlockMover {
  private:
   struct UnderWay {
     BlockTransfer transfer;
-    int64_t done_us = 0;
-    Fault fault;
+    bool fails = false;
+    double waits_us = 0, copies_us = 0;  // left: of a delay, then of the copies at the link's whole rate
   };
-  struct Link {
-    FakeLink costs;
-    std::deque<UnderWay> under_way;
-    int64_t busy_until_us = 0;
-  };
+  using Queue = std::deque<UnderWay>;
+  static constexpr size_t kToHost = 0, kFromHost = 1, kFromDisk = 2, kToDisk = 3;
   int64_t now_us() const { return clock_ == nullptr ? 0 : clock_->now_us(); }
+  double slowness(size_t queue) const;
+  double next_change_us() const;
+  void go_on();
   TransferEnd carry_out(const UnderWay& under_way);
 
   FakeExecutor& executor_;
   ManualClock* clock_;
-  Link links_[2];  // host, disk
+  FakeTiers tiers_;
+  Queue queues_[4];
+  std::vector<UnderWay> done_;  // not polled yet
+  double at_us_ = 0;            // what is left of each is as of then
   std::function<Fault()> fault_;
   std::function<bool()> corrupts_;
   std::function<int64_t()> disk_hang_us_, wake_us_;

@@ -13,6 +13,7 @@
 #include <system_error>
 
 #include "benchmarks/sim/play.h"
+#include "benchmarks/sim/setup.h"
 #include "benchmarks/sim/shrink.h"
 #include "src/base/check.h"
 
@@ -272,6 +273,22 @@ TEST(SimScript, ErrorsNameFileAndLine) {
         << said;
   }
   std::filesystem::remove(path);
+}
+
+// What the scheduler weighs is what the simulated card takes.
+TEST(Simulation, TheSchedulersCostsAreTheCards) {
+  for (const char* card : {"h100", "h200"}) {
+    SimOptions o;
+    o.card = card;
+    const Result<SimSetup> setup = make_setup(o);
+    ASSERT_TRUE(setup.has_value());
+    for (const int64_t tokens : {1000, 30'000}) {
+      const double computed_us = recompute_cost_us(setup->core.preemption_costs, tokens);
+      EXPECT_NEAR(setup->roofline.step_us(tokens, 0) / computed_us, 1, 0.01) << card << ", " << tokens;
+    }
+    const int32_t least = setup->core.preemption_costs.least_chunk_tokens;
+    EXPECT_NEAR(setup->roofline.compute_us_per_token * least / setup->roofline.weights_us, 1, 0.01);
+  }
 }
 
 TEST(Simulation, OptionsOutOfRangeAreNamed) {

@@ -8,6 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "src/base/clock.h"
+#include "src/execute/fake_mover.h"
+
 namespace quire {
 namespace {
 
@@ -236,6 +239,65 @@ TEST_F(FakeDecodes, BehindABlockOfAnother) {
 TEST_F(FakeDecodes, InABlockOutOfTheArena) {
   run({sequence(1, {14}, blocks({3, 16}), 4)});
   EXPECT_THAT(first_violation(), HasSubstr("block 16 of 16"));
+}
+
+// ---- the fake mover's clock ----
+
+class FakeMoverTime : public testing::Test {
+ protected:
+  FakeMoverTime()
+      : executor_({.num_blocks = 64, .check_content = false}, &clock_),
+        mover_(executor_, &clock_,
+               {.host_blocks = 64, .disk_blocks = 64, .host = {0, 10}, .disk = {0, 100}}) {}
+  void submit(uint64_t id, TransferDirection direction, int32_t blocks, bool on_disk) {
+    BlockTransfer transfer{.id = id, .direction = direction};
+    for (int32_t i = 0; i < blocks; ++i) {
+      TierCopy& copy = transfer.copies.emplace_back();
+      copy.device = BlockId{i};
+      if (on_disk)
+        copy.disk = DiskBlockId{i};
+      else
+        copy.host = HostBlockId{i};
+    }
+    mover_.submit(std::move(transfer));
+  }
+  // The next one to end, and when.
+  std::pair<uint64_t, int64_t> next() {
+    std::vector<TransferEnd> ends;
+    mover_.wait();
+    mover_.poll(ends);
+    EXPECT_EQ(ends.size(), 1u);
+    return {ends.at(0).id, clock_.now_us()};
+  }
+  ManualClock clock_;
+  FakeExecutor executor_;
+  FakeMover mover_;
+};
+
+using IdAndTime = std::pair<uint64_t, int64_t>;
+
+TEST_F(FakeMoverTime, AReadDoesNotWaitForWritesAndSharesTheDisksRate) {
+  submit(1, TransferDirection::kToDisk, 10, true);
+  submit(2, TransferDirection::kToDisk, 10, true);
+  submit(3, TransferDirection::kToDevice, 2, true);
+  EXPECT_EQ(next(), IdAndTime(3, 400)) << "at half of the rate";
+  EXPECT_EQ(next(), IdAndTime(1, 1200)) << "800 us were left of it";
+  EXPECT_EQ(next(), IdAndTime(2, 2200));
+}
+
+TEST_F(FakeMoverTime, BothWaysOfTheHostsLinkAreWhole) {
+  submit(1, TransferDirection::kToHost, 10, false);
+  submit(2, TransferDirection::kToDevice, 5, false);
+  EXPECT_EQ(next(), IdAndTime(2, 50));
+  EXPECT_EQ(next(), IdAndTime(1, 100));
+}
+
+TEST_F(FakeMoverTime, ADelayHoldsUpItsQueueAndNotTheDisk) {
+  mover_.set_fault([n = 0]() mutable { return FakeMover::Fault{.delay_us = n++ == 0 ? 5000 : 0}; });
+  submit(1, TransferDirection::kToDisk, 10, true);
+  submit(2, TransferDirection::kToDevice, 10, true);
+  EXPECT_EQ(next(), IdAndTime(2, 1000));
+  EXPECT_EQ(next(), IdAndTime(1, 6000));
 }
 
 }  // namespace
