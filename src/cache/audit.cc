@@ -187,12 +187,9 @@ std::optional<std::string> KvCache::audit_below(const TierTraffic& traffic) cons
   std::vector<BlockId> read;
   int64_t read_here = 0;
   for (const TierWrite* write : traffic.writes) {
-    if (write->to == below_->kind_) {
-      tables.push_back(&write->table);
-      read_here += static_cast<int64_t>(write->read.size());
-    } else if (below_->below_ != nullptr && write->to == below_->below_->kind_) {
-      read.insert(read.end(), write->read.begin(), write->read.end());
-    }
+    if (write->to == below_->kind_) tables.push_back(&write->table);
+    if (write->from == kind_) read_here += static_cast<int64_t>(write->read.size());
+    if (write->from == below_->kind_) read.insert(read.end(), write->read.begin(), write->read.end());
   }
   for (const TierRead* under_way : traffic.reads)
     for (const TierRead::Part& part : under_way->parts)

@@ -127,15 +127,16 @@ class KvCache {
   const KvCache* tier(CacheTier kind) const;
   // Tokens that one of the tiers below finds, of those down to `last`.
   int32_t lookup_below(NamespaceId ns, std::span<const TokenId> tokens, CacheTier last) const;
-  // Begins to copy what the table has published of `tokens`, whole blocks, to the first tier below that lacks
-  // some. Each block that is read counts as deferred until its copy is made [6]; then end_write. Nothing to
-  // copy, no room, or a quarter of this tier's blocks being read already: nothing.
-  std::optional<TierWrite> write_below(NamespaceId ns, std::span<const TokenId> tokens,
-                                       const BlockTable& table, const Retention& retention, int64_t now_us,
-                                       std::vector<TierCopy>& copies);
-  // What has arrived is found there from now on, and goes further down: that is the next write.
-  std::optional<TierWrite> end_write(TierWrite&& write, bool arrived, int64_t now_us,
-                                     std::vector<TierCopy>& copies);
+  // Begins to copy what is cached here of `tokens`, whole blocks, to the first tier below that lacks some; past
+  // one that has no room for all that it lacks, straight to the next. Each block that is read counts as deferred
+  // until its copy is made [6]; then end_write. At most a sixteenth of the device's blocks, or a quarter of another
+  // tier's, are read so at a time: of more than is left of that only the first part. Appends a write, or none where
+  // there is nothing to copy.
+  void write_below(NamespaceId ns, std::span<const TokenId> tokens, const Retention& retention,
+                   int64_t now_us, std::vector<TierWrite>& writes);
+  // What has arrived is found there from now on. The next write is of what follows it, if that is still here, or
+  // takes all that arrived further down.
+  void end_write(TierWrite&& write, bool arrived, int64_t now_us, std::vector<TierWrite>& next);
   // Lengthens a table that acquire_prefix gave by what the tiers down to `last` have of `tokens` beyond it, each
   // what those above it lack; except for the bytes of `copies`: no step may read or write them before they are
   // there. Gives what holds the blocks there, for end_read when the copies have ended. Nothing, and the table
@@ -215,10 +216,16 @@ class KvCache {
                    SwappedList& list);
   void open_again(NamespaceId ns);
   void name_place(BlockId block, TierCopy& copy) const;
-  int32_t published_path(std::span<const TokenId> tokens, const BlockTable& table) const;
-  void record(const TierWrite& write, int32_t index, int64_t now_us, TierCopy& copy);
-  void read_for(TierWrite& write, int32_t first, const BlockTable& table, int64_t now_us,
-                std::vector<TierCopy>& copies);
+  struct Place {  // a tier, and the name of a namespace there
+    KvCache* cache = nullptr;
+    NamespaceId ns{};
+  };
+  Place below_of(NamespaceId ns) const { return {below_.get(), names_below_.at(value(ns))}; }
+  int64_t blocks_to_read_down() const;
+  bool take_for(const Place& to, std::span<const TokenId> wanted, int64_t most_blocks, int64_t now_us,
+                BlockTable& table);
+  void record(const TierWrite& write, NamespaceId ns, int32_t index, int64_t now_us, TierCopy& copy);
+  void read_for(TierWrite& write, const Place& to, std::span<const BlockId> blocks, int64_t now_us);
   struct Found;
   Found find_below(NamespaceId ns, std::span<const TokenId> tokens, CacheTier last, int32_t here,
                    int64_t now_us);

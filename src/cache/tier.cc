@@ -45,70 +45,87 @@ int32_t KvCache::lookup_below(NamespaceId ns, std::span<const TokenId> tokens, C
 
 // ---- down ----
 
-// Tokens of the table's first blocks that are the tree's path for them, whole blocks.
-int32_t KvCache::published_path(std::span<const TokenId> tokens, const BlockTable& table) const {
-  int32_t count = 0;
-  for (const BlockId block : table.blocks_) {
-    const std::span<const TokenId> rest = tokens.subspan(static_cast<size_t>(count) * block_tokens_);
-    const bool whole = rest.size() >= static_cast<size_t>(block_tokens_) && tree_.contains(block) &&
-                       tree_.depth(block) == count && tree_.num_tokens(block) == block_tokens_;
-    if (!whole || !std::ranges::equal(tree_.tokens(block), rest.first(block_tokens_))) break;
-    ++count;
-  }
-  return count * block_tokens_;
+// One write reads so many at most: a long prefix goes in several, so that what has arrived is room again before the
+// rest has, and no step begins more copies than these.
+constexpr int64_t kMostBlocksOfAWrite = 1024;
+
+// Those that are read are nobody's room: a sixteenth of the device keeps a link busy. Host memory has no sequences.
+int64_t KvCache::blocks_to_read_down() const {
+  const int64_t most = num_blocks() / (kind_ == CacheTier::kDevice ? 16 : 4);
+  return std::min(kMostBlocksOfAWrite, std::max<int64_t>(1, most) - num_read_down_);
 }
 
-std::optional<TierWrite> KvCache::write_below(NamespaceId ns, std::span<const TokenId> tokens,
-                                              const BlockTable& table, const Retention& retention,
-                                              int64_t now_us, std::vector<TierCopy>& copies) {
-  const int32_t whole = below_ == nullptr ? 0 : published_path(tokens, table);
-  if (whole == 0 || 4 * num_read_down_ > num_blocks()) return std::nullopt;
-  TierWrite write{.to = below_->kind_, .ns = names_below_.at(value(ns)), .retention = retention};
-  const std::span<const TokenId> wanted = tokens.first(whole);
-  write.table = below_->acquire_prefix(write.ns, wanted, whole, now_us);
-  const int32_t kept = write.table.length() / block_tokens_;
-  std::vector<BlockId> left;
-  below_->truncate(write.table, kept * block_tokens_, left);
-  StepTransaction step = below_->begin(now_us);
-  const bool grows = kept * block_tokens_ < whole && step.extend(write.table, whole);
-  std::vector<BlockCopy> none;
-  step.commit(none, left);
-  below_->release_deferred(left);
-  if (!grows) {  // it has them all, or no room: one further down may lack some
-    std::optional<TierWrite> deeper =
-        below_->write_below(write.ns, wanted, write.table, retention, now_us, copies);
-    below_->release(std::move(write.table), now_us);
-    return deeper;
+void KvCache::write_below(NamespaceId ns, std::span<const TokenId> tokens, const Retention& retention,
+                          int64_t now_us, std::vector<TierWrite>& writes) {
+  const int32_t whole = below_ == nullptr ? 0 : lookup(ns, tokens) / block_tokens_;
+  if (whole == 0) return;
+  const std::vector<BlockId> blocks(path_.begin(), path_.begin() + whole);
+  const std::span<const TokenId> wanted = tokens.first(static_cast<size_t>(whole) * block_tokens_);
+  Place to = below_of(ns);
+  if (to.cache->lookup(to.ns, wanted) / block_tokens_ ==
+      whole)  // it has them all: one further down may lack some
+    return to.cache->write_below(to.ns, wanted, retention, now_us, writes);
+  const int64_t most = blocks_to_read_down();
+  if (most <= 0) return;
+  TierWrite write{.from = kind_, .ns = ns, .retention = retention};
+  while (!take_for(to, wanted, most, now_us, write.table)) {
+    if (to.cache->below_ == nullptr) return;
+    to = to.cache->below_of(to.ns);
   }
+  write.to = to.cache->kind_;
   write.tokens.assign(wanted.begin(), wanted.end());
-  read_for(write, kept, table, now_us, copies);
-  below_->open_again(write.ns);
-  return write;
+  read_for(write, to, blocks, now_us);
+  open_again(ns);
+  writes.push_back(std::move(write));
 }
 
-void KvCache::read_for(TierWrite& write, int32_t first, const BlockTable& table, int64_t now_us,
-                       std::vector<TierCopy>& copies) {
-  for (int32_t i = first; i < write.table.num_blocks(); ++i) {
-    const BlockId block = table.blocks_[i];
-    retain(block);
-    pool_.holder_to_reader(block);
-    write.read.push_back(block);
-    TierCopy& copy = copies.emplace_back();
-    name_place(block, copy);
-    if (below_->kind_ == CacheTier::kDisk) below_->record(write, i, now_us, copy);
-    below_->name_place(write.table.blocks_[i], copy);
+// A table of the tier's: what it has of `wanted`, and room for what follows, at most so many blocks. The last tier
+// has room for a part; another one that has not for all takes none, so that memory added to it keeps nothing from
+// the one below.
+bool KvCache::take_for(const Place& to, std::span<const TokenId> wanted, int64_t most_blocks, int64_t now_us,
+                       BlockTable& table) {
+  KvCache& tier = *to.cache;
+  table = tier.acquire_prefix(to.ns, wanted, static_cast<int32_t>(wanted.size()), now_us);
+  tier.release_tail(table, table.length_ / block_tokens_ * block_tokens_, now_us);  // no tail inside a block
+  const int64_t lacks = static_cast<int64_t>(wanted.size()) / block_tokens_ - table.num_blocks();
+  const int64_t room = tier.num_available();
+  const int64_t count = room >= lacks || tier.below_ == nullptr ? std::min({lacks, room, most_blocks}) : 0;
+  StepTransaction step = tier.begin(now_us);
+  if (count > 0 && step.extend(table, (table.num_blocks() + static_cast<int32_t>(count)) * block_tokens_)) {
+    std::vector<BlockCopy> copies;
+    std::vector<BlockId> deferred;
+    step.commit(copies, deferred);
+    return true;
+  }
+  step.rollback();
+  tier.release(std::move(table), now_us);
+  return false;
+}
+
+// Those of the table's blocks that the tier does not have yet, which nothing was published of.
+void KvCache::read_for(TierWrite& write, const Place& to, std::span<const BlockId> blocks, int64_t now_us) {
+  const BlockTable& table = write.table;
+  for (int32_t i = 0; i < table.num_blocks(); ++i) {
+    if (to.cache->tree_.contains(table.blocks_[i])) continue;
+    retain(blocks[i]);
+    pool_.holder_to_reader(blocks[i]);
+    write.read.push_back(blocks[i]);
+    TierCopy& copy = write.copies.emplace_back();
+    name_place(blocks[i], copy);
+    if (write.to == CacheTier::kDisk) to.cache->record(write, to.ns, i, now_us, copy);
+    to.cache->name_place(table.blocks_[i], copy);
   }
   num_read_down_ += static_cast<int64_t>(write.read.size());
 }
 
 // Of the disk tier: what is stored beside the block's bytes.
-void KvCache::record(const TierWrite& write, int32_t index, int64_t now_us, TierCopy& copy) {
+void KvCache::record(const TierWrite& write, NamespaceId ns, int32_t index, int64_t now_us, TierCopy& copy) {
   StoredBlock stored;
   const BlockId block = write.table.blocks_[index];
   stored.block = places_.place_of(block);
   stored.serial = places_.number(block);
   stored.parent_serial = index == 0 ? 0 : places_.serial_of(write.table.blocks_[index - 1]);
-  stored.key = namespaces_.key_of(write.ns);
+  stored.key = namespaces_.key_of(ns);
   const auto first = write.tokens.begin() + static_cast<int64_t>(index) * block_tokens_;
   stored.tokens.assign(first, first + block_tokens_);
   stored.retention = write.retention;
@@ -116,22 +133,27 @@ void KvCache::record(const TierWrite& write, int32_t index, int64_t now_us, Tier
   copy.record = std::make_shared<const StoredBlock>(std::move(stored));
 }
 
-std::optional<TierWrite> KvCache::end_write(TierWrite&& write, bool arrived, int64_t now_us,
-                                            std::vector<TierCopy>& copies) {
-  if (write.to != below_->kind_) return below_->end_write(std::move(write), arrived, now_us, copies);
+void KvCache::end_write(TierWrite&& write, bool arrived, int64_t now_us, std::vector<TierWrite>& next) {
+  if (write.from != kind_) return below_->end_write(std::move(write), arrived, now_us, next);
   num_read_down_ -= static_cast<int64_t>(write.read.size());
   release_deferred(write.read);
-  std::optional<TierWrite> next;
+  Place to = below_of(write.ns);
+  while (to.cache->kind_ != write.to) to = to.cache->below_of(to.ns);
+  const int32_t there = write.table.length();
   if (arrived) {
     std::vector<BlockId> merged;
-    below_->publish(write.ns, write.tokens, write.table, write.table.length(), write.retention, now_us,
-                    merged);
-    below_->release_deferred(merged);
-    next = below_->write_below(write.ns, write.tokens, write.table, write.retention, now_us, copies);
+    to.cache->publish(to.ns, write.tokens, write.table, there, write.retention, now_us, merged);
+    to.cache->release_deferred(merged);
   }
-  below_->release(std::move(write.table), now_us);
-  below_->close_namespace(write.ns);
-  return next;
+  to.cache->release(std::move(write.table), now_us);
+  if (arrived) {
+    const size_t before = next.size();
+    if (lookup(write.ns, write.tokens) >= there + block_tokens_)
+      write_below(write.ns, write.tokens, write.retention, now_us, next);
+    if (next.size() == before)
+      to.cache->write_below(to.ns, std::span(write.tokens).first(there), write.retention, now_us, next);
+  }
+  close_namespace(write.ns);
 }
 
 // ---- up ----

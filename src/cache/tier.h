@@ -46,14 +46,15 @@ struct TierCopy {
   std::shared_ptr<const StoredBlock> record;  // written with it; to the disk only
 };
 
-// Blocks on their way to a tier: what it will find there, once the copies are made.
+// Blocks on their way to a tier below: what it will find there, once the copies are made.
 struct TierWrite {
-  CacheTier to = CacheTier::kHost;
-  NamespaceId ns{};  // of that tier
-  BlockTable table;  // of that tier
-  std::vector<TokenId> tokens;
-  std::vector<BlockId> read;  // of the tier above: readers, until the copies are made
+  CacheTier from = CacheTier::kDevice, to = CacheTier::kHost;
+  NamespaceId ns{};             // of the tier that it comes from, kept open
+  BlockTable table;             // of the tier that it goes to
+  std::vector<TokenId> tokens;  // of the table, and of what follows when that has arrived
+  std::vector<BlockId> read;    // of the tier that it comes from: readers, until the copies are made
   Retention retention;
+  std::vector<TierCopy> copies;  // to be made
 };
 
 // A prefix on its way to the device: what holds it in the tiers below.

@@ -294,8 +294,9 @@ void count_policies(std::span<Sequence* const> running, std::vector<PolicyStats>
 std::string EngineCore::disk_kv_state() const {
   const TierTransfers& transfers = scheduler_.transfers();
   if (!transfers.disk_write_error().empty()) return "not written: " + transfers.disk_write_error();
-  if (transfers.num_overdue() == 0 || options_.disk_kv_state != "on") return options_.disk_kv_state;
-  return fmt::format("hangs: {} copies have not returned", transfers.num_overdue());
+  const int32_t waiting = transfers.num_behind_stalled_disk();
+  if (waiting == 0 || options_.disk_kv_state != "on") return options_.disk_kv_state;
+  return fmt::format("hangs: {} copies have not returned", waiting);
 }
 
 void EngineCore::fill_stats(EngineStats& stats) const {

@@ -50,6 +50,7 @@ TierTransfers::Ended TierTransfers::end(const TransferEnd& end, int64_t now_us) 
               .is_tail = transfer.is_tail};
   for (BlockTable& source : transfer.sources) cache_.release(std::move(source), now_us);
   if (transfer.read) end_read(transfer, end, now_us, ended);
+  queue_goes_on(queue_of(transfer), now_us);
   if (transfer.write) end_write(std::move(*transfer.write), end.status, now_us);
   for (Sequence* sequence : transfer.sequences) {
     sequence->copying = sequence->tail_comes = false;
@@ -73,30 +74,35 @@ void TierTransfers::swap_in(std::span<Sequence* const> sequences, std::vector<Ti
 
 // When room is short the device need not wait for a copy. Not while swaps under way hold a quarter of the cache
 // (the cache itself sees to the other writes): those blocks are nobody's room.
-void TierTransfers::write_behind(NamespaceId ns, std::span<const TokenId> tokens, const BlockTable& table,
-                                 const Retention& retention, int64_t now_us) {
+void TierTransfers::write_behind(NamespaceId ns, std::span<const TokenId> tokens, const Retention& retention,
+                                 int64_t now_us) {
   int64_t swapping = 0;
   for (const UnderWay& t : under_way_)
     for (const BlockTable& source : t.sources) swapping += source.num_blocks();
   if (4 * swapping > cache_.num_blocks()) return;
-  std::vector<TierCopy> copies;
-  std::optional<TierWrite> write = cache_.write_below(ns, tokens, table, retention, now_us, copies);
-  begin_write(std::move(write), std::move(copies), now_us);
+  std::vector<TierWrite> writes;
+  cache_.write_below(ns, tokens, retention, now_us, writes);
+  begin_writes(std::move(writes), now_us);
 }
 
-void TierTransfers::begin_write(std::optional<TierWrite> write, std::vector<TierCopy> copies,
-                                int64_t now_us) {
-  if (!write) return;
-  const bool to_disk = write->to == CacheTier::kDisk;
+void TierTransfers::begin_writes(std::vector<TierWrite> writes, int64_t now_us) {
+  for (TierWrite& write : writes) begin_write(std::move(write), now_us);
+}
+
+void TierTransfers::begin_write(TierWrite&& write, int64_t now_us) {
+  const bool to_disk = write.to == CacheTier::kDisk;
   const TransferDirection direction = to_disk ? TransferDirection::kToDisk : TransferDirection::kToHost;
-  if ((to_disk && !disk_write_error_.empty()) || some_overdue(direction)) {  // as if it had failed at once
-    cache_.end_write(std::move(*write), false, now_us, copies);
+  const Queue queue = to_disk ? Queue::kToDisk : Queue::kToHost;
+  if ((to_disk && !disk_write_error_.empty()) || stalls(queue)) {  // as if it had failed at once
+    std::vector<TierWrite> none;
+    cache_.end_write(std::move(write), false, now_us, none);
     return;
   }
-  counters_of(write->to).writes += static_cast<int64_t>(copies.size());
-  UnderWay& transfer = begin({}, direction, std::move(copies));
+  counters_of(write.to).writes += static_cast<int64_t>(write.copies.size());
+  UnderWay& transfer = begin({}, direction, std::exchange(write.copies, {}));
   transfer.write = std::move(write);
   transfer.started_us = now_us;
+  transfer.wait_us = kLongestTierWaitUs;
   transfer.overdue_us = now_us + kLongestTierWaitUs;
 }
 
@@ -107,9 +113,9 @@ void TierTransfers::end_write(TierWrite&& write, const Status& status, int64_t n
     disk_writes_failed_ = status ? 0 : disk_writes_failed_ + 1;
     if (disk_writes_failed_ == kMostFailedDiskWrites) disk_write_error_ = status.error().message;
   }
-  std::vector<TierCopy> copies;
-  std::optional<TierWrite> next = cache_.end_write(std::move(write), status.has_value(), now_us, copies);
-  begin_write(std::move(next), std::move(copies), now_us);
+  std::vector<TierWrite> next;
+  cache_.end_write(std::move(write), status.has_value(), now_us, next);
+  begin_writes(std::move(next), now_us);
 }
 
 // ---- prefixes up ----
@@ -118,22 +124,35 @@ double TierTransfers::computed_us(int32_t from, int32_t to) const {
   return recompute_cost_us(costs_, to) - recompute_cost_us(costs_, from);
 }
 
-double TierTransfers::copied_us(CacheTier tier, int32_t tokens) const {
+double TierTransfers::copied_us(CacheTier tier, int32_t tokens, int64_t now_us) const {
   const int64_t bytes = tokens * token_bytes();
-  return tier == CacheTier::kDisk ? disk_rate_.read_us(bytes) : swap_cost_us(costs_, bytes) / 2;
+  return tier == CacheTier::kDisk ? waits_for_disk_us(now_us) + disk_rate_.read_us(bytes)
+                                  : swap_cost_us(costs_, bytes) / 2;
+}
+
+// Until the reads that have begun are done, by the rate of those before.
+double TierTransfers::waits_for_disk_us(int64_t now_us) const {
+  double us = 0;
+  for (const UnderWay& t : under_way_) {
+    if (queue_of(t) != Queue::kFromDisk) continue;
+    const auto passed = static_cast<double>(is_first(t) ? now_us - begun_us(t) : 0);
+    us += std::max(0.0, disk_rate_.read_us(t.disk_blocks * token_bytes() * cache_.block_tokens()) - passed);
+  }
+  return us;
 }
 
 // How far down it pays to go. The disk's time counts from where the host's prefix ends, if that is used.
-std::optional<CacheTier> TierTransfers::worth_fetching_from(const Below& below, int32_t here) {
+std::optional<CacheTier> TierTransfers::worth_fetching_from(const Below& below, int32_t here,
+                                                            double others_us, int64_t now_us) {
   std::optional<CacheTier> deepest;
-  if (below.on_host > here &&
-      copied_us(CacheTier::kHost, below.on_host - here) <= computed_us(here, below.on_host)) {
+  if (below.on_host > here && copied_us(CacheTier::kHost, below.on_host - here, now_us) <=
+                                  others_us + computed_us(here, below.on_host)) {
     deepest = CacheTier::kHost;
     here = below.on_host;
   }
-  if (below.anywhere <= here || below.anywhere == below.on_host || some_overdue(TransferDirection::kToDevice))
-    return deepest;
-  if (copied_us(CacheTier::kDisk, below.anywhere - here) <= computed_us(here, below.anywhere))
+  if (below.anywhere <= here || below.anywhere == below.on_host || stalls(Queue::kFromDisk)) return deepest;
+  if (copied_us(CacheTier::kDisk, below.anywhere - here, now_us) <=
+      others_us + computed_us(here, below.anywhere))
     return CacheTier::kDisk;
   disk_rate_.passed_over();
   return deepest;
@@ -142,14 +161,15 @@ std::optional<CacheTier> TierTransfers::worth_fetching_from(const Below& below, 
 // Where computing from the front and copying from the end meet, if that is sooner than either alone by a quarter: so
 // where one takes at most three times as long as the other. Of one tier's blocks: where two have some, the faster has
 // those before the slower's.
-std::optional<TierTransfers::Meeting> TierTransfers::meeting_of(const Below& below, int32_t here) const {
+std::optional<TierTransfers::Meeting> TierTransfers::meeting_of(const Below& below, int32_t here,
+                                                                int64_t now_us) const {
   constexpr double kWorthwhile = 0.75;
   const bool from_disk = below.on_host <= here;
   if (below.anywhere <= here || (!from_disk && below.on_host != below.anywhere)) return {};
-  if (some_overdue(TransferDirection::kToDevice)) return {};
+  if (stalls(from_disk ? Queue::kFromDisk : Queue::kFromHost)) return {};
   Meeting meeting{.tier = from_disk ? CacheTier::kDisk : CacheTier::kHost};
   const int32_t end = below.anywhere, block = cache_.block_tokens();
-  const auto copied_from = [&](int32_t at) { return copied_us(meeting.tier, end - at); };
+  const auto copied_from = [&](int32_t at) { return copied_us(meeting.tier, end - at, now_us); };
   int32_t before = here / block,
           after = (end - 1) / block;  // of blocks: computing is sooner up to one, not up to the other
   while (after - before > 1) {
@@ -165,14 +185,15 @@ std::optional<TierTransfers::Meeting> TierTransfers::meeting_of(const Below& bel
 
 std::optional<TierTransfers::Fetch> TierTransfers::fetch(NamespaceId ns, std::span<const TokenId> wanted,
                                                          BlockTable& table, bool time_to_spare,
-                                                         int64_t now_us, std::vector<BlockId>& deferred) {
+                                                         int64_t tokens_before, int64_t now_us,
+                                                         std::vector<BlockId>& deferred) {
   const Below below{cache_.lookup_below(ns, wanted, CacheTier::kHost),
                     cache_.lookup_below(ns, wanted, CacheTier::kDisk)};
-  Fetch fetch{.had_tokens = table.length()};
+  Fetch fetch{.had_tokens = table.length(), .others_us = others_us(tokens_before)};
   const std::optional<Meeting> meeting =
-      time_to_spare ? meeting_of(below, table.length()) : std::optional<Meeting>();
+      time_to_spare ? meeting_of(below, table.length(), now_us) : std::optional<Meeting>();
   const std::optional<CacheTier> deepest =
-      meeting ? meeting->tier : worth_fetching_from(below, table.length());
+      meeting ? meeting->tier : worth_fetching_from(below, table.length(), fetch.others_us, now_us);
   if (!deepest) return std::nullopt;
   auto read = cache_.read_from_below(ns, wanted, table, *deepest, now_us, fetch.copies, deferred);
   if (!read) return std::nullopt;
@@ -208,8 +229,9 @@ void TierTransfers::start(Fetch fetch, Sequence& s, int64_t now_us) {
     transfer.is_tail = s.tail_comes = true;
     ++counters_.met;
   }
-  transfer.overdue_us = now_us + std::clamp(static_cast<int64_t>(computed_us(fetch.had_tokens, end)),
-                                            kLeastTierWaitUs, kLongestTierWaitUs);
+  const auto computed = static_cast<int64_t>(fetch.others_us + computed_us(fetch.had_tokens, end));
+  transfer.wait_us = std::clamp(computed, kLeastTierWaitUs, kLongestTierWaitUs);
+  transfer.overdue_us = now_us + transfer.wait_us;
 }
 
 // Of requests that come for the first time: one that was preempted had its prompt counted. One that waited no
@@ -233,7 +255,7 @@ void TierTransfers::end_read(UnderWay& transfer, const TransferEnd& end, int64_t
                            transfer.sequences.front()->num_computed < transfer.had_tokens;
     if (!seen_late)
       disk_rate_.read_took(transfer.disk_blocks * token_bytes() * cache_.block_tokens(),
-                           now_us - transfer.started_us);
+                           now_us - begun_us(transfer));
   } else {
     for (const TierRead::Part& part : transfer.read->parts) ++counters_of(part.tier).read_failures;
   }
@@ -247,7 +269,8 @@ std::vector<Sequence*> TierTransfers::give_up_overdue(int64_t now_us) {
   std::vector<Sequence*> given_up;
   for (UnderWay& t : under_way_) {
     if (now_us < t.overdue_us) continue;
-    t.hangs = now_us - t.started_us >= kLongestTierWaitUs;
+    t.hangs = now_us - begun_us(t) >= kLongestTierWaitUs;
+    t.stalls = is_first(t) && now_us - begun_us(t) >= t.wait_us;
     if (std::exchange(t.is_overdue, true)) continue;
     if (!t.read) continue;
     Sequence& s = *t.sequences.front();
@@ -273,8 +296,10 @@ int64_t TierTransfers::next_overdue_us() const {
   for (const UnderWay& t : under_way_) {
     if (!t.is_overdue)
       next = std::min(next, t.overdue_us);
+    else if (!t.stalls && is_first(t))
+      next = std::min(next, begun_us(t) + t.wait_us);
     else if (!t.hangs)
-      next = std::min(next, t.started_us + kLongestTierWaitUs);
+      next = std::min(next, begun_us(t) + kLongestTierWaitUs);
   }
   return next;
 }
@@ -284,15 +309,48 @@ bool TierTransfers::may_give_room() const {
       under_way_, [&](const UnderWay& t) { return t.is_overdue && !t.hangs && holds_device_blocks(t); });
 }
 
-bool TierTransfers::some_overdue(TransferDirection direction) const {
-  return std::ranges::any_of(under_way_,
-                             [&](const UnderWay& t) { return t.is_overdue && t.direction == direction; });
+TierTransfers::Queue TierTransfers::queue_of(const UnderWay& t) {
+  if (t.direction != TransferDirection::kToDevice)
+    return t.direction == TransferDirection::kToDisk ? Queue::kToDisk : Queue::kToHost;
+  return t.disk_blocks > 0 ? Queue::kFromDisk : Queue::kFromHost;
+}
+
+int64_t TierTransfers::begun_us(const UnderWay& t) const {
+  return std::max(t.started_us, last_end_us_[static_cast<size_t>(queue_of(t))]);
+}
+
+bool TierTransfers::is_first(const UnderWay& t) const {
+  const auto same = [&](const UnderWay& other) { return queue_of(other) == queue_of(t); };
+  return &*std::ranges::find_if(under_way_, same) == &t;
+}
+
+// Something of it has ended: the next one's time begins.
+void TierTransfers::queue_goes_on(Queue queue, int64_t now_us) {
+  last_end_us_[static_cast<size_t>(queue)] = now_us;
+  for (UnderWay& t : under_way_) {
+    if (queue_of(t) != queue) continue;
+    t.stalls = t.hangs = false;
+    if (!t.write) continue;  // a request that has given up does not come back
+    t.is_overdue = false;
+    t.overdue_us = now_us + t.wait_us;
+  }
+}
+
+bool TierTransfers::stalls(Queue queue) const {
+  return std::ranges::any_of(under_way_, [&](const UnderWay& t) { return t.stalls && queue_of(t) == queue; });
 }
 
 // ---- figures ----
 
 int32_t TierTransfers::num_overdue() const {
   return static_cast<int32_t>(std::ranges::count_if(under_way_, &UnderWay::is_overdue));
+}
+
+int32_t TierTransfers::num_behind_stalled_disk() const {
+  return static_cast<int32_t>(std::ranges::count_if(under_way_, [&](const UnderWay& t) {
+    const Queue queue = queue_of(t);
+    return (queue == Queue::kFromDisk || queue == Queue::kToDisk) && stalls(queue);
+  }));
 }
 
 int32_t TierTransfers::num_hanging() const {
@@ -312,7 +370,7 @@ TierCounters::Tier& TierTransfers::counters_of(CacheTier tier) {
 }
 
 bool TierTransfers::holds_device_blocks(const UnderWay& t) const {
-  return !t.write || t.write->to == cache_.below()->kind();
+  return !t.write || t.write->from == CacheTier::kDevice;
 }
 
 int32_t TierTransfers::num_of_device() const {

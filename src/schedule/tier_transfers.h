@@ -3,10 +3,13 @@
 // one that is a sequence's counts among its submitted steps (num_in_flight). Also what is learnt of the disk on
 // the way: how fast it reads, and whether it still takes writes. Engine thread; part of the Scheduler.
 //
-// A copy may take for ever: an I/O call that does not return. Nobody waits for one that is overdue, and while one is no
-// more of its kind are begun; what it holds stays held until it returns.
+// A copy may take for ever: an I/O call that does not return. Nobody waits for one that is overdue; what it holds stays
+// held until it returns. A mover carries out those of one queue one after the other, so time behind others is no
+// sign: only the first of a queue can stall, which is that it takes longer than it may since the one before it ended.
+// While it does, no more are put behind it.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -32,10 +35,11 @@ struct TierCounters {  // since start
   int64_t met = 0;             // prefixes that began to come while what stands before them was computed
 };
 
-// A request waits for its prefix as long as computing it would take, but not less and not more than:
+// A request waits for its prefix as long as computing it would take, after the prompts of those that run; but not less
+// and not more than:
 inline constexpr int64_t kLeastTierWaitUs = 100'000, kLongestTierWaitUs = 10'000'000;
-// The latter is also when a copy that no request waits for is overdue, and when one that is overdue hangs: till then whoever
-// cannot run without the room that it holds waits for that.
+// The latter, since something of its queue has ended, is also when a copy that no request waits for is overdue, and when
+// one that is overdue hangs: till then whoever cannot run without the room that it holds waits for that.
 
 class TierTransfers {
  public:
@@ -47,10 +51,11 @@ class TierTransfers {
   void swap_in(std::span<Sequence* const> sequences, std::vector<TierCopy> copies);
 
   // ---- prefixes ----
-  // Ahead of eviction: what the table has published of `tokens` goes down, if that may be now.
-  void write_behind(NamespaceId ns, std::span<const TokenId> tokens, const BlockTable& table,
-                    const Retention& retention, int64_t now_us);
-  // What the tiers below have beyond a table's prefix, where copying it is cheaper than computing it; the table
+  // Ahead of eviction: what is cached of `tokens` goes down, if that may be now.
+  void write_behind(NamespaceId ns, std::span<const TokenId> tokens, const Retention& retention,
+                    int64_t now_us);
+  // What the tiers below have beyond a table's prefix, where it is there sooner than it would be computed, which waits
+  // for the prompts of others: tokens_before; the table
   // has room for it then (KvCache::read_from_below). Where there is time to spare, of which nobody else has use, and the
   // two take about as long, only the tail comes: what stands before it is for the reader to compute meanwhile. To be
   // started.
@@ -58,11 +63,13 @@ class TierTransfers {
     TierRead read;
     std::vector<TierCopy> copies;
     int32_t had_tokens = 0;  // of the prefix, before
+    double others_us = 0;    // that computing would have waited for
     BlockTable tail;         // of a tail that comes alone, which begins there:
     int32_t tail_from = 0;
   };
   std::optional<Fetch> fetch(NamespaceId ns, std::span<const TokenId> wanted, BlockTable& table,
-                             bool time_to_spare, int64_t now_us, std::vector<BlockId>& deferred);
+                             bool time_to_spare, int64_t tokens_before, int64_t now_us,
+                             std::vector<BlockId>& deferred);
   void start(Fetch fetch, Sequence& sequence, int64_t now_us);
 
   // ---- ends ----
@@ -74,7 +81,7 @@ class TierTransfers {
     int64_t hit_tokens = 0;   // of a fetch for a request that came for the first time
     int64_t blocks_lost = 0;  // of a fetch: found no more, since the disk did not have what was written
   };
-  // What it held is given back; what has arrived below may go further down.
+  // What it held is given back; what has arrived below may go further down, and what follows it may follow.
   Ended end(const TransferEnd& end, int64_t now_us);
 
   // Those that wait for copies which are overdue by now: each has the prefix back that it had on the device, and
@@ -86,8 +93,9 @@ class TierTransfers {
   // ---- figures ----
   int32_t size() const { return static_cast<int32_t>(under_way_.size()); }
   int32_t num_overdue() const;
-  int32_t num_hanging() const;    // that hold blocks of the device
-  int32_t num_of_device() const;  // that hold blocks of the device and are not overdue
+  int32_t num_behind_stalled_disk() const;  // to or from the disk, the one that stalls among them
+  int32_t num_hanging() const;              // that hold blocks of the device
+  int32_t num_of_device() const;            // that hold blocks of the device and are not overdue
   const TierCounters& counters() const { return counters_; }
   // Why the disk tier is written no more; empty while it is.
   const std::string& disk_write_error() const { return disk_write_error_; }
@@ -107,28 +115,40 @@ class TierTransfers {
     int32_t had_tokens = 0;   // of the prefix that is read: those before what comes
     bool is_tail = false;     // what stands before it is computed meanwhile
     int64_t disk_blocks = 0;  // read
-    int64_t started_us = 0, overdue_us = kNoDeadline;
-    bool is_overdue = false, hangs = false;
+    int64_t started_us = 0, wait_us = 0, overdue_us = kNoDeadline;  // no wait: it is never overdue
+    bool is_overdue = false, stalls = false, hangs = false;
   };
+  enum class Queue : uint8_t { kToHost, kFromHost, kFromDisk, kToDisk };  // of the mover
+  static Queue queue_of(const UnderWay& transfer);
+  // When the mover may have begun with it: nothing of its queue has ended since.
+  int64_t begun_us(const UnderWay& transfer) const;
+  bool is_first(const UnderWay& transfer) const;  // of its queue
+  void queue_goes_on(Queue queue, int64_t now_us);
   UnderWay& begin(std::span<Sequence* const> sequences, TransferDirection direction,
                   std::vector<TierCopy> copies);
   UnderWay take(uint64_t id);
-  void begin_write(std::optional<TierWrite> write, std::vector<TierCopy> copies, int64_t now_us);
+  void begin_writes(std::vector<TierWrite> writes, int64_t now_us);
+  void begin_write(TierWrite&& write, int64_t now_us);
   void end_write(TierWrite&& write, const Status& status, int64_t now_us);
   void end_read(UnderWay& transfer, const TransferEnd& end, int64_t now_us, Ended& ended);
   int64_t count_hits(const UnderWay& transfer);
-  bool some_overdue(TransferDirection direction) const;
+  bool stalls(Queue queue) const;
+  double waits_for_disk_us(int64_t now_us) const;
   struct Below {  // tokens of a prefix that are there
     int32_t on_host = 0, anywhere = 0;
   };
   double computed_us(int32_t from, int32_t to) const;
-  double copied_us(CacheTier tier, int32_t tokens) const;
-  std::optional<CacheTier> worth_fetching_from(const Below& below, int32_t here);
+  double others_us(int64_t tokens) const {
+    return 1e6 * static_cast<double>(tokens) * costs_.flops_per_token / costs_.flops_per_s;
+  }
+  double copied_us(CacheTier tier, int32_t tokens, int64_t now_us) const;
+  std::optional<CacheTier> worth_fetching_from(const Below& below, int32_t here, double others_us,
+                                               int64_t now_us);
   struct Meeting {
     CacheTier tier = CacheTier::kHost;
     int32_t at = 0;  // tokens, whole blocks
   };
-  std::optional<Meeting> meeting_of(const Below& below, int32_t here) const;
+  std::optional<Meeting> meeting_of(const Below& below, int32_t here, int64_t now_us) const;
   void leave_front(Fetch& fetch, BlockTable& table, int32_t at, int64_t now_us);
   bool holds_device_blocks(const UnderWay& transfer) const;
   TierCounters::Tier& counters_of(CacheTier tier);
@@ -142,7 +162,8 @@ class TierTransfers {
   uint64_t next_id_ = 1;
   TierCounters counters_;
   DiskRate disk_rate_;
-  int32_t disk_writes_failed_ = 0;  // in a row
+  std::array<int64_t, 4> last_end_us_{};  // by queue
+  int32_t disk_writes_failed_ = 0;        // in a row
   std::string disk_write_error_;
 };
 

@@ -15,7 +15,7 @@ Retention Scheduler::retention_of(const Sequence& s, int64_t now_us) const {
 
 void Scheduler::write_behind(Sequence& s, int64_t now_us) {
   if (cache_.below() == nullptr || s.table.empty() || !s.group->fills_shared_prefix()) return;
-  transfers_.write_behind(s.group->ns, s.tokens, s.table, retention_of(s, now_us), now_us);
+  transfers_.write_behind(s.group->ns, s.tokens, retention_of(s, now_us), now_us);
 }
 
 std::optional<TierTransfers::Fetch> Scheduler::fetch_prefix(const Sequence& s, BlockTable& table,
@@ -23,7 +23,17 @@ std::optional<TierTransfers::Fetch> Scheduler::fetch_prefix(const Sequence& s, B
   const bool takes_any = s.group->reads_prefix() && s.group->traits.prefix == PrefixRule::kBlocks;
   if (cache_.below() == nullptr || !takes_any || s.skips_tiers) return std::nullopt;
   const std::span<const TokenId> wanted(s.tokens.data(), s.tokens.size() - 1);
-  return transfers_.fetch(s.group->ns, wanted, table, has_time_to_spare(s), now_us, deferred_now());
+  // What computing costs beside itself: the prompts of those that run take the card first, and each of those that wait gets it
+  // so much later. Of the latter three at most, lest the disk has the queue that the card would have.
+  constexpr int64_t kMostOthers = 3;
+  int64_t before = 0;
+  for (const Sequence* other : running_)
+    if (other != &s && !other->group->paused && !other->copying)
+      before += std::max(0, other->num_prompt_tokens - other->num_planned);
+  const int64_t waiting =
+      static_cast<int64_t>(queue_.size()) - (s.group->state == GroupState::kWaiting ? 1 : 0);
+  before += std::min(waiting, kMostOthers) * (static_cast<int64_t>(wanted.size()) - table.length());
+  return transfers_.fetch(s.group->ns, wanted, table, has_time_to_spare(s), before, now_us, deferred_now());
 }
 
 // To compute what a tier has: nobody else has a prompt to compute. Those who decode bear it as they bear any prompt

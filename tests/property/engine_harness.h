@@ -28,6 +28,7 @@ struct HarnessOptions {
   PreemptionCosts costs;
   Roofline roofline;
   FakeLink host_link;
+  std::string disk_state;  // CoreOptions::disk_kv_state
   BothEnds both_ends = BothEnds::kSpare;
   PolicyMemoryLimits policy_memory;
   ReserveRule reserve;
@@ -75,6 +76,7 @@ class Harness {
                               options.num_blocks);
     core.cache.swap_bytes = options.num_swap_blocks * core.cache.groups.front().block_bytes();
     core.cache.host_bytes = options.num_host_blocks * core.cache.groups.front().block_bytes();
+    core.disk_kv_state = options.disk_state;
     core.cache.disk_bytes = options.num_disk_blocks * core.cache.groups.front().block_bytes();
     core.stored_blocks = options.stored_blocks;
     core.config.preemption_mode = options.preemption_mode;

@@ -37,13 +37,14 @@ std::vector<StoredBlock> run(KvCache& cache, NamespaceId ns, const std::vector<T
   step.commit(copies, deferred);
   cache.publish(ns, tokens, table, table.length(), retention, now_us, deferred);
   std::vector<StoredBlock> stored;
-  std::vector<TierCopy> moves;
-  auto write = cache.write_below(ns, tokens, table, retention, now_us, moves);
-  while (write) {
-    for (const TierCopy& move : moves)
+  std::vector<TierWrite> writes;
+  cache.write_below(ns, tokens, retention, now_us, writes);
+  while (!writes.empty()) {
+    TierWrite write = std::move(writes.back());
+    writes.pop_back();
+    for (const TierCopy& move : write.copies)
       if (move.record != nullptr) stored.push_back(*move.record);
-    moves.clear();
-    write = cache.end_write(std::move(*write), true, now_us, moves);
+    cache.end_write(std::move(write), true, now_us, writes);
   }
   cache.release_deferred(deferred);
   cache.release(std::move(table), now_us);
@@ -59,6 +60,64 @@ TEST(Tiers, AreAChainOfThoseThatAreThere) {
   const auto disk = make(0, 9);
   EXPECT_EQ(disk->below()->kind(), CacheTier::kDisk);
   EXPECT_EQ(disk->tier(CacheTier::kHost), nullptr);
+}
+
+// What is read for a tier below is nobody's room: of 40 blocks a sixteenth of 256 at a time, and what follows if it is there.
+TEST(Tiers, ALongPrefixGoesDownInPartsOfASixteenthOfTheCache) {
+  const auto cache = make(0, 64, 256);
+  const NamespaceId ns = cache->open_namespace({});
+  const std::vector<TokenId> tokens = ids(320), other = ids(80, 1000);
+  for (const auto* t : {&tokens, &other}) {
+    BlockTable table;
+    StepTransaction step = cache->begin(0);
+    ASSERT_TRUE(step.extend(table, static_cast<int32_t>(t->size())));
+    std::vector<BlockCopy> copies;
+    std::vector<BlockId> deferred;
+    step.commit(copies, deferred);
+    cache->publish(ns, *t, table, table.length(), {}, 0, deferred);
+    cache->release_deferred(deferred);
+    cache->release(std::move(table), 0);
+  }
+  std::vector<TierWrite> writes;
+  cache->write_below(ns, tokens, {}, 0, writes);
+  cache->write_below(ns, other, {}, 0, writes);
+  ASSERT_EQ(writes.size(), 1u) << "the sixteenth is taken";
+  std::vector<size_t> parts;
+  while (!writes.empty()) {
+    TierWrite write = std::move(writes.back());
+    writes.pop_back();
+    parts.push_back(write.copies.size());
+    EXPECT_EQ(cache->num_held(), static_cast<int64_t>(write.copies.size()));
+    cache->end_write(std::move(write), true, 0, writes);
+    EXPECT_LE(writes.size(), 1u);
+  }
+  EXPECT_EQ(parts, (std::vector<size_t>{16, 16, 8}));
+  EXPECT_EQ(cache->lookup_below(ns, tokens, CacheTier::kDisk), 320);
+  cache->close_namespace(ns);
+  sound(*cache);
+}
+
+// Memory added before a disk keeps nothing from it, and what it has goes on from there.
+TEST(Tiers, WhatTheHostHasNoRoomForGoesToTheDiskStraight) {
+  const auto cache = make(4, 64);
+  const NamespaceId ns = cache->open_namespace({});
+  EXPECT_EQ(run(*cache, ns, ids(24)).size(), 3u);
+  EXPECT_EQ(cache->lookup_below(ns, ids(24), CacheTier::kHost), 24);
+  EXPECT_EQ(run(*cache, ns, ids(80)).size(), 7u) << "what the disk lacks";
+  EXPECT_EQ(cache->lookup_below(ns, ids(80), CacheTier::kDisk), 80);
+  EXPECT_EQ(cache->lookup_below(ns, ids(80), CacheTier::kHost), 24);
+  cache->close_namespace(ns);
+  sound(*cache);
+}
+
+// The last tier has nothing below that could take it: as much as there is room for.
+TEST(Tiers, OfAPromptLongerThanTheDiskTheFrontIsKept) {
+  const auto cache = make(0, 5);
+  const NamespaceId ns = cache->open_namespace({});
+  EXPECT_EQ(run(*cache, ns, ids(80)).size(), 5u);
+  EXPECT_EQ(cache->lookup_below(ns, ids(80), CacheTier::kDisk), 40);
+  cache->close_namespace(ns);
+  sound(*cache);
 }
 
 TEST(Tiers, LessThanABlockIsRefusedByName) {

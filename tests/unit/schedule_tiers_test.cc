@@ -3,36 +3,10 @@
 // leaves behind.
 #include <numeric>
 
-#include "tests/property/engine_harness.h"
-#include "tests/unit/token_ids.h"
+#include "tests/unit/schedule_tiers_rig.h"
 
 namespace quire {
 namespace {
-
-const Sequence& first_of(Harness& h, RequestId id) {
-  return *h.core().scheduler().find(id)->sequences.front();
-}
-const TierCounters& counters(Harness& h) {
-  return h.core().scheduler().transfers().counters();
-}
-const KvCache& tier(Harness& h, CacheTier kind) {
-  return *h.core().cache().tier(kind);
-}
-
-// 24 blocks on the device, 100 on the host; a prompt of 160 tokens takes 20.
-HarnessOptions two_tiers() {
-  HarnessOptions o;
-  o.num_blocks = 24;
-  o.num_host_blocks = 100;
-  return o;
-}
-
-RequestId ask(Harness& h, int32_t first, const std::string& salt = "", const std::string& tenant = "") {
-  CoreRequest more;
-  more.cache_salt = salt;
-  more.tenant = tenant;
-  return h.submit(ids(160, first), Harness::greedy(2), more);
-}
 
 TEST(HostTier, WhatTheDeviceHasLostComesBackToTheToken) {
   Harness h(two_tiers());
@@ -183,22 +157,6 @@ TEST(HostTier, ALinkThatIsSlowerThanComputingIsNotUsed) {
   h.expect_sound();
 }
 
-// The disk alone below the device, or behind a host tier that holds one prompt of 20 blocks and little more.
-HarnessOptions with_disk(int32_t host_blocks) {
-  HarnessOptions o = two_tiers();
-  o.num_host_blocks = host_blocks;
-  o.num_disk_blocks = 100;
-  return o;
-}
-
-// Three prompts one after the other: the device and the small host tier have lost the first.
-void fill(Harness& h, const std::string& salt = "") {
-  for (const int32_t first : {0, 300, 600}) {
-    ask(h, first, salt);
-    h.run();
-  }
-}
-
 TEST(DiskTier, WhatAllTiersAboveHaveLostComesBackToTheToken) {
   for (const int32_t host_blocks : {0, 24}) {
     Harness h(with_disk(host_blocks));
@@ -267,7 +225,7 @@ TEST(DiskTier, AWriteBehindTheHostTierHoldsNobodyUp) {
   Harness h(with_disk(24));
   ask(h, 0);
   while (h.core().num_unfinished() > 0) ASSERT_TRUE(h.core().step() || h.core().wait_for_copy());
-  h.mover().set_fault([] { return FakeMover::Fault{.delay_us = 10'000'000}; });
+  h.mover().set_disk_hang([] { return 10'000'000; });
   while (h.core().scheduler().transfers().num_of_device() > 0 || h.core().scheduler().transfers().size() == 0)
     ASSERT_TRUE(h.core().step() || h.core().wait_for_copy());
   const int64_t start = h.clock().now_us();
@@ -344,14 +302,6 @@ TEST(DiskTier, AfterEightFailedWritesInARowNoMoreAreBegunAndTheFiguresSayWhy) {
   h.expect_all_ended();
 }
 
-// Bounded: where nobody gives up, nothing ever ends.
-void step_to_the_end(Harness& h) {
-  for (int i = 0; h.step(); ++i) ASSERT_LT(i, 20'000) << "it never ends";
-}
-void step_until_ended(Harness& h, RequestId id) {
-  for (int i = 0; h.record(id).num_ends == 0; ++i) ASSERT_TRUE(h.step() && i < 20'000) << "it never ends";
-}
-
 // Slow once, so that computing is cheaper: that read is not waited for, and when it has told how long it took the
 // disk is left alone; tried again after a while.
 TEST(DiskTier, ADiskThatIsSlowerThanComputingIsLeftAloneForAWhile) {
@@ -386,8 +336,6 @@ TEST(DiskTier, ADiskThatIsSlowerThanComputingIsLeftAloneForAWhile) {
   h.expect_sound();
   h.expect_all_ended();
 }
-
-constexpr int64_t kAnHourUs = 3'600'000'000;
 
 // A call that does not return: its request computes after a tenth of a second, the blocks that are being written
 // stay held, others do not ask the disk, and when it has returned all is as before.
@@ -448,7 +396,7 @@ TEST(DiskTier, ACancelWhileACopyHangsEndsTheRequestAndLeaksNothing) {
 
 // Room that a copy holds which does not return is nobody's: who cannot do without it is told so.
 TEST(DiskTier, AWriteThatHangsHoldsNobodyUpForEver) {
-  for (const int32_t num_blocks : {64, 24}) {
+  for (const int32_t num_blocks : {64, 21}) {
     HarnessOptions o = with_disk(0);
     o.num_blocks = num_blocks;
     Harness h(o);
@@ -468,7 +416,7 @@ TEST(DiskTier, AWriteThatHangsHoldsNobodyUpForEver) {
     EXPECT_LT(h.clock().now_us() - start, 2 * kLongestTierWaitUs);
     const SequenceRecord& end = h.record(other).sequences[0];
     EXPECT_EQ(end.finish, num_blocks == 64 ? FinishReason::kLength : FinishReason::kFailed);
-    if (num_blocks == 24) {
+    if (num_blocks == 21) {
       EXPECT_EQ(end.error->code, Code::kResourceExhausted);
       EXPECT_NE(end.error->message.find("1 copies"), std::string::npos) << end.error->message;
     }

@@ -1,0 +1,124 @@
+// How much of the tiers copies may take, step by step as in schedule_tiers_test.cc: where a tier is small, the disk busy, or the card.
+#include "tests/unit/schedule_tiers_rig.h"
+
+namespace quire {
+namespace {
+
+// Memory that is added keeps nothing from the disk: a prompt that the host has no room for goes there straight.
+TEST(DiskTier, AHostTierShorterThanAPromptKeepsItNotFromTheDisk) {
+  for (const int32_t host_blocks : {0, 24, 16, 1}) {
+    HarnessOptions o = with_disk(host_blocks);
+    o.num_blocks = 64;
+    Harness h(o);
+    fill(h);
+    EXPECT_EQ(tier(h, CacheTier::kDisk).num_cached(), 60) << "host tier of " << host_blocks;
+    EXPECT_EQ(counters(h).disk.writes, 60) << "each once";
+    if (host_blocks < 20 && host_blocks > 0) {
+      EXPECT_EQ(counters(h).host.writes, 0);
+    }
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+}
+
+// A sixteenth of the device is what writes may hold of it, the new one among them; the rest is evicted if it must be, and
+// else follows.
+TEST(DiskTier, AWriteHoldsAtMostASixteenthOfTheDevice) {
+  HarnessOptions o = with_disk(0);
+  o.num_blocks = 32;
+  Harness h(o);
+  h.mover().set_disk_hang([] { return 1'000'000; });
+  ask(h, 0);
+  while (h.core().num_unfinished() > 0) ASSERT_TRUE(h.core().step());
+  EXPECT_EQ(h.core().cache().num_held(), 2);
+  const RequestId other = ask(h, 300);
+  const int64_t start = h.clock().now_us();
+  while (h.record(other).num_ends == 0) ASSERT_TRUE(h.step());
+  EXPECT_LT(h.clock().now_us() - start, 1'000'000) << "30 blocks are room for 21";
+  h.run();
+  EXPECT_GT(tier(h, CacheTier::kDisk).num_cached(), 2) << "what was still there followed";
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+// Busy is not hanging: time behind others does not count.
+TEST(DiskTier, ADiskThatIsBusyDoesNotHang) {
+  HarnessOptions o = with_disk(0);
+  o.num_blocks = 1280;
+  o.disk_state = "on";
+  Harness h(o);
+  h.mover().set_disk_hang([] { return 6'000'000; });
+  const auto state = [&h] {
+    EngineStats stats;
+    h.core().fill_stats(stats);
+    return stats.disk_kv_state;
+  };
+  for (const int32_t first : {0, 200, 400}) {  // written after 6, 12 and 18 s
+    ask(h, first);
+    while (h.core().num_unfinished() > 0) ASSERT_TRUE(h.core().step());
+  }
+  const int64_t start = h.clock().now_us();
+  while (h.core().scheduler().transfers().size() > 1) {
+    ASSERT_TRUE(h.step());
+    EXPECT_EQ(state(), "on") << (h.clock().now_us() - start) / 1000 << " ms later";
+  }
+  EXPECT_GT(h.clock().now_us() - start, kLongestTierWaitUs)
+      << "the third has waited longer than one may take";
+  ask(h, 600);
+  h.run();
+  EXPECT_EQ(counters(h).disk.writes, 80) << "more are begun";
+  EXPECT_EQ(tier(h, CacheTier::kDisk).num_cached(), 80);
+  h.mover().set_disk_hang([] { return kAnHourUs; });
+  ask(h, 800);
+  while (h.core().num_unfinished() > 0) ASSERT_TRUE(h.core().step());
+  while (state() == "on") ASSERT_TRUE(h.step());
+  EXPECT_EQ(state(), "hangs: 1 copies have not returned");
+  step_to_the_end(h);
+  EXPECT_EQ(state(), "on");
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+// Copying that takes longer than computing is the sooner one where the card has others' prompts to compute first.
+TEST(DiskTier, IsReadWhereComputingWouldWaitForTheCard) {
+  enum class Others { kNone, kRun, kWait };
+  for (const Others others : {Others::kNone, Others::kRun, Others::kWait}) {
+    HarnessOptions o = with_disk(0);
+    o.num_blocks = 128;
+    o.num_disk_blocks = 300;
+    o.max_context_tokens = 1000;
+    o.max_step_tokens = 64;
+    o.max_prefill_chunk_tokens = 32;
+    o.both_ends = BothEnds::kNever;
+    const double read_us = 159 * 8.0;  // of 8 us a token
+    o.costs = {.transfer_us = 0,
+               .disk_bytes_per_s = 64e6 / 8,
+               .flops_per_s = 1e12,
+               .flops_per_token = 4e6,  // 4 us
+               .flops_per_token_pair = 0,
+               .step_us = 0};
+    Harness h(o);
+    for (const int32_t first : {0, 100, 200, 300, 400, 500, 600}) {
+      ask(h, first);
+      h.run();
+    }
+    if (others == Others::kRun) {
+      h.submit(ids(600, 700), Harness::greedy(2), {});
+      h.step();
+    }
+    const RequestId again = ask(h, 0);
+    if (others == Others::kWait)
+      for (const int32_t first : {850, 900}) ask(h, first);
+    h.step();
+    const Sequence& s = first_of(h, again);
+    EXPECT_EQ(s.copying, others != Others::kNone)
+        << "computed in " << read_us / 2 << " us, or behind " << 600 * 4.0;
+    h.run();
+    h.expect_greedy(again);
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+}
+
+}  // namespace
+}  // namespace quire
