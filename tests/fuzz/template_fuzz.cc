@@ -1,4 +1,5 @@
 // Chat templates and their variables: they render within their limits or fail with a message. Input: variables (JSON), NUL, template.
+// The corpus has templates that cost much: values doubled and nested, lazy ones, chains of operators.
 #include "src/base/check.h"
 #include "src/text/chat_template.h"
 #include "tests/fuzz/fuzz_target.h"

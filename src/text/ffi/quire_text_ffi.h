@@ -76,7 +76,8 @@ typedef struct quire_decode_rules {
 } quire_decode_rules;
 quire_decode_rules quire_tokenizer_decode_rules(const quire_tokenizer* tokenizer);
 
-/* variables: a JSON object that every rendering sees. max_steps: instructions, and one more per 64 bytes made. */
+/* variables: a JSON object that every rendering sees. max_steps: instructions (the checks of values are some), and one more per 64
+ * bytes made or four parts of a list or map looked through. No template ends the thread's stack, if that has 2 MiB. */
 int quire_template_open(const char* source, size_t source_bytes, const char* variables,
                         size_t variables_bytes, uint64_t max_steps, uint64_t max_output_bytes,
                         quire_template** chat_template, quire_text* error);

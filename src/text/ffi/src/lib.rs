@@ -2,6 +2,7 @@
 //! This file is the boundary: pointers become slices, results become codes, panics become errors. No other file is unsafe.
 
 mod charsmap;
+mod checked_tree;
 mod cuts;
 mod decode_table;
 mod length_bound;
@@ -10,7 +11,9 @@ mod sentencepiece;
 mod sentencepiece_bpe;
 mod strftime;
 mod template;
+mod template_source;
 mod tokenizer;
+mod value_bounds;
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 

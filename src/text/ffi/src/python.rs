@@ -41,15 +41,20 @@ pub fn indent(
     let by = match width.as_ref().map(|width| (width.as_usize(), width.as_str())) {
         None => " ".repeat(4),
         Some((Some(spaces), _)) if spaces <= MAX_INDENT => " ".repeat(spaces),
-        Some((_, Some(text))) => text.to_string(),
+        Some((_, Some(text))) if text.len() <= MAX_INDENT => text.to_string(),
         Some(_) => {
-            let message = format!("indent: width must be text or a number up to {MAX_INDENT}");
+            let message = format!("indent: width must be a number up to {MAX_INDENT} or text of as many bytes");
             return Err(Error::new(ErrorKind::InvalidOperation, message));
         }
     };
     let ended = text + "\n";
+    let lines = split_lines(&ended);
+    if lines.len() * by.len() > MAX_INDENT_BYTES {
+        let message = format!("indent: it would add {} bytes; {MAX_INDENT_BYTES} is the limit", lines.len() * by.len());
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
     let mut out = String::new();
-    for (at, line) in split_lines(&ended).into_iter().enumerate() {
+    for (at, line) in lines.into_iter().enumerate() {
         if at > 0 {
             out.push('\n');
         }
@@ -61,8 +66,24 @@ pub fn indent(
     Ok(out)
 }
 
-/// Wider indents would multiply a text past what its fuel paid for.
-const MAX_INDENT: usize = 64;
+const MAX_INDENT: usize = 64; // bytes of a line
+const MAX_INDENT_BYTES: usize = 32 << 20;
+const BYTES_PER_STEP: usize = 64;
+
+/// For bytes about to be made; minijinja asks once they are there.
+fn pay(state: &State, bytes: usize) -> Result<(), Error> {
+    state.consume_fuel((bytes / BYTES_PER_STEP) as u64)
+}
+
+/// A method of Python's. `format` may repeat its arguments, and pad each to any width that its library takes.
+pub fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    if let ("format", Some(text)) = (name, value.as_str()) {
+        let longest = args.iter().map(|arg| arg.as_str().map_or_else(|| arg.to_string().len(), str::len)).max().unwrap_or(0);
+        let padding = if text.contains(':') { usize::from(u16::MAX) } else { 0 };
+        pay(state, text.matches('{').count().saturating_mul(longest + padding))?;
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+}
 
 struct Style {
     indent: Option<String>, // of one level; absent: one line
@@ -72,9 +93,11 @@ struct Style {
     sort_keys: bool,
 }
 
-struct Writer<'a> {
+struct Writer<'a, 'b, 'c> {
+    state: &'a State<'b, 'c>,
     style: &'a Style,
     out: String,
+    paid_bytes: usize,
 }
 
 /// Deeper than any schema of a tool, and far from the end of a thread's stack.
@@ -85,14 +108,14 @@ fn unserializable(what: impl std::fmt::Display) -> Error {
 }
 
 /// `value | tojson(indent=None, ensure_ascii=False, separators=None, sort_keys=False)`.
-pub fn tojson(_state: &State, value: Value, indent: Option<Value>, kwargs: Kwargs) -> Result<String, Error> {
+pub fn tojson(state: &State, value: Value, indent: Option<Value>, kwargs: Kwargs) -> Result<String, Error> {
     let indent = match indent {
         Some(indent) => Some(indent),
         None => kwargs.get::<Option<Value>>("indent")?,
     };
     let indent = indent.filter(|v| !v.is_none()).map(|v| match v.as_usize() {
         Some(width) => " ".repeat(width.min(MAX_INDENT)),
-        None => v.as_str().unwrap_or_default().to_string(),
+        None => v.as_str().unwrap_or_default().chars().take(MAX_INDENT).collect(),
     });
     let separators = kwargs.get::<Option<Value>>("separators")?.filter(|v| !v.is_none());
     let separator = |at: usize, default: &str| match &separators {
@@ -107,15 +130,20 @@ pub fn tojson(_state: &State, value: Value, indent: Option<Value>, kwargs: Kwarg
         sort_keys: kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
     };
     kwargs.assert_all_used()?;
-    let mut writer = Writer { style: &style, out: String::new() };
+    let mut writer = Writer { state, style: &style, out: String::new(), paid_bytes: 0 };
     writer.value(&value, 0)?;
     Ok(writer.out)
 }
 
-impl Writer<'_> {
+impl Writer<'_, '_, '_> {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         if depth > MAX_DEPTH {
             return Err(unserializable(format!("a value nested more than {MAX_DEPTH} deep")));
+        }
+        let unpaid = self.out.len() - self.paid_bytes;
+        if unpaid >= BYTES_PER_STEP {
+            pay(self.state, unpaid)?;
+            self.paid_bytes = self.out.len();
         }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),

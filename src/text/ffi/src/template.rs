@@ -1,19 +1,21 @@
 //! A chat template, rendered as Hugging Face's `apply_chat_template` does: Jinja with `trim_blocks`, `lstrip_blocks`, loop controls,
-//! Python's methods, `raise_exception`, `strftime_now` and a plain `tojson`. Fuel bounds steps and the bytes they make; the writer
-//! bounds the output.
+//! Python's methods, `raise_exception`, `strftime_now` and a plain `tojson`. Fuel bounds steps and the bytes that they make,
+//! `template_source` the parser's work, and `value_bounds` what one step can work on.
 
-use std::io::{self, Write};
-
+use minijinja::machinery::{self, CodeGenerator};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
 
-use crate::{invalid, python, strftime, Failure, Outcome, RESOURCE_EXHAUSTED};
+use crate::value_bounds::{self, Passed};
+use crate::{checked_tree, invalid, python, strftime, template_source, Failure, Outcome, RESOURCE_EXHAUSTED};
 
 const NAME: &str = "chat template";
 const NOW: &str = "__quire_now_unix_s";
 
 pub struct Template {
+    source: String,
+    syntax: SyntaxConfig,
     environment: Environment<'static>,
     variables: serde_json::Map<String, serde_json::Value>,
     max_steps: u64,
@@ -52,26 +54,6 @@ fn strftime_now(state: &State, format: String) -> Result<String, Error> {
         .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: format \"{format}\" is not understood")))
 }
 
-struct Bounded {
-    text: Vec<u8>,
-    max_bytes: u64,
-    over: bool,
-}
-
-impl Write for &mut Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if (self.text.len() + bytes.len()) as u64 > self.max_bytes {
-            self.over = true;
-            return Err(io::ErrorKind::Other.into());
-        }
-        self.text.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 fn parse_object(json: &[u8], what: &str) -> Outcome<serde_json::Map<String, serde_json::Value>> {
     if json.is_empty() {
         return Ok(serde_json::Map::new());
@@ -79,64 +61,78 @@ fn parse_object(json: &[u8], what: &str) -> Outcome<serde_json::Map<String, serd
     serde_json::from_slice(json).map_err(|e| invalid(format!("{what} are not a JSON object: {e}")))
 }
 
-fn raised(error: &Error) -> Option<String> {
+/// What a filter or function of this crate gave as the cause.
+fn cause<T: std::error::Error + 'static>(error: &Error) -> Option<&T> {
     let mut cause = std::error::Error::source(error);
-    while let Some(now) = cause {
-        if let Some(raised) = now.downcast_ref::<Raised>() {
-            return Some(raised.0.clone());
+    while let Some(at) = cause {
+        if let Some(found) = at.downcast_ref::<T>() {
+            return Some(found);
         }
-        cause = now.source();
+        cause = at.source();
     }
     None
 }
 
 impl Template {
     pub fn new(source: &str, variables: &[u8], max_steps: u64, max_output_bytes: u64) -> Outcome<Template> {
-        let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| invalid(e.to_string()))?);
+        let syntax = syntax.map_err(|e| invalid(e.to_string()))?;
+        template_source::check(source, &syntax)?;
+        let mut environment = Environment::new();
         environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python::method);
         environment.set_fuel(Some(max_steps));
         environment.add_filter("tojson", python::tojson);
         environment.add_filter("indent", python::indent);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
-        environment
-            .add_template_owned(NAME, source.to_string())
-            .map_err(|e| invalid(format!("chat template does not parse: {e}")))?;
-        Ok(Template {
-            environment,
-            variables: parse_object(variables, "chat template's variables")?,
-            max_steps,
-            max_output_bytes,
-        })
+        value_bounds::add_to(&mut environment, max_output_bytes);
+        let variables = parse_object(variables, "chat template's variables")?;
+        let made = Template { source: source.to_string(), syntax, environment, variables, max_steps, max_output_bytes };
+        made.compile().map_err(|e| invalid(format!("chat template does not parse: {e}")))?;
+        Ok(made)
+    }
+
+    /// Its instructions point into the source; to compile it again takes less than to render it.
+    fn compile(&self) -> Result<CodeGenerator<'_>, Error> {
+        let tree = machinery::parse(&self.source, NAME, self.syntax.clone())?;
+        let mut code = CodeGenerator::new(NAME, &self.source);
+        code.compile_stmt(&checked_tree::tree(&tree));
+        Ok(code)
     }
 
     pub fn render(&self, variables: &[u8], now_unix_s: i64) -> Outcome<String> {
         let mut all = self.variables.clone();
         all.extend(parse_object(variables, "chat variables")?);
         all.insert(NOW.into(), now_unix_s.into());
-        let template = self.environment.get_template(NAME).map_err(|e| invalid(e.to_string()))?;
-        let mut out = Bounded { text: Vec::new(), max_bytes: self.max_output_bytes, over: false };
-        let outcome = template.render_captured_to(Value::from(Serde(&all)), &mut out).map(|_| ());
-        if let Err(error) = outcome {
-            return Err(self.failure(&error, out.over));
+        let text = self.run(Value::from(Serde(&all))).map_err(|error| self.failure(&error))?;
+        if text.len() as u64 > self.max_output_bytes {
+            return Err(self.exhausted(&value_bounds::output_passed(self.max_output_bytes)));
         }
-        String::from_utf8(out.text).map_err(|e| invalid(format!("chat template made text that is not UTF-8: {e}")))
+        Ok(text)
     }
 
-    fn failure(&self, error: &Error, output_over: bool) -> Failure {
-        if output_over {
-            let message = format!("chat template's output passes {} bytes (max_output_bytes)", self.max_output_bytes);
-            return Failure { code: RESOURCE_EXHAUSTED, message };
+    fn run(&self, variables: Value) -> Result<String, Error> {
+        let (instructions, blocks) = self.compile()?.finish();
+        let mut text = String::new();
+        let mut out = machinery::make_string_output(&mut text);
+        machinery::eval(&self.environment, &instructions, variables, &blocks, &mut out, AutoEscape::None).map(|_| ())?;
+        Ok(text)
+    }
+
+    fn exhausted(&self, what: &str) -> Failure {
+        Failure { code: RESOURCE_EXHAUSTED, message: format!("chat template {what}") }
+    }
+
+    fn failure(&self, error: &Error) -> Failure {
+        if let Some(Raised(message)) = cause(error) {
+            return invalid(format!("chat template: {}", cut(message.clone())));
         }
-        if let Some(message) = raised(error) {
-            return invalid(format!("chat template: {}", cut(message)));
+        if let Some(Passed(what)) = cause(error) {
+            return self.exhausted(what);
         }
         if error.kind() == ErrorKind::OutOfFuel {
-            let message = format!("chat template takes more than {} steps (max_steps)", self.max_steps);
-            return Failure { code: RESOURCE_EXHAUSTED, message };
+            return self.exhausted(&format!("takes more than {} steps (max_steps)", self.max_steps));
         }
         invalid(format!("chat template: {}", cut(error.to_string())))
     }

@@ -1,0 +1,151 @@
+//! What a template may hold and work on: the filters that `checked_tree` puts around operands, and the formatter.
+//!
+//! - `SETTLED`: the value has at most so many parts and bytes, each counted as often as it occurs, and is nested at most so deep; what
+//!   was lazy (`a + b`, `a * n`, a slice, a filter's items) is a list. Looking through it is paid for.
+//! - `STORED`, of what an attribute of a namespace becomes: the same, and no namespace is in it, so that none holds itself.
+//! - `CHARGED`: nothing but the price of a text, which minijinja takes for the first argument of any filter.
+
+use minijinja::value::{DynObject, ObjectRepr, Value};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State};
+
+pub const SETTLED: &str = "__quire_settled";
+pub const STORED: &str = "__quire_stored";
+pub const CHARGED: &str = "__quire_charged";
+
+/// A list of any use is far smaller: `range` itself ends at 100,000.
+const MAX_PARTS: u64 = 1 << 20;
+/// JSON comes at most 128 deep; what walks a value takes some hundred bytes of stack for a level.
+const MAX_DEPTH: usize = 192;
+/// Texts beyond what may be put out are of no use, but one may be put together of several.
+const OUTPUTS_PER_VALUE: u64 = 2;
+/// Captured texts (macros, set blocks) count as they are put out, and again where they are used.
+const OUTPUTS_PER_RENDERING: u64 = 4;
+const PARTS_PER_STEP: u64 = 4;
+const BYTES_PER_STEP: u64 = 64;
+
+/// A bound that a template passed.
+#[derive(Debug)]
+pub struct Passed(pub String);
+
+impl std::fmt::Display for Passed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+impl std::error::Error for Passed {}
+
+fn passed(what: String) -> Error {
+    Error::new(ErrorKind::InvalidOperation, "a bound is passed").with_source(Passed(what))
+}
+
+struct Walk {
+    parts: u64,
+    bytes: u64,
+    max_bytes: u64,
+    to_store: bool,
+}
+
+impl Walk {
+    fn count(&mut self, bytes: usize, depth: usize) -> Result<(), Error> {
+        self.parts += 1;
+        self.bytes = self.bytes.saturating_add(bytes as u64);
+        if self.parts > MAX_PARTS {
+            return Err(passed(format!("makes a value of more than {MAX_PARTS} parts")));
+        }
+        if self.bytes > self.max_bytes {
+            return Err(passed(format!("makes a value of more than {} bytes (max_output_bytes)", self.max_bytes)));
+        }
+        if depth > MAX_DEPTH {
+            return Err(passed(format!("makes a value nested more than {MAX_DEPTH} deep")));
+        }
+        Ok(())
+    }
+
+    /// The value to take instead, where it or something in it was lazy.
+    fn settle(&mut self, value: &Value, depth: usize) -> Result<Option<Value>, Error> {
+        self.count(value.as_str().map_or(0, str::len), depth)?;
+        match value.as_object() {
+            Some(object) => self.settle_object(object, depth),
+            None => Ok(None),
+        }
+    }
+
+    fn settle_object(&mut self, object: &DynObject, depth: usize) -> Result<Option<Value>, Error> {
+        let kind = object.type_name();
+        if self.to_store && (kind.ends_with("::Namespace") || kind.ends_with("::Loop")) {
+            return Err(Error::new(ErrorKind::InvalidOperation, "a namespace cannot hold a namespace or a loop"));
+        }
+        match object.repr() {
+            ObjectRepr::Plain => Ok(None),
+            ObjectRepr::Map => self.settle_map(object, depth),
+            ObjectRepr::Seq => self.settle_items(object, depth, false),
+            _ => self.settle_items(object, depth, true),
+        }
+    }
+
+    fn settle_items(&mut self, object: &DynObject, depth: usize, mut changed: bool) -> Result<Option<Value>, Error> {
+        let mut items = Vec::new();
+        for item in object.try_iter().into_iter().flatten() {
+            let settled = self.settle(&item, depth + 1)?;
+            changed |= settled.is_some();
+            items.push(settled.unwrap_or(item));
+        }
+        Ok(changed.then(|| Value::from(items)))
+    }
+
+    fn settle_map(&mut self, object: &DynObject, depth: usize) -> Result<Option<Value>, Error> {
+        let mut pairs = Vec::new();
+        let mut changed = false;
+        for (key, item) in object.try_iter_pairs().into_iter().flatten() {
+            self.count(key.as_str().map_or(0, str::len), depth)?;
+            let settled = self.settle(&item, depth + 1)?;
+            changed |= settled.is_some();
+            pairs.push((key, settled.unwrap_or(item)));
+        }
+        Ok(changed.then(|| pairs.into_iter().collect()))
+    }
+}
+
+fn settle(state: &State, value: Value, max_bytes: u64, to_store: bool) -> Result<Value, Error> {
+    if value.as_object().is_none() && value.as_str().map_or(true, |text| text.len() as u64 <= max_bytes) {
+        return Ok(value);
+    }
+    let mut walk = Walk { parts: 0, bytes: 0, max_bytes, to_store };
+    let settled = walk.settle(&value, 0);
+    state.consume_fuel(walk.parts / PARTS_PER_STEP + walk.bytes / BYTES_PER_STEP)?;
+    Ok(settled?.unwrap_or(value))
+}
+
+struct Put {
+    bytes: u64,
+}
+
+/// Writes as minijinja does, and counts.
+fn put(out: &mut Output, state: &mut State, value: &Value, max_output_bytes: u64) -> Result<(), Error> {
+    let plain = value.as_object().is_some() && matches!(state.auto_escape(), AutoEscape::None);
+    let text = plain.then(|| value.to_string());
+    let bytes = text.as_deref().or(value.as_str()).map_or(0, str::len);
+    let put = state.get_or_insert_extension(Put { bytes: 0 });
+    put.bytes += bytes as u64;
+    if put.bytes > max_output_bytes.saturating_mul(OUTPUTS_PER_RENDERING) {
+        return Err(passed(output_passed(max_output_bytes)));
+    }
+    match text {
+        Some(text) => out.write_str(&text).map_err(Error::from),
+        None => minijinja::escape_formatter(out, state, value),
+    }
+}
+
+pub fn output_passed(max_output_bytes: u64) -> String {
+    format!("puts out more than {max_output_bytes} bytes (max_output_bytes)")
+}
+
+pub fn add_to(environment: &mut Environment<'static>, max_output_bytes: u64) {
+    let max_bytes = max_output_bytes.saturating_mul(OUTPUTS_PER_VALUE);
+    environment.add_filter(SETTLED, move |state: &State, value: Value| settle(state, value, max_bytes, false));
+    environment.add_filter(STORED, move |state: &State, value: Value| settle(state, value, max_bytes, true));
+    environment.add_filter(CHARGED, |value: Value| value);
+    environment.set_formatter(move |out, state, value| put(out, state, value, max_output_bytes));
+    environment.remove_global("debug"); // it writes every value of the rendering
+    environment.remove_filter("pprint"); // a line for each part, indented by its depth
+}

@@ -1,0 +1,164 @@
+// Chat templates of a hostile model: each ends with an error, soon, and takes neither the stack nor the memory of
+// the process along. Rendered on a thread of 2 MiB, the least that a server's thread has.
+#include <pthread.h>
+
+#include <chrono>
+#include <functional>
+
+#include "src/text/chat_template.h"
+#include "tests/unit/text_fixture.h"
+
+namespace quire::test {
+namespace {
+
+void on_small_stack(const std::function<void()>& work) {
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  ASSERT_EQ(pthread_attr_setstacksize(&attributes, 2 << 20), 0);
+  pthread_t thread;
+  const auto run = [](void* work) -> void* {
+    (*static_cast<const std::function<void()>*>(work))();
+    return nullptr;
+  };
+  ASSERT_EQ(pthread_create(&thread, &attributes, run, const_cast<std::function<void()>*>(&work)), 0);
+  pthread_join(thread, nullptr);
+  pthread_attr_destroy(&attributes);
+}
+
+std::string repeated(std::string_view part, int times) {
+  std::string text;
+  for (int i = 0; i < times; ++i) text += part;
+  return text;
+}
+
+struct Outcome {
+  Code code = Code::kOk;
+  std::string text;  // or the error's message
+};
+
+Outcome outcome_of(std::string_view source) {
+  Outcome outcome;
+  on_small_stack([&] {
+    const auto chat = ChatTemplate::from_source(source, "{}");
+    const Result<std::string> text = chat ? (*chat)->render_json(R"({"messages": [{"role": "user"}]})", 0)
+                                          : Result<std::string>(chat.error());
+    outcome = text ? Outcome{.code = Code::kOk, .text = *text}
+                   : Outcome{.code = text.error().code, .text = text.error().message};
+  });
+  return outcome;
+}
+
+void expect_refused(std::string_view source, std::string_view reason) {
+  const auto start = std::chrono::steady_clock::now();
+  const Outcome outcome = outcome_of(source);
+  const std::string_view shown = source.substr(0, 200);
+  EXPECT_NE(outcome.code, Code::kOk) << shown;
+  EXPECT_NE(outcome.text.find(reason), std::string::npos) << shown << ": " << outcome.text;
+  // The slowest takes a second on a machine of its own.
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60)) << shown;
+}
+
+// A variable that is made anew from itself, as often as range allows.
+std::string grown(std::string_view step, int times = 60, std::string_view use = "{{ ns.x | length }}") {
+  return "{% set ns = namespace(x=[1]) %}{% for i in range(" + std::to_string(times) +
+         ") %}{% set ns.x = " + std::string(step) + " %}{% endfor %}" + std::string(use);
+}
+
+constexpr char kParts[] = "makes a value of more than 1048576 parts";
+constexpr char kDeep[] = "makes a value nested more than 192 deep";
+constexpr char kSteps[] = "more than 10000000 steps (max_steps)";
+
+TEST(HostileChatTemplate, CannotDoubleAValue) {
+  for (const char* step : {"ns.x + ns.x", "[ns.x, ns.x]", "(ns.x, ns.x)", "{'a': ns.x, 'b': ns.x}",
+                           "ns.x * 2", "ns.x | chain(ns.x)", "[ns.x, ns.x] | sum(start=[])",
+                           "(ns.x + ns.x) | batch(1) | list", "[[ns.x, ns.x]][0]"})
+    expect_refused(grown(step), kParts);
+  for (const char* use :
+       {"{{ ns.x }}", "{{ ns.x == ns.y }}", "{{ ns.x | tojson }}", "{{ ns.x in [ns.y] }}",
+        "{{ ns.x | string }}", "{{ {ns.x: 1} }}", "{{ [ns.x, ns.x] | sort }}", "{{ ns.x ~ 'a' }}"})
+    expect_refused(grown("[ns.x, ns.x] %}{% set ns.y = [ns.x, ns.x]", 60, use), kParts);
+  expect_refused("{% set x = [1] %}" + repeated("{% set x = x + x %}", 60) + "{{ x }}", kParts);
+  expect_refused("{% macro f(x) %}{{ f([x, x]) }}{% endmacro %}{{ f([1]) }}", "chat template");
+  expect_refused("{{ [1]" + repeated("*1000", 20) + " == 1 }}", "chat template");
+  expect_refused("{{ ([1] * 100000000) | length }}", kParts);
+}
+
+TEST(HostileChatTemplate, CannotNestAValueOrAnIterator) {
+  for (const char* step : {"[ns.x]", "{'a': ns.x}", "(ns.x,)"}) {
+    expect_refused(grown(step, 99999, "{{ ns.x }}"), kDeep);
+    expect_refused(grown(step, 99999, ""), kDeep);
+  }
+  for (const char* step : {"ns.x[0:]", "ns.x * 1", "ns.x | map('int')", "[ns.x[0]][0:]"})
+    EXPECT_EQ(outcome_of(grown(step, 9999, "{{ ns.x }}")).text, "[1]") << step;
+  for (const char* step : {"ns", "[ns]", "{'a': ns}", "namespace(x=ns.x, y=ns)", "loop"})
+    expect_refused(grown(step, 2), "a namespace cannot hold a namespace or a loop");
+}
+
+TEST(HostileChatTemplate, CannotTakeAllMemory) {
+  expect_refused(grown("[ns.x] * 16 %}{% set ns.x = ns.x | join('aaaaaaaaaaaaaaaa')", 10), "chat template");
+  expect_refused("{{ 'a' * 4000000000 }}", kSteps);
+  expect_refused("{{ (range(100000) | list) | join('x' * 1000000) }}", kSteps);
+  expect_refused("{{ ('x' * 1000000).join(range(100000) | list) }}", kSteps);
+  expect_refused("{{ (range(100000) | list) | tojson(separators=('x' * 1000000, ':')) }}", kSteps);
+  expect_refused("{{ ('{0:60000}' * 100000).format(1) }}", kSteps);
+  expect_refused("{{ ('a\\n' * 2000000) | indent('x' * 1000000) }}", "indent: width");
+  expect_refused("{{ ('a\\n' * 2000000) | indent(64) }}", "indent: it would add");
+  expect_refused("{% for i in range(99999) %}{% set y %}{{ 'x' * 100000 }}{% endset %}{% endfor %}",
+                 "puts out more than 16777216 bytes");
+  expect_refused("{{ debug() }}", "debug");
+}
+
+// Each step here works on much.
+TEST(HostileChatTemplate, PaysForWhatAStepWorksOn) {
+  const std::string lists = "{% set s = range(99999) | list %}{% set t = range(99999) | list %}";
+  const std::string texts = "{% set s = '\u00e9' * 9000000 %}{% set t = '\u00e9' * 9000000 %}";
+  for (const char* use : {"s.count(4)", "s == t", "s | sort", "s in [t, t]", "s | unique | list"})
+    expect_refused(lists + "{% for i in range(99999) %}{% set y = " + use + " %}{% endfor %}", kSteps);
+  for (const char* use : {"s.count('x')", "s == t", "s[8999999]", "s[-1:]", "s | length", "'x' in s"})
+    expect_refused(texts + "{% for i in range(99999) %}{% set y = " + use + " %}{% endfor %}", kSteps);
+}
+
+TEST(HostileChatTemplate, CannotMakeTheParserCallItselfWithoutEnd) {
+  const auto tag = [](std::string_view before, std::string_view link, std::string_view after, int links) {
+    return "{{ " + std::string(before) + repeated(link, links) + std::string(after) + " }}";
+  };
+  for (const int links : {1000, 5000, 20000}) {  // of at most 12 bytes: the source is within its bound
+    for (const char* prefix : {"-", "not ", "1+", "1 if 0 else "})
+      expect_refused(tag("", prefix, "1", links), "a tag of more than 1000 tokens");
+    for (const char* suffix :
+         {"~1", " and 1", "|string", ".x", "()", " is defined", "[0]", "[0:]", " < 1", "*1"})
+      expect_refused(tag("messages", suffix, "", links), "a tag of more than 1000 tokens");
+    expect_refused("{% if 0 %}" + repeated("{% elif 0 %}", links) + "{% endif %}", "more than 200 \"elif\"");
+  }
+  expect_refused(std::string(512 * 1024 + 1, 'a'), "524289 bytes");
+}
+
+// The longest that are let through.
+TEST(HostileChatTemplate, KeepsToItsStackUpToTheBounds) {
+  EXPECT_EQ(outcome_of("{{ " + repeated("not ", 990) + "1 }}").text, "True");
+  EXPECT_EQ(outcome_of("{{ " + repeated("-", 990) + "1 }}").text, "1");
+  EXPECT_EQ(outcome_of("{{ 1" + repeated("+1", 490) + " }}").text, "491");
+  EXPECT_EQ(outcome_of("{{ 1" + repeated("~1", 490) + " }}").text, std::string(491, '1'));
+  EXPECT_EQ(outcome_of("{{ " + repeated("1 if 0 else ", 240) + "2 }}").text, "2");
+  EXPECT_EQ(outcome_of("{{ 1" + repeated("|string", 490) + " }}").text, "1");
+  EXPECT_EQ(outcome_of("{{ 'a'" + repeated("[0:]", 240) + " }}").text, "a");
+  EXPECT_EQ(outcome_of("{% if 0 %}" + repeated("{% elif 0 %}", 199) + "{% else %}x{% endif %}").text, "x");
+  EXPECT_NE(outcome_of("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}").code, Code::kOk);
+  EXPECT_NE(outcome_of("{% for x in [[1]] recursive %}{{ loop([x]) }}{% endfor %}").code, Code::kOk);
+}
+
+// What templates do to values stays as it is, lazy or not.
+TEST(HostileChatTemplate, ChecksDoNotShow) {
+  EXPECT_EQ(
+      outcome_of("{{ [1] + [2, [3][0:]] }} {{ [1] * 2 }} {{ {'a': 1}.items() | list }} {{ (1, 'b') }}").text,
+      "[1, 2, [3]] [1, 1] [('a', 1)] (1, 'b')");
+  EXPECT_EQ(outcome_of("{{ nothing }}{{ nothing is defined }} {{ nothing | default('d') }} {{ none }}").text,
+            "False d None");
+  EXPECT_EQ(outcome_of("{% set ns = namespace(a=1) %}{% set ns.b = ns.a + 1 %}{{ ns.b }}{% for k, v in "
+                       "{'x': 1}.items() %} {{ k }}={{ v }}{% endfor %}")
+                .text,
+            "2 x=1");
+}
+
+}  // namespace
+}  // namespace quire::test
