@@ -1,6 +1,7 @@
 // Text to token ids and back, from a model directory's tokenizer.json (Hugging Face) or tokenizer.model
 // (SentencePiece). Immutable after open: any thread, no lock. The work is done by the Rust crate in ffi/; no
-// exception and no panic leaves it.
+// exception and no panic leaves it. The files are trusted in what they cost: a pattern or a character map may
+// make encoding slow or large, and only what multiplies (steps of a normaliser, copies of a text) is refused.
 #pragma once
 
 #include <cstdint>
@@ -50,8 +51,8 @@ class Tokenizer {
   Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens, bool special_as_text,
                                       size_t max_ids = kAnyNumber) const;
   // A rendered chat: special tokens are recognised, but not those inside a part that went through guard()
-  // before rendering. So the template's own role marks count and a message cannot forge one. Adds no BOS: the
-  // template does.
+  // before rendering. So the template's own role marks count and a message cannot forge one, spelled out or as
+  // what the normaliser makes of another spelling. Adds no BOS: the template does.
   Result<std::vector<int32_t>> encode_guarded(std::string_view rendered, size_t max_ids = kAnyNumber) const;
   Result<std::string> guard(std::string_view part) const;
   // Encoding takes some 120 bytes of memory for each byte that is read at once: of parts of 64 KiB where this is

@@ -3,7 +3,8 @@
  * Strings are (pointer, bytes) pairs, UTF-8 unless said otherwise, never zero-terminated. A function returns 0 or one of the codes
  * of quire::Code; then *error, where the function has one, holds a message to be freed with quire_text_free. Results are freed
  * with the function named beside them. A panic inside becomes code 13 (internal). Handles are immutable: any thread may use
- * one, and only close must be the last use. There is no global state. */
+ * one, and only close must be the last use. The one global state is Rust's panic hook, which the first call sets, so that a panic
+ * that becomes an error is not written to stderr as well. */
 #ifndef QUIRE_TEXT_FFI_H
 #define QUIRE_TEXT_FFI_H
 
@@ -29,7 +30,7 @@ typedef struct quire_ids {
 } quire_ids;
 void quire_ids_free(quire_ids ids);
 
-/* The contents of a tokenizer.json. */
+/* The contents of a tokenizer.json. Refused: steps that may make more than 65,536 bytes of one, a template that repeats the text. */
 int quire_tokenizer_open_json(const char* json, size_t json_bytes, quire_tokenizer** tokenizer,
                               quire_text* error);
 /* The contents of a tokenizer.model (SentencePiece), and of tokenizer_config.json (0 bytes: none) for add_bos_token, add_eos_token,
@@ -49,7 +50,7 @@ enum {
 int quire_tokenizer_encode(const quire_tokenizer* tokenizer, const char* text, size_t text_bytes,
                            uint32_t flags, size_t max_ids, size_t part_bytes, quire_ids* ids,
                            quire_text* error);
-/* The text with its special tokens broken by a mark that encode with QUIRE_GUARDED takes out again. */
+/* The text with marks in or around its special tokens, which encode with QUIRE_GUARDED takes out again. */
 int quire_tokenizer_guard(const quire_tokenizer* tokenizer, const char* text, size_t text_bytes,
                           quire_text* guarded, quire_text* error);
 

@@ -5,6 +5,8 @@ mod charsmap;
 mod checked_tree;
 mod cuts;
 mod decode_table;
+mod guard;
+mod json_bounds;
 mod length_bound;
 mod python;
 mod sentencepiece;
@@ -15,7 +17,9 @@ mod template_source;
 mod tokenizer;
 mod value_bounds;
 
+use std::cell::Cell;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::Once;
 
 use template::Template;
 use tokenizer::{Encode, Tokenizer};
@@ -94,10 +98,37 @@ fn panic_message(cause: &(dyn std::any::Any + Send)) -> String {
     format!("internal fault: {}", said.unwrap_or_else(|| "unknown".into()))
 }
 
+#[derive(Clone, Copy, PartialEq)]
+enum Call {
+    Outside,
+    Inside,
+    Unwinding,
+}
+
+thread_local! {
+    static CALL: Cell<Call> = const { Cell::new(Call::Outside) };
+}
+
+/// `catch_unwind`, and the panic's words go to the caller alone: Rust's own hook would write them to stderr. It still does for what
+/// nobody catches, as a second panic while the first unwinds.
+fn catch<T>(work: impl FnOnce() -> T) -> std::thread::Result<T> {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let tell = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| match CALL.get() {
+            Call::Inside => CALL.set(Call::Unwinding),
+            _ => tell(panic),
+        }));
+    });
+    CALL.set(Call::Inside);
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    CALL.set(Call::Outside);
+    outcome
+}
+
 /// Runs `work`, hands its value to `keep`, or writes its error.
 unsafe fn run<T>(error: *mut Text, work: impl FnOnce() -> Outcome<T>, keep: impl FnOnce(T)) -> i32 {
-    let outcome = catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|cause| Err(Failure { code: INTERNAL, message: panic_message(cause.as_ref()) }));
+    let outcome = catch(work).unwrap_or_else(|cause| Err(Failure { code: INTERNAL, message: panic_message(cause.as_ref()) }));
     match outcome {
         Ok(value) => {
             keep(value);
@@ -173,6 +204,7 @@ pub unsafe extern "C" fn quire_tokenizer_encode(
         guarded: flags & GUARDED != 0,
         max_ids,
         part_bytes,
+        starts: true,
     };
     let work = || (*tokenizer).encode(take_str(text, text_bytes, "text")?, how);
     run(error, work, |made| {
@@ -206,7 +238,7 @@ pub unsafe extern "C" fn quire_tokenizer_num_ids(tokenizer: *const Tokenizer) ->
 #[no_mangle]
 pub unsafe extern "C" fn quire_tokenizer_token_id(tokenizer: *const Tokenizer, token: *const u8, token_bytes: usize) -> i32 {
     let find = || take_str(token, token_bytes, "token").ok().and_then(|token| (*tokenizer).token_id(token));
-    catch_unwind(AssertUnwindSafe(find)).ok().flatten().map_or(-1, |id| id as i32)
+    catch(find).ok().flatten().map_or(-1, |id| id as i32)
 }
 
 #[no_mangle]
@@ -219,13 +251,7 @@ pub unsafe extern "C" fn quire_tokenizer_token(tokenizer: *const Tokenizer, id: 
             num_bytes: entry.bytes.len(),
             special: entry.special.into(),
         },
-        None => Token {
-            spelling: std::ptr::null(),
-            spelling_bytes: 0,
-            bytes: std::ptr::null(),
-            num_bytes: 0,
-            special: 0,
-        },
+        None => Token { spelling: std::ptr::null(), spelling_bytes: 0, bytes: std::ptr::null(), num_bytes: 0, special: 0 },
     }
 }
 

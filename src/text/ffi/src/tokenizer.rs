@@ -5,6 +5,7 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::iter;
+use std::ops::Range;
 
 use tokenizers::tokenizer::Model as _;
 use tokenizers::{
@@ -15,12 +16,12 @@ use tokenizers::{
 use crate::charsmap;
 use crate::cuts::{self, Cuts};
 use crate::decode_table::{DecodeTable, Rules, TokenSpelling};
+use crate::guard::{self, Guard, BREAK};
+use crate::json_bounds;
 use crate::length_bound::{self, LengthBound};
 use crate::sentencepiece_bpe::SentencePieceBpe;
 use crate::{invalid, Failure, Outcome, INTERNAL, OUT_OF_RANGE};
 
-/// Breaks a special token inside text that must stay text. A noncharacter: no interchange of text may contain it (Unicode 23.7).
-const GUARD: char = '\u{fdd0}';
 const SPACE_MARK: &str = "\u{2581}";
 
 pub enum Model {
@@ -59,6 +60,8 @@ pub struct Encode {
     pub max_ids: usize,
     /// Where it may be cut, a text is read in parts of about this size.
     pub part_bytes: usize,
+    /// The text's start, not a place further in.
+    pub starts: bool,
 }
 
 /// What is known of a tokenizer without running it.
@@ -73,8 +76,8 @@ pub struct Tokenizer {
     ids: HashMap<String, u32>,
     table: DecodeTable,
     limits: Limits,
-    template: Vec<Option<i32>>,           // what stands around a text's ids; none: the ids themselves
-    specials: HashMap<char, Vec<String>>, // by first character; those of one character cannot be broken and are left out
+    template: Vec<Option<i32>>, // what stands around a text's ids; none: the ids themselves
+    guard: Guard,
 }
 
 fn too_long(text: &str, max_ids: usize, why: String) -> Failure {
@@ -98,6 +101,7 @@ impl Tokenizer {
         let value: serde_json::Value = serde_json::from_slice(json).map_err(|e| invalid(format!("it is not JSON: {e}")))?;
         let rules = Rules::from_decoder(value.get("decoder").unwrap_or(&serde_json::Value::Null))?;
         charsmap::check_all(&value)?;
+        json_bounds::check(&value)?;
         let tokenizer: tokenizers::Tokenizer =
             serde_json::from_slice(json).map_err(|e| invalid(format!("it is not a tokenizer: {e}")))?;
         let ids = tokenizer.get_vocab(true);
@@ -129,15 +133,9 @@ impl Tokenizer {
         if table.len() == 0 {
             return Err(invalid("its vocabulary is empty"));
         }
-        let mut specials: HashMap<char, Vec<String>> = HashMap::new();
-        for token in parts.added.get_added_tokens_decoder().values().filter(|token| token.special) {
-            let mut chars = token.content.chars();
-            if let (Some(first), Some(_)) = (chars.next(), chars.next()) {
-                specials.entry(first).or_default().push(token.content.clone());
-            }
-        }
         let template = template_of(parts.post_processor.as_ref())?;
-        Ok(Tokenizer { parts, added_as_text, ids, table, limits, template, specials })
+        let guard = Guard::new(&parts);
+        Ok(Tokenizer { parts, added_as_text, ids, table, limits, template, guard })
     }
 
     pub fn table(&self) -> &DecodeTable {
@@ -153,13 +151,14 @@ impl Tokenizer {
     }
 
     pub fn encode(&self, text: &str, how: Encode) -> Outcome<Vec<i32>> {
-        let marks = if how.guarded { GUARD.len_utf8() * text.matches(GUARD).count() } else { 0 };
+        let marks = if how.guarded { BREAK.len_utf8() * text.matches(guard::is_mark).count() } else { 0 };
         let too_short = |bound: &LengthBound| bound.least_tokens(text, marks, how.special_as_text) > how.max_ids;
         if let Some(bound) = self.limits.bound.filter(too_short) {
             return Err(too_long(text, how.max_ids, format!(": none stands for more than {} bytes", bound.max_token_bytes)));
         }
         let mut ids = Vec::new();
         match self.limits.cuts {
+            _ if how.guarded && self.guard.has_marks(text) => self.encode_marked(text, how, &mut ids)?,
             Some(cuts) => cuts.parts(text, how.part_bytes).try_for_each(|part| self.encode_part(part, text, how, &mut ids))?,
             None => self.encode_part(text, text, how, &mut ids)?,
         }
@@ -196,11 +195,11 @@ impl Tokenizer {
         let mut pieces = added.extract_and_normalize(self.parts.normalizer.as_ref(), part);
         if how.guarded {
             pieces.normalize(|piece| {
-                piece.filter(|c| c != GUARD);
+                piece.filter(|c| c != BREAK);
                 Ok(())
             })?;
         }
-        if self.parts.mark_start {
+        if self.parts.mark_start && how.starts {
             pieces.split(|index, mut piece| {
                 if index == 0 && !piece.is_empty() {
                     piece.prepend(SPACE_MARK);
@@ -232,17 +231,31 @@ impl Tokenizer {
         }
     }
 
-    /// A mark after the first character of every special token in the text; `encode` with `guarded` takes the marks out once
-    /// special tokens have been looked for.
+    /// The message with marks that `encode` with `guarded` takes out again: its special tokens are text there.
     pub fn guard(&self, text: &str) -> String {
-        let mut guarded = String::with_capacity(text.len());
-        for (at, c) in text.char_indices() {
-            guarded.push(c);
-            let begins = |token: &String| text[at..].starts_with(token.as_str());
-            if self.specials.get(&c).is_some_and(|tokens| tokens.iter().any(begins)) {
-                guarded.push(GUARD);
+        self.guard.guard(&self.parts, text)
+    }
+
+    /// A chat in which some places must be text: what lies between the special tokens outside of them is read as text.
+    fn encode_marked(&self, text: &str, how: Encode, ids: &mut Vec<i32>) -> Outcome<()> {
+        let (plain, marked) = guard::take_marks(text);
+        let as_text = Encode { special_as_text: true, ..how };
+        let mut from = 0;
+        for found in guard::find(&self.parts.added, self.parts.normalizer.as_ref(), &plain) {
+            if how.special_as_text || marked.iter().any(|at| at.start < found.at.end && found.at.start < at.end) {
+                continue;
             }
+            self.encode_between(&plain, from..found.at.start, as_text, ids)?;
+            ids.push(found.id as i32);
+            from = found.at.end;
         }
-        guarded
+        self.encode_between(&plain, from..plain.len(), as_text, ids)
+    }
+
+    fn encode_between(&self, text: &str, at: Range<usize>, how: Encode, ids: &mut Vec<i32>) -> Outcome<()> {
+        if at.is_empty() {
+            return Ok(());
+        }
+        self.encode_part(&text[at.clone()], text, Encode { starts: at.start == 0, ..how }, ids)
     }
 }

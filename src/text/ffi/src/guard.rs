@@ -1,0 +1,130 @@
+//! Text that must stay text inside a rendered chat: no message may forge a special token.
+//!
+//! `guard` goes over a message before the template sees it. A special token that is spelled out gets a mark after its first character,
+//! taken out again once special tokens have been looked for: so nothing else changes. Where a tokenizer also finds special tokens in
+//! what its normalizer makes of a text (`"normalized": true`), or has one of a single character, a mark inside does not do. Then the
+//! message is read as the tokenizer reads it, and marks go around each special token that is found; `encode` finds them again in the
+//! chat and takes what lies between as text. A special token that comes about only where a message and the template meet is not seen.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use tokenizers::{AddedVocabulary, NormalizerWrapper, OffsetReferential, OffsetType};
+
+use crate::tokenizer::Parts;
+
+/// Noncharacters: no interchange of text may contain them (Unicode 23.7).
+pub const BREAK: char = '\u{fdd0}';
+const OPEN: char = '\u{fdd1}';
+const CLOSE: char = '\u{fdd2}';
+
+pub fn is_mark(c: char) -> bool {
+    matches!(c, BREAK | OPEN | CLOSE)
+}
+
+pub struct Guard {
+    spelled: HashMap<char, Vec<String>>, // special tokens by first character; those of one character cannot be broken
+    reads: bool,                         // marks inside do not do for some
+}
+
+/// A special token that a tokenizer finds.
+pub struct Found {
+    pub id: u32,
+    pub at: Range<usize>, // bytes of the text
+}
+
+pub fn find(added: &AddedVocabulary, normalizer: Option<&NormalizerWrapper>, text: &str) -> Vec<Found> {
+    let pieces = added.extract_and_normalize(normalizer, text);
+    let special = |id: u32| added.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special);
+    let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
+    let tokens = splits.iter().filter_map(|(_, at, tokens)| Some((at, tokens.as_ref()?.first()?.id)));
+    tokens.filter(|(_, id)| special(*id)).map(|(at, id)| Found { id, at: at.0..at.1 }).collect()
+}
+
+/// Without the marks around what must be text, and where that is.
+pub fn take_marks(text: &str) -> (String, Vec<Range<usize>>) {
+    let (mut plain, mut marked, mut opened) = (String::with_capacity(text.len()), Vec::new(), None);
+    for c in text.chars() {
+        match c {
+            OPEN => opened = opened.or(Some(plain.len())),
+            CLOSE => marked.extend(opened.take().map(|from| from..plain.len())),
+            c => plain.push(c),
+        }
+    }
+    marked.extend(opened.map(|from| from..plain.len())); // a template cut it
+    (plain, marked)
+}
+
+/// The spaces that a token takes along are the text's around it, which another token may take.
+fn without_spaces(text: &str, at: &Range<usize>) -> Range<usize> {
+    let found = &text[at.clone()];
+    let inner = found.trim();
+    if inner.is_empty() {
+        return at.clone();
+    }
+    let from = at.start + found.len() - found.trim_start().len();
+    from..from + inner.len()
+}
+
+impl Guard {
+    pub fn new(parts: &Parts) -> Guard {
+        let mut spelled: HashMap<char, Vec<String>> = HashMap::new();
+        let mut reads = false;
+        for token in parts.added.get_added_tokens_decoder().values().filter(|token| token.special) {
+            let mut chars = token.content.chars();
+            let first = chars.next();
+            if let (Some(first), Some(_)) = (first, chars.next()) {
+                spelled.entry(first).or_default().push(token.content.clone());
+                reads |= token.normalized && parts.normalizer.is_some();
+            } else {
+                reads |= first.is_some();
+            }
+        }
+        Guard { spelled, reads }
+    }
+
+    /// Whether `guard` may put marks around something.
+    pub fn has_marks(&self, text: &str) -> bool {
+        self.reads && text.contains(OPEN)
+    }
+
+    pub fn guard(&self, parts: &Parts, text: &str) -> String {
+        let broken = self.broken(text);
+        if self.reads {
+            self.marked(parts, &broken)
+        } else {
+            broken
+        }
+    }
+
+    /// A mark after the first character of every special token that is spelled out.
+    fn broken(&self, text: &str) -> String {
+        let mut guarded = String::with_capacity(text.len());
+        for (at, c) in text.char_indices() {
+            if self.reads && (c == OPEN || c == CLOSE) {
+                continue;
+            }
+            guarded.push(c);
+            let begins = |token: &String| text[at..].starts_with(token.as_str());
+            if self.spelled.get(&c).is_some_and(|tokens| tokens.iter().any(begins)) {
+                guarded.push(BREAK);
+            }
+        }
+        guarded
+    }
+
+    /// `broken`, with marks around the special tokens that are found in it all the same.
+    fn marked(&self, parts: &Parts, broken: &str) -> String {
+        let (mut marked, mut from) = (String::new(), 0);
+        for found in find(&parts.added, parts.normalizer.as_ref(), broken) {
+            let at = without_spaces(broken, &found.at);
+            marked.push_str(&broken[from..at.start]);
+            marked.push(OPEN);
+            marked.push_str(&broken[at.clone()]);
+            marked.push(CLOSE);
+            from = at.end;
+        }
+        marked.push_str(&broken[from..]);
+        marked
+    }
+}
