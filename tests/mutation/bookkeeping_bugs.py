@@ -223,7 +223,7 @@ BUGS = [
     (False, "a write to a tier below reads more than a sixteenth", TIER, "std::max<int64_t>(1, most) - num_read_down_", "num_blocks()"),
     (False, "what follows a part is not written below", TIER, "lookup(write.ns, write.tokens) >= there + block_tokens_", "false"),
     (False, "time behind other copies counts as a copy's own", TRANSFERS, "  return std::max(t.started_us, last_end_us_[static_cast<size_t>(queue_of(t))]);\n", "  return t.started_us;\n"),
-    (False, "the card's other prompts are forgotten beside the disk", TRANSFERS, "here, now_us) <= others_us + computed_us(here, below.anywhere)", "here, now_us) <= computed_us(here, below.anywhere)"),
+    (False, "the card's other prompts are forgotten beside the disk", TRANSFERS, "      others_us + computed_us(here, below.anywhere))\n", "      computed_us(here, below.anywhere))\n"),
     (False, "a prompt goes on before its prefix is there", PLAN, "  if (s.copying) return;  // its prefix is on the way\n", ""),
     (False, "a read from a tier below holds nothing there", TRANSFERS, "  if (transfer.read) end_read(transfer, end, now_us, ended);\n", ""),
     (False, "a block that is read from the disk is not held there", TIER, "    found.read.parts.push_back({at->kind_, std::move(table)});\n",
@@ -251,7 +251,7 @@ BUGS = [
      "      cache_.release(std::exchange(s.table, std::move(had)), now_us);\n"),
     (False, "a request that waits no more counts as computed", SWAP, "    s->num_planned = s->num_computed = s->table.length();\n", ""),
     (False, "a copy that hangs is waited for", TRANSFERS, "    if (now_us < t.overdue_us) continue;\n", "    continue;\n"),
-    (False, "a disk that hangs is asked again", TRANSFERS, " || stalls(Queue::kFromDisk))\n    return deepest;", ")\n    return deepest;"),
+    (False, "a disk that hangs is asked again", TRANSFERS, " || stalls(Queue::kFromDisk)) return deepest;", ") return deepest;"),
     (False, "what did not arrive counts as a hit", TRANSFERS, "  if (end.status) {\n    ended.hit_tokens = count_hits(transfer);\n",
      "  ended.hit_tokens = count_hits(transfer);\n  if (end.status) {\n"),
     (False, "a restored block lies in another place", RESTORE, "  places_.restore(block, stored.block, stored.serial);\n", ""),
@@ -276,13 +276,20 @@ BUGS = [
 ]
 
 
+def misplaced() -> list[str]:
+    """The bugs that cannot be planted: asked of all of them, also where few are planted, so that none grows stale."""
+    found = []
+    for _, name, file, old, _ in BUGS:
+        places = (ROOT / file).read_text().count(old)
+        if places != 1:
+            found.append(f"{name}: {file} has {places} places of {old!r}")
+    return found
+
+
 def plant(tree: pathlib.Path, file: str, old: str, new: str) -> pathlib.Path:
-    text = (ROOT / file).read_text()
-    if text.count(old) != 1:
-        sys.exit(f"{file} has {text.count(old)} places of: {old!r}")
     source = tree / file
     source.parent.mkdir(parents=True)
-    source.write_text(text.replace(old, new))
+    source.write_text((ROOT / file).read_text().replace(old, new))
     return source
 
 
@@ -390,6 +397,8 @@ def main() -> int:
     parser.add_argument("--table", help="write what caught each to this file")
     parser.add_argument("--keep", type=pathlib.Path, help="leave out what was caught before with the same sources and tests, and keep that in this file")
     args = parser.parse_args()
+    if stale := misplaced():
+        sys.exit("\n".join(stale))
     before = CaughtBefore(args.keep, inputs_of(args.build))
 
     def result_of(bug: tuple) -> tuple:
