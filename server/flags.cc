@@ -158,6 +158,15 @@ Problem problem_of(const std::vector<T>&) {  // of an entry
   return problem_of(T{});
 }
 
+// A text without a letter; nothing else is.
+template <class T>
+bool is_empty(const T& value) {
+  if constexpr (std::is_same_v<T, std::string>)
+    return value.empty();
+  else
+    return false;
+}
+
 bool has_empty_entry(const std::string& list) {
   return list.starts_with(',') || list.ends_with(',') || list.find(",,") != std::string::npos;
 }
@@ -200,6 +209,8 @@ struct Flags::State {
     Problem problem;  // of one value; none = any text will do
     bool is_list = false;
     std::vector<std::string> rivals;  // of which at most one may be given
+    std::function<bool()> is_empty;
+    bool required = false;
   };
 
   CLI::App app;
@@ -216,7 +227,8 @@ struct Flags::State {
     return bound[name] = Bound{.option = option,
                                .read = [&target](const Json& json) { return read_json(json, target); },
                                .wanted = wanted(target),
-                               .problem = problem_of(target)};
+                               .problem = problem_of(target),
+                               .is_empty = [&target] { return is_empty(target); }};
   }
   template <class T>
   Bound& bind_value(const std::string& name, T& target, const std::string& help, const char* type) {
@@ -305,7 +317,9 @@ void Flags::add_positional(const std::string& n, std::string& t, const std::stri
 }
 
 void Flags::require(const std::string& name) {
-  state_->bound.at(name).option->required();
+  State::Bound& bound = state_->bound.at(name);
+  bound.option->required();
+  bound.required = true;
 }
 
 void Flags::exclude(const std::string& name, const std::string& other) {
@@ -392,6 +406,8 @@ Status Flags::State::apply(const std::string& path, const Json& json,
     std::replace(name.begin(), name.end(), '_', '-');
     const auto found = bound.find(name);
     if (found == bound.end()) return invalid(fmt::format("--config {}: unknown key '{}'", path, key));
+    if (found->second.in_file)
+      return invalid(fmt::format("--config {}: '{}' is there twice, with a dash and with _", path, key));
     const std::vector<std::string>& rivals = found->second.rivals;
     for (const std::string& rival : rivals)
       if (bound.at(rival).in_file)
@@ -427,6 +443,8 @@ Result<bool> Flags::parse(const std::vector<std::string>& arguments) {
   } catch (const CLI::ParseError& problem) {
     return invalid(fmt::format("{}; {} --help lists the flags", problem.what(), state_->app.get_name()));
   }
+  for (const auto& [name, flag] : state_->bound)
+    if (flag.required && flag.is_empty()) return invalid(fmt::format("{} is empty", flag.option->get_name()));
   return true;
 }
 

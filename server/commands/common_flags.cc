@@ -6,6 +6,7 @@
 
 #include "server/commands/command.h"
 #include "src/base/log.h"
+#include "src/base/utf8.h"
 
 namespace quire::server {
 namespace {
@@ -191,12 +192,24 @@ void bind_request_flags(Flags& flags, RequestFlags& out) {
   flags.add("deadline-ms", out.request.deadline_ms, "Ends the request after this time, ms");
 }
 
+Status check_utf8(const std::string& flag, const std::string& text) {
+  if (const auto offset = find_invalid_utf8(text))
+    return invalid(fmt::format("{} is not UTF-8 at byte {}", flag, *offset));
+  return ok();
+}
+
 Result<Request> finish(const RequestFlags& flags) {
   Request request = flags.request;
   request.add_special_tokens = !flags.no_special_tokens;
+  for (const std::string& text : request.sampling.stop)
+    if (Status utf8 = check_utf8("--stop", text); !utf8) return utf8.error();
+  if (Status utf8 = check_utf8("--tenant", request.tenant); !utf8) return utf8.error();
+  if (Status utf8 = check_utf8("--cache-salt", request.cache_salt); !utf8) return utf8.error();
   for (const std::string& text : flags.logit_bias) {
     const auto bias = parse_bias(text);
     if (!bias) return bias.error();
+    for (const auto& [id, amount] : request.sampling.logit_bias)
+      if (id == bias->first) return invalid(fmt::format("--logit-bias has token id {} more than once", id));
     request.sampling.logit_bias.push_back(*bias);
   }
   for (const std::string& text : flags.bad_words) {
@@ -226,7 +239,7 @@ Result<std::vector<int32_t>> parse_ids(const std::string& text, const std::strin
   while (at < end) {
     int32_t id = 0;
     const auto read = std::from_chars(at, end, id);
-    if (read.ec != std::errc() || (read.ptr != end && *read.ptr != ','))
+    if (read.ec != std::errc() || (read.ptr != end && *read.ptr != ',') || read.ptr + 1 == end)
       return invalid(fmt::format("{} '{}' is not a list of token ids like 1,2,3", flag, text));
     ids.push_back(id);
     at = read.ptr == end ? end : read.ptr + 1;

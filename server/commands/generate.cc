@@ -13,7 +13,6 @@
 #include "server/json_output.h"
 #include "server/request_mapping.h"
 #include "src/base/progress.h"
-#include "src/base/utf8.h"
 
 namespace quire::server {
 namespace {
@@ -73,8 +72,7 @@ Result<std::vector<v1::GenerateRequest>> read_requests(const Options& o) {
   if (!o.input.empty()) return read_lines(o.input);
   v1::GenerateRequest request;
   if (o.prompt) {
-    if (const auto offset = find_invalid_utf8(*o.prompt))
-      return invalid(fmt::format("--prompt is not UTF-8 at byte {}", *offset));
+    if (Status utf8 = check_utf8("--prompt", *o.prompt); !utf8) return utf8.error();
     request.set_text(*o.prompt);
   } else {
     *request.mutable_token_ids()->mutable_ids() = {o.prompt_ids.begin(), o.prompt_ids.end()};

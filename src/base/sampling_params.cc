@@ -3,7 +3,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
+#include <optional>
 
 namespace quire {
 namespace {
@@ -65,7 +67,7 @@ Status check_counts(const SamplingParams& p, const SamplingLimits& limits) {
     return invalid(
         fmt::format("n is {}; with beam search it may be at most beam_width ({})", p.n, p.beam_width),
         "sampling.n");
-  if (p.beam_width != 0 && p.best_of > p.n)
+  if (p.beam_width != 0 && p.best_of != 0)
     return invalid("best_of and beam_width exclude each other", "sampling.best_of");
   return ok();
 }
@@ -128,6 +130,14 @@ Status check_forced_ids(const SamplingParams& p, const SamplingLimits& limits) {
   return ok();
 }
 
+std::optional<int32_t> repeated_id(const std::vector<std::pair<int32_t, double>>& bias) {
+  std::vector<int32_t> ids;
+  for (const auto& [id, amount] : bias) ids.push_back(id);
+  std::sort(ids.begin(), ids.end());
+  const auto twice = std::adjacent_find(ids.begin(), ids.end());
+  return twice == ids.end() ? std::nullopt : std::optional(*twice);
+}
+
 Status check_token_lists(const SamplingParams& p, const SamplingLimits& limits) {
   if (static_cast<int64_t>(p.logit_bias.size()) > limits.max_logit_bias)
     return invalid(fmt::format("logit_bias has {} entries; at most {} (max_logit_bias)", p.logit_bias.size(),
@@ -139,6 +149,8 @@ Status check_token_lists(const SamplingParams& p, const SamplingLimits& limits) 
       return invalid(fmt::format("logit_bias of token id {} is {}; it must lie in [-100, 100]", id, bias),
                      "sampling.logit_bias");
   }
+  if (const std::optional<int32_t> id = repeated_id(p.logit_bias))
+    return invalid(fmt::format("logit_bias has token id {} more than once", *id), "sampling.logit_bias");
   if (Status s = check_allowed_ids(p, limits); !s) return s;
   if (Status s = check_forced_ids(p, limits); !s) return s;
   return check_bad_words(p, limits);

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "src/base/engine_config.h"
+#include "src/base/utf8.h"
 
 namespace quire {
 namespace {
@@ -57,6 +58,10 @@ Result<EngineConfig> resolve_config(const EngineConfig& config, const ModelSpec&
     if (static_cast<unsigned char>(letter) < 0x20 || letter == 0x7f)
       return invalid(fmt::format("served_model_name has a control character (byte 0x{:02x})", letter),
                      "served_model_name");
+  if (const auto offset = find_invalid_utf8(c.served_model_name))
+    return invalid(fmt::format("served_model_name is not UTF-8 at byte {}{}", *offset,
+                               config.served_model_name.empty() ? "; it is the directory's name" : ""),
+                   "served_model_name");
   c.sampling_limits.vocab_size = spec.vocab_size;
   return c;
 }

@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "google/rpc/status.pb.h"
+#include "server/commands/common_flags.h"
 #include "server/flags.h"
 #include "server/json_message.h"
 #include "server/json_output.h"
@@ -269,12 +270,45 @@ TEST(Flags, NameWhatIsWrong) {
            {R"({"ids": 7})", "'ids' is 7; it must be a list, each entry an integer from"},
            {R"({"ids": [7, "8"]})", "'ids' is [7,\"8\"]; it must be a list, each entry an integer from"},
            {R"({"stop": "a"})", "'stop' is \"a\"; it must be a list, each entry a text in quotes"},
+           {R"({"max_tokens": 2, "max-tokens": 3})", "is there twice, with a dash and with _"},
            {R"({"seed": -1})", "'seed' is -1; it must be an integer from 0 to 18446744073709551615"}})
     EXPECT_NE(why({"--config", write_config(json)}).find(wanted), std::string::npos)
         << why({"--config", write_config(json)});
   EXPECT_NE(why({"--config", write_config(R"({"device": "tpu"})")}).find("'tpu' is not one of"),
             std::string::npos);
   EXPECT_NE(why({"--config", "/nonexistent.json"}).find("No such file"), std::string::npos);
+}
+
+TEST(Flags, ARequiredTextIsNotEmpty) {
+  std::string model;
+  Flags flags("quire test", "A command of this test.");
+  flags.add("model", model, "Directory");
+  flags.require("model");
+  const auto parsed = flags.parse({"--model", ""});
+  ASSERT_FALSE(parsed);
+  EXPECT_EQ(parsed.error().message, "--model is empty");
+}
+
+TEST(Flags, OfARequestAreRefusedWhereTheyAreNoUtf8RepeatAnIdOrHaveAnEmptyOne) {
+  const auto why = [](const std::function<void(RequestFlags&)>& change) {
+    RequestFlags flags;
+    change(flags);
+    const Result<Request> request = finish(flags);
+    return request ? "" : request.error().message;
+  };
+  EXPECT_EQ(why([](RequestFlags& f) { f.request.sampling.stop = {"a", "b\xff"}; }),
+            "--stop is not UTF-8 at byte 1");
+  EXPECT_EQ(why([](RequestFlags& f) { f.request.tenant = std::string("\xff"); }),
+            "--tenant is not UTF-8 at byte 0");
+  EXPECT_EQ(why([](RequestFlags& f) { f.request.cache_salt = std::string("\xff"); }),
+            "--cache-salt is not UTF-8 at byte 0");
+  EXPECT_EQ(why([](RequestFlags& f) { f.logit_bias = {"5:60", "6:1", "5:60"}; }),
+            "--logit-bias has token id 5 more than once");
+  for (const char* words : {"1,", ",1", "1,,2"})
+    EXPECT_NE(why([&](RequestFlags& f) { f.bad_words = {words}; }).find("is not a list of token ids"),
+              std::string::npos)
+        << words;
+  EXPECT_EQ(why([](RequestFlags& f) { f.bad_words = {"1,2"}, f.logit_bias = {"5:60"}; }), "");
 }
 
 TEST(Flags, HelpTellsDefaultAndEnvironmentOfEachFlag) {

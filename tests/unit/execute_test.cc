@@ -350,6 +350,8 @@ TEST(ResolveConfig, FillsInAndNamesWhatIsOutOfRange) {
     const Result<EngineConfig> r = resolve_config(bad, spec);
     return r ? "accepted" : r.error().field;
   };
+  EXPECT_EQ(field([](EngineConfig& b) { b.served_model_name = "m\xff"; }), "served_model_name");
+  EXPECT_EQ(field([](EngineConfig& b) { b.model_dir = "models/d\xff"; }), "served_model_name");
   EXPECT_EQ(field([](EngineConfig& b) { b.max_context_tokens = 4097; }), "max_context_tokens");
   EXPECT_EQ(field([](EngineConfig& b) { b.block_tokens = 12; }), "block_tokens");
   EXPECT_EQ(field([](EngineConfig& b) { b.max_sequences = 0; }), "max_sequences");
