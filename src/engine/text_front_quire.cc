@@ -61,8 +61,10 @@ class QuireTextFront final : public TextFront {
 
  private:
   static Error no_template() {
-    return error(Code::kFailedPrecondition,
-                 "this model has no chat template: send the prompt as text or token ids");
+    Error e = error(Code::kFailedPrecondition,
+                    "this model has no chat template: send the prompt as text or token ids");
+    e.field = "messages";
+    return e;
   }
 
   std::unique_ptr<Tokenizer> tokenizer_;

@@ -154,6 +154,12 @@ def test_what_cannot_be_sent_is_told_before_it_is_sent(client, options, error):
         client.dump_kv("a", **options)
 
 
+def test_messages_for_a_model_without_a_template_are_the_field_at_fault(client):
+    with pytest.raises(QuireError) as caught:
+        client.generate([{"role": "user", "content": "a"}]).result()
+    assert (caught.value.code, caught.value.field) == (grpc.StatusCode.FAILED_PRECONDITION, "messages"), caught.value
+
+
 def test_dump_kv_has_a_deadline_of_its_own(server):
     with Client(server.address, timeout_s=0.001) as hasty:
         assert hasty.dump_kv([5, 6], max_tokens=1).outputs[0].kv_dump, "the client's own is of the other calls"
