@@ -5,9 +5,15 @@
 #include <numbers>
 
 #include "src/base/check.h"
+#include "src/base/clock.h"
+#include "src/base/log.h"
+#include "src/base/progress.h"
 
 namespace quire {
 namespace {
+
+constexpr int64_t kReportEvery = 4096;  // positions; a millisecond or less of each
+constexpr int64_t kLongUs = 1'000'000;
 
 // 1 / theta^(2i / dim) as transformers rounds it: power and quotient in float32.
 std::vector<float> plain_frequencies(float theta, int32_t dim) {
@@ -116,13 +122,19 @@ void fill_rope_table(const RopeSpec& rope, int32_t head_dim, int64_t num_positio
   const float factor = rope_attention_factor(rope);
   std::vector<float> frequencies = rope_inverse_frequencies(rope, head_dim, 0);
   const bool dynamic = rope.scaling == RopeScaling::kDynamic;
+  const SteadyClock clock;
+  const int64_t started_us = clock.now_us();
+  Progress progress("filling the table of rotary angles", num_positions, "positions");
   for (int64_t p = 0; p < num_positions; ++p) {
+    if ((p + 1) % kReportEvery == 0) progress.advance(kReportEvery);
     if (dynamic && static_cast<double>(p + 1) > rope.original_max_position) {
       frequencies = rope_inverse_frequencies(rope, head_dim, p + 1);
     }
     fill_row(frequencies, factor, p,
              table.subspan(static_cast<size_t>(p * head_dim), static_cast<size_t>(head_dim)));
   }
+  if (const int64_t us = clock.now_us() - started_us; us >= kLongUs)
+    log_line(LogLevel::kInfo, "rope_table_filled", {{"positions", num_positions}, {"ms", us / 1000}});
 }
 
 }  // namespace quire
