@@ -91,7 +91,9 @@ Status HostMemory::watch(int64_t untouched_bytes) {
         Code::kResourceExhausted,
         fmt::format(
             "--max-host-memory-bytes is {}; the process holds {} bytes with the model open, and its caches "
-            "may take {} more (kv_cache_bytes, host_kv_bytes, swap_space_bytes)",
+            "and "
+            "buffers may take {} more (kv_cache_bytes, host_kv_bytes, swap_space_bytes, kv_policy_bytes, "
+            "max_step_tokens)",
             ceiling_bytes, held_bytes, untouched_bytes));
   if (fixed_bytes >= ceiling_bytes) {
     log_line(

@@ -5,10 +5,13 @@
 #include <signal.h>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "src/base/clock.h"
@@ -88,11 +91,22 @@ int serve_until_signal(Engine& engine, Listener& listener, int64_t wedged_after_
   }
 }
 
-void wait_for_calls(const GenerationServer& service, int64_t timeout_ms) {
-  const SteadyClock clock;
-  const int64_t until_us = clock.now_us() + timeout_ms * 1000;
-  while (service.num_calls() > 0 && clock.now_us() < until_us)
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+int64_t now_us() {
+  return SteadyClock().now_us();
+}
+
+void wait_until(int64_t until_us, const std::function<bool()>& holds) {
+  while (!holds() && now_us() < until_us) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+}
+
+// Requests, then texts: Tokenize and Detokenize are taken until the last request has ended.
+void end_calls(Engine& engine, GenerationServer& service, int64_t timeout_ms) {
+  const int64_t until_us = now_us() + timeout_ms * 1000;
+  engine.drain(timeout_ms);
+  service.close_texts();
+  wait_until(now_us() + kFinishGraceMs * 1000, [&] { return service.num_calls() == 0; });
+  wait_until(until_us, [&] { return service.num_unfinished_texts() == 0; });
+  service.end_texts();
 }
 
 void drain(Engine& engine, GenerationServer& service, Listener& listener, int signal) {
@@ -108,10 +122,25 @@ void drain(Engine& engine, GenerationServer& service, Listener& listener, int si
             {"timeout_ms", timeout_ms}});
   listener.set_serving(kServiceName, false);
   service.set_draining();
-  engine.drain(timeout_ms);
-  wait_for_calls(service, kFinishGraceMs);
+  end_calls(engine, service, timeout_ms);
   listener.shut_down(kCloseGraceMs);
-  log_line(LogLevel::kInfo, "stopped", {});
+  const auto texts = static_cast<int64_t>(service.num_unfinished_texts());
+  log_line(LogLevel::kInfo, "stopped", {{"texts_left", texts}});
+  // A text is read to its end, however long it is; nobody waits for it any more.
+  if (texts > 0) std::_Exit(0);
+}
+
+// A name that is not one plain word is written as in JSON.
+std::string in_one_word(const std::string& name) {
+  const bool plain = name.find_first_of(" \"\\=") == std::string::npos;
+  return plain ? name : nlohmann::json(name).dump();
+}
+
+// Whoever started the server waits for this line.
+Status say_ready(const std::string& address, const std::string& model) {
+  fmt::print("READY grpc={} model={}\n", address, in_one_word(model));
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return ok();
+  return error(Code::kInternal, fmt::format("standard output, for the READY line: {}", std::strerror(errno)));
 }
 
 // gRPC takes its limits as int.
@@ -156,8 +185,8 @@ void block_stop_signals() {
   signal(SIGPIPE, SIG_IGN);
 }
 
-Status serve(const ServeOptions& options,
-             const std::function<Result<std::unique_ptr<Engine>>()>& open_engine) {
+Status serve(const ServeOptions& options, const std::function<Result<std::unique_ptr<Engine>>()>& open_engine,
+             const std::function<int64_t(const Engine&)>& untouched_host_bytes) {
   if (Status limits = check_limits(options); !limits) return limits;
   std::unique_ptr<Engine> engine;  // outlives the calls: the listener below ends first
   GenerationServer service(options.service);
@@ -172,11 +201,10 @@ Status serve(const ServeOptions& options,
     if (!opened) return opened.error();
     engine = std::move(opened).value();
   }
-  if (Status room = service.watch_host_memory(engine->config()); !room) return room;
+  if (Status room = service.watch_host_memory(untouched_host_bytes(*engine)); !room) return room;
   service.set_engine(engine.get());
   (*listener)->set_serving(kServiceName, true);
-  std::printf("READY grpc=%s model=%s\n", (*listener)->address().c_str(), engine->model().name.c_str());
-  std::fflush(stdout);
+  if (Status said = say_ready((*listener)->address(), engine->model().name); !said) return said;
   const int signal = serve_until_signal(*engine, **listener, options.wedged_after_ms);
   drain(*engine, service, **listener, signal);
   return ok();

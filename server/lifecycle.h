@@ -3,7 +3,8 @@
 //   loading:  health NOT_SERVING for the service, SERVING for "" (live); calls get UNAVAILABLE with a retry delay
 //   serving:  READY line on standard output; NOT_SERVING while the engine is wedged (work, but no step for a while)
 //   draining: from the first signal on. NOT_SERVING, new requests UNAVAILABLE, running ones get drain_timeout_ms, then CANCELLED with a
-//             retry delay. A second signal, or one while loading: the process ends at once
+//             retry delay. Texts have the same time, and are refused once no request runs. At its end the process ends, whatever a text's
+//             thread does. A second signal, or one while loading: it ends at once
 #pragma once
 
 #include <functional>
@@ -26,7 +27,7 @@ struct ServeOptions {
 void block_stop_signals();
 
 // Listens, opens the engine, serves until a signal, drains. Returns an error when it never got to serve.
-Status serve(const ServeOptions& options,
-             const std::function<Result<std::unique_ptr<Engine>>()>& open_engine);
+Status serve(const ServeOptions& options, const std::function<Result<std::unique_ptr<Engine>>()>& open_engine,
+             const std::function<int64_t(const Engine&)>& untouched_host_bytes);
 
 }  // namespace quire::server

@@ -1,5 +1,7 @@
 // quire's binary: finds the command, runs it.
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -65,7 +67,17 @@ const Command* find_command(std::span<char*> words) {
   return nullptr;
 }
 
+// The next file or socket that is opened would take the number of a closed one, and what is printed or logged would go there.
+Status open_standard_streams() {
+  const bool has_output = fcntl(STDOUT_FILENO, F_GETFD) != -1;
+  for (int stream = STDIN_FILENO; stream <= STDERR_FILENO; ++stream)
+    if (fcntl(stream, F_GETFD) == -1 && open("/dev/null", O_RDWR) != stream)
+      return error(Code::kInternal, fmt::format("standard stream {}: {}", stream, std::strerror(errno)));
+  return has_output ? ok() : error(Code::kInternal, "standard output is closed");
+}
+
 int run(std::span<char*> words) {
+  if (Status streams = open_standard_streams(); !streams) return fail(streams.error());
   const std::string first = words.empty() ? "" : words[0];
   if (first == "--help" || first == "-h" || first == "help") return print_usage(stdout), 0;
   if (first == "--version") return fmt::print("quire {}\n", kVersion), 0;

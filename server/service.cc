@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "server/call_log.h"
+#include "server/call_outcome.h"
 #include "server/client.h"
 #include "server/dump_call.h"
 #include "server/request_mapping.h"
@@ -21,6 +22,13 @@ Error debugging_is_off() {
           .message = "KV dumps are off on a public address; start the server with --debug-rpcs",
           .field = "dump_kv",
           .retry_delay_ms = {}};
+}
+
+Error stopping() {
+  return {.code = Code::kUnavailable,
+          .message = "the server stops and reads no more texts",
+          .field = {},
+          .retry_delay_ms = kRetryDelayMs};
 }
 
 // With its line in the log.
@@ -68,9 +76,10 @@ grpc::ServerUnaryReactor* answer(grpc::CallbackServerContext& context, const grp
   return reactor;
 }
 
-// On a thread of the pool: for texts. Context, request and response are gRPC's and live until Finish.
+// On a thread of the pool: for texts. Context, request and response are gRPC's and live until Finish, which may come before the thread
+// is done with the text.
 template <class RequestMessage, class Handler>
-grpc::ServerUnaryReactor* answer_from(WorkPool& pool, HostMemory& memory,
+grpc::ServerUnaryReactor* answer_from(WorkPool& pool, TextCalls& calls, HostMemory& memory,
                                       grpc::CallbackServerContext& context, const grpc::ByteBuffer& bytes,
                                       grpc::ByteBuffer& response, const Handler& handler) {
   grpc::ServerUnaryReactor* reactor = context.DefaultReactor();
@@ -78,18 +87,24 @@ grpc::ServerUnaryReactor* answer_from(WorkPool& pool, HostMemory& memory,
     reactor->Finish(to_grpc_status(*full));
     return reactor;
   }
-  const Status queued = pool.submit(static_cast<int64_t>(bytes.Length()), [&, reactor, handler] {
-    if (context.IsCancelled()) return reactor->Finish(grpc::Status::CANCELLED);
-    reactor->Finish(respond<RequestMessage>(bytes, response, handler));
-  });
-  if (!queued) reactor->Finish(to_grpc_status(queued.error()));
+  const std::optional<TextCalls::Id> id = calls.add(context);
+  if (!id) {
+    reactor->Finish(to_grpc_status(stopping()));
+    return reactor;
+  }
+  const Status queued =
+      pool.submit(static_cast<int64_t>(bytes.Length()), [&calls, &response, id = *id, held = bytes, handler] {
+        grpc::ByteBuffer answer;
+        const grpc::Status status =
+            calls.is_wanted(id) ? respond<RequestMessage>(held, answer, handler) : grpc::Status::CANCELLED;
+        grpc::ServerUnaryReactor* const call = calls.take(id);
+        if (call == nullptr) return;
+        response.Swap(&answer);
+        call->Finish(status);
+      });
+  if (queued) return reactor;
+  if (calls.take(*id) != nullptr) reactor->Finish(to_grpc_status(queued.error()));
   return reactor;
-}
-
-// Bytes of KV cache in host memory, which is touched only as it fills. Pinned memory beside a card is touched at the start.
-int64_t untouched_bytes(const EngineConfig& config) {
-  if (config.device == "cuda") return 0;
-  return config.kv_cache_bytes + config.host_kv_bytes + config.swap_space_bytes;
 }
 
 const Clock& real_clock() {
@@ -139,8 +154,13 @@ Result<Engine*> GenerationServer::ready_engine() {
   return engine;
 }
 
-Status GenerationServer::watch_host_memory(const EngineConfig& config) {
-  return memory_.watch(untouched_bytes(config));
+Status GenerationServer::watch_host_memory(int64_t untouched_bytes) {
+  return memory_.watch(untouched_bytes);
+}
+
+void GenerationServer::end_texts() {
+  const Engine* engine = engine_;
+  text_calls_.end_all(outlasted_drain(engine == nullptr ? 0 : engine->config().drain_timeout_ms));
 }
 
 TenantLimiter::Admission GenerationServer::admit(const Request& request, const Context& context,
@@ -179,7 +199,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServer::Generate(Context* 
 
 grpc::ServerUnaryReactor* GenerationServer::Tokenize(Context* context, const Bytes* bytes, Bytes* response) {
   return answer_from<v1::TokenizeRequest>(
-      texts_, memory_, *context, *bytes, *response,
+      texts_, text_calls_, memory_, *context, *bytes, *response,
       [this](const v1::TokenizeRequest& wire) -> Result<v1::TokenizeResponse> {
         const Result<Engine*> engine = this->engine();
         if (!engine) return engine.error();
@@ -196,7 +216,7 @@ grpc::ServerUnaryReactor* GenerationServer::Tokenize(Context* context, const Byt
 grpc::ServerUnaryReactor* GenerationServer::Detokenize(Context* context, const Bytes* bytes,
                                                        Bytes* response) {
   return answer_from<v1::DetokenizeRequest>(
-      texts_, memory_, *context, *bytes, *response,
+      texts_, text_calls_, memory_, *context, *bytes, *response,
       [this](const v1::DetokenizeRequest& wire) -> Result<v1::DetokenizeResponse> {
         const Result<Engine*> engine = this->engine();
         if (!engine) return engine.error();

@@ -11,6 +11,7 @@
 #include "server/generate_call.h"
 #include "server/host_memory.h"
 #include "server/tenant_limits.h"
+#include "server/text_calls.h"
 #include "server/work_pool.h"
 
 namespace quire::server {
@@ -41,12 +42,18 @@ class GenerationServer final : public detail::RawService {
   Status start();  // its threads; once, before it listens
 
   // Once, when the engine is open: from here on its memory has a ceiling.
-  Status watch_host_memory(const EngineConfig& config);
+  Status watch_host_memory(int64_t untouched_bytes);
   // Until an engine is set every call gets UNAVAILABLE. It must outlive the gRPC server.
   void set_engine(Engine* engine) { engine_ = engine; }
   void set_draining() { registry_.set_draining(); }
   size_t num_calls() const { return registry_.size(); }
   size_t num_queued_texts() const { return texts_.num_queued(); }
+  // Those of every call, with the ones that are being read.
+  size_t num_unfinished_texts() const { return texts_.num_unfinished(); }
+  // Tokenize and Detokenize get UNAVAILABLE from here on; those that were taken go on.
+  void close_texts() { text_calls_.close(); }
+  // Those that still go on end with CANCELLED and a retry delay; the threads that read their texts come to no end by that.
+  void end_texts();
 
   using Context = grpc::CallbackServerContext;
   using Bytes = grpc::ByteBuffer;
@@ -71,6 +78,7 @@ class GenerationServer final : public detail::RawService {
   HostMemory memory_;
   const std::shared_ptr<TenantLimiter> tenants_;  // calls that the engine still holds share it
   CallRegistry registry_;
+  TextCalls text_calls_;
   WorkPool texts_;  // ends first: its work names the others
 };
 

@@ -76,6 +76,11 @@ size_t WorkPool::num_queued() const {
   return queue_.size();
 }
 
+size_t WorkPool::num_unfinished() const {
+  const std::lock_guard lock(mutex_);
+  return queue_.size() + num_running_;
+}
+
 Error WorkPool::full(std::string message) const {
   const double wait_ms =
       static_cast<double>(queued_bytes_) * us_per_byte_ / 1000 / static_cast<double>(num_threads());
@@ -109,11 +114,13 @@ void WorkPool::run(bool takes_long) {
     queued_bytes_ -= item.text_bytes;
     const bool large = item.text_bytes >= kLargeBytes;
     num_large_running_ += large ? 1 : 0;
+    ++num_running_;
     lock.unlock();
     const int64_t took_us = time_of(item.work);
     item.work = {};  // what it holds goes without the lock
     lock.lock();
     num_large_running_ -= large ? 1 : 0;
+    --num_running_;
     trim_wanted_ = trim_wanted_ || large;
     if (should_trim()) {
       lock.unlock();

@@ -37,6 +37,7 @@ class WorkPool {
   // queue is full.
   Status submit(int64_t text_bytes, std::function<void()> work);
   size_t num_queued() const;
+  size_t num_unfinished() const;  // those that wait and those that run
   int32_t num_threads() const { return static_cast<int32_t>(threads_.size()); }
 
  private:
@@ -56,6 +57,7 @@ class WorkPool {
   int64_t queued_bytes_ = 0;
   double us_per_byte_ = 0.5;  // of late; at first what a slow tokenizer takes
   bool stopping_ = false;
+  size_t num_running_ = 0;
   int32_t num_large_running_ = 0;
   bool trim_wanted_ = false;
   std::vector<std::jthread> threads_;

@@ -1,4 +1,5 @@
 // quire serve: the gRPC server.
+#include "quire/host_memory.h"
 #include "server/commands/command.h"
 #include "server/commands/common_flags.h"
 #include "server/lifecycle.h"
@@ -78,7 +79,8 @@ int run_serve(const Arguments& arguments) {
   const bool local = is_loopback(options.serve.listen.host);
   options.serve.listen.reflection = local || options.reflection;
   options.serve.service.allow_debug = local || options.debug_rpcs;
-  const Status served = serve(options.serve, [&] { return Engine::open(options.engine); });
+  const Status served =
+      serve(options.serve, [&] { return Engine::open(options.engine); }, untouched_host_bytes);
   return served ? 0 : fail(served.error());
 }
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "quire/host_memory.h"
 #include "src/base/check.h"
 #include "src/base/engine_config.h"
 #include "src/base/log.h"
@@ -42,6 +43,14 @@ CoreOptions core_of(const OpenedExecutor& opened) {
   core.vocab_size = opened.spec.vocab_size;
   core.eos_token_ids = opened.spec.eos_token_ids;
   return core;
+}
+
+// The rope table is a part of the workspace that is filled at the start.
+int64_t untouched_bytes_of(const OpenedExecutor& o) {
+  if (o.config.device == "cuda") return 0;
+  const int64_t rope_bytes = int64_t{o.config.max_context_tokens} * o.spec.head_dim * bytes_of(DType::kF32);
+  return o.memory.cache_bytes + o.host_bytes + o.swap_bytes + o.memory.workspace_bytes - rope_bytes +
+         o.memory.logits_bytes + o.memory.steps_bytes + o.memory.policy_bytes;
 }
 
 ModelCard card_of(const OpenedExecutor& opened, const TextFront& text) {
@@ -117,6 +126,7 @@ Result<EngineParts> open_parts(const EngineConfig& config) {
   EngineParts parts;
   parts.core = core_of(*opened);
   parts.card = card_of(*opened, **text);
+  parts.untouched_host_bytes = untouched_bytes_of(*opened);
   log_start(parts, *opened);
   parts.core.stored_blocks = std::move(opened->tiers.stored);
   parts.core.damaged_records = opened->tiers.damaged_records;
@@ -136,6 +146,12 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineConfig& config) {
   Result<EngineParts> parts = open_parts(config);
   if (!parts) return parts.error();
   return ThreadedEngine::start(std::move(*parts));
+}
+
+int64_t untouched_host_bytes(const Engine& engine) {
+  const auto* opened = dynamic_cast<const ThreadedEngine*>(&engine);
+  check(opened != nullptr, "untouched_host_bytes: an engine of Engine::open");
+  return opened->untouched_host_bytes();
 }
 
 }  // namespace quire

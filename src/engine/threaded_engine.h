@@ -29,6 +29,7 @@ struct EngineParts {
   ModelCard card;
   std::vector<int32_t> layer_windows;  // 0 = full attention; for dumps
   PolicyDoor policies;
+  int64_t untouched_host_bytes = 0;  // quire/host_memory.h
 };
 
 // A model directory's parts; in engine.cc, with Engine::open. Errors name the file, tensor, field or limit at
@@ -52,6 +53,7 @@ class ThreadedEngine final : public Engine {
   EngineStats stats() const override;
   const EngineConfig& config() const override { return parts_.core.config; }
   void drain(int64_t timeout_ms) override;
+  int64_t untouched_host_bytes() const { return parts_.untouched_host_bytes; }
 
  private:
   explicit ThreadedEngine(EngineParts parts);

@@ -34,6 +34,14 @@ from conftest import BINARY, MODEL, ROOT, Server, quire
         (("tokenize", "--model", "/nonexistent", "--input", "-"), "/nonexistent"),
         (("inspect", "kv", "--config", "/nonexistent.json"), "/nonexistent.json"),
         (("inspect", "model", "/nonexistent"), "/nonexistent"),
+        (("generate", "--model", "", "--prompt", "a"), "--model is empty"),
+        (("inspect", "model", ""), "DIR is empty"),
+        (("generate", "--model", MODEL, "--prompt", "a", "--served-model-name", "m\udcff"), "served_model_name is not UTF-8 at byte 1"),
+        (("generate", "--model", MODEL, "--prompt", "a", "--stop", "\udcff"), "--stop is not UTF-8 at byte 0"),
+        (("chat", "--model", MODEL, "--system", "\udcff"), "--system is not UTF-8 at byte 0"),
+        (("generate", "--model", MODEL, "--prompt", "a", "--logit-bias", "5:60", "--logit-bias", "5:60"), "--logit-bias has token id 5 more than once"),
+        (("generate", "--model", MODEL, "--prompt", "a", "--bad-words", "1,"), "--bad-words '1,' is not a list of token ids"),
+        (("generate", "--model", MODEL, "--prompt", "a", "--beam-width", "2", "--best-of", "1"), "best_of and beam_width exclude each other"),
         (("frobnicate",), "no command 'frobnicate"),
         (("healthcheck", "--address", "127.0.0.1:1"), "127.0.0.1:1"),
     ],
@@ -44,6 +52,12 @@ def test_a_mistake_gets_one_clear_line(arguments, complaint):
     complaints = [line for line in done.stderr.splitlines() if line.startswith("quire: ")]
     assert len(complaints) == 1 and complaint in complaints[0], done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("command", [["--version"], ["serve", "--model", MODEL, "--port", "0"]])
+def test_a_closed_standard_output_is_an_error(command):
+    done = subprocess.run([BINARY, *map(str, command)], stderr=subprocess.PIPE, text=True, timeout=60, preexec_fn=lambda: os.close(1))
+    assert (done.returncode, done.stderr) == (1, "quire: standard output is closed\n")
 
 
 def test_a_device_that_is_not_there_is_no_reason_to_take_another():

@@ -1,6 +1,7 @@
 """What a server refuses to one tenant, and when its memory is nearly full: a real server, its flags from everywhere they may come."""
 
 import json
+import re
 import threading
 import time
 
@@ -71,7 +72,7 @@ def test_requests_are_shed_while_memory_is_nearly_full_and_taken_again_after():
     idle = load(server)
     assert 0 < idle.host_memory_bytes < idle.max_host_memory_bytes and idle.host_memory_pressure == "", "the machine's, if none is said"
     assert server.stop() == 0
-    server = Server(*CACHE, "--max-host-memory-bytes", idle.host_memory_bytes + (16 << 20) + (64 << 20))
+    server = Server(*CACHE, "--max-step-tokens", 256, "--kv-policies-allowed", "window", "--max-host-memory-bytes", idle.host_memory_bytes + (16 << 20) + (80 << 20))
     with Client(server.address) as client, Client(server.address) as reader:
         assert client.generate([5], max_tokens=1).result()
         # 1.4 MB, which take some 170 MB while they are read: between numbers a text is not cut.
@@ -94,6 +95,21 @@ def test_requests_are_shed_while_memory_is_nearly_full_and_taken_again_after():
         assert client.load().totals["refused_host_memory_total"] >= 1
     assert server.stop() == 0
     assert any("host_memory_recovered" in line for line in server.log), "".join(server.log)
+
+
+def test_a_ceiling_that_is_taken_at_the_start_holds_what_was_planned():
+    """Workspace and cache are touched long after the start, and stay: a ceiling below them would refuse every request from then on."""
+    done = quire("serve", "--model", MODEL, "--port", 0, "--kv-cache-bytes", 64 << 20, "--max-host-memory-bytes", 100_000_000)
+    assert done.returncode == 1 and "READY" not in done.stdout
+    held, more = map(int, re.search(r"holds (\d+) bytes .* may take (\d+) more", done.stderr).groups())
+    server = Server("--kv-cache-bytes", 64 << 20, "--max-host-memory-bytes", held + more + (32 << 20))
+    with Client(server.address) as client:
+        for _ in range(3):
+            for policy in ("", "h2o:heavy=1000,recent=1000"):
+                assert client.generate([5 + i % 4000 for i in range(3000)], max_tokens=4, kv_policy=policy).result().text
+        time.sleep(0.6)  # two looks
+        assert load(server).host_memory_pressure == "" and load(server).host_memory_bytes > 100_000_000
+    assert server.stop() == 0
 
 
 def test_a_ceiling_that_the_model_fills_is_told_at_the_start():

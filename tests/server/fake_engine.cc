@@ -78,6 +78,7 @@ Result<std::vector<int32_t>> FakeEngine::tokenize(const std::string& text, bool,
 }
 
 Result<std::string> FakeEngine::detokenize(const std::vector<int32_t>& token_ids, bool) {
+  read_text();
   std::string text;
   for (const int32_t id : token_ids) text += static_cast<char>(id);
   return text;
@@ -89,7 +90,7 @@ Result<std::string> FakeEngine::render_chat(const std::vector<ChatMessage>&) {
 
 ModelCard FakeEngine::model() const {
   ModelCard card;
-  card.name = "fake";
+  card.name = name_;
   card.architecture = "FakeForCausalLM";
   card.vocab_size = kVocabSize;
   card.max_context_tokens = kMaxContextTokens;
@@ -122,6 +123,7 @@ void FakeEngine::read_text() {
   std::unique_lock lock(mutex_);
   ++num_reading_;
   changed_.wait(lock, [this] { return !texts_held_ || stopping_; });
+  changed_.wait_for(lock, std::chrono::milliseconds(options_.text_ms), [this] { return stopping_; });
   --num_reading_;
 }
 

@@ -21,6 +21,7 @@ struct FakeEngineOptions {
   int32_t text_bytes = 0;       // of each token; 0 = the rule above
   int32_t max_requests = 1024;  // running at once; more are refused with a retry delay
   int64_t drain_timeout_ms = 2000;
+  int64_t text_ms = 0;  // to read a text
   SamplingParams default_sampling;
 };
 
@@ -51,7 +52,8 @@ class FakeEngine final : public Engine {
   int64_t tokens_made(RequestId id) const;
   Request last_request() const;
   void set_last_step_age_ms(double age);
-  // While held, reading a text (tokenize, or submit of one) does not end.
+  void set_name(const std::string& name) { name_ = name; }  // before anything asks for it
+  // While held, reading a text (tokenize, detokenize, or submit of one) does not end.
   void hold_texts(bool held);
   int num_reading() const;
   // False if it did not hold within 5 s.
@@ -75,6 +77,7 @@ class FakeEngine final : public Engine {
 
   const FakeEngineOptions options_;
   EngineConfig config_;
+  std::string name_ = "fake";
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::map<RequestId, Running> running_;

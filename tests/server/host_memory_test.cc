@@ -160,8 +160,8 @@ TEST(HostMemory, IsNoCeilingThatWeightsAndCachesFill) {
   ASSERT_FALSE(room);
   EXPECT_EQ(room.error().message,
             "--max-host-memory-bytes is 1000; the process holds 600 bytes with the model open, and its "
-            "caches may take 400 "
-            "more (kv_cache_bytes, host_kv_bytes, swap_space_bytes)");
+            "caches and buffers may take 400 more (kv_cache_bytes, host_kv_bytes, swap_space_bytes, "
+            "kv_policy_bytes, max_step_tokens)");
   HostMemory allowed({.max_bytes = 0, .resident_bytes = [] { return int64_t{1} << 50; }});
   EXPECT_TRUE(allowed.watch(0)) << "nobody asked for it, so it stops no server";
   EXPECT_EQ(allowed.stats().max_bytes, 0);

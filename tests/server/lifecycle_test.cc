@@ -31,14 +31,19 @@ int serve_fake(const std::map<std::string, int64_t>& options) {
   ServeOptions serve_options;
   serve_options.listen.port = static_cast<int32_t>(option("port", 0));
   serve_options.wedged_after_ms = option("wedged-after-ms", 1000);
-  const Status served = serve(serve_options, [&]() -> Result<std::unique_ptr<Engine>> {
-    std::this_thread::sleep_for(std::chrono::milliseconds(option("load-ms", 0)));
-    if (option("broken", 0) != 0) return invalid("model: no such directory");
-    auto engine = std::make_unique<FakeEngine>(
-        FakeEngineOptions{.step_us = 1000, .drain_timeout_ms = option("drain-ms", 2000)});
-    engine->set_last_step_age_ms(static_cast<double>(option("step-age-ms", 0)));
-    return std::unique_ptr<Engine>(std::move(engine));
-  });
+  const Status served = serve(
+      serve_options,
+      [&]() -> Result<std::unique_ptr<Engine>> {
+        std::this_thread::sleep_for(std::chrono::milliseconds(option("load-ms", 0)));
+        if (option("broken", 0) != 0) return invalid("model: no such directory");
+        auto engine = std::make_unique<FakeEngine>(FakeEngineOptions{
+            .step_us = 1000, .drain_timeout_ms = option("drain-ms", 2000), .text_ms = option("text-ms", 0)});
+        if (option("spaced-name", 0) != 0) engine->set_name("sp ace \"d\"");
+        engine->hold_texts(option("hold-texts", 0) != 0);
+        engine->set_last_step_age_ms(static_cast<double>(option("step-age-ms", 0)));
+        return std::unique_ptr<Engine>(std::move(engine));
+      },
+      [](const Engine&) { return int64_t{0}; });
   if (!served) std::fprintf(stderr, "%s\n", served.error().message.c_str());
   return served ? 0 : 1;
 }
@@ -169,6 +174,92 @@ TEST(Lifecycle, CancelsWhatOutlastsTheDrainTimeout) {
   EXPECT_EQ(server.wait(), 0);
 }
 
+struct Read {
+  grpc::Status tokenize, detokenize, generate;
+};
+
+// A text of each call that reads one, on its way when the signal comes.
+Read texts_at_sigterm(const ServerProcess& server, const std::string& address) {
+  Read read;
+  const auto channel = connect(address);
+  channel->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(10));
+  const auto stub = v1::GenerationService::NewStub(channel);
+  std::thread tokenize([&] {
+    grpc::ClientContext context;
+    v1::TokenizeRequest request;
+    request.set_text("hello");
+    v1::TokenizeResponse response;
+    read.tokenize = stub->Tokenize(&context, request, &response);
+  });
+  std::thread detokenize([&] {
+    grpc::ClientContext context;
+    v1::DetokenizeRequest request;
+    request.add_token_ids(65);
+    v1::DetokenizeResponse response;
+    read.detokenize = stub->Detokenize(&context, request, &response);
+  });
+  std::thread generate([&] { read.generate = run_stream(*stub, text_request("hello", 1)).status; });
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  server.send(SIGTERM);
+  for (std::thread* thread : {&tokenize, &detokenize, &generate}) thread->join();
+  return read;
+}
+
+TEST(Lifecycle, AnswersTheTextsThatAreOnTheirWayAtSigterm) {
+  ServerProcess server({"drain-ms=30000", "text-ms=1500"});
+  const Read read = texts_at_sigterm(server, address_of(server.read_line()));
+  EXPECT_TRUE(read.tokenize.ok()) << read.tokenize.error_message();
+  EXPECT_TRUE(read.detokenize.ok()) << read.detokenize.error_message();
+  EXPECT_EQ(read.generate.error_code(), grpc::StatusCode::UNAVAILABLE) << "no request begins in a drain";
+  EXPECT_EQ(server.wait(), 0);
+}
+
+TEST(Lifecycle, EndsInTimeWhateverATextsThreadDoes) {
+  ServerProcess server({"drain-ms=500", "hold-texts=1"});
+  const std::string address = address_of(server.read_line());
+  const auto start = Clock::now();
+  const Read read = texts_at_sigterm(server, address);
+  for (const grpc::Status& status : {read.tokenize, read.detokenize}) {
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::CANCELLED);
+    EXPECT_TRUE(error_detail<google::rpc::RetryInfo>(status)) << status.error_message();
+  }
+  EXPECT_FALSE(read.generate.ok());
+  EXPECT_EQ(server.wait(), 0);
+  EXPECT_LT(ms_since(start), 8000)
+      << "500 ms to the signal, 500 to drain, 2000 for the last messages, 200 to close";
+}
+
+TEST(Lifecycle, TakesTextsWhileRequestsRunAndNoneAfterThem) {
+  ServerProcess server({"drain-ms=30000", "text-ms=6000"});
+  const std::string address = address_of(server.read_line());
+  const auto stub = v1::GenerationService::NewStub(connect(address));
+  grpc::ClientContext context;
+  v1::GenerateRequest ids;
+  ids.mutable_token_ids()->add_ids(7);
+  ids.mutable_sampling()->set_max_tokens(300);
+  const auto reader = stub->Generate(&context, ids);
+  v1::GenerateResponse message;
+  ASSERT_TRUE(reader->Read(&message));
+  server.send(SIGTERM);
+  const auto tokenize = [&stub] {
+    grpc::ClientContext text_context;
+    v1::TokenizeRequest request;
+    request.set_text("hello");
+    v1::TokenizeResponse response;
+    return stub->Tokenize(&text_context, request, &response);
+  };
+  grpc::Status taken;
+  std::thread during([&] { taken = tokenize(); });  // it goes on when the stream has ended
+  while (reader->Read(&message)) {
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  const grpc::Status late = tokenize();
+  during.join();
+  EXPECT_TRUE(taken.ok()) << taken.error_message();
+  EXPECT_EQ(late.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(server.wait(), 0);
+}
+
 TEST(Lifecycle, EndsAtOnceAtASecondSignal) {
   ServerProcess server({});
   const auto stub = v1::GenerationService::NewStub(connect(address_of(server.read_line())));
@@ -222,6 +313,23 @@ TEST(Lifecycle, IsNotReadyWhileTheEngineIsWedged) {
   EXPECT_EQ(health_of(address, kServiceName), "SERVING") << "it recovers";
 }
 
+// To a full disk.
+TEST(Lifecycle, FailsWhereNobodyCanReadTheReadyLine) {
+  const std::string command = "timeout 20 /proc/" + std::to_string(getpid()) + "/exe --serve 2>&1 >/dev/full";
+  std::FILE* const errors = popen(command.c_str(), "r");
+  char line[256] = "";
+  EXPECT_NE(std::fgets(line, sizeof line, errors), nullptr);
+  const int status = pclose(errors);
+  EXPECT_EQ(WEXITSTATUS(status), 1);
+  EXPECT_STREQ(line, "standard output, for the READY line: No space left on device\n");
+}
+
+TEST(Lifecycle, WritesAModelsNameAsOneWord) {
+  ServerProcess server({"spaced-name=1"});
+  const std::string line = server.read_line();
+  EXPECT_TRUE(line.ends_with(" model=\"sp ace \\\"d\\\"\"\n")) << line;
+}
+
 TEST(Lifecycle, FailsWithoutAReadyLineWhenTheModelDoesNotOpen) {
   ServerProcess server({"broken=1"});
   EXPECT_EQ(server.read_line(), "");
@@ -240,9 +348,12 @@ TEST(Lifecycle, NamesTheLimitThatIsOutOfRange) {
     ServeOptions options;
     options.listen.port = 0;
     change(options);
-    const Status served = serve(options, []() -> Result<std::unique_ptr<Engine>> {
-      return error(Code::kInternal, "it must not come to this");
-    });
+    const Status served = serve(
+        options,
+        []() -> Result<std::unique_ptr<Engine>> {
+          return error(Code::kInternal, "it must not come to this");
+        },
+        [](const Engine&) { return int64_t{0}; });
     ASSERT_FALSE(served.has_value());
     EXPECT_EQ(served.error().message, message);
   }

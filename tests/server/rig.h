@@ -27,8 +27,7 @@ struct Rig {
       : engine(engine_options), service(service_options) {
     configure_log(LogFormat::kKeyValue, LogLevel::kError);
     if (Status started = service.start(); !started) throw std::runtime_error(started.error().message);
-    if (Status room = service.watch_host_memory(engine.config()); !room)
-      throw std::runtime_error(room.error().message);
+    if (Status room = service.watch_host_memory(0); !room) throw std::runtime_error(room.error().message);
     service.set_engine(&engine);
     auto opened = Listener::open(listen, service);
     if (!opened) throw std::runtime_error(opened.error().message);
