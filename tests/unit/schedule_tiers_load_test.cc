@@ -79,6 +79,39 @@ TEST(DiskTier, ADiskThatIsBusyDoesNotHang) {
   h.expect_all_ended();
 }
 
+// Nor of reads: whoever gives one up because others were before it says nothing of the disk.
+TEST(DiskTier, AReadBehindAnotherDoesNotStallTheDisk) {
+  HarnessOptions o = with_disk(0);
+  o.num_blocks = 64;
+  o.num_disk_blocks = 200;
+  o.disk_state = "on";
+  o.costs = {.transfer_us = 0,
+             .disk_bytes_per_s = 64e6 / 8,  // 8 us a token
+             .flops_per_s = 1e12,
+             .flops_per_token = 5e8,  // 500 us
+             .flops_per_token_pair = 0,
+             .step_us = 0};
+  Harness h(o);
+  for (const int32_t first : {0, 170, 340, 510, 680}) {
+    ask(h, first);
+    h.run();
+  }
+  h.mover().set_disk_hang([] { return kLeastTierWaitUs * 6 / 10; });
+  const RequestId before = ask(h, 0), behind = ask(h, 170);
+  h.step();
+  ASSERT_TRUE(first_of(h, before).copying && first_of(h, behind).copying);
+  while (h.step()) {
+    EngineStats stats;
+    h.core().fill_stats(stats);
+    EXPECT_EQ(stats.disk_kv_state, "on");
+  }
+  EXPECT_EQ(counters(h).waits_given_up, 1);
+  h.run();
+  for (const RequestId id : {before, behind}) h.expect_greedy(id);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
 // Copying that takes longer than computing is the sooner one where the card has others' prompts to compute first.
 TEST(DiskTier, IsReadWhereComputingWouldWaitForTheCard) {
   enum class Others { kNone, kRun, kWait };
