@@ -58,10 +58,11 @@ def step(name: str):
 def start_server(binary: Path, model: Path) -> tuple[subprocess.Popen, str]:
     """Starts `quire serve` on a free port and waits for its READY line. Returns the process and its address."""
     log = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would stop it once full
-    server = subprocess.Popen([binary, "serve", "--model", model, "--port", "0"], stdout=subprocess.PIPE, stderr=log, text=True)
+    # In a process group of its own: Ctrl-C in a terminal is the demo's to hear, which ends the server. Else it would lose its connection first, or not.
+    server = subprocess.Popen([binary, "serve", "--model", model, "--port", "0"], stdout=subprocess.PIPE, stderr=log, text=True, process_group=0)
     try:
         line = server.stdout.readline()
-    except KeyboardInterrupt:
+    except BaseException:
         server.terminate()
         raise
     ready = re.match(r"READY grpc=(\S+) model=(\S+)", line)
@@ -164,6 +165,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # not without its server
     try:
         sys.exit(main())
     except KeyboardInterrupt:

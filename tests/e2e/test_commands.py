@@ -149,16 +149,23 @@ def test_the_demo_shows_a_line_for_each_step():
     assert ("requests_finished_total", "4") in counters and not [name for name, count in counters if count == "0"]
 
 
-def test_ctrl_c_ends_the_demo_and_its_server_in_few_words():
+def processes_of_session(session: int) -> list[str]:
+    stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat")]
+    return [stat for stat in stats if stat.rpartition(")")[2].split()[3] == str(session)]
+
+
+@pytest.mark.parametrize("ends_by", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_interrupted_ends_its_server_in_few_words(ends_by):
     demo = subprocess.Popen([sys.executable, ROOT / "tools" / "demo.py", "--binary", BINARY, "--model", MODEL], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             text=True, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT / "clients" / "python" / "src")})  # fmt: skip
     first_line = demo.stdout.readline()
-    os.killpg(demo.pid, signal.SIGINT)  # as a terminal does: the server gets it too
+    assert len(processes_of_session(demo.pid)) == 2
+    os.killpg(demo.pid, ends_by)  # as a terminal does
     _, err = demo.communicate(timeout=60)
-    assert first_line.startswith("demo: ") and demo.returncode == -signal.SIGINT
-    assert "Traceback" not in err and err.splitlines()[-1] == "quire: interrupted"
-    with pytest.raises(ProcessLookupError):
-        os.killpg(demo.pid, 0)
+    assert first_line.startswith("demo: ")
+    assert demo.returncode == (-signal.SIGINT if ends_by == signal.SIGINT else 128 + signal.SIGTERM), err
+    assert "Traceback" not in err and (ends_by == signal.SIGTERM or err.splitlines()[-1] == "quire: interrupted")
+    assert processes_of_session(demo.pid) == []
 
 
 def test_the_demo_takes_a_reader_that_leaves_calmly():
