@@ -157,7 +157,8 @@ def processes_of_session(session: int) -> list[str]:
 @pytest.mark.parametrize("ends_by", [signal.SIGINT, signal.SIGTERM])
 def test_a_demo_that_is_interrupted_ends_its_server_in_few_words(ends_by):
     demo = subprocess.Popen([sys.executable, ROOT / "tools" / "demo.py", "--binary", BINARY, "--model", MODEL], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT / "clients" / "python" / "src")})  # fmt: skip
+                            text=True, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT / "clients" / "python" / "src")},
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     first_line = demo.stdout.readline()
     assert len(processes_of_session(demo.pid)) == 2
     os.killpg(demo.pid, ends_by)  # as a terminal does

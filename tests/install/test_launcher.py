@@ -187,7 +187,8 @@ def test_the_launcher_knows_the_commands_of_the_binary():
 def begin(line: str, **kwargs) -> subprocess.Popen:
     """A line of bash that knows the launcher's functions, running."""
     environment = {**os.environ, "QUIRE_CUDA": "off"}
-    return subprocess.Popen(["bash", "-c", f"source ./quire __source; {line}"], cwd=ROOT, env=environment, **kwargs)
+    heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 -- also where the tests run in the background of a shell
+    return subprocess.Popen(["bash", "-c", f"source ./quire __source; {line}"], cwd=ROOT, env=environment, preexec_fn=heeds, **kwargs)
 
 
 def wait_until(condition, seconds: float = 20) -> None:
