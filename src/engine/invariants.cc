@@ -190,8 +190,7 @@ Broken policy_memory_is_not_idle(const EngineCore& core) {
 }
 
 Broken nobody_is_kept_out(const EngineCore& core) {
-  const bool has_tiers = core.cache().below() != nullptr;
-  const Sequence* next = has_tiers ? nullptr : core.scheduler().find_kept_out();
+  const Sequence* next = core.scheduler().find_kept_out();
   if (next == nullptr) return {};
   return fmt::format("invariant 14: request {} is next and kept out, and there is room for it",
                      next->group->request);

@@ -45,6 +45,12 @@ bool some_run(const SequenceGroup& group) {
   return std::ranges::any_of(group.sequences, [](const auto& s) { return s->running(); });
 }
 
+// With what it holds, for room. Beams that came in by halves do not: they hold it in vain.
+bool waits_for_room(const SequenceGroup& group) {
+  const auto is_out = [](const auto& s) { return s->state == SequenceState::kPreempted; };
+  return !group.paused && !(group.is_beam && std::ranges::any_of(group.sequences, is_out));
+}
+
 // What a reader that has stopped was given of the policies' memory it keeps, on the host too.
 bool keeps_policy_memory(const SequenceGroup* group) {
   return group->state == GroupState::kAdmitted && group->paused && group->policy_memory >= 0;
@@ -68,7 +74,7 @@ std::optional<std::string> check_standing(const EngineCore& core) {
     aside += group->aside ? 1 : 0;
     if (!some_run(*group)) continue;
     kept = kept || has_to_keep(*group);
-    waits_inside = waits_inside || !group->paused;
+    waits_inside = waits_inside || waits_for_room(*group);
     slots -= slots_of(*group);
   }
   if (standing > 0 && !kept)

@@ -259,14 +259,14 @@ std::optional<int32_t> Scheduler::start(Sequence& s, int64_t now_us) {
 // Without the prefix cache a preempted sample can still share its prompt with a sibling that has it: its full
 // blocks, so that no tail that the sibling writes gets a second holder. Taken before the step's transaction
 // opens, which extends the sibling.
-void Scheduler::take_sibling_prefix() {
+void Scheduler::take_sibling_prefix(int64_t now_us) {
   Sequence* back = first_preempted();
   if (back == nullptr || !may_take_sibling_prefix(*back) || is_blocked(*back)) return;
   const Sequence* sibling = sibling_with_prompt(*back);
   if (sibling == nullptr) return;
   const int32_t shared = std::min(back->num_prompt_tokens, back->num_tokens() - 1);
   sibling_prefix_ = cache_.fork(sibling->table);
-  cache_.truncate(sibling_prefix_, shared / block_tokens_ * block_tokens_, deferred_now());
+  cache_.release_tail(sibling_prefix_, shared / block_tokens_ * block_tokens_, now_us);
   sibling_prefix_of_ = back->id;
 }
 
@@ -280,7 +280,7 @@ BlockTable Scheduler::take_prefix(const Sequence& s, int64_t now_us) {
   const int32_t in_tail = table.length() % block_tokens_;
   const bool tight = cache_.num_available() <= size_.blocks_for(s.group->max_total_tokens);
   if (in_tail > 0 && (tight || limits_.whole_block_hits))
-    cache_.truncate(table, table.length() - in_tail, deferred_now());
+    cache_.release_tail(table, table.length() - in_tail, now_us);
   return table;
 }
 
@@ -302,11 +302,25 @@ int64_t Scheduler::blocks_to_come(const Sequence& s, const BlockTable& table, do
   return prompt + (samples - 1) + samples * size_.blocks_for(later);
 }
 
-// Tokens that the reserve keeps a share of free, for those that run and those that come in.
+// Tokens that the reserve keeps a share of free, for those that run and those that come in, and for those of their requests
+// that are to follow.
 int64_t Scheduler::tokens_reserved_for(std::span<Sequence* const> coming) const {
-  int64_t tokens = 0;
+  const auto tokens_to_follow = [&](const SequenceGroup& group) {
+    int64_t tokens = 0;
+    for (const auto& s : group.sequences)
+      if (s->state == SequenceState::kPreempted && std::ranges::count(coming, s.get()) == 0)
+        tokens += tokens_to_generate(*s);
+    return tokens;
+  };
+  const SequenceGroup& group = *coming.front()->group;
+  int64_t tokens = tokens_to_follow(group);
   for (const Sequence* s : coming) tokens += tokens_to_generate(*s);
-  for (const Sequence* r : running_) tokens += tokens_to_generate(*r);
+  const SequenceGroup* previous = &group;
+  for (const Sequence* r : running_) {
+    tokens += tokens_to_generate(*r);
+    if (r->group != previous && r->group != &group) tokens += tokens_to_follow(*r->group);
+    previous = r->group;
+  }
   return tokens;
 }
 
@@ -399,7 +413,8 @@ const Sequence* Scheduler::find_kept_out() const {
   const std::span<Sequence* const> coming{&next, 1};
   const double fallen = kStepsKeptOut * limits_.reserve.decay *
                         static_cast<double>(tokens_reserved_for(coming)) / block_tokens_;
-  const auto rounded = static_cast<int64_t>(running_.size()) + next->group->num_slots();
+  int64_t rounded = next->group->num_slots();
+  for (const Sequence* r : running_) rounded += r->group->forked ? 1 : r->group->num_slots();
   const int64_t missing = blocks_missing(coming, blocks_to_start(*next, next->table));
   return missing + static_cast<int64_t>(fallen) + 1 + rounded <= 0 ? next : nullptr;
 }

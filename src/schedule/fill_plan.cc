@@ -56,6 +56,13 @@ void put_aside_joins(SubmittedStep& step) {
   joins.clear();
 }
 
+// Than was kept free for it, and not because it has taken that: its list is full and its own from here on, or the chunk beside
+// its window is the last or the next a smaller one.
+bool will_take_less(const PlannedWork& work) {
+  const bool fills_no_more = work.overwrites && work.first == work.list_before;
+  return fills_no_more || (work.sequence->group->traits.slides && work.count > 1);
+}
+
 }  // namespace
 
 void Scheduler::name(Sequence& sequence, SubmittedStep& step) {
@@ -79,6 +86,7 @@ std::shared_ptr<const BatchPlan> Scheduler::submit() {
     fill_sequence(work, plan.sequences[i], step);
     work.sequence->num_planned = work.first + work.count;
     if (work.cut >= 0) work.sequence->list_cut = true;
+    if (will_take_less(work)) ++room_epoch_;
     count_policy_work(work);
     work.sequence->group->kv.copies_on_write += work.copied ? 1 : 0;
     if (work.sample) fill_samples(work, plan.sequences[i], step);

@@ -40,7 +40,7 @@ Scheduler::Attempt Scheduler::attempt(int64_t now_us) {
   draft_cuts_.clear();
   budget_ = limits_.max_step_tokens;
   score_slots_ = cache_.num_blocks() * block_tokens_;
-  take_sibling_prefix();
+  take_sibling_prefix(now_us);
   StepTransaction step = cache_.begin(now_us);
   const size_t num_running = running_.size();
   const int64_t preemptions = counters_.preemptions;

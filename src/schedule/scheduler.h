@@ -282,7 +282,7 @@ class Scheduler {
   int64_t tokens_reserved_for(std::span<Sequence* const> coming) const;
   int32_t slots_used(const SequenceGroup& but) const;
   bool make_slots(const SequenceGroup& group, int32_t wanted, int64_t now_us);
-  void take_sibling_prefix();
+  void take_sibling_prefix(int64_t now_us);
   Sequence* first_preempted() const;
 
   // aside.cc

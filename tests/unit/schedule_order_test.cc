@@ -1,6 +1,7 @@
 // Who gets what there is: fair shares between tenants by what they cost, slots of readers that have stopped, and room for lists under
 // KV policies.
 #include <numeric>
+#include <span>
 
 #include "tests/property/engine_harness.h"
 #include "tests/unit/token_ids.h"
@@ -138,6 +139,62 @@ TEST(KeptOut, WhoTheReserveKeepsOutComesInWhenItHasFallen) {
   h.run();
   h.expect_sound();
   h.expect_all_ended();
+}
+
+// Steps until a request of so many tokens has come in beside `others`, which began `ahead` steps before it. At none of them
+// it is kept out though there is room.
+void expect_let_in_as_soon_as_there_is_room(int32_t length, int ahead, std::span<const RequestId> others,
+                                            Harness& h) {
+  for (int i = 0; i < ahead; ++i) ASSERT_TRUE(h.step());
+  const auto find = [&](RequestId id) { return h.core().scheduler().find(id); };
+  const RequestId next = h.submit(ids(length, 500), Harness::greedy(1));
+  while (find(next) != nullptr && find(next)->state == GroupState::kWaiting) {
+    ASSERT_TRUE(h.step());
+    ASSERT_EQ(h.core().scheduler().find_kept_out(), nullptr) << length << " tokens";
+  }
+  for (const RequestId other : others)
+    EXPECT_NE(find(other), nullptr) << length << " tokens: it came in last";
+  h.run();
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+HarnessOptions without_reserve(int32_t num_blocks) {
+  HarnessOptions o;
+  o.num_blocks = num_blocks;
+  o.max_context_tokens = 300;
+  o.max_step_tokens = 96;
+  o.reserve = {.least = 0, .rise = 0, .decay = 0};
+  return o;
+}
+
+// While lists are appended to, a block each is kept free for what they will copy and one for what follows. Once they are full the
+// last of those that share needs no copy, and nobody the block that follows.
+TEST(KeptOut, WhoListsKeepOutComesInWhenTheyAreFull) {
+  for (int32_t length = 20; length <= 220; length += 8) {
+    Harness h(without_reserve(60));
+    CoreRequest more;
+    more.policy = {.kind = RetentionKind::kTova, .budget = 62};
+    more.bypass_prefix_cache = true;
+    SamplingParams four = Harness::greedy(150);
+    four.n = 4;
+    const RequestId lists = h.submit(ids(43), four, more);
+    expect_let_in_as_soon_as_there_is_room(length, 6, {&lists, 1}, h);
+  }
+}
+
+// What is kept free for a window is its list beside the next chunk, which is none once its prompt has ended.
+TEST(KeptOut, WhoWindowsKeepOutComesInWhenTheirPromptsEnd) {
+  for (int32_t length = 20; length <= 100; length += 8) {
+    HarnessOptions o = without_reserve(64);
+    o.max_prefill_chunk_tokens = 24;
+    Harness h(o);
+    CoreRequest more;
+    more.policy = {.kind = RetentionKind::kWindow, .window = 100};
+    std::vector<RequestId> windows;
+    for (int32_t i = 0; i < 3; ++i) windows.push_back(h.submit(ids(90, 100 * i), Harness::greedy(60), more));
+    expect_let_in_as_soon_as_there_is_room(length, 1, windows, h);
+  }
 }
 
 // How many of 32 equal requests run at once in 64 blocks of 8.

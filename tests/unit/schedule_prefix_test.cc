@@ -181,6 +181,32 @@ TEST(Scheduler, ARequestThatJustFitsRunsAloneEvenFromItsOwnCachedPrefix) {
   h.expect_sound();
 }
 
+// The longest prompt that comes in at once beside a request that runs, with its first 12 tokens cached or nothing: a block of 8,
+// and half of one.
+int32_t longest_that_comes_in(bool cached) {
+  for (int32_t length = 180; length > 12; --length) {
+    HarnessOptions o = small();
+    o.reserve = {.least = 0, .rise = 0, .decay = 0};
+    Harness h(o);
+    if (cached) h.submit(ids(12), Harness::greedy(1));
+    h.run();
+    h.submit(ids(83, 500), Harness::greedy(40));
+    for (int i = 0; i < 3; ++i) h.step();
+    const RequestId next = h.submit(ids(length), Harness::greedy(1));
+    h.step();
+    const SequenceGroup* group = h.core().scheduler().find(next);
+    if (group != nullptr && group->state == GroupState::kWaiting) continue;
+    h.run();
+    EXPECT_EQ(h.record(next).end.cached_tokens > 0, cached);
+    return length;
+  }
+  return 0;
+}
+
+TEST(Scheduler, WhatIsCachedInsideABlockKeepsNobodyOut) {
+  EXPECT_EQ(longest_that_comes_in(true), longest_that_comes_in(false));
+}
+
 // Returns how much of a prompt is still cached once others have filled the cache three times over.
 int32_t cached_after_a_flood(const KvRetention& retention, int64_t wait_us) {
   Harness h(small());
