@@ -91,15 +91,21 @@ def serve_once(folder: Path, num_threads: int, *options: object) -> str:
 @pytest.mark.parametrize("tiers", [False, True])
 def test_a_server_serves_or_names_the_thread_that_was_refused(open_to_all, tiers):
     options = ["--host-kv-bytes", 10_000_000, "--disk-kv-dir", "disk", "--disk-kv-bytes", 10_000_000] if tiers else []
-    refused: list[str] = []
-    while len(refused) < FIRST_TO_READY:
-        refused.append(serve_once(open_to_all, len(refused) + 1, *options))
-        if refused[-1] == "":
-            break
-    assert refused[-1] == "", "no limit was enough"
-    names = set(refused)
     expected = {"the watch over stalled calls", "texts", "gRPC", "the CPU's kernels", "the executor", "delivery", "the engine"}
-    assert expected | ({"copies between tiers"} if tiers else set()) <= names, names
+    expected |= {"copies between tiers"} if tiers else set()
+    names: set[str] = set()
+    # A thread that ends while others start makes room for one of them at some moments and not at others.
+    for _ in range(5):
+        refused: list[str] = []
+        while len(refused) < FIRST_TO_READY:
+            refused.append(serve_once(open_to_all, len(refused) + 1, *options))
+            if refused[-1] == "":
+                break
+        assert refused[-1] == "", "no limit was enough"
+        names |= set(refused)
+        if expected <= names:
+            break
+    assert expected <= names, names
     enough = len(refused)
     for num_threads in range(enough + 1, enough + 4):
         assert serve_once(open_to_all, num_threads, *options) == "", "fewer were enough"

@@ -38,7 +38,7 @@ class TwoTenants {
  private:
   RequestId submit(int t) {
     CoreRequest more;
-    more.tenant = t == 0 ? "a" : "b";
+    more.tenant = std::string(1, t == 0 ? 'a' : 'b');
     more.bypass_prefix_cache = true;
     SamplingParams p = Harness::greedy(asks_[t].output);
     p.beam_width = asks_[t].beam_width;
