@@ -137,6 +137,14 @@ void EvictionIndex::used(BlockId block, int64_t now_us) {
   ++entries_[value(block)].frequency;
 }
 
+void EvictionIndex::awaited(BlockId block, int64_t now_us) {
+  Entry& entry = entries_[value(block)];
+  entry.last_use_us = std::max(entry.last_use_us, now_us);
+  if (!order_.erase(block)) return;
+  expiring_.erase(block);
+  insert_leaf(block);
+}
+
 double EvictionIndex::worth_of(const Entry& entry) const {
   const double cost = entry.recompute_cost;
   switch (kind_) {

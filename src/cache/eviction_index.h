@@ -81,6 +81,8 @@ class EvictionIndex {
   // A hit, and the moment its last holder leaves. Both while the block is held, so outside the index.
   void used(BlockId block, int64_t now_us);
   void left(BlockId block, int64_t now_us);
+  // Somebody who waits will want it: last used now, held or not.
+  void awaited(BlockId block, int64_t now_us);
 
   // kOracle: when the block will be used again, asked as it becomes evictable; later goes first.
   void set_next_use(std::function<double(BlockId)> next_use) { next_use_ = std::move(next_use); }

@@ -77,6 +77,12 @@ int32_t KvCache::lookup(NamespaceId ns, std::span<const TokenId> tokens) const {
   return tree_.match(*tree_.root(ns), tokens, path_);
 }
 
+int32_t KvCache::await(NamespaceId ns, std::span<const TokenId> tokens, int64_t now_us) {
+  const int32_t found = lookup(ns, tokens);
+  for (const BlockId block : path_) index_.awaited(block, now_us);
+  return found;
+}
+
 BlockTable KvCache::acquire_prefix(NamespaceId ns, std::span<const TokenId> tokens, int32_t max_tokens,
                                    int64_t now_us) {
   check(max_tokens >= 0, "max_tokens is not negative");

@@ -66,6 +66,8 @@ class KvCache {
   // ---- prefixes ----
   // Tokens of the longest cached prefix, exact to the token. Takes nothing.
   int32_t lookup(NamespaceId ns, std::span<const TokenId> tokens) const;
+  // The same, for one that waits from now on: what it found was last used now, lest it be evicted meanwhile.
+  int32_t await(NamespaceId ns, std::span<const TokenId> tokens, int64_t now_us);
   // The same prefix, at most max_tokens of it, as a table that holds its blocks. Where the hit ends inside a
   // block the last block is shared too: its slots up to length are right, and the first write copies it.
   BlockTable acquire_prefix(NamespaceId ns, std::span<const TokenId> tokens, int32_t max_tokens,

@@ -93,13 +93,18 @@ std::span<SequenceGroup* const> Scheduler::first_in_line() const {
   return line.first(std::min<size_t>(line.size(), 1 + limits_.look_ahead));
 }
 
-void Scheduler::look_up(SequenceGroup& group) {
-  group.cached_seen = group.reads_prefix() ? cache_.lookup(group.ns, group.sequences.front()->tokens) : 0;
+void Scheduler::look_up(SequenceGroup& group, int64_t now_us) {
   group.looked_up_in = next_step_;
+  group.cached_seen = 0;
+  if (!group.reads_prefix()) return;
+  const std::vector<TokenId>& tokens = group.sequences.front()->tokens;
+  // vLLM's rule looks at a prompt when it is admitted, and not before.
+  group.cached_seen =
+      limits_.whole_block_hits ? cache_.lookup(group.ns, tokens) : cache_.await(group.ns, tokens, now_us);
 }
 
 // How much of their prompts is cached changes while they wait: a few are looked up again, those whose figure is oldest.
-void Scheduler::look_again() {
+void Scheduler::look_again(int64_t now_us) {
   const std::span<SequenceGroup* const> ahead = first_in_line();
   if (ahead.size() < 2) return;
   if (std::any_of(ahead.begin(), ahead.end(), [&](auto* g) { return is_blocked(*g->sequences.front()); }))
@@ -108,7 +113,7 @@ void Scheduler::look_again() {
   for (int i = 0; i < kLooksPerDraft; ++i) {
     SequenceGroup* oldest = *std::min_element(ahead.begin(), ahead.end(), older);
     if (oldest->looked_up_in == next_step_) return;
-    look_up(*oldest);
+    look_up(*oldest, now_us);
   }
 }
 
@@ -134,7 +139,7 @@ SequenceGroup* Scheduler::next_waiting() const {
 void Scheduler::admit(StepTransaction& step, int64_t now_us) {
   admission_blocked_ = false;
   promote_overdue(now_us);
-  look_again();
+  look_again(now_us);
   while (budget_ > 0 && !admission_blocked_) {
     Sequence* back = first_preempted();
     SequenceGroup* next = next_waiting();

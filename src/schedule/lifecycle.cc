@@ -40,7 +40,7 @@ void Scheduler::add(std::unique_ptr<SequenceGroup> group) {
   const bool is_new = groups_.emplace(g.request, std::move(group)).second;
   check(is_new, "a request is added once");
   ++num_waiting_;
-  if (limits_.look_ahead > 0) look_up(g);
+  if (limits_.look_ahead > 0) look_up(g, g.times.arrival_us);
   queue_.enter(g);
   queue_.push(g);
 }

@@ -49,7 +49,7 @@ struct ScheduleLimits {
   int32_t max_sequences = 256;              // running at once
   int32_t max_prefill_chunk_tokens = 2048;  // of one sequence in one step
   ReserveRule reserve;
-  bool whole_block_hits = false;  // cut hits to whole blocks; for comparison
+  bool whole_block_hits = false;  // cut hits to whole blocks, as vLLM does; for comparison
   BothEnds both_ends = BothEnds::kSpare;
   int32_t look_ahead = 32;  // in a tenant's line, for requests with more of their prompt cached
   int64_t max_paused_slot_us =
@@ -255,8 +255,8 @@ class Scheduler {
   void promote_overdue(int64_t now_us);
   SequenceGroup* next_waiting() const;
   std::span<SequenceGroup* const> first_in_line() const;
-  void look_up(SequenceGroup& group);
-  void look_again();
+  void look_up(SequenceGroup& group, int64_t now_us);
+  void look_again(int64_t now_us);
   void admit(StepTransaction& step, int64_t now_us);
   bool admit_preempted(StepTransaction& step, Sequence& sequence, int64_t now_us);
   std::vector<Sequence*> come_in(Sequence& sequence, int64_t now_us);

@@ -32,6 +32,21 @@ TEST(EvictionIndex, LeastRecentlyUsedGoesFirst) {
   EXPECT_EQ(drain(index, 0), (std::vector<int32_t>{1, 2, 3}));
 }
 
+TEST(EvictionIndex, WhatIsAwaitedCountsAsUsed) {
+  EvictionIndex index(8, EvictionOrder::kLru);
+  add(index, 1, {}, 10);
+  add(index, 2, {.expiry_us = 500}, 20);
+  add(index, 3, {}, 30);
+  index.describe(BlockId{4}, {}, 5);
+  index.insert(BlockId{4}, false);  // it has children
+  for (const int32_t block : {1, 4}) index.awaited(BlockId{block}, 40);
+  index.awaited(BlockId{2}, 60);
+  index.awaited(BlockId{3}, 15);  // a clock that went back
+  EXPECT_EQ(index.first_disorder(), std::nullopt);
+  index.became_leaf(BlockId{4});
+  EXPECT_EQ(drain(index, 0), (std::vector<int32_t>{2, 3, 1, 4}));
+}
+
 TEST(EvictionIndex, ClassThenExpiryThenCostThenUse) {
   EvictionIndex index(8, EvictionOrder::kLru);
   add(index, 0, {.retention_class = 1}, 1);

@@ -207,6 +207,27 @@ TEST(Scheduler, WhatIsCachedInsideABlockKeepsNobodyOut) {
   EXPECT_EQ(longest_that_comes_in(true), longest_that_comes_in(false));
 }
 
+// It was used longest ago, but somebody waits for it.
+TEST(Scheduler, WhatAWaitingRequestWillFindIsNotEvictedFirst) {
+  HarnessOptions o = small();
+  o.num_blocks = 40;
+  o.max_sequences = 1;
+  Harness h(o);
+  for (const int32_t first : {0, 200}) {
+    h.submit(ids(80, first), Harness::greedy(1));
+    h.run();
+    h.clock().advance_us(1000);
+  }
+  h.submit(ids(40, 500), Harness::greedy(160));  // 25 blocks beside the cached 20
+  h.step();
+  std::vector<TokenId> behind = ids(80);
+  behind.push_back(900);
+  const RequestId waits = h.submit(behind, Harness::greedy(1));
+  h.run();
+  EXPECT_EQ(h.record(waits).end.cached_tokens, 80);
+  h.expect_sound();
+}
+
 // Returns how much of a prompt is still cached once others have filled the cache three times over.
 int32_t cached_after_a_flood(const KvRetention& retention, int64_t wait_us) {
   Harness h(small());
