@@ -1,7 +1,5 @@
 #include "kernels/cuda/host_shim/runner.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -14,6 +12,7 @@
 #include "kernels/cuda/host_shim/fiber_switch.h"
 #include "kernels/cuda/host_shim/memory_check.h"
 #include "kernels/cuda/host_shim/runner_access.h"
+#include "kernels/cuda/host_shim/stack_pool.h"
 #include "src/base/check.h"
 #include "src/base/random.h"
 
@@ -24,10 +23,9 @@ thread_local constinit Dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace {
 
-constexpr int kMaxThreads = 1024;
+constexpr int kMaxThreads = StackPool::kMaxStacks;
 constexpr unsigned kMostBlocksX = 0x7fffffff,
                    kMostBlocksYZ = 65535;  // of a grid, compute capability 3.0 and later
-constexpr size_t kStackBytes = 128 * 1024, kGuardBytes = 4096;
 constexpr int kMaxSharedBytes = 227 * 1024;
 
 // "decode<bf16>", without the bracket that ends the compiler's text.
@@ -35,44 +33,6 @@ std::string_view kernel_of(const LaunchShape& shape) {
   const std::string_view name = shape.name;
   return name.substr(0, name.size() - (name.ends_with(']') ? 1 : 0));
 }
-
-// Stacks of all fibers in one reservation, a guard page below each; pages are taken as they are touched. The
-// stack given back last is given out first, so a kernel without barriers runs all its threads on one warm
-// stack.
-class StackPool {
- public:
-  StackPool() {
-    const size_t bytes = kMaxThreads * (kStackBytes + kGuardBytes);
-    void* p =
-        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    check(p != MAP_FAILED, "no address space for the shim's fiber stacks");
-    base_ = static_cast<char*>(p);
-    for (int i = 0; i < kMaxThreads; ++i)
-      mprotect(base_ + i * (kStackBytes + kGuardBytes), kGuardBytes, PROT_NONE);
-    reset();
-  }
-  ~StackPool() { munmap(base_, kMaxThreads * (kStackBytes + kGuardBytes)); }
-  StackPool(const StackPool&) = delete;
-  StackPool& operator=(const StackPool&) = delete;
-
-  void reset() {
-    free_.resize(kMaxThreads);
-    for (int i = 0; i < kMaxThreads; ++i) free_[i] = kMaxThreads - 1 - i;
-  }
-  int take() {
-    const int i = free_.back();
-    free_.pop_back();
-    return i;
-  }
-  void give_back(int i) { free_.push_back(i); }
-  char* at(int i) { return base_ + i * (kStackBytes + kGuardBytes) + kGuardBytes; }
-  // Tops at the same place of a page would take turns in the few lines that the first cache has for it.
-  static size_t bytes_of(int i) { return kStackBytes - static_cast<size_t>(i) * 192 % kGuardBytes; }
-
- private:
-  char* base_ = nullptr;
-  std::vector<int> free_;
-};
 
 // Read when a thread's runner is made, so no lock is on a launch's path.
 struct DefaultOptions {
