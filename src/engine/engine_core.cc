@@ -118,7 +118,7 @@ void EngineCore::submit(CoreRequest request) {
 
 // Of prompts, if every step were as full as it may be: that takes no less time than those of late did.
 double EngineCore::most_tokens_per_s() const {
-  const double step_us = timer_.prompt_step_us();
+  const double step_us = timer_.prompt_step_us(clock_.now_us());
   return step_us > 0 ? 1e6 * scheduler_.limits().max_step_tokens / step_us : 0;
 }
 
@@ -226,7 +226,11 @@ void EngineCore::commit_step() {
   for (SequenceFailure& f : result.failures) failures.push_back({f.sequence, std::move(f.error)});
   scheduler_.commit({result.step, result.samples, prompts, dumps, result.status, failures}, start, outcome_);
   executor_.recycle(std::move(result));
-  timer_.committed(clock_.now_us() - start, start - step_started_us_, tokens, sequences);
+  timer_.committed({.now_us = start,
+                    .host_us = clock_.now_us() - start,
+                    .step_us = start - step_started_us_,
+                    .tokens = tokens,
+                    .sequences = sequences});
   step_started_us_ = start;
 }
 

@@ -66,6 +66,67 @@ TEST_F(Deadlines, WhatIsCachedOrSharedIsNoWork) {
   h_.expect_sound();
 }
 
+TEST_F(Deadlines, WhatSeveralWhoWaitBeginWithIsWorkOnce) {
+  const std::vector<TokenId> system = ids(150, 300);
+  for (int32_t i = 0; i < 5; ++i) {
+    std::vector<TokenId> prompt = system;
+    prompt.resize(170, 800 + i);
+    submit(prompt);
+  }
+  std::vector<TokenId> alone = system;
+  alone.resize(100);
+  CoreRequest by_itself;
+  by_itself.bypass_prefix_cache = true;
+  submit(alone, std::move(by_itself));
+  EXPECT_EQ(ahead(submit(ids(20))).waiting, 150 + 5 * 20 + 100);
+  h_.run();
+  h_.expect_sound();
+}
+
+// They wait for what the first computes of their prompts, though it leaves half of each step to others.
+TEST_F(Deadlines, WhoHasSteppedAsideLetsItPass) {
+  HarnessOptions o = wide();
+  o.max_prefill_chunk_tokens = 32;
+  Harness h(o);
+  for (int32_t i = 0; i < 10; ++i) {
+    std::vector<TokenId> prompt = ids(600, 200);
+    prompt.resize(700, 900 + i);
+    h.submit(prompt, Harness::greedy(4));
+  }
+  h.step();
+  const RequestId other = h.submit(ids(10, 50), Harness::greedy(4));
+  EXPECT_EQ(h.core().scheduler().work_ahead(*h.core().scheduler().find(other)).waiting, 0);
+  h.run();
+  for (RequestId id = 1; id < other; ++id)
+    EXPECT_GT(h.record(id).end.timings.first_token_ms, h.record(other).end.timings.first_token_ms);
+  h.expect_sound();
+}
+
+TEST_F(Deadlines, WhoHasLessCachedLetsItPass) {
+  submit(ids(300));
+  h_.run();
+  const RequestId first = submit(ids(400, 400)), second = submit(ids(200, 600));
+  const RequestId cached = submit(ids(310));
+  EXPECT_EQ(ahead(cached).waiting, 0);
+  EXPECT_EQ(ahead(second).waiting, 400);
+  h_.run();
+  EXPECT_LT(h_.record(cached).end.timings.first_token_ms, h_.record(first).end.timings.first_token_ms);
+  h_.expect_sound();
+}
+
+// A sixteenth of each step is the running prompt's, which needs fifty: a short one is through with the first.
+TEST_F(Deadlines, WhoComputesInChunksLeavesTheRestOfEachStep) {
+  HarnessOptions o = wide();
+  o.max_prefill_chunk_tokens = 4;
+  Harness h(o);
+  h.submit(ids(200), Harness::greedy(4));
+  h.step();
+  const RequestId next = h.submit(ids(30, 500), Harness::greedy(4));
+  EXPECT_EQ(h.core().scheduler().work_ahead(*h.core().scheduler().find(next)).running, 4);
+  h.run();
+  h.expect_sound();
+}
+
 // The rate is that of the steps of the first prompt: a deadline that this one would just miss is refused, at once and
 // with a delay, and one that it meets is not; nor is the same prompt once it is cached.
 TEST_F(Deadlines, WhatCannotBeMetIsRefusedAtOnce) {
@@ -110,6 +171,24 @@ TEST_F(Deadlines, StepsThatWereNotFullPromiseNothing) {
   const RequestId met = submit(ids(60, 500), within(as_slow_us / 2));
   h_.run();
   EXPECT_EQ(h_.record(met).end.finish, FinishReason::kLength);
+}
+
+// If it were, nobody would be let in who could show that it was slow by chance.
+TEST_F(Deadlines, ASlowStepIsNotHeldAgainstAllWhoComeForEver) {
+  constexpr int64_t kSecond = 1'000'000;
+  submit(ids(64));
+  h_.step();
+  h_.clock().advance_us(5 * kSecond);
+  h_.run();
+  const RequestId at_once = submit(ids(64, 200), within(kSecond));
+  h_.clock().advance_us(60 * kSecond);
+  const RequestId later = submit(ids(64, 400), within(kSecond)),
+                  hopeless = submit(ids(64, 600), within(1000));
+  h_.run();
+  EXPECT_EQ(h_.record(at_once).end.finish, FinishReason::kDeadline);
+  EXPECT_EQ(h_.record(later).end.finish, FinishReason::kLength);
+  EXPECT_EQ(h_.record(hopeless).sequences.at(0).error->code, Code::kResourceExhausted);
+  h_.expect_sound();
 }
 
 TEST_F(Deadlines, RunningPromptsAreReckonedWith) {
