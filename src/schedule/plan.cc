@@ -103,24 +103,39 @@ bool Scheduler::wants_decode(const Sequence& s) const {
 // While a copy is under way nobody can be made to give way, and one to the host brings room when it ends: who
 // finds none meanwhile waits, and those that have room run on. So it is where nobody can give way at all: samples of a
 // prompt that is cut have no room all at once where what they share is held twice, and do one after the other.
+bool Scheduler::decodes_may_wait() const {
+  return decodes_may_wait_ || transfers_.num_of_device() > 0;
+}
+
 bool Scheduler::plan_decodes(StepTransaction& step) {
   decodes_wait_ = false;
   for (Sequence* s : running_) {
     if (!wants_decode(*s) || !has_score_room(*s, 1)) continue;
     const bool fits = s->group->is_beam ? plan_beams(step, *s->group) : add_work(step, *s, 1, true);
     if (fits) continue;
-    const bool may_wait = decodes_may_wait_ || transfers_.num_of_device() > 0;
-    if (!may_wait || s->group->is_beam) return false;
+    if (s->group->is_beam || !decodes_may_wait()) return false;
     decodes_wait_ = true;
   }
   return true;
 }
 
-// Beams advance together, or wait for one that was preempted. What follows a step only the host can tell: a
+// Reckoned before any of them takes a block. Of those that share a tail the last writes it in place: a block more, at worst.
+bool Scheduler::beams_have_room(const SequenceGroup& group) const {
+  int64_t blocks = 0;
+  for (const auto& s : group.sequences)
+    if (!s->finished()) blocks += cache_.blocks_needed(s->table, s->table.length() + 1);
+  return blocks <= cache_.num_available();
+}
+
+// Beams advance together, or wait for one that was preempted, or for room. What follows a step only the host can tell: a
 // beam under way wants nothing before its commit.
 bool Scheduler::plan_beams(StepTransaction& step, SequenceGroup& group) {
   for (const auto& s : group.sequences)
     if (!s->finished() && (!s->running() || !wants_decode(*s))) return true;
+  if (!beams_have_room(group) && decodes_may_wait()) {
+    decodes_wait_ = true;
+    return true;
+  }
   for (const auto& s : group.sequences)
     if (!s->finished() && !add_work(step, *s, 1, true)) return false;
   return true;

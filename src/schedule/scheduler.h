@@ -214,6 +214,8 @@ class Scheduler {
   enum class Attempt { kPlanned, kNothing, kAgain };  // kAgain: someone came in whom the draft missed
   Attempt attempt(int64_t now_us);
   bool plan_decodes(StepTransaction& step);
+  bool decodes_may_wait() const;
+  bool beams_have_room(const SequenceGroup& group) const;
   bool plan_beams(StepTransaction& step, SequenceGroup& group);
   void plan_chunks(StepTransaction& step);
   void plan_chunk(StepTransaction& step, Sequence& sequence);

@@ -249,6 +249,29 @@ TEST(Swap, BeamsLeaveAndComeBackTogether) {
   }
 }
 
+// Both need a block of their own for the next token, and what there is a copy holds. The third has room for some tokens.
+TEST(Swap, BeamsWithoutRoomWhileACopyIsUnderWayHoldNobodyUp) {
+  int met = 0;
+  for (int32_t prompt = 1; prompt <= 24; ++prompt) {
+    Harness h(tight());
+    h.mover().set_fault([] { return FakeMover::Fault{.delay_us = 60'000}; });
+    const RequestId a = h.submit(ids(60), beams(2, 40)), b = h.submit(ids(60, 300), Harness::greedy(100));
+    const RequestId c = h.submit(ids(prompt, 600), Harness::greedy(100));
+    if (until_swap_out(h, {a, b, c}) != b) continue;
+    const bool waits = first_of(h, a).table.length() % 8 == 0 && first_of(h, a).num_in_flight == 0;
+    const int32_t room = 8 - first_of(h, c).table.length() % 8, before = first_of(h, c).num_output_tokens();
+    if (!waits || room < 3) continue;
+    ++met;
+    while (first_of(h, b).copying) ASSERT_TRUE(h.step());
+    EXPECT_GE(first_of(h, c).num_output_tokens(), before + 3);
+    h.run();
+    h.expect_greedy(c);
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+  EXPECT_GT(met, 0);
+}
+
 // One copy for all of them: when it fails they all run again, and a cancel leaves nothing behind.
 TEST(Swap, ACopyOfBeamsThatFailsOrIsCancelledIsAllOfTheirs) {
   for (const int fails : {1, 2, 0}) {
