@@ -81,6 +81,8 @@ class KvCache {
   void publish(NamespaceId ns, std::span<const TokenId> tokens, BlockTable& table, int32_t num_tokens,
                const Retention& retention, int64_t now_us, std::vector<BlockId>& deferred,
                std::span<BlockTable* const> forks = {});
+  // What is asked for of a prefix that a table has found: said of its last whole block, before which none of the others goes.
+  void strengthen(const BlockTable& table, const Retention& retention);
 
   // ---- tables ----
   BlockTable fork(const BlockTable& table);  // shares every block, the partial tail too

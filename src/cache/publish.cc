@@ -76,6 +76,13 @@ TreeNode KvCache::publish_block(const Publication& p, TreeNode parent, int32_t i
   return node_of(own);
 }
 
+void KvCache::strengthen(const BlockTable& table, const Retention& retention) {
+  int32_t whole = table.length_ / block_tokens_;
+  while (whole > 0 && !pool_.is_published(table.blocks_[whole - 1]))
+    --whole;  // those that are still on their way
+  if (whole > 0) index_.strengthen(table.blocks_[whole - 1], retention);
+}
+
 // The cached block holds these tokens, perhaps more: the table takes it in place of its own. Of a block that is not full
 // forks may use more slots than are published.
 void KvCache::adopt(const Publication& p, int32_t index, BlockId other) {

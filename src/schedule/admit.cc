@@ -61,6 +61,11 @@ int64_t tokens_to_generate(const Sequence& s) {
   return int64_t{group.forked ? 1 : group.num_slots()} * (group.max_total_tokens - known_tokens(s));
 }
 
+// Than any request does. What it publishes says so by itself; of what it finds cached it may publish no more.
+bool asks_for_more(const KvRetention& retention) {
+  return retention.retention_class > 0 || retention.ttl_ms || retention.cost != KvRetention().cost;
+}
+
 }  // namespace
 
 Sequence* Scheduler::first_preempted() const {
@@ -257,6 +262,8 @@ std::optional<int32_t> Scheduler::start(Sequence& s, int64_t now_us) {
   s.num_published = s.group->share_prefix ? published / block_tokens_ * block_tokens_ : 0;
   cache_.release(std::move(s.table), now_us);  // a shorter head: the prefix holds its blocks too
   s.table = std::move(table);
+  if (s.group->share_prefix && asks_for_more(s.group->retention))
+    cache_.strengthen(s.table, retention_of(s, now_us));
   if (below) transfers_.start(std::move(*below), s, now_us);
   return here;
 }

@@ -11,10 +11,12 @@ constexpr int64_t kSecond = 1'000'000;
 
 class KvRetentionOfAPrefix : public ::testing::Test {
  protected:
-  void pin(const KvRetention& retention) {
+  void pin(const KvRetention& retention) { pin(retention, Harness::greedy(0), {}); }
+  void pin(const KvRetention& retention, const SamplingParams& sampling, const PolicySpec& policy) {
     CoreRequest request;
     request.retention = retention;
-    h_.submit(ids(kSystemPrompt), Harness::greedy(0), std::move(request));
+    request.policy = policy;
+    h_.submit(ids(kSystemPrompt), sampling, std::move(request));
     h_.run();
   }
   // An ordinary request that goes on behind it.
@@ -61,6 +63,28 @@ TEST_F(KvRetentionOfAPrefix, IsRaisedByWhoeverFindsItCached) {
   pin({.retention_class = 5, .ttl_ms = {}});
   ask(600);
   EXPECT_EQ(cached_after_a_flood(), 32);
+}
+
+// Of a prompt whose whole blocks are cached these publish nothing more.
+TEST_F(KvRetentionOfAPrefix, IsRaisedByBeamsThatFindItCached) {
+  pin({.ttl_ms = {}});
+  SamplingParams beams = Harness::greedy(3);
+  beams.beam_width = 2;
+  pin({.retention_class = 5, .ttl_ms = {}}, beams, {});
+  EXPECT_EQ(cached_after_a_flood(), 32);
+}
+
+TEST_F(KvRetentionOfAPrefix, IsRaisedByAPolicyThatFindsItCached) {
+  pin({.ttl_ms = {}});
+  pin({.retention_class = 5, .ttl_ms = {}}, Harness::greedy(3), {.kind = RetentionKind::kTova, .budget = 20});
+  EXPECT_EQ(cached_after_a_flood(), 32);
+}
+
+TEST_F(KvRetentionOfAPrefix, IsNotTakenAwayByOrdinaryRequestsThatFindItCached) {
+  pin({.retention_class = 1, .ttl_ms = 60'000});
+  pin({.ttl_ms = {}}, Harness::greedy(3), {.kind = RetentionKind::kTova, .budget = 20});
+  h_.clock().advance_us(61 * kSecond);
+  EXPECT_EQ(cached_after_a_flood(), 0);
 }
 
 TEST_F(KvRetentionOfAPrefix, AndItsCostIsTheLargest) {
