@@ -21,7 +21,7 @@ void WaitingQueue::enter(SequenceGroup& group) {
     const double floor = floor_of(rank);
     rank.floor = std::max(rank.floor, floor);
     share.counter = std::max(share.counter, floor);
-    rank.waiting.insert(&share);
+    share.stepped_out = false;
   }
   group.share = &share;
 }
@@ -29,7 +29,7 @@ void WaitingQueue::enter(SequenceGroup& group) {
 void WaitingQueue::end_wait(SequenceGroup& group) {
   TenantShare& share = *group.share;
   check(share.num_waiting > 0, "a request ends its wait once");
-  if (--share.num_waiting == 0) ranks_.at(share.rank).waiting.erase(&share);
+  --share.num_waiting;
 }
 
 void WaitingQueue::leave(SequenceGroup& group) {
@@ -42,17 +42,17 @@ void WaitingQueue::leave(SequenceGroup& group) {
 }
 
 double WaitingQueue::floor_of(const Rank& rank) {
-  if (rank.waiting.empty()) {
+  if (rank.in_line.empty()) {
     const TenantShare* last = rank.admitted_last;
     return std::max(rank.floor, last == nullptr ? rank.forgotten_at : last->counter);
   }
   double least = std::numeric_limits<double>::infinity();
-  for (const TenantShare* share : rank.waiting) least = std::min(least, share->counter);
-  return least;
+  for (const TenantShare* share : rank.in_line) least = std::min(least, share->counter);
+  return std::max(rank.floor, least);  // who has stepped out and is back may stand lower
 }
 
 // Who is least above where a new one begins at its rank: likeliest to be lifted on return, as a new one is, and gaining least
-// if not. Counters of two ranks say nothing of each other. O(ranks + those who wait).
+// if not. Counters of two ranks say nothing of each other. O(ranks + those in line).
 void WaitingQueue::forget_one() {
   auto rank = ranks_.end();
   double least_above = std::numeric_limits<double>::infinity();
@@ -83,7 +83,10 @@ size_t WaitingQueue::num_shares() const {
 void WaitingQueue::push(SequenceGroup& group) {
   Line& line = by_rank_[group.rank()][group.tenant];
   group.queued_in = ++num_events_;
-  if (line.groups.empty()) line.since = group.queued_in;
+  if (line.groups.empty()) {
+    line.since = group.queued_in;
+    ranks_.at(group.rank()).in_line.insert(group.share);
+  }
   const auto earlier = [](const SequenceGroup* a, const SequenceGroup* b) { return a->order < b->order; };
   line.groups.insert(std::upper_bound(line.groups.begin(), line.groups.end(), &group, earlier), &group);
   ++size_;
@@ -99,8 +102,15 @@ void WaitingQueue::erase(SequenceGroup& group) {
   check(it != groups.end(), "an erased request stands in line");
   groups.erase(it);
   --size_;
-  if (groups.empty()) lines->second.erase(line);
+  if (!groups.empty()) return;
+  ranks_.at(group.rank()).in_line.erase(group.share);
+  lines->second.erase(line);
   if (lines->second.empty()) by_rank_.erase(lines);
+}
+
+void WaitingQueue::step_out(SequenceGroup& group) {
+  erase(group);
+  group.share->stepped_out = true;
 }
 
 void WaitingQueue::admit(SequenceGroup& group) {
@@ -155,11 +165,11 @@ std::optional<Unfairness> WaitingQueue::find_unfair() const {
   return {};
 }
 
-// Where one begins the others who wait stand no lower, nor those who come after it.
+// Where one begins the others in line stand no lower, nor those who come after it.
 std::optional<Unlifted> WaitingQueue::find_unlifted() const {
   for (const auto& [rank, of_rank] : ranks_)
     for (const auto& [tenant, share] : of_rank.shares)
-      if (share.num_waiting > 0 && share.counter < of_rank.floor)
+      if (share.num_waiting > 0 && !share.stepped_out && share.counter < of_rank.floor)
         return Unlifted{tenant, rank, share.counter, of_rank.floor};
   return {};
 }

@@ -6,12 +6,13 @@
 // 2024), at each rank for itself: a tenant has a counter for each rank that it asks at. There it pays for each prompt
 // token computed and, twice as much, for each token generated, of the requests that are let in at that rank; the tenant
 // who has paid least there is next. A tenant of whom nothing waits at a rank and who asks there is lifted to the least
-// counter of those who wait at it; if nobody does, to that of whoever was admitted there last, but no lower than where
-// anybody has begun there before (the paper's algorithm 2, at each rank). Who only runs, or waits at other ranks, neither
-// keeps what it has not asked for here nor holds others down: not to wait saves nothing. Nobody is admitted past a tenant
-// that waits at the same rank and has paid less. So for as long as a tenant waits at a rank, each other that has been
-// admitted there meanwhile is ahead of it by no more than what that one can have running at once: output is paid for as
-// it comes (invariant 11).
+// counter of those who stand in line at it; if nobody does, to that of whoever was admitted there last, but no lower than
+// where anybody has begun there before (the paper's algorithm 2, at each rank). Who only runs, or waits at other ranks,
+// neither keeps what it has not asked for here nor holds others down: not to wait saves nothing. Who has stepped out of
+// line, for something that only others can bring, keeps what it is owed and holds nobody down either. Nobody is admitted
+// past a tenant that stands in line at the same rank and has paid less. So for as long as a tenant stands there, each
+// other that has been admitted there meanwhile is ahead of it by no more than what that one can have running at once:
+// output is paid for as it comes (invariant 11).
 //
 // Who is promoted leaves its rank for the first of all, and begins there like anybody else. Where it is let in it pays.
 #pragma once
@@ -32,10 +33,11 @@
 
 namespace quire {
 
-struct TenantShare {        // of what is served at one rank
-  double counter = 0;       // prompt tokens + 2 x output tokens, lifted
-  int32_t num_present = 0;  // of its requests, queued, parked or let in there
-  int32_t num_waiting = 0;  // of these, not admitted yet: queued or parked
+struct TenantShare {         // of what is served at one rank
+  double counter = 0;        // prompt tokens + 2 x output tokens, lifted
+  int32_t num_present = 0;   // of its requests, queued, parked or let in there
+  int32_t num_waiting = 0;   // of these, not admitted yet: queued or parked
+  bool stepped_out = false;  // one of them, since the first of those that wait began
   int32_t rank = 0;
   std::string_view tenant;
   // When one of these requests was admitted last: its place among the queue's events, and what had been paid then.
@@ -79,6 +81,7 @@ class WaitingQueue {
   void push(SequenceGroup& group);      // at its place by arrival
   void admit(SequenceGroup& group);     // while it still stands in line, before it pays
   void erase(SequenceGroup& group);
+  void step_out(SequenceGroup& group);  // as erase, of one that waits on, until it is pushed again
   // Those who arrived at or before this time are overdue. O(tenants), and nothing while one priority waits.
   void promote(int64_t arrived_by_us);
   void promote_parked(SequenceGroup& group);  // one that waits and does not stand in line
@@ -89,7 +92,7 @@ class WaitingQueue {
   static void charge_output(SequenceGroup& group, int64_t tokens) { charge(group, kOutputWeight, tokens); }
   // The first breach of fair shares among those who wait now. O(lines x shares): for audits.
   std::optional<Unfairness> find_unfair() const;
-  // The first of those who wait now below where others began. O(shares): for audits.
+  // The first of those who wait now, and have not stepped out, below where others began. O(shares): for audits.
   std::optional<Unlifted> find_unlifted() const;
   // The first of those who wait now that was passed over. O(requests x shares): for audits.
   std::optional<PassedOver> find_passed_over() const;
@@ -119,13 +122,13 @@ class WaitingQueue {
   }
   struct Rank {  // at which a tenant is present or remembered
     std::unordered_map<std::string, TenantShare> shares;
-    std::unordered_set<const TenantShare*> waiting;  // of whom something waits here: parked ones too
+    std::unordered_set<const TenantShare*> in_line;  // of whom a request stands in line here
     std::set<Place> idle;                            // of whom no request is left
     const TenantShare* admitted_last = nullptr;      // nullptr: it is forgotten, or nobody has been admitted
     double forgotten_at = 0;                         // where it stood then
     double floor = 0;  // the highest at which one of whom nothing waited has begun
   };
-  // Where a tenant of whom nothing waits begins. O(those who wait at the rank).
+  // Where a tenant of whom nothing waits begins. O(those in line at the rank).
   static double floor_of(const Rank& rank);
   void forget_one();
 

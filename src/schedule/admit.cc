@@ -458,7 +458,7 @@ bool Scheduler::park_on_prefix(SequenceGroup& group) {
   if (leader == nullptr || best < cache_.lookup(group.ns, s.tokens) + block_tokens_) return false;
   const int32_t until =
       std::min(size_.first_slot(size_.blocks_for(best)), size_.whole_blocks(leader->num_prompt_tokens));
-  queue_.erase(group);
+  queue_.step_out(group);
   group.parked = true;
   group.parked_on = leader;
   leader->waiters.push_back({&group, until});

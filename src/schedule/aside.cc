@@ -32,7 +32,7 @@ bool Scheduler::step_aside() {
   if (blocked == nullptr) return false;
   SequenceGroup& group = *blocked->group;
   if (group.state == GroupState::kWaiting) {
-    queue_.erase(group);
+    queue_.step_out(group);
     group.parked = true;
   }
   group.aside = true;

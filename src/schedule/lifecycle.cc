@@ -57,7 +57,7 @@ void Scheduler::set_paused(RequestId request, bool paused, int64_t now_us) {
     return;
   }
   if (paused && !group->parked) {
-    queue_.erase(*group);
+    queue_.step_out(*group);
     group->parked = true;
   } else if (paused) {
     leave_memory_waiters(*group);

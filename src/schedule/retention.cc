@@ -113,7 +113,7 @@ bool Scheduler::park_for_policy_memory(SequenceGroup& group) {
   if (bytes == 0 || group.policy_memory >= 0) return false;
   const auto stands_before = [&](const SequenceGroup* waiter) { return waiter->rank() <= group.rank(); };
   if (policy_memory_.has_room(bytes) && std::ranges::none_of(memory_waiters_, stands_before)) return false;
-  queue_.erase(group);
+  queue_.step_out(group);
   group.parked = group.waits_for_memory = true;
   memory_waiters_.push_back(&group);
   return true;

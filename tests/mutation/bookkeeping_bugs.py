@@ -240,7 +240,7 @@ BUGS = [
     (False, "beams pay for nothing", BEAMS, "  WaitingQueue::charge_output(group, static_cast<int64_t>(beams.size()));\n", ""),
     (False, "output is not paid for", COMMIT, "  WaitingQueue::charge_output(group, 1);\n", ""),
     (False, "a prompt is not paid for", ADMIT, "  WaitingQueue::charge_prompt(group, s.num_prompt_tokens - s.num_planned - s.tail.length());\n", ""),
-    (False, "who waits for policy memory stays first in the queue", RETENTION, "  queue_.erase(group);\n  group.parked", "  return false;\n  group.parked"),
+    (False, "who waits for policy memory stays first in the queue", RETENTION, "  queue_.step_out(group);\n  group.parked", "  return false;\n  group.parked"),
     (False, "policy memory: who leaves its waiters wakes nobody", RETENTION, "  group.waits_for_memory = false;\n  wake_memory_waiters();\n", "  group.waits_for_memory = false;\n"),
     (False, "policy memory: a better rank waits behind a worse one", RETENTION, "{ return waiter->rank() <= group.rank(); }", "{ return waiter != nullptr; }"),
     (False, "policy memory: a worse rank is passed for ever", ADMIT, "  promote_memory_waiters(arrived_by_us);\n", ""),
@@ -264,6 +264,8 @@ BUGS = [
     (False, "a directory is used by two at a time", STORE, "flock(index_, LOCK_EX | LOCK_NB) != 0", "flock(index_, LOCK_SH | LOCK_NB) != 0"),
     (False, "a record that cannot be erased is called gone", STORE, "  if (!erase(place)) told", "  erase(place);\n  if (false) told"),
     (False, "damaged records that cannot be erased are forgotten", STORE, "records[i] != kNoRecord && !erase_damaged(first + i))", "records[i] != kNoRecord && !erase_damaged(first + i) && false)"),
+    (False, "who has stepped out of line holds newcomers down", QUEUE, "  ranks_.at(group.rank()).in_line.erase(group.share);\n", ""),
+    (False, "who is back in line holds newcomers down", QUEUE, "  return std::max(rank.floor, least);", "  return least;"),
     (False, "idle counters of all ranks are compared", QUEUE, " - floor_of(at->second);", ";"),
     (False, "tenants are served first come first", QUEUE,
      "head->share->counter < best->share->counter ||\n                       "

@@ -30,13 +30,13 @@ class Queue : public ::testing::Test {
     queue_.push(*groups_.back());
     return *groups_.back();
   }
-  SequenceGroup& take(double paid) {
-    SequenceGroup* g = queue_.next();
-    queue_.admit(*g);
-    queue_.erase(*g);
-    queue_.end_wait(*g);
-    WaitingQueue::charge_prompt(*g, static_cast<int64_t>(paid));
-    return *g;
+  SequenceGroup& take(double paid) { return take(*queue_.next(), paid); }
+  SequenceGroup& take(SequenceGroup& g, double paid) {
+    queue_.admit(g);
+    queue_.erase(g);
+    queue_.end_wait(g);
+    WaitingQueue::charge_prompt(g, static_cast<int64_t>(paid));
+    return g;
   }
   // Requests of a tenant that are admitted before another's; each costs 1.
   int32_t turns_of(const std::string& tenant) {
@@ -237,7 +237,7 @@ TEST_F(Queue, ANewcomerStandsWhereThoseOfItsRankDo) {
 // It stands aside until another has computed its prefix, and has what it is owed when it is back.
 TEST_F(Queue, WhoStandsAsideIsNotLiftedWhenItIsBack) {
   SequenceGroup& aside = add("aside");
-  queue_.erase(aside);
+  queue_.step_out(aside);
   for (int i = 0; i < 3; ++i) {
     add("busy");
     take(1000);
@@ -247,6 +247,22 @@ TEST_F(Queue, WhoStandsAsideIsNotLiftedWhenItIsBack) {
   add("aside");
   EXPECT_EQ(&take(1), &aside);
   EXPECT_EQ(take(1).tenant, "aside");
+}
+
+// What it waits for may take long: those who stand in line would wait for whoever comes meanwhile, and comes again.
+TEST_F(Queue, WhoHasSteppedOutOfLineHoldsTheFloorDownForNobody) {
+  SequenceGroup& out = add("out");
+  queue_.step_out(out);
+  add("busy");
+  take(10000);
+  add("busy");
+  for (int i = 0; i < 10; ++i) add("new");
+  EXPECT_LE(turns_of("new"), 2);
+  queue_.push(out);
+  for (int i = 0; i < 10; ++i) add("newer");
+  EXPECT_FALSE(queue_.find_unlifted());
+  EXPECT_EQ(&take(1), &out) << "and has what it is owed when it is back";
+  EXPECT_EQ(take(1).tenant, "busy") << "who came while it stood there begins where others have begun";
 }
 
 TEST_F(Queue, ATenantThatHasLeftHoldsTheFloorDownNoMore) {
@@ -272,19 +288,17 @@ TEST_F(Queue, WhatWasPaidWhileNobodyElseWasThereIsNotHeldAgainstATenant) {
   EXPECT_LE(before, 2);
 }
 
-// One who waits behind all others and pays nothing holds the floor at 0: nobody else is ever at or below it.
+// One who stands in line all the time, and pays nothing, holds the floor at 0: nobody else is ever at or below it.
 TEST_F(Queue, SoManyIdleTenantsAreRememberedAndNoMore) {
   SequenceGroup& stays = add("stays");
-  queue_.erase(stays);  // aside
-  add("heavy");
-  queue_.leave(take(1e6));
+  queue_.leave(take(add("heavy"), 1e6));
   for (int i = 0; i < 3000; ++i) {
-    add("guest " + std::to_string(i));
-    queue_.leave(take(1 + i % 7));
+    queue_.leave(take(add("guest " + std::to_string(i)), 1 + i % 7));
     ASSERT_LE(queue_.num_shares(), WaitingQueue::kMaxIdleShares + 1);
   }
   add("heavy");
   SequenceGroup& other = add("other");
+  EXPECT_EQ(&take(1), &stays);
   EXPECT_EQ(&take(1), &other) << "who has paid most is not the one that is forgotten";
 }
 
@@ -302,19 +316,15 @@ TEST_F(Queue, WhoWasAdmittedLastIsAMeasureWhenForgotten) {
   add("other"), add("measure");
   take(2000);
   queue_.leave(take(500));
-  queue_.erase(add("stays", 7));  // aside: the guests are ahead of it
-  for (int i = 0; i < 1024; ++i) {
-    add("guest " + std::to_string(i), 7);
-    queue_.leave(take(1000));
-  }
+  add("stays", 7);  // the guests are ahead of it
+  for (int i = 0; i < 1024; ++i) queue_.leave(take(add("guest " + std::to_string(i), 7), 1000));
   EXPECT_EQ(add("new").share->counter, 500);
 }
 
 // What is high at a rank where much is served is little there, and what is low at a quiet one may be much.
 TEST_F(Queue, WhoIsAheadAtAQuietRankIsRemembered) {
-  queue_.erase(add("stays", 5));  // aside
-  add("heavy", 5);
-  queue_.leave(take(500));
+  add("stays", 5);
+  queue_.leave(take(add("heavy", 5), 500));
   for (int i = 0; i < 3000; ++i) {
     add("guest " + std::to_string(i), 0);
     queue_.leave(take(1e6));
