@@ -97,9 +97,8 @@ class EngineCore {
   // Waits until a copy between device and host has ended; the next step takes it in. False: none is under
   // way.
   bool wait_for_copy();
-  bool waits_for_copy() const {
-    return scheduler_.transfers().num_of_device() > 0;
-  }  // that holds device blocks
+  // Requests are there, and a copy holds blocks of the device that they may be waiting for.
+  bool waits_for_copy() const { return num_unfinished() > 0 && scheduler_.transfers().num_of_device() > 0; }
   Outcome take_outcome();
   void take_outcome(Outcome& into);  // the same, and `into` gives its memory for the next
   bool idle() const {

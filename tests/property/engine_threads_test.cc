@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <functional>
 #include <map>
 #include <thread>
 
@@ -99,6 +100,30 @@ class LosesReads final : public BlockMover {
   std::unique_ptr<BlockMover> inner_;
 };
 
+// A tier below that takes its time over what is written to it.
+class HoldsWrites final : public BlockMover {
+ public:
+  explicit HoldsWrites(std::unique_ptr<BlockMover> inner) : inner_(std::move(inner)) {}
+  void submit(BlockTransfer transfer) override { held_.push_back(std::move(transfer)); }
+  void poll(std::vector<TransferEnd>& ends) override {
+    if (!is_open_) return;
+    for (BlockTransfer& transfer : std::exchange(held_, {})) inner_->submit(std::move(transfer));
+    inner_->poll(ends);
+  }
+  void wait() override {}
+  void set_on_end(std::function<void()> on_end) override { on_end_ = std::move(on_end); }
+  void let_go() {
+    is_open_ = true;
+    on_end_();
+  }
+
+ private:
+  std::unique_ptr<BlockMover> inner_;
+  std::vector<BlockTransfer> held_;  // engine thread
+  std::function<void()> on_end_;
+  std::atomic<bool> is_open_{false};
+};
+
 // A tokenizer that has not come to the end of a text until it is let go. Every text is one id.
 class SlowFront final : public TextFront {
  public:
@@ -138,8 +163,14 @@ class SlowFront final : public TextFront {
 
 class EngineThreads : public ::testing::Test {
  protected:
-  void start(int32_t max_queued = 1024, int32_t num_blocks = 200, int32_t num_lost_disk_blocks = 0,
-             std::unique_ptr<TextFront> text = make_ids_only_front("ids only")) {
+  using WrapMover = std::function<std::unique_ptr<BlockMover>(std::unique_ptr<BlockMover>)>;
+  template <class Mover>
+  static std::unique_ptr<BlockMover> wrap(std::unique_ptr<BlockMover> inner) {
+    return std::make_unique<Mover>(std::move(inner));
+  }
+  void start(int32_t max_queued = 1024, int32_t num_blocks = 200, int32_t num_disk_blocks = 0,
+             std::unique_ptr<TextFront> text = make_ids_only_front("ids only"),
+             const WrapMover& wrap_mover = wrap<LosesReads>) {
     EngineParts parts;
     parts.core.config.max_sequences = 16;
     parts.core.config.max_step_tokens = 64;
@@ -153,10 +184,10 @@ class EngineThreads : public ::testing::Test {
     auto executor = std::make_unique<FakeExecutor>(
         FakeModel{.vocab_size = 500, .num_blocks = num_blocks, .block_tokens = 8});
     executor_ = executor.get();
-    parts.core.cache.disk_bytes = num_lost_disk_blocks * parts.core.cache.groups.front().block_bytes();
-    if (num_lost_disk_blocks > 0)
-      parts.mover = std::make_unique<LosesReads>(
-          std::make_unique<FakeMover>(*executor_, nullptr, FakeTiers{.disk_blocks = num_lost_disk_blocks}));
+    parts.core.cache.disk_bytes = num_disk_blocks * parts.core.cache.groups.front().block_bytes();
+    if (num_disk_blocks > 0)
+      parts.mover = wrap_mover(
+          std::make_unique<FakeMover>(*executor_, nullptr, FakeTiers{.disk_blocks = num_disk_blocks}));
     auto held = std::make_unique<HeldExecutor>(std::move(executor));
     device_ = held.get();
     parts.executor = std::move(held);
@@ -414,6 +445,28 @@ TEST_F(EngineThreads, TextIsRefusedByNameWithoutATokenizer) {
   r.kv_policy = "magic";
   EXPECT_EQ(engine_->submit(r, sink).error().field, "kv_policy");
   EXPECT_EQ(engine_->stats().requests_refused_total, 3);
+}
+
+// What is written behind the last request holds blocks for a while, and nobody waits for them: no step is late.
+TEST_F(EngineThreads, AnEngineThatOnlyWritesToItsDiskIsNotWedged) {
+  HoldsWrites* disk = nullptr;
+  start(1024, 200, 64, make_ids_only_front("ids only"), [&disk](std::unique_ptr<BlockMover> inner) {
+    auto mover = std::make_unique<HoldsWrites>(std::move(inner));
+    disk = mover.get();
+    return mover;
+  });
+  Request r;
+  r.prompt = std::vector<int32_t>(40, 1);
+  r.sampling.max_tokens = 2;
+  const auto sink = std::make_shared<Counting>();
+  ASSERT_TRUE(engine_->submit(std::move(r), sink).has_value());
+  ASSERT_TRUE(sink->wait());
+  EXPECT_TRUE(eventually([](const EngineStats& s) {
+    return s.sequences_running == 0 && s.blocks_held > 0 && s.last_step_age_ms == 0;
+  })) << "a step of "
+      << engine_->stats().last_step_age_ms << " ms with nothing to run";
+  disk->let_go();
+  expect_idle();
 }
 
 // The blocks that the lost read may still write stay held; else everything goes on, and the engine ends.
