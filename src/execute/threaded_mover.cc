@@ -8,13 +8,13 @@
 namespace quire {
 namespace {
 
-// The first copies of `copies` that continue each other on both sides.
-size_t run_length(std::span<const TierCopy> copies, size_t first) {
+// The first copies of `copies` that continue each other on both sides, at most so many.
+size_t run_length(std::span<const TierCopy> copies, size_t first, size_t most) {
   size_t end = first + 1;
   const auto next = [](const TierCopy& a, const TierCopy& b) {
     return value(b.device) == value(a.device) + 1 && value(b.host) == value(a.host) + 1;
   };
-  while (end < copies.size() && next(copies[end - 1], copies[end])) ++end;
+  while (end < copies.size() && end - first < most && next(copies[end - 1], copies[end])) ++end;
   return end - first;
 }
 
@@ -87,9 +87,16 @@ class BlockCopier {
   }
 
   void copy_in_memory(std::span<const TierCopy> copies, TransferDirection direction) {
+    const auto most = static_cast<size_t>(std::max<int64_t>(1, kMostBytesQueued / memory_.block_bytes));
+    size_t queued = 0;
     for (size_t i = 0; i < copies.size();) {
-      const size_t count = run_length(copies, i);
+      const size_t count = run_length(copies, i, most);
       const auto bytes = static_cast<int64_t>(count) * memory_.block_bytes;
+      if (queued + count > most) {
+        stream_->wait();
+        queued = 0;
+      }
+      queued += count;
       if (direction == TransferDirection::kToHost)
         stream_->copy_to_host(host_at(copies[i]), arena_at(copies[i]), bytes);
       else

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <thread>
 #include <utility>
+#include <vector>
 
 namespace quire {
 namespace {
@@ -85,6 +86,53 @@ TEST_F(ThreadedMover, WhatComesBackDoesNotWaitForWhatGoesDown) {
   if (came) {
     EXPECT_EQ(ended(), std::vector<uint64_t>{1});
     EXPECT_EQ(host_.substr(0, kBlockBytes), std::string(kBlockBytes, 'a'));
+  }
+}
+
+// Of what is queued nothing is done before it is waited for.
+class Counted final : public CopyStream {
+ public:
+  explicit Counted(std::vector<int64_t>& batches) : batches_(batches) {}
+  void copy_to_device(void*, const void*, int64_t bytes) override { queued_ += bytes; }
+  void copy_to_host(void*, const void*, int64_t bytes) override { queued_ += bytes; }
+  void wait() override {
+    if (queued_ > 0) batches_.push_back(std::exchange(queued_, 0));
+  }
+
+ private:
+  std::vector<int64_t>& batches_;
+  int64_t queued_ = 0;
+};
+
+// A step may have to wait for all of it.
+TEST(ThreadedMoverQueues, NoMoreAtOnceThanAStepMayWaitFor) {
+  constexpr int64_t kMiB = 1 << 20;
+  struct Case {
+    int64_t block_bytes;
+    bool side_by_side;
+    std::vector<int64_t> batches;
+  };
+  for (const Case& c :
+       {Case{12 * kMiB, true, {24 * kMiB, 24 * kMiB, 12 * kMiB}},
+        Case{12 * kMiB, false, {24 * kMiB, 24 * kMiB, 12 * kMiB}}, Case{kMiB, true, {5 * kMiB}},
+        Case{40 * kMiB, true, std::vector<int64_t>(5, 40 * kMiB)}}) {
+    const std::unique_ptr<char[]> arena(new char[10 * c.block_bytes]), host(new char[10 * c.block_bytes]);
+    for (const auto direction : {TransferDirection::kToHost, TransferDirection::kToDevice}) {
+      std::vector<int64_t> batches;
+      const auto mover =
+          make_threaded_mover([&batches] { return std::make_unique<Counted>(batches); },
+                              {.arena = arena.get(), .host = host.get(), .block_bytes = c.block_bytes},
+                              nullptr)
+              .value();
+      BlockTransfer transfer{.id = 1, .direction = direction};
+      for (int32_t i = 0; i < 5; ++i)
+        transfer.copies.push_back({.device = BlockId{c.side_by_side ? i : 2 * i}, .host = HostBlockId{i}});
+      mover->submit(std::move(transfer));
+      mover->wait();
+      std::vector<TransferEnd> ends;
+      mover->poll(ends);
+      EXPECT_EQ(batches, c.batches) << c.block_bytes << " bytes a block";
+    }
   }
 }
 
