@@ -109,8 +109,8 @@ void end_calls(Engine& engine, GenerationServer& service, int64_t timeout_ms) {
   service.end_texts();
 }
 
-void drain(Engine& engine, GenerationServer& service, Listener& listener, int signal) {
-  StopAtOnce second_signal("draining");
+void drain(Engine& engine, GenerationServer& service, Listener& listener, int signal,
+           StopAtOnce& second_signal) {
   if (const Status heard = second_signal.start(); !heard)  // the drain ends by itself
     log_line(LogLevel::kWarn, "second_signal_unheard", {{"why", heard.error().message}});
   const int64_t timeout_ms = engine.config().drain_timeout_ms;
@@ -188,6 +188,8 @@ void block_stop_signals() {
 Status serve(const ServeOptions& options, const std::function<Result<std::unique_ptr<Engine>>()>& open_engine,
              const std::function<int64_t(const Engine&)>& untouched_host_bytes) {
   if (Status limits = check_limits(options); !limits) return limits;
+  // Until the engine has gone too, which ends its copies to a disk first.
+  StopAtOnce second_signal("draining");
   std::unique_ptr<Engine> engine;  // outlives the calls: the listener below ends first
   GenerationServer service(options.service);
   if (Status started = service.start(); !started) return started;
@@ -206,7 +208,7 @@ Status serve(const ServeOptions& options, const std::function<Result<std::unique
   (*listener)->set_serving(kServiceName, true);
   if (Status said = say_ready((*listener)->address(), engine->model().name); !said) return said;
   const int signal = serve_until_signal(*engine, **listener, options.wedged_after_ms);
-  drain(*engine, service, **listener, signal);
+  drain(*engine, service, **listener, signal, second_signal);
   return ok();
 }
 

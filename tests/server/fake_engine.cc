@@ -33,6 +33,7 @@ FakeEngine::~FakeEngine() {
   }
   changed_.notify_all();
   thread_.join();
+  std::this_thread::sleep_for(std::chrono::milliseconds(options_.close_ms));
 }
 
 Result<RequestId> FakeEngine::submit(Request request, std::shared_ptr<TokenSink> sink) {

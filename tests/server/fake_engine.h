@@ -21,7 +21,8 @@ struct FakeEngineOptions {
   int32_t text_bytes = 0;       // of each token; 0 = the rule above
   int32_t max_requests = 1024;  // running at once; more are refused with a retry delay
   int64_t drain_timeout_ms = 2000;
-  int64_t text_ms = 0;  // to read a text
+  int64_t text_ms = 0;   // to read a text
+  int64_t close_ms = 0;  // to go
   SamplingParams default_sampling;
 };
 

@@ -36,8 +36,11 @@ int serve_fake(const std::map<std::string, int64_t>& options) {
       [&]() -> Result<std::unique_ptr<Engine>> {
         std::this_thread::sleep_for(std::chrono::milliseconds(option("load-ms", 0)));
         if (option("broken", 0) != 0) return invalid("model: no such directory");
-        auto engine = std::make_unique<FakeEngine>(FakeEngineOptions{
-            .step_us = 1000, .drain_timeout_ms = option("drain-ms", 2000), .text_ms = option("text-ms", 0)});
+        auto engine =
+            std::make_unique<FakeEngine>(FakeEngineOptions{.step_us = 1000,
+                                                           .drain_timeout_ms = option("drain-ms", 2000),
+                                                           .text_ms = option("text-ms", 0),
+                                                           .close_ms = option("close-ms", 0)});
         if (option("spaced-name", 0) != 0) engine->set_name("sp ace \"d\"");
         engine->hold_texts(option("hold-texts", 0) != 0);
         engine->set_last_step_age_ms(static_cast<double>(option("step-age-ms", 0)));
@@ -274,6 +277,18 @@ TEST(Lifecycle, EndsAtOnceAtASecondSignal) {
   EXPECT_EQ(server.wait(), 128 + SIGINT);
   EXPECT_LT(ms_since(start), 1500);
   context.TryCancel();
+}
+
+// An engine with a disk tier ends its copies first, which a slow disk makes long.
+TEST(Lifecycle, EndsAtOnceAtASecondSignalWhileTheEngineCloses) {
+  ServerProcess server({"close-ms=20000"});
+  ASSERT_TRUE(server.read_line().starts_with("READY"));
+  server.send(SIGTERM);
+  std::this_thread::sleep_for(std::chrono::milliseconds(1500));  // nobody is to be drained
+  const auto start = Clock::now();
+  server.send(SIGINT);
+  EXPECT_EQ(server.wait(), 128 + SIGINT);
+  EXPECT_LT(ms_since(start), 5000);
 }
 
 TEST(Lifecycle, IsLiveAndNotReadyWhileTheModelLoads) {
