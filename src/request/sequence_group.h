@@ -67,6 +67,7 @@ struct SequenceGroup {
   int32_t times_overtaken = 0;  // by later ones of its tenant that had more of their prompt cached
   int32_t cached_seen = 0;      // of its prompt, when it was last looked up, in the draft of this step:
   uint64_t looked_up_in = 0;
+  int32_t below_seen = 0;         // of its prompt, in the tiers below the device when it came
   uint64_t order = 0;             // of arrival
   Sequence* parked_on = nullptr;  // the sequence that computes its prefix
   bool waits_for_memory = false;  // parked until somebody's policy memory is given back

@@ -41,6 +41,8 @@ void Scheduler::add(std::unique_ptr<SequenceGroup> group) {
   check(is_new, "a request is added once");
   ++num_waiting_;
   if (limits_.look_ahead > 0) look_up(g, g.times.arrival_us);
+  if (g.reads_prefix())
+    g.below_seen = cache_.lookup_below(g.ns, g.sequences.front()->tokens, CacheTier::kDisk);
   queue_.enter(g);
   queue_.push(g);
 }

@@ -120,7 +120,8 @@ WorkAhead Scheduler::work_ahead(const SequenceGroup& group) const {
       all.push_back({.sequence = r, .computed = r->num_planned, .comes = r->tail.length(), .runs = true});
   for (const auto& [id, other] : groups_)
     if (comes_before(*other, group, block_tokens_))
-      all.push_back({.sequence = other->sequences.front().get(), .computed = other->cached_seen});
+      all.push_back({.sequence = other->sequences.front().get(),
+                     .computed = std::max(other->cached_seen, other->below_seen)});
   share_out(all, group);
   limit_to_chunks(all, work.own, limits_.max_step_tokens,
                   std::min(limits_.max_prefill_chunk_tokens, limits_.max_step_tokens));

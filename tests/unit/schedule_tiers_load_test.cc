@@ -112,6 +112,25 @@ TEST(DiskTier, AReadBehindAnotherDoesNotStallTheDisk) {
   h.expect_all_ended();
 }
 
+// What a deadline is held against: nobody computes what a tier gives, whether it is the new one's or of those before it.
+TEST(DiskTier, WhatItHasOfThoseWhoWaitIsNoWork) {
+  for (const int32_t host_blocks : {24, 0}) {
+    HarnessOptions o = with_disk(host_blocks);
+    o.max_sequences = 1;
+    Harness h(o);
+    fill(h);
+    ask(h, 450);
+    h.step();
+    ask(h, 0);
+    const RequestId last = ask(h, 750);
+    const Scheduler& scheduler = h.core().scheduler();
+    EXPECT_EQ(scheduler.work_ahead(*scheduler.find(last)).waiting, 0) << "the first is found below";
+    h.run();
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+}
+
 // Copying that takes longer than computing is the sooner one where the card has others' prompts to compute first.
 TEST(DiskTier, IsReadWhereComputingWouldWaitForTheCard) {
   enum class Others { kNone, kRun, kWait };
