@@ -98,7 +98,6 @@ void TierTransfers::begin_write(TierWrite&& write, int64_t now_us) {
     cache_.end_write(std::move(write), false, now_us, none);
     return;
   }
-  counters_of(write.to).writes += static_cast<int64_t>(write.copies.size());
   UnderWay& transfer = begin({}, direction, std::exchange(write.copies, {}));
   transfer.write = std::move(write);
   transfer.started_us = now_us;
@@ -108,7 +107,10 @@ void TierTransfers::begin_write(TierWrite&& write, int64_t now_us) {
 
 void TierTransfers::end_write(TierWrite&& write, const Status& status, int64_t now_us) {
   const CacheTier to = write.to;
-  if (!status) ++counters_of(to).write_failures;
+  if (status)
+    counters_of(to).writes += static_cast<int64_t>(write.read.size());
+  else
+    ++counters_of(to).write_failures;
   if (to == CacheTier::kDisk) {
     disk_writes_failed_ = status ? 0 : disk_writes_failed_ + 1;
     if (disk_writes_failed_ == kMostFailedDiskWrites) disk_write_error_ = status.error().message;

@@ -294,6 +294,7 @@ TEST(DiskTier, AfterEightFailedWritesInARowNoMoreAreBegunAndTheFiguresSayWhy) {
   }
   EXPECT_EQ(n, 8);
   EXPECT_EQ(counters(h).disk.write_failures, 8);
+  EXPECT_EQ(counters(h).disk.writes, 0);
   EngineStats stats;
   h.core().fill_stats(stats);
   EXPECT_EQ(stats.disk_kv_state, "not written: injected fault of a copy between tiers");
