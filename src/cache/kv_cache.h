@@ -230,6 +230,7 @@ class KvCache {
                 BlockTable& table);
   void record(const TierWrite& write, NamespaceId ns, int32_t index, int64_t now_us, TierCopy& copy);
   void read_for(TierWrite& write, const Place& to, std::span<const BlockId> blocks, int64_t now_us);
+  int32_t length_to_keep(NamespaceId ns, const TierWrite& write) const;
   struct Found;
   Found find_below(NamespaceId ns, std::span<const TokenId> tokens, CacheTier last, int32_t here,
                    int64_t now_us);

@@ -133,13 +133,24 @@ void KvCache::record(const TierWrite& write, NamespaceId ns, int32_t index, int6
   copy.record = std::make_shared<const StoredBlock>(std::move(stored));
 }
 
+// Where another write has brought the same blocks to the disk meanwhile, those behind them bear a parent there that goes
+// again, and a restart would not find them: they are written once more, behind the ones that stay.
+int32_t KvCache::length_to_keep(NamespaceId ns, const TierWrite& write) const {
+  const int32_t all = write.table.length();
+  if (kind_ != CacheTier::kDisk) return all;
+  const auto is_new = [this](BlockId block) { return !tree_.contains(block); };
+  const auto first_new = std::ranges::find_if(write.table.blocks_, is_new) - write.table.blocks_.begin();
+  const int32_t found = lookup(ns, std::span(write.tokens).first(all)) / block_tokens_;
+  return found > first_new ? found * block_tokens_ : all;
+}
+
 void KvCache::end_write(TierWrite&& write, bool arrived, int64_t now_us, std::vector<TierWrite>& next) {
   if (write.from != kind_) return below_->end_write(std::move(write), arrived, now_us, next);
   num_read_down_ -= static_cast<int64_t>(write.read.size());
   release_deferred(write.read);
   Place to = below_of(write.ns);
   while (to.cache->kind_ != write.to) to = to.cache->below_of(to.ns);
-  const int32_t there = write.table.length();
+  const int32_t there = to.cache->length_to_keep(to.ns, write);
   if (arrived) {
     std::vector<BlockId> merged;
     to.cache->publish(to.ns, write.tokens, write.table, there, write.retention, now_us, merged);

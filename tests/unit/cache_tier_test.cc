@@ -2,7 +2,9 @@
 // records say, and what a restart finds again of them.
 #include <gtest/gtest.h>
 
+#include <map>
 #include <memory>
+#include <numeric>
 
 #include "src/cache/kv_cache.h"
 #include "tests/unit/token_ids.h"
@@ -26,9 +28,9 @@ void sound(const KvCache& cache) {
   EXPECT_FALSE(wrong) << *wrong;
 }
 
-// A sequence of these tokens runs and ends: all copies that follow are made at once. Gives the disk's records.
-std::vector<StoredBlock> run(KvCache& cache, NamespaceId ns, const std::vector<TokenId>& tokens,
-                             const Retention& retention = {}, int64_t now_us = 1000) {
+// A sequence of these tokens runs and ends.
+void publish(KvCache& cache, NamespaceId ns, const std::vector<TokenId>& tokens,
+             const Retention& retention = {}, int64_t now_us = 1000) {
   BlockTable table = cache.acquire_prefix(ns, tokens, static_cast<int32_t>(tokens.size()) - 1, now_us);
   StepTransaction step = cache.begin(now_us);
   EXPECT_TRUE(step.extend(table, static_cast<int32_t>(tokens.size())));
@@ -36,6 +38,14 @@ std::vector<StoredBlock> run(KvCache& cache, NamespaceId ns, const std::vector<T
   std::vector<BlockId> deferred;
   step.commit(copies, deferred);
   cache.publish(ns, tokens, table, table.length(), retention, now_us, deferred);
+  cache.release_deferred(deferred);
+  cache.release(std::move(table), now_us);
+}
+
+// The same, and all copies that follow are made at once. Gives the disk's records.
+std::vector<StoredBlock> run(KvCache& cache, NamespaceId ns, const std::vector<TokenId>& tokens,
+                             const Retention& retention = {}, int64_t now_us = 1000) {
+  publish(cache, ns, tokens, retention, now_us);
   std::vector<StoredBlock> stored;
   std::vector<TierWrite> writes;
   cache.write_below(ns, tokens, retention, now_us, writes);
@@ -46,8 +56,6 @@ std::vector<StoredBlock> run(KvCache& cache, NamespaceId ns, const std::vector<T
       if (move.record != nullptr) stored.push_back(*move.record);
     cache.end_write(std::move(write), true, now_us, writes);
   }
-  cache.release_deferred(deferred);
-  cache.release(std::move(table), now_us);
   return stored;
 }
 
@@ -195,6 +203,45 @@ TEST(Restore, FindsWhatWasStoredWithItsPlacesAndSerials) {
   after->close_namespace(name);
   after->close_namespace(other);
   sound(*after);
+}
+
+// Two prompts that begin alike are written at once: what the second brings of the same is let go of again, and its place is
+// taken. What stands behind that is found by the next server too.
+TEST(Restore, FindsWhatWasWrittenBesideAnotherThatBeginsAlike) {
+  auto cache = make(0, 12, 1024);
+  const NamespaceId ns = cache->open_namespace({});
+  std::vector<TokenId> one = ids(24), other = ids(32);
+  std::iota(one.begin() + 16, one.end(), 500);
+  std::iota(other.begin() + 16, other.end(), 700);
+  std::map<int32_t, StoredBlock> disk;  // by place, as the files have it
+  const auto store = [&disk](const TierWrite& write) {
+    for (const TierCopy& copy : write.copies) disk[value(copy.disk)] = *copy.record;
+  };
+  std::vector<TierWrite> writes;
+  for (const std::vector<TokenId>* tokens : {&one, &other}) {
+    publish(*cache, ns, *tokens);
+    cache->write_below(ns, *tokens, {}, 1000, writes);
+  }
+  ASSERT_EQ(writes.size(), 2u);
+  for (size_t i = 0; i < writes.size(); ++i) {
+    TierWrite write = std::move(writes[i]);
+    store(write);
+    cache->end_write(std::move(write), true, 1000, writes);
+  }
+  for (const StoredBlock& block : run(*cache, ns, ids(56, 100))) disk[value(block.block)] = block;
+  EXPECT_EQ(cache->tier(CacheTier::kDisk)->num_cached(), 12);
+  cache->close_namespace(ns);
+  sound(*cache);
+
+  std::vector<StoredBlock> stored;
+  for (const auto& [place, block] : disk) stored.push_back(block);
+  auto next = make(0, 12, 1024);
+  EXPECT_EQ(next->restore(stored, 1000), 12);
+  const NamespaceId again = next->open_namespace({});
+  EXPECT_EQ(next->lookup_below(again, one, CacheTier::kDisk), 24);
+  EXPECT_EQ(next->lookup_below(again, other, CacheTier::kDisk), 32);
+  next->close_namespace(again);
+  sound(*next);
 }
 
 TEST(Restore, LeavesOutWhatHasNoParentNoRoomNoTimeOrNoWholeBlock) {
