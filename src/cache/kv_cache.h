@@ -135,7 +135,7 @@ class KvCache {
   // one that has no room for all that it lacks, straight to the next. Each block that is read counts as deferred
   // until its copy is made [6]; then end_write. At most a sixteenth of the device's blocks, or a quarter of another
   // tier's, are read so at a time: of more than is left of that only the first part. Appends a write, or none where
-  // there is nothing to copy.
+  // there is nothing to copy: a tier that has all of it keeps it as long as `retention` says, if that is longer.
   void write_below(NamespaceId ns, std::span<const TokenId> tokens, const Retention& retention,
                    int64_t now_us, std::vector<TierWrite>& writes);
   // What has arrived is found there from now on. The next write is of what follows it, if that is still here, or
@@ -226,6 +226,7 @@ class KvCache {
   };
   Place below_of(NamespaceId ns) const { return {below_.get(), names_below_.at(value(ns))}; }
   int64_t blocks_to_read_down() const;
+  void strengthen_cached(BlockId block, const Retention& retention);
   bool take_for(const Place& to, std::span<const TokenId> wanted, int64_t most_blocks, int64_t now_us,
                 BlockTable& table);
   void record(const TierWrite& write, NamespaceId ns, int32_t index, int64_t now_us, TierCopy& copy);

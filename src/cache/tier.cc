@@ -63,8 +63,10 @@ void KvCache::write_below(NamespaceId ns, std::span<const TokenId> tokens, const
   const std::span<const TokenId> wanted = tokens.first(static_cast<size_t>(whole) * block_tokens_);
   Place to = below_of(ns);
   if (to.cache->lookup(to.ns, wanted) / block_tokens_ ==
-      whole)  // it has them all: one further down may lack some
+      whole) {  // it has them all: one further down may lack some
+    to.cache->strengthen_cached(to.cache->path_[whole - 1], retention);
     return to.cache->write_below(to.ns, wanted, retention, now_us, writes);
+  }
   const int64_t most = blocks_to_read_down();
   if (most <= 0) return;
   TierWrite write{.from = kind_, .ns = ns, .retention = retention};
@@ -77,6 +79,14 @@ void KvCache::write_below(NamespaceId ns, std::span<const TokenId> tokens, const
   read_for(write, to, blocks, now_us);
   open_again(ns);
   writes.push_back(std::move(write));
+}
+
+// What is said of a prefix stands at its last block, as on the device: those before it cannot go before it.
+void KvCache::strengthen_cached(BlockId block, const Retention& retention) {
+  const bool may_go = index_.contains(block), is_leaf = index_.contains_leaf(block);
+  if (may_go) index_.erase(block);
+  index_.strengthen(block, retention);
+  if (may_go) index_.insert(block, is_leaf);
 }
 
 // A table of the tier's: what it has of `wanted`, and room for what follows, at most so many blocks. The last tier

@@ -5,6 +5,8 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <tuple>
+#include <utility>
 
 #include "src/cache/kv_cache.h"
 #include "tests/unit/token_ids.h"
@@ -310,6 +312,31 @@ TEST(Tiers, EachEvictsInItsOwnOrderByItsOwnUse) {
     cache->close_namespace(ns);
     sound(*cache);
   }
+}
+
+// Whoever finds a prefix cached may ask that it be kept longer: so it is where it lies already too, whatever comes after it.
+TEST(Tiers, WhatIsSaidLaterOfAPrefixHoldsBelowToo) {
+  const Retention ordinary, higher{.retention_class = 5}, costlier{.recompute_cost = 5},
+      short_lived{.retention_class = 1, .expiry_us = 2'000},
+      renewed{.retention_class = 1, .expiry_us = 9'000};
+  for (const auto& [first, then, stays] :
+       {std::tuple(ordinary, ordinary, false), std::tuple(ordinary, higher, true),
+        std::tuple(ordinary, costlier, true), std::tuple(short_lived, ordinary, false),
+        std::tuple(short_lived, renewed, true)})
+    for (const auto& [host_blocks, disk_blocks] : {std::pair(12, 0), std::pair(0, 12), std::pair(12, 12)}) {
+      auto cache = make(host_blocks, disk_blocks, 1024);
+      const NamespaceId ns = cache->open_namespace({});
+      run(*cache, ns, ids(16), first, 1'000);
+      run(*cache, ns, ids(16), then, 1'500);
+      for (const int32_t other : {100, 200, 300}) run(*cache, ns, ids(64, other), {}, 5'000);
+      for (const CacheTier last : {CacheTier::kHost, CacheTier::kDisk})
+        if (cache->tier(last) != nullptr) {
+          EXPECT_EQ(cache->lookup_below(ns, ids(16), last), stays ? 16 : 0)
+              << name_of(last) << ", class " << then.retention_class << ", until " << then.expiry_us;
+        }
+      cache->close_namespace(ns);
+      sound(*cache);
+    }
 }
 
 TEST(Tiers, ACorruptBlockAndWhatIsBehindItAreFoundNoMore) {
