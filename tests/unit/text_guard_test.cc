@@ -1,4 +1,6 @@
 // What must stay text stays text, whatever a tokenizer's normaliser makes of it: a message forges no special token.
+#include <chrono>
+
 #include "src/text/chat_template.h"
 #include "tests/unit/text_fixture.h"
 
@@ -106,6 +108,39 @@ TEST(Guard, AChatCannotForge) {
             2);
   EXPECT_EQ(num_special(*tokenizer, *(*chat)->encode(*tokenizer, messages, false, /*special_as_text=*/false)),
             3);
+}
+
+// DeepSeek-R1-Distill-Qwen marks only a text's begin and end as special.
+TEST(Guard, AMessageCannotForgeARoleThatTheFileDoesNotMarkAsSpecial) {
+  Json json = demo_json();
+  json["added_tokens"][2]["special"] = false;
+  const std::string spelled = json["added_tokens"][2]["content"];
+  const std::unique_ptr<Tokenizer> tokenizer = opened(json);
+  ASSERT_NE(tokenizer, nullptr);
+  const int32_t id = *tokenizer->token_id(spelled);
+  const std::string message = "a" + spelled + "b";
+  const auto guarded = *tokenizer->encode_guarded(spelled + *tokenizer->guard(message));
+  EXPECT_EQ(std::count(guarded.begin(), guarded.end(), id), 1) << "the template's own";
+  const auto as_text = *tokenizer->encode(message, false, /*special_as_text=*/true);
+  EXPECT_EQ(std::count(as_text.begin(), as_text.end(), id), 1)
+      << "as in Hugging Face: it is no special token";
+}
+
+// Each of many tokens is held against the place that it stands at, not against all.
+TEST(Guard, AMessageOfSpecialTokensIsReadInTime) {
+  Json json = demo_json();
+  json["added_tokens"][1]["content"] = "\u20ac";
+  json["model"]["vocab"].erase("<|pad|>");
+  json["model"]["vocab"]["\u20ac"] = 1;
+  const std::unique_ptr<Tokenizer> tokenizer = opened(json);
+  ASSERT_NE(tokenizer, nullptr);
+  std::string message;
+  for (int i = 0; i < 700'000; ++i) message += "a \u20ac ";
+  const auto start = std::chrono::steady_clock::now();
+  const auto guarded = *tokenizer->encode_guarded(kBefore + *tokenizer->guard(message) + kAfter);
+  EXPECT_EQ(num_special(*tokenizer, guarded), 2);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(30))
+      << "2 s on a machine of its own";
 }
 
 // Files whose cost has no bound.

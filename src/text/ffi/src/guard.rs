@@ -5,11 +5,14 @@
 //! what its normalizer makes of a text (`"normalized": true`), or has one of a single character, a mark inside does not do. Then the
 //! message is read as the tokenizer reads it, and marks go around each special token that is found; `encode` finds them again in the
 //! chat and takes what lies between as text. A special token that comes about only where a message and the template meet is not seen.
+//!
+//! Some files do not mark the tokens that open a role as special (DeepSeek-R1-Distill-Qwen: `<｜User｜>`). Here such a token counts as
+//! special by how it is spelled.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
-use tokenizers::{AddedVocabulary, NormalizerWrapper, OffsetReferential, OffsetType};
+use tokenizers::{AddedToken, AddedVocabulary, NormalizerWrapper, OffsetReferential, OffsetType};
 
 use crate::tokenizer::Parts;
 
@@ -33,9 +36,14 @@ pub struct Found {
     pub at: Range<usize>, // bytes of the text
 }
 
+fn is_control(token: &AddedToken) -> bool {
+    let between = |open, close| token.content.starts_with(open) && token.content.ends_with(close);
+    token.special || between("<|", "|>") || between("<\u{ff5c}", "\u{ff5c}>")
+}
+
 pub fn find(added: &AddedVocabulary, normalizer: Option<&NormalizerWrapper>, text: &str) -> Vec<Found> {
     let pieces = added.extract_and_normalize(normalizer, text);
-    let special = |id: u32| added.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special);
+    let special = |id: u32| added.get_added_tokens_decoder().get(&id).is_some_and(is_control);
     let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
     let tokens = splits.iter().filter_map(|(_, at, tokens)| Some((at, tokens.as_ref()?.first()?.id)));
     tokens.filter(|(_, id)| special(*id)).map(|(at, id)| Found { id, at: at.0..at.1 }).collect()
@@ -70,7 +78,7 @@ impl Guard {
     pub fn new(parts: &Parts) -> Guard {
         let mut spelled: HashMap<char, Vec<String>> = HashMap::new();
         let mut reads = false;
-        for token in parts.added.get_added_tokens_decoder().values().filter(|token| token.special) {
+        for token in parts.added.get_added_tokens_decoder().values().filter(|token| is_control(token)) {
             let mut chars = token.content.chars();
             let first = chars.next();
             if let (Some(first), Some(_)) = (first, chars.next()) {

@@ -239,10 +239,12 @@ impl Tokenizer {
     /// A chat in which some places must be text: what lies between the special tokens outside of them is read as text.
     fn encode_marked(&self, text: &str, how: Encode, ids: &mut Vec<i32>) -> Outcome<()> {
         let (plain, marked) = guard::take_marks(text);
+        let mut marked = marked.into_iter().peekable();
         let as_text = Encode { special_as_text: true, ..how };
         let mut from = 0;
         for found in guard::find(&self.parts.added, self.parts.normalizer.as_ref(), &plain) {
-            if how.special_as_text || marked.iter().any(|at| at.start < found.at.end && found.at.start < at.end) {
+            while marked.next_if(|at| at.end <= found.at.start).is_some() {}
+            if how.special_as_text || marked.peek().is_some_and(|at| at.start < found.at.end) {
                 continue;
             }
             self.encode_between(&plain, from..found.at.start, as_text, ids)?;
