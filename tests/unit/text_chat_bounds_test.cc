@@ -118,6 +118,40 @@ TEST(HostileChatTemplate, PaysForWhatAStepWorksOn) {
     expect_refused(texts + "{% for i in range(99999) %}{% set y = " + use + " %}{% endfor %}", kSteps);
 }
 
+TEST(HostileChatTemplate, CountsWhatKeysOfAMapHold) {
+  expect_refused(grown("{(ns.x, ns.x): 1}"), kParts);
+  expect_refused(grown("{ns.x: 1}", 99999, ""), kDeep);
+}
+
+// Where the library looks at an argument, or copies what there is, again for every item.
+TEST(HostileChatTemplate, PaysForWhatAFilterDoesForEachItem) {
+  for (const char* use :
+       {"('%(a)s' * 100000) | format({'a': 'x' * 1000000})", "('x' * 4000000) | trim('y' * 1000000)",
+        "('x' * 4000000).strip('y' * 1000000)", "(['a'] * 400000) | map('replace', 'x' * 4000000, '')",
+        "([{}] * 200000) | map('attr', range(99999) | list)",
+        "([{}] * 200000) | map(attribute='x' * 4000000)", "(['a'] * 400000) | select('in', 'x' * 4000000)"})
+    expect_refused("{{ " + std::string(use) + " }}", kSteps);
+  for (const char* filter : {"sort(attribute=", "unique(attribute=", "min(attribute=", "max(attribute=",
+                             "groupby(", "selectattr(", "rejectattr(", "sum(", "join(',', "})
+    expect_refused("{{ ([{'a': 1}] * 300000) | " + std::string(filter) + "'0' * 4000000) }}",
+                   "an attribute's name of 4000000 bytes");
+  expect_refused("{{ range(1000) | list | sort(attribute='a,' * 100) }}", "sort: 101 attributes");
+  expect_refused("{{ (['a'] * 400000) | sum(start='') }}", "texts cannot be summed");
+  EXPECT_EQ(outcome_of("{{ ([[1]] * 400000) | sum(start=[]) | length }}").text, "400000");
+}
+
+TEST(HostileChatTemplate, ChainsAreMadeAtOnce) {
+  const std::string maps =
+      "{% set ns = namespace(x={'b': 1}) %}{% for i in range(20000) %}{% set ns.x = ns.x | chain({'a': i}) %}"
+      "{% endfor %}{{ ns.x }}";
+  EXPECT_EQ(outcome_of(maps).text, "{'a': 19999, 'b': 1}");
+  const std::string lists =
+      "{% set x = [] | chain(*([[1]] * 400000)) %}{% for i in range(99999) %}{% set y = x[399999] %}{% "
+      "endfor %}";
+  EXPECT_EQ(outcome_of(lists + "{{ x | length }}").text, "400000");
+  expect_refused("{% set x = range(99999) | list %}{{ [] | chain(" + repeated("x, ", 30) + "x) }}", kParts);
+}
+
 TEST(HostileChatTemplate, CannotMakeTheParserCallItselfWithoutEnd) {
   const auto tag = [](std::string_view before, std::string_view link, std::string_view after, int links) {
     return "{{ " + std::string(before) + repeated(link, links) + std::string(after) + " }}";
@@ -147,6 +181,20 @@ TEST(HostileChatTemplate, KeepsToItsStackUpToTheBounds) {
   EXPECT_NE(outcome_of("{% for x in [[1]] recursive %}{{ loop([x]) }}{% endfor %}").code, Code::kOk);
 }
 
+// To look up one message costs the same among any number.
+TEST(HostileChatTemplate, LetsALongChatPass) {
+  const auto chat = ChatTemplate::from_source(
+      "{% for m in messages %}{% if messages[loop.index0 - 1].role == m.role %}{{ messages | length }}{% "
+      "endif %}"
+      "{% endfor %}{{ messages[-1]['role'] }} {{ messages[999999] is defined }} {{ 'é-' [1] }}",
+      "{}");
+  ASSERT_TRUE(chat.has_value()) << chat.error().message;
+  const std::vector<ChatMessage> messages(20'001, {.role = "user", .content = "x"});
+  const Result<std::string> text = (*chat)->render(messages, true);
+  ASSERT_TRUE(text.has_value()) << text.error().message;
+  EXPECT_TRUE(text->ends_with("20001user False -")) << text->substr(text->size() - 40);
+}
+
 // What templates do to values stays as it is, lazy or not.
 TEST(HostileChatTemplate, ChecksDoNotShow) {
   EXPECT_EQ(
@@ -158,6 +206,22 @@ TEST(HostileChatTemplate, ChecksDoNotShow) {
                        "{'x': 1}.items() %} {{ k }}={{ v }}{% endfor %}")
                 .text,
             "2 x=1");
+  EXPECT_EQ(outcome_of("{% for g in [{'a': 1, 'b': 'x'}, {'a': 1, 'b': 'y'}] | groupby('a') %}{{ g.grouper }}"
+                       "{% for i in g.list %}{{ i.b }}{% endfor %}{% for i in g[1] %}{{ i.b }}{% endfor %}"
+                       "{% endfor %}")
+                .text,
+            "1xyxy");
+  EXPECT_EQ(
+      outcome_of("{% for g in [{'a': 1}] | groupby('a') %}{{ {'l': g.list, 'k': 2} }}{% endfor %}").text,
+      "{'l': [{'a': 1}], 'k': 2}");
+  EXPECT_EQ(outcome_of("{{ [[1], [2]] | sum(start=[]) }} {{ [{'t': [1]}, {'t': [2]}] | sum('t', []) }} "
+                       "{{ [1, 2] | sum }} {{ [{'n': 1}] | sum(attribute='n', start=2) }}")
+                .text,
+            "[1, 2] [1, 2] 3 3");
+  EXPECT_EQ(outcome_of("{{ '%s-%(k)s' | format({'k': 1}) }} {{ 'xax' | trim('x') }}{{ 'yay'.strip('y') }} "
+                       "{{ ['b', 'a'] | sort | join('+') }} {{ [1, 2] | select('in', [2]) | list }}")
+                .text,
+            "{'k': 1}-1 aa a+b [2]");
 }
 
 }  // namespace

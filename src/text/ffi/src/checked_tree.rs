@@ -7,7 +7,7 @@
 use minijinja::machinery::ast::*;
 use minijinja::Value;
 
-use crate::value_bounds::{CHARGED, SETTLED, STORED};
+use crate::value_bounds::{CHARGED, ITEM, SETTLED, STORED};
 
 /// Filters and tests that do not look inside a list or a map.
 const SHALLOW_FILTERS: [&str; 6] = ["length", "count", "default", "d", "first", "safe"];
@@ -51,7 +51,7 @@ fn whole<'a>(expr: &Expr<'a>) -> Expr<'a> {
     }
 }
 
-/// Of one that looks at the outermost layer, or at a text.
+/// Of a slice: all of a text is looked at, and of a list no more than what the slice settles.
 fn outside<'a>(expr: &Expr<'a>) -> Expr<'a> {
     if is_place(expr) {
         filtered(CHARGED, copy(expr))
@@ -89,10 +89,20 @@ fn call<'a>(call: &Spanned<Call<'a>>) -> Spanned<Call<'a>> {
     Spanned::new(Call { expr, args: args(&call.args) }, call.span())
 }
 
+/// Any filter pays for the text that it works on.
 fn filter<'a>(filter: &Filter<'a>) -> Filter<'a> {
     let shallow = SHALLOW_FILTERS.contains(&filter.name);
-    let expr = filter.expr.as_ref().map(|expr| if shallow { outside(expr) } else { whole(expr) });
+    let expr = filter.expr.as_ref().map(|expr| if shallow { made(expr) } else { whole(expr) });
     Filter { name: filter.name, expr, args: args(&filter.args) }
+}
+
+/// A name looks up the same in any value; a place in a text costs all that comes before it.
+fn get_item<'a>(item: &Spanned<GetItem<'a>>) -> Expr<'a> {
+    let (expr, subscript_expr) = (made(&item.expr), whole(&item.subscript_expr));
+    if matches!(&item.subscript_expr, Expr::Const(name) if name.value.as_str().is_some()) {
+        return Expr::GetItem(Spanned::new(GetItem { expr, subscript_expr }, item.span()));
+    }
+    Expr::Filter(Spanned::new(Filter { name: ITEM, expr: Some(expr), args: vec![CallArg::Pos(subscript_expr)] }, item.span()))
 }
 
 fn items<'a>(items: &[Expr<'a>]) -> Vec<Expr<'a>> {
@@ -141,10 +151,7 @@ fn copy<'a>(expr: &Expr<'a>) -> Expr<'a> {
             Expr::Test(Spanned::new(Test { name: e.name, expr: subject, args: args(&e.args) }, span))
         }
         Expr::GetAttr(e) => Expr::GetAttr(Spanned::new(GetAttr { expr: made(&e.expr), name: e.name }, span)),
-        Expr::GetItem(e) => {
-            let item = GetItem { expr: outside(&e.expr), subscript_expr: whole(&e.subscript_expr) };
-            Expr::GetItem(Spanned::new(item, span))
-        }
+        Expr::GetItem(e) => get_item(e),
         Expr::Call(e) => Expr::Call(call(e)),
         Expr::List(e) => Expr::List(Spanned::new(List { items: items(&e.items) }, span)),
         Expr::Tuple(e) => Expr::Tuple(Spanned::new(Tuple { items: items(&e.items) }, span)),

@@ -1,6 +1,7 @@
 //! Tokenizers and chat templates behind the C ABI of `quire_text_ffi.h`, which states the rules of every function here.
 //! This file is the boundary: pointers become slices, results become codes, panics become errors. No other file is unsafe.
 
+mod bounded_filters;
 mod charsmap;
 mod checked_tree;
 mod cuts;

@@ -75,12 +75,28 @@ fn pay(state: &State, bytes: usize) -> Result<(), Error> {
     state.consume_fuel((bytes / BYTES_PER_STEP) as u64)
 }
 
+/// Each field of a format may be the longest of the arguments.
+pub fn pay_for_fields<'a>(state: &State, fields: usize, args: impl Iterator<Item = &'a Value>) -> Result<(), Error> {
+    let longest = args.map(|arg| arg.as_str().map_or_else(|| arg.to_string().len(), str::len)).max().unwrap_or(0);
+    pay(state, fields.saturating_mul(longest))
+}
+
+/// Each character may be compared with all of `chars`.
+pub fn pay_for_strip(state: &State, text: &str, chars: &str) -> Result<(), Error> {
+    pay(state, text.len().saturating_mul(chars.chars().count()))
+}
+
 /// A method of Python's. `format` may repeat its arguments, and pad each to any width that its library takes.
 pub fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    if let ("format", Some(text)) = (name, value.as_str()) {
-        let longest = args.iter().map(|arg| arg.as_str().map_or_else(|| arg.to_string().len(), str::len)).max().unwrap_or(0);
-        let padding = if text.contains(':') { usize::from(u16::MAX) } else { 0 };
-        pay(state, text.matches('{').count().saturating_mul(longest + padding))?;
+    match (name, value.as_str(), args.first().and_then(Value::as_str)) {
+        ("format", Some(text), _) => {
+            let fields = text.matches('{').count();
+            let padding = if text.contains(':') { usize::from(u16::MAX) } else { 0 };
+            pay(state, fields.saturating_mul(padding))?;
+            pay_for_fields(state, fields, args.iter())?;
+        }
+        ("strip" | "lstrip" | "rstrip", Some(text), Some(chars)) => pay_for_strip(state, text, chars)?,
+        _ => {}
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
 }

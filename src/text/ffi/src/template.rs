@@ -1,6 +1,6 @@
 //! A chat template, rendered as Hugging Face's `apply_chat_template` does: Jinja with `trim_blocks`, `lstrip_blocks`, loop controls,
 //! Python's methods, `raise_exception`, `strftime_now` and a plain `tojson`. Fuel bounds steps and the bytes that they make,
-//! `template_source` the parser's work, and `value_bounds` what one step can work on.
+//! `template_source` the parser's work, `value_bounds` and `bounded_filters` what one step can work on.
 
 use minijinja::machinery::{self, CodeGenerator};
 use minijinja::syntax::SyntaxConfig;
@@ -8,7 +8,7 @@ use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
 
 use crate::value_bounds::{self, Passed};
-use crate::{checked_tree, invalid, python, strftime, template_source, Failure, Outcome, RESOURCE_EXHAUSTED};
+use crate::{bounded_filters, checked_tree, invalid, python, strftime, template_source, Failure, Outcome, RESOURCE_EXHAUSTED};
 
 const NAME: &str = "chat template";
 const NOW: &str = "__quire_now_unix_s";
@@ -87,6 +87,7 @@ impl Template {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         value_bounds::add_to(&mut environment, max_output_bytes);
+        bounded_filters::add_to(&mut environment);
         let variables = parse_object(variables, "chat template's variables")?;
         let made = Template { source: source.to_string(), syntax, environment, variables, max_steps, max_output_bytes };
         made.compile().map_err(|e| invalid(format!("chat template does not parse: {e}")))?;

@@ -3,7 +3,8 @@
 //! - `SETTLED`: the value has at most so many parts and bytes, each counted as often as it occurs, and is nested at most so deep; what
 //!   was lazy (`a + b`, `a * n`, a slice, a filter's items) is a list. Looking through it is paid for.
 //! - `STORED`, of what an attribute of a namespace becomes: the same, and no namespace is in it, so that none holds itself.
-//! - `CHARGED`: nothing but the price of a text, which minijinja takes for the first argument of any filter.
+//! - `CHARGED`: nothing but the price of a text or list, which minijinja takes for the first argument and the result of any filter.
+//! - `ITEM`, the subscript: pays for a text in the same way, and not for a list, which `CHARGED` would.
 
 use minijinja::value::{DynObject, ObjectRepr, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State};
@@ -11,6 +12,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State};
 pub const SETTLED: &str = "__quire_settled";
 pub const STORED: &str = "__quire_stored";
 pub const CHARGED: &str = "__quire_charged";
+pub const ITEM: &str = "__quire_item";
 
 /// A list of any use is far smaller: `range` itself ends at 100,000.
 const MAX_PARTS: u64 = 1 << 20;
@@ -38,6 +40,13 @@ fn passed(what: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, "a bound is passed").with_source(Passed(what))
 }
 
+pub fn check_parts(count: usize) -> Result<(), Error> {
+    if count as u64 > MAX_PARTS {
+        return Err(passed(format!("makes a value of more than {MAX_PARTS} parts")));
+    }
+    Ok(())
+}
+
 struct Walk {
     parts: u64,
     bytes: u64,
@@ -46,12 +55,14 @@ struct Walk {
 }
 
 impl Walk {
+    fn steps(&self) -> u64 {
+        self.parts / PARTS_PER_STEP + self.bytes / BYTES_PER_STEP
+    }
+
     fn count(&mut self, bytes: usize, depth: usize) -> Result<(), Error> {
         self.parts += 1;
         self.bytes = self.bytes.saturating_add(bytes as u64);
-        if self.parts > MAX_PARTS {
-            return Err(passed(format!("makes a value of more than {MAX_PARTS} parts")));
-        }
+        check_parts(self.parts as usize)?;
         if self.bytes > self.max_bytes {
             return Err(passed(format!("makes a value of more than {} bytes (max_output_bytes)", self.max_bytes)));
         }
@@ -78,9 +89,15 @@ impl Walk {
         match object.repr() {
             ObjectRepr::Plain => Ok(None),
             ObjectRepr::Map => self.settle_map(object, depth),
+            ObjectRepr::Seq if kind.ends_with("::GroupTuple") => self.settle_group(object, depth),
             ObjectRepr::Seq => self.settle_items(object, depth, false),
             _ => self.settle_items(object, depth, true),
         }
+    }
+
+    /// A group has names besides its places, and its second place is a list that only looks lazy.
+    fn settle_group(&mut self, object: &DynObject, depth: usize) -> Result<Option<Value>, Error> {
+        self.settle_items(object, depth, false).map(|_| None)
     }
 
     fn settle_items(&mut self, object: &DynObject, depth: usize, mut changed: bool) -> Result<Option<Value>, Error> {
@@ -97,12 +114,11 @@ impl Walk {
         let mut pairs = Vec::new();
         let mut changed = false;
         for (key, item) in object.try_iter_pairs().into_iter().flatten() {
-            self.count(key.as_str().map_or(0, str::len), depth)?;
-            let settled = self.settle(&item, depth + 1)?;
-            changed |= settled.is_some();
-            pairs.push((key, settled.unwrap_or(item)));
+            let (new_key, new_item) = (self.settle(&key, depth + 1)?, self.settle(&item, depth + 1)?);
+            changed |= new_key.is_some() || new_item.is_some();
+            pairs.push((new_key.unwrap_or(key), new_item.unwrap_or(item)));
         }
-        Ok(changed.then(|| pairs.into_iter().collect()))
+        Ok(changed.then(|| Value::from_pairs(pairs)))
     }
 }
 
@@ -112,8 +128,27 @@ fn settle(state: &State, value: Value, max_bytes: u64, to_store: bool) -> Result
     }
     let mut walk = Walk { parts: 0, bytes: 0, max_bytes, to_store };
     let settled = walk.settle(&value, 0);
-    state.consume_fuel(walk.parts / PARTS_PER_STEP + walk.bytes / BYTES_PER_STEP)?;
+    state.consume_fuel(walk.steps())?;
     Ok(settled?.unwrap_or(value))
+}
+
+/// To look through all of a value that is settled.
+pub fn steps_to_see(value: &Value) -> u64 {
+    let mut walk = Walk { parts: 0, bytes: 0, max_bytes: u64::MAX, to_store: false };
+    match walk.settle(value, 0) {
+        Ok(_) => walk.steps(),
+        Err(_) => u64::MAX,
+    }
+}
+
+/// What is lazy is gone through up to the place.
+fn item(state: &State, value: Value, key: Value) -> Result<Value, Error> {
+    if value.as_object().is_some_and(|object| object.repr() == ObjectRepr::Iterable) {
+        let most = value.len().unwrap_or(usize::MAX) as u64;
+        let count = key.as_i64().map_or(0, i64::unsigned_abs).min(most);
+        state.consume_fuel(count / PARTS_PER_STEP)?;
+    }
+    value.get_item(&key)
 }
 
 struct Put {
@@ -145,6 +180,7 @@ pub fn add_to(environment: &mut Environment<'static>, max_output_bytes: u64) {
     environment.add_filter(SETTLED, move |state: &State, value: Value| settle(state, value, max_bytes, false));
     environment.add_filter(STORED, move |state: &State, value: Value| settle(state, value, max_bytes, true));
     environment.add_filter(CHARGED, |value: Value| value);
+    environment.add_filter(ITEM, item);
     environment.set_formatter(move |out, state, value| put(out, state, value, max_output_bytes));
     environment.remove_global("debug"); // it writes every value of the rendering
     environment.remove_filter("pprint"); // a line for each part, indented by its depth
