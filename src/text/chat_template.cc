@@ -116,7 +116,11 @@ Result<Json> parse_tools(std::string_view text) {
 
 Result<Json> variables_of(std::span<const ChatMessage> messages, bool add_generation_prompt,
                           std::string_view tools_json) {
-  Json variables = {{"messages", Json::array()}, {"add_generation_prompt", add_generation_prompt}};
+  // Hugging Face gives tools and documents always: without any they are none, not undefined.
+  Json variables = {{"messages", Json::array()},
+                    {"tools", nullptr},
+                    {"documents", nullptr},
+                    {"add_generation_prompt", add_generation_prompt}};
   for (const ChatMessage& message : messages)
     variables["messages"].push_back({{"role", message.role}, {"content", message.content}});
   if (tools_json.empty()) return variables;
@@ -124,6 +128,10 @@ Result<Json> variables_of(std::span<const ChatMessage> messages, bool add_genera
   if (!tools) return tools.error();
   if (!tools->empty()) variables["tools"] = std::move(*tools);
   return variables;
+}
+
+bool has_tools(const Json& variables) {
+  return !variables["tools"].is_null();
 }
 
 // Text that is not UTF-8 has no JSON form.
@@ -187,7 +195,7 @@ Result<std::string> ChatTemplate::render(std::span<const ChatMessage> messages, 
   if (!variables) return variables.error();
   Result<std::string> text = to_text(*variables);
   if (!text) return text.error();
-  return render_with(template_for(variables->contains("tools")), *text, unix_now_s());
+  return render_with(template_for(has_tools(*variables)), *text, unix_now_s());
 }
 
 Result<std::vector<int32_t>> ChatTemplate::encode(const Tokenizer& tokenizer,
@@ -201,11 +209,10 @@ Result<std::vector<int32_t>> ChatTemplate::encode(const Tokenizer& tokenizer,
   }
   Result<Json> variables = variables_of(messages, add_generation_prompt, tools_json);
   if (!variables) return variables.error();
-  const bool has_tools = variables->contains("tools");
   if (Status guarded = guard_texts(*variables, tokenizer); !guarded) return guarded.error();
   Result<std::string> text = to_text(*variables);
   if (!text) return text.error();
-  Result<std::string> rendered = render_with(template_for(has_tools), *text, unix_now_s());
+  Result<std::string> rendered = render_with(template_for(has_tools(*variables)), *text, unix_now_s());
   if (!rendered) return rendered.error();
   return tokenizer.encode_guarded(*rendered, max_ids);
 }

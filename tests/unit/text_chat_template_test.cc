@@ -158,6 +158,23 @@ TEST(ChatTemplate, ReadsItsTemplateFromTheModelsFiles) {
   EXPECT_NE(ChatTemplate::open(dir.path()).error().message.find("chat_template.jinja"), std::string::npos);
 }
 
+// Hugging Face's tags for training, as templates of SmolLM3 and LFM2.5 have them.
+TEST(ChatTemplate, TagsAroundWhatAnAssistantSaidChangeNothing) {
+  const auto chat = make(
+      "{% set generation = 'g' %}{% for i in [1, 2] %}a\n{%- generation -%}\n  {{ i ~ generation }}\n{%- "
+      "endgeneration %}\n"
+      "b{% endfor %} generation");
+  EXPECT_EQ(*chat->render_json("{}", 0), "a1gba2gb generation");
+}
+
+// As Hugging Face gives them.
+TEST(ChatTemplate, ToolsAndDocumentsAreNoneWhereThereAreNone) {
+  const auto chat = make("{% if tools is not none %}{{ tools | length }}{% endif %}{{ documents is none }}");
+  EXPECT_EQ(*chat->render(std::vector<ChatMessage>{}, true), "True");
+  EXPECT_EQ(*chat->render(std::vector<ChatMessage>{}, true, "[]"), "True");
+  EXPECT_EQ(*chat->render(std::vector<ChatMessage>{}, true, R"([{"type": "function"}])"), "1True");
+}
+
 TEST(ChatTemplate, NamesTheConfigThatIsWrong) {
   for (const char* config : {"{", "[]", R"({"chat_template": 3})",
                              R"({"chat_template": [{"name": "default"}]})", R"({"chat_template": []})"}) {

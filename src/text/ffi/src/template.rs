@@ -1,6 +1,6 @@
 //! A chat template, rendered as Hugging Face's `apply_chat_template` does: Jinja with `trim_blocks`, `lstrip_blocks`, loop controls,
-//! Python's methods, `raise_exception`, `strftime_now` and a plain `tojson`. Fuel bounds steps and the bytes that they make,
-//! `template_source` the parser's work, `value_bounds` and `bounded_filters` what one step can work on.
+//! Python's methods, `raise_exception`, `strftime_now`, `generation` tags and a plain `tojson`. Fuel bounds steps and the bytes that
+//! they make, `template_source` the parser's work, `value_bounds` and `bounded_filters` what one step can work on.
 
 use minijinja::machinery::{self, CodeGenerator};
 use minijinja::syntax::SyntaxConfig;
@@ -89,7 +89,8 @@ impl Template {
         value_bounds::add_to(&mut environment, max_output_bytes);
         bounded_filters::add_to(&mut environment);
         let variables = parse_object(variables, "chat template's variables")?;
-        let made = Template { source: source.to_string(), syntax, environment, variables, max_steps, max_output_bytes };
+        let source = template_source::without_generation_tags(source, &syntax);
+        let made = Template { source, syntax, environment, variables, max_steps, max_output_bytes };
         made.compile().map_err(|e| invalid(format!("chat template does not parse: {e}")))?;
         Ok(made)
     }

@@ -11,6 +11,26 @@ const MAX_SOURCE_BYTES: usize = 512 << 10;
 const MAX_TAG_TOKENS: usize = 1000;
 const MAX_ELIFS: usize = 200;
 
+/// Hugging Face's tags around what an assistant said, for training, change nothing that is put out; the parser does not know them.
+pub fn without_generation_tags(source: &str, syntax: &SyntaxConfig) -> String {
+    let (mut plain, mut from, mut begins) = (String::with_capacity(source.len()), 0, false);
+    for (token, span) in tokenize(source, false, syntax.clone()).map_while(Result::ok) {
+        let known = match token {
+            Token::Ident("generation") if begins => Some("if true"),
+            Token::Ident("endgeneration") if begins => Some("endif"),
+            _ => None,
+        };
+        if let Some(known) = known {
+            plain.push_str(&source[from..span.start_offset as usize]);
+            plain.push_str(known);
+            from = span.end_offset as usize;
+        }
+        begins = matches!(token, Token::BlockStart);
+    }
+    plain.push_str(&source[from..]);
+    plain
+}
+
 pub fn check(source: &str, syntax: &SyntaxConfig) -> Outcome<()> {
     let over = |what: &str, limit: usize| Err(invalid(format!("chat template has {what}; {limit} is the limit")));
     if source.len() > MAX_SOURCE_BYTES {
