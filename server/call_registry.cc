@@ -4,7 +4,6 @@
 
 #include <chrono>
 #include <random>
-#include <vector>
 
 #include "src/base/clock.h"
 #include "src/base/threads.h"
@@ -57,6 +56,24 @@ bool CallRegistry::abort(const std::string& name) {
   return true;
 }
 
+// A call takes its own lock, and takes ours when it ends.
+std::vector<std::shared_ptr<RunningCall>> CallRegistry::running() const {
+  std::vector<std::shared_ptr<RunningCall>> calls;
+  calls.reserve(calls_.size());
+  for (const auto& [name, call] : calls_)
+    if (auto held = call.lock()) calls.push_back(std::move(held));
+  return calls;
+}
+
+void CallRegistry::end_all() {
+  std::vector<std::shared_ptr<RunningCall>> calls;
+  {
+    const std::lock_guard lock(mutex_);
+    calls = running();
+  }
+  for (const auto& call : calls) call->end_with_server();
+}
+
 size_t CallRegistry::size() const {
   const std::lock_guard lock(mutex_);
   return calls_.size() + num_finishing_;
@@ -72,11 +89,8 @@ void CallRegistry::watch() {
   std::unique_lock lock(mutex_);
   while (!stopping_changed_.wait_for(lock, std::chrono::milliseconds(watch_interval_ms_),
                                      [this] { return stopping_; })) {
-    std::vector<std::shared_ptr<RunningCall>> calls;
-    calls.reserve(calls_.size());
-    for (const auto& [name, call] : calls_)
-      if (auto held = call.lock()) calls.push_back(std::move(held));
-    lock.unlock();  // a call takes its own lock, and takes ours when it ends
+    std::vector<std::shared_ptr<RunningCall>> calls = running();
+    lock.unlock();
     for (const auto& call : calls) call->end_if_stalled(clock.now_us());
     calls.clear();
     lock.lock();

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "quire/result.h"
 
@@ -22,6 +23,8 @@ class RunningCall {
   virtual ~RunningCall() = default;
   // Ends the request; its call finishes with CANCELLED.
   virtual void abort() = 0;
+  // The server ends: its call finishes with CANCELLED and a retry delay.
+  virtual void end_with_server() = 0;
   // Ends the call when its reader has taken nothing for longer than the limit.
   virtual void end_if_stalled(int64_t now_us) = 0;
 };
@@ -43,6 +46,7 @@ class CallRegistry {
   void finished();
   // False if no call of this name runs.
   bool abort(const std::string& name);
+  void end_all();
   size_t size() const;  // those that run and those that are finishing
 
   // From here on a request that is cancelled without its client's word ends because the server does.
@@ -53,6 +57,7 @@ class CallRegistry {
   std::string make_name();
 
  private:
+  std::vector<std::shared_ptr<RunningCall>> running() const;  // with mutex_ held; let go of without it
   void watch();
 
   mutable std::mutex mutex_;

@@ -84,6 +84,15 @@ void RequestCall::abort() {
   go_on();
 }
 
+void RequestCall::end_with_server() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!ended_ && id_ != 0) engine_.abort(id_);
+    if (!ended_) end(outlasted_drain(engine_.config().drain_timeout_ms));
+  }
+  go_on();
+}
+
 grpc::Status RequestCall::status_of(const TokenEvent& last) const {
   const bool by_drain = last.finish == FinishReason::kCancelled && !abort_wanted_ && registry_.is_draining();
   return by_drain ? outlasted_drain(engine_.config().drain_timeout_ms) : outcome_of(last);

@@ -33,6 +33,7 @@ struct CallParts {
 class RequestCall : public TokenSink, public RunningCall, public std::enable_shared_from_this<RequestCall> {
  public:
   void abort() final;
+  void end_with_server() final;
 
  protected:
   explicit RequestCall(CallParts& parts);  // takes its name and its lease

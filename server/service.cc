@@ -161,6 +161,7 @@ Status GenerationServer::watch_host_memory(int64_t untouched_bytes) {
 void GenerationServer::end_texts() {
   const Engine* engine = engine_;
   text_calls_.end_all(outlasted_drain(engine == nullptr ? 0 : engine->config().drain_timeout_ms));
+  registry_.end_all();
 }
 
 TenantLimiter::Admission GenerationServer::admit(const Request& request, const Context& context,

@@ -52,7 +52,8 @@ class GenerationServer final : public detail::RawService {
   size_t num_unfinished_texts() const { return texts_.num_unfinished(); }
   // Tokenize and Detokenize get UNAVAILABLE from here on; those that were taken go on.
   void close_texts() { text_calls_.close(); }
-  // Those that still go on end with CANCELLED and a retry delay; the threads that read their texts come to no end by that.
+  // Calls that still go on, all of which wait for a text of theirs once the engine has drained, end with CANCELLED and a retry delay;
+  // the threads that read their texts come to no end by that.
   void end_texts();
 
   using Context = grpc::CallbackServerContext;
