@@ -10,6 +10,7 @@
 #include <exception>
 #include <span>
 #include <string_view>
+#include <system_error>
 
 #include "server/commands/command.h"
 #include "server/library_log.h"
@@ -105,12 +106,15 @@ int run(std::span<char*> words) {
 }  // namespace
 }  // namespace quire::server
 
-// Out of memory is the world's fault; what else is thrown is ours, and ends with its own text and a core.
+// Out of memory and what the system refuses (fmt throws where a disk is full) are the world's fault; what else is thrown is ours, and
+// ends with its own text and a core.
 // NOLINTNEXTLINE(bugprone-exception-escape)
 int main(int argc, char** argv) {
   try {
     return quire::server::run(std::span(argv + 1, static_cast<size_t>(argc > 0 ? argc - 1 : 0)));
   } catch (const std::bad_alloc&) {
     return quire::server::fail(quire::error(quire::Code::kResourceExhausted, "out of memory"));
+  } catch (const std::system_error& refused) {
+    return quire::server::fail(quire::error(quire::Code::kInternal, refused.what()));
   }
 }

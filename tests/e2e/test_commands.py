@@ -180,11 +180,13 @@ def test_the_demo_takes_a_reader_that_leaves_calmly():
     assert [line.split("  ")[1] for line in err.splitlines()] == ["load demo and start the server", "drain the server"], err
 
 
-def test_a_full_disk_is_no_success(tmp_path):
-    (tmp_path / "texts.json").write_text('["a"]')
+# A little, which the end writes, and more than is kept until then.
+@pytest.mark.parametrize("num_texts", [1, 5000])
+def test_a_full_disk_is_no_success(tmp_path, num_texts):
+    (tmp_path / "texts.json").write_text(json.dumps(["a"] * num_texts))
     with open("/dev/full", "w") as full:
         done = subprocess.run([BINARY, "tokenize", "--model", MODEL, "--input", tmp_path / "texts.json"], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1 and "standard output: No space left on device" in done.stderr
+    assert done.returncode == 1 and done.stderr.startswith("quire: ") and "No space left on device" in done.stderr, done.stderr
 
 
 def test_a_busy_port_is_named():
