@@ -48,7 +48,8 @@ void Scheduler::commit_work(const PlannedWork& work, int64_t now_us) {
   publish_computed(s, now_us);
   if (work.first >= s.num_prompt_tokens || s.num_computed < s.num_prompt_tokens) return;
   measure(*s.group);
-  if (s.group->traits.cuts_after_prompt) write_behind(s, now_us);  // the list that it ends with is no prefix
+  // The list that it ends with is no prefix, or no more of it is published.
+  if (s.group->traits.cuts_after_prompt || s.group->is_beam) write_behind(s, now_us);
 }
 
 void Scheduler::publish_computed(Sequence& s, int64_t now_us) {

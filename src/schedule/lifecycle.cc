@@ -146,7 +146,10 @@ void Scheduler::retire(Sequence& sequence, int64_t now_us) {
   check(sequence.finished() && sequence.num_in_flight == 0, "a retired sequence is finished and in no step");
   if (!sequence.group->is_beam)
     publish(sequence, std::min(sequence.num_computed, sequence.num_tokens()), now_us);
-  write_behind(sequence, now_us);
+  // At each step some beams are dropped, and what is to be written is their prompt.
+  const auto has_ended = [](const auto& s) { return s->finished(); };
+  if (!sequence.group->is_beam || std::ranges::all_of(sequence.group->sequences, has_ended))
+    write_behind(sequence, now_us);
   cache_.release(std::move(sequence.table), now_us);
   lose_tail(sequence);
   cache_.discard(std::move(sequence.swapped));

@@ -172,5 +172,20 @@ TEST(DiskTier, IsReadWhereComputingWouldWaitForTheCard) {
   }
 }
 
+// What each of them puts out is not published: what there is to be written is there with the prompt's end.
+TEST(TiersUnderLoad, ThePromptOfBeamsIsWrittenWhenItHasRun) {
+  Harness h(two_tiers());
+  SamplingParams beams = Harness::greedy(6);
+  beams.beam_width = 2;
+  const RequestId id = h.submit(ids(40), beams);
+  while (!h.core().scheduler().find(id)->forked) ASSERT_TRUE(h.step());
+  EXPECT_EQ(h.core().scheduler().transfers().size(), 1);
+  h.run();
+  EXPECT_EQ(counters(h).host.writes, 5);
+  EXPECT_EQ(tier(h, CacheTier::kHost).num_cached(), 5);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
 }  // namespace
 }  // namespace quire
