@@ -159,6 +159,8 @@ class KvCache {
   StepTransaction begin(int64_t now_us);  // one at a time
   // Blocks that extend(table, new_length) would take, the copy of a shared or published tail included.
   int32_t blocks_needed(const BlockTable& table, int32_t new_length) const;
+  // That all of them take for a slot each: of those that hold a tail together the last writes in it.
+  int64_t blocks_for_next_slots(std::span<const BlockTable* const> tables) const;
   int32_t blocks_for_overwrite(const BlockTable& table) const;  // that overwrite(table) would take
   // Blocks that can be had now: free and evictable.
   int64_t num_available() const { return num_free() + num_evictable(); }

@@ -19,6 +19,22 @@ int32_t KvCache::blocks_needed(const BlockTable& table, int32_t new_length) cons
   return blocks_for(new_length) - table.num_blocks() + (appends_to_shared_tail(table) ? 1 : 0);
 }
 
+int64_t KvCache::blocks_for_next_slots(std::span<const BlockTable* const> tables) const {
+  int64_t blocks = 0;
+  std::vector<BlockId> shared;
+  for (const BlockTable* table : tables) {
+    blocks += blocks_needed(*table, table->length_ + 1);
+    if (appends_to_shared_tail(*table)) shared.push_back(table->blocks_.back());
+  }
+  std::ranges::sort(shared);
+  for (auto tail = shared.begin(); tail != shared.end();) {
+    const auto next = std::upper_bound(tail, shared.end(), *tail);
+    if (pool_.num_holders(*tail) == next - tail && !pool_.is_published(*tail)) --blocks;
+    tail = next;
+  }
+  return blocks;
+}
+
 int32_t KvCache::blocks_for_overwrite(const BlockTable& table) const {
   return static_cast<int32_t>(std::count_if(table.blocks_.begin(), table.blocks_.end(),
                                             [this](BlockId block) { return !pool_.may_write(block); }));

@@ -119,12 +119,12 @@ bool Scheduler::plan_decodes(StepTransaction& step) {
   return true;
 }
 
-// Reckoned before any of them takes a block. Of those that share a tail the last writes it in place: a block more, at worst.
+// Reckoned before any of them takes a block.
 bool Scheduler::beams_have_room(const SequenceGroup& group) const {
-  int64_t blocks = 0;
+  std::vector<const BlockTable*> tables;
   for (const auto& s : group.sequences)
-    if (!s->finished()) blocks += cache_.blocks_needed(s->table, s->table.length() + 1);
-  return blocks <= cache_.num_available();
+    if (!s->finished()) tables.push_back(&s->table);
+  return cache_.blocks_for_next_slots(tables) <= cache_.num_available();
 }
 
 // Beams advance together, or wait for one that was preempted, or for room. What follows a step only the host can tell: a
@@ -132,7 +132,7 @@ bool Scheduler::beams_have_room(const SequenceGroup& group) const {
 bool Scheduler::plan_beams(StepTransaction& step, SequenceGroup& group) {
   for (const auto& s : group.sequences)
     if (!s->finished() && (!s->running() || !wants_decode(*s))) return true;
-  if (!beams_have_room(group) && decodes_may_wait()) {
+  if (decodes_may_wait() && !beams_have_room(group)) {
     decodes_wait_ = true;
     return true;
   }

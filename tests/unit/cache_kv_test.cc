@@ -26,6 +26,9 @@ TEST_F(KvCacheTest, FourSamplesOfAPromptCopyItsTailThreeTimes) {
   for (int i = 1; i < 4; ++i) tables[i] = cache->fork(tables[0]);
   EXPECT_EQ(cache->num_held(), 3);
   EXPECT_EQ(cache->blocks_needed(tables[0], 41), 1);
+  const BlockTable* const all[] = {&tables[0], &tables[1], &tables[2], &tables[3]};
+  EXPECT_EQ(cache->blocks_for_next_slots(all), 3);
+  EXPECT_EQ(cache->blocks_for_next_slots(std::span(all).first(2)), 2) << "others hold the tail too";
   copies.clear();
   StepTransaction step = cache->begin(now);
   for (BlockTable& table : tables) ASSERT_TRUE(step.extend(table, 41));
@@ -43,6 +46,8 @@ TEST_F(KvCacheTest, AForkAtABlockBoundaryCopiesNothing) {
   BlockTable a;
   ASSERT_TRUE(extend(a, 32));
   BlockTable b = cache->fork(a);
+  const BlockTable* const both[] = {&a, &b};
+  EXPECT_EQ(cache->blocks_for_next_slots(both), 2);
   ASSERT_TRUE(extend(b, 33));
   EXPECT_TRUE(copies.empty());
   ASSERT_TRUE(extend(a, 33));
@@ -59,6 +64,8 @@ TEST_F(KvCacheTest, AppendingToAPublishedTailCopiesItFirst) {
   const BlockId published = table.blocks()[1];
   EXPECT_FALSE(cache->may_write(published));
   EXPECT_EQ(cache->blocks_needed(table, 21), 1);
+  const BlockTable* const only = &table;
+  EXPECT_EQ(cache->blocks_for_next_slots({&only, 1}), 1) << "the tree keeps it";
   ASSERT_TRUE(extend(table, 21));
   ASSERT_EQ(copies.size(), 1u);
   EXPECT_EQ(copies[0].source, published);
