@@ -45,6 +45,7 @@ Scheduler::Attempt Scheduler::attempt(int64_t now_us) {
   const size_t num_running = running_.size();
   const int64_t preemptions = counters_.preemptions;
   const bool decodes_fit = plan_decodes(step);
+  transfers_.set_room_is_short(decodes_wait_);
   if (decodes_fit && !decodes_wait_) {
     plan_chunks(step);
     admit(step, now_us);

@@ -93,7 +93,9 @@ void TierTransfers::begin_write(TierWrite&& write, int64_t now_us) {
   const bool to_disk = write.to == CacheTier::kDisk;
   const TransferDirection direction = to_disk ? TransferDirection::kToDisk : TransferDirection::kToHost;
   const Queue queue = to_disk ? Queue::kToDisk : Queue::kToHost;
-  if ((to_disk && !disk_write_error_.empty()) || stalls(queue)) {  // as if it had failed at once
+  const bool takes_room = room_is_short_ && write.from == CacheTier::kDevice;
+  if (takes_room || (to_disk && !disk_write_error_.empty()) ||
+      stalls(queue)) {  // as if it had failed at once
     std::vector<TierWrite> none;
     cache_.end_write(std::move(write), false, now_us, none);
     return;
@@ -270,6 +272,7 @@ void TierTransfers::end_read(UnderWay& transfer, const TransferEnd& end, int64_t
 std::vector<Sequence*> TierTransfers::give_up_overdue(int64_t now_us) {
   std::vector<Sequence*> given_up;
   for (UnderWay& t : under_way_) {
+    t.is_slow = t.write && now_us - begun_us(t) >= kLongestRoomWaitUs;
     if (now_us < t.overdue_us) continue;
     t.hangs = now_us - begun_us(t) >= kLongestTierWaitUs;
     t.stalls = is_first(t) && now_us - begun_us(t) >= t.wait_us;
@@ -296,7 +299,9 @@ std::vector<Sequence*> TierTransfers::give_up_overdue(int64_t now_us) {
 int64_t TierTransfers::next_overdue_us() const {
   int64_t next = kNoDeadline;
   for (const UnderWay& t : under_way_) {
-    if (!t.is_overdue)
+    if (t.write && !t.is_slow && holds_device_blocks(t))
+      next = std::min(next, begun_us(t) + kLongestRoomWaitUs);
+    else if (!t.is_overdue)
       next = std::min(next, t.overdue_us);
     else if (!t.stalls && is_first(t))
       next = std::min(next, begun_us(t) + t.wait_us);
@@ -307,8 +312,9 @@ int64_t TierTransfers::next_overdue_us() const {
 }
 
 bool TierTransfers::may_give_room() const {
-  return std::ranges::any_of(
-      under_way_, [&](const UnderWay& t) { return t.is_overdue && !t.hangs && holds_device_blocks(t); });
+  return std::ranges::any_of(under_way_, [&](const UnderWay& t) {
+    return (t.is_overdue || t.is_slow) && !t.hangs && holds_device_blocks(t);
+  });
 }
 
 TierTransfers::Queue TierTransfers::queue_of(const UnderWay& t) {
@@ -331,7 +337,7 @@ void TierTransfers::queue_goes_on(Queue queue, int64_t now_us) {
   last_end_us_[static_cast<size_t>(queue)] = now_us;
   for (UnderWay& t : under_way_) {
     if (queue_of(t) != queue) continue;
-    t.stalls = t.hangs = false;
+    t.is_slow = t.stalls = t.hangs = false;
     if (!t.write) continue;  // a request that has given up does not come back
     t.is_overdue = false;
     t.overdue_us = now_us + t.wait_us;
@@ -377,7 +383,7 @@ bool TierTransfers::holds_device_blocks(const UnderWay& t) const {
 
 int32_t TierTransfers::num_of_device() const {
   return static_cast<int32_t>(std::ranges::count_if(
-      under_way_, [&](const UnderWay& t) { return !t.is_overdue && holds_device_blocks(t); }));
+      under_way_, [&](const UnderWay& t) { return !t.is_overdue && !t.is_slow && holds_device_blocks(t); }));
 }
 
 TierTraffic TierTransfers::traffic() const {

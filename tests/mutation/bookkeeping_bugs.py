@@ -188,7 +188,7 @@ BUGS = [
      "(back != nullptr && back->group->rank() <= next->rank())", "back != nullptr"),
     (False, "progress: a late copy fails whoever needs its room", PREEMPT, "    if (transfers_.may_give_room()) return false;\n", ""),
     (False, "progress: a prompt that came from a tier is its reader's alone", SWAP, "    if (ended.is_fetch && !ended.is_tail) publish_computed(s, now_us);\n", ""),
-    (False, "progress: a copy that hangs is waited for for ever", TRANSFERS, "t.is_overdue && !t.hangs && holds", "t.is_overdue && holds"),
+    (False, "progress: a copy that hangs is waited for for ever", TRANSFERS, "t.is_slow) && !t.hangs && holds", "t.is_slow) && holds"),
     (False, "more blocks leave than were counted", PREEMPT, "    ++holding.blocks;\n", "    if (cache_.num_holders(blocks[i]) == static_cast<int32_t>(end - i)) ++holding.blocks;\n"),
     (False, "a beam is left behind by those it runs with", SWAP, "    if (sibling->state == s.state && sibling->swapped.empty() == s.swapped.empty() &&",
      "    if ((!s.group->is_beam || sibling.get() == &s || !s.running()) && sibling->state == s.state && sibling->swapped.empty() == s.swapped.empty() &&"),

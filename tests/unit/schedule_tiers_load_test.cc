@@ -41,6 +41,40 @@ TEST(DiskTier, AWriteHoldsAtMostASixteenthOfTheDevice) {
   h.expect_all_ended();
 }
 
+// What is written ahead of eviction holds nobody up: not for longer than a second, and what follows of it gives way.
+TEST(DiskTier, DecodesWithoutRoomDoNotWaitForWhatIsWrittenAhead) {
+  for (const int64_t takes_us : {int64_t{0}, int64_t{50'000}, int64_t{9'000'000}}) {
+    HarnessOptions o = with_disk(0);
+    o.num_blocks = 64;
+    o.num_disk_blocks = 1000;
+    o.max_context_tokens = 500;
+    o.reserve = {.least = 0, .rise = 0, .decay = 0};
+    Harness h(o);
+    h.mover().set_disk_hang([&] { return takes_us; });
+    ask(h, 0);  // goes down in parts of four blocks
+    while (h.core().num_unfinished() > 0) ASSERT_TRUE(h.core().step());
+    h.collect();
+    ASSERT_EQ(h.core().scheduler().transfers().size(), 1);
+    const RequestId a = h.submit(ids(160, 300), Harness::greedy(200));
+    const RequestId b = h.submit(ids(160, 600), Harness::greedy(200));
+    int64_t longest_us = 0, last_us = h.clock().now_us();
+    for (size_t seen = 0; h.record(a).num_ends == 0 || h.record(b).num_ends == 0;) {
+      ASSERT_TRUE(h.step());
+      const size_t tokens = h.record(a).sequences[0].tokens.size() + h.record(b).sequences[0].tokens.size();
+      if (std::exchange(seen, tokens) == tokens) continue;
+      longest_us = std::max(longest_us, h.clock().now_us() - std::exchange(last_us, h.clock().now_us()));
+    }
+    EXPECT_LT(longest_us, std::min(takes_us, kLongestRoomWaitUs) + 150'000)
+        << "a part takes " << takes_us / 1000 << " ms";
+    EXPECT_GT(h.core().scheduler().counters().preemptions, 0) << "there was no room for both";
+    h.run();
+    h.expect_greedy(a);
+    h.expect_greedy(b);
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+}
+
 // Busy is not hanging: time behind others does not count.
 TEST(DiskTier, ADiskThatIsBusyDoesNotHang) {
   HarnessOptions o = with_disk(0);
