@@ -279,7 +279,7 @@ BUGS = [
     (False, "who has less cached stands before who has more", AHEAD, " && !is_overtaken;", ";"),
     (False, "a running prompt takes whole steps", AHEAD, "  for (Ahead& a : all) a.tokens = std::min(a.tokens, chunk_tokens * steps);\n", ""),
     (False, "a slow step is held against all who come", CORE, "timer_.prompt_step_us(clock_.now_us());", "timer_.prompt_step_us(0);"),
-    (False, "beams without room hold up others", PLAN, "  if (!beams_have_room(group) && decodes_may_wait()) {", "  if (group.next_index < 0) {"),
+    (False, "beams without room hold up others", PLAN, "  if (decodes_may_wait() && !beams_have_room(group)) {", "  if (group.next_index < 0) {"),
     (False, "what is asked for of a cached prefix is forgotten", ADMIT, "    cache_.strengthen(s.table, retention_of(s, now_us));\n", "    s.planned_now = false;\n"),
     (False, "a deadline that cannot be met is waited for", CORE, "  if (!hopeless) return;\n", "  if (hopeless || !hopeless) return;\n"),
     (False, "an end is counted twice", CORE, "  counted_ends_ = outcome_.request_ends.size();\n", ""),
