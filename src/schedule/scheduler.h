@@ -265,12 +265,14 @@ class Scheduler {
   bool admit_waiting(StepTransaction& step, SequenceGroup& group, int64_t now_us);
   // Tokens of its prefix that it has now; nothing where there is no room for it.
   std::optional<int32_t> start(Sequence& sequence, int64_t now_us);
-  bool is_blocked(const Sequence& sequence) const {
-    return !running_.empty() && blocked_ == sequence.id && blocked_epoch_ == room_epoch_ &&
-           reserve_ratio_ > blocked_above_;
-  }
   bool park_on_prefix(SequenceGroup& group);
   BlockTable take_prefix(const Sequence& sequence, int64_t now_us);
+  int32_t slots_used(const SequenceGroup& but) const;
+  bool make_slots(const SequenceGroup& group, int32_t wanted, int64_t now_us);
+  void take_sibling_prefix(int64_t now_us);
+  Sequence* first_preempted() const;
+
+  // room.cc
   int64_t blocks_to_come(const Sequence& sequence, const BlockTable& table) const;
   int64_t blocks_to_come(const Sequence& sequence, const BlockTable& table, double reserve_ratio) const;
   bool takes_all_there_is(const SequenceGroup& group) const;
@@ -282,10 +284,10 @@ class Scheduler {
                                int64_t now_us);
   void keep_out(std::span<Sequence* const> coming, int64_t missing);
   int64_t tokens_reserved_for(std::span<Sequence* const> coming) const;
-  int32_t slots_used(const SequenceGroup& but) const;
-  bool make_slots(const SequenceGroup& group, int32_t wanted, int64_t now_us);
-  void take_sibling_prefix(int64_t now_us);
-  Sequence* first_preempted() const;
+  bool is_blocked(const Sequence& sequence) const {
+    return !running_.empty() && blocked_ == sequence.id && blocked_epoch_ == room_epoch_ &&
+           reserve_ratio_ > blocked_above_;
+  }
 
   // aside.cc
   Sequence* first_outside() const;

@@ -45,7 +45,7 @@ STEP, INDEX = "src/cache/step_transaction.cc", "src/cache/eviction_index.cc"
 QUEUE, GROUP, DOOR = "src/request/waiting_queue.cc", "src/request/sequence_group.cc", "src/request/admission.cc"
 PLAN, FILL, ADMIT, COMMIT = "src/schedule/plan.cc", "src/schedule/fill_plan.cc", "src/schedule/admit.cc", "src/schedule/commit.cc"
 TIER, RESTORE, BEHIND = "src/cache/tier.cc", "src/cache/restore.cc", "src/schedule/tiers.cc"
-TRANSFERS = "src/schedule/tier_transfers.cc"
+TRANSFERS, ROOM = "src/schedule/tier_transfers.cc", "src/schedule/room.cc"
 STORE, AHEAD = "src/execute/disk_store.cc", "src/schedule/work_ahead.cc"
 BEAMS, RETENTION, ASIDE = "src/schedule/commit_beams.cc", "src/schedule/retention.cc", "src/schedule/aside.cc"
 SWAP, LISTS, HOST = "src/schedule/swap.cc", "src/cache/swap.cc", "src/cache/host_pool.cc"
@@ -198,15 +198,15 @@ BUGS = [
     (False, "samples that stopped give their slots one by one", PREEMPT, "    const std::vector<Sequence*> victims = together_with(**s);\n", "    const std::vector<Sequence*> victims{*s};\n"),
     (False, "samples come back from the host one by one", ADMIT, " && bring_back(all, now_us)) return all;", " && (in_turn && bring_back(all, now_us))) return all;\n  if (!in_turn) return bring_back(coming, now_us) ? coming : std::vector<Sequence*>();"),
     (False, "beside readers that stopped samples wait for room for all", ADMIT, "  return in_turn && bring_back(coming, now_us) ? coming", "  return false ? coming"),
-    (False, "beams come in by halves beside readers that stopped", ADMIT, "group.is_beam || others_run(group) ? blocks_to_follow", "others_run(group) ? blocks_to_follow"),
-    (False, "who could not give way again takes all there is", ADMIT, "  return group.traits.recompute_safe && !others_run(group);", "  return !others_run(group);"),
+    (False, "beams come in by halves beside readers that stopped", ROOM, "group.is_beam || others_run(group) ? blocks_to_follow", "others_run(group) ? blocks_to_follow"),
+    (False, "who could not give way again takes all there is", ROOM, "  return group.traits.recompute_safe && !others_run(group);", "  return !others_run(group);"),
     (False, "who ends while it stands aside is remembered", LIFE, "  if (group.aside) std::erase(aside_, &group);\n", ""),
     (False, "the reserve rises for whoever gives way", PREEMPT, "  if (was_short(*blocked, *victim)) reserve_ratio_", "  reserve_ratio_"),
-    (False, "samples come in where there is room for one", ADMIT, "others_run(group) ? blocks_to_follow(group, coming) : 0;", "0;"),
-    (False, "the room of samples that are to follow is given away", ADMIT, "      reserved += blocks_to_follow(*r->group, {});\n", "      reserved += 0;\n"),
+    (False, "samples come in where there is room for one", ROOM, "others_run(group) ? blocks_to_follow(group, coming) : 0;", "0;"),
+    (False, "the room of samples that are to follow is given away", ROOM, "      reserved += blocks_to_follow(*r->group, {});\n", "      reserved += 0;\n"),
     (False, "the slots of samples that are to follow are given away", ADMIT, "used += group.paused ? slots_in_use(group) : slots_of(group);", "used += slots_in_use(group);"),
     (False, "samples come in where there is a slot for one", ADMIT, "in_turn ? slots_in_use(group) + 1 : slots_of(group), now_us", "slots_in_use(group) + 1, now_us"),
-    (False, "room is kept free beside readers that stopped", ADMIT, "  return group.traits.recompute_safe && !others_run(group);", "  return group.traits.recompute_safe && running_.empty();"),
+    (False, "room is kept free beside readers that stopped", ROOM, "  return group.traits.recompute_safe && !others_run(group);", "  return group.traits.recompute_safe && running_.empty();"),
     (False, "nobody steps aside beside readers that stopped", ASIDE, "  if (blocked == nullptr) return false;\n", "  if (blocked == nullptr || !blocked->group->aside) return false;\n"),
     (False, "who stepped aside does not stand in line again", PLAN, "  if (aside_epoch_ != room_epoch_ || in_flight_.empty()) come_back();\n", ""),
     (False, "who waits for room does not hear of a reader that stopped", LIFE, "    ++room_epoch_;  // who runs", "    // who runs"),
@@ -246,7 +246,7 @@ BUGS = [
     (False, "policy memory: a worse rank is passed for ever", ADMIT, "  promote_memory_waiters(arrived_by_us);\n", ""),
     (False, "policy memory: who comes later passes who waits", RETENTION, " && std::ranges::none_of(memory_waiters_, stands_before)) return", ") return"),
     (False, "policy memory: who stops reading stays among its waiters", LIFE, "  } else if (paused) {\n    leave_memory_waiters(*group);\n", "  } else if (paused) {\n"),
-    (False, "who the reserve keeps out is not asked when it has fallen", ADMIT, "  blocked_above_ = reserve_ratio_ > rule.least ? std::max(rule.least, reserve_ratio_ - fall) : -1;", "  blocked_above_ = reserve_ratio_ < 0 ? fall : -1;"),
+    (False, "who the reserve keeps out is not asked when it has fallen", ROOM, "  blocked_above_ = reserve_ratio_ > rule.least ? std::max(rule.least, reserve_ratio_ - fall) : -1;", "  blocked_above_ = reserve_ratio_ < 0 ? fall : -1;"),
     (False, "a read that is given up frees what it writes", TRANSFERS,
      "      t.sources.push_back(std::exchange(s.table, std::move(had)));\n",
      "      cache_.release(std::exchange(s.table, std::move(had)), now_us);\n"),
@@ -280,6 +280,12 @@ BUGS = [
     (False, "a running prompt takes whole steps", AHEAD, "  for (Ahead& a : all) a.tokens = std::min(a.tokens, chunk_tokens * steps);\n", ""),
     (False, "a slow step is held against all who come", CORE, "timer_.prompt_step_us(clock_.now_us());", "timer_.prompt_step_us(0);"),
     (False, "beams without room hold up others", PLAN, "  if (decodes_may_wait() && !beams_have_room(group)) {", "  if (group.next_index < 0) {"),
+    (False, "what is cached inside a block keeps its block from others", ADMIT,
+     "    cache_.release_tail(table, table.length() - in_tail, now_us);\n", "    cache_.truncate(table, table.length() - in_tail, deferred_now());\n"),
+    (False, "who full lists or ended windows keep out is not asked", FILL, "    if (will_take_less(work)) ++room_epoch_;\n", "    (void)will_take_less(work);\n"),
+    (False, "samples that are to follow do not weigh in the reserve", ROOM, "  int64_t tokens = tokens_to_follow(group);\n", "  int64_t tokens = 0;\n"),
+    (False, "what a waiting request will find is evicted first", CACHE, "  for (const BlockId block : path_) index_.awaited(block, now_us);\n", ""),
+    (False, "beams that share a tail are reckoned a copy each", STEP, " && !pool_.is_published(*tail)) --blocks;", " && !pool_.is_published(*tail)) blocks -= 0;"),
     (False, "what is asked for of a cached prefix is forgotten", ADMIT, "    cache_.strengthen(s.table, retention_of(s, now_us));\n", "    s.planned_now = false;\n"),
     (False, "a deadline that cannot be met is waited for", CORE, "  if (!hopeless) return;\n", "  if (hopeless || !hopeless) return;\n"),
     (False, "an end is counted twice", CORE, "  counted_ends_ = outcome_.request_ends.size();\n", ""),
