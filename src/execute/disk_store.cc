@@ -209,9 +209,10 @@ Status DiskStore::take_over() {
     return invalid(fmt::format("disk_kv_dir `{}`: quire-kv.index {}", setup_.dir, identity.error().message),
                    "disk_kv_dir");
   if (*identity != setup_.identity)
-    return invalid(fmt::format("disk_kv_dir `{}` holds KV blocks of another model: {}; this server runs: {}",
-                               setup_.dir, *identity, setup_.identity),
-                   "disk_kv_dir");
+    return invalid(
+        fmt::format("disk_kv_dir `{}` holds KV blocks of another model or version: {}; this server runs: {}",
+                    setup_.dir, *identity, setup_.identity),
+        "disk_kv_dir");
   return ok();
 }
 

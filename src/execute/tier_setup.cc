@@ -17,9 +17,10 @@ Result<std::string> identity_of(const TierSetup& s) {
   const Result<uint64_t> weights = model_fingerprint(s.config.model_dir, s.config.weights);
   if (!weights) return weights.error();
   return fmt::format(
-      "{} with {} layers x {} kv heads x {}, weights {:016x}, computed in {} on {}, kv {} in blocks of {}",
+      "{} with {} layers x {} kv heads x {}, weights {:016x}, computed in {} on {} by quire {}, kv {} in "
+      "blocks of {}",
       s.spec.architecture, s.spec.num_layers, s.spec.num_kv_heads, s.spec.head_dim, *weights, s.config.dtype,
-      word_of(s.device), name_of(s.kv_dtype), s.config.block_tokens);
+      word_of(s.device), QUIRE_VERSION, name_of(s.kv_dtype), s.config.block_tokens);
 }
 
 Result<std::unique_ptr<DiskStore>> open_disk(const TierSetup& s, OpenedTiers& out) {

@@ -145,8 +145,8 @@ def test_another_models_blocks_are_refused_with_both_names(tmp_path):
     changed[-1] ^= 1
     weights.write_bytes(changed)
     done = quire(*command, "--model", renamed)
-    assert done.returncode != 0 and "holds KV blocks of another model" in done.stderr
-    assert done.stderr.count("weights ") >= 2, done.stderr
+    assert done.returncode != 0 and "holds KV blocks of another model or version" in done.stderr
+    assert done.stderr.count("weights ") >= 2 and done.stderr.count(" by quire ") == 2, done.stderr
 
     done = quire(*command, "--model", MODEL, "--block-tokens", 32)
     assert "in blocks of 16; this server runs" in done.stderr and "in blocks of 32" in done.stderr
