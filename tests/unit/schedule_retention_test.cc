@@ -6,7 +6,6 @@
 namespace quire {
 namespace {
 
-constexpr int32_t kSystemPrompt = 33;  // four blocks of 8 and a token
 constexpr int64_t kSecond = 1'000'000;
 
 class KvRetentionOfAPrefix : public ::testing::Test {
@@ -16,12 +15,12 @@ class KvRetentionOfAPrefix : public ::testing::Test {
     CoreRequest request;
     request.retention = retention;
     request.policy = policy;
-    h_.submit(ids(kSystemPrompt), sampling, std::move(request));
+    h_.submit(ids(system_prompt_), sampling, std::move(request));
     h_.run();
   }
   // An ordinary request that goes on behind it.
   void ask(int32_t question) {
-    std::vector<TokenId> prompt = ids(kSystemPrompt);
+    std::vector<TokenId> prompt = ids(system_prompt_);
     const std::vector<TokenId> rest = ids(12, question);
     prompt.insert(prompt.end(), rest.begin(), rest.end());
     h_.submit(prompt, Harness::greedy(2));
@@ -33,12 +32,13 @@ class KvRetentionOfAPrefix : public ::testing::Test {
       h_.submit(ids(78, 100 + 45 * i), Harness::greedy(2));
       h_.run();
     }
-    const RequestId again = h_.submit(ids(kSystemPrompt), Harness::greedy(2));
+    const RequestId again = h_.submit(ids(system_prompt_), Harness::greedy(2));
     h_.run();
     h_.expect_sound();
     return h_.record(again).end.cached_tokens;
   }
 
+  int32_t system_prompt_ = 33;  // four blocks of 8 and a token
   Harness h_;
 };
 
@@ -56,6 +56,14 @@ TEST_F(KvRetentionOfAPrefix, IsRenewedByWhoeverFindsItCached) {
   ask(600);  // fills the fifth block, of which the system prompt has one token
   h_.clock().advance_us(40 * kSecond);
   EXPECT_EQ(cached_after_a_flood(), 32);
+}
+
+// The block in which it ends is filled by whoever goes on behind it: what was said of five of its tokens is said of all.
+TEST_F(KvRetentionOfAPrefix, HoldsForTheBlockInWhichItEnds) {
+  system_prompt_ = 37;
+  pin({.retention_class = 1, .ttl_ms = {}});
+  ask(600);
+  EXPECT_EQ(cached_after_a_flood(), 36);
 }
 
 TEST_F(KvRetentionOfAPrefix, IsRaisedByWhoeverFindsItCached) {
