@@ -39,9 +39,9 @@ void bind_cache_flags(Flags& flags, EngineConfig& c) {
       "Directory for cached prefixes that device and host memory evict; they outlive the server; none = they "
       "are lost");
   flags.add("disk-kv-bytes", c.disk_kv_bytes, "Size of the files there, bytes; with disk-kv-dir");
-  flags.add_choice(
-      "disk-kv-on-error", c.disk_kv_on_error, {"fail", "ignore"},
-      "Where they cannot be used (missing, full, another model's): do not start, or run without them");
+  flags.add_choice("disk-kv-on-error", c.disk_kv_on_error, {"fail", "ignore"},
+                   "Where they cannot be used (missing, full, another model's or version's): do not start, "
+                   "or run without them");
   flags.add("swap-space-bytes", c.swap_space_bytes,
             "Pinned host memory for the KV cache of preempted sequences, bytes; 0 = they are computed again");
   flags.add_choice(

@@ -228,6 +228,8 @@ class KvCache {
   };
   Place below_of(NamespaceId ns) const { return {below_.get(), names_below_.at(value(ns))}; }
   int64_t blocks_to_read_down() const;
+  bool has_all(const Place& to, std::span<const TokenId> wanted, const Retention& retention, int64_t now_us,
+               std::vector<TierWrite>& writes);
   void strengthen_cached(BlockId block, const Retention& retention);
   bool take_for(const Place& to, std::span<const TokenId> wanted, int64_t most_blocks, int64_t now_us,
                 BlockTable& table);

@@ -45,8 +45,7 @@ int32_t KvCache::lookup_below(NamespaceId ns, std::span<const TokenId> tokens, C
 
 // ---- down ----
 
-// One write reads so many at most: a long prefix goes in several, so that what has arrived is room again before the
-// rest has, and no step begins more copies than these.
+// One write reads so many at most: a long prefix goes in several, and no step begins more copies than these.
 constexpr int64_t kMostBlocksOfAWrite = 1024;
 
 // Those that are read are nobody's room: a sixteenth of the device keeps a link busy. Host memory has no sequences.
@@ -62,23 +61,31 @@ void KvCache::write_below(NamespaceId ns, std::span<const TokenId> tokens, const
   const std::vector<BlockId> blocks(path_.begin(), path_.begin() + whole);
   const std::span<const TokenId> wanted = tokens.first(static_cast<size_t>(whole) * block_tokens_);
   Place to = below_of(ns);
-  if (to.cache->lookup(to.ns, wanted) / block_tokens_ ==
-      whole) {  // it has them all: one further down may lack some
-    to.cache->strengthen_cached(to.cache->path_[whole - 1], retention);
-    return to.cache->write_below(to.ns, wanted, retention, now_us, writes);
-  }
+  if (has_all(to, wanted, retention, now_us, writes)) return;
   const int64_t most = blocks_to_read_down();
   if (most <= 0) return;
   TierWrite write{.from = kind_, .ns = ns, .retention = retention};
   while (!take_for(to, wanted, most, now_us, write.table)) {
     if (to.cache->below_ == nullptr) return;
     to = to.cache->below_of(to.ns);
+    if (has_all(to, wanted, retention, now_us, writes)) return;
   }
   write.to = to.cache->kind_;
   write.tokens.assign(wanted.begin(), wanted.end());
   read_for(write, to, blocks, now_us);
   open_again(ns);
   writes.push_back(std::move(write));
+}
+
+// Then what is said of it holds there, and one further down may lack some.
+bool KvCache::has_all(const Place& to, std::span<const TokenId> wanted, const Retention& retention,
+                      int64_t now_us, std::vector<TierWrite>& writes) {
+  KvCache& tier = *to.cache;
+  const int32_t found = tier.lookup(to.ns, wanted);
+  if (found < static_cast<int32_t>(wanted.size())) return false;
+  tier.strengthen_cached(tier.path_[found / block_tokens_ - 1], retention);
+  tier.write_below(to.ns, wanted, retention, now_us, writes);
+  return true;
 }
 
 // What is said of a prefix stands at its last block, as on the device: those before it cannot go before it.
@@ -160,7 +167,8 @@ void KvCache::end_write(TierWrite&& write, bool arrived, int64_t now_us, std::ve
   release_deferred(write.read);
   Place to = below_of(write.ns);
   while (to.cache->kind_ != write.to) to = to.cache->below_of(to.ns);
-  const int32_t there = to.cache->length_to_keep(to.ns, write);
+  const bool can_go_again = lookup(write.ns, write.tokens) >= write.table.length();
+  const int32_t there = can_go_again ? to.cache->length_to_keep(to.ns, write) : write.table.length();
   if (arrived) {
     std::vector<BlockId> merged;
     to.cache->publish(to.ns, write.tokens, write.table, there, write.retention, now_us, merged);

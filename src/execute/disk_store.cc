@@ -210,8 +210,10 @@ Status DiskStore::take_over() {
                    "disk_kv_dir");
   if (*identity != setup_.identity)
     return invalid(
-        fmt::format("disk_kv_dir `{}` holds KV blocks of another model or version: {}; this server runs: {}",
-                    setup_.dir, *identity, setup_.identity),
+        fmt::format(
+            "disk_kv_dir `{}` holds KV blocks of another model or version: {}; this server runs: {}; empty "
+            "the directory, or name another",
+            setup_.dir, *identity, setup_.identity),
         "disk_kv_dir");
   return ok();
 }

@@ -238,6 +238,7 @@ bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
   }
   if (gives_way_to_itself(*victim, *blocked)) return false;
   if (was_short(*blocked, *victim)) reserve_ratio_ = std::min(1.0, reserve_ratio_ + limits_.reserve.rise);
+  transfers_.set_room_is_short(true);  // what is given is room, and no write's
   preempt(victim->sequences, victim->offer, now_us);
   return true;
 }

@@ -132,8 +132,9 @@ void Scheduler::take_in(Sequence& s, const TierTransfers::Ended& ended, const Tr
     lose_swapped(s, end.status.error(), now_us, out);
   } else if (ended.direction == TransferDirection::kToDevice) {
     cache_.discard(std::move(s.swapped));
-    // A beam runs no step of its own before its siblings have come, and they share what is published.
-    if (ended.is_fetch && !ended.is_tail) publish_computed(s, now_us);
+    // A beam runs no step of its own before its siblings have come, and they share what is published: one that was lost on
+    // the way, and runs its prompt again, has it from those that were not.
+    if ((ended.is_fetch && !ended.is_tail) || s.group->is_beam) publish_computed(s, now_us);
   }
 }
 

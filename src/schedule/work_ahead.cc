@@ -3,6 +3,7 @@
 // stepped aside, or has less cached, lets the request pass, nobody takes more than a chunk of a step, and of other
 // tenants at its rank nobody knows who comes first.
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <span>
 #include <utility>
@@ -86,21 +87,13 @@ void share_out(std::vector<Ahead>& all, const SequenceGroup& group) {
   }
 }
 
-// Who has more to compute than a chunk leaves the rest of each step to others: what all of them can have computed by the
-// step in which the request's own is done.
-void limit_to_chunks(std::vector<Ahead>& all, int64_t own_tokens, int64_t step_tokens, int64_t chunk_tokens) {
-  const auto done_by = [&](int64_t steps) {
-    int64_t tokens = own_tokens;
-    for (const Ahead& a : all) tokens += std::min(a.tokens, chunk_tokens * steps);
-    return tokens <= step_tokens * steps;
-  };
-  int64_t before = 0, steps = own_tokens / step_tokens + 1;
-  for (const Ahead& a : all) steps += a.tokens / step_tokens + 1;
-  while (steps - before > 1) {
-    const int64_t middle = before + (steps - before) / 2;
-    (done_by(middle) ? steps : before) = middle;
-  }
-  for (Ahead& a : all) a.tokens = std::min(a.tokens, chunk_tokens * steps);
+// Where nobody takes more than a chunk, the request is computed beside all but one of those that fill a step. It is not known
+// which: the longest, at worst.
+void leave_out_those_beside(std::vector<Ahead>& all, int64_t step_tokens, int64_t chunk_tokens) {
+  const auto beside = static_cast<size_t>((step_tokens + chunk_tokens - 1) / chunk_tokens - 1);
+  const auto longest = all.begin() + static_cast<ptrdiff_t>(std::min(beside, all.size()));
+  std::ranges::partial_sort(all, longest, std::ranges::greater(), &Ahead::tokens);
+  std::for_each(all.begin(), longest, [](Ahead& a) { a.tokens = 0; });
 }
 
 }  // namespace
@@ -123,8 +116,8 @@ WorkAhead Scheduler::work_ahead(const SequenceGroup& group) const {
       all.push_back({.sequence = other->sequences.front().get(),
                      .computed = std::max(other->cached_seen, other->below_seen)});
   share_out(all, group);
-  limit_to_chunks(all, work.own, limits_.max_step_tokens,
-                  std::min(limits_.max_prefill_chunk_tokens, limits_.max_step_tokens));
+  leave_out_those_beside(all, limits_.max_step_tokens,
+                         std::min(limits_.max_prefill_chunk_tokens, limits_.max_step_tokens));
   for (const Ahead& a : all) (a.runs ? work.running : work.waiting) += a.tokens;
   return work;
 }

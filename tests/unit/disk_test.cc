@@ -201,9 +201,9 @@ TEST_F(DiskTest, ADirectoryOfAnotherModelIsRefusedWithBothNames) {
   store_.reset();
   const Error e = refused(setup(4, "another model"));
   EXPECT_EQ(e.field, "disk_kv_dir");
-  EXPECT_EQ(e.message,
-            "disk_kv_dir `" + dir_ +
-                "` holds KV blocks of another model or version: a model; this server runs: another model");
+  EXPECT_EQ(e.message, "disk_kv_dir `" + dir_ +
+                           "` holds KV blocks of another model or version: a model; this server runs: "
+                           "another model; empty the directory, or name another");
   EXPECT_TRUE(DiskStore::open(setup()).has_value()) << "and is left as it was";
 }
 

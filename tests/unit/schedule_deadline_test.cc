@@ -122,7 +122,19 @@ TEST_F(Deadlines, WhoComputesInChunksLeavesTheRestOfEachStep) {
   h.submit(ids(200), Harness::greedy(4));
   h.step();
   const RequestId next = h.submit(ids(30, 500), Harness::greedy(4));
-  EXPECT_EQ(h.core().scheduler().work_ahead(*h.core().scheduler().find(next)).running, 4);
+  EXPECT_EQ(h.core().scheduler().work_ahead(*h.core().scheduler().find(next)).running, 0);
+  h.run();
+  h.expect_sound();
+}
+
+// Four share each step out among them: with three of five on the way still, whoever comes next is computed too.
+TEST_F(Deadlines, WhoComesIsComputedBesideThoseWhoShareAStep) {
+  HarnessOptions o = wide();
+  o.max_prefill_chunk_tokens = o.max_step_tokens / 4;
+  Harness h(o);
+  for (int32_t i = 0; i < 5; ++i) h.submit(ids(100, 110 * i), Harness::greedy(4));
+  const RequestId next = h.submit(ids(30, 700), Harness::greedy(4));
+  EXPECT_EQ(h.core().scheduler().work_ahead(*h.core().scheduler().find(next)).waiting, 200);
   h.run();
   h.expect_sound();
 }
