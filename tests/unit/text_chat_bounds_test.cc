@@ -118,6 +118,19 @@ TEST(HostileChatTemplate, PaysForWhatAStepWorksOn) {
     expect_refused(texts + "{% for i in range(99999) %}{% set y = " + use + " %}{% endfor %}", kSteps);
 }
 
+// The list of a group is lazy, and gone through up to a place: from its end all of it, for a slice too.
+TEST(HostileChatTemplate, PaysForTheListOfAGroup) {
+  for (const char* use : {"g.list[-1]", "g.list[149999]", "g.list[149999:]", "g[1][-1]"})
+    expect_refused("{% for g in ([0] * 150000) | groupby('x') %}{% for i in range(99999) %}{% set y = " +
+                       std::string(use) + " %}{% endfor %}{% endfor %}",
+                   kSteps);
+  EXPECT_EQ(
+      outcome_of("{% for g in [{'x': 1}, {'x': 1}] | groupby('x') %}{{ g.list[-1].x }}{{ g.list | length }}"
+                 "{% endfor %}")
+          .text,
+      "12");
+}
+
 TEST(HostileChatTemplate, CountsWhatKeysOfAMapHold) {
   expect_refused(grown("{(ns.x, ns.x): 1}"), kParts);
   expect_refused(grown("{ns.x: 1}", 99999, ""), kDeep);
@@ -128,11 +141,15 @@ TEST(HostileChatTemplate, PaysForWhatAFilterDoesForEachItem) {
   for (const char* use :
        {"('%(a)s' * 100000) | format({'a': 'x' * 1000000})", "('x' * 4000000) | trim('y' * 1000000)",
         "('x' * 4000000).strip('y' * 1000000)", "(['a'] * 400000) | map('replace', 'x' * 4000000, '')",
-        "([{}] * 200000) | map('attr', range(99999) | list)",
-        "([{}] * 200000) | map(attribute='x' * 4000000)", "(['a'] * 400000) | select('in', 'x' * 4000000)"})
+        "([{}] * 200000) | map('attr', range(99999) | list)", "('a' * 3000000) | map('batch', 1024)",
+        "[] | slice(19900000, 0)", "('a' * 33000000).split('')",
+        "(['a'] * 500000) | min(attribute='0.' * 127 ~ '0')",
+        "(['a'] * 500000) | map(attribute='0.' * 127 ~ '0')",
+        "(['a'] * 400000) | select('in', 'x' * 4000000)"})
     expect_refused("{{ " + std::string(use) + " }}", kSteps);
-  for (const char* filter : {"sort(attribute=", "unique(attribute=", "min(attribute=", "max(attribute=",
-                             "groupby(", "selectattr(", "rejectattr(", "sum(", "join(',', "})
+  for (const char* filter :
+       {"sort(attribute=", "unique(attribute=", "min(attribute=", "max(attribute=", "groupby(", "selectattr(",
+        "rejectattr(", "map(attribute=", "sum(", "join(',', "})
     expect_refused("{{ ([{'a': 1}] * 300000) | " + std::string(filter) + "'0' * 4000000) }}",
                    "an attribute's name of 4000000 bytes");
   expect_refused("{{ range(1000) | list | sort(attribute='a,' * 100) }}", "sort: 101 attributes");

@@ -15,6 +15,8 @@ use crate::value_bounds::{check_parts, steps_to_see};
 const MAX_ATTRIBUTE_BYTES: usize = 256;
 /// Each is a copy of the attribute for every item.
 const MAX_SORT_KEYS: usize = 8;
+const LOOKUPS_PER_STEP: u64 = 4;
+const PLACES_PER_STEP: u64 = 2;
 
 fn refused(what: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, what)
@@ -26,20 +28,25 @@ fn pay_for_each(state: &State, items: &Value, args: &[ValueOrKwargs]) -> Result<
     state.consume_fuel(steps.saturating_mul(items.len().unwrap_or(0) as u64))
 }
 
-fn check_attribute(attribute: Option<&str>) -> Result<(), Error> {
-    match attribute {
-        Some(attribute) if attribute.len() > MAX_ATTRIBUTE_BYTES => {
-            Err(refused(format!("an attribute's name of {} bytes; {MAX_ATTRIBUTE_BYTES} is the limit", attribute.len())))
-        }
-        _ => Ok(()),
+/// Each of its names is looked up in every item.
+fn check_attribute(state: &State, items: &Value, attribute: Option<&str>) -> Result<(), Error> {
+    let Some(attribute) = attribute else { return Ok(()) };
+    if attribute.len() > MAX_ATTRIBUTE_BYTES {
+        return Err(refused(format!("an attribute's name of {} bytes; {MAX_ATTRIBUTE_BYTES} is the limit", attribute.len())));
     }
+    let names = attribute.split('.').count() as u64;
+    state.consume_fuel((items.len().unwrap_or(0) as u64).saturating_mul(names) / LOOKUPS_PER_STEP)
 }
 
-fn check_named_attribute(kwargs: &Kwargs) -> Result<(), Error> {
-    check_attribute(kwargs.peek("attribute")?)
+fn check_named_attribute(state: &State, items: &Value, kwargs: &Kwargs) -> Result<(), Error> {
+    check_attribute(state, items, kwargs.peek("attribute")?)
 }
 
 fn map(state: &mut State, items: Value, args: Rest<ValueOrKwargs>) -> Result<Vec<Value>, Error> {
+    for arg in args.iter() {
+        let attribute = if arg.is_kwargs() { arg.get_attr("attribute")? } else { Value::UNDEFINED };
+        check_attribute(state, &items, attribute.as_str())?;
+    }
     pay_for_each(state, &items, &args)?;
     filters::map(state, items, args)
 }
@@ -61,7 +68,7 @@ fn selectattr(
     test: Option<Cow<'_, str>>,
     args: Rest<ValueOrKwargs>,
 ) -> Result<Vec<Value>, Error> {
-    check_attribute(Some(&attribute))?;
+    check_attribute(state, &items, Some(&attribute))?;
     pay_for_each(state, &items, &args)?;
     filters::selectattr(state, items, attribute, test, args)
 }
@@ -73,28 +80,28 @@ fn rejectattr(
     test: Option<Cow<'_, str>>,
     args: Rest<ValueOrKwargs>,
 ) -> Result<Vec<Value>, Error> {
-    check_attribute(Some(&attribute))?;
+    check_attribute(state, &items, Some(&attribute))?;
     pay_for_each(state, &items, &args)?;
     filters::rejectattr(state, items, attribute, test, args)
 }
 
 fn unique(state: &State, items: Value, kwargs: Kwargs) -> Result<Value, Error> {
-    check_named_attribute(&kwargs)?;
+    check_named_attribute(state, &items, &kwargs)?;
     filters::unique(state, items, kwargs)
 }
 
 fn min(state: &State, items: Value, kwargs: Kwargs) -> Result<Value, Error> {
-    check_named_attribute(&kwargs)?;
+    check_named_attribute(state, &items, &kwargs)?;
     filters::min(state, items, kwargs)
 }
 
 fn max(state: &State, items: Value, kwargs: Kwargs) -> Result<Value, Error> {
-    check_named_attribute(&kwargs)?;
+    check_named_attribute(state, &items, &kwargs)?;
     filters::max(state, items, kwargs)
 }
 
 fn sort(state: &State, items: Value, kwargs: Kwargs) -> Result<Value, Error> {
-    check_named_attribute(&kwargs)?;
+    check_named_attribute(state, &items, &kwargs)?;
     let keys = kwargs.peek::<Option<&str>>("attribute")?.map_or(1, |attribute| attribute.split(',').count());
     if keys > MAX_SORT_KEYS {
         return Err(refused(format!("sort: {keys} attributes; {MAX_SORT_KEYS} is the limit")));
@@ -104,8 +111,8 @@ fn sort(state: &State, items: Value, kwargs: Kwargs) -> Result<Value, Error> {
 
 /// The library's public function does not pay for its sorting.
 fn groupby(state: &State, items: Value, attribute: Option<&str>, kwargs: Kwargs) -> Result<Value, Error> {
-    check_attribute(attribute)?;
-    check_named_attribute(&kwargs)?;
+    check_attribute(state, &items, attribute)?;
+    check_named_attribute(state, &items, &kwargs)?;
     let count = items.len().unwrap_or(0) as u64;
     state.consume_fuel(count.saturating_mul(u64::from(count.checked_ilog2().unwrap_or(0)) + 2))?;
     filters::groupby(items, attribute, kwargs)
@@ -118,8 +125,8 @@ fn join(
     attribute: Option<&str>,
     kwargs: Kwargs,
 ) -> Result<Value, Error> {
-    check_attribute(attribute)?;
-    check_named_attribute(&kwargs)?;
+    check_attribute(state, items, attribute)?;
+    check_named_attribute(state, items, &kwargs)?;
     filters::join(state, items, joiner, attribute, kwargs)
 }
 
@@ -129,7 +136,7 @@ fn sum(state: &mut State, items: Value, attribute: Option<&str>, start: Option<V
         Some(attribute) => Some(attribute.to_string()),
         None => kwargs.get("attribute")?,
     };
-    check_attribute(attribute.as_deref())?;
+    check_attribute(state, &items, attribute.as_deref())?;
     let start = match start {
         Some(start) => start,
         None => kwargs.get::<Option<Value>>("start")?.unwrap_or(Value::from(0)),
@@ -192,6 +199,20 @@ fn chain(first: Value, others: Rest<Value>) -> Result<Value, Error> {
     }
 }
 
+/// The library makes room for whole lists of up to 1,024 places, also where there is one item.
+fn batch(state: &State, items: Value, count: usize, fill_with: Option<Value>) -> Result<Value, Error> {
+    let lists = items.len().unwrap_or(0) as u64 / count.max(1) as u64 + 1;
+    state.consume_fuel(lists.saturating_mul(count.min(1024) as u64) / PLACES_PER_STEP)?;
+    filters::batch(state, items, count, fill_with)
+}
+
+/// Each is a list of its own, with room for four items where one is added.
+fn slice(state: &State, items: Value, count: usize, fill_with: Option<Value>) -> Result<Value, Error> {
+    let steps = if fill_with.is_some() { 5 } else { 2 };
+    state.consume_fuel((count as u64).saturating_mul(steps))?;
+    filters::slice(state, items, count, fill_with)
+}
+
 fn trim(state: &State, text: StringInput<'_>, chars: Option<Cow<'_, str>>) -> Result<Value, Error> {
     if let Some(chars) = &chars {
         python::pay_for_strip(state, text.as_str(), chars)?;
@@ -220,6 +241,8 @@ pub fn add_to(environment: &mut Environment<'static>) {
     environment.add_filter("join", join);
     environment.add_filter("sum", sum);
     environment.add_filter("chain", chain);
+    environment.add_filter("batch", batch);
+    environment.add_filter("slice", slice);
     environment.add_filter("trim", trim);
     environment.add_filter("format", format);
 }

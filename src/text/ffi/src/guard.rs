@@ -74,6 +74,12 @@ fn without_spaces(text: &str, at: &Range<usize>) -> Range<usize> {
     from..from + inner.len()
 }
 
+/// Of tokens in order, of which none begins with another: only the last that is not behind the text can be its beginning.
+fn begins_with_one_of(text: &str, tokens: &[String]) -> bool {
+    let end = tokens.partition_point(|token| token.as_str() <= text);
+    end > 0 && text.starts_with(tokens[end - 1].as_str())
+}
+
 impl Guard {
     pub fn new(parts: &Parts) -> Guard {
         let mut spelled: HashMap<char, Vec<String>> = HashMap::new();
@@ -87,6 +93,10 @@ impl Guard {
             } else {
                 reads |= first.is_some();
             }
+        }
+        for tokens in spelled.values_mut() {
+            tokens.sort();
+            tokens.dedup_by(|later, kept| later.starts_with(kept.as_str()));
         }
         Guard { spelled, reads }
     }
@@ -113,8 +123,7 @@ impl Guard {
                 continue;
             }
             guarded.push(c);
-            let begins = |token: &String| text[at..].starts_with(token.as_str());
-            if self.spelled.get(&c).is_some_and(|tokens| tokens.iter().any(begins)) {
+            if self.spelled.get(&c).is_some_and(|tokens| begins_with_one_of(&text[at..], tokens)) {
                 guarded.push(BREAK);
             }
         }

@@ -69,6 +69,7 @@ pub fn indent(
 const MAX_INDENT: usize = 64; // bytes of a line
 const MAX_INDENT_BYTES: usize = 32 << 20;
 const BYTES_PER_STEP: usize = 64;
+const PARTS_PER_STEP: usize = 2;
 
 /// For bytes about to be made; minijinja asks once they are there.
 fn pay(state: &State, bytes: usize) -> Result<(), Error> {
@@ -77,6 +78,9 @@ fn pay(state: &State, bytes: usize) -> Result<(), Error> {
 
 /// Each field of a format may be the longest of the arguments.
 pub fn pay_for_fields<'a>(state: &State, fields: usize, args: impl Iterator<Item = &'a Value>) -> Result<(), Error> {
+    if fields == 0 {
+        return Ok(());
+    }
     let longest = args.map(|arg| arg.as_str().map_or_else(|| arg.to_string().len(), str::len)).max().unwrap_or(0);
     pay(state, fields.saturating_mul(longest))
 }
@@ -86,7 +90,8 @@ pub fn pay_for_strip(state: &State, text: &str, chars: &str) -> Result<(), Error
     pay(state, text.len().saturating_mul(chars.chars().count()))
 }
 
-/// A method of Python's. `format` may repeat its arguments, and pad each to any width that its library takes.
+/// A method of Python's. `format` may repeat its arguments, and pad each to any width that its library takes; `split` makes a list of
+/// parts that may be a byte each.
 pub fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     match (name, value.as_str(), args.first().and_then(Value::as_str)) {
         ("format", Some(text), _) => {
@@ -96,6 +101,10 @@ pub fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> R
             pay_for_fields(state, fields, args.iter())?;
         }
         ("strip" | "lstrip" | "rstrip", Some(text), Some(chars)) => pay_for_strip(state, text, chars)?,
+        ("split", Some(text), at) => {
+            let parts = at.filter(|at| !at.is_empty()).map_or(text.len(), |at| text.matches(at).count());
+            state.consume_fuel((parts / PARTS_PER_STEP) as u64)?;
+        }
         _ => {}
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)

@@ -1,9 +1,10 @@
 //! What a template may hold and work on: the filters that `checked_tree` puts around operands, and the formatter.
 //!
 //! - `SETTLED`: the value has at most so many parts and bytes, each counted as often as it occurs, and is nested at most so deep; what
-//!   was lazy (`a + b`, `a * n`, a slice, a filter's items) is a list. Looking through it is paid for.
+//!   was lazy (`a + b`, `a * n`, a slice, a filter's items) is a list, but the list of a group. Looking through it is paid for.
 //! - `STORED`, of what an attribute of a namespace becomes: the same, and no namespace is in it, so that none holds itself.
-//! - `CHARGED`: nothing but the price of a text or list, which minijinja takes for the first argument and the result of any filter.
+//! - `CHARGED`: nothing but the price of a text or list, which minijinja takes for the first argument and the result of any filter, and of
+//!   what is lazy.
 //! - `ITEM`, the subscript: pays for a text in the same way, and not for a list, which `CHARGED` would.
 
 use minijinja::value::{DynObject, ObjectRepr, Value};
@@ -141,14 +142,29 @@ pub fn steps_to_see(value: &Value) -> u64 {
     }
 }
 
-/// What is lazy is gone through up to the place.
+fn is_lazy(value: &Value) -> bool {
+    value.as_object().is_some_and(|object| object.repr() == ObjectRepr::Iterable)
+}
+
+/// What is lazy, as the list of a group, is gone through up to the place: from its end, through all of it.
 fn item(state: &State, value: Value, key: Value) -> Result<Value, Error> {
-    if value.as_object().is_some_and(|object| object.repr() == ObjectRepr::Iterable) {
-        let most = value.len().unwrap_or(usize::MAX) as u64;
-        let count = key.as_i64().map_or(0, i64::unsigned_abs).min(most);
+    if is_lazy(&value) {
+        let count = match key.as_i64() {
+            Some(at) if at >= 0 => (at as u64).min(value.len().unwrap_or(usize::MAX) as u64),
+            Some(_) => value.len().unwrap_or(0) as u64,
+            None => 0,
+        };
         state.consume_fuel(count / PARTS_PER_STEP)?;
     }
     value.get_item(&key)
+}
+
+/// And so is it by a slice.
+fn charged(state: &State, value: Value) -> Result<Value, Error> {
+    if is_lazy(&value) {
+        state.consume_fuel(value.len().unwrap_or(0) as u64 / PARTS_PER_STEP)?;
+    }
+    Ok(value)
 }
 
 struct Put {
@@ -179,7 +195,7 @@ pub fn add_to(environment: &mut Environment<'static>, max_output_bytes: u64) {
     let max_bytes = max_output_bytes.saturating_mul(OUTPUTS_PER_VALUE);
     environment.add_filter(SETTLED, move |state: &State, value: Value| settle(state, value, max_bytes, false));
     environment.add_filter(STORED, move |state: &State, value: Value| settle(state, value, max_bytes, true));
-    environment.add_filter(CHARGED, |value: Value| value);
+    environment.add_filter(CHARGED, charged);
     environment.add_filter(ITEM, item);
     environment.set_formatter(move |out, state, value| put(out, state, value, max_output_bytes));
     environment.remove_global("debug"); // it writes every value of the rendering
