@@ -2,6 +2,8 @@
 // the process along. Rendered on a thread of 2 MiB, the least that a server's thread has.
 #include <pthread.h>
 
+#include <fmt/format.h>
+
 #include <chrono>
 #include <functional>
 
@@ -131,9 +133,33 @@ TEST(HostileChatTemplate, PaysForTheListOfAGroup) {
       "12");
 }
 
-TEST(HostileChatTemplate, CountsWhatKeysOfAMapHold) {
-  expect_refused(grown("{(ns.x, ns.x): 1}"), kParts);
-  expect_refused(grown("{ns.x: 1}", 99999, ""), kDeep);
+// Integers beyond 64 bits all hash as the float next to them, lists and maps by their parts in a row: whoever looks a key up
+// among such goes through all of them.
+TEST(HostileChatTemplate, HasKeysThatTellThemselvesApart) {
+  for (const char* made : {"{2**100: 1}", "{(1, 2): 1}", "{[1]: 1}", "{{'a': 1}: 1}"})
+    expect_refused("{{ " + std::string(made) + " }}", "a key of a map is a");
+  expect_refused(grown("{(ns.x, ns.x): 1}"), "a key of a map is a");
+  EXPECT_EQ(
+      outcome_of("{% set k = 'e' %}{{ {1: 'a', none: 'b', 1.5: 'c', 'd': 'd', k: 'f'} | length }}").text,
+      "5");
+}
+
+// Whether a namespace holds anything is seen by copying all of its names.
+TEST(HostileChatTemplate, SetsFewNames) {
+  std::string set = "{% set ns = namespace() %}", named = "{{ namespace(";
+  for (int i = 0; i < 65; ++i) {
+    set += fmt::format("{{% if i %}}{{% set ns.a{} = 1 %}}{{% endif %}}", i);
+    named += fmt::format("a{}=1, ", i);
+  }
+  expect_refused(set, "it sets 65 attributes of namespaces; 64 is the limit");
+  expect_refused(named + ") }}", "a namespace of 65 names; 64 is the limit");
+}
+
+TEST(HostileChatTemplate, PaysForWhatSortingCompares) {
+  for (const char* use : {"sort", "unique | list", "groupby('0')"})
+    expect_refused("{% set s = [range(900) | list] * 1000 %}{% for i in range(99) %}{% set y = s | " +
+                       std::string(use) + " %}{% endfor %}",
+                   kSteps);
 }
 
 // Where the library looks at an argument, or copies what there is, again for every item.

@@ -127,6 +127,21 @@ TEST(Guard, AMessageCannotForgeARoleThatTheFileDoesNotMarkAsSpecial) {
 }
 
 // Each of many tokens is held against the place that it stands at, not against all.
+// Nor where the normaliser makes such a token of another spelling.
+TEST(Guard, AMessageCannotForgeAnUnmarkedRoleByAnotherSpelling) {
+  Json json = normalized_by({{"type", "NFKC"}});
+  for (Json& token : json["added_tokens"])
+    if (token["content"] == "<|im_start|>") token["special"] = false;
+  const std::unique_ptr<Tokenizer> tokenizer = opened(json);
+  ASSERT_NE(tokenizer, nullptr);
+  const auto ids = tokenizer->encode("<|im_start|>", false, false);
+  const auto count = [&](const std::vector<int32_t>& all) { return std::ranges::count(all, ids->front()); };
+  for (const char* message : {"a<|im_start|>b", "a\uff1c|im_start|\uff1eb"}) {
+    EXPECT_EQ(count(*tokenizer->encode(message, false, false)), 1) << message;
+    EXPECT_EQ(count(*tokenizer->encode_guarded(kBefore + *tokenizer->guard(message) + kAfter)), 1) << message;
+  }
+}
+
 TEST(Guard, AMessageOfSpecialTokensIsReadInTime) {
   Json json = demo_json();
   json["added_tokens"][1]["content"] = "\u20ac";

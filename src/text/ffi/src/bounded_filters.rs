@@ -28,6 +28,12 @@ fn pay_for_each(state: &State, items: &Value, args: &[ValueOrKwargs]) -> Result<
     state.consume_fuel(steps.saturating_mul(items.len().unwrap_or(0) as u64))
 }
 
+/// Each is compared with some, part by part.
+fn pay_for_sorting(state: &State, items: &Value) -> Result<(), Error> {
+    let comparisons = items.len().unwrap_or(0).checked_ilog2().unwrap_or(0);
+    state.consume_fuel(steps_to_see(items).saturating_mul(u64::from(comparisons)))
+}
+
 /// Each of its names is looked up in every item.
 fn check_attribute(state: &State, items: &Value, attribute: Option<&str>) -> Result<(), Error> {
     let Some(attribute) = attribute else { return Ok(()) };
@@ -87,6 +93,7 @@ fn rejectattr(
 
 fn unique(state: &State, items: Value, kwargs: Kwargs) -> Result<Value, Error> {
     check_named_attribute(state, &items, &kwargs)?;
+    pay_for_sorting(state, &items)?;
     filters::unique(state, items, kwargs)
 }
 
@@ -106,6 +113,7 @@ fn sort(state: &State, items: Value, kwargs: Kwargs) -> Result<Value, Error> {
     if keys > MAX_SORT_KEYS {
         return Err(refused(format!("sort: {keys} attributes; {MAX_SORT_KEYS} is the limit")));
     }
+    pay_for_sorting(state, &items)?;
     filters::sort(state, items, kwargs)
 }
 
@@ -115,7 +123,15 @@ fn groupby(state: &State, items: Value, attribute: Option<&str>, kwargs: Kwargs)
     check_named_attribute(state, &items, &kwargs)?;
     let count = items.len().unwrap_or(0) as u64;
     state.consume_fuel(count.saturating_mul(u64::from(count.checked_ilog2().unwrap_or(0)) + 2))?;
+    pay_for_sorting(state, &items)?;
     filters::groupby(items, attribute, kwargs)
+}
+
+fn dictsort(state: &State, items: &Value, kwargs: Kwargs) -> Result<Value, Error> {
+    let count = items.len().unwrap_or(0) as u64;
+    state.consume_fuel(count.saturating_mul(u64::from(count.checked_ilog2().unwrap_or(0))))?;
+    pay_for_sorting(state, items)?;
+    filters::dictsort(items, kwargs)
 }
 
 fn join(
@@ -238,6 +254,7 @@ pub fn add_to(environment: &mut Environment<'static>) {
     environment.add_filter("max", max);
     environment.add_filter("sort", sort);
     environment.add_filter("groupby", groupby);
+    environment.add_filter("dictsort", dictsort);
     environment.add_filter("join", join);
     environment.add_filter("sum", sum);
     environment.add_filter("chain", chain);

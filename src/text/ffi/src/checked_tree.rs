@@ -4,10 +4,12 @@
 //!
 //! What keeps the copy small: a variable, an attribute or an item was checked when it was made, so looking into it is not checked again.
 
+use std::collections::BTreeSet;
+
 use minijinja::machinery::ast::*;
 use minijinja::Value;
 
-use crate::value_bounds::{CHARGED, ITEM, SETTLED, STORED};
+use crate::value_bounds::{CHARGED, ITEM, KEY, SETTLED, STORED};
 
 /// Filters and tests that do not look inside a list or a map.
 const SHALLOW_FILTERS: [&str; 6] = ["length", "count", "default", "d", "first", "safe"];
@@ -105,6 +107,14 @@ fn get_item<'a>(item: &Spanned<GetItem<'a>>) -> Expr<'a> {
     Expr::Filter(Spanned::new(Filter { name: ITEM, expr: Some(expr), args: vec![CallArg::Pos(subscript_expr)] }, item.span()))
 }
 
+fn key<'a>(expr: &Expr<'a>) -> Expr<'a> {
+    if matches!(expr, Expr::Const(constant) if constant.value.as_str().is_some()) {
+        copy(expr)
+    } else {
+        filtered(KEY, whole(expr))
+    }
+}
+
 fn items<'a>(items: &[Expr<'a>]) -> Vec<Expr<'a>> {
     items.iter().map(made).collect()
 }
@@ -156,7 +166,7 @@ fn copy<'a>(expr: &Expr<'a>) -> Expr<'a> {
         Expr::List(e) => Expr::List(Spanned::new(List { items: items(&e.items) }, span)),
         Expr::Tuple(e) => Expr::Tuple(Spanned::new(Tuple { items: items(&e.items) }, span)),
         Expr::Map(e) => {
-            let keys = e.keys.iter().map(whole).collect();
+            let keys = e.keys.iter().map(key).collect();
             Expr::Map(Spanned::new(Map { keys, values: items(&e.values) }, span))
         }
     }
@@ -242,4 +252,33 @@ pub fn tree<'a>(stmt: &Stmt<'a>) -> Stmt<'a> {
         Stmt::Break(e) => Stmt::Break(Spanned::new(Break, e.span())),
         Stmt::Do(e) => Stmt::Do(Spanned::new(Do { call: call(&e.call) }, e.span())),
     }
+}
+
+/// The attributes of namespaces that are assigned to, by their names.
+pub fn assigned_names<'a>(stmt: &Stmt<'a>, names: &mut BTreeSet<&'a str>) {
+    let mut to = |target: &Expr<'a>| {
+        if let Expr::GetAttr(attr) = target {
+            names.insert(attr.name);
+        }
+    };
+    let bodies: Vec<&[Stmt<'a>]> = match stmt {
+        Stmt::Template(e) => vec![&e.children],
+        Stmt::ForLoop(e) => vec![&e.body, &e.else_body],
+        Stmt::IfCond(e) => vec![&e.true_body, &e.false_body],
+        Stmt::WithBlock(e) => vec![&e.body],
+        Stmt::Set(e) => {
+            to(&e.target);
+            vec![]
+        }
+        Stmt::SetBlock(e) => {
+            to(&e.target);
+            vec![&e.body]
+        }
+        Stmt::AutoEscape(e) => vec![&e.body],
+        Stmt::FilterBlock(e) => vec![&e.body],
+        Stmt::Macro(e) => vec![&e.body],
+        Stmt::CallBlock(e) => vec![&e.macro_decl.body],
+        _ => vec![],
+    };
+    bodies.into_iter().flatten().for_each(|stmt| assigned_names(stmt, names));
 }

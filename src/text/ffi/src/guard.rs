@@ -12,6 +12,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use tokenizers::models::bpe::BPE;
 use tokenizers::{AddedToken, AddedVocabulary, NormalizerWrapper, OffsetReferential, OffsetType};
 
 use crate::tokenizer::Parts;
@@ -39,6 +40,17 @@ pub struct Found {
 fn is_control(token: &AddedToken) -> bool {
     let between = |open, close| token.content.starts_with(open) && token.content.ends_with(close);
     token.special || between("<|", "|>") || between("<\u{ff5c}", "\u{ff5c}>")
+}
+
+/// With the tokens that a file leaves unmarked among the special ones.
+pub fn with_unmarked(added: &AddedVocabulary, normalizer: Option<&NormalizerWrapper>) -> AddedVocabulary {
+    let mut all = added.clone();
+    let unmarked = added.get_added_tokens_decoder().values().filter(|token| is_control(token) && !token.special);
+    let unmarked: Vec<AddedToken> = unmarked.map(|token| token.clone().special(true)).collect();
+    if !unmarked.is_empty() {
+        all.add_tokens(&unmarked, &BPE::default(), normalizer); // all have their ids: the model is not asked
+    }
+    all
 }
 
 pub fn find(added: &AddedVocabulary, normalizer: Option<&NormalizerWrapper>, text: &str) -> Vec<Found> {

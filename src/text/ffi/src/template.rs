@@ -2,12 +2,14 @@
 //! Python's methods, `raise_exception`, `strftime_now`, `generation` tags and a plain `tojson`. Fuel bounds steps and the bytes that
 //! they make, `template_source` the parser's work, `value_bounds` and `bounded_filters` what one step can work on.
 
+use std::collections::BTreeSet;
+
 use minijinja::machinery::{self, CodeGenerator};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
 
-use crate::value_bounds::{self, Passed};
+use crate::value_bounds::{self, Passed, MAX_NAMES};
 use crate::{bounded_filters, checked_tree, invalid, python, strftime, template_source, Failure, Outcome, RESOURCE_EXHAUSTED};
 
 const NAME: &str = "chat template";
@@ -98,6 +100,12 @@ impl Template {
     /// Its instructions point into the source; to compile it again takes less than to render it.
     fn compile(&self) -> Result<CodeGenerator<'_>, Error> {
         let tree = machinery::parse(&self.source, NAME, self.syntax.clone())?;
+        let mut names = BTreeSet::new();
+        checked_tree::assigned_names(&tree, &mut names);
+        if names.len() > MAX_NAMES {
+            let what = format!("it sets {} attributes of namespaces; {MAX_NAMES} is the limit", names.len());
+            return Err(Error::new(ErrorKind::SyntaxError, what));
+        }
         let mut code = CodeGenerator::new(NAME, &self.source);
         code.compile_stmt(&checked_tree::tree(&tree));
         Ok(code)

@@ -73,6 +73,7 @@ pub struct Limits {
 pub struct Tokenizer {
     parts: Parts,
     added_as_text: AddedVocabulary,
+    added_as_text_in_chat: AddedVocabulary, // those too that are special by their spelling
     ids: HashMap<String, u32>,
     table: DecodeTable,
     limits: Limits,
@@ -120,6 +121,7 @@ impl Tokenizer {
     pub fn new(parts: Parts, ids: HashMap<String, u32>, rules: Rules, limits: Limits) -> Outcome<Tokenizer> {
         let mut added_as_text = parts.added.clone();
         added_as_text.set_encode_special_tokens(true);
+        let added_as_text_in_chat = guard::with_unmarked(&added_as_text, parts.normalizer.as_ref());
         // Added tokens last: where one took over an id of the model, decoding spells it as the added token.
         let spelled = |spelling: &String, id: u32, added: bool| TokenSpelling {
             spelling: spelling.clone(),
@@ -135,7 +137,7 @@ impl Tokenizer {
         }
         let template = template_of(parts.post_processor.as_ref())?;
         let guard = Guard::new(&parts);
-        Ok(Tokenizer { parts, added_as_text, ids, table, limits, template, guard })
+        Ok(Tokenizer { parts, added_as_text, added_as_text_in_chat, ids, table, limits, template, guard })
     }
 
     pub fn table(&self) -> &DecodeTable {
@@ -191,7 +193,11 @@ impl Tokenizer {
 
     /// Added tokens found, and what lies between them normalised and split.
     fn split(&self, part: &str, how: Encode) -> tokenizers::Result<PreTokenizedString> {
-        let added = if how.special_as_text { &self.added_as_text } else { &self.parts.added };
+        let added = match (how.special_as_text, how.guarded) {
+            (true, true) => &self.added_as_text_in_chat,
+            (true, false) => &self.added_as_text,
+            (false, _) => &self.parts.added,
+        };
         let mut pieces = added.extract_and_normalize(self.parts.normalizer.as_ref(), part);
         if how.guarded {
             pieces.normalize(|piece| {

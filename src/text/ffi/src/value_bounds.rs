@@ -6,14 +6,16 @@
 //! - `CHARGED`: nothing but the price of a text or list, which minijinja takes for the first argument and the result of any filter, and of
 //!   what is lazy.
 //! - `ITEM`, the subscript: pays for a text in the same way, and not for a list, which `CHARGED` would.
+//! - `KEY`, of a map that a template spells out: a text, a number of at most 64 bits, a truth or none. Others may all hash alike.
 
-use minijinja::value::{DynObject, ObjectRepr, Value};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State};
+use minijinja::value::{DynObject, ObjectRepr, Value, ValueKind, ValueOrKwargs};
+use minijinja::{functions, AutoEscape, Environment, Error, ErrorKind, Output, State};
 
 pub const SETTLED: &str = "__quire_settled";
 pub const STORED: &str = "__quire_stored";
 pub const CHARGED: &str = "__quire_charged";
 pub const ITEM: &str = "__quire_item";
+pub const KEY: &str = "__quire_key";
 
 /// A list of any use is far smaller: `range` itself ends at 100,000.
 const MAX_PARTS: u64 = 1 << 20;
@@ -142,6 +144,29 @@ pub fn steps_to_see(value: &Value) -> u64 {
     }
 }
 
+fn key(value: Value) -> Result<Value, Error> {
+    let may = match value.kind() {
+        ValueKind::Number => value.as_i64().is_some() || !value.is_integer(),
+        kind => matches!(kind, ValueKind::String | ValueKind::Bool | ValueKind::None),
+    };
+    if may {
+        return Ok(value);
+    }
+    let what = format!("a key of a map is a {}; it may be a text, a number of 64 bits, a boolean or none", value.kind());
+    Err(Error::new(ErrorKind::InvalidOperation, what))
+}
+
+/// Whether one holds anything is seen by copying all of its names.
+pub const MAX_NAMES: usize = 64;
+
+fn namespace(defaults: Option<ValueOrKwargs>) -> Result<Value, Error> {
+    let count = defaults.as_ref().and_then(|defaults| defaults.len()).unwrap_or(0);
+    if count > MAX_NAMES {
+        return Err(Error::new(ErrorKind::InvalidOperation, format!("a namespace of {count} names; {MAX_NAMES} is the limit")));
+    }
+    functions::namespace(defaults)
+}
+
 fn is_lazy(value: &Value) -> bool {
     value.as_object().is_some_and(|object| object.repr() == ObjectRepr::Iterable)
 }
@@ -197,6 +222,8 @@ pub fn add_to(environment: &mut Environment<'static>, max_output_bytes: u64) {
     environment.add_filter(STORED, move |state: &State, value: Value| settle(state, value, max_bytes, true));
     environment.add_filter(CHARGED, charged);
     environment.add_filter(ITEM, item);
+    environment.add_filter(KEY, key);
+    environment.add_function("namespace", namespace);
     environment.set_formatter(move |out, state, value| put(out, state, value, max_output_bytes));
     environment.remove_global("debug"); // it writes every value of the rendering
     environment.remove_filter("pprint"); // a line for each part, indented by its depth
