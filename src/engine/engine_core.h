@@ -83,7 +83,7 @@ class EngineCore {
   int32_t max_kv_retention_class() const { return options_.config.max_kv_retention_class; }
   QueueBudget& queue_budget() { return queue_budget_; }
   double tokens_per_s() const { return timer_.tokens_per_s(); }
-  double most_tokens_per_s() const;
+  double most_tokens_per_s() const;  // engine thread
 
   // ---- engine thread ----
   // The request has taken its part of the queue budget.

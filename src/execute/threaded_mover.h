@@ -15,7 +15,7 @@
 namespace quire {
 
 // A card's copy engine does what is queued for it in order, whatever the stream: a step that brings something through it
-// waits for all that is queued before. So no more is queued at once, unless one block is more. On an H100 512 KiB wait at
+// waits for all that is queued before. So no copying thread queues more at once, unless one block is more. On an H100 512 KiB wait at
 // most 0.8 ms beside 2 GiB that go so, for 38 ms behind the same queued whole, and the 2 GiB take 2 % longer.
 inline constexpr int64_t kMostBytesQueued = 32 << 20;
 
