@@ -118,7 +118,7 @@ void bind_sampling_flags(Flags& flags, SamplingParams& p) {
   flags.add("seed", p.seed, "Same seed, same tokens; none = drawn");
   flags.add("stop", p.stop, "Text that ends the output, repeated");
   flags.add("stop-token-ids", p.stop_token_ids, "Token ids that end the output");
-  flags.add("include-stop", p.include_stop, "Keep the stop text in the output");
+  flags.add("include-stop", p.include_stop, "Keep the stop text, or the stop id's, in the output");
   flags.add("ignore-eos", p.ignore_eos, "Go on past the model's end-of-sequence ids");
   flags.add("n", p.n, "Continuations");
   flags.add("best-of", p.best_of, "Continuations made, of which the best n are returned; 0 = n");

@@ -176,9 +176,10 @@ Status add_texts(const std::string& dir, const ModelSpec& spec, Json& report) {
 int run_inspect_kv(const Arguments& arguments) {
   std::string config, dtype = "auto", output = "text";
   std::vector<int64_t> contexts;
-  Flags flags("quire inspect kv",
-              "What a model's KV cache costs, per token and per context, by layer group. Exact bytes, before "
-              "rounding up to blocks; a sliding-window layer keeps at most its window.");
+  Flags flags(
+      "quire inspect kv",
+      "What a model's KV cache costs, per token and per context, by layer group. Exact bytes, before "
+      "rounding up to blocks. A sliding-window layer needs at most its window; quire keeps all its tokens.");
   flags.add("config", config, "The model's config.json");
   flags.require("config");
   flags.add("tokens", contexts, "Context lengths, tokens");

@@ -14,14 +14,16 @@ struct Range {
   const char* field;
   double value, low, high;
   bool open_low = false;
+  const char* limit = nullptr;  // what sets `high`, where something can: a flag, or a field of the request
 };
 
 Status check_range(const Range& r) {
   const bool inside =
       std::isfinite(r.value) && (r.open_low ? r.value > r.low : r.value >= r.low) && r.value <= r.high;
   if (inside) return ok();
-  return invalid(fmt::format("{} is {}; it must lie in {}{}, {}]", r.field, r.value, r.open_low ? "(" : "[",
-                             r.low, r.high),
+  const std::string limit = r.limit == nullptr ? "" : fmt::format(" ({})", r.limit);
+  return invalid(fmt::format("{} is {}; it must lie in {}{}, {}]{}", r.field, r.value, r.open_low ? "(" : "[",
+                             r.low, r.high, limit),
                  fmt::format("sampling.{}", r.field));
 }
 
@@ -49,15 +51,17 @@ Status check_choice(const SamplingParams& p) {
 }
 
 Status check_counts(const SamplingParams& p, const SamplingLimits& limits) {
+  const double max_n = limits.max_n, max_logprobs = limits.max_logprobs;
   const Range ranges[] = {
-      {"n", static_cast<double>(p.n), 1, static_cast<double>(limits.max_n)},
-      {"best_of", static_cast<double>(p.best_of), 0, static_cast<double>(limits.max_n)},
-      {"beam_width", static_cast<double>(p.beam_width), 0, static_cast<double>(limits.max_beam_width)},
+      {"n", static_cast<double>(p.n), 1, max_n, false, "max_n"},
+      {"best_of", static_cast<double>(p.best_of), 0, max_n, false, "max_n"},
+      {"beam_width", static_cast<double>(p.beam_width), 0, static_cast<double>(limits.max_beam_width), false,
+       "max_beam_width"},
       {"max_tokens", static_cast<double>(p.max_tokens), 0, 1 << 30},
-      {"min_tokens", static_cast<double>(p.min_tokens), 0, static_cast<double>(p.max_tokens)},
-      {"logprobs", static_cast<double>(p.logprobs), -1, static_cast<double>(limits.max_logprobs)},
-      {"prompt_logprobs", static_cast<double>(p.prompt_logprobs), -1,
-       static_cast<double>(limits.max_logprobs)}};
+      {"min_tokens", static_cast<double>(p.min_tokens), 0, static_cast<double>(p.max_tokens), false,
+       "max_tokens"},
+      {"logprobs", static_cast<double>(p.logprobs), -1, max_logprobs, false, "max_logprobs"},
+      {"prompt_logprobs", static_cast<double>(p.prompt_logprobs), -1, max_logprobs, false, "max_logprobs"}};
   for (const Range& r : ranges)
     if (Status s = check_range(r); !s) return s;
   if (p.best_of != 0 && p.best_of < p.n)

@@ -296,6 +296,27 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"forced_token_ids", [](SamplingParams& p) { p.forced_token_ids.assign(17, 1); }},
         BadCase{"forced_token_ids", [](SamplingParams& p) { p.forced_token_ids = {1}, p.beam_width = 2; }}));
 
+TEST(SamplingParams, AValueOverALimitThatCanBeSetNamesTheLimit) {
+  struct Case {
+    const char* limit;
+    void (*spoil)(SamplingParams&);
+  };
+  for (const Case& c : {Case{"(max_n)", [](SamplingParams& p) { p.n = 9; }},
+                        Case{"(max_n)", [](SamplingParams& p) { p.best_of = 9; }},
+                        Case{"(max_beam_width)", [](SamplingParams& p) { p.beam_width = 9; }},
+                        Case{"(max_tokens)", [](SamplingParams& p) { p.min_tokens = 17; }},
+                        Case{"(max_logprobs)", [](SamplingParams& p) { p.logprobs = 21; }},
+                        Case{"(max_logprobs)", [](SamplingParams& p) { p.prompt_logprobs = 21; }},
+                        Case{"(max_stop_strings)", [](SamplingParams& p) { p.stop.assign(17, "x"); }},
+                        Case{"(max_bad_words)", [](SamplingParams& p) { p.bad_words.assign(257, {1}); }}}) {
+    SamplingParams params;
+    c.spoil(params);
+    const Status status = validate(params, SamplingLimits{});
+    ASSERT_FALSE(status) << c.limit;
+    EXPECT_NE(status.error().message.find(c.limit), std::string::npos) << status.error().message;
+  }
+}
+
 TEST(BlockSize, AgreesWithDivision) {
   for (const int32_t tokens : {1, 8, 16, 64}) {
     const BlockSize size(tokens);
