@@ -72,13 +72,16 @@ __attribute__((target("avx2"))) void read(const char* data, int64_t bytes) {
       _mm256_xor_si256(_mm256_xor_si256(sum[0], sum[1]), _mm256_xor_si256(sum[2], sum[3])), 0));
 }
 
+// The best of some repetitions.
 template <class Body>
-double best_seconds(int threads, Body body) {
-  return time_of(6,
-                 [&] {
-                   std::vector<std::jthread> all;
-                   for (int t = 0; t < threads; ++t) all.emplace_back([&, t] { body(t); });
-                 })
+double best_seconds(int threads, Body body, int repeats = 6, int warm_up = 2) {
+  return time_of(
+             repeats,
+             [&] {
+               std::vector<std::jthread> all;
+               for (int t = 0; t < threads; ++t) all.emplace_back([&, t] { body(t); });
+             },
+             warm_up)
              .best_ms *
          1e-3;
 }
@@ -107,11 +110,11 @@ std::unique_ptr<char, void (*)(void*)> touched_memory() {
   return data;
 }
 
-double read_ceiling(int threads) {
+double read_rate(int threads, int repeats, int warm_up) {
   static const auto data = touched_memory();
   const int64_t share = kReadBytes / threads / 128 * 128;
-  return static_cast<double>(share * threads) * 1e-9 /
-         best_seconds(threads, [&](int t) { read(data.get() + t * share, share); });
+  const auto body = [&](int t) { read(data.get() + t * share, share); };
+  return static_cast<double>(share * threads) * 1e-9 / best_seconds(threads, body, repeats, warm_up);
 }
 
 double rate(int threads, double flop_per_step, void (*loop)()) {
@@ -124,28 +127,33 @@ Ceilings measure_ceilings(int threads) {
   const CpuIsa isa = machine_isa();
   Ceilings c;
   if (isa < CpuIsa::kAvx2) return c;
-  c.read_gb_s = read_ceiling(threads);
+  c.read_gb_s = read_rate(threads, 6, 2);
   c.fma_gflop_s = isa < CpuIsa::kAvx512 ? rate(threads, 16, fma_avx2) : rate(threads, 32, fma_avx512);
   if (isa == CpuIsa::kAvx512Bf16) c.bf16_gflop_s = rate(threads, 64, dot_avx512);
   return c;
 }
 
 double measure_read(int threads) {
-  return machine_isa() < CpuIsa::kAvx2 ? 0 : read_ceiling(threads);
+  return machine_isa() < CpuIsa::kAvx2 ? 0 : read_rate(threads, 6, 2);
 }
 
-double measure_piece_read(int threads, int64_t piece_bytes) {
+double stream_once(int threads) {
+  return machine_isa() < CpuIsa::kAvx2 ? 0 : read_rate(threads, 1, 0);
+}
+
+double pieces_once(int threads, int64_t piece_bytes) {
+  if (machine_isa() < CpuIsa::kAvx2) return 0;
   static const auto data = touched_memory();
   std::vector<int32_t> order(static_cast<size_t>(kReadBytes / piece_bytes));
   std::iota(order.begin(), order.end(), 0);
   Random random(11);
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
   const size_t share = order.size() / static_cast<size_t>(threads);
+  const auto body = [&](int t) {
+    read_pieces(data.get(), std::span(order).subspan(static_cast<size_t>(t) * share, share), piece_bytes);
+  };
   return static_cast<double>(share) * threads * static_cast<double>(piece_bytes) * 1e-9 /
-         best_seconds(threads, [&](int t) {
-           read_pieces(data.get(), std::span(order).subspan(static_cast<size_t>(t) * share, share),
-                       piece_bytes);
-         });
+         best_seconds(threads, body, 1, 0);
 }
 
 }  // namespace quire::bench

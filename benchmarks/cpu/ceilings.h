@@ -17,10 +17,14 @@ Ceilings measure_ceilings(int threads);
 // Its read_gb_s alone, in 0.1 s after a first call that fills the memory; 0 without AVX2.
 double measure_read(int threads);
 
+// GB/s of one such pass: to stand beside a kernel's time of the same moment, where the bandwidth changes meanwhile.
+// 0 without AVX2.
+double stream_once(int threads);
+
 // GB/s of a bare read of `piece_bytes` at a time in random order, the next piece asked for while one is read:
-// what paged attention could reach at most, since a block's K and V of one head lie together and blocks lie
-// anywhere.
-double measure_piece_read(int threads, int64_t piece_bytes);
+// what paged attention could reach at most that asks no further ahead, since a block's K and V lie together and blocks
+// lie anywhere. Once.
+double pieces_once(int threads, int64_t piece_bytes);
 
 struct Timing {
   double best_ms = 0, median_ms = 0;

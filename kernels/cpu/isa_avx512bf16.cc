@@ -63,12 +63,25 @@ struct Avx512Bf16Vec : Avx512Vec {
     return _mm512_add_ps(_mm512_shuffle_f32x4(first, second, 0x88),
                          _mm512_shuffle_f32x4(first, second, 0xdd));
   }
-  // Lanes of both taken in turn.
-  static void interleave(F even, F odd, F& first, F& second) {
-    const __m512i of_first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const __m512i of_second = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    first = _mm512_permutex2var_ps(even, of_first, odd);
-    second = _mm512_permutex2var_ps(even, of_second, odd);
+  static Pairs set_word(const float* x) {
+    int32_t word;
+    __builtin_memcpy(&word, x, sizeof word);
+    return _mm512_set1_epi32(word);
+  }
+  // 32 floats as bf16 in their order, to nearest even.
+  static void store_rounded(float* words, F first, F second) {
+    _mm512_storeu_si512(words, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+  }
+  // Elements of both taken in turn: of each 128-bit part the first four, and the last four.
+  [[gnu::always_inline]] static void pair_slots(Pairs a, Pairs b, Pairs& low, Pairs& high) {
+    low = _mm512_unpacklo_epi16(a, b), high = _mm512_unpackhi_epi16(a, b);
+  }
+  // 128-bit parts of both taken in turn.
+  static void interleave(F low, F high, F& first, F& second) {
+    const __m512i of_first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i of_second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    first = _mm512_permutex2var_ps(low, of_first, high);
+    second = _mm512_permutex2var_ps(low, of_second, high);
   }
   static F dot(F sum, Pairs a, Pairs b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);  // std::bit_cast would not be of this level

@@ -283,12 +283,13 @@ class AttentionBlock : public AttentionQueries<V> {
     const float tile_highest = V::highest(V::max(V::max(s[0], s[1]), V::max(s[2], s[3])));
     const float highest = std::max(scratch_.highest[i], tile_highest);
     const F shift = V::set(highest);
-    F sum = V::zero();
+    F sum = V::zero(), w[4];
+#pragma GCC unroll 4
     for (int n = 0; n < 4; ++n) {
-      const F w = exp<V>(V::sub(s[n], shift));
-      V::store(scores + 16 * n, w);
-      sum = V::add(sum, w);
+      w[n] = exp<V>(V::sub(s[n], shift));
+      sum = V::add(sum, w[n]);
     }
+    store_weights(scores, w);
     // Mostly the highest is one of an earlier tile; exp(0) is exactly 1.
     const float kept = highest == scratch_.highest[i] ? 1.0f : exp_of(scratch_.highest[i] - highest);
     scratch_.weight[i] = scratch_.weight[i] * kept + V::sum(sum);
@@ -296,12 +297,22 @@ class AttentionBlock : public AttentionQueries<V> {
     if (kept != 1) scale_values(scratch_.values + i * padded_, kept);
   }
 
+  void store_weights(float* scores, const F (&w)[4]) const {
+    if constexpr (V::kHasDot) {
+      if (has_paired_values()) {
+        V::store_rounded(scores, w[0], w[1]);
+        return V::store_rounded(scores + 16, w[2], w[3]);
+      }
+    }
+    for (int n = 0; n < 4; ++n) V::store(scores + 16 * n, w[n]);
+  }
+
   void scale_values(float* values, float factor) {
     for (int64_t i = 0; i < padded_; i += 16)
       V::store(values + i, V::mul(V::load(values + i), V::set(factor)));
   }
 
-  // values[query] += weights of the tile times its V, in f32. An output meets the same products in the same
+  // values[query] += weights of the tile times its V, summed in f32. An output meets the same products in the same
   // order however many queries there are. A few queries read V where it lies; for many it is widened once.
   void add_values(int64_t first, int64_t last) {
     ask_during(kValues, kTileSlots * std::max<int64_t>(1, padded_ / 64), kReads);
@@ -381,7 +392,7 @@ class AttentionBlock : public AttentionQueries<V> {
   void add_strip_columns(const StripSlots& slots, int64_t first, int64_t last, int64_t column, Dim dim) {
     for_row_tiles<Rows>(last - first, [&](int64_t i, auto tile_rows) {
       const auto add = [&](auto ahead) __attribute__((always_inline)) {
-        add_weighted<V, tile_rows, N>(scratch_.scores + (first + i) * kTileSlots + slots.slot, slots.rows,
+        add_weighted<V, tile_rows, N>(scratch_.scores + (first + i) * kTileSlots + slots.slot / 2, slots.rows,
                                       slots.count, slots.offset + 2 * column, values_of(first + i) + column,
                                       dim, ahead, slots.ahead_byte + 2 * column);
       };

@@ -100,7 +100,7 @@ class AttentionQueries {
     return V::kHasDot && piece_.activations == DType::kBF16 && p_.layout.dtype == DType::kBF16;
   }
 
-  // V of pairs: even dimensions apart from odd ones, 32 by 32.
+  // Values from pairs of slots; their columns lie in tile_strip.h's order, 32 by 32.
   bool has_paired_values() const { return uses_dots() && dim_ % 32 == 0; }
 
   // Rows in order see ever later slots: those that see some of the tile are neighbours.

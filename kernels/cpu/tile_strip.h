@@ -5,7 +5,9 @@
 // quarter four times, and each logit is the sum of its four quarters' sums, whether K is turned on the way (a few
 // queries: nothing but memory is waited for) or once for many queries. Words are repeated on the way too: queries laid out
 // that way took four times the room, most of the first cache for 32 of them.
-// Values: weights stay in f32, V is widened on the way, even dimensions apart from odd ones.
+// Values: a weight is rounded to bf16, as a tensor core's second product takes it, and meets V of two slots in one
+// instruction; the sum of the weights stays that of the unrounded ones. Of each eight columns the first four lie apart
+// from the last, as the interleaving within 128-bit parts leaves them.
 #pragma once
 
 #include <algorithm>
@@ -110,8 +112,9 @@ template <class V, int R>
   for (int r = 0; r < R; ++r) sum[r] = V::sum_quarters(parts[r]);
 }
 
-// values[r] += weights[r] * V of `slots` slots, for 16 * N columns from byte `byte` of a slot's V on; rows of values
-// are `dim` apart, rows of weights kTileSlots. For each line of V one of `ahead` is asked for, from `ahead_byte` on.
+// values[r] += weights[r] * V of `slots` slots (an even number), for 16 * N columns from byte `byte` of a slot's V on;
+// rows of values are `dim` apart, rows of weights, two slots a word, kTileSlots. For each line of V one of `ahead` is
+// asked for, from `ahead_byte` on.
 template <class V, int R, int N, class Dim, class Ahead>
 [[gnu::always_inline]] inline void add_weighted(const float* weights, const char* const* rows, int64_t slots,
                                                 int64_t byte, float* values, Dim dim, const Ahead& ahead,
@@ -122,21 +125,21 @@ template <class V, int R, int N, class Dim, class Ahead>
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) sum[r][n] = V::load(values + r * dim + 16 * n);
   }
-  for (int64_t slot = 0; slot < slots; ++slot) {
-    const char* const row = rows[slot] + byte;
-    typename V::F weight[R];
+  for (int64_t slot = 0; slot < slots; slot += 2) {
+    const char *const row = rows[slot] + byte, *const other = rows[slot + 1] + byte;
+    typename V::Pairs weight[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) weight[r] = V::set(weights[r * kTileSlots + slot]);
+    for (int r = 0; r < R; ++r) weight[r] = V::set_word(weights + r * kTileSlots + slot / 2);
 #pragma GCC unroll 4
     for (int line = 0; line < N / 2; ++line) {
       ahead.ask(ahead_byte + slot * 2 * dim + 64 * line);
-      const typename V::Pairs pairs = V::load_pairs(row + 64 * line);
-      const typename V::F even = V::even(pairs), odd = V::odd(pairs);
+      typename V::Pairs low, high;
+      V::pair_slots(V::load_pairs(row + 64 * line), V::load_pairs(other + 64 * line), low, high);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        sum[r][2 * line] = V::fma(weight[r], even, sum[r][2 * line]);
-        sum[r][2 * line + 1] = V::fma(weight[r], odd, sum[r][2 * line + 1]);
-      }
+      for (int r = 0; r < R; ++r) sum[r][2 * line] = V::dot(sum[r][2 * line], weight[r], low);
+      ahead.ask(ahead_byte + (slot + 1) * 2 * dim + 64 * line);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) sum[r][2 * line + 1] = V::dot(sum[r][2 * line + 1], weight[r], high);
     }
   }
 #pragma GCC unroll 8
