@@ -167,8 +167,7 @@ TEST(HostileChatTemplate, PaysForWhatAFilterDoesForEachItem) {
   for (const char* use :
        {"('%(a)s' * 100000) | format({'a': 'x' * 1000000})", "('x' * 4000000) | trim('y' * 1000000)",
         "('x' * 4000000).strip('y' * 1000000)", "(['a'] * 400000) | map('replace', 'x' * 4000000, '')",
-        "([{}] * 200000) | map('attr', range(99999) | list)", "('a' * 3000000) | map('batch', 1024)",
-        "[] | slice(19900000, 0)", "('a' * 33000000).split('')",
+        "([{}] * 200000) | map('attr', range(99999) | list)", "('a' * 1000000) | map('batch', 1024)",
         "(['a'] * 500000) | min(attribute='0.' * 127 ~ '0')",
         "(['a'] * 500000) | map(attribute='0.' * 127 ~ '0')",
         "(['a'] * 400000) | select('in', 'x' * 4000000)"})
@@ -181,6 +180,96 @@ TEST(HostileChatTemplate, PaysForWhatAFilterDoesForEachItem) {
   expect_refused("{{ range(1000) | list | sort(attribute='a,' * 100) }}", "sort: 101 attributes");
   expect_refused("{{ (['a'] * 400000) | sum(start='') }}", "texts cannot be summed");
   EXPECT_EQ(outcome_of("{{ ([[1]] * 400000) | sum(start=[]) | length }}").text, "400000");
+}
+
+// A list of characters, of lines or of empty lists takes 24 bytes or more for each.
+TEST(HostileChatTemplate, MakesNoListOfMoreThanItsParts) {
+  for (const char* use :
+       {"[] | slice(19900000)", "[] | slice(19900000, 0)", "('a' * 33000000).split('')",
+        "('a' * 33000000) | split('')", "('a ' * 9000000) | split", "('a ' * 9000000).split()",
+        "('a\n' * 9000000) | lines", "('a\n' * 9000000).splitlines()", "('a' * 9000000) | list",
+        "('a' * 9000000) | map('upper')", "('a' * 9000000) | batch(9)", "('a' * 9000000) | sort",
+        "range(*('a' * 9000000))"})
+    expect_refused("{{ " + std::string(use) + " }}", kParts);
+  EXPECT_EQ(
+      outcome_of("{{ 'a b'.split() }}{{ 'a,b' | split(',') }}{{ 'ab' | list }}{{ range(*[1, 3]) | list }}"
+                 "{{ 'a\nb' | lines }}{{ 'a\nb'.splitlines() }}{{ [1, 2, 3] | slice(2) | list }}")
+          .text,
+      "['a', 'b']['a', 'b']['a', 'b'][1, 2]['a', 'b']['a', 'b'][[1, 2], [3]]");
+}
+
+// A filter that calls filters could call itself for each of its arguments, until the thread's stack ends.
+TEST(HostileChatTemplate, MapsInFewMaps) {
+  for (const char* count : {"9", "9000", "100000"})
+    expect_refused("{{ 'a' | map(*(['map'] * " + std::string(count) + ")) }}",
+                   " maps in one another; 8 is the limit");
+  EXPECT_EQ(outcome_of("{{ [['a'], ['b', 'c']] | map('map', 'upper') }}").text, "[['A'], ['B', 'C']]");
+}
+
+// Without regard to case the library writes both texts anew in small letters for each comparison.
+TEST(HostileChatTemplate, PaysForTheLongestTextOfAComparison) {
+  for (const char* use : {"max", "min", "sort", "map('lower') | max"})
+    expect_refused("{{ (['a'] * 150000 + ['m' * 16000000] + ['z'] * 150000) | " + std::string(use) + " }}",
+                   kSteps);
+  for (const char* use : {"max(attribute='a.0')", "min(attribute='a.0')", "sort(attribute='a.0')",
+                          "groupby('a.0')", "groupby(attribute='a.0')"})
+    expect_refused("{{ ([{'a': ['m' * 16000000]}] + [{'a': ['a']}] * 20000) | " + std::string(use) + " }}",
+                   kSteps);
+  const std::string map =
+      "{% set ns = namespace(x={'k': 'm' * 16000000}) %}{% for i in range(3000) %}{% set ns.x = ns.x"
+      " | chain({'k' ~ i: 'a'}) %}{% if i > 1 %}{{ ns.x | dictsort(by='value') | length }}";
+  expect_refused(map + "{% endif %}{% endfor %}", kSteps);
+  EXPECT_EQ(outcome_of("{{ ['b', 'A', 'c'] | sort }}{{ ['b', 'A'] | max }}{{ [{'a': ['B']}, {'a': ['a']}] | "
+                       "sort(attribute='a.0') }}{{ {'b': 1, 'A': 2} | dictsort }}{{ [1, 'a'] | min }}")
+                .text,
+            "['A', 'b', 'c']b[{'a': ['a']}, {'a': ['B']}][('A', 2), ('b', 1)]1");
+}
+
+// Each of these took 15 to 35 us, or more, for a handful of steps.
+TEST(HostileChatTemplate, PaysForDigitsAndDates) {
+  const auto often = [](std::string_view use) {
+    return "{% set x = 1.5e-300 %}{% for i in range(99999) %}{% for i in range(99999) %}{% set y = " +
+           std::string(use) + " %}{% endfor %}{% endfor %}";
+  };
+  for (const char* use : {"x | round(1074)", "x | round(precision=1074)", "x | round(-1)",
+                          "'%.1000f' | format(x)", "'{:.1000f}'.format(x)", "strftime_now('%T' * 500)"}) {
+    const auto start = std::chrono::steady_clock::now();
+    expect_refused(often(use), kSteps);
+    EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20)) << use;
+  }
+  expect_refused("{{ strftime_now('%T' * 16000000) }}",
+                 "strftime_now: a format of 32000000 bytes; 1024 is the limit");
+  EXPECT_EQ(outcome_of("{{ 1.256 | round(2) }} {{ 1250 | round(-2) }} {{ '%.2f' | format(1.256) }} "
+                       "{{ strftime_now('%Y') }}")
+                .text,
+            "1.26 1200 1.26 1970");
+}
+
+TEST(HostileChatTemplate, EscapesAndWritesWithinItsBytes) {
+  expect_refused("{{ ('\x01' * 32000000) | tojson }}", "tojson: a value of more than 33554432 bytes");
+  expect_refused("{{ ('<' * 32000000) | e }}", "escapes a text to more than 33554432 bytes");
+  expect_refused("{% autoescape true %}{% set y %}{{ '<' * 16000000 }}{% endset %}{% endautoescape %}",
+                 "puts out more than 16777216 bytes");
+  expect_refused(
+      "{% autoescape true %}{% for i in range(9) %}{% set y %}{{ ['a' * 8000000] }}{% endset %}{% endfor %}"
+      "{% endautoescape %}",
+      "puts out more than 16777216 bytes");
+  EXPECT_EQ(
+      outcome_of(
+          "{{ '<a>' | e }}{{ ['<'] | e }}{{ '\x01\u20ac' | tojson(ensure_ascii=true) }}{% autoescape true %}"
+          "{{ '<' }}{{ ['<'] }}{% endautoescape %}{{ 'a\nb\n' | indent(2) }}|")
+          .text,
+      "&lt;a&gt;[&#x27;&lt;&#x27;]\"\\u0001\\u20ac\"&lt;[&#x27;&lt;&#x27;]a\n  b\n|");
+}
+
+// loop.changed() keeps what it was given: the loop itself, or what holds it, would be there for good.
+TEST(HostileChatTemplate, LeavesNothingBehind) {
+  for (const char* kept : {"loop", "[loop]", "{'a': [loop]}", "*[loop]", "a=loop"})
+    expect_refused(
+        "{% for i in [1, 2] %}{{ loop.changed('x' * 30000000, " + std::string(kept) + ") }}{% endfor %}",
+        "cannot hold a namespace or a loop");
+  EXPECT_EQ(outcome_of("{% for i in [1, 1, 2] %}{{ loop.changed(i, [i]) }} {% endfor %}").text,
+            "True False True ");
 }
 
 TEST(HostileChatTemplate, ChainsAreMadeAtOnce) {

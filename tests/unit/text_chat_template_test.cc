@@ -165,6 +165,11 @@ TEST(ChatTemplate, TagsAroundWhatAnAssistantSaidChangeNothing) {
       "endgeneration %}\n"
       "b{% endfor %} generation");
   EXPECT_EQ(*chat->render_json("{}", 0), "a1gba2gb generation");
+  // Theirs is the body of a call block: what is set inside ends with it.
+  const auto sets = make(
+      "{% set q = 1 %}{% generation %}{% set q = q + 1 %}{{ q }}{% endgeneration %}{{ q }}"
+      "{% generation %}{% set r = 1 %}{% endgeneration %}{{ r is defined }}");
+  EXPECT_EQ(*sets->render_json("{}", 0), "21False");
 }
 
 // As Hugging Face gives them.

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use minijinja::machinery::ast::*;
 use minijinja::Value;
 
-use crate::value_bounds::{CHARGED, ITEM, KEY, SETTLED, STORED};
+use crate::value_bounds::{CHARGED, CLOSED, ITEM, KEY, SETTLED, SPLAT, STORED};
 
 /// Filters and tests that do not look inside a list or a map.
 const SHALLOW_FILTERS: [&str; 6] = ["length", "count", "default", "d", "first", "safe"];
@@ -71,14 +71,20 @@ fn made<'a>(expr: &Expr<'a>) -> Expr<'a> {
     }
 }
 
-fn args<'a>(args: &[CallArg<'a>]) -> Vec<CallArg<'a>> {
+/// `by`: what is around each.
+fn args_by<'a>(args: &[CallArg<'a>], by: &'static str) -> Vec<CallArg<'a>> {
+    let whole = |expr: &Expr<'a>| if is_scalar(expr) { copy(expr) } else { filtered(by, copy(expr)) };
     let checked = |arg: &CallArg<'a>| match arg {
         CallArg::Pos(expr) => CallArg::Pos(whole(expr)),
         CallArg::Kwarg(name, expr) => CallArg::Kwarg(name, whole(expr)),
-        CallArg::PosSplat(expr) => CallArg::PosSplat(whole(expr)),
+        CallArg::PosSplat(expr) => CallArg::PosSplat(filtered(SPLAT, whole(expr))),
         CallArg::KwargSplat(expr) => CallArg::KwargSplat(whole(expr)),
     };
     args.iter().map(checked).collect()
+}
+
+fn args<'a>(args: &[CallArg<'a>]) -> Vec<CallArg<'a>> {
+    args_by(args, SETTLED)
 }
 
 fn call<'a>(call: &Spanned<Call<'a>>) -> Spanned<Call<'a>> {
@@ -88,7 +94,10 @@ fn call<'a>(call: &Spanned<Call<'a>>) -> Spanned<Call<'a>> {
         }
         other => copy(other),
     };
-    Spanned::new(Call { expr, args: args(&call.args) }, call.span())
+    // loop.changed() keeps its arguments: one that holds the loop would never be freed.
+    let keeps = matches!(&call.expr, Expr::GetAttr(attr) if attr.name == "changed");
+    let args = args_by(&call.args, if keeps { STORED } else { SETTLED });
+    Spanned::new(Call { expr, args }, call.span())
 }
 
 /// Any filter pays for the text that it works on.
@@ -189,8 +198,19 @@ fn stored<'a>(to: &Expr<'a>, expr: &Expr<'a>) -> Expr<'a> {
     }
 }
 
+fn price<'a>(of: &Stmt<'a>) -> Option<Stmt<'a>> {
+    let span = match of {
+        Stmt::Macro(e) => e.span(),
+        Stmt::CallBlock(e) => e.span(),
+        _ => return None,
+    };
+    let constant = |value: Value| Expr::Const(Spanned::new(Const { value }, span));
+    let args = vec![CallArg::Pos(constant(Value::from(span.end_offset - span.start_offset)))];
+    Some(emit(Expr::Filter(Spanned::new(Filter { name: CLOSED, expr: Some(constant("".into())), args }, span))))
+}
+
 fn body<'a>(stmts: &[Stmt<'a>]) -> Vec<Stmt<'a>> {
-    stmts.iter().map(tree).collect()
+    stmts.iter().flat_map(|stmt| price(stmt).into_iter().chain([tree(stmt)])).collect()
 }
 
 fn for_loop<'a>(e: &ForLoop<'a>) -> ForLoop<'a> {

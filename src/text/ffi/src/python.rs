@@ -6,21 +6,22 @@
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
+use crate::value_bounds::check_parts;
+
 /// Python's `str.splitlines`.
-fn split_lines(text: &str) -> Vec<&str> {
-    let mut lines = Vec::new();
+fn lines_of(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
-    while !rest.is_empty() {
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
         let is_end = |c| matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
-        let Some(at) = rest.find(is_end) else {
-            lines.push(rest);
-            break;
-        };
-        lines.push(&rest[..at]);
-        let end = if rest[at..].starts_with("\r\n") { 2 } else { rest[at..].chars().next().map_or(1, char::len_utf8) };
+        let at = rest.find(is_end).unwrap_or(rest.len());
+        let end = if rest[at..].starts_with("\r\n") { 2 } else { rest[at..].chars().next().map_or(0, char::len_utf8) };
+        let line = &rest[..at];
         rest = &rest[at + end..];
-    }
-    lines
+        Some(line)
+    })
 }
 
 /// `text | indent(width=4, first=False, blank=False)` as Jinja2 has it: a newline at the end stays one, where minijinja drops it.
@@ -48,13 +49,13 @@ pub fn indent(
         }
     };
     let ended = text + "\n";
-    let lines = split_lines(&ended);
-    if lines.len() * by.len() > MAX_INDENT_BYTES {
-        let message = format!("indent: it would add {} bytes; {MAX_INDENT_BYTES} is the limit", lines.len() * by.len());
+    let added = lines_of(&ended).count() * by.len();
+    if added > MAX_INDENT_BYTES {
+        let message = format!("indent: it would add {added} bytes; {MAX_INDENT_BYTES} is the limit");
         return Err(Error::new(ErrorKind::InvalidOperation, message));
     }
     let mut out = String::new();
-    for (at, line) in lines.into_iter().enumerate() {
+    for (at, line) in lines_of(&ended).enumerate() {
         if at > 0 {
             out.push('\n');
         }
@@ -90,8 +91,18 @@ pub fn pay_for_strip(state: &State, text: &str, chars: &str) -> Result<(), Error
     pay(state, text.len().saturating_mul(chars.chars().count()))
 }
 
-/// A method of Python's. `format` may repeat its arguments, and pad each to any width that its library takes; `split` makes a list of
-/// parts that may be a byte each.
+/// A list of parts that may be a byte each.
+pub fn pay_for_split(state: &State, text: &str, at: Option<&str>) -> Result<(), Error> {
+    let parts = match at {
+        Some("") => text.len(),
+        Some(at) => text.matches(at).count(),
+        None => text.split_whitespace().count(),
+    };
+    check_parts(parts)?;
+    state.consume_fuel((parts / PARTS_PER_STEP) as u64)
+}
+
+/// A method of Python's. `format` may repeat its arguments, and pad each to any width that its library takes.
 pub fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     match (name, value.as_str(), args.first().and_then(Value::as_str)) {
         ("format", Some(text), _) => {
@@ -101,10 +112,8 @@ pub fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> R
             pay_for_fields(state, fields, args.iter())?;
         }
         ("strip" | "lstrip" | "rstrip", Some(text), Some(chars)) => pay_for_strip(state, text, chars)?,
-        ("split", Some(text), at) => {
-            let parts = at.filter(|at| !at.is_empty()).map_or(text.len(), |at| text.matches(at).count());
-            state.consume_fuel((parts / PARTS_PER_STEP) as u64)?;
-        }
+        ("split", Some(text), at) => pay_for_split(state, text, at)?,
+        ("splitlines", Some(text), _) => pay_for_split(state, text, Some("\n"))?,
         _ => {}
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
@@ -127,6 +136,7 @@ struct Writer<'a, 'b, 'c> {
 
 /// Deeper than any schema of a tool, and far from the end of a thread's stack.
 const MAX_DEPTH: usize = 128;
+const MAX_JSON_BYTES: usize = 32 << 20;
 
 fn unserializable(what: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("tojson: {what} cannot be written as JSON"))
@@ -174,7 +184,7 @@ impl Writer<'_, '_, '_> {
             ValueKind::None => self.out.push_str("null"),
             ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => self.number(value)?,
-            ValueKind::String => self.string(value.as_str().unwrap_or_default()),
+            ValueKind::String => self.string(value.as_str().unwrap_or_default())?,
             ValueKind::Seq | ValueKind::Iterable => {
                 let items: Vec<Value> = value.try_iter()?.collect();
                 self.container('[', ']', &items, depth, |writer, item| writer.value(item, depth + 1))?;
@@ -228,7 +238,7 @@ impl Writer<'_, '_, '_> {
 
     fn key(&mut self, key: &Value) -> Result<(), Error> {
         match key.kind() {
-            ValueKind::String => self.string(key.as_str().unwrap_or_default()),
+            ValueKind::String => self.string(key.as_str().unwrap_or_default())?,
             ValueKind::Number | ValueKind::Bool | ValueKind::None => {
                 self.out.push('"');
                 self.value(key, 0)?;
@@ -249,9 +259,12 @@ impl Writer<'_, '_, '_> {
         Ok(())
     }
 
-    fn string(&mut self, text: &str) {
+    fn string(&mut self, text: &str) -> Result<(), Error> {
         self.out.push('"');
         for c in text.chars() {
+            if self.out.len() > MAX_JSON_BYTES {
+                return Err(unserializable(format!("a value of more than {MAX_JSON_BYTES} bytes")));
+            }
             match c {
                 '"' => self.out.push_str("\\\""),
                 '\\' => self.out.push_str("\\\\"),
@@ -262,13 +275,16 @@ impl Writer<'_, '_, '_> {
                 '\u{c}' => self.out.push_str("\\f"),
                 c if c < ' ' || (self.style.ascii && c > '~') => {
                     for unit in c.encode_utf16(&mut [0; 2]) {
-                        self.out.push_str(&format!("\\u{unit:04x}"));
+                        self.out.push_str("\\u");
+                        let digit = |place: u32| char::from_digit(u32::from(*unit) >> (4 * place) & 15, 16).unwrap_or('0');
+                        self.out.extend([digit(3), digit(2), digit(1), digit(0)]);
                     }
                 }
                 c => self.out.push(c),
             }
         }
         self.out.push('"');
+        Ok(())
     }
 }
 

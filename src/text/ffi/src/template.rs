@@ -50,8 +50,16 @@ fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised(message)))
 }
 
+/// A date in words has some ten directives, and each is worked out for two bytes.
+const MAX_DATE_BYTES: usize = 1024;
+
 fn strftime_now(state: &State, format: String) -> Result<String, Error> {
+    if format.len() > MAX_DATE_BYTES {
+        let what = format!("strftime_now: a format of {} bytes; {MAX_DATE_BYTES} is the limit", format.len());
+        return Err(Error::new(ErrorKind::InvalidOperation, what));
+    }
     let now = state.lookup(NOW).and_then(|now| now.as_i64()).unwrap_or(0);
+    state.consume_fuel(format.len() as u64)?;
     strftime::strftime(&format, now)
         .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: format \"{format}\" is not understood")))
 }

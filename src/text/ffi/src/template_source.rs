@@ -16,8 +16,8 @@ pub fn without_generation_tags(source: &str, syntax: &SyntaxConfig) -> String {
     let (mut plain, mut from, mut begins) = (String::with_capacity(source.len()), 0, false);
     for (token, span) in tokenize(source, false, syntax.clone()).map_while(Result::ok) {
         let known = match token {
-            Token::Ident("generation") if begins => Some("if true"),
-            Token::Ident("endgeneration") if begins => Some("endif"),
+            Token::Ident("generation") if begins => Some("with"),
+            Token::Ident("endgeneration") if begins => Some("endwith"),
             _ => None,
         };
         if let Some(known) = known {

@@ -6,6 +6,8 @@
 //! - `CHARGED`: nothing but the price of a text or list, which minijinja takes for the first argument and the result of any filter, and of
 //!   what is lazy.
 //! - `ITEM`, the subscript: pays for a text in the same way, and not for a list, which `CHARGED` would.
+//! - `SPLAT`, of arguments that a list or text spells out: a list.
+//! - `CLOSED`, of nothing: the price of a macro's definition, each of which keeps the names around it until the rendering ends.
 //! - `KEY`, of a map that a template spells out: a text, a number of at most 64 bits, a truth or none. Others may all hash alike.
 
 use minijinja::value::{DynObject, ObjectRepr, Value, ValueKind, ValueOrKwargs};
@@ -16,6 +18,8 @@ pub const STORED: &str = "__quire_stored";
 pub const CHARGED: &str = "__quire_charged";
 pub const ITEM: &str = "__quire_item";
 pub const KEY: &str = "__quire_key";
+pub const SPLAT: &str = "__quire_splat";
+pub const CLOSED: &str = "__quire_closed";
 
 /// A list of any use is far smaller: `range` itself ends at 100,000.
 const MAX_PARTS: u64 = 1 << 20;
@@ -23,10 +27,16 @@ const MAX_PARTS: u64 = 1 << 20;
 const MAX_DEPTH: usize = 192;
 /// Texts beyond what may be put out are of no use, but one may be put together of several.
 const OUTPUTS_PER_VALUE: u64 = 2;
+const MAX_ESCAPED: usize = 32 << 20;
 /// Captured texts (macros, set blocks) count as they are put out, and again where they are used.
 const OUTPUTS_PER_RENDERING: u64 = 4;
 const PARTS_PER_STEP: u64 = 4;
 const BYTES_PER_STEP: u64 = 64;
+/// A tuple of what is lazy (`items()`, `zip`) is made as it is gone through, and takes over 100 bytes.
+const PARTS_PER_TUPLE: u64 = 8;
+const STEPS_PER_MACRO: u64 = 16;
+const SOURCE_BYTES_PER_STEP: u64 = 2;
+const STEPS_PER_NAME: u64 = 8;
 
 /// A bound that a template passed.
 #[derive(Debug)]
@@ -52,6 +62,7 @@ pub fn check_parts(count: usize) -> Result<(), Error> {
 
 struct Walk {
     parts: u64,
+    tuples_made: u64,
     bytes: u64,
     max_bytes: u64,
     to_store: bool,
@@ -59,7 +70,7 @@ struct Walk {
 
 impl Walk {
     fn steps(&self) -> u64 {
-        self.parts / PARTS_PER_STEP + self.bytes / BYTES_PER_STEP
+        (self.parts + self.tuples_made * PARTS_PER_TUPLE) / PARTS_PER_STEP + self.bytes / BYTES_PER_STEP
     }
 
     fn count(&mut self, bytes: usize, depth: usize) -> Result<(), Error> {
@@ -105,7 +116,11 @@ impl Walk {
 
     fn settle_items(&mut self, object: &DynObject, depth: usize, mut changed: bool) -> Result<Option<Value>, Error> {
         let mut items = Vec::new();
+        let lazy = changed;
         for item in object.try_iter().into_iter().flatten() {
+            if lazy && item.as_object().is_some_and(|item| item.type_name().ends_with("::Tuple")) {
+                self.tuples_made += 1;
+            }
             let settled = self.settle(&item, depth + 1)?;
             changed |= settled.is_some();
             items.push(settled.unwrap_or(item));
@@ -129,7 +144,7 @@ fn settle(state: &State, value: Value, max_bytes: u64, to_store: bool) -> Result
     if value.as_object().is_none() && value.as_str().map_or(true, |text| text.len() as u64 <= max_bytes) {
         return Ok(value);
     }
-    let mut walk = Walk { parts: 0, bytes: 0, max_bytes, to_store };
+    let mut walk = Walk { parts: 0, tuples_made: 0, bytes: 0, max_bytes, to_store };
     let settled = walk.settle(&value, 0);
     state.consume_fuel(walk.steps())?;
     Ok(settled?.unwrap_or(value))
@@ -137,7 +152,7 @@ fn settle(state: &State, value: Value, max_bytes: u64, to_store: bool) -> Result
 
 /// To look through all of a value that is settled.
 pub fn steps_to_see(value: &Value) -> u64 {
-    let mut walk = Walk { parts: 0, bytes: 0, max_bytes: u64::MAX, to_store: false };
+    let mut walk = Walk { parts: 0, tuples_made: 0, bytes: 0, max_bytes: u64::MAX, to_store: false };
     match walk.settle(value, 0) {
         Ok(_) => walk.steps(),
         Err(_) => u64::MAX,
@@ -159,11 +174,12 @@ fn key(value: Value) -> Result<Value, Error> {
 /// Whether one holds anything is seen by copying all of its names.
 pub const MAX_NAMES: usize = 64;
 
-fn namespace(defaults: Option<ValueOrKwargs>) -> Result<Value, Error> {
+fn namespace(state: &State, defaults: Option<ValueOrKwargs>) -> Result<Value, Error> {
     let count = defaults.as_ref().and_then(|defaults| defaults.len()).unwrap_or(0);
     if count > MAX_NAMES {
         return Err(Error::new(ErrorKind::InvalidOperation, format!("a namespace of {count} names; {MAX_NAMES} is the limit")));
     }
+    state.consume_fuel(STEPS_PER_NAME * (1 + count as u64))?;
     functions::namespace(defaults)
 }
 
@@ -192,23 +208,39 @@ fn charged(state: &State, value: Value) -> Result<Value, Error> {
     Ok(value)
 }
 
+/// A name has a byte or more in the macro's source, and something between it and the next.
+fn closed(state: &State, nothing: Value, source_bytes: u64) -> Result<Value, Error> {
+    state.consume_fuel(STEPS_PER_MACRO + source_bytes / SOURCE_BYTES_PER_STEP)?;
+    Ok(nothing)
+}
+
 struct Put {
     bytes: u64,
 }
 
+const MAX_ESCAPED_BYTES: usize = 6; // of a character
+
+pub fn check_escaped(text: &str) -> Result<(), Error> {
+    let bytes = text.len() + (MAX_ESCAPED_BYTES - 1) * text.matches(['<', '>', '&', '"', '\'', '/']).count();
+    if bytes > MAX_ESCAPED {
+        return Err(passed(format!("escapes a text to more than {MAX_ESCAPED} bytes")));
+    }
+    Ok(())
+}
+
 /// Writes as minijinja does, and counts.
 fn put(out: &mut Output, state: &mut State, value: &Value, max_output_bytes: u64) -> Result<(), Error> {
-    let plain = value.as_object().is_some() && matches!(state.auto_escape(), AutoEscape::None);
-    let text = plain.then(|| value.to_string());
+    let plain = matches!(state.auto_escape(), AutoEscape::None);
+    let text = value.as_object().is_some().then(|| value.to_string());
     let bytes = text.as_deref().or(value.as_str()).map_or(0, str::len);
     let put = state.get_or_insert_extension(Put { bytes: 0 });
-    put.bytes += bytes as u64;
+    put.bytes += (bytes * if plain { 1 } else { MAX_ESCAPED_BYTES }) as u64;
     if put.bytes > max_output_bytes.saturating_mul(OUTPUTS_PER_RENDERING) {
         return Err(passed(output_passed(max_output_bytes)));
     }
     match text {
-        Some(text) => out.write_str(&text).map_err(Error::from),
-        None => minijinja::escape_formatter(out, state, value),
+        Some(text) if plain => out.write_str(&text).map_err(Error::from),
+        _ => minijinja::escape_formatter(out, state, value),
     }
 }
 
@@ -223,6 +255,7 @@ pub fn add_to(environment: &mut Environment<'static>, max_output_bytes: u64) {
     environment.add_filter(CHARGED, charged);
     environment.add_filter(ITEM, item);
     environment.add_filter(KEY, key);
+    environment.add_filter(CLOSED, closed);
     environment.add_function("namespace", namespace);
     environment.set_formatter(move |out, state, value| put(out, state, value, max_output_bytes));
     environment.remove_global("debug"); // it writes every value of the rendering
