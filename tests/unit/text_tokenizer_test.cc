@@ -276,6 +276,8 @@ TEST(Tokenizer, NamesTheFileThatIsWrong) {
   Json far_id = Json::parse(good);
   far_id["model"]["vocab"]["zzz"] = 4000000000u;
   EXPECT_NE(error_of("tokenizer.json", far_id.dump()).find("4000000000"), std::string::npos);
+  far_id["model"]["vocab"]["zzz"] = 1 << 21;  // a place for each id below takes 56 bytes
+  EXPECT_NE(error_of("tokenizer.json", far_id.dump()).find("the limit is 2097152"), std::string::npos);
   Json lying_map = Json::parse(good);  // base64 of a trie of 4294967295 bytes in a map of 8
   lying_map["normalizer"] = {
       {"type", "Sequence"},

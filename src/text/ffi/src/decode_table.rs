@@ -41,8 +41,9 @@ pub struct DecodeTable {
     slots: Vec<Option<Slot>>,
 }
 
-/// A vocabulary this large is a mistake: the largest in use have under 300,000 ids.
-const MAX_ID: u32 = 1 << 24;
+/// A vocabulary this large is a mistake: the largest in use have under 300,000 ids. An id has a place of 56 bytes, also where it is the
+/// only one.
+const MAX_ID: u32 = 1 << 21;
 
 impl Rules {
     /// Reads the `decoder` section of a tokenizer.json.
