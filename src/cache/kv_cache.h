@@ -135,12 +135,14 @@ class KvCache {
   // one that has no room for all that it lacks, straight to the next. Each block that is read counts as deferred
   // until its copy is made [6]; then end_write. At most a sixteenth of the device's blocks, or a quarter of another
   // tier's, are read so at a time: of more than is left of that only the first part. Appends a write, or none where
-  // there is nothing to copy: a tier that has all of it keeps it as long as `retention` says, if that is longer.
+  // there is nothing to copy or it is not allowed: a tier that has all of it keeps it as long as `retention` says, if
+  // that is longer.
   void write_below(NamespaceId ns, std::span<const TokenId> tokens, const Retention& retention,
-                   int64_t now_us, std::vector<TierWrite>& writes);
+                   const TierWritesAllowed& allowed, int64_t now_us, std::vector<TierWrite>& writes);
   // What has arrived is found there from now on. The next write is of what follows it, if that is still here, or
   // takes all that arrived further down.
-  void end_write(TierWrite&& write, bool arrived, int64_t now_us, std::vector<TierWrite>& next);
+  void end_write(TierWrite&& write, bool arrived, const TierWritesAllowed& allowed, int64_t now_us,
+                 std::vector<TierWrite>& next);
   // Lengthens a table that acquire_prefix gave by what the tiers down to `last` have of `tokens` beyond it, each
   // what those above it lack; except for the bytes of `copies`: no step may read or write them before they are
   // there. Gives what holds the blocks there, for end_read when the copies have ended. Nothing, and the table
@@ -164,6 +166,17 @@ class KvCache {
   int32_t blocks_for_overwrite(const BlockTable& table) const;  // that overwrite(table) would take
   // Blocks that can be had now: free and evictable.
   int64_t num_available() const { return num_free() + num_evictable(); }
+  // What tables would bring if all of them were released: the blocks that any of them holds, each once, and of these
+  // those that could be had at once. Not what others hold, and not what a step or a copy reads, nor what stands before
+  // that in the tree: these come when it has ended, and if nobody holds them by then (`read`).
+  struct Holding {
+    int64_t blocks = 0, freed = 0, read = 0;
+  };
+  Holding held_by(std::span<const BlockTable* const> tables) const;
+  // Whether a step or a copy reads the block, or, of one with one holder, what stands beneath it in the tree: that holder
+  // gone, it could not be had. Of a table that gives back one block after the other from its end: `behind` went before
+  // this one, or kNoBlock.
+  bool is_read(BlockId block, BlockId behind) const;
 
   // ---- figures ----
   int64_t num_blocks() const { return pool_.num_blocks(); }
@@ -228,8 +241,8 @@ class KvCache {
   };
   Place below_of(NamespaceId ns) const { return {below_.get(), names_below_.at(value(ns))}; }
   int64_t blocks_to_read_down() const;
-  bool has_all(const Place& to, std::span<const TokenId> wanted, const Retention& retention, int64_t now_us,
-               std::vector<TierWrite>& writes);
+  bool has_all(const Place& to, std::span<const TokenId> wanted, const Retention& retention,
+               const TierWritesAllowed& allowed, int64_t now_us, std::vector<TierWrite>& writes);
   void strengthen_cached(BlockId block, const Retention& retention);
   bool take_for(const Place& to, std::span<const TokenId> wanted, int64_t most_blocks, int64_t now_us,
                 BlockTable& table);

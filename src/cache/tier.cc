@@ -55,20 +55,19 @@ int64_t KvCache::blocks_to_read_down() const {
 }
 
 void KvCache::write_below(NamespaceId ns, std::span<const TokenId> tokens, const Retention& retention,
-                          int64_t now_us, std::vector<TierWrite>& writes) {
+                          const TierWritesAllowed& allowed, int64_t now_us, std::vector<TierWrite>& writes) {
   const int32_t whole = below_ == nullptr ? 0 : lookup(ns, tokens) / block_tokens_;
   if (whole == 0) return;
   const std::vector<BlockId> blocks(path_.begin(), path_.begin() + whole);
   const std::span<const TokenId> wanted = tokens.first(static_cast<size_t>(whole) * block_tokens_);
   Place to = below_of(ns);
-  if (has_all(to, wanted, retention, now_us, writes)) return;
-  const int64_t most = blocks_to_read_down();
-  if (most <= 0) return;
+  if (has_all(to, wanted, retention, allowed, now_us, writes)) return;
+  const int64_t most = allowed.from(kind_) ? blocks_to_read_down() : 0;
   TierWrite write{.from = kind_, .ns = ns, .retention = retention};
-  while (!take_for(to, wanted, most, now_us, write.table)) {
+  while (most <= 0 || !allowed.to(to.cache->kind_) || !take_for(to, wanted, most, now_us, write.table)) {
     if (to.cache->below_ == nullptr) return;
     to = to.cache->below_of(to.ns);
-    if (has_all(to, wanted, retention, now_us, writes)) return;
+    if (has_all(to, wanted, retention, allowed, now_us, writes)) return;
   }
   write.to = to.cache->kind_;
   write.tokens.assign(wanted.begin(), wanted.end());
@@ -79,12 +78,12 @@ void KvCache::write_below(NamespaceId ns, std::span<const TokenId> tokens, const
 
 // Then what is said of it holds there, and one further down may lack some.
 bool KvCache::has_all(const Place& to, std::span<const TokenId> wanted, const Retention& retention,
-                      int64_t now_us, std::vector<TierWrite>& writes) {
+                      const TierWritesAllowed& allowed, int64_t now_us, std::vector<TierWrite>& writes) {
   KvCache& tier = *to.cache;
   const int32_t found = tier.lookup(to.ns, wanted);
   if (found < static_cast<int32_t>(wanted.size())) return false;
   tier.strengthen_cached(tier.path_[found / block_tokens_ - 1], retention);
-  tier.write_below(to.ns, wanted, retention, now_us, writes);
+  tier.write_below(to.ns, wanted, retention, allowed, now_us, writes);
   return true;
 }
 
@@ -161,8 +160,9 @@ int32_t KvCache::length_to_keep(NamespaceId ns, const TierWrite& write) const {
   return found > first_new ? found * block_tokens_ : all;
 }
 
-void KvCache::end_write(TierWrite&& write, bool arrived, int64_t now_us, std::vector<TierWrite>& next) {
-  if (write.from != kind_) return below_->end_write(std::move(write), arrived, now_us, next);
+void KvCache::end_write(TierWrite&& write, bool arrived, const TierWritesAllowed& allowed, int64_t now_us,
+                        std::vector<TierWrite>& next) {
+  if (write.from != kind_) return below_->end_write(std::move(write), arrived, allowed, now_us, next);
   num_read_down_ -= static_cast<int64_t>(write.read.size());
   release_deferred(write.read);
   Place to = below_of(write.ns);
@@ -178,9 +178,10 @@ void KvCache::end_write(TierWrite&& write, bool arrived, int64_t now_us, std::ve
   if (arrived) {
     const size_t before = next.size();
     if (lookup(write.ns, write.tokens) >= there + block_tokens_)
-      write_below(write.ns, write.tokens, write.retention, now_us, next);
+      write_below(write.ns, write.tokens, write.retention, allowed, now_us, next);
     if (next.size() == before)
-      to.cache->write_below(to.ns, std::span(write.tokens).first(there), write.retention, now_us, next);
+      to.cache->write_below(to.ns, std::span(write.tokens).first(there), write.retention, allowed, now_us,
+                            next);
   }
   close_namespace(write.ns);
 }

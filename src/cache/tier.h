@@ -57,6 +57,13 @@ struct TierWrite {
   std::vector<TierCopy> copies;  // to be made
 };
 
+// Which writes may begin: asked before anything is evicted for one.
+struct TierWritesAllowed {
+  bool from_device = true, to_host = true, to_disk = true;
+  bool from(CacheTier tier) const { return from_device || tier != CacheTier::kDevice; }
+  bool to(CacheTier tier) const { return tier == CacheTier::kDisk ? to_disk : to_host; }
+};
+
 // A prefix on its way to the device: what holds it in the tiers below.
 struct TierRead {
   struct Part {

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <limits>
 #include <tuple>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -46,19 +47,10 @@ double Scheduler::Offer::cost_per_block() const {
   return freed == 0 ? std::numeric_limits<double>::infinity() : cost_us / static_cast<double>(freed);
 }
 
-// Of blocks that several of them hold once; `freed`: those that nobody else holds.
-Scheduler::Holding Scheduler::held_by(std::span<Sequence* const> victims) const {
-  std::vector<BlockId> blocks;
-  for (const Sequence* s : victims)
-    blocks.insert(blocks.end(), s->table.blocks().begin(), s->table.blocks().end());
-  std::ranges::sort(blocks);
-  Holding holding;
-  for (size_t i = 0, end = 0; i < blocks.size(); i = end) {
-    while (end < blocks.size() && blocks[end] == blocks[i]) ++end;
-    ++holding.blocks;
-    if (cache_.num_holders(blocks[i]) == static_cast<int32_t>(end - i)) ++holding.freed;
-  }
-  return holding;
+KvCache::Holding Scheduler::held_by(std::span<Sequence* const> victims) const {
+  std::vector<const BlockTable*> tables;
+  for (const Sequence* s : victims) tables.push_back(&s->table);
+  return cache_.held_by(tables);
 }
 
 // The prompt that they share is run once.
@@ -76,7 +68,7 @@ double Scheduler::recompute_us(std::span<Sequence* const> victims) const {
 // reserved all that it will need.
 std::optional<Scheduler::Offer> Scheduler::cheapest_offer(std::span<Sequence* const> victims,
                                                           int64_t needed) const {
-  const Holding holding = held_by(victims);
+  const KvCache::Holding holding = held_by(victims);
   std::optional<Offer> best;
   const auto consider = [&best](const Offer& offer) {
     if (!best || offer.cost_us < best->cost_us) best = offer;
@@ -92,7 +84,7 @@ std::optional<Scheduler::Offer> Scheduler::cheapest_offer(std::span<Sequence* co
   return best;
 }
 
-// As few of their last blocks as free what is needed, from the last sequence on: those that others hold too free nothing.
+// As few of their last blocks as free what is needed, from the last sequence on: those that others hold or read free nothing.
 // Of the others only what is no whole block goes. Not of beams, which run together or not at all, nor of a list that has
 // lost tokens: what is left of it is no prefix.
 std::optional<Scheduler::Offer> Scheduler::offer_tails(std::span<Sequence* const> victims,
@@ -102,10 +94,14 @@ std::optional<Scheduler::Offer> Scheduler::offer_tails(std::span<Sequence* const
   for (size_t i = victims.size(); i-- > 0;) {
     const Sequence& s = *victims[i];
     if (s.group->is_beam || s.list_cut || s.table.next_position() != s.table.length()) return {};
+    const std::vector<BlockId>& blocks = s.table.blocks();
+    BlockId behind = kNoBlock;
+    const auto comes_free = [&](BlockId block) {
+      return cache_.num_holders(block) == 1 && !cache_.is_read(block, std::exchange(behind, block));
+    };
     int32_t kept = s.num_computed / block_tokens_;
-    const auto is_private = [&](BlockId block) { return cache_.num_holders(block) == 1; };
-    offer.freed += std::count_if(s.table.blocks().begin() + kept, s.table.blocks().end(), is_private);
-    for (; kept > 0 && offer.freed < needed && is_private(s.table.blocks()[kept - 1]); --kept) ++offer.freed;
+    offer.freed += std::count_if(blocks.rbegin(), blocks.rend() - kept, comes_free);
+    for (; kept > 0 && offer.freed < needed && comes_free(blocks[kept - 1]); --kept) ++offer.freed;
     if (kept == 0) return {};
     offer.kept_tokens[i] = kept * block_tokens_;
     offer.cost_us += recompute_cost_us(limits_.costs, s.num_computed) -
@@ -115,11 +111,15 @@ std::optional<Scheduler::Offer> Scheduler::offer_tails(std::span<Sequence* const
 }
 
 // Tokens that are left when blocks have gone from the end of a list until `needed` of them are free, or all are
-// gone.
+// gone that nobody reads: what stands before one that is read is no room before that has ended.
 int32_t Scheduler::head_that_frees(const BlockTable& table, int64_t needed, int64_t& freed) const {
   int32_t kept = table.num_blocks();
-  for (freed = 0; kept > 0 && freed < needed; --kept)
-    freed += cache_.num_holders(table.blocks()[kept - 1]) == 1 ? 1 : 0;
+  BlockId behind = kNoBlock;
+  for (freed = 0; kept > 0 && freed < needed; --kept) {
+    const BlockId block = table.blocks()[kept - 1];
+    if (cache_.is_read(block, std::exchange(behind, block))) break;
+    freed += cache_.num_holders(block) == 1 ? 1 : 0;
+  }
   return kept * block_tokens_;
 }
 
@@ -148,10 +148,13 @@ std::vector<Sequence*> Scheduler::gives_way_with(Sequence& s, const Sequence& bl
 // Paused ones first (their reader does not keep up), then of the lowest priority whoever gave way least
 // often, of these the cheapest for what it frees, of equals the latest arrived, last sample. The first in
 // order only if there is no other: so it always comes to its end, and nobody gives way twice before all
-// others of its priority once.
+// others of its priority once. Not those of whom nothing could be had before a copy has ended that reads it.
 std::optional<Scheduler::Victim> Scheduler::choose_victim(const Sequence& blocked) const {
   const auto offer_of = [&](std::span<Sequence* const> victims) {
-    return cheapest_offer(victims, blocks_needed(blocked, victims));
+    std::optional<Offer> offer = cheapest_offer(victims, blocks_needed(blocked, victims));
+    const bool brings_none = offer && offer->freed == 0 && transfers_.may_give_room();
+    if (brings_none && held_by(victims).read > 0) offer.reset();
+    return offer;
   };
   for (auto s = running_.rbegin(); s != running_.rend(); ++s) {
     if (!(*s)->group->paused) continue;
@@ -312,7 +315,9 @@ bool Scheduler::shorten_heads(const Sequence& for_whom, int64_t needed, int64_t 
     Sequence& s = **it;
     if (!head_is_room_for(s, for_whom)) continue;
     int64_t freed = 0;
-    shorten_head(s, head_that_frees(s.table, needed, freed), now_us);
+    const int32_t kept = head_that_frees(s.table, needed, freed);
+    if (kept == s.table.length()) continue;
+    shorten_head(s, kept, now_us);
     ++counters_.heads_shortened;
     needed -= freed;
     shortened = true;

@@ -304,14 +304,11 @@ class Scheduler {
   struct Offer {  // what a victim can give, and by which means
     Means means = Means::kRecompute;
     double cost_us = 0;
-    int64_t freed = 0;                 // blocks that nobody else holds
+    int64_t freed = 0;                 // blocks that can be had at once
     std::vector<int32_t> kept_tokens;  // of each list, where tails are dropped
     double cost_per_block() const;
   };
-  struct Holding {
-    int64_t blocks = 0, freed = 0;  // each counted once
-  };
-  Holding held_by(std::span<Sequence* const> victims) const;
+  KvCache::Holding held_by(std::span<Sequence* const> victims) const;
   double recompute_us(std::span<Sequence* const> victims) const;
   std::optional<Offer> cheapest_offer(std::span<Sequence* const> victims, int64_t needed) const;
   std::optional<Offer> offer_tails(std::span<Sequence* const> victims, int64_t needed) const;

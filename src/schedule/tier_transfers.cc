@@ -81,8 +81,14 @@ void TierTransfers::write_behind(NamespaceId ns, std::span<const TokenId> tokens
     for (const BlockTable& source : t.sources) swapping += source.num_blocks();
   if (4 * swapping > cache_.num_blocks()) return;
   std::vector<TierWrite> writes;
-  cache_.write_below(ns, tokens, retention, now_us, writes);
+  cache_.write_below(ns, tokens, retention, writes_allowed(), now_us, writes);
   begin_writes(std::move(writes), now_us);
+}
+
+TierWritesAllowed TierTransfers::writes_allowed() const {
+  return {.from_device = !room_is_short_,
+          .to_host = !stalls(Queue::kToHost),
+          .to_disk = disk_write_error_.empty() && !stalls(Queue::kToDisk)};
 }
 
 void TierTransfers::begin_writes(std::vector<TierWrite> writes, int64_t now_us) {
@@ -92,14 +98,6 @@ void TierTransfers::begin_writes(std::vector<TierWrite> writes, int64_t now_us) 
 void TierTransfers::begin_write(TierWrite&& write, int64_t now_us) {
   const bool to_disk = write.to == CacheTier::kDisk;
   const TransferDirection direction = to_disk ? TransferDirection::kToDisk : TransferDirection::kToHost;
-  const Queue queue = to_disk ? Queue::kToDisk : Queue::kToHost;
-  const bool takes_room = room_is_short_ && write.from == CacheTier::kDevice;
-  if (takes_room || (to_disk && !disk_write_error_.empty()) ||
-      stalls(queue)) {  // as if it had failed at once
-    std::vector<TierWrite> none;
-    cache_.end_write(std::move(write), false, now_us, none);
-    return;
-  }
   UnderWay& transfer = begin({}, direction, std::exchange(write.copies, {}));
   transfer.write = std::move(write);
   transfer.started_us = now_us;
@@ -118,7 +116,7 @@ void TierTransfers::end_write(TierWrite&& write, const Status& status, int64_t n
     if (disk_writes_failed_ == kMostFailedDiskWrites) disk_write_error_ = status.error().message;
   }
   std::vector<TierWrite> next;
-  cache_.end_write(std::move(write), status.has_value(), now_us, next);
+  cache_.end_write(std::move(write), status.has_value(), writes_allowed(), now_us, next);
   begin_writes(std::move(next), now_us);
 }
 

@@ -135,6 +135,7 @@ class TierTransfers {
   UnderWay& begin(std::span<Sequence* const> sequences, TransferDirection direction,
                   std::vector<TierCopy> copies);
   UnderWay take(uint64_t id);
+  TierWritesAllowed writes_allowed() const;
   void begin_writes(std::vector<TierWrite> writes, int64_t now_us);
   void begin_write(TierWrite&& write, int64_t now_us);
   void end_write(TierWrite&& write, const Status& status, int64_t now_us);

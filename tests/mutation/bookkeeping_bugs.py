@@ -44,6 +44,7 @@ POOL, CACHE, TREE, PUBLISH = "src/cache/block_pool.cc", "src/cache/kv_cache.cc",
 STEP, INDEX = "src/cache/step_transaction.cc", "src/cache/eviction_index.cc"
 QUEUE, GROUP, DOOR = "src/request/waiting_queue.cc", "src/request/sequence_group.cc", "src/request/admission.cc"
 PLAN, FILL, ADMIT, COMMIT = "src/schedule/plan.cc", "src/schedule/fill_plan.cc", "src/schedule/admit.cc", "src/schedule/commit.cc"
+HELD = "src/cache/held.cc"
 TIER, RESTORE, BEHIND = "src/cache/tier.cc", "src/cache/restore.cc", "src/schedule/tiers.cc"
 TRANSFERS, ROOM = "src/schedule/tier_transfers.cc", "src/schedule/room.cc"
 STORE, AHEAD = "src/execute/disk_store.cc", "src/schedule/work_ahead.cc"
@@ -144,7 +145,7 @@ BUGS = [
     (False, "a head is lost where its sequence finds no room", ADMIT, "      s.table = std::move(table);\n    else\n", "      ;\n    else\n"),
     (False, "a shorter head is kept beside the prefix that is found", ADMIT,
      "  cache_.release(std::move(s.table), now_us);  // a shorter head: the prefix holds its blocks too\n", ""),
-    (False, "shared blocks of a tail count as room", PREEMPT, "offer.freed < needed && is_private(s.table.blocks()[kept - 1]); --kept)",
+    (False, "shared blocks of a tail count as room", PREEMPT, "offer.freed < needed && comes_free(blocks[kept - 1]); --kept)",
      "offer.freed < needed; --kept)"),
     (False, "a tail that is given back stays counted", CACHE, "  table.length_ = at;\n", ""),
     (False, "a request's salt is forgotten", CORE, "  key.salt = std::move(request.cache_salt);\n", ""),
@@ -190,7 +191,13 @@ BUGS = [
     (False, "progress: a prompt that came from a tier is its reader's alone", SWAP, "    if ((ended.is_fetch && !ended.is_tail) || s.group->is_beam) publish_computed(s, now_us);\n",
      "    if (s.group->is_beam && !ended.is_fetch) publish_computed(s, now_us);\n"),
     (False, "progress: a copy that hangs is waited for for ever", TRANSFERS, "t.is_slow) && !t.hangs && holds", "t.is_slow) && holds"),
-    (False, "more blocks leave than were counted", PREEMPT, "    ++holding.blocks;\n", "    if (cache_.num_holders(blocks[i]) == static_cast<int32_t>(end - i)) ++holding.blocks;\n"),
+    (False, "more blocks leave than were counted", HELD, "  for (Given& g : all)\n", "  holding.blocks = static_cast<int64_t>(all.size());\n  for (Given& g : all)\n"),
+    (False, "what a copy reads counts as room", HELD, "    if (pool_.num_readers(block) > 0) return false;\n", ""),
+    (False, "what stands before a block that is read counts as room", HELD, "return pinned == 0 || going[value(block)] == pinned;", "return pinned >= 0;"),
+    (False, "a head gives blocks that a copy reads", PREEMPT, "    if (cache_.is_read(block, std::exchange(behind, block))) break;\n    freed", "    behind = block;\n    if (behind == kNoBlock) break;\n    freed"),
+    (False, "a write that may not begin evicts what is below", TIER, "allowed.from(kind_) ? blocks_to_read_down() : 0", "blocks_to_read_down()"),
+    (False, "a write to a tier that takes none evicts there", TIER, "!allowed.to(to.cache->kind_) || ", ""),
+    (False, "what is said of a prefix ends at a host without room", TIER, "    if (has_all(to, wanted, retention, allowed, now_us, writes)) return;\n", ""),
     (False, "a beam is left behind by those it runs with", SWAP, "    if (sibling->state == s.state && sibling->swapped.empty() == s.swapped.empty() &&",
      "    if ((!s.group->is_beam || sibling.get() == &s || !s.running()) && sibling->state == s.state && sibling->swapped.empty() == s.swapped.empty() &&"),
     (False, "samples give way one by one where others run", PREEMPT, "s.group == blocked.group && !others_run(*s.group);", "s.group == blocked.group;"),
@@ -213,7 +220,7 @@ BUGS = [
     (False, "who waits for room does not hear of a reader that stopped", LIFE, "    ++room_epoch_;  // who runs", "    // who runs"),
     (False, "samples lose their heads to each other for nothing", PREEMPT, "  return owner.group != whom.group || whom.running() || !others_run(*whom.group);", "  return true;"),
     (False, "dropped tails keep a block that is not whole", PREEMPT, "    offer.kept_tokens[i] = kept * block_tokens_;\n", "    offer.kept_tokens[i] = s.num_computed;\n"),
-    (False, "each of several samples drops the tail that one should", PREEMPT, "kept > 0 && offer.freed < needed && is_private", "kept > 0 && offer.freed < needed * static_cast<int64_t>(victims.size() - i) && is_private"),
+    (False, "each of several samples drops the tail that one should", PREEMPT, "kept > 0 && offer.freed < needed && comes_free", "kept > 0 && offer.freed < needed * static_cast<int64_t>(victims.size() - i) && comes_free"),
     (False, "a block that lists fill unlike counts as the first has it", LISTS, "std::max(used, pool_.filled(at->second))", "pool_.filled(at->second)"),
     (False, "of beams that lost their blocks one runs again", SWAP, "    if (!s->finished()) take_in(*s, ended, end, now_us, out);\n",
      "    if (!s->finished() && s == ended.sequences.front()) take_in(*s, ended, end, now_us, out);\n"),

@@ -193,11 +193,36 @@ void CacheModel::publish() {
     published_.push_back({sequence.ns, {sequence.tokens.begin(), sequence.tokens.begin() + count}});
 }
 
+// One, or several that share what they share; the last of them from its end on first. What was said to come free does.
 void CacheModel::finish() {
-  const size_t index = random_.below(sequences_.size());
-  while (is_named(sequences_[index])) retire();
-  cache_->release(std::move(sequences_[index].table), now_us_);
-  sequences_.erase(sequences_.begin() + static_cast<int64_t>(index));
+  const size_t first = random_.below(sequences_.size());
+  const size_t end = std::min(sequences_.size(), first + static_cast<size_t>(random_.between(1, 3)));
+  for (size_t i = first; i < end; ++i)
+    while (is_named(sequences_[i])) retire();
+  give_back_tail(sequences_[end - 1].table);
+  std::vector<const BlockTable*> tables;
+  for (size_t i = first; i < end; ++i) tables.push_back(&sequences_[i].table);
+  const int64_t freed = cache_->held_by(tables).freed, before = cache_->num_available();
+  for (size_t i = first; i < end; ++i) cache_->release(std::move(sequences_[i].table), now_us_);
+  if (cache_->num_available() - before != freed)
+    fail(fmt::format("lists gave {} blocks, {} were expected", cache_->num_available() - before, freed));
+  sequences_.erase(sequences_.begin() + static_cast<int64_t>(first),
+                   sequences_.begin() + static_cast<int64_t>(end));
+}
+
+void CacheModel::give_back_tail(BlockTable& table) {
+  const auto kept = static_cast<int32_t>(random_.between(0, table.length() / block_tokens_));
+  int64_t freed = 0;
+  BlockId behind = kNoBlock;
+  for (int32_t i = table.num_blocks(); i-- > kept; behind = table.blocks()[i]) {
+    const BlockId block = table.blocks()[i];
+    if (cache_->num_holders(block) > 1 || cache_->is_read(block, behind)) break;
+    ++freed;
+  }
+  const int64_t before = cache_->num_available();
+  cache_->release_tail(table, kept * block_tokens_, now_us_);
+  if (cache_->num_available() - before < freed)
+    fail(fmt::format("a tail gave {} blocks, {} were expected", cache_->num_available() - before, freed));
 }
 
 void CacheModel::retire() {

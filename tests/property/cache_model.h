@@ -50,6 +50,7 @@ class CacheModel {
   void fork();
   void truncate();
   void finish();
+  void give_back_tail(BlockTable& table);
   void publish();
   void retire();
 

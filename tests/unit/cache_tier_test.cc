@@ -50,13 +50,13 @@ std::vector<StoredBlock> run(KvCache& cache, NamespaceId ns, const std::vector<T
   publish(cache, ns, tokens, retention, now_us);
   std::vector<StoredBlock> stored;
   std::vector<TierWrite> writes;
-  cache.write_below(ns, tokens, retention, now_us, writes);
+  cache.write_below(ns, tokens, retention, {}, now_us, writes);
   while (!writes.empty()) {
     TierWrite write = std::move(writes.back());
     writes.pop_back();
     for (const TierCopy& move : write.copies)
       if (move.record != nullptr) stored.push_back(*move.record);
-    cache.end_write(std::move(write), true, now_us, writes);
+    cache.end_write(std::move(write), true, {}, now_us, writes);
   }
   return stored;
 }
@@ -89,8 +89,8 @@ TEST(Tiers, ALongPrefixGoesDownInPartsOfASixteenthOfTheCache) {
     cache->release(std::move(table), 0);
   }
   std::vector<TierWrite> writes;
-  cache->write_below(ns, tokens, {}, 0, writes);
-  cache->write_below(ns, other, {}, 0, writes);
+  cache->write_below(ns, tokens, {}, {}, 0, writes);
+  cache->write_below(ns, other, {}, {}, 0, writes);
   ASSERT_EQ(writes.size(), 1u) << "the sixteenth is taken";
   std::vector<size_t> parts;
   while (!writes.empty()) {
@@ -98,7 +98,7 @@ TEST(Tiers, ALongPrefixGoesDownInPartsOfASixteenthOfTheCache) {
     writes.pop_back();
     parts.push_back(write.copies.size());
     EXPECT_EQ(cache->num_held(), static_cast<int64_t>(write.copies.size()));
-    cache->end_write(std::move(write), true, 0, writes);
+    cache->end_write(std::move(write), true, {}, 0, writes);
     EXPECT_LE(writes.size(), 1u);
   }
   EXPECT_EQ(parts, (std::vector<size_t>{16, 16, 8}));
@@ -222,13 +222,13 @@ TEST(Restore, FindsWhatWasWrittenBesideAnotherThatBeginsAlike) {
   std::vector<TierWrite> writes;
   for (const std::vector<TokenId>* tokens : {&one, &other}) {
     publish(*cache, ns, *tokens);
-    cache->write_below(ns, *tokens, {}, 1000, writes);
+    cache->write_below(ns, *tokens, {}, {}, 1000, writes);
   }
   ASSERT_EQ(writes.size(), 2u);
   for (size_t i = 0; i < writes.size(); ++i) {
     TierWrite write = std::move(writes[i]);
     store(write);
-    cache->end_write(std::move(write), true, 1000, writes);
+    cache->end_write(std::move(write), true, {}, 1000, writes);
   }
   for (const StoredBlock& block : run(*cache, ns, ids(56, 100))) disk[value(block.block)] = block;
   EXPECT_EQ(cache->tier(CacheTier::kDisk)->num_cached(), 12);
@@ -337,6 +337,47 @@ TEST(Tiers, WhatIsSaidLaterOfAPrefixHoldsBelowToo) {
       cache->close_namespace(ns);
       sound(*cache);
     }
+}
+
+// Also where the host has no room for it: what the disk has stays there as long as was said last.
+TEST(Tiers, WhatIsSaidLaterHoldsOnTheDiskPastAHostWithoutRoom) {
+  for (const bool higher : {false, true})
+    for (const bool allowed : {false, true}) {
+      const auto cache = make(1, 12, 1024);
+      const NamespaceId ns = cache->open_namespace({});
+      run(*cache, ns, ids(16));
+      std::vector<TierWrite> none;
+      const TierWritesAllowed now{.from_device = allowed};
+      cache->write_below(ns, ids(16), {.retention_class = higher ? 5 : 0}, now, 1'500, none);
+      EXPECT_TRUE(none.empty());
+      for (const int32_t other : {100, 200, 300}) run(*cache, ns, ids(64, other), {}, 5'000);
+      EXPECT_EQ(cache->lookup_below(ns, ids(16), CacheTier::kDisk), higher ? 16 : 0);
+      cache->close_namespace(ns);
+      sound(*cache);
+    }
+}
+
+// What may not be written evicts nothing below; a tier that may not be written now is passed over.
+TEST(Tiers, AWriteThatMayNotBeginEvictsNothing) {
+  for (const auto& [host_blocks, allowed] :
+       {std::pair(0, TierWritesAllowed{.from_device = false}),
+        std::pair(0, TierWritesAllowed{.to_disk = false}),
+        std::pair(4, TierWritesAllowed{.from_device = false}),
+        std::pair(4, TierWritesAllowed{.to_host = false, .to_disk = false})}) {
+    const auto cache = make(host_blocks, 4, 1024);
+    const NamespaceId ns = cache->open_namespace({});
+    run(*cache, ns, ids(32));
+    publish(*cache, ns, ids(32, 500));
+    std::vector<TierWrite> writes;
+    cache->write_below(ns, ids(32, 500), {}, allowed, 2'000, writes);
+    EXPECT_TRUE(writes.empty());
+    for (const CacheTier last : {CacheTier::kHost, CacheTier::kDisk})
+      if (cache->tier(last) != nullptr) {
+        EXPECT_EQ(cache->tier(last)->counters().evictions, 0) << name_of(last);
+      }
+    cache->close_namespace(ns);
+    sound(*cache);
+  }
 }
 
 TEST(Tiers, ACorruptBlockAndWhatIsBehindItAreFoundNoMore) {

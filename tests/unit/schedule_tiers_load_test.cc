@@ -75,6 +75,36 @@ TEST(DiskTier, DecodesWithoutRoomDoNotWaitForWhatIsWrittenAhead) {
   }
 }
 
+// What a slow write reads is no room before it has ended: whoever waits with it loses nothing for others who would have nothing
+// of it.
+TEST(DiskTier, AHeadThatASlowWriteReadsIsKeptUntilItHasEnded) {
+  HarnessOptions o = with_disk(0);
+  o.num_blocks = 64;
+  o.num_disk_blocks = 1000;
+  o.max_context_tokens = 600;
+  o.reserve = {.least = 0, .rise = 0, .decay = 0};
+  Harness h(o);
+  h.mover().set_disk_hang([] { return kLongestTierWaitUs - 500'000; });
+  ask(h, 0);
+  while (h.core().num_unfinished() > 0) ASSERT_TRUE(h.core().step());
+  h.collect();
+  ASSERT_EQ(h.core().scheduler().transfers().size(), 1) << "its first four blocks";
+  const RequestId first = h.submit(ids(160, 300), Harness::greedy(340));
+  const RequestId head = h.submit(ids(33), Harness::greedy(300));
+  while (first_of(h, head).state != SequenceState::kPreempted)
+    ASSERT_TRUE(h.step() && h.record(head).num_ends == 0);
+  while (h.core().scheduler().transfers().size() > 0 && h.record(first).num_ends == 0) {
+    ASSERT_GE(first_of(h, head).table.num_blocks(), 4) << "of what is read nothing goes";
+    ASSERT_TRUE(h.step());
+  }
+  EXPECT_EQ(h.record(first).num_ends, 0) << "who found no more room waits for the write's end";
+  h.run();
+  h.expect_greedy(first);
+  h.expect_greedy(head);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
 // Busy is not hanging: time behind others does not count.
 TEST(DiskTier, ADiskThatIsBusyDoesNotHang) {
   HarnessOptions o = with_disk(0);
