@@ -274,7 +274,8 @@ BlockTable Scheduler::take_prefix(const Sequence& s, int64_t now_us) {
   if (!s.group->reads_prefix()) return s.id == sibling_prefix_of_ ? std::move(sibling_prefix_) : BlockTable();
   // At least one token is left to run: its row gives the next. (A beam's row is run later, with its
   // siblings'.)
-  BlockTable table = cache_.acquire_prefix(s.group->ns, s.tokens, s.num_tokens() - 1, now_us);
+  const int32_t most = std::min(s.num_tokens() - 1, most_shared_tokens(*s.group));
+  BlockTable table = cache_.acquire_prefix(s.group->ns, s.tokens, most, now_us);
   // The block a hit ends in is copied at the first write and stays until then: one block more than without
   // the hit.
   const int32_t in_tail = table.length() % block_tokens_;

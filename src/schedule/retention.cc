@@ -52,9 +52,21 @@ int32_t Scheduler::publishable(const Sequence& s, int32_t num_tokens) const {
   const bool whole = s.table.next_position() == s.table.length();
   if (!s.group->traits.drops_tokens) return num_tokens;
   if (!whole || s.list_cut) return 0;
-  return s.group->traits.cuts_after_prompt
-             ? std::min(num_tokens, s.num_prompt_tokens / block_tokens_ * block_tokens_)
-             : num_tokens;
+  if (s.group->traits.cuts_after_prompt)
+    return std::min(num_tokens, s.num_prompt_tokens / block_tokens_ * block_tokens_);
+  return s.finished() ? num_tokens : std::min(num_tokens, most_shared_tokens(*s.group));
+}
+
+// What a sliding list has of the tree while it runs. Its blocks stay there after it has let go of them, until it lets go of the last
+// one below: so many that they and its bound fit into the cache together, or it could be the one that finds no room alone.
+int32_t Scheduler::most_shared_tokens(const SequenceGroup& group) const {
+  if (!group.traits.slides) return group.max_total_tokens;
+  const int64_t prompt = group.num_prompt_tokens(), samples = group.num_slots();
+  const int64_t chunk = std::min(limits_.max_prefill_chunk_tokens, limits_.max_step_tokens);
+  const int64_t bound =
+      peak_blocks(group.policy, prompt, group.max_total_tokens - prompt, samples, chunk, block_tokens_);
+  const int64_t blocks = 1 + std::max<int64_t>(0, cache_.num_blocks() - bound) / samples;
+  return static_cast<int32_t>(std::min<int64_t>(group.max_total_tokens, blocks * block_tokens_));
 }
 
 // All that a sequence under a policy may still take until it has so many tokens, or to its end where it goes by scores. What windows

@@ -230,6 +230,7 @@ class Scheduler {
   bool add_adaptive_work(StepTransaction& step, Sequence& sequence, PlannedWork& work);
   bool waits_for_prompt(const Sequence& sequence) const;
   int32_t publishable(const Sequence& sequence, int32_t num_tokens) const;
+  int32_t most_shared_tokens(const SequenceGroup& group) const;
   int64_t policy_blocks_to_come(const Sequence& sequence, const BlockTable& table, int32_t tokens) const;
   int64_t scored_blocks_to_come(const Sequence& sequence, const BlockTable& table) const;
   int32_t max_chunk(const Sequence& sequence) const;

@@ -151,5 +151,38 @@ TEST(Progress, WhoeverNeedsTheRoomOfACopyThatHangsFailsAfterTenSeconds) {
   EXPECT_NEAR(h.record(id).end.timings.total_ms, 0.8e-3 * kLongestTierWaitUs, 100);
 }
 
+// Blocks of the tree stay while one below them is held, though a sliding list has let go of them. Whatever is admitted ends all the same,
+// with its own prefix in the tree, another's found there, and samples that share it.
+TEST(Progress, WhoeverSlidesFindsRoomBesideWhatItHasPublished) {
+  constexpr PolicySpec kWindow{.kind = RetentionKind::kWindow, .window = 26};
+  constexpr PolicySpec kStream{.kind = RetentionKind::kStream, .sinks = 9, .recent = 22};
+  int admitted = 0;
+  for (const PolicySpec& policy : {kWindow, kStream})
+    for (int32_t num_blocks = 5; num_blocks <= 40; ++num_blocks)
+      for (const int32_t prompt : {1, 20, 32, 100})
+        for (const int32_t n : {1, 2, 3}) {
+          HarnessOptions o;
+          o.num_blocks = num_blocks;
+          o.max_prefill_chunk_tokens = num_blocks % 2 == 0 ? 1 : 0;
+          Harness h(o);
+          SCOPED_TRACE(testing::Message()
+                       << num_blocks << " blocks, " << prompt << " prompt tokens, " << n << " samples");
+          for (const int32_t output :
+               {1, 90, 90}) {  // the second finds what the first has left, all of its prompt
+            CoreRequest request;
+            request.policy = policy;
+            SamplingParams p = Harness::greedy(output);
+            p.n = n;
+            const RequestId id = h.submit(ids(prompt), p, request);
+            if (id == 0) continue;
+            ++admitted;
+            h.run();
+            EXPECT_EQ(h.record(id).end.finish, FinishReason::kLength);
+          }
+          h.expect_sound();
+        }
+  EXPECT_GT(admitted, 500);
+}
+
 }  // namespace
 }  // namespace quire
