@@ -17,6 +17,8 @@ namespace {
 
 constexpr int64_t kMostBlocks = 1 << 26;
 constexpr double kMostSpeed = 1e6;
+constexpr double kMostSeconds = 1e6;
+constexpr double kLeastCacheBytes = 1e9;      // where nobody says how much
 constexpr int64_t kMaxShadowSlots = 1 << 22;  // 24 bytes each
 
 struct Card {
@@ -115,7 +117,9 @@ Status check_trace_options(const SimOptions& o) {
 Status check_options(const SimOptions& o) {
   if (o.sequences < 1 || o.sequences > 65536)
     return invalid(fmt::format("sequences is {}; it must be from 1 to 65536", o.sequences), "sequences");
-  if (o.steps < 0 || o.seconds < 0) return invalid("steps and seconds must not be negative", "steps");
+  if (o.steps < 0) return invalid(fmt::format("steps is {}; it must be at least 0", o.steps), "steps");
+  if (!(o.seconds >= 0 && o.seconds <= kMostSeconds))  // NaN is neither
+    return invalid(fmt::format("seconds is {}; it must be from 0 to {}", o.seconds, kMostSeconds), "seconds");
   if (!(o.speed >= 1 / kMostSpeed && o.speed <= kMostSpeed))
     return invalid(fmt::format("speed is {}; it must be from {} to {}", o.speed, 1 / kMostSpeed, kMostSpeed),
                    "speed");
@@ -208,7 +212,15 @@ Result<SimSetup> make_setup(const SimOptions& options) {
                         .block_tokens = 16};
   const double parameters = static_cast<double>(spec->num_parameters());
   setup.core.preemption_costs = costs_of(*card, 2 * parameters);
-  const double left = std::max(1e9, card->memory_bytes * 0.9 - 2 * parameters);
+  const double left = card->memory_bytes * 0.9 - 2 * parameters;
+  if (options.kv_bytes == 0 && left < kLeastCacheBytes)
+    return invalid(
+        fmt::format(
+            "the model's {:.1f} GB of weights leave {:.1f} GB of the card's {:.1f} GB for the cache; it "
+            "must be at least {:.1f}, or be given (--kv-bytes)",
+            2e-9 * parameters, std::max(0.0, left) * 1e-9, card->memory_bytes * 1e-9,
+            kLeastCacheBytes * 1e-9),
+        "kv_bytes");
   const int64_t blocks =
       (options.kv_bytes > 0 ? options.kv_bytes : static_cast<int64_t>(left)) / group.block_bytes();
   if (blocks < 2 || blocks > kMostBlocks)

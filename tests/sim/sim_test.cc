@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <random>
 #include <system_error>
 
@@ -309,6 +310,22 @@ TEST(Simulation, OptionsOutOfRangeAreNamed) {
   EXPECT_EQ(field({.both_ends = "sometimes"}), "fronts");
   EXPECT_EQ(field({.host_kv_bytes = 1 << 30}), "host_kv_bytes");  // a random load draws its own
   EXPECT_EQ(field({.model_shape = "nowhere/config.json"}), "model_shape");
+  for (const double seconds :
+       {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity(), -1.0, 1e300})
+    EXPECT_EQ(field({.seconds = seconds}), "seconds") << seconds;
+}
+
+TEST(Simulation, AModelThatDoesNotFitTheCardNeedsACacheSize) {
+  const std::string path = std::filesystem::temp_directory_path() / "quire_sim_small_card.json";
+  std::ofstream(path) << R"({"memory_bytes": 16e9})";
+  const Result<SimReport> refused = run_sim({.steps = 1, .card = path});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().message,
+            "the model's 16.1 GB of weights leave 0.0 GB of the card's 16.0 GB for the cache; it must be at "
+            "least 1.0, "
+            "or be given (--kv-bytes)");
+  EXPECT_TRUE(run_sim({.steps = 1, .kv_bytes = 1'000'000'000, .card = path}));
+  std::filesystem::remove(path);
 }
 
 // They would be ignored, and a random load's figures taken for a trace's.
