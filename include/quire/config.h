@@ -43,6 +43,7 @@ struct EngineConfig {
   int64_t cascade_min_saved_bytes = 16 << 20;
   std::string eviction = "lru";          // of cached prefixes: lru | pgdsf
   int32_t max_kv_retention_class = 100;  // a request may ask for
+  double max_kv_retention_cost = 1e6;    // a request may ask for; [1, 10^6]
 
   // Steps
   int32_t max_step_tokens = 2048;        // tokens of one step, prefill chunks and decodes together

@@ -37,8 +37,9 @@ struct Request {
   bool special_as_text = true;
   SamplingParams sampling;
   bool fit_max_tokens = false;  // max_tokens gives way to what the context has left after the prompt
-  std::string kv_policy;        // "" = keep all; "window:size=128", "stream:sinks=4,recent=124", ...
-  bool dump_kv = false;         // report the positions still visible at the end
+  // "window:size=128", "stream:sinks=4,recent=124", ...; "none" keeps all; "" = the engine's default_kv_policy.
+  std::string kv_policy;
+  bool dump_kv = false;  // report the positions still visible at the end
   bool bypass_prefix_cache = false;
   std::string cache_salt;  // tenants with different salts never share cache entries
   KvRetention kv_retention;

@@ -56,6 +56,8 @@ void bind_cache_flags(Flags& flags, EngineConfig& c) {
       "Which cached prefix goes first: least recently used, or by frequency x cost with a clock");
   flags.add("max-kv-retention-class", c.max_kv_retention_class,
             "Highest kv_retention class a request may ask for");
+  flags.add("max-kv-retention-cost", c.max_kv_retention_cost,
+            "Highest kv_retention cost a request may ask for");
   flags.add("kv-policy-bytes", c.kv_policy_bytes,
             "Memory for lists and scores of requests under tova and h2o, bytes; who finds no room waits; 0 = "
             "2 % of what is free, but no less than one request of the whole context, or all "

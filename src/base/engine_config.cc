@@ -45,6 +45,11 @@ Status check_numbers(const EngineConfig& c) {
     return invalid(fmt::format("max_queued_kv_factor is {}; it must be above 0 and at most 1000000",
                                c.max_queued_kv_factor),
                    "max_queued_kv_factor");
+  // A request that names no cost asks for 1.
+  if (!(c.max_kv_retention_cost >= 1 && c.max_kv_retention_cost <= 1e6))
+    return invalid(
+        fmt::format("max_kv_retention_cost is {}; it must be from 1 to 1000000", c.max_kv_retention_cost),
+        "max_kv_retention_cost");
   if (!(c.gpu_memory_utilization > 0 && c.gpu_memory_utilization <= 1))
     return invalid(fmt::format("gpu_memory_utilization is {}; it must be above 0 and at most 1",
                                c.gpu_memory_utilization),

@@ -80,7 +80,9 @@ class EngineCore {
   // ---- the door; any thread ----
   // What is asked and taken before a request is handed to the engine thread.
   const AdmissionLimits& limits() const { return limits_; }
-  int32_t max_kv_retention_class() const { return options_.config.max_kv_retention_class; }
+  RetentionLimits retention_limits() const {
+    return {options_.config.max_kv_retention_class, options_.config.max_kv_retention_cost};
+  }
   QueueBudget& queue_budget() { return queue_budget_; }
   double tokens_per_s() const { return timer_.tokens_per_s(); }
   double most_tokens_per_s() const;  // engine thread

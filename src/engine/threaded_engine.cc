@@ -107,7 +107,7 @@ Result<std::vector<int32_t>> ThreadedEngine::encode(const Request& request) cons
 Status ThreadedEngine::check_door(const Request& request, const std::vector<int32_t>& prompt,
                                   const PolicySpec& policy) {
   if (Status s = check_request(request.sampling, prompt, core_->limits(), policy); !s) return s;
-  if (Status s = check_retention(request.kv_retention, core_->max_kv_retention_class()); !s) return s;
+  if (Status s = check_retention(request.kv_retention, core_->retention_limits()); !s) return s;
   if (!request.sampling.stop.empty() && !parts_.text->has_tokenizer())
     return invalid("stop texts need a tokenizer, and this engine has none; use stop_token_ids",
                    "sampling.stop");

@@ -11,8 +11,6 @@
 namespace quire {
 namespace {
 
-constexpr double kMaxRetentionCost = 1e6;
-
 Status check_prompt(std::span<const TokenId> prompt, int32_t vocab_size) {
   if (prompt.empty()) return invalid("the prompt has no tokens; it needs at least 1", "prompt");
   for (size_t i = 0; i < prompt.size(); ++i)
@@ -109,20 +107,21 @@ Status check_request(const SamplingParams& sampling, std::span<const TokenId> pr
   return check_policy_memory(sampling, prompt_tokens, limits.policy_memory, policy);
 }
 
-Status check_retention(const KvRetention& retention, int32_t max_class) {
-  if (retention.retention_class < 0 || retention.retention_class > max_class)
+Status check_retention(const KvRetention& retention, const RetentionLimits& limits) {
+  if (retention.retention_class < 0 || retention.retention_class > limits.max_class)
     return invalid(fmt::format("kv_retention.retention_class is {}; it must be from 0 to {} "
                                "(max_kv_retention_class)",
-                               retention.retention_class, max_class),
+                               retention.retention_class, limits.max_class),
                    "kv_retention.retention_class");
   if (retention.ttl_ms && (*retention.ttl_ms < 1 || *retention.ttl_ms > kLongestMs))
     return invalid(
         fmt::format("kv_retention.ttl_ms is {}; it must be from 1 to {}", *retention.ttl_ms, kLongestMs),
         "kv_retention.ttl_ms");
-  if (!(retention.cost > 0 && retention.cost <= kMaxRetentionCost))
-    return invalid(fmt::format("kv_retention.cost is {}; it must be above 0 and at most {}", retention.cost,
-                               kMaxRetentionCost),
-                   "kv_retention.cost");
+  if (!(retention.cost > 0 && retention.cost <= limits.max_cost))
+    return invalid(
+        fmt::format("kv_retention.cost is {}; it must be above 0 and at most {} (max_kv_retention_cost)",
+                    retention.cost, limits.max_cost),
+        "kv_retention.cost");
   return ok();
 }
 

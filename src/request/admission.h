@@ -40,8 +40,13 @@ Error prompt_too_long(const std::string& has, const SamplingParams& sampling, in
 Status check_request(const SamplingParams& sampling, std::span<const TokenId> prompt,
                      const AdmissionLimits& limits, const PolicySpec& policy = {});
 
+struct RetentionLimits {
+  int32_t max_class = 0;
+  double max_cost = 0;
+};
+
 // kInvalidArgument: a class, time to live or cost out of range.
-Status check_retention(const KvRetention& retention, int32_t max_class);
+Status check_retention(const KvRetention& retention, const RetentionLimits& limits);
 
 // kInvalidArgument: out of range.
 Status check_deadline(std::optional<int64_t> deadline_ms);

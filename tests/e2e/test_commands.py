@@ -31,6 +31,8 @@ from conftest import BINARY, MODEL, ROOT, Server, quire
         (("serve", "--model", MODEL, "--port", "0", "--prefix-cache=false", "--host-kv-bytes", "1000000"), "host_kv_bytes is 1000000 and prefix_cache false"),
         (("serve", "--model", MODEL, "--port", "0", "--prefix-cache=false", "--disk-kv-dir", "/nonexistent", "--disk-kv-bytes", "1000000"), "disk_kv_bytes is 1000000 and prefix_cache false"),
         (("serve", "--model", MODEL, "--max-kv-retention-class", "-1"), "max_kv_retention_class is -1"),
+        (("serve", "--model", MODEL, "--max-kv-retention-cost", "0.5"), "max_kv_retention_cost is 0.5"),
+        (("generate", "--model", MODEL, "--prompt", "a", "--max-kv-retention-cost", "50", "--kv-retention-cost", "51"), "kv_retention.cost is 51; it must be above 0 and at most 50 (max_kv_retention_cost)"),
         (("tokenize", "--model", "/nonexistent", "--input", "-"), "/nonexistent"),
         (("inspect", "kv", "--config", "/nonexistent.json"), "/nonexistent.json"),
         (("inspect", "model", "/nonexistent"), "/nonexistent"),

@@ -126,6 +126,8 @@ TEST(EngineConfig, TheFieldOutOfRangeIsNamedWithItsLimits) {
             "drain_timeout_ms: drain_timeout_ms is 9223372036854775807; it must be from 0 to 1099511627776");
   EXPECT_EQ(why_not([](EngineConfig& c) { c.max_queued_kv_factor = 1e30; }),
             "max_queued_kv_factor: max_queued_kv_factor is 1e+30; it must be above 0 and at most 1000000");
+  EXPECT_EQ(why_not([](EngineConfig& c) { c.max_kv_retention_cost = 0.5; }),
+            "max_kv_retention_cost: max_kv_retention_cost is 0.5; it must be from 1 to 1000000");
   EXPECT_EQ(why_not([](EngineConfig& c) { c.max_priority_wait_ms = 0; }),
             "max_priority_wait_ms: max_priority_wait_ms is 0; it must be from 1 to 1099511627776");
   EXPECT_EQ(

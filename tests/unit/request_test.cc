@@ -92,17 +92,21 @@ TEST(Admission, ADeadlineThatTheWorkAheadMakesImpossibleIsRefusedWithADelay) {
 }
 
 TEST(Admission, RetentionOutOfRangeIsNamedWithItsLimit) {
-  EXPECT_TRUE(check_retention({}, 0).has_value());
-  EXPECT_TRUE(check_retention({.retention_class = 3, .ttl_ms = 1, .cost = 1e6}, 3).has_value());
-  const Status s = check_retention({.retention_class = 4, .ttl_ms = {}}, 3);
+  EXPECT_TRUE(check_retention({}, {.max_class = 0, .max_cost = 1}).has_value());
+  const RetentionLimits limits{.max_class = 3, .max_cost = 50};
+  EXPECT_TRUE(check_retention({.retention_class = 3, .ttl_ms = 1, .cost = 50}, limits).has_value());
+  const Status s = check_retention({.retention_class = 4, .ttl_ms = {}}, limits);
   EXPECT_EQ(s.error().message,
             "kv_retention.retention_class is 4; it must be from 0 to 3 (max_kv_retention_class)");
-  EXPECT_EQ(check_retention({.retention_class = -1, .ttl_ms = {}}, 3).error().field,
+  EXPECT_EQ(check_retention({.retention_class = -1, .ttl_ms = {}}, limits).error().field,
             "kv_retention.retention_class");
   for (const int64_t ttl_ms : {int64_t{0}, INT64_MIN, INT64_MAX})
-    EXPECT_EQ(check_retention({.ttl_ms = ttl_ms}, 3).error().field, "kv_retention.ttl_ms") << ttl_ms;
-  for (const double cost : {0.0, -1.0, 2e6, std::nan("")})
-    EXPECT_EQ(check_retention({.ttl_ms = {}, .cost = cost}, 3).error().field, "kv_retention.cost") << cost;
+    EXPECT_EQ(check_retention({.ttl_ms = ttl_ms}, limits).error().field, "kv_retention.ttl_ms") << ttl_ms;
+  for (const double cost : {0.0, -1.0, 50.5, 2e6, std::nan("")})
+    EXPECT_EQ(check_retention({.ttl_ms = {}, .cost = cost}, limits).error().field, "kv_retention.cost")
+        << cost;
+  EXPECT_EQ(check_retention({.ttl_ms = {}, .cost = 50.5}, limits).error().message,
+            "kv_retention.cost is 50.5; it must be above 0 and at most 50 (max_kv_retention_cost)");
 }
 
 TEST(QueueBudget, RefusesByRequestsAndByTokensAndGivesBack) {
