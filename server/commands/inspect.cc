@@ -27,6 +27,8 @@ struct LayerGroup {
   int64_t bytes(int64_t tokens) const {
     return bytes_per_token * (window > 0 ? std::min<int64_t>(tokens, window) : tokens);
   }
+  // The block table of a sequence serves all layers, so none lets go of a token before all do: a KV policy's matter.
+  int64_t held_bytes(int64_t tokens) const { return bytes_per_token * tokens; }
 };
 
 std::vector<LayerGroup> layer_groups(const ModelSpec& spec, DType dtype) {
@@ -64,16 +66,22 @@ Json kv_report(const ModelSpec& spec, DType dtype, const std::vector<int64_t>& c
                                 {"bytes_per_token", group.bytes_per_token}});
   report["contexts"] = Json::array();
   for (const int64_t tokens : contexts) {
-    Json entry = {{"tokens", tokens}, {"bytes", 0}, {"bytes_by_group", Json::array()}};
-    int64_t sum = 0;
+    Json entry = {{"tokens", tokens}, {"bytes", 0}, {"held_bytes", 0}, {"bytes_by_group", Json::array()}};
+    int64_t sum = 0, held = 0;
     for (const LayerGroup& group : groups) {
       sum += group.bytes(tokens);
+      held += group.held_bytes(tokens);
       entry["bytes_by_group"].push_back(group.bytes(tokens));
     }
     entry["bytes"] = sum;
+    entry["held_bytes"] = held;
     report["contexts"].push_back(std::move(entry));
   }
   return report;
+}
+
+std::string amount(int64_t bytes) {
+  return fmt::format("{} bytes ({:.2f} GB)", bytes, static_cast<double>(bytes) / 1e9);
 }
 
 void print_kv(const Json& report) {
@@ -84,9 +92,11 @@ void print_kv(const Json& report) {
                group["kind"].get<std::string>(),
                group["window_tokens"] == 0 ? "" : std::to_string(group["window_tokens"].get<int>()),
                group["bytes_per_token"].get<int64_t>());
-  for (const Json& context : report["contexts"])
-    fmt::print("  {:>9} tokens: {} bytes ({:.2f} GB)\n", context["tokens"].get<int64_t>(),
-               context["bytes"].get<int64_t>(), static_cast<double>(context["bytes"].get<int64_t>()) / 1e9);
+  for (const Json& context : report["contexts"]) {
+    const auto bytes = context["bytes"].get<int64_t>(), held = context["held_bytes"].get<int64_t>();
+    fmt::print("  {:>9} tokens: {}{}\n", context["tokens"].get<int64_t>(), amount(bytes),
+               held == bytes ? "" : " in reach of the windows; quire holds " + amount(held));
+  }
 }
 
 DType parse_dtype(const std::string& name, DType otherwise) {
@@ -179,7 +189,9 @@ int run_inspect_kv(const Arguments& arguments) {
   Flags flags(
       "quire inspect kv",
       "What a model's KV cache costs, per token and per context, by layer group. Exact bytes, before "
-      "rounding up to blocks. A sliding-window layer needs at most its window; quire keeps all its tokens.");
+      "rounding up to blocks. `bytes`: what attention reaches, in a layer with a sliding window at most its "
+      "window. `held_bytes`: what quire's cache takes, which without a KV policy is every token in every "
+      "layer.");
   flags.add("config", config, "The model's config.json");
   flags.require("config");
   flags.add("tokens", contexts, "Context lengths, tokens");

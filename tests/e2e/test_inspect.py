@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import MODEL, quire
+from conftest import MODEL, ROOT, quire
 
 
 def test_inspect_kv_knows_llama_2_13b(tmp_path):
@@ -19,20 +19,38 @@ def test_inspect_kv_knows_llama_2_13b(tmp_path):
         done = quire("inspect", "kv", "--config", tmp_path / "config.json", "--tokens", "10000,100000", *dtype, "--output", "json")
         report = json.loads(done.stdout)
         assert report["bytes_per_token"] == 819_200
-        assert [c["bytes"] for c in report["contexts"]] == [8_192_000_000, 81_920_000_000]
+        assert [c["bytes"] for c in report["contexts"]] == [c["held_bytes"] for c in report["contexts"]] == [8_192_000_000, 81_920_000_000]
         assert report["groups"] == [{"kind": "full_attention", "window_tokens": 0, "layers": 40, "bytes_per_token": 819_200}]
 
 
-def test_inspect_kv_stops_windowed_layers_at_their_window(tmp_path):
+def test_inspect_kv_tells_what_windows_reach_and_what_quire_holds(tmp_path):
     config = {
         "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336,
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000,
         "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "sliding_window": 4096, "torch_dtype": "bfloat16",
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
-    report = json.loads(quire("inspect", "kv", "--config", tmp_path / "config.json", "--tokens", "1000,100000", "--output", "json").stdout)
+    asked = ("inspect", "kv", "--config", tmp_path / "config.json", "--tokens", "1000,100000")
+    report = json.loads(quire(*asked, "--output", "json").stdout)
     assert report["bytes_per_token"] == 131_072
     assert [c["bytes"] for c in report["contexts"]] == [131_072_000, 131_072 * 4096]
+    assert [c["held_bytes"] for c in report["contexts"]] == [131_072_000, 131_072 * 100_000]
+    inside, beyond = quire(*asked).stdout.splitlines()[-2:]
+    assert inside.endswith("1000 tokens: 131072000 bytes (0.13 GB)")
+    assert beyond.endswith("100000 tokens: 536870912 bytes (0.54 GB) in reach of the windows; quire holds 13107200000 bytes (13.11 GB)")
+
+
+def test_inspect_kv_tells_what_the_engine_holds():
+    """Of a tiny model whose every layer has a window of 8, and at last with a policy of that window: the same tokens, in less."""
+    model, prompt, block_tokens = ROOT / "tests/golden/families/mistral-window", 40, 8
+    report = json.loads(quire("inspect", "kv", "--config", model / "config.json", "--tokens", prompt + 64, "--output", "json").stdout)
+    ids = ",".join(str(3 + i) for i in range(prompt))
+    run = ("generate", "--model", model, "--prompt-ids", ids, "--max-tokens", 64, "--ignore-eos", "--block-tokens", block_tokens)
+    flags = ("--temperature", 0, "--dtype", "f32", "--max-prefill-chunk-tokens", 8, "--output", "json")
+    whole, window = (json.loads(quire(*run, *flags, *policy).stdout) for policy in ((), ("--kv-policy", "window:size=8")))
+    peak_bytes = [answer["kv"]["blocks_peak"] * block_tokens * report["bytes_per_token"] for answer in (whole, window)]
+    assert peak_bytes[0] == report["contexts"][0]["held_bytes"] > peak_bytes[1] >= report["contexts"][0]["bytes"]
+    assert whole["outputs"][0]["token_ids"] == window["outputs"][0]["token_ids"]
 
 
 def test_inspect_model_tells_shape_and_weights():
