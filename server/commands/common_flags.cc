@@ -17,9 +17,11 @@ void bind_model_flags(Flags& flags, EngineConfig& c) {
   flags.add("served-model-name", c.served_model_name, "Name on the wire; none = the directory's name");
   flags.add("weights", c.weights, "checkpoint, or random[:SEED] (then DIR needs only a config.json)");
   flags.add_choice("device", c.device, {"auto", "cpu", "cuda", "cuda-host"}, "Where the model runs");
-  flags.add_choice("dtype", c.dtype, {"auto", "f32", "bf16", "f16"}, "Element type of activations");
+  flags.add_choice(
+      "dtype", c.dtype, {"auto", "f32", "bf16", "f16"},
+      "Element type of activations; auto = f32 on the CPU, the checkpoint's on cuda; f16 on cuda only");
   flags.add_choice("kv-cache-dtype", c.kv_cache_dtype, {"auto", "f32", "bf16", "f16"},
-                   "Element type of the KV cache");
+                   "Element type of the KV cache; auto = dtype's; on cuda no other");
   flags.add("max-context-tokens", c.max_context_tokens,
             "Prompt and output of a sequence, tokens; 0 = the model's");
   flags.add("threads", c.threads, "Threads of the CPU back end; 0 = all cores");

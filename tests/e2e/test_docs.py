@@ -3,11 +3,13 @@
 Method: the reference pages are made anew and compared; every flag that any page names must exist in the command line.
 """
 
+import itertools
 import json
 import re
 import subprocess
 import sys
 
+import pytest
 from conftest import BINARY, MODEL, ROOT, quire
 
 # Flags of other programs that the pages show.
@@ -57,3 +59,19 @@ def test_pages_name_no_flag_that_does_not_exist():
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         named = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", page.read_text()))
         assert named <= known, f"{page.name} names {sorted(named - known)}"
+
+
+def test_the_page_on_flags_says_which_element_types_run_where():
+    page = (ROOT / "docs/flags.md").read_text()
+    assert re.search(r"`--dtype auto\\\|f32.*activations; auto = f32 on the CPU, the checkpoint's on cuda; f16 on cuda only", page)
+    assert re.search(r"`--kv-cache-dtype auto.*; auto = dtype's; on cuda no other", page)
+    model = ROOT / "tests/golden/families/qwen3"
+    run = ("generate", "--model", model, "--prompt-ids", "5", "--max-tokens", "1", "--kv-cache-bytes", "1000000", "--output", "json")
+    for device in ("cpu", "cuda-host"):
+        for dtype, kv in itertools.product(("auto", "f32", "bf16", "f16"), repeat=2):
+            done = quire(*run, "--device", device, "--dtype", dtype, "--kv-cache-dtype", kv)
+            if "without the CUDA" in done.stderr or "no CUDA" in done.stderr:
+                pytest.skip("this build has no CUDA executor")
+            activations = dtype if dtype != "auto" else "f32"  # which is the checkpoint's type too
+            works = activations != "f16" if device == "cpu" else kv in ("auto", activations)
+            assert (done.returncode == 0) == works, f"{device} {dtype} {kv}: {done.stderr}"
