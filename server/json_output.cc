@@ -16,12 +16,8 @@ Json number(double value) {
   return std::isfinite(value) ? Json(value) : Json(nullptr);
 }  // JSON has no NaN, no infinity
 
-// A float is written with its own shortest digits: 0.1f is 0.1, not 0.10000000149011612.
 Json number(float value) {
-  if (!std::isfinite(value)) return nullptr;
-  char digits[32];
-  *std::to_chars(digits, digits + sizeof digits - 1, value).ptr = '\0';
-  return std::strtod(digits, nullptr);
+  return std::isfinite(value) ? Json(shortest(value)) : Json(nullptr);
 }
 
 Json to_object(const std::vector<TokenLogprob>& logprobs) {
@@ -60,14 +56,28 @@ Json to_object(const Error& error) {
   return object;
 }
 
+Json named(std::string_view request_id) {
+  Json object = Json::object();
+  if (!request_id.empty()) object["request_id"] = request_id;
+  return object;
+}
+
 std::string dump(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 }  // namespace
 
-std::string to_json(const Completion& c) {
-  Json object = {{"prompt_token_ids", c.prompt_token_ids}, {"outputs", Json::array()}};
+double shortest(float value) {
+  char digits[32];
+  *std::to_chars(digits, digits + sizeof digits - 1, value).ptr = '\0';
+  return std::strtod(digits, nullptr);
+}
+
+std::string to_json(const Completion& c, std::string_view request_id) {
+  Json object = named(request_id);
+  object["prompt_token_ids"] = c.prompt_token_ids;
+  object["outputs"] = Json::array();
   for (const Output& output : c.outputs) object["outputs"].push_back(to_object(output));
   if (!c.prompt_logprobs.empty()) object["prompt_logprobs"] = to_object(c.prompt_logprobs);
   object["usage"] = {{"prompt_tokens", c.usage.prompt_tokens},
@@ -87,8 +97,10 @@ std::string to_json(const Completion& c) {
   return dump(object);
 }
 
-std::string to_json(const Error& error) {
-  return dump({{"error", to_object(error)}});
+std::string to_json(const Error& error, std::string_view request_id) {
+  Json object = named(request_id);
+  object["error"] = to_object(error);
+  return dump(object);
 }
 
 }  // namespace quire::server

@@ -104,13 +104,17 @@ class Runner {
 
  private:
   struct Entry {
+    std::string request_id;  // the line's; may be empty
     std::shared_ptr<Collector> collector;
     std::optional<Error> refusal;
   };
 
   void start(const v1::GenerateRequest& wire) {
     Result<Request> request = to_request(wire, engine_.model().vocab_size, defaults_);
-    if (!request) return running_.push_back({.collector = nullptr, .refusal = request.error()});
+    const auto add = [&](std::shared_ptr<Collector> collector, std::optional<Error> refusal) {
+      running_.push_back({wire.request_id(), std::move(collector), std::move(refusal)});
+    };
+    if (!request) return add(nullptr, request.error());
     // The only request of a text run is shown as it comes; everything else at its end.
     const bool live = as_text_ && num_requests_ == 1 && request->sampling.num_sequences() == 1;
     request->stream = live;
@@ -118,10 +122,10 @@ class Runner {
       auto collector = live ? std::make_shared<Collector>([](const std::string& text) { print_now(text); })
                             : std::make_shared<Collector>();
       const Result<RequestId> id = engine_.submit(*request, collector);
-      if (id) return running_.push_back({.collector = collector, .refusal = std::nullopt});
+      if (id) return add(collector, std::nullopt);
       const bool queue_full =
           id.error().code == Code::kResourceExhausted && id.error().retry_delay_ms && !running_.empty();
-      if (!queue_full) return running_.push_back({.collector = nullptr, .refusal = id.error()});
+      if (!queue_full) return add(nullptr, id.error());
       finish_oldest();  // its place in the queue is what is waited for
     }
   }
@@ -130,13 +134,13 @@ class Runner {
     const Entry entry = std::move(running_.front());
     running_.pop_front();
     if (entry.refusal) {
-      report(*entry.refusal, to_json(*entry.refusal));
+      report(*entry.refusal, to_json(*entry.refusal, entry.request_id));
     } else {
       const Completion completion = entry.collector->wait();
       if (completion.error) {
-        report(*completion.error, to_json(completion));
+        report(*completion.error, to_json(completion, entry.request_id));
       } else {
-        print(completion);
+        print(completion, entry.request_id);
       }
     }
     ++num_finished_;
@@ -154,9 +158,9 @@ class Runner {
     fmt::print(stderr, "quire: request {}: {}\n", num_finished_ + 1, problem.message);
   }
 
-  void print(const Completion& completion) const {
+  void print(const Completion& completion, const std::string& request_id) const {
     if (!as_text_) {
-      fmt::print("{}\n", to_json(completion));
+      fmt::print("{}\n", to_json(completion, request_id));
     } else if (num_requests_ == 1 && completion.outputs.size() == 1) {
       fmt::print("\n");  // its text is there already
     } else {

@@ -87,6 +87,22 @@ def test_jsonl_keeps_the_order_and_takes_the_wires_fields(tmp_path):
     assert len(answers[2]["outputs"]) == 2
 
 
+def test_a_lines_request_id_is_in_its_answer_whatever_becomes_of_it(tmp_path):
+    lines = [
+        {"request_id": "done", "prompt": "Once"},
+        {"prompt": "Once"},
+        {"request_id": "refused", "prompt": "Once", "top_p": 7},
+        {"request_id": "failed", "prompt": "Once", "max_tokens": 2000, "deadline_ms": 1},
+        {"request_id": "done", "prompt": "Once"},
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    done = quire("generate", "--model", MODEL, "--input", tmp_path / "in.jsonl", "--max-tokens", 2, "--output", "jsonl")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [a.get("request_id") for a in answers] == ["done", None, "refused", "failed", "done"]
+    assert ["error" in a for a in answers] == [False, False, True, True, False]
+    assert "outputs" not in answers[2] and list(answers[0])[0] == "request_id"
+
+
 def test_flags_are_the_defaults_of_lines(tmp_path):
     file = tmp_path / "in.jsonl"
     file.write_text('{"prompt": "Once"}\n{"prompt": "Once", "max_tokens": 2}\n')

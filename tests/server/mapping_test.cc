@@ -181,6 +181,9 @@ TEST(JsonOutput, HasTheFormThatScriptsRelyOn) {
       R"("usage":{"prompt_tokens":2,"completion_tokens":1,"cached_tokens":0},)"
       R"("kv":{"blocks_peak":0,"blocks_shared_peak":0,"copies_on_write":0,"waste_percent":0.0,"prefill_mode":""},)"
       R"("timings":{"queued_ms":0.5,"first_token_ms":1.5,"total_ms":2.0}})");
+  EXPECT_EQ(to_json(c, "a \"b").substr(0, 46), R"({"request_id":"a \"b","prompt_token_ids":[1,2])");
+  EXPECT_EQ(to_json(invalid("bad"), "7"),
+            R"({"request_id":"7","error":{"code":"INVALID_ARGUMENT","message":"bad"}})");
 }
 
 // ---- flags ----
