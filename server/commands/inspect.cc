@@ -7,6 +7,7 @@
 #include "server/commands/command.h"
 #include "server/commands/text_file.h"
 #include "server/flags.h"
+#include "server/json_output.h"
 #include "src/model/checkpoint.h"
 #include "src/model/config.h"
 #include "src/model/weight_source.h"
@@ -139,7 +140,7 @@ Json model_report(const ModelSpec& spec) {
       {"vocab_size", spec.vocab_size},
       {"max_context_tokens", spec.max_positions},
       {"dtype", name_of(spec.checkpoint_dtype)},
-      {"norm_eps", spec.norm_eps},
+      {"norm_eps", shortest(spec.norm_eps)},
       {"qkv_bias", spec.qkv_bias},
       {"qk_norm", spec.qk_norm},
       {"tied_embeddings", spec.tied_embeddings},

@@ -61,6 +61,15 @@ def test_inspect_model_tells_shape_and_weights():
     assert report["tokenizer"] == {"tokens": 4096, "ids_without_a_token": 0} and report["chat_template"] is False
 
 
+@pytest.mark.parametrize("written", ["1e-05", "1e-06", "9.999999e-07", "0.0009765625", "3.3e-7"])
+def test_inspect_model_shows_numbers_as_the_config_has_them(tmp_path, written):
+    config = json.loads((MODEL / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config).replace(json.dumps(config["rms_norm_eps"]), written))
+    done = quire("inspect", "model", tmp_path, "--weights", "random", "--output", "json")
+    assert json.loads(done.stdout)["norm_eps"] == float(written)
+    assert f'"norm_eps":{float(written)!r},' in done.stdout
+
+
 @pytest.mark.parametrize(
     ("fault", "complaint"),
     [
