@@ -90,8 +90,7 @@ class RandomWorkload final : public Workload {
     if (deadlines_ && random_.chance(0.05)) r.deadline_us = now_us + random_.between(1, 3'000'000);
     if (random_.chance(mix_.policy)) {
       const PolicySpec policy = draw_policy(random_, mix_);
-      if (check_policy(policy, {.prompt_logprobs = p.prompt_logprobs >= 0, .beam_search = p.beam_width > 0}))
-        r.policy = policy;
+      if (check_policy(policy, {.prompt_logprobs = p.prompt_logprobs >= 0})) r.policy = policy;
       if (r.policy == policy && p.num_sequences() == 1 && p.beam_width == 0 &&
           random_.chance(mix_.policy_samples))
         p.n = static_cast<int32_t>(random_.between(2, 6));

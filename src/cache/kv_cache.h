@@ -164,6 +164,8 @@ class KvCache {
   // That all of them take for a slot each: of those that hold a tail together the last writes in it.
   int64_t blocks_for_next_slots(std::span<const BlockTable* const> tables) const;
   int32_t blocks_for_overwrite(const BlockTable& table) const;  // that overwrite(table) would take
+  // That overwriting all of them takes: of those that hold a block together the last writes in it.
+  int64_t blocks_for_overwrites(std::span<const BlockTable* const> tables) const;
   // Blocks that can be had now: free and evictable.
   int64_t num_available() const { return num_free() + num_evictable(); }
   // What tables would bring if all of them were released: the blocks that any of them holds, each once, and of these
@@ -227,6 +229,7 @@ class KvCache {
   KvCache(const CacheSpec& spec, EvictionOrder order, CacheTier kind, int64_t first_host_block);
   int32_t blocks_for(int32_t tokens) const { return size_.blocks_for(tokens); }
   bool appends_to_shared_tail(const BlockTable& table) const;
+  int64_t num_written_by_last(std::vector<BlockId>& shared) const;
   bool is_extended_in_open_step(const BlockTable& table) const;
 
   bool make_room(int64_t blocks, int64_t now_us);

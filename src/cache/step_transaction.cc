@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "src/base/check.h"
@@ -26,13 +27,28 @@ int64_t KvCache::blocks_for_next_slots(std::span<const BlockTable* const> tables
     blocks += blocks_needed(*table, table->length_ + 1);
     if (appends_to_shared_tail(*table)) shared.push_back(table->blocks_.back());
   }
+  return blocks - num_written_by_last(shared);
+}
+
+// Of blocks named once for each holder that writes, those that nobody else holds or may find: the last finds itself alone.
+int64_t KvCache::num_written_by_last(std::vector<BlockId>& shared) const {
+  int64_t count = 0;
   std::ranges::sort(shared);
-  for (auto tail = shared.begin(); tail != shared.end();) {
-    const auto next = std::upper_bound(tail, shared.end(), *tail);
-    if (pool_.num_holders(*tail) == next - tail && !pool_.is_published(*tail)) --blocks;
-    tail = next;
+  for (auto block = shared.begin(); block != shared.end();) {
+    const auto next = std::upper_bound(block, shared.end(), *block);
+    count += pool_.num_holders(*block) == next - block && !pool_.is_published(*block) ? 1 : 0;
+    block = next;
   }
-  return blocks;
+  return count;
+}
+
+int64_t KvCache::blocks_for_overwrites(std::span<const BlockTable* const> tables) const {
+  std::vector<BlockId> shared;
+  for (const BlockTable* table : tables)
+    std::ranges::copy_if(table->blocks_, std::back_inserter(shared),
+                         [this](BlockId block) { return !pool_.may_write(block); });
+  const auto blocks = static_cast<int64_t>(shared.size());
+  return blocks - num_written_by_last(shared);
 }
 
 int32_t KvCache::blocks_for_overwrite(const BlockTable& table) const {

@@ -142,6 +142,21 @@ Broken lists_within_bound(const EngineCore& core) {
   return {};
 }
 
+// Of one request: each beam's lists lie in a place of their own.
+Broken beams_lie_apart(const SequenceGroup& group) {
+  std::vector<bool> taken(static_cast<size_t>(group.num_slots()), false);
+  for (const auto& s : group.sequences) {
+    if (s->finished()) continue;
+    const bool fits = s->list_place >= 0 && s->list_place < group.num_slots();
+    if (!fits || taken[static_cast<size_t>(s->list_place)])
+      return fmt::format(
+          "invariant 10: the lists of beam {} of request {} lie in place {} of {}, which is {}", value(s->id),
+          group.request, s->list_place, group.num_slots(), fits ? "another's" : "none");
+    taken[static_cast<size_t>(s->list_place)] = true;
+  }
+  return {};
+}
+
 // Its parts: of whoever was admitted, until the group is gone.
 Broken policy_memory_adds_up(const EngineCore& core) {
   const Scheduler& scheduler = core.scheduler();
@@ -152,6 +167,8 @@ Broken policy_memory_adds_up(const EngineCore& core) {
     if (group->state == GroupState::kAdmitted && bytes > 0 && group->policy_memory < 0)
       return fmt::format("invariant 10: request {} runs under {} and has no memory for its lists",
                          group->request, to_string(group->policy));
+    if (group->is_beam && group->traits.overwrites_slots)
+      if (Broken b = beams_lie_apart(*group)) return b;
     if (group->policy_memory < 0) continue;
     parts.emplace(group->policy_memory, bytes);
     used += bytes;

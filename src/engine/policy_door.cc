@@ -37,7 +37,6 @@ Result<PolicySpec> PolicyDoor::choose(const Request& request) const {
   if (!spec) return spec;
   PolicySetting setting = model_;
   setting.prompt_logprobs = request.sampling.prompt_logprobs >= 0;
-  setting.beam_search = request.sampling.beam_width > 0;
   if (Status s = check(*spec, setting); !s) return s.error();
   return spec;
 }

@@ -33,6 +33,7 @@ class CpuRunner final : public StepRunner {
   Status run_checked(const BatchPlan& plan, StepResult& result) {
     apply_to_sampler(plan, *sampler_);
     retention_.forget(plan.leaves);
+    if (Status forked = retention_.fork(plan.forks); !forked) return forked;
     if (Status copies = copies_.build(plan.copies); !copies) return copies;
     if (Status built = step_.build(plan); !built) return built;
     copies_.run(*parts_.kernels, parts_.arena.as<char>(), parts_.layout.block_bytes(),

@@ -158,6 +158,7 @@ class CudaRunner final : public QueueingRunner {
     for (const SequenceId sequence : plan.leaves) sampling_.leave(sequence);
     for (const PlannedJoin& join : plan.joins) sampling_.join(join);
     retention_.forget(plan.leaves);
+    if (Status forked = retention_.fork(plan.forks); !forked) return forked;
     if (Status copies = copies_.build(plan.copies); !copies) return copies;
     if (Status built = step_.build(plan); !built) return built;
     if (Status built = tables_.build(plan); !built) return built;

@@ -256,7 +256,10 @@ void DeviceRetention::end(const BatchPlan& plan, std::vector<QueuedDump>& dumps,
     const PlannedSequence& s = plan.sequences[static_cast<size_t>(item.sequence)];
     if (item.phase == RetentionPhase::kCut) {
       states_.at(value(s.sequence)).item.prompt_sums = nullptr;
-      fork(s);
+      if (Status forked = fork_samples(s); !forked) {
+        failures.push_back({s.sequence, forked.error()});
+        continue;
+      }
     }
     if (!s.dump_kv) continue;
     if (Status dumped = dump(s, dumps.emplace_back()); !dumped) {
@@ -267,17 +270,38 @@ void DeviceRetention::end(const BatchPlan& plan, std::vector<QueuedDump>& dumps,
 }
 
 // Samples of the prompt that has just been cut go on from its lists, each with lists of its own.
-void DeviceRetention::fork(const PlannedSequence& s) {
-  const State from = states_.at(value(s.sequence));
-  char* at = reinterpret_cast<char*>(from.item.positions);
-  for (const PlannedSample& sample : s.samples) {
-    if (sample.sequence == s.sequence) continue;
-    at += from.bytes;
-    State to = from;
-    place_lists(to, at);
-    device_.copy_on_device(at, from.item.positions, from.bytes);
-    states_.insert_or_assign(value(sample.sequence), to);
+Status DeviceRetention::fork_samples(const PlannedSequence& s) {
+  int32_t place = 0;
+  for (const PlannedSample& sample : s.samples)
+    if (sample.sequence != s.sequence)
+      if (Status copied = copy_state(s.sequence, sample.sequence, ++place); !copied) return copied;
+  return ok();
+}
+
+Status DeviceRetention::fork(std::span<const PolicyFork> forks) {
+  for (const PolicyFork& f : forks) {
+    if (!states_.contains(value(f.source))) return misfit(f);
+    if (Status copied = copy_state(f.source, f.target, f.place); !copied) return copied;
   }
+  return ok();
+}
+
+// On the same stream as the steps: after the last that changed the source, before the next that reads the target.
+Status DeviceRetention::copy_state(SequenceId source, SequenceId target, int32_t place) {
+  const State from = states_.at(value(source));
+  State to = from;
+  to.place = place;
+  char* at = reinterpret_cast<char*>(from.item.positions) + (place - from.place) * from.bytes;
+  if (place == from.place || at < states_memory_.as<char>() ||
+      at + from.bytes > states_memory_.as<char>() + states_memory_.bytes())
+    return error(
+        Code::kInternal,
+        fmt::format("plan, sequence {} begins as {} is: lists of {} bytes in place {}, from place {}",
+                    value(target), value(source), from.bytes, place, from.place));
+  place_lists(to, at);
+  device_.copy_on_device(at, from.item.positions, from.bytes);
+  states_.insert_or_assign(value(target), to);
+  return ok();
 }
 
 // ---- dumps ----

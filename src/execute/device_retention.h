@@ -4,7 +4,7 @@
 //
 // A step: begin() says what the step needs; its arrays go to the device with the others; before_forward() makes
 // the cuts planned after a prompt and finds each row's slots; after_layer() takes in a layer's side outputs;
-// end() hands states on to forked samples. Steps without such a sequence pay nothing; steps of rows behind
+// end() hands states on to forked samples, fork() on to beams. Steps without such a sequence pay nothing; steps of rows behind
 // prompts alone are captured like any other decode step. All of it lies in memory that is allocated at the start: side outputs for as many
 // slots as the cache has, which no plan's lists exceed together, and the region in which the scheduler gives each request its part
 // (policy_memory.h). Only dumps, which are for debugging, may ask for more; where there is none their sequence fails alone. Executor
@@ -71,6 +71,8 @@ class DeviceRetention {
   static int64_t bytes_of_slot(int32_t num_q_heads) { return int64_t{num_q_heads} * 2 * 4; }
 
   void forget(std::span<const SequenceId> sequences);
+  // Queues the copies. kInternal: as begin().
+  Status fork(std::span<const PolicyFork> forks);
   // max_rows: to which the step may be padded. kInternal: the plan does not fit what was kept or reserved.
   Status begin(const BatchPlan& plan, int64_t max_rows);
   bool active() const { return !items_.empty(); }
@@ -91,6 +93,7 @@ class DeviceRetention {
   struct State {         // of one sequence: [num_layers, lists] lists of `room` slots
     RetentionItem item;  // pointers into states_memory_, sizes; what a step changes is filled in each time
     int64_t bytes = 0;   // from item.positions on: positions, free slots, scores
+    int32_t place = 0;   // among the lists of its request's samples or beams
   };
   struct Cut {
     int32_t sequence = 0;     // of the step
@@ -106,7 +109,8 @@ class DeviceRetention {
   void want_side_outputs(const PlannedSequence& s, const RetentionItem& item);
   Status check_room(int64_t rows) const;
   void place_lists(State& state, char* at) const;
-  void fork(const PlannedSequence& s);
+  Status copy_state(SequenceId source, SequenceId target, int32_t place);
+  Status fork_samples(const PlannedSequence& s);
   Status dump(const PlannedSequence& s, QueuedDump& dump);
   Result<DeviceBuffer> take_pinned(int64_t bytes);
   int64_t num_lists(const State& state) const { return int64_t{layout_.num_layers} * state.item.lists; }

@@ -66,6 +66,7 @@ StepResult FakeExecutor::run(const BatchPlan& plan, bool copies_fail) {
   StepResult result;
   result.step = plan.step;
   for (const SequenceId id : plan.leaves) known_.erase(value(id));
+  for (const PolicyFork& f : plan.forks) known_[value(f.target)].list = known_[value(f.source)].list;
   for (const PlannedJoin& j : plan.joins) join(j);
   result.status = carry_out_copies(plan, copies_fail);
   if (result.status && fault_) result.status = fault_(plan);
@@ -113,9 +114,11 @@ Status FakeExecutor::carry_out_copies(const BatchPlan& plan, bool fail) {
   return fail ? Status(error(Code::kInternal, "injected fault of a copy")) : ok();
 }
 
-// A sequence that ended before it was ever sampled for leaves no word; it is known by its silence.
+// A sequence that ended before it was ever sampled for leaves no word; it is known by its silence. One that has a list does.
 void FakeExecutor::forget_stale(uint64_t step) {
-  known_.erase_if([&](const Known& known) { return !known.joined && known.last_step + 1024 < step; });
+  known_.erase_if([&](const Known& known) {
+    return !known.joined && known.list.empty() && known.last_step + 1024 < step;
+  });
 }
 
 // Nothing of a failed step was computed: what was to follow it means nothing.

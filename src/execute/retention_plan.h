@@ -27,4 +27,9 @@ inline Error misfit(const PlannedSequence& s, const std::string& what) {
                fmt::format("plan, sequence {} under {}: {}", value(s.sequence), to_string(s.policy), what));
 }
 
+inline Error misfit(const PolicyFork& f) {
+  return error(Code::kInternal, fmt::format("plan, sequence {} begins as {} is, of which no lists were kept",
+                                            value(f.target), value(f.source)));
+}
+
 }  // namespace quire

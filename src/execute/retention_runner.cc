@@ -31,6 +31,16 @@ void RetentionRunner::forget(std::span<const SequenceId> sequences) {
   }
 }
 
+Status RetentionRunner::fork(std::span<const PolicyFork> forks) {
+  for (const PolicyFork& f : forks) {
+    const auto source = states_.find(value(f.source));
+    if (source == states_.end()) return misfit(f);
+    const State& state = source->second;
+    guarded(f.target, [&] { states_.insert_or_assign(value(f.target), state); });
+  }
+  return ok();
+}
+
 template <class Action>
 bool RetentionRunner::guarded(SequenceId sequence, const Action& action) {
   try {

@@ -2,9 +2,9 @@
 // lies in which slot of every layer and head, the scores, and decides after each layer's attention. Decisions: policy/retention.h.
 //
 // A step: begin() makes the cuts planned after a prompt and says where each row goes; after_layer() is called by the forward pass
-// while the side outputs of that layer stand; end() hands states on to forked samples and reports dumps. Where the host has no memory for
-// what one sequence keeps, that sequence fails and is left out until it leaves; its rows run on, and what they give is nobody's. Executor
-// thread.
+// while the side outputs of that layer stand; end() hands states on to forked samples and reports dumps; fork() hands them on to beams.
+// Where the host has no memory for what one sequence keeps, that sequence fails and is left out until it leaves; its rows run on, and
+// what they give is nobody's. Executor thread.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +26,7 @@ class RetentionRunner {
   RetentionRunner(Kernels& kernels, const KvLayout& layout, char* arena, int32_t num_q_heads);
 
   void forget(std::span<const SequenceId> sequences);
+  Status fork(std::span<const PolicyFork> forks);
   // After HostStep::build of the same plan. An Error: the plan does not fit what was kept.
   Status begin(const BatchPlan& plan, HostStep& step);
   // Some sequence of the step needs side outputs: attach() them, and call after_layer for every layer.

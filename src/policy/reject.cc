@@ -21,8 +21,6 @@ const std::vector<PolicyRejection>& policy_rejections() {
        "a list that several layers read belongs to its producer; scores per layer are not defined"},
       {Kind::kH2o, &Setting::shares_kv_across_layers,
        "a list that several layers read belongs to its producer; scores per layer are not defined"},
-      {Kind::kH2o, &Setting::beam_search, "beams would need a copy of every list's scores at each fork"},
-      {Kind::kTova, &Setting::beam_search, "beams would need a private copy of every list at each fork"},
       {Kind::kTova, &Setting::recompute_preemption,
        "preemption_mode is 'recompute', and a list computed again would be cut anew, with the output as part "
        "of its prompt"},

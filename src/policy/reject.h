@@ -14,7 +14,6 @@ struct PolicySetting {
   bool dynamic_ntk_rope = false;
   bool shares_kv_across_layers = false;  // kv_source[l] != l for some layer
   bool prompt_logprobs = false;
-  bool beam_search = false;
   bool recompute_preemption = false;  // the server's only way to make room is to compute lists again
 };
 

@@ -52,6 +52,7 @@ struct Sequence {
   bool joined = false;        // the executor has, or is about to get, its sampler state
   bool planned_now = false;   // by the step that is being planned
   bool list_cut = false;      // its policy's cut after the prompt has been planned
+  int32_t list_place = 0;     // of a beam: which part of its request's policy memory has its lists
   bool copying = false;       // to or from a tier below; no step names it meanwhile
   // Preempted by swap: its list on the host and what was computed of it. Not empty too while it runs again
   // but waits for its blocks (copying).

@@ -25,6 +25,7 @@ struct BeamHypothesis {
   std::vector<TokenLogprob> logprobs;
   FinishReason finish = FinishReason::kLength;
   double score = 0;
+  KvDump kv_dump;  // as Sequence::kv_dump
 };
 
 enum class GroupState : uint8_t { kWaiting, kAdmitted, kEnded };

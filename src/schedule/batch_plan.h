@@ -42,12 +42,20 @@ struct PlannedSequence {
   }
 };
 
+// A beam that begins as another is, under a policy that goes by scores: with a copy of its lists and scores, in part `place` of its
+// request's memory for them (policy_memory.h), which no beam that goes on has.
+struct PolicyFork {
+  SequenceId source{}, target{};
+  int32_t place = 0;
+};
+
 struct BatchPlan {
   uint64_t step = 0;
   std::vector<BlockCopy> copies;  // before anything else of the step (copy-on-write)
   std::vector<PlannedJoin> joins;
   std::vector<SequenceId>
       leaves;  // sampler and policy states to forget, if there are any, before `sequences` run
+  std::vector<PolicyFork> forks;  // after `leaves`, before `sequences` run
   std::vector<PlannedSequence> sequences;
   int64_t num_tokens() const {
     int64_t n = 0;

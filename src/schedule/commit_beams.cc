@@ -36,6 +36,7 @@ BeamHypothesis hypothesis_of(const Sequence& beam, const SampledToken& row, cons
   h.tokens.push_back(token);
   h.logprobs = logprobs_of(beam);
   h.logprobs.push_back({token, logprob, {top.begin(), top.end()}});
+  h.kv_dump = beam.kv_dump;
   h.finish = end.by_id ? FinishReason::kStop : FinishReason::kLength;
   h.score = end.score;
   return h;
@@ -59,6 +60,14 @@ std::unique_ptr<Sequence> emptied(std::unique_ptr<Sequence> beam) {
   fresh.beam_logprobs.clear();
   *beam = std::move(fresh);
   return beam;
+}
+
+// The first part of the policy memory that none has.
+int32_t take_place(std::vector<bool>& taken) {
+  const auto free = std::ranges::find(taken, false);
+  check(free != taken.end(), "a beam search has no more beams than it is wide");
+  *free = true;
+  return static_cast<int32_t>(free - taken.begin());
 }
 
 void keep_hypothesis(std::vector<BeamHypothesis>& kept, BeamHypothesis hypothesis, int32_t width) {
@@ -104,11 +113,12 @@ void Scheduler::advance_beams(std::span<Sequence* const> beams, std::span<Sample
   SequenceGroup& group = *beams.front()->group;
   if (!std::exchange(group.forked, true)) ++room_epoch_;  // what it may still take is less than was kept free
   std::vector<Sequence*> chosen(next.size());
-  std::vector<bool> kept(beams.size(), false);
+  std::vector<bool> kept(beams.size(), false), places(static_cast<size_t>(group.num_slots()), false);
+  for (const BeamPick& pick : next) places[static_cast<size_t>(beams[pick.parent]->list_place)] = true;
   // All forks before any token is added: two children of one parent share what it was.
   for (size_t i = 0; i < next.size(); ++i) {
     Sequence* parent = beams[next[i].parent];
-    chosen[i] = kept[next[i].parent] ? &fork(*parent) : parent;
+    chosen[i] = kept[next[i].parent] ? &fork_beam(*parent, take_place(places)) : parent;
     kept[next[i].parent] = true;
   }
   for (size_t i = 0; i < next.size(); ++i)
@@ -122,6 +132,14 @@ void Scheduler::advance_beams(std::span<Sequence* const> beams, std::span<Sample
     s.reset();
   }
   std::erase(group.sequences, nullptr);
+}
+
+Sequence& Scheduler::fork_beam(Sequence& source, int32_t place) {
+  Sequence& beam = fork(source);
+  beam.list_place = place;
+  if (source.group->traits.overwrites_slots)
+    policy_forks_.push_back({.source = source.id, .target = beam.id, .place = place});
+  return beam;
 }
 
 void Scheduler::end_beams(SequenceGroup& group, int64_t now_us, Outcome& out) {
@@ -143,6 +161,7 @@ void Scheduler::end_beams(SequenceGroup& group, int64_t now_us, Outcome& out) {
     if (h.finish == FinishReason::kStop) end.stop_token = h.tokens.back();
     end.tokens = std::move(h.tokens);
     end.logprobs = std::move(h.logprobs);
+    end.kv_dump = std::move(h.kv_dump);
     group.num_output_tokens += static_cast<int32_t>(end.tokens.size());
   }
   counters_.output_tokens += group.num_output_tokens;

@@ -56,10 +56,12 @@ void put_aside_joins(SubmittedStep& step) {
   joins.clear();
 }
 
-// Than was kept free for it, and not because it has taken that: its list is full and its own from here on, or the chunk beside
-// its window is the last or the next a smaller one.
-bool will_take_less(const PlannedWork& work) {
-  const bool fills_no_more = work.overwrites && work.first == work.list_before;
+// Than was kept free for it, and not because it has taken that: its list is full and its own from here on, as a beam's is that has
+// copied what it shared, or the chunk beside its window is the last or the next a smaller one.
+bool will_take_less(const PlannedWork& work, const PlannedSequence& planned) {
+  const bool has_copied = work.sequence->group->is_beam &&
+                          planned.num_unchanged_blocks < static_cast<int32_t>(planned.block_table.size());
+  const bool fills_no_more = work.overwrites && (work.first == work.list_before || has_copied);
   return fills_no_more || (work.sequence->group->traits.slides && work.count > 1);
 }
 
@@ -77,6 +79,8 @@ std::shared_ptr<const BatchPlan> Scheduler::submit() {
   put_aside_joins(step);
   plan.leaves.swap(leaves_);
   leaves_.clear();
+  plan.forks.swap(policy_forks_);
+  policy_forks_.clear();
   step.deferred.insert(step.deferred.end(), idle_deferred_.begin(), idle_deferred_.end());
   idle_deferred_.clear();
   resize_sequences(step, draft_.size());
@@ -86,7 +90,7 @@ std::shared_ptr<const BatchPlan> Scheduler::submit() {
     fill_sequence(work, plan.sequences[i], step);
     work.sequence->num_planned = work.first + work.count;
     if (work.cut >= 0) work.sequence->list_cut = true;
-    if (will_take_less(work)) ++room_epoch_;
+    if (will_take_less(work, plan.sequences[i])) ++room_epoch_;
     count_policy_work(work);
     work.sequence->group->kv.copies_on_write += work.copied ? 1 : 0;
     if (work.sample) fill_samples(work, plan.sequences[i], step);

@@ -155,6 +155,7 @@ void Scheduler::retire(Sequence& sequence, int64_t now_us) {
   cache_.discard(std::move(sequence.swapped));
   if (sequence.joined || sequence.group->traits.overwrites_slots) leaves_.push_back(sequence.id);
   sequence.joined = false;
+  std::erase_if(policy_forks_, [&](const PolicyFork& fork) { return fork.target == sequence.id; });
   ++room_epoch_;
 }
 

@@ -120,12 +120,21 @@ bool Scheduler::plan_decodes(StepTransaction& step) {
   return true;
 }
 
-// Reckoned before any of them takes a block.
+// Reckoned before any of them takes a block. All have lists of one length.
 bool Scheduler::beams_have_room(const SequenceGroup& group) const {
   std::vector<const BlockTable*> tables;
+  const Sequence* some = nullptr;
   for (const auto& s : group.sequences)
-    if (!s->finished()) tables.push_back(&s->table);
-  return cache_.blocks_for_next_slots(tables) <= cache_.num_available();
+    if (!s->finished()) tables.push_back(&(some = s.get())->table);
+  return blocks_for_beams(*some, tables) <= cache_.num_available();
+}
+
+int64_t Scheduler::blocks_for_beams(const Sequence& s, std::span<const BlockTable* const> tables) const {
+  const int32_t kept = capacity(s.group->policy);
+  if (!s.group->traits.overwrites_slots || s.table.length() <= kept)
+    return cache_.blocks_for_next_slots(tables);
+  if (s.num_planned > s.num_prompt_tokens) return cache_.blocks_for_overwrites(tables);
+  return static_cast<int64_t>(tables.size()) * size_.blocks_for(kept + 1);
 }
 
 // Beams advance together, or wait for one that was preempted, or for room. What follows a step only the host can tell: a

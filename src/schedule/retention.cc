@@ -92,6 +92,10 @@ int64_t Scheduler::scored_blocks_to_come(const Sequence& s, const BlockTable& ta
   const int64_t rest_of_prompt = std::max<int64_t>(0, prompt - table.num_blocks());
   if (cuts_prompt(group.policy, s.num_prompt_tokens))
     return (s.num_planned < s.num_prompt_tokens ? rest_of_prompt : 0) + samples * list;
+  // Beams that append share what they have said too: what they hold together now is copied when it is overwritten.
+  const bool fills = group.max_total_tokens - 1 > capacity(group.policy);
+  if (group.is_beam && group.forked)
+    return rest_of_list + 1 + (fills ? cache_.blocks_for_overwrite(table) : 0);
   // Appended to until it is full. Its prompt's full blocks may be found or shared: copied when they are overwritten.
   const bool shares = group.share_prefix || group.num_slots() > 1;
   const int64_t copies =

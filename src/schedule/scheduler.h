@@ -208,6 +208,7 @@ class Scheduler {
   void unpark_waiters(Sequence& sequence, bool all);
   void publish(Sequence& sequence, int32_t num_tokens, int64_t now_us);
   Sequence& fork(Sequence& source);
+  Sequence& fork_beam(Sequence& source, int32_t place);
   std::vector<BlockId>& deferred_now();
 
   // plan.cc: what runs
@@ -216,6 +217,7 @@ class Scheduler {
   bool plan_decodes(StepTransaction& step);
   bool decodes_may_wait() const;
   bool beams_have_room(const SequenceGroup& group) const;
+  int64_t blocks_for_beams(const Sequence& s, std::span<const BlockTable* const> tables) const;
   bool plan_beams(StepTransaction& step, SequenceGroup& group);
   void plan_chunks(StepTransaction& step);
   void plan_chunk(StepTransaction& step, Sequence& sequence);
@@ -404,6 +406,7 @@ class Scheduler {
   std::vector<SubmittedStep> spare_;  // committed plans, kept for their capacity
   std::vector<std::unique_ptr<Sequence>> spare_beams_;  // that were dropped, likewise
   std::vector<SequenceId> leaves_;                      // sampler states to forget with the next plan
+  std::vector<PolicyFork> policy_forks_;                // for the next plan, likewise
   std::vector<BlockId> idle_deferred_;  // deferred while nothing was submitted; given back by sweep
   std::vector<BlockTable*> forks_;      // while publishing: of the sequence's siblings
   std::vector<PlannedWork> draft_;

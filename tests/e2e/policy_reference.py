@@ -7,6 +7,7 @@ Layout: [position, head, head_dim] arrays; `kept` lists hold positions, ascendin
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +97,31 @@ class ReferenceModel(LlamaFloat64):
         run.closest_victim, run.closest_share = state.closest_victim, state.closest_share
         return run
 
+    def beams(self, prompt: list[int], policy: Policy, width: int, count: int) -> Run:
+        """The `width` likeliest continuations of a beam search that nothing ends before `count` tokens, best first: one after another in tokens and kept."""
+        state, run = _Sequence(self, policy), Run()
+        running = [(0.0, [], state, state.prefill(prompt))]
+        for step in range(count):
+            found = []
+            for parent, (total, _, _, row) in enumerate(running):
+                logits = self.logits(row)
+                logprobs = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+                found += [(total + logprobs[token], parent, int(token)) for token in np.argsort(-logprobs)[: width + 1]]
+            found.sort(key=lambda f: -f[0])
+            run.closest_token = min([run.closest_token, *(a[0] - b[0] for a, b in zip(found[:width], found[1 : width + 1]))])
+            following = []
+            for total, parent, token in found[:width]:
+                _, tokens, state, row = running[parent]
+                if step + 1 < count:
+                    state = state.fork()
+                    row = state.decode(token)
+                following.append((total, [*tokens, token], state, row))
+            running = following
+            run.closest_share = min([run.closest_share, *(b[2].closest_share for b in running)])
+        run.tokens = [token for _, tokens, _, _ in running for token in tokens]
+        run.kept = [layer for _, _, state, _ in running for layer in state.kept_positions()]
+        return run
+
     def negative_log_likelihoods(self, tokens: list[int], prompt_tokens: int, policy: Policy) -> list[float]:
         """Of tokens[prompt_tokens:], each decoded after those before it."""
         state = _Sequence(self, policy)
@@ -123,6 +149,12 @@ class _Sequence:
     @property
     def by_scores(self) -> bool:
         return self.policy.kind in ("tova", "h2o")
+
+    def fork(self) -> _Sequence:
+        other = copy.copy(self)
+        other.k, other.v = [list(k) for k in self.k], [list(v) for v in self.v]
+        other.kept, other.scores = copy.deepcopy(self.kept), copy.deepcopy(self.scores)
+        return other
 
     def prefill(self, prompt: list[int]) -> np.ndarray:
         m = self.m

@@ -73,6 +73,23 @@ def test_tokens_and_kept_positions_are_the_references(model, policy):
         assert kept_of(output) == wanted.kept, what
 
 
+@pytest.mark.parametrize("policy", [Policy(), *POLICIES[1::2]], ids=str)
+def test_beams_are_the_references(model, policy):
+    lines = [{"token_ids": prompt_of(n), "max_tokens": 14, "beam_width": 3, "n": 3, "kv_policy": str(policy), "dump_kv": True} for n in (1, 17, 40)]
+    for line, answer in zip(lines, run(lines, "--check-invariants", "--dtype", "f32"), strict=True):
+        wanted = model.beams(line["token_ids"], policy, 3, 14)
+        what = f"{policy}, {len(line['token_ids'])} prompt tokens (closest decisions: {wanted.closest_token}, {wanted.closest_share})"
+        assert [token for output in answer["outputs"] for token in output["token_ids"]] == wanted.tokens, what
+        assert [layer for output in answer["outputs"] for layer in kept_of(output)] == wanted.kept, what
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_one_beam_is_the_greedy_continuation(policy):
+    line = {"token_ids": prompt_of(40), "max_tokens": 30, "kv_policy": str(policy)}
+    beam, greedy = run([{**line, "beam_width": 1}, line])
+    assert beam["outputs"][0]["token_ids"] == greedy["outputs"][0]["token_ids"]
+
+
 def test_a_budget_that_drops_nothing_changes_nothing():
     prompts = [prompt_of(n) for n in (1, 16, 100, 333)]
     plain = [a["outputs"][0]["token_ids"] for a in run([{"token_ids": p, "max_tokens": 40} for p in prompts])]
@@ -191,9 +208,9 @@ def test_a_bad_policy_is_refused_by_name(policy, said):
 
 
 def test_what_makes_no_sense_together_says_why():
-    done = quire("generate", "--model", MODEL, "--prompt", "The", "--kv-policy", "tova:budget=4", "--beam-width", 2)
+    done = quire("generate", "--model", MODEL, "--prompt", "The", "--kv-policy", "window:size=4", "--prompt-logprobs", 0)
     assert done.returncode != 0
-    assert "private copy of every list" in done.stderr
+    assert "prompt logprobs are those of full attention" in done.stderr
 
 
 @pytest.mark.parametrize("policy", ["tova:budget=4", "h2o:heavy=2,recent=2"])

@@ -44,8 +44,10 @@ class SteppedEngine {
     core_ = std::move(*core);
   }
 
-  RequestId submit(std::vector<TokenId> prompt, int32_t max_tokens, const PolicySpec& policy) {
+  RequestId submit(std::vector<TokenId> prompt, int32_t max_tokens, const PolicySpec& policy,
+                   int32_t beam_width = 0) {
     auto sampling = std::make_shared<SamplingParams>(greedy(max_tokens));
+    sampling->beam_width = beam_width;
     sampling->logprobs = 2;
     check(core_->queue_budget().take(static_cast<int64_t>(prompt.size()), 0).has_value(),
           "the queue has room");
@@ -95,7 +97,10 @@ class SteppedEngine {
     }
     for (SequenceEnd& end : out.ends) {
       EXPECT_FALSE(end.error) << end.error->message;
-      lives_[end.request].kept = std::move(end.kv_dump);
+      Life& life = lives_[end.request];
+      life.kept = std::move(end.kv_dump);
+      life.ids.insert(life.ids.end(), end.tokens.begin(), end.tokens.end());  // a beam's
+      for (const TokenLogprob& token : end.logprobs) life.logprobs.push_back(token.logprob);
       ended_.insert(end.request);
     }
   }
@@ -131,9 +136,9 @@ class PolicySwap : public testing::TestWithParam<const char*> {
   void run_another(SteppedEngine& engine, int32_t seed) {
     engine.finish(engine.submit(prompt_of(kBlocks * kBlockTokens - 2, seed), 2, {}));
   }
-  Life live(bool swaps) {
+  Life live(bool swaps, int32_t beam_width = 0) {
     SteppedEngine engine(config_);
-    const RequestId id = engine.submit(prompt_of(kPrompt, 1), kNewTokens, policy_);
+    const RequestId id = engine.submit(prompt_of(kPrompt, 1), kNewTokens, policy_, beam_width);
     while (!engine.ended(id)) {
       engine.advance(id);
       const auto step = static_cast<int32_t>(++engine.life(id).steps);
@@ -165,6 +170,16 @@ TEST_P(PolicySwap, AtEveryStepChangesNoBit) {
   EXPECT_EQ(
       std::memcmp(swapped.logprobs.data(), stayed.logprobs.data(), stayed.logprobs.size() * sizeof(float)),
       0);
+}
+
+// They are forked, dropped and swapped between steps, as one.
+TEST_P(PolicySwap, OfBeamsAtEveryStepChangesNoBit) {
+  const Life stayed = live(false, 2), swapped = live(true, 2);
+  EXPECT_EQ(stayed.swaps, 0);
+  EXPECT_GT(swapped.swaps, stayed.steps);
+  EXPECT_EQ(stayed.ids.size(), size_t{kNewTokens});
+  EXPECT_EQ(swapped.ids, stayed.ids);
+  EXPECT_EQ(swapped.logprobs, stayed.logprobs);
 }
 
 int64_t blocks_of(int64_t tokens) {

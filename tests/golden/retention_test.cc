@@ -9,7 +9,7 @@ namespace {
 struct Ask {
   std::vector<int32_t> prompt;
   std::string policy;
-  int32_t max_tokens = 12, n = 1;
+  int32_t max_tokens = 12, n = 1, beam_width = 0;
 };
 
 struct Answer {
@@ -94,7 +94,8 @@ class RetentionOnDevice : public StoriesTest {
     request.prompt = ask.prompt;
     request.sampling = greedy(ask.max_tokens);
     request.sampling.n = ask.n;
-    if (ask.n > 1) {  // logprobs: chosen on the host, by the CPU back end's sampler
+    request.sampling.beam_width = ask.beam_width;
+    if (ask.n > 1 && ask.beam_width == 0) {  // logprobs: chosen on the host, by the CPU back end's sampler
       request.sampling.temperature = 1;
       request.sampling.seed = 5;
       request.sampling.logprobs = 0;
@@ -159,6 +160,17 @@ TEST_F(RetentionOnDevice, KeepsListsOfEachSamplesOwn) {
   for (const char* policy : {"tova:budget=15", "h2o:heavy=8,recent=7"})
     for (const int32_t length : {9, 40})
       list.push_back({.prompt = prompt_of(length, 3), .policy = policy, .max_tokens = 16, .n = 4});
+  expect_the_same(list);
+}
+
+// Every fork copies a beam's lists into a place of their own; beside other requests, and with as many beams as fit one after the other.
+TEST_F(RetentionOnDevice, KeepsListsOfEachBeamsOwn) {
+  std::vector<Ask> list;
+  for (const char* policy :
+       {"tova:budget=15", "h2o:heavy=8,recent=7", "tova:budget=50", "h2o:heavy=30,recent=2"})
+    for (const int32_t length : {9, 40})
+      list.push_back(
+          {.prompt = prompt_of(length, 3), .policy = policy, .max_tokens = 24, .n = 4, .beam_width = 4});
   expect_the_same(list);
 }
 

@@ -42,6 +42,24 @@ TEST_F(KvCacheTest, FourSamplesOfAPromptCopyItsTailThreeTimes) {
   for (BlockTable& table : tables) release(table);
 }
 
+TEST_F(KvCacheTest, ThreeForksThatOverwriteCopyTheirListTwice) {
+  BlockTable tables[3];
+  ASSERT_TRUE(extend(tables[0], 40));
+  for (int i = 1; i < 3; ++i) tables[i] = cache->fork(tables[0]);
+  const BlockTable* const all[] = {&tables[0], &tables[1], &tables[2]};
+  EXPECT_EQ(cache->blocks_for_overwrites(all), 2 * 3);
+  EXPECT_EQ(cache->blocks_for_overwrites(std::span(all).first(2)), 2 * 3) << "another holds it too";
+  copies.clear();
+  StepTransaction step = cache->begin(now);
+  for (BlockTable& table : tables) ASSERT_TRUE(step.overwrite(table));
+  step.commit(copies, deferred);
+  EXPECT_EQ(copies.size(), 6u);
+  EXPECT_EQ(cache->blocks_for_overwrites(all), 0);
+  audit({&tables[0], &tables[1], &tables[2]});
+  settle();
+  for (BlockTable& table : tables) release(table);
+}
+
 TEST_F(KvCacheTest, AForkAtABlockBoundaryCopiesNothing) {
   BlockTable a;
   ASSERT_TRUE(extend(a, 32));

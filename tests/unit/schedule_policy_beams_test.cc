@@ -1,0 +1,85 @@
+// Beams under policies that go by scores: each fork has lists of its own in its request's part of the policies' memory, and they find room for
+// the copies that overwriting asks of them, in caches of every size that lets them in.
+#include <gtest/gtest.h>
+
+#include <set>
+#include <span>
+
+#include "tests/unit/schedule_group_rig.h"
+
+namespace quire {
+namespace {
+
+constexpr int32_t kPrompt = 30;  // of blocks of 8: its tail is shared too
+
+CoreRequest under(const char* policy) {
+  CoreRequest request;
+  request.policy = *parse_policy(policy);
+  return request;
+}
+
+// Cuts its prompt; fills up while it generates; keeps all that there will be.
+constexpr const char* kPolicies[] = {"tova:budget=10", "h2o:heavy=20,recent=20", "tova:budget=400"};
+
+TEST(BeamsByScores, FinishAloneInEveryCacheThatLetsThemIn) {
+  int32_t let_in = 0;
+  for (const char* policy : kPolicies)
+    for (int32_t num_blocks = 8; num_blocks <= 40; ++num_blocks)
+      for (const int32_t shared : {0, 7, 16, 24, 30}) {
+        HarnessOptions o;
+        o.num_blocks = num_blocks;
+        o.max_step_tokens = o.max_sequences = 12;  // the prompt is published chunk by chunk
+        Harness h(o);
+        std::vector<TokenId> cached = ids(kPrompt);
+        std::fill(cached.begin() + shared, cached.end(), 999);
+        h.submit(cached, Harness::greedy(1));
+        h.run();
+        const RequestId id = h.submit(ids(kPrompt), beams(4, 40), under(policy));
+        if (id == 0) continue;  // refused: never as much room
+        ++let_in;
+        h.run();
+        h.expect_sound();
+        h.expect_all_ended();
+        EXPECT_EQ(h.record(id).end.finish, FinishReason::kLength)
+            << policy << ", " << num_blocks << " blocks, shared " << shared;
+      }
+  EXPECT_GE(let_in, 200);
+}
+
+TEST(BeamsByScores, SwapBesideOthersAndGoOn) {
+  for (const char* policy : std::span(kPolicies).first(2)) {
+    Harness h(tight("swap", 60));
+    std::vector<RequestId> all;
+    for (int32_t i = 0; i < 3; ++i)
+      all.push_back(h.submit(ids(kPrompt, 100 * i), beams(3, 30), under(policy)));
+    for (int32_t i = 0; i < 4; ++i) h.submit(ids(40, 1000 + 100 * i), Harness::greedy(60));
+    h.run();
+    h.expect_sound();
+    h.expect_all_ended();
+    EXPECT_EQ(h.core().counts().finished, 7) << policy;
+    EXPECT_GT(h.core().scheduler().counters().swap_outs, 0) << policy;
+  }
+}
+
+// Places are a beam's own, whoever dies and is forked.
+TEST(BeamsByScores, HaveAPlaceOfTheirOwnInTheirRequestsMemory) {
+  Harness h(tight());
+  const RequestId id = h.submit(ids(kPrompt), beams(4, 20), under("tova:budget=10"));
+  std::set<int32_t> seen;
+  while (h.step()) {
+    const SequenceGroup* group = h.core().scheduler().find(id);
+    if (group == nullptr) break;
+    std::set<int32_t> places;
+    for (const auto& s : group->sequences) {
+      if (s->finished()) continue;
+      EXPECT_TRUE(places.insert(s->list_place).second);
+      EXPECT_LT(s->list_place, group->num_slots());
+    }
+    seen.insert(places.begin(), places.end());
+  }
+  EXPECT_EQ(seen, (std::set<int32_t>{0, 1, 2, 3}));
+  h.expect_sound();
+}
+
+}  // namespace
+}  // namespace quire
