@@ -74,14 +74,15 @@ int64_t Scheduler::blocks_to_start(const Sequence& s, const BlockTable& table) c
 }
 
 // What those of a request that are out, but for those that come in now, will take when they follow, beside the prompt that
-// they share.
+// they share: no more than they start with where the request may take all that there is.
 int64_t Scheduler::blocks_to_follow(const SequenceGroup& group, std::span<Sequence* const> coming) const {
   int64_t blocks = 0;
   for (const auto& s : group.sequences) {
     if (s->state != SequenceState::kPreempted || std::ranges::count(coming, s.get()) > 0) continue;
     const bool shares = s->table.empty() && !group.traits.drops_tokens;
     const int64_t shared = shares ? s->num_prompt_tokens / block_tokens_ : 0;
-    blocks += std::max<int64_t>(0, blocks_to_come(*s, s->table) - shared);
+    const int64_t taken = coming.empty() ? blocks_to_come(*s, s->table) : blocks_to_start(*s, s->table);
+    blocks += std::max<int64_t>(0, taken - shared);
   }
   return blocks;
 }
