@@ -42,7 +42,11 @@ Result<Card> read_card(const std::string& name) {
         {"overhead_us", &card.overhead_us},
         {"memory_bytes", &card.memory_bytes}}) {
     const auto it = json.find(key);
-    if (it == json.end()) continue;
+    if (it == json.end())
+      return invalid(fmt::format("{}: `{}` is missing; a card has read_bytes_per_s, flops_per_s, overhead_us "
+                                 "and memory_bytes",
+                                 name, key),
+                     "card");
     if (!it->is_number() || !(it->get<double>() > 0))
       return invalid(fmt::format("{}: `{}` must be a number above 0", name, key), "card");
     *target = it->get<double>();

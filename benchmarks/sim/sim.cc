@@ -12,6 +12,7 @@
 
 #include "benchmarks/sim/play.h"
 #include "benchmarks/sim/plot.h"
+#include "benchmarks/sim/reservoir.h"
 #include "benchmarks/sim/timeline.h"
 #include "src/base/progress.h"
 
@@ -20,7 +21,7 @@ namespace {
 
 constexpr int64_t kEpisodeSteps = 5000;
 constexpr int64_t kDefaultSteps = 100'000;
-constexpr size_t kMaxSamples = 2'000'000;  // latencies kept; later ones are left out
+constexpr size_t kMaxLatencies = 2'000'000;  // kept; of more an even choice
 
 constexpr std::array<const char*, kNumSimFaults> kFaultNames = {
     "cancel_waiting", "cancel_parked",  "cancel_prefill", "cancel_decode", "cancel_preempted",
@@ -33,13 +34,15 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-SimPercentiles percentiles(std::vector<float>& values) {
+SimPercentiles percentiles(const Reservoir& latencies) {
+  std::vector<float> values = latencies.kept();
   if (values.empty()) return {};
   std::sort(values.begin(), values.end());
   const auto at = [&](double q) {
     return static_cast<double>(values[static_cast<size_t>(q * static_cast<double>(values.size() - 1))]);
   };
-  return {at(0.5), at(0.9), at(0.99)};
+  return {at(0.5), at(0.9), at(0.99), static_cast<int64_t>(latencies.seen()),
+          static_cast<int64_t>(values.size())};
 }
 
 Status write_file(const std::string& path, const std::string& text) {
@@ -64,7 +67,8 @@ double mean(double sum, const SimMoment& moment) {
   return sum / static_cast<double>(moment.looks);
 }
 
-std::vector<PlotPanel> panels_of(const Timeline& timeline, const Samples& samples) {
+std::vector<PlotPanel> panels_of(const Timeline& timeline, const Reservoir& ttft_ms,
+                                 const Reservoir& tpot_ms) {
   const std::string seconds = "simulated seconds";
   return {{.title = "Requests",
            .x_label = seconds,
@@ -96,8 +100,8 @@ std::vector<PlotPanel> panels_of(const Timeline& timeline, const Samples& sample
            .y_label = "share that took no longer",
            .log_x = true,
            .y_max = 1,
-           .series = {cumulative_share("first token", samples.ttft_ms),
-                      cumulative_share("each later token", samples.tpot_ms)}}};
+           .series = {cumulative_share("first token", ttft_ms.kept()),
+                      cumulative_share("each later token", tpot_ms.kept())}}};
 }
 
 class Run {
@@ -125,8 +129,8 @@ class Run {
     });
     e.add_to(report_, samples_);
     if (broken && report_.violations.empty()) report_.violations.push_back(*broken);
-    if (samples_.ttft_ms.size() > kMaxSamples) samples_.ttft_ms.resize(kMaxSamples);
-    if (samples_.tpot_ms.size() > kMaxSamples) samples_.tpot_ms.resize(kMaxSamples);
+    ttft_ms_.add(std::exchange(samples_.ttft_ms, {}));
+    tpot_ms_.add(std::exchange(samples_.tpot_ms, {}));
     return broken;
   }
   Status keep_script(const SimScript& script) {
@@ -157,8 +161,8 @@ class Run {
     report_.running_mean =
         report_.steps > 0 ? static_cast<double>(samples_.running_sum) / static_cast<double>(report_.steps)
                           : 0;
-    report_.ttft_ms = percentiles(samples_.ttft_ms);
-    report_.tpot_ms = percentiles(samples_.tpot_ms);
+    report_.ttft_ms = percentiles(ttft_ms_);
+    report_.tpot_ms = percentiles(tpot_ms_);
     report_.waste_percent =
         samples_.waste_count > 0 ? samples_.waste_sum / static_cast<double>(samples_.waste_count) : 0;
     const double seconds = std::max(1e-9, report_.simulated_s);
@@ -194,7 +198,7 @@ class Run {
         "{}, seed {}: {} requests in {:.1f} simulated seconds",
         options_.trace.empty() ? "random load" : std::filesystem::path(options_.trace).filename().string(),
         report_.seed, report_.submitted, report_.simulated_s);
-    return write_file(options_.plot, to_svg(title, panels_of(timeline_, samples_)));
+    return write_file(options_.plot, to_svg(title, panels_of(timeline_, ttft_ms_, tpot_ms_)));
   }
 
   SimOptions options_;
@@ -203,7 +207,8 @@ class Run {
   int64_t shown_ = 0;  // of progress_
   std::chrono::steady_clock::time_point start_;
   SimReport report_;
-  Samples samples_;
+  Samples samples_;  // but for the latencies
+  Reservoir ttft_ms_{kMaxLatencies}, tpot_ms_{kMaxLatencies};
 };
 
 Status run_random(const SimOptions& options, const SimSetup& base, Run& run) {
@@ -255,7 +260,7 @@ Status run_trace(const SimOptions& options, const SimSetup& setup, Run& run) {
 }
 
 nlohmann::ordered_json json_of(const SimPercentiles& p) {
-  return {{"p50", p.p50}, {"p90", p.p90}, {"p99", p.p99}};
+  return {{"p50", p.p50}, {"p90", p.p90}, {"p99", p.p99}, {"count", p.count}, {"sampled", p.sampled}};
 }
 
 }  // namespace

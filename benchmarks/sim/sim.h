@@ -36,8 +36,8 @@ struct SimOptions {
   int64_t host_kv_bytes = 0, disk_kv_bytes = 0;  // tiers below the device, of traces; 0 = none
   int64_t kv_bytes = 0;     // 0 = drawn (random load), or what an 80 GB card has left (trace)
   std::string model_shape;  // a config.json; "" = Llama-3.1-8B's shape
-  std::string card =
-      "h100";  // h100 | h200 | a JSON file {"read_bytes_per_s", "flops_per_s", "overhead_us", "memory_bytes"}
+  // h100 | h200 | a JSON file {"read_bytes_per_s", "flops_per_s", "overhead_us", "memory_bytes"}, all of them
+  std::string card = "h100";
   // auto: each episode of a random load draws one; with a trace token, lru and 32.
   std::string prefix_rule = "auto";  // token | block (whole-block hits only, as vLLM's) | auto
   std::string eviction = "auto";     // lru | pgdsf | oracle (Belady on leaves, traces only) | auto
@@ -80,6 +80,8 @@ using FaultCounts = std::array<int64_t, kNumSimFaults>;
 
 struct SimPercentiles {
   double p50 = 0, p90 = 0, p99 = 0;
+  int64_t count = 0,
+          sampled = 0;  // values there were; of which they are, drawn evenly where there were very many
 };
 
 struct SimReport {

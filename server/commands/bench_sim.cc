@@ -1,4 +1,5 @@
-// quire bench sim: scheduler, cache and queue in a deterministic simulation. Exit code 1 on any violation.
+// quire bench sim: scheduler, cache and queue in a deterministic simulation. Exit code 1 on any violation; 2 on what kept it from running,
+// a bad value or a file that cannot be read or written.
 #include <fmt/format.h>
 
 #include "benchmarks/sim/sim.h"
@@ -37,8 +38,9 @@ void add_flags(Flags& flags, SimOptions& sim, Choices& choices) {
   flags.add("host-kv-bytes", sim.host_kv_bytes, "bytes of host memory below it, with a trace; 0 = none");
   flags.add("disk-kv-bytes", sim.disk_kv_bytes, "bytes of disk below that, with a trace; 0 = none");
   flags.add("model-shape", sim.model_shape, "a config.json (default: the shape of Llama 3.1 8B)");
-  flags.add("card", sim.card,
-            "h100, h200, or a JSON file with read_bytes_per_s, flops_per_s, overhead_us, memory_bytes");
+  flags.add(
+      "card", sim.card,
+      "h100, h200, or a JSON file with all of read_bytes_per_s, flops_per_s, overhead_us, memory_bytes");
   flags.add_choice("prefix-rule", sim.prefix_rule, {"token", "block", "auto"},
                    "hits exact to the token, or whole blocks only; auto: drawn, with a trace token");
   flags.add_choice(
@@ -69,6 +71,9 @@ void print_text(const SimReport& r) {
              r.ttft_ms.p99);
   fmt::print("ms per later token: p50 {:.2f}  p90 {:.2f}  p99 {:.2f}\n", r.tpot_ms.p50, r.tpot_ms.p90,
              r.tpot_ms.p99);
+  if (r.ttft_ms.sampled < r.ttft_ms.count || r.tpot_ms.sampled < r.tpot_ms.count)
+    fmt::print("of {} first tokens and {} means of later ones, {} and {} drawn evenly\n", r.ttft_ms.count,
+               r.tpot_ms.count, r.ttft_ms.sampled, r.tpot_ms.sampled);
   if (r.host_hit_rate > 0 || r.disk_hit_rate > 0)
     fmt::print("hit rate by tier: device {:.3f}, host {:.3f}, disk {:.3f}\n",
                r.hit_rate - r.host_hit_rate - r.disk_hit_rate, r.host_hit_rate, r.disk_hit_rate);
@@ -99,7 +104,7 @@ int run_bench_sim(const Arguments& arguments) {
   if (!*parsed) return 0;
   sim.faults = choices.faults == "on" || (choices.faults == "auto" && sim.trace.empty());
   const Result<SimReport> report = run_sim(sim);
-  if (!report) return fail(report.error());
+  if (!report) return fail(report.error(), kExitUsage);
   if (choices.output == "json")
     fmt::print("{}\n", to_json(*report));
   else

@@ -90,6 +90,15 @@ def test_a_limit_out_of_range_is_told_with_its_range(flags, complaint):
     assert ("engine_start" in done.stderr) == ("--deadline-ms" in flags), "a fault of the configuration is told before the weights are read"
 
 
+def test_a_simulation_that_cannot_run_is_told_from_one_that_broke(tmp_path):
+    (card := tmp_path / "card.json").write_text("{}")
+    for flags, complaint in ((("--sequences", 0), "sequences is 0"), (("--card", card), "`read_bytes_per_s` is missing")):
+        done = quire("bench", "sim", "--steps", 100, *flags)
+        assert done.returncode == 2 and complaint in done.stderr, done.stderr
+    report = json.loads(quire("bench", "sim", "--steps", 3000, "--output", "json").stdout)
+    assert report["violations"] == [] and report["ttft_ms"]["sampled"] == report["ttft_ms"]["count"] > 0
+
+
 def test_a_prompt_is_asked_for_as_a_flag_is():
     done = quire("generate", "--model", MODEL)
     assert done.returncode == 2 and "no prompt; give one of --prompt, --prompt-ids, --input" in done.stderr

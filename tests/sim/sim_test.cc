@@ -6,14 +6,17 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <system_error>
 
 #include "benchmarks/sim/play.h"
+#include "benchmarks/sim/reservoir.h"
 #include "benchmarks/sim/setup.h"
 #include "benchmarks/sim/shrink.h"
 #include "src/base/check.h"
@@ -317,7 +320,8 @@ TEST(Simulation, OptionsOutOfRangeAreNamed) {
 
 TEST(Simulation, AModelThatDoesNotFitTheCardNeedsACacheSize) {
   const std::string path = std::filesystem::temp_directory_path() / "quire_sim_small_card.json";
-  std::ofstream(path) << R"({"memory_bytes": 16e9})";
+  std::ofstream(path)
+      << R"({"memory_bytes": 16e9, "read_bytes_per_s": 3e12, "flops_per_s": 6e14, "overhead_us": 50})";
   const Result<SimReport> refused = run_sim({.steps = 1, .card = path});
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().message,
@@ -326,6 +330,41 @@ TEST(Simulation, AModelThatDoesNotFitTheCardNeedsACacheSize) {
             "or be given (--kv-bytes)");
   EXPECT_TRUE(run_sim({.steps = 1, .kv_bytes = 1'000'000'000, .card = path}));
   std::filesystem::remove(path);
+}
+
+// It would be taken for an H100's, unsaid.
+TEST(Simulation, AFieldThatACardLacksIsNamed) {
+  const std::string path = std::filesystem::temp_directory_path() / "quire_sim_half_a_card.json";
+  const std::pair<const char*, const char*> cases[] = {
+      {"{}", "read_bytes_per_s"},
+      {R"({"read_bytes_per_s": 1e12, "memory_bytes": 16e9, "overhead_us": 50})", "flops_per_s"}};
+  for (const auto& [text, lacks] : cases) {
+    std::ofstream(path) << text;
+    const Result<SimReport> refused = run_sim({.steps = 1, .card = path});
+    ASSERT_FALSE(refused) << text;
+    EXPECT_EQ(refused.error().message,
+              path + ": `" + lacks +
+                  "` is missing; a card has read_bytes_per_s, flops_per_s, overhead_us and memory_bytes");
+  }
+  std::filesystem::remove(path);
+}
+
+TEST(Simulation, PercentilesAreOfAllRequestsOrOfAnEvenChoiceOfThem) {
+  std::vector<float> values(100'000);
+  std::iota(values.begin(), values.end(), 0.0f);
+  Reservoir all(values.size()), some(1000);
+  for (size_t i = 0; i < values.size(); i += 100) {
+    all.add(std::span(values).subspan(i, 100));
+    some.add(std::span(values).subspan(i, 100));
+  }
+  EXPECT_EQ(all.kept(), values);
+  ASSERT_EQ(some.kept().size(), 1000u);
+  EXPECT_EQ(some.seen(), values.size());
+  const double mean = std::accumulate(some.kept().begin(), some.kept().end(), 0.0) / 1000;
+  EXPECT_NEAR(mean, 50'000, 4 * 100'000 / std::sqrt(12.0 * 1000)) << "four deviations of such a mean";
+  const SimReport r = run({.steps = 2000});
+  EXPECT_GT(r.ttft_ms.count, 0);
+  EXPECT_EQ(r.ttft_ms.sampled, r.ttft_ms.count);
 }
 
 // They would be ignored, and a random load's figures taken for a trace's.
