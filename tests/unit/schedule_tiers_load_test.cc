@@ -41,20 +41,30 @@ TEST(DiskTier, AWriteHoldsAtMostASixteenthOfTheDevice) {
   h.expect_all_ended();
 }
 
+// Over-committed as far as it goes, above a disk that is never full.
+HarnessOptions with_roomy_disk() {
+  HarnessOptions o = with_disk(0);
+  o.num_blocks = 64;
+  o.num_disk_blocks = 1000;
+  o.max_context_tokens = 600;
+  o.reserve = {.least = 0, .rise = 0, .decay = 0};
+  return o;
+}
+
+// A prompt that has run goes down in parts of four blocks, each of which takes so long: the first is under way.
+void begin_to_write_a_prompt(Harness& h, int64_t part_us) {
+  h.mover().set_disk_hang([part_us] { return part_us; });
+  ask(h, 0);
+  while (h.core().num_unfinished() > 0) ASSERT_TRUE(h.core().step());
+  h.collect();
+  ASSERT_EQ(h.core().scheduler().transfers().size(), 1);
+}
+
 // What is written ahead of eviction holds nobody up: not for longer than a second, and what follows of it gives way.
 TEST(DiskTier, DecodesWithoutRoomDoNotWaitForWhatIsWrittenAhead) {
   for (const int64_t takes_us : {int64_t{0}, int64_t{50'000}, int64_t{9'000'000}}) {
-    HarnessOptions o = with_disk(0);
-    o.num_blocks = 64;
-    o.num_disk_blocks = 1000;
-    o.max_context_tokens = 500;
-    o.reserve = {.least = 0, .rise = 0, .decay = 0};
-    Harness h(o);
-    h.mover().set_disk_hang([&] { return takes_us; });
-    ask(h, 0);  // goes down in parts of four blocks
-    while (h.core().num_unfinished() > 0) ASSERT_TRUE(h.core().step());
-    h.collect();
-    ASSERT_EQ(h.core().scheduler().transfers().size(), 1);
+    Harness h(with_roomy_disk());
+    ASSERT_NO_FATAL_FAILURE(begin_to_write_a_prompt(h, takes_us));
     const RequestId a = h.submit(ids(160, 300), Harness::greedy(200));
     const RequestId b = h.submit(ids(160, 600), Harness::greedy(200));
     int64_t longest_us = 0, last_us = h.clock().now_us();
@@ -78,17 +88,8 @@ TEST(DiskTier, DecodesWithoutRoomDoNotWaitForWhatIsWrittenAhead) {
 // What a slow write reads is no room before it has ended: whoever waits with it loses nothing for others who would have nothing
 // of it.
 TEST(DiskTier, AHeadThatASlowWriteReadsIsKeptUntilItHasEnded) {
-  HarnessOptions o = with_disk(0);
-  o.num_blocks = 64;
-  o.num_disk_blocks = 1000;
-  o.max_context_tokens = 600;
-  o.reserve = {.least = 0, .rise = 0, .decay = 0};
-  Harness h(o);
-  h.mover().set_disk_hang([] { return kLongestTierWaitUs - 500'000; });
-  ask(h, 0);
-  while (h.core().num_unfinished() > 0) ASSERT_TRUE(h.core().step());
-  h.collect();
-  ASSERT_EQ(h.core().scheduler().transfers().size(), 1) << "its first four blocks";
+  Harness h(with_roomy_disk());
+  ASSERT_NO_FATAL_FAILURE(begin_to_write_a_prompt(h, kLongestTierWaitUs - 500'000));
   const RequestId first = h.submit(ids(160, 300), Harness::greedy(340));
   const RequestId head = h.submit(ids(33), Harness::greedy(300));
   while (first_of(h, head).state != SequenceState::kPreempted)
