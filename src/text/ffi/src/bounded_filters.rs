@@ -10,7 +10,7 @@ use minijinja::value::{Kwargs, Rest, StringInput, Value, ValueKind, ValueOrKwarg
 use minijinja::{filters, Environment, Error, ErrorKind, State};
 
 use crate::python;
-use crate::value_bounds::{check_escaped, check_parts, steps_to_see, SPLAT};
+use crate::value_bounds::{check_escaped, check_parts, steps_to_see, BYTES_PER_STEP, SPLAT};
 
 /// Of the path that names what is taken of each item.
 const MAX_ATTRIBUTE_BYTES: usize = 256;
@@ -18,7 +18,6 @@ const MAX_ATTRIBUTE_BYTES: usize = 256;
 const MAX_SORT_KEYS: usize = 8;
 /// `map('map', 'map', ...)` calls itself as often, on a thread's stack.
 const MAX_MAPS: usize = 8;
-const BYTES_PER_STEP: u64 = 64;
 const DIGITS_PER_STEP: u64 = 4;
 const LOOKUPS_PER_STEP: u64 = 4;
 /// Of a filter for every item, beside its own: what it is given and what it gives are objects.

@@ -6,7 +6,7 @@
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
-use crate::value_bounds::check_parts;
+use crate::value_bounds::{check_parts, BYTES_PER_STEP};
 
 /// Python's `str.splitlines`.
 fn lines_of(text: &str) -> impl Iterator<Item = &str> {
@@ -69,12 +69,11 @@ pub fn indent(
 
 const MAX_INDENT: usize = 64; // bytes of a line
 const MAX_INDENT_BYTES: usize = 32 << 20;
-const BYTES_PER_STEP: usize = 64;
 const PARTS_PER_STEP: usize = 2;
 
 /// For bytes about to be made; minijinja asks once they are there.
 fn pay(state: &State, bytes: usize) -> Result<(), Error> {
-    state.consume_fuel((bytes / BYTES_PER_STEP) as u64)
+    state.consume_fuel(bytes as u64 / BYTES_PER_STEP)
 }
 
 /// Each field of a format may be the longest of the arguments.
@@ -176,7 +175,7 @@ impl Writer<'_, '_, '_> {
             return Err(unserializable(format!("a value nested more than {MAX_DEPTH} deep")));
         }
         let unpaid = self.out.len() - self.paid_bytes;
-        if unpaid >= BYTES_PER_STEP {
+        if unpaid as u64 >= BYTES_PER_STEP {
             pay(self.state, unpaid)?;
             self.paid_bytes = self.out.len();
         }

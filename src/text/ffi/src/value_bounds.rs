@@ -31,7 +31,8 @@ const MAX_ESCAPED: usize = 32 << 20;
 /// Captured texts (macros, set blocks) count as they are put out, and again where they are used.
 const OUTPUTS_PER_RENDERING: u64 = 4;
 const PARTS_PER_STEP: u64 = 4;
-const BYTES_PER_STEP: u64 = 64;
+/// Of a text that is gone through or made, wherever that is paid for.
+pub const BYTES_PER_STEP: u64 = 64;
 /// A tuple of what is lazy (`items()`, `zip`) is made as it is gone through, and takes over 100 bytes.
 const PARTS_PER_TUPLE: u64 = 8;
 const STEPS_PER_MACRO: u64 = 16;
