@@ -68,9 +68,15 @@ struct Avx512Bf16Vec : Avx512Vec {
     __builtin_memcpy(&word, x, sizeof word);
     return _mm512_set1_epi32(word);
   }
-  // 32 floats as bf16 in their order, to nearest even.
-  static void store_rounded(float* words, F first, F second) {
-    _mm512_storeu_si512(words, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+  // 16 floats as bf16 in their order, to nearest even; sums[0, 8) += what they became, by twos.
+  static void store_and_sum_rounded(float* words, float* sums, F x) {
+    const __m256bh rounded = _mm512_cvtneps_pbh(x);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(words), (__m256i)rounded);
+    const __m256bh ones = (__m256bh)_mm256_set1_epi16(0x3f80);
+    _mm256_storeu_ps(sums, _mm256_dpbf16_ps(_mm256_loadu_ps(sums), rounded, ones));
+  }
+  static bool any_above(F x, float limit) {
+    return _mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GT_OQ) != 0;
   }
   // Elements of both taken in turn: of each 128-bit part the first four, and the last four.
   [[gnu::always_inline]] static void pair_slots(Pairs a, Pairs b, Pairs& low, Pairs& high) {

@@ -36,6 +36,7 @@ struct MatmulPiece {
 };
 
 inline constexpr int64_t kTileSlots = 64;    // list slots whose keys are turned at once
+inline constexpr int64_t kStripSlots = 16;   // list slots of one block that a few queries meet at once
 inline constexpr int64_t kSplitSlots = 512;  // list slots that are summed before they meet the rest
 // So few queries of a head, and memory bounds the work: two register tiles.
 inline constexpr int64_t kFewQueries = 12;
@@ -52,7 +53,7 @@ struct AttentionPiece {
   int64_t first_row = 0, last_row = 0;      // within the sequence
   int64_t first_split = 0, last_split = 0;  // of kSplitSlots list slots each
   float* scratch = nullptr;                 // attention_scratch_floats()
-  // [splits from partials_split][queries of all kv heads][head_dim rounded up to 32, + 2], or null; at kv_head
+  // [splits from partials_split][queries of all kv heads][head_dim rounded up to 32, + 3], or null; at kv_head
   float* partials = nullptr;
   int64_t partials_split = 0;
   float* log_totals =
@@ -75,14 +76,14 @@ inline int64_t turned_dim(int64_t head_dim) {
   return (head_dim + 31) / 32 * 32;
 }
 inline int64_t partial_floats(int64_t head_dim) {
-  return turned_dim(head_dim) + 2;
+  return turned_dim(head_dim) + 3;
 }
 inline int64_t block_queries(int64_t group) {
   return group > kBlockQueries ? group : kBlockQueries / group * group;
 }
 inline int64_t attention_scratch_floats(int64_t group, int64_t head_dim) {
   const int64_t queries = block_queries(group), dim = turned_dim(head_dim);
-  return queries * (4 * dim + 4 + 2 * kTileSlots) + kTileSlots * dim + dim;
+  return queries * (4 * dim + 6 + 32 + 2 * kTileSlots) + kTileSlots * dim + dim;
 }
 
 struct OpTable {

@@ -12,28 +12,32 @@
 
 #include "kernels/cpu/tile_kv.h"
 #include "kernels/cpu/tile_matmul.h"
-#include "kernels/cpu/tile_queries.h"
+#include "kernels/cpu/tile_softmax.h"
 #include "kernels/cpu/tile_strip.h"
 
 namespace quire::cpu {
 namespace {
 
 template <class V>
-class AttentionBlock : public AttentionQueries<V> {
+class AttentionBlock : public AttentionSoftmax<V> {
   using F = typename V::F;
   using Queries = AttentionQueries<V>;
-  using Queries::exp_of, Queries::clear_totals, Queries::merge, Queries::write_partial, Queries::finish;
+  using Softmax = AttentionSoftmax<V>;
+  using Queries::exp_of, Queries::clear_totals, Queries::merge, Queries::sums_of, Queries::write_partial,
+      Queries::finish;
   using Queries::first_slot, Queries::end_slot, Queries::sink_slots_, Queries::rows_that_see;
-  using Queries::group_, Queries::dim_, Queries::padded_, Queries::queries_, Queries::head_,
-      Queries::scratch_;
+  using Queries::group_, Queries::head_queries_, Queries::dim_, Queries::padded_, Queries::queries_,
+      Queries::head_, Queries::scratch_;
   using Queries::kNothing;
   using Queries::p_, Queries::piece_, Queries::first_row_, Queries::last_row_, Queries::num_rows_,
       Queries::length_;
   using Queries::query, Queries::q_head, Queries::out_head, Queries::uses_dots, Queries::has_paired_values;
+  using Softmax::logits_of, Softmax::hide_unseen, Softmax::store_row_logits, Softmax::weigh;
+  using Softmax::weigh_strip, Softmax::all_seen, Softmax::some_shift_rises, Softmax::end_sums;
 
  public:
   AttentionBlock(const AttentionPiece& piece, int64_t first_row, int64_t last_row)
-      : AttentionQueries<V>(piece, first_row, last_row), tile_(piece, scratch_.tile, scratch_.zero_row) {}
+      : AttentionSoftmax<V>(piece, first_row, last_row), tile_(piece, scratch_.tile, scratch_.zero_row) {}
 
   void attend() {
     clear_totals();
@@ -42,8 +46,7 @@ class AttentionBlock : public AttentionQueries<V> {
       if (piece_.partials != nullptr) {
         write_partial(split);
       } else {
-        for (int64_t i = 0; i < queries_; ++i)
-          merge(i, scratch_.highest[i], scratch_.weight[i], scratch_.values + i * padded_);
+        for (int64_t i = 0; i < queries_; ++i) merge(i, sums_of(i), scratch_.values + i * padded_);
       }
     }
     if (piece_.partials == nullptr) finish();
@@ -79,66 +82,89 @@ class AttentionBlock : public AttentionQueries<V> {
   void attend_split(int64_t split) {
     std::fill_n(scratch_.highest, queries_, kNothing);
     std::fill_n(scratch_.weight, queries_, 0.0f);
+    std::fill_n(scratch_.lanes, queries_ * scratch_.kLanes, 0.0f);
     std::fill_n(scratch_.values, queries_ * padded_, 0.0f);
     for_tiles(split * kSplitSlots, (split + 1) * kSplitSlots, [&](int64_t tile) {
       const auto [first, last] = rows_that_see(tile);
       if constexpr (V::kHasDot) {
         const bool few = (last - first) * group_ <= kFewQueries;
         if (few && has_paired_values() && tile_.has_strips() && tile >= sink_slots_)
-          return attend_few(tile, first, last);
+          return with_dim([&, first = first, last = last](auto dim) { attend_few(tile, first, last, dim); });
       }
       for (head_ = 0; head_ < piece_.num_kv_heads; ++head_) {
         if (head_ > 0) tile_.next_head();
         asker_.begin(tile_.parts(), head_, head_bytes());
         turn_keys();
         score(tile, first, last);
-        store_row_logits(tile, first, last);
-        ask_during(kSoftmax, query(last, 0) - query(first, 0), kReadsNothing);
-        for (int64_t i = query(first, 0); i < query(last, 0); ++i) {
-          weigh(i);
-          ask_some();
-        }
-        add_values(query(first, 0), query(last, 0));
+        store_row_logits(tile, 0, kTileSlots, first, last);
+        weigh_and_add(query(first, 0), query(last, 0));
       }
       head_ = 0;
     });
+    end_sums();
   }
 
   // The same of a few queries, with K and V read where they lie, in the order of memory: that is what is waited for.
-  void attend_few(int64_t tile, int64_t first, int64_t last) {
-    part_asker_.begin(tile_.parts());
-    for_strips_and_heads([&](int64_t slot) {
-      const int64_t begin = query(first, 0), end = query(last, 0);
-      score_strip(slot, begin, end);
-      if (slot + kStripSlots < kTileSlots) return;
-      // Here, between two readings, not for all heads at once: little of what was asked for is left after that.
-      hide_unseen(tile, first, last);
-      store_row_logits(tile, first, last);
-      for (int64_t i = begin; i < end; ++i) weigh(i);
-    });
-    for_strips_and_heads([&](int64_t slot) { add_strip_values(slot, query(first, 0), query(last, 0)); });
-    head_ = 0;
-  }
-
-  template <class Function>
-  void for_strips_and_heads(Function&& f) {
+  template <class Dim>
+  void attend_few(int64_t tile, int64_t first, int64_t last, Dim dim) {
+    const int64_t count = (last - first) * group_, of_first_head = query(first, 0);
+    part_asker_.begin(tile_.parts(), count, kStripQueries);
     for (int64_t slot = 0; slot < kTileSlots; slot += kStripSlots) {
-      for (head_ = 0; head_ < piece_.num_kv_heads; ++head_) f(slot);
+      const bool seen = tile_.is_seen(slot, kStripSlots);
+      const bool whole = all_seen(tile, slot, kStripSlots, first, last) && p_.row_logits == nullptr;
+      int64_t weighed = of_first_head;
+      for (head_ = 0; head_ < piece_.num_kv_heads; ++head_) {
+        part_asker_.take();
+        if (!seen) continue;
+        const int64_t begin = of_first_head + head_ * head_queries_;
+        score_strip(slot, begin, count, dim);
+        if (!whole) {
+          hide_unseen(tile, slot, kStripSlots, first, last);
+          store_row_logits(tile, slot, kStripSlots, first, last);
+        }
+        // A head later, so that nothing waits for logits.
+        if (count == head_queries_) {
+          for (; weighed + 4 <= begin; weighed += 4) this->template weigh_stored<4>(weighed, slot);
+        } else if (head_ > 0) {
+          weigh_strip(begin - head_queries_, begin - head_queries_ + count, slot);
+        }
+      }
+      const int64_t end = of_first_head + (piece_.num_kv_heads - 1) * head_queries_ + count;
+      if (seen) weigh_strip(count == head_queries_ ? weighed : end - count, end, slot);
+      for (head_ = 0; head_ < piece_.num_kv_heads; ++head_) {
+        part_asker_.take();
+        if (seen) add_strip_values(slot, of_first_head + head_ * head_queries_, count, dim);
+      }
+      head_ = 0;
     }
   }
 
-  void score_strip(int64_t slot, int64_t first, int64_t last) {
-    const auto [rows, offset] = tile_.strip(tile_.keys(), slot, head_);
-    const int64_t q_bytes = query_bytes(dim_);
-    const LinesAhead ahead = part_asker_.take();
-    for_row_tiles<kStripQueries>(last - first, [&, rows = rows, offset = offset](int64_t i, auto tile_rows) {
-      constexpr int R = tile_rows;
+  template <class Function>
+  [[gnu::always_inline]] static void for_few_rows(int64_t count, Function&& f) {
+    for (int64_t i = 0; i < count; i += kStripQueries)
+      with_rows<kStripQueries>(std::min(count - i, kStripQueries), [&](auto rows) { f(i, rows); });
+  }
+
+  // What the register tile of R queries from the ith of `count` on asks for.
+  template <int R, class Function>
+  [[gnu::always_inline]] void with_ahead(int64_t i, int64_t count, Function&& f) {
+    if (count > kStripQueries)
+      return i < 2 * kStripQueries
+                 ? f(part_asker_.lines<PartAsker::kOfTile>(PartAsker::kOfTile * (i / kStripQueries)))
+                 : f(NothingAhead{});
+    if constexpr (R == 1) return f(part_asker_.lines<PartAsker::kOfOne>(0));
+    f(part_asker_.lines<PartAsker::kOfFew>(0));
+  }
+
+  template <class Dim>
+  void score_strip(int64_t slot, int64_t first, int64_t count, Dim dim) {
+    const char* const keys = tile_.strip_keys(slot, head_);
+    const int64_t q_bytes = query_bytes(dim);
+    for_few_rows(count, [&](int64_t i, auto rows) {
+      constexpr int R = rows;
       F sum[R];
       const char* const q = reinterpret_cast<const char*>(scratch_.q) + (first + i) * q_bytes;
-      if (i == 0)
-        dot_strip<V, R>(q, q_bytes, rows, offset, dim_, sum, ahead);
-      else
-        dot_strip<V, R>(q, q_bytes, rows, offset, dim_, sum, NothingAhead{});
+      with_ahead<R>(i, count, [&](auto ahead) { dot_strip<V, R>(q, q_bytes, keys, dim, sum, ahead); });
       for (int r = 0; r < R; ++r)
         V::store(scratch_.scores + (first + i + r) * kTileSlots + slot, logits_of(sum[r]));
     });
@@ -157,22 +183,7 @@ class AttentionBlock : public AttentionQueries<V> {
         std::copy_n(scratch_.sink_scores + i * kTileSlots, sinks, scratch_.scores + i * kTileSlots);
       }
     }
-    hide_unseen(tile, first, last);
-  }
-
-  void hide_unseen(int64_t tile, int64_t first, int64_t last) {
-    const bool all_seen = end_slot(first) >= tile + kTileSlots && first_slot(last - 1) <= tile;
-    if (all_seen || first == last) return;
-    for (int64_t row = first; row < last; ++row) {
-      const int64_t sinks = std::clamp<int64_t>(sink_slots_ - tile, 0, kTileSlots);
-      const int64_t begin = std::clamp<int64_t>(first_slot(row) - tile, sinks, kTileSlots);
-      const int64_t end = std::min<int64_t>(kTileSlots, end_slot(row) - tile);
-      for (int64_t g = 0; g < group_; ++g) {
-        float* scores = scratch_.scores + query(row, g) * kTileSlots;
-        std::fill(scores + sinks, scores + begin, kNothing);
-        std::fill(scores + end, scores + kTileSlots, kNothing);
-      }
-    }
+    hide_unseen(tile, 0, kTileSlots, first, last);
   }
 
   void turn_keys() {
@@ -257,68 +268,40 @@ class AttentionBlock : public AttentionQueries<V> {
     }
   }
 
-  F logits_of(F products) const {
-    const F scaled = V::mul(products, V::set(p_.scale));
-    if (p_.soft_cap == 0) return scaled;
-    return V::mul(V::set(p_.soft_cap), tanh<V>(V::div(scaled, V::set(p_.soft_cap))));
-  }
+  // ---- values ---------------------------------------------------------------------------------------------
 
-  void store_row_logits(int64_t tile, int64_t first, int64_t last) {
-    if (p_.row_logits == nullptr || last != num_rows_ || first == last) return;
-    const int64_t count = std::min(kTileSlots, length_ - tile);
-    for (int64_t g = 0; g < group_; ++g) {
-      const int64_t head = piece_.sequence * p_.num_q_heads + q_head(g);
-      std::copy_n(scratch_.scores + query(last - 1, g) * kTileSlots, count,
-                  p_.row_logits + head * p_.row_logits_stride + tile);
-    }
-  }
-
-  // ---- softmax and values ---------------------------------------------------------------------------------
-
-  // Turns the logits of query i into weights relative to the split's new highest, and rescales what it has so
-  // far.
-  void weigh(int64_t i) {
-    float* scores = scratch_.scores + i * kTileSlots;
-    const F s[4] = {V::load(scores), V::load(scores + 16), V::load(scores + 32), V::load(scores + 48)};
-    const float tile_highest = V::highest(V::max(V::max(s[0], s[1]), V::max(s[2], s[3])));
-    const float highest = std::max(scratch_.highest[i], tile_highest);
-    const F shift = V::set(highest);
-    F sum = V::zero(), w[4];
-#pragma GCC unroll 4
-    for (int n = 0; n < 4; ++n) {
-      w[n] = exp<V>(V::sub(s[n], shift));
-      sum = V::add(sum, w[n]);
-    }
-    store_weights(scores, w);
-    // Mostly the highest is one of an earlier tile; exp(0) is exactly 1.
-    const float kept = highest == scratch_.highest[i] ? 1.0f : exp_of(scratch_.highest[i] - highest);
-    scratch_.weight[i] = scratch_.weight[i] * kept + V::sum(sum);
-    scratch_.highest[i] = highest;
-    if (kept != 1) scale_values(scratch_.values + i * padded_, kept);
-  }
-
-  void store_weights(float* scores, const F (&w)[4]) const {
+  void weigh_and_add(int64_t first, int64_t last) {
+    ask_during(kSoftmax, last - first, kReadsNothing);
     if constexpr (V::kHasDot) {
-      if (has_paired_values()) {
-        V::store_rounded(scores, w[0], w[1]);
-        return V::store_rounded(scores + 16, w[2], w[3]);
+      if (has_paired_values()) return weigh_and_add_strips(first, last);
+    }
+    for (int64_t i = first; i < last; ++i) {
+      weigh(i);
+      ask_some();
+    }
+    add_values(first, last);
+  }
+
+  // Strip by strip as a few queries do it, but for V, which is met in one go where no shift rises in between.
+  void weigh_and_add_strips(int64_t first, int64_t last) {
+    int64_t added = 0;
+    for (int64_t slot = 0; slot < kTileSlots; slot += kStripSlots) {
+      if (slot > added && some_shift_rises(first, last, slot)) {
+        add_paired_values(first, last, added, slot);
+        added = slot;
+      }
+      for (int64_t i = first; i < last; i += 4) {
+        weigh_strip(i, std::min(i + 4, last), slot);
+        ask_some();
       }
     }
-    for (int n = 0; n < 4; ++n) V::store(scores + 16 * n, w[n]);
-  }
-
-  void scale_values(float* values, float factor) {
-    for (int64_t i = 0; i < padded_; i += 16)
-      V::store(values + i, V::mul(V::load(values + i), V::set(factor)));
+    add_paired_values(first, last, added, kTileSlots);
   }
 
   // values[query] += weights of the tile times its V, summed in f32. An output meets the same products in the same
   // order however many queries there are. A few queries read V where it lies; for many it is widened once.
   void add_values(int64_t first, int64_t last) {
     ask_during(kValues, kTileSlots * std::max<int64_t>(1, padded_ / 64), kReads);
-    if constexpr (V::kHasDot) {
-      if (has_paired_values()) return add_paired_values(first, last);
-    }
     with_element(p_.layout.dtype, [&](auto element) {
       using Kv = decltype(element);
       if (last - first <= kFewQueries && dim_ % 16 == 0) {
@@ -336,16 +319,18 @@ class AttentionBlock : public AttentionQueries<V> {
   template <class Function>
   void with_dim(Function&& f) const {
     if (dim_ == 128) return f(std::integral_constant<int64_t, 128>{});
+    if (dim_ == 64) return f(std::integral_constant<int64_t, 64>{});
     f(dim_);
   }
 
-  // Weights of the whole tile times its V, for many queries.
-  void add_paired_values(int64_t first, int64_t last) {
+  // Weights of slots [begin, end) of the tile times their V, for many queries.
+  void add_paired_values(int64_t first, int64_t last, int64_t begin, int64_t end) {
     with_dim([&](auto dim) {
       const auto add = [&](auto vectors, int64_t column) {
+        const auto value_of = [&](int64_t slot) { return tile_.values()[begin + slot] + 2 * column; };
         for_row_tiles<6>(last - first, [&](int64_t i, auto tile_rows) {
-          add_weighted<V, tile_rows, vectors>(scratch_.scores + (first + i) * kTileSlots, tile_.values(),
-                                              kTileSlots, 2 * column, values_of(first + i) + column, dim,
+          add_weighted<V, tile_rows, vectors>(scratch_.scores + (first + i) * kTileSlots + begin / 2,
+                                              value_of, end - begin, values_of(first + i) + column, dim,
                                               NothingAhead{}, 0);
         });
       };
@@ -356,49 +341,36 @@ class AttentionBlock : public AttentionQueries<V> {
   }
 
   // Weights of a strip times its V, for few.
-  void add_strip_values(int64_t slot, int64_t first, int64_t last) {
-    const LinesAhead ahead = part_asker_.take();
-    if (!tile_.is_seen(slot, kStripSlots)) return;
-    const auto [rows, offset] = tile_.strip(tile_.values(), slot, head_);
-    const int64_t columns = last - first <= kWideRows ? 128 : 64;
-    // A strip at once where that is in the order of memory, or halves.
-    const int64_t step = dim_ <= columns ? kStripSlots : kStripSlots / 2;
-    with_dim([&, rows = rows, offset = offset](auto dim) {
-      for (int64_t s = 0; s < kStripSlots; s += step)
-        add_strip_slots({rows + s, offset, slot + s, step, s * 2 * dim, ahead}, first, last, dim);
+  template <class Dim>
+  void add_strip_values(int64_t slot, int64_t first, int64_t count, Dim dim) {
+    const char* const of_strip = tile_.strip_values(slot, head_);
+    for_few_rows(count, [&](int64_t i, auto rows) {
+      const StripQueries queries{scratch_.scores + (first + i) * kTileSlots + slot / 2, values_of(first + i)};
+      with_ahead<rows>(i, count, [&](auto ahead) { add_strip<rows>(queries, of_strip, dim, ahead); });
     });
   }
 
-  // Slots of a strip: where V lies, from which of the tile on, and the first byte to ask for.
-  struct StripSlots {
-    const char* const* rows;
-    int64_t offset, slot, count, ahead_byte;
-    LinesAhead ahead;
+  // Some queries that meet a strip: their weights of it, their values so far.
+  struct StripQueries {
+    const float* weights;
+    float* values;
   };
 
-  // As many columns at a time as leave registers for all of a small group.
-  static constexpr int kWideRows = 3;
-  template <class Dim>
-  void add_strip_slots(const StripSlots& slots, int64_t first, int64_t last, Dim dim) {
+  // As many columns at a time as leave registers for all of the queries.
+  template <int R, class Dim, class Ahead>
+  void add_strip(const StripQueries& queries, const char* of_strip, Dim dim, const Ahead& ahead) {
     int64_t column = 0;
-    if (last - first <= kWideRows)
-      for (; column + 128 <= dim; column += 128)
-        add_strip_columns<kWideRows, 8>(slots, first, last, column, dim);
-    for (; column + 64 <= dim; column += 64) add_strip_columns<6, 4>(slots, first, last, column, dim);
-    for (; column < dim; column += 32) add_strip_columns<6, 2>(slots, first, last, column, dim);
-  }
-
-  template <int Rows, int N, class Dim>
-  void add_strip_columns(const StripSlots& slots, int64_t first, int64_t last, int64_t column, Dim dim) {
-    for_row_tiles<Rows>(last - first, [&](int64_t i, auto tile_rows) {
-      const auto add = [&](auto ahead) __attribute__((always_inline)) {
-        add_weighted<V, tile_rows, N>(scratch_.scores + (first + i) * kTileSlots + slots.slot / 2, slots.rows,
-                                      slots.count, slots.offset + 2 * column, values_of(first + i) + column,
-                                      dim, ahead, slots.ahead_byte + 2 * column);
+    const auto add = [&](auto vectors) __attribute__((always_inline)) {
+      const auto value_of = [&](int64_t slot) __attribute__((always_inline)) {
+        return of_strip + slot * 2 * dim + 2 * column;
       };
-      if (i == 0) return add(slots.ahead);  // the first pass over these lines asks
-      add(NothingAhead{});
-    });
+      add_weighted<V, R, vectors>(queries.weights, value_of, std::integral_constant<int64_t, kStripSlots>{},
+                                  queries.values + column, dim, ahead, 2 * kStripSlots * column);
+    };
+    if constexpr (R <= 3)
+      for (; column + 128 <= dim; column += 128) add(std::integral_constant<int, 8>{});
+    for (; column + 64 <= dim; column += 64) add(std::integral_constant<int, 4>{});
+    for (; column < dim; column += 32) add(std::integral_constant<int, 2>{});
   }
 
   float* values_of(int64_t i) { return scratch_.values + i * padded_; }
@@ -453,7 +425,7 @@ class AttentionBlock : public AttentionQueries<V> {
   }
 
   KvTile<V> tile_;
-  static constexpr int kStripQueries = 8;  // of a register tile while K is turned on the way
+  static constexpr int64_t kStripQueries = 4;  // of a register tile: more leave too few registers
   LineAsker asker_;
   PartAsker part_asker_;
   int64_t near_lines_ = 0, far_lines_ = 0;

@@ -6,14 +6,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
 
 #include "kernels/cpu/op_table.h"
 #include "kernels/cpu/vector_math.h"
 
 namespace quire::cpu {
 namespace {
-
-inline constexpr int64_t kStripSlots = 16;  // slots that a few queries meet at once
 
 // Where K of a tile and of the next one lies, of the piece's first head, in parts that are contiguous: strips where
 // a block is of whole ones.
@@ -68,10 +67,11 @@ class LineCursor {
 };
 
 // Parts of which a line each is asked for when a line of the present one is read.
+template <int N>
 struct LinesAhead {
-  const char* parts[3];
+  const char* parts[N];
   [[gnu::always_inline]] void ask(int64_t byte) const {
-#pragma GCC unroll 3
+#pragma GCC unroll 8
     for (const char* part : parts) __builtin_prefetch(part + byte, 0, 3);
   }
 };
@@ -101,17 +101,14 @@ class LineAsker {
   LineCursor near_, far_;
 };
 
-// The same where memory is read in its own order, part by part: K of all heads of a part, then of the tile's next;
-// V likewise; then the next tile.
+// The same where memory is read in its own order, part by part: K of all heads of a part, V of all its heads, then the
+// next part.
 class PartCursor {
  public:
   PartCursor() = default;
-  PartCursor(const TileParts& parts, int64_t parts_ahead) : parts_(&parts) {
-    find();
-    for (; parts_ahead > 0; --parts_ahead) take();
-  }
+  explicit PartCursor(const TileParts& parts) : parts_(&parts) { find(); }
 
-  // One head's share of a part, or null after the next tile's last; on to the next head's.
+  // One head's share of a part, or null after the list's last or the next tile's; on to the next head's.
   const char* take() {
     const char* const share = next_;
     if (share == nullptr) return nullptr;
@@ -122,43 +119,71 @@ class PartCursor {
 
  private:
   [[gnu::noinline]] void step() {
-    head_ = 0;
-    do {
-      if (++part_ == parts_->per_tile) part_ = 0, ++half_;
-      find();
-    } while (next_ == nullptr && half_ < 4);
+    head_ = 0, values_ = !values_;
+    if (!values_) ++part_;
+    find();
   }
   void find() {
-    next_ = half_ == 4 ? nullptr : parts_->starts[half_ / 2 * parts_->per_tile + part_];
-    if (next_ != nullptr && half_ % 2 == 1) next_ += parts_->kv_stride;
+    next_ = part_ == 2 * parts_->per_tile ? nullptr : parts_->starts[part_];
+    if (next_ != nullptr && values_) next_ += parts_->kv_stride;
   }
 
   const TileParts* parts_ = nullptr;
-  int64_t half_ = 0, part_ = 0, head_ = 0;  // halves: K and V of the tile, K and V of the next
+  int64_t part_ = 0, head_ = 0;  // parts of the tile and of the next
+  bool values_ = false;
   const char* next_ = nullptr;
 };
 
+// How far ahead a few queries ask, and how often a line, was measured (README.md): one query asks for less, or it asks
+// faster than memory gives; where queries meet a line in two register tiles each of them asks for half.
 class PartAsker {
  public:
-  void begin(const TileParts& parts) {
-    first_ = parts.starts[0];
-    for (int i = 0; i < 3; ++i)
-      ahead_[i] = PartCursor(parts, (kBytesAhead[i] + parts.bytes - 1) / parts.bytes);
-  }
-  // What to ask for while the next head's share of a part is read.
-  LinesAhead take() {
-    LinesAhead lines;
-    for (int i = 0; i < 3; ++i) {
-      const char* const share = ahead_[i].take();
-      lines.parts[i] = share == nullptr ? first_ : share;  // asked for again where nothing comes
+  static constexpr int kOfOne = 2, kOfFew = 5, kOfTile = 2;
+
+  void begin(const TileParts& parts, int64_t queries, int64_t tile_queries) {
+    const std::span<const int64_t> ahead = queries == 1              ? std::span<const int64_t>(kOneAhead)
+                                           : queries <= tile_queries ? std::span<const int64_t>(kFewAhead)
+                                                                     : std::span<const int64_t>(kTilesAhead);
+    farthest_ = PartCursor(parts), first_ = parts.starts[0], taken_ = 0, most_ = 0;
+    count_ = static_cast<int>(ahead.size());
+    for (int i = 0; i < count_; ++i) {
+      ahead_[i] = std::min((ahead[i] + parts.bytes - 1) / parts.bytes, kShares - 1);
+      most_ = std::max(most_, ahead_[i]);
     }
+    for (int64_t i = 0; i < most_; ++i) shares_[i] = next_share();
+  }
+  // On to the next head's share of a part.
+  void take() {
+    shares_[(taken_ + most_) % kShares] = next_share();
+    for (int i = 0; i < count_; ++i) lines_[i] = shares_[(taken_ + ahead_[i]) % kShares];
+    ++taken_;
+  }
+  // What to ask for while it is read: N of the shares ahead, from the `from`th on.
+  template <int N>
+  LinesAhead<N> lines(int64_t from) const {
+    LinesAhead<N> lines;
+    std::copy_n(lines_ + from, N, lines.parts);
     return lines;
   }
 
  private:
-  static constexpr int64_t kBytesAhead[3] = {4 << 10, 8 << 10, 16 << 10};
+  static constexpr int64_t kShares = 64;
+  static constexpr int64_t kOneAhead[kOfOne] = {4 << 10, 8 << 10};
+  static constexpr int64_t kFewAhead[kOfFew] = {4 << 10, 8 << 10, 12 << 10, 20 << 10, 32 << 10};
+  static constexpr int64_t kTilesAhead[2 * kOfTile] = {4 << 10, 12 << 10, 8 << 10, 16 << 10};
+
+  const char* next_share() {
+    const char* const share = farthest_.take();
+    return share == nullptr ? first_ : share;  // asked for again where nothing comes
+  }
+
+  PartCursor farthest_;
   const char* first_ = nullptr;
-  PartCursor ahead_[3];
+  int count_ = 0;
+  int64_t taken_ = 0, most_ = 0;
+  int64_t ahead_[kOfFew];
+  const char* shares_[kShares];  // a ring: the next ones
+  const char* lines_[kOfFew];
 };
 
 template <class V>
@@ -199,22 +224,13 @@ class KvTile {
     const int64_t step = layout_.head_stride();
     for (int64_t slot = begin_; slot < end_; ++slot) keys_[slot] += step, values_[slot] += step;
   }
-  // Rows of a strip's slots, with what to add to each for the K or V of a head counted from the present one.
-  struct Strip {
-    const char* const* rows;
-    int64_t offset;
-  };
-  Strip strip(const char* const* of, int64_t slot, int64_t head) {
-    const int64_t step = head * layout_.head_stride();
-    if (begin_ <= slot && slot + kStripSlots <= end_) return {of + slot, step};
-    for (int64_t i = 0; i < kStripSlots; ++i)
-      strip_rows_[i] = of[slot + i] == zero_row() ? zero_row() : of[slot + i] + step;
-    return {strip_rows_, 0};
-  }
+  // K, or V, of a strip under a head counted from the present one, slot after slot: where it lies, or a copy where not
+  // all of its slots are seen, zeros for those that are not.
+  const char* strip_keys(int64_t slot, int64_t head) { return strip(keys_, slot, head); }
+  const char* strip_values(int64_t slot, int64_t head) { return strip(values_, slot, head); }
   // Strips are parts of blocks.
   bool has_strips() const { return parts_.per_tile == kTileSlots / kStripSlots; }
   bool is_seen(int64_t slot, int64_t count) const { return slot < end_ && slot + count > begin_; }
-  const char* const* keys() const { return keys_; }
   const char* const* values() const { return values_; }
 
   const TileParts& parts() const { return parts_; }
@@ -308,6 +324,17 @@ class KvTile {
  private:
   const char* zero_row() const { return reinterpret_cast<const char*>(zero_row_); }
 
+  const char* strip(const char* const* of, int64_t slot, int64_t head) {
+    const int64_t step = head * layout_.head_stride();
+    if (begin_ <= slot && slot + kStripSlots <= end_) return of[slot] + step;
+    char* const copy = reinterpret_cast<char*>(buffer_);
+    for (int64_t i = 0; i < kStripSlots; ++i) {
+      const char* const row = of[slot + i] == zero_row() ? zero_row() : of[slot + i] + step;
+      std::memcpy(copy + i * token_bytes_, row, static_cast<size_t>(token_bytes_));
+    }
+    return copy;
+  }
+
   void find_parts(int64_t last) {
     const int64_t tokens = layout_.block_tokens, part_slots = kTileSlots / parts_.per_tile;
     for (int64_t part = 0; part < 2 * parts_.per_tile; ++part) {
@@ -360,7 +387,6 @@ class KvTile {
   float* zero_row_;
   const char* keys_[kTileSlots];
   const char* values_[kTileSlots];
-  const char* strip_rows_[kStripSlots];
   int64_t tile_ = 0, begin_ = 0, end_ = 0;
 };
 

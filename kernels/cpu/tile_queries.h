@@ -16,6 +16,7 @@ namespace {
 // One thread's scratch, cut up. Sizes: attention_scratch_floats().
 template <class V>
 struct AttentionScratch {
+  static constexpr int64_t kLanes = 32;
   AttentionScratch(float* next, int64_t queries, int64_t head_dim) {
     const auto take = [&](int64_t floats) { return std::exchange(next, next + floats); };
     const int64_t padded = turned_dim(head_dim);
@@ -23,6 +24,8 @@ struct AttentionScratch {
     values = take(queries * padded), total_values = take(queries * padded);
     highest = take(queries), weight = take(queries), total_highest = take(queries),
     total_weight = take(queries);
+    divisor = take(queries), total_divisor = take(queries);
+    lanes = take(queries * kLanes);
     scores = take(queries * kTileSlots), sink_scores = take(queries * kTileSlots);
     tile = take(kTileSlots * padded);
     zero_row = take(padded);
@@ -31,8 +34,12 @@ struct AttentionScratch {
   float *q, *q_sink;             // [queries][padded], or in the same place in bf16, [queries][query_bytes()]
   float *values, *total_values;  // [queries][padded]: of the split; of all before it
   float *highest, *weight, *total_highest, *total_weight;  // [queries]
-  float *scores, *sink_scores;                             // [queries][64]
-  float *tile, *zero_row;                                  // see KvTile
+  float *divisor,
+      *total_divisor;  // [queries]: the weight as V met it, rounded: what the values are divided by
+  // [queries][kLanes]: the split's weight in 16 parts, then its divisor in 8
+  float* lanes;
+  float *scores, *sink_scores;  // [queries][64]
+  float *tile, *zero_row;       // see KvTile
 };
 
 template <class V>
@@ -70,7 +77,7 @@ class AttentionQueries {
     for (int64_t split = piece_.first_split; split < piece_.last_split; ++split) {
       for (int64_t i = 0; i < queries_; ++i) {
         const float* partial = partial_of(split, i);
-        merge(i, partial[padded_], partial[padded_ + 1], partial);
+        merge(i, {partial[padded_], partial[padded_ + 1], partial[padded_ + 2]}, partial);
       }
     }
     finish();
@@ -116,6 +123,7 @@ class AttentionQueries {
   void clear_totals() {
     std::fill_n(scratch_.total_highest, queries_, kNothing);
     std::fill_n(scratch_.total_weight, queries_, 0.0f);
+    std::fill_n(scratch_.total_divisor, queries_, 0.0f);
     std::fill_n(scratch_.total_values, queries_ * padded_, 0.0f);
   }
 
@@ -136,15 +144,23 @@ class AttentionQueries {
       std::copy_n(scratch_.values + i * padded_, padded_, partial);
       partial[padded_] = scratch_.highest[i];
       partial[padded_ + 1] = scratch_.weight[i];
+      partial[padded_ + 2] = scratch_.divisor[i];
     }
   }
 
+  // What a split gave a query besides values: what its logits were shifted by, and its sums.
+  struct Sums {
+    float highest, weight, divisor;
+  };
+  Sums sums_of(int64_t i) const { return {scratch_.highest[i], scratch_.weight[i], scratch_.divisor[i]}; }
+
   // A split in which the query saw nothing changes nothing.
-  void merge(int64_t i, float highest, float weight, const float* values) {
-    if (highest == kNothing) return;
-    const float most = std::max(scratch_.total_highest[i], highest);
-    const float kept = exp_of(scratch_.total_highest[i] - most), share = exp_of(highest - most);
-    scratch_.total_weight[i] = scratch_.total_weight[i] * kept + weight * share;
+  void merge(int64_t i, const Sums& split, const float* values) {
+    if (split.highest == kNothing) return;
+    const float most = std::max(scratch_.total_highest[i], split.highest);
+    const float kept = exp_of(scratch_.total_highest[i] - most), share = exp_of(split.highest - most);
+    scratch_.total_weight[i] = scratch_.total_weight[i] * kept + split.weight * share;
+    scratch_.total_divisor[i] = scratch_.total_divisor[i] * kept + split.divisor * share;
     scratch_.total_highest[i] = most;
     float* total = scratch_.total_values + i * padded_;
     for (int64_t c = 0; c < padded_; c += 16) {
@@ -166,17 +182,19 @@ class AttentionQueries {
   void finish_query(int64_t row, int64_t g) {
     const int64_t i = query(row, g);
     const int64_t head = out_head(row, g);
-    float most = scratch_.total_highest[i], weight = scratch_.total_weight[i], kept = 1;
+    float most = scratch_.total_highest[i], weight = scratch_.total_weight[i],
+          divisor = scratch_.total_divisor[i], kept = 1;
     if (p_.lse != nullptr) p_.lse[head] = weight > 0 ? most + std::log(weight) : kNothing;
     if (p_.sinks != nullptr) {  // one more slot, without a value
       const float sink = p_.sinks[q_head(g)];
       most = std::max(most, sink);
       kept = exp_of(scratch_.total_highest[i] - most);
-      weight = weight * kept + exp_of(sink - most);
+      const float of_sink = exp_of(sink - most);
+      weight = weight * kept + of_sink, divisor = divisor * kept + of_sink;
     }
     if (piece_.log_totals != nullptr)
       piece_.log_totals[head] = weight > 0 ? most + std::log(weight) : kNothing;
-    write_values(head, scratch_.total_values + i * padded_, weight > 0 ? kept / weight : 0);
+    write_values(head, scratch_.total_values + i * padded_, divisor > 0 ? kept / divisor : 0);
   }
 
   void write_values(int64_t head, const float* values, float factor) {

@@ -29,7 +29,7 @@ inline constexpr float kExpLowest = -86.5f, kExpHighest = 88.7228f;
 // is left is rounding: below 1.5 units in the last place over the whole range (tests/kernel/cpu_math_test.cc).
 // NaN stays NaN.
 template <class V>
-inline typename V::F exp(typename V::F x) {
+[[gnu::always_inline]] inline typename V::F exp(typename V::F x) {
   using F = typename V::F;
   constexpr float kLn2High = 0.693359375f,
                   kLn2Low = -2.12194440e-4f;  // the high part has few bits: n * high is exact

@@ -1,7 +1,7 @@
 // Paged attention of the CPU back end. Method: cpu_test_rig.h; every slot of the pool that belongs to no list
 // is NaN. Tolerance: a logit is a float32 sum of head_dim products (4 sqrt(d) roundings of order 1), its
 // weight errs by as much, and the output is a mean of values below 1: 2^-24 * (8 sqrt(d) + 16) absolute
-// covers logits up to 8 and 1,500 slots. Where weights are rounded to bf16 (tile_strip.h) each errs by
+// covers logits up to 8 and 1,500 slots; larger logits (q_range) err by as much more. Where weights are rounded to bf16 (tile_strip.h) each errs by
 // at most 2^-8 of itself and half of that at the mean, in either direction: 2^-9 for the output, which may err by 2^-8 of
 // itself when it is rounded. Nothing else is allowed more.
 #include <algorithm>
@@ -23,6 +23,7 @@ struct AttentionCase {
   float soft_cap = 0;
   bool sinks = false, q_sink = false, own_lists = false, side_outputs = false;
   std::vector<int32_t> windows = {};  // of each list's own, 0 = none; empty: not given
+  float q_range = 2;                  // logits grow with it
 };
 
 // Inputs of one case; lists per head are one slot shorter from head to head.
@@ -40,7 +41,7 @@ class Problem {
       longest_ = std::max(longest_, list.length);
     }
     lay_out_lists();
-    q_ = Tensor::random(random_, act, rows() * c.group * c.kv_heads * c.dim, 2);
+    q_ = Tensor::random(random_, act, rows() * c.group * c.kv_heads * c.dim, c.q_range);
     q_sink_ = Tensor::random(random_, act, rows() * c.group * c.kv_heads * c.dim, 2);
     sinks_ = Tensor::random(random_, DType::kF32, c.group * c.kv_heads, 3);
     sink_slots_.assign(c.lists.size(), 5);
@@ -181,7 +182,7 @@ void check_case(const AttentionCase& c, const std::string& name,
       const std::string what = name + ", " + to_string(v);
       const auto kernels = open_kernels(v);
       const AttentionRun got = attend(*kernels, problem);
-      const double roundings = 0x1p-24 * (8 * std::sqrt(static_cast<double>(c.dim)) + 16);
+      const double roundings = 0x1p-24 * (8 * std::sqrt(static_cast<double>(c.dim)) + 16) * c.q_range / 2;
       const double of_weights = rounds_weights(v, c) ? 0x1p-9 : 0;
       expect_near(got.out, wanted.out, roundings + of_weights, what);
       expect_near(got.lse, wanted.lse, 4 * roundings, what + " lse");
@@ -209,6 +210,8 @@ TEST(CpuAttention, AgreesWithTheReferenceForEveryGroupBlockAndKvType) {
     check_case({.lists = {{1, 130}, {9, 40}}, .dim = 80, .kv = kv}, "kv type");
   check_case({.lists = {{1, 90}, {2, 7}}, .dim = 16, .group = 100, .kv_heads = 1}, "group 100");
   check_case({.lists = {{1, 700}, {1, 90}}, .dim = 128, .group = 1, .kv_heads = 12}, "12 kv heads");
+  // So many lists that a piece has all heads, and only the last of the rows sees the second tile.
+  check_case({.lists = std::vector<List>(9, {3, 65})}, "a row of three");
 }
 
 TEST(CpuAttention, AgreesWithTheReferenceForEveryOption) {
@@ -232,6 +235,16 @@ TEST(CpuAttention, AgreesWithTheReferenceForEveryOption) {
               .own_lists = true,
               .side_outputs = true},
              "all");
+}
+
+// Logits of 40 and more: far above what came before, tile after tile, and inside tiles.
+TEST(CpuAttention, AgreesWithTheReferenceWhereLogitsRise) {
+  check_case(
+      {.lists = {{1, 700}, {40, 300}, {3, 70}}, .dim = 128, .group = 4, .side_outputs = true, .q_range = 40},
+      "dim 128");
+  check_case({.lists = {{1, 300}, {20, 130}}, .dim = 64, .group = 7, .q_range = 40}, "dim 64");
+  check_case({.lists = {{1, 90}, {9, 100}}, .dim = 80, .windows = {70, 30}, .q_range = 40},
+             "dim 80, windows");
 }
 
 TEST(CpuAttention, AgreesWithTheReferenceAcrossSplits) {
@@ -293,12 +306,18 @@ constexpr int32_t kRows = 150, kSlots = 700;
 TEST(CpuAttention, GivesARowTheSameBitsInAnyChunk) {
   struct Heads {
     int32_t dim, group, window;
+    float q_range = 2;
   };
-  // A row alone is few queries, a chunk many; up to 3 queries meet V in one pass at a head size of 128, 4 in two.
-  for (const auto& [dim, group, window] :
-       {Heads{80, 3, 0}, {80, 3, 100}, {128, 3, 0}, {128, 4, 0}, {96, 3, 100}}) {
-    const AttentionCase c{
-        .lists = {{kRows, kSlots}}, .dim = dim, .group = group, .window = window, .sinks = true};
+  // A row alone is few queries, a chunk many; up to 3 queries meet V in one pass at a head size of 128, 4 in two; 5 and more are two
+  // register tiles. With a range of 40 what logits are shifted by rises inside tiles too.
+  for (const auto& [dim, group, window, q_range] :
+       {Heads{80, 3, 0}, {80, 3, 100}, {128, 3, 0}, {128, 4, 0, 40}, {96, 3, 100, 40}, {64, 7, 0, 40}}) {
+    const AttentionCase c{.lists = {{kRows, kSlots}},
+                          .dim = dim,
+                          .group = group,
+                          .window = window,
+                          .sinks = true,
+                          .q_range = q_range};
     for (const Variant& v : all_variants()) {
       if (v.isa == CpuIsa::kPlain) continue;  // one code for all; plain takes seconds
       const auto kernels = open_kernels(v);
