@@ -52,7 +52,7 @@ void add_flags(Flags& flags, SimOptions& sim, Choices& choices) {
       "time to spare, everybody; auto: drawn, with a trace spare");
   flags.add("look-ahead", sim.look_ahead,
             "waiting requests of a tenant among which the one with most of its prompt cached is next, 0 = "
-            "first come, -1 = drawn, with a trace 32");
+            "first come, -1 = drawn, with a trace 256");
   flags.add("slo-ttft-ms", sim.slo_ttft_ms,
             "a request counts as goodput with its first token within this, ms");
   flags.add("slo-tpot-ms", sim.slo_tpot_ms, "and each later one within this on average, ms");

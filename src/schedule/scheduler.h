@@ -51,7 +51,7 @@ struct ScheduleLimits {
   ReserveRule reserve;
   bool whole_block_hits = false;  // cut hits to whole blocks, as vLLM does; for comparison
   BothEnds both_ends = BothEnds::kSpare;
-  int32_t look_ahead = 32;  // in a tenant's line, for requests with more of their prompt cached
+  int32_t look_ahead = 256;  // in a tenant's line, for requests with more of their prompt cached
   int64_t max_paused_slot_us =
       200'000;  // whoever reads no more for so long gives its slot to who waits for one
   int64_t max_priority_wait_us = 60'000'000;  // then a request runs as if of the highest priority
