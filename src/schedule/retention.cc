@@ -58,15 +58,18 @@ int32_t Scheduler::publishable(const Sequence& s, int32_t num_tokens) const {
 }
 
 // What a sliding list has of the tree while it runs. Its blocks stay there after it has let go of them, until it lets go of the last
-// one below: so many that they and its bound fit into the cache together, or it could be the one that finds no room alone.
+// one below: so many that they and its bound fit into the cache together, or it could be the one that finds no room alone. All that
+// there will ever be, where that fits. Samples have what they share of the prompt once.
 int32_t Scheduler::most_shared_tokens(const SequenceGroup& group) const {
-  if (!group.traits.slides) return group.max_total_tokens;
-  const int64_t prompt = group.num_prompt_tokens(), samples = group.num_slots();
+  const int32_t all = group.max_total_tokens;
+  const int64_t samples = group.num_slots();
+  if (!group.traits.slides || samples * size_.blocks_for(all) <= cache_.num_blocks()) return all;
+  const int64_t prompt = group.num_prompt_tokens();
   const int64_t chunk = std::min(limits_.max_prefill_chunk_tokens, limits_.max_step_tokens);
-  const int64_t bound =
-      peak_blocks(group.policy, prompt, group.max_total_tokens - prompt, samples, chunk, block_tokens_);
-  const int64_t blocks = 1 + std::max<int64_t>(0, cache_.num_blocks() - bound) / samples;
-  return static_cast<int32_t>(std::min<int64_t>(group.max_total_tokens, blocks * block_tokens_));
+  const int64_t bound = peak_blocks(group.policy, prompt, all - prompt, samples, chunk, block_tokens_);
+  const int64_t shared = prompt / block_tokens_, most = 1 + std::max<int64_t>(0, cache_.num_blocks() - bound);
+  const int64_t blocks = most <= shared ? most : shared + (most - shared) / samples;
+  return static_cast<int32_t>(std::min<int64_t>(all, blocks * block_tokens_));
 }
 
 // All that a sequence under a policy may still take until it has so many tokens, or to its end where it goes by scores. What windows

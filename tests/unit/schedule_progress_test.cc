@@ -184,5 +184,37 @@ TEST(Progress, WhoeverSlidesFindsRoomBesideWhatItHasPublished) {
   EXPECT_GT(admitted, 500);
 }
 
+// What the second of two equal requests finds of its prompt.
+int32_t cached_the_second_time(int32_t num_blocks, const PolicySpec& policy, int32_t prompt, int32_t output,
+                               int32_t n) {
+  HarnessOptions o;
+  o.num_blocks = num_blocks;
+  o.max_context_tokens = 1000;
+  Harness h(o);
+  RequestId id = 0;
+  for (int i = 0; i < 2; ++i) {
+    CoreRequest request;
+    request.policy = policy;
+    SamplingParams p = Harness::greedy(output);
+    p.n = n;
+    id = h.submit(ids(prompt), p, request);
+    h.run();
+    EXPECT_EQ(h.record(id).end.finish, FinishReason::kLength);
+  }
+  h.expect_sound();
+  return h.record(id).end.cached_tokens;
+}
+
+TEST(Progress, WhoeverSlidesFindsAllOfItsPromptWhereAllOfItFits) {
+  constexpr PolicySpec kWide{.kind = RetentionKind::kWindow, .window = 200};
+  for (const int32_t output : {10, 40})  // to 20 of the 24 blocks, and to all of them
+    EXPECT_EQ(cached_the_second_time(24, kWide, 150, output, 1), 144)
+        << "a tail that ends in a block has no room";
+  EXPECT_EQ(cached_the_second_time(24, {}, 150, 40, 1), 144) << "as without a policy";
+  EXPECT_EQ(cached_the_second_time(95, kWide, 150, 50, 3), 149) << "three lists of 25 blocks";
+  constexpr PolicySpec kNarrow{.kind = RetentionKind::kWindow, .window = 26};
+  EXPECT_EQ(cached_the_second_time(68, kNarrow, 64, 200, 4), 63) << "samples have their prompt's blocks once";
+}
+
 }  // namespace
 }  // namespace quire
