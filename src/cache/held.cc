@@ -65,8 +65,8 @@ KvCache::Holding KvCache::held_by(std::span<const BlockTable* const> tables) con
 bool KvCache::is_read(BlockId block, BlockId behind) const {
   if (pool_.num_readers(block) > 0) return true;
   if (pool_.num_holders(block) > 1 || !pool_.is_published(block)) return false;
-  const bool goes_too =
-      behind != kNoBlock && pool_.is_published(behind) && tree_.parent(behind) == node_of(block);
+  const bool goes_too = behind != kNoBlock && pool_.is_published(behind) && pool_.num_holders(behind) <= 1 &&
+                        tree_.parent(behind) == node_of(block);
   return tree_.num_pinned_children(node_of(block)) > (goes_too ? 1 : 0);
 }
 

@@ -175,9 +175,9 @@ class KvCache {
     int64_t blocks = 0, freed = 0, read = 0;
   };
   Holding held_by(std::span<const BlockTable* const> tables) const;
-  // Whether a step or a copy reads the block, or, of one with one holder, what stands beneath it in the tree: that holder
-  // gone, it could not be had. Of a table that gives back one block after the other from its end: `behind` went before
-  // this one, or kNoBlock.
+  // Whether a step or a copy reads the block, or, of one with one holder, somebody reads or holds what stands beneath it in
+  // the tree: that holder gone, it could not be had. Of a table that is to give back one block after the other from its end,
+  // up to the first of which this is so: `behind` goes before this one, or kNoBlock.
   bool is_read(BlockId block, BlockId behind) const;
 
   // ---- figures ----

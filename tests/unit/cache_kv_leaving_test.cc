@@ -32,6 +32,23 @@ TEST_F(KvCacheTest, HeldPrefixesAreNotEvicted) {
   release(holder);
 }
 
+// A list that has slid holds the last block and none before it.
+TEST_F(KvCacheTest, WhatStandsBeforeABlockThatAnotherHoldsIsNoRoom) {
+  cache_prompt(iota(64));
+  BlockTable whole = cache->acquire_prefix(ns, iota(64), 64, now);
+  BlockTable slid = cache->acquire_prefix(ns, iota(64), 64, now);
+  cache->drop_blocks(slid, 0, 3, deferred);
+  settle();
+  const std::vector<BlockId>& blocks = whole.blocks();
+  const BlockTable* const given[] = {&whole};
+  EXPECT_EQ(cache->held_by(given).freed, 0);
+  EXPECT_TRUE(cache->is_read(blocks[2], blocks[3]));
+  release(slid);
+  EXPECT_EQ(cache->held_by(given).freed, 4);
+  for (int i = 3; i > 0; --i) EXPECT_FALSE(cache->is_read(blocks[i - 1], blocks[i])) << i;
+  release(whole);
+}
+
 TEST_F(KvCacheTest, TheLeastRecentlyReleasedPromptGoesFirst) {
   now = 10;
   cache_prompt(iota(32, 0));
