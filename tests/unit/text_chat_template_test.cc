@@ -180,6 +180,31 @@ TEST(ChatTemplate, ToolsAndDocumentsAreNoneWhereThereAreNone) {
   EXPECT_EQ(*chat->render(std::vector<ChatMessage>{}, true, R"([{"type": "function"}])"), "1True");
 }
 
+// Qwen3-Coder and Nemotron 3 ask so for tools, which are none in most chats.
+TEST(ChatTemplate, NoneIsNotIterable) {
+  const auto chat = make(
+      "{% if tools is iterable and tools | length > 0 %}{{ tools[0].name }}{% else %}no tools{% endif %}");
+  const Result<std::string> without = chat->render(std::vector<ChatMessage>{}, true);
+  ASSERT_TRUE(without.has_value()) << without.error().message;
+  EXPECT_EQ(*without, "no tools");
+  EXPECT_EQ(*chat->render(std::vector<ChatMessage>{}, true, R"([{"name": "f"}])"), "f");
+}
+
+TEST(ChatTemplate, TellsKindsApartAsJinjaDoes) {
+  const std::string values =
+      "{% set values = [none, 1, true, 'a', '', [1], [], {}, {'a': 1}, (1, 2), range(2)] %}";
+  const auto which = [&](const std::string& test) {
+    return rendered(values + "{% for x in values %}{{ 1 if x is " + test + " else 0 }}{% endfor %}");
+  };
+  EXPECT_EQ(which("iterable"), "00011111111");
+  EXPECT_EQ(which("sequence"), "00011111111");
+  EXPECT_EQ(which("mapping"), "00000001100");
+  EXPECT_EQ(
+      rendered(
+          "{{ nothing is iterable }}{{ nothing is sequence }}{{ [none, [1]] | select('iterable') | list }}"),
+      "TrueTrue[[1]]");
+}
+
 TEST(ChatTemplate, NamesTheConfigThatIsWrong) {
   for (const char* config : {"{", "[]", R"({"chat_template": 3})",
                              R"({"chat_template": [{"name": "default"}]})", R"({"chat_template": []})"}) {

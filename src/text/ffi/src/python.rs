@@ -1,4 +1,4 @@
-//! What templates expect of Python and Jinja2 and minijinja does otherwise: JSON and `indent`.
+//! What templates expect of Python and Jinja2 and minijinja does otherwise: JSON, `indent`, what is iterable or a sequence.
 //!
 //! JSON as Python's `json.dumps` writes it, which is what templates were written against: `", "` and `": "` between items, `repr`
 //! of floats, no escapes for HTML or, unless asked for, for non-ASCII.
@@ -22,6 +22,16 @@ fn lines_of(text: &str) -> impl Iterator<Item = &str> {
         rest = &rest[at + end..];
         Some(line)
     })
+}
+
+/// `x is iterable`: none is not, though a loop over it is one over nothing.
+pub fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+/// `x is sequence`: what has a length and places or keys, a text and a map too.
+pub fn is_sequence(value: &Value) -> bool {
+    value.is_undefined() || matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
 }
 
 /// `text | indent(width=4, first=False, blank=False)` as Jinja2 has it: a newline at the end stays one, where minijinja drops it.

@@ -94,6 +94,8 @@ impl Template {
         environment.set_fuel(Some(max_steps));
         environment.add_filter("tojson", python::tojson);
         environment.add_filter("indent", python::indent);
+        environment.add_test("iterable", python::is_iterable);
+        environment.add_test("sequence", python::is_sequence);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         value_bounds::add_to(&mut environment, max_output_bytes);
