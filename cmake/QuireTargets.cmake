@@ -8,8 +8,9 @@ if(QUIRE_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
 endif()
 find_program(QUIRE_MOLD mold)
 if(QUIRE_MOLD)
-  # Segments in pages of their own: laid out otherwise, mold 1.10 never ended on a fuzz target whose .tbss is aligned, and beginning RELRO
-  # at a .tbss that is not it made programs that the loader refuses (src/base/check.cc).
+  # Segments in pages of their own. Else mold 1.10 begins RELRO at a .tbss, and where that has alignment 1 and the code ends within eight
+  # bytes of a page's end, at a page that is not there: the loader refuses the program ("cannot apply additional memory protection after
+  # relocation"). With an aligned .tbss it never ended on a fuzz target.
   add_link_options(-fuse-ld=mold -Wl,-z,separate-loadable-segments)
 endif()
 
@@ -23,9 +24,7 @@ if(QUIRE_SANITIZE)
   # A finding ends the program: the undefined-behaviour sanitizer alone would print it and let the test pass.
   # -O1 and lines alone, over the build type's -O2 -g: half the time to compile and to link, and a report names the same places.
   add_compile_options(-O1 -g1 -fsanitize=${QUIRE_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
-  # No RELRO: mold 1.10 begins it at a .tbss of alignment 1, and where the code ends within eight bytes of a page's end that is a page
-  # that is not there; the loader then refuses the program ("cannot apply additional memory protection after relocation").
-  add_link_options(-fsanitize=${QUIRE_SANITIZE} -Wl,-z,norelro)
+  add_link_options(-fsanitize=${QUIRE_SANITIZE})
 endif()
 
 # What a step's planning and the simulator run. All is linked into one program: calls from one function of a file to

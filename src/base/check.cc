@@ -18,9 +18,7 @@ namespace quire {
 namespace {
 CheckHandler handler_now = nullptr;
 using Note = char[1001];
-// Aligned for mold 1.10, which begins RELRO at a .tbss: of alignment 1, where the code ends within eight bytes of a page's end, that is
-// a page that is not there, and the loader refuses the program.
-alignas(16) thread_local Note note_now = "";
+thread_local Note note_now = "";
 // Of whichever thread noted last: a fault of a device may be told to another one, which waits for a copy.
 std::mutex newest_mutex;
 Note newest_note = "";
