@@ -1,9 +1,9 @@
 // Paged attention of the CPU back end. Method: cpu_test_rig.h; every slot of the pool that belongs to no list
 // is NaN. Tolerance: a logit is a float32 sum of head_dim products (4 sqrt(d) roundings of order 1), its
 // weight errs by as much, and the output is a mean of values below 1: 2^-24 * (8 sqrt(d) + 16) absolute
-// covers logits up to 8 and 1,500 slots; larger logits (q_range) err by as much more. Where weights are rounded to bf16 (tile_strip.h) each errs by
-// at most 2^-8 of itself and half of that at the mean, in either direction: 2^-9 for the output, which may err by 2^-8 of
-// itself when it is rounded. Nothing else is allowed more.
+// covers logits up to 8 and 1,500 slots; larger logits (q_range) err by as much more. Where weights are rounded
+// to bf16 (tile_strip.h) each errs by at most 2^-8 of itself and half of that at the mean, in either direction:
+// 2^-9 for the output, which may err by 2^-8 of itself when it is rounded. Nothing else is allowed more.
 #include <algorithm>
 #include <numeric>
 

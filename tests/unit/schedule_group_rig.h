@@ -2,6 +2,10 @@
 // run beside each other share.
 #pragma once
 
+#include <algorithm>
+#include <memory>
+#include <vector>
+
 #include "src/policy/policy_spec.h"
 #include "tests/property/engine_harness.h"
 #include "tests/unit/token_ids.h"
@@ -42,6 +46,19 @@ inline SamplingParams samples(int32_t n, int32_t max_tokens) {
   SamplingParams p = Harness::greedy(max_tokens);
   p.n = n;
   return p;
+}
+
+// Of a cache that has the first `shared` tokens of ids(prompt). Small steps: a prompt is published chunk by chunk.
+inline std::unique_ptr<Harness> with_cached_start(int32_t num_blocks, int32_t prompt, int32_t shared) {
+  HarnessOptions o;
+  o.num_blocks = num_blocks;
+  o.max_step_tokens = o.max_sequences = 12;
+  auto h = std::make_unique<Harness>(o);
+  std::vector<TokenId> cached = ids(prompt);
+  std::fill(cached.begin() + shared, cached.end(), 999);
+  h->submit(cached, Harness::greedy(1));
+  h->run();
+  return h;
 }
 
 struct States {

@@ -26,14 +26,8 @@ TEST(BeamsByScores, FinishAloneInEveryCacheThatLetsThemIn) {
   for (const char* policy : kPolicies)
     for (int32_t num_blocks = 8; num_blocks <= 40; ++num_blocks)
       for (const int32_t shared : {0, 7, 16, 24, 30}) {
-        HarnessOptions o;
-        o.num_blocks = num_blocks;
-        o.max_step_tokens = o.max_sequences = 12;  // the prompt is published chunk by chunk
-        Harness h(o);
-        std::vector<TokenId> cached = ids(kPrompt);
-        std::fill(cached.begin() + shared, cached.end(), 999);
-        h.submit(cached, Harness::greedy(1));
-        h.run();
+        const std::unique_ptr<Harness> harness = with_cached_start(num_blocks, kPrompt, shared);
+        Harness& h = *harness;
         const RequestId id = h.submit(ids(kPrompt), beams(4, 40), under(policy));
         if (id == 0) continue;  // refused: never as much room
         ++let_in;

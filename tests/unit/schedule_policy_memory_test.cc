@@ -3,8 +3,7 @@
 #include <algorithm>
 
 #include "src/policy/policy_memory.h"
-#include "tests/property/engine_harness.h"
-#include "tests/unit/token_ids.h"
+#include "tests/unit/schedule_group_rig.h"
 
 namespace quire {
 namespace {
@@ -50,14 +49,8 @@ TEST(PolicyMemoryOfRequests, WhoFindsNoRoomWaitsUntilAnotherIsGone) {
 TEST(PolicyMemoryOfRequests, SamplesCutTheirPromptOneAfterTheOtherWhereRoomIsTight) {
   for (int32_t num_blocks = 12; num_blocks <= 30; ++num_blocks) {
     for (const int32_t shared : {0, 7, 16, 24, 30}) {
-      HarnessOptions o;
-      o.num_blocks = num_blocks;
-      o.max_step_tokens = o.max_sequences = 12;  // the prompt is published chunk by chunk
-      Harness h(o);
-      std::vector<TokenId> cached = ids(kPrompt);
-      std::fill(cached.begin() + shared, cached.end(), 999);
-      h.submit(cached, Harness::greedy(1));
-      h.run();
+      const std::unique_ptr<Harness> harness = with_cached_start(num_blocks, kPrompt, shared);
+      Harness& h = *harness;
       const RequestId id = submit(h, 0, kH2o, 6);
       if (id == 0) continue;  // refused: never as much room
       h.run();

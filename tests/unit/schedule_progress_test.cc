@@ -81,8 +81,8 @@ void run_beams_beside_a_host_tier(uint64_t seed, int64_t& brought_back) {
   for (int i = 0; i < 200; ++i) {
     if (random.chance(0.1)) {
       SamplingParams p = Harness::greedy(between(1, 60));
-      if (random.chance(0.6)) p.beam_width = between(2, 3);
-      if (const RequestId id = h.submit(ids(between(16, 90), between(0, 3) * 200), p)) all.push_back(id);
+      if (random.chance(0.9)) p.beam_width = between(2, 4);
+      if (const RequestId id = h.submit(ids(between(50, 110), between(0, 3) * 200), p)) all.push_back(id);
     }
     if (!all.empty() && random.chance(0.1))
       h.core().set_paused(all[random.below(all.size())], random.chance(0.5));
@@ -100,7 +100,7 @@ void run_beams_beside_a_host_tier(uint64_t seed, int64_t& brought_back) {
 
 TEST(Progress, BeamsWhosePromptComesBackFromTheHostDoNotFail) {
   int64_t brought_back = 0;
-  for (uint64_t seed = 1; seed <= 130; ++seed) run_beams_beside_a_host_tier(seed, brought_back);
+  for (uint64_t seed = 1; seed <= 500; ++seed) run_beams_beside_a_host_tier(seed, brought_back);
   EXPECT_GT(brought_back, 100);
 }
 
