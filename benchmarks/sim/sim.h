@@ -38,7 +38,7 @@ struct SimOptions {
   std::string model_shape;  // a config.json; "" = Llama-3.1-8B's shape
   // h100 | h200 | a JSON file {"read_bytes_per_s", "flops_per_s", "overhead_us", "memory_bytes"}, all of them
   std::string card = "h100";
-  // auto: each episode of a random load draws one; with a trace token, lru and 32.
+  // auto: each episode of a random load draws one; with a trace token, lru and the engine's 256.
   std::string prefix_rule = "auto";  // token | block (whole-block hits only, as vLLM's) | auto
   std::string eviction = "auto";     // lru | pgdsf | oracle (Belady on leaves, traces only) | auto
   // Who computes the front of a prefix whose tail comes from a tier: never | spare (who has time to) | always | auto. With a

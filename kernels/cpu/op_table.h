@@ -38,7 +38,7 @@ struct MatmulPiece {
 inline constexpr int64_t kTileSlots = 64;    // list slots whose keys are turned at once
 inline constexpr int64_t kStripSlots = 16;   // list slots of one block that a few queries meet at once
 inline constexpr int64_t kSplitSlots = 512;  // list slots that are summed before they meet the rest
-// So few queries of a head, and memory bounds the work: two register tiles.
+// So few queries of a head, and memory bounds the work: three register tiles of a strip.
 inline constexpr int64_t kFewQueries = 12;
 inline constexpr int64_t kBlockQueries =
     96;  // (row, query head) pairs that share one reading of K and V, or one row's

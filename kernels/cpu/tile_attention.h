@@ -23,14 +23,12 @@ class AttentionBlock : public AttentionSoftmax<V> {
   using F = typename V::F;
   using Queries = AttentionQueries<V>;
   using Softmax = AttentionSoftmax<V>;
-  using Queries::exp_of, Queries::clear_totals, Queries::merge, Queries::sums_of, Queries::write_partial,
-      Queries::finish;
+  using Queries::clear_totals, Queries::merge, Queries::sums_of, Queries::write_partial, Queries::finish;
   using Queries::first_slot, Queries::end_slot, Queries::sink_slots_, Queries::rows_that_see;
   using Queries::group_, Queries::head_queries_, Queries::dim_, Queries::padded_, Queries::queries_,
       Queries::head_, Queries::scratch_;
   using Queries::kNothing;
-  using Queries::p_, Queries::piece_, Queries::first_row_, Queries::last_row_, Queries::num_rows_,
-      Queries::length_;
+  using Queries::p_, Queries::piece_, Queries::first_row_, Queries::last_row_, Queries::length_;
   using Queries::query, Queries::q_head, Queries::out_head, Queries::uses_dots, Queries::has_paired_values;
   using Softmax::logits_of, Softmax::hide_unseen, Softmax::store_row_logits, Softmax::weigh;
   using Softmax::weigh_strip, Softmax::all_seen, Softmax::some_shift_rises, Softmax::end_sums;

@@ -33,9 +33,8 @@ template <class V, int R, int G, class RowBytes, class Ahead>
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
     of_query[r] = V::load_pairs(q + r * q_bytes);
-    asm volatile(
-        ""
-        : "+v"(of_query[r]));  // or the compiler loads it again for each word: loads are what asking shares
+    // Or the compiler loads it again for each word, and requests for memory wait for the same ports.
+    asm volatile("" : "+v"(of_query[r]));
   }
 #pragma GCC unroll 2
   for (int first = 0; first < 4; first += kAtOnce) {
