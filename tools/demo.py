@@ -87,6 +87,33 @@ def stream(client: Client, prompt: str, **options) -> tuple[Completion, float, f
     return generation.result(), first or 0.0, time.perf_counter() - start
 
 
+@contextlib.contextmanager
+def ended_by_signals(server: subprocess.Popen):
+    """While a client is at work Ctrl-C and SIGTERM end the server and then this program, and nothing is raised.
+
+    An exception that comes in the midst of gRPC's own code can leave a call half made, for whose end closing the channel waits for ever.
+    """
+
+    def end(number: int, _) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)  # a second one ends this at once; the server has been told
+        server.send_signal(signal.SIGTERM)
+        server.wait()
+        if number == signal.SIGTERM:
+            os._exit(128 + number)
+        os.write(2, f"{PLAIN}\nquire: interrupted\n".encode())  # print may be at work already
+        os.kill(os.getpid(), number)  # so that a calling shell knows
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def describe(done: Completion, first_s: float, total_s: float) -> None:
     """What the cache did, in one line."""
     rate = (done.usage.completion_tokens - 1) / max(total_s - first_s, 1e-9)
@@ -152,7 +179,7 @@ def main() -> int:
     with step(f"load {args.model.name} and start the server"):
         server, address = start_server(args.binary, args.model)
     try:
-        with Client(address) as client:
+        with ended_by_signals(server), Client(address) as client:
             found = show(client, pages)
     finally:
         with step("drain the server"):
