@@ -60,7 +60,8 @@ void Scheduler::publish_computed(Sequence& s, int64_t now_us) {
 }
 
 // Whether a failed step's copies were made nobody knows: a block that was to be one holds nothing to publish.
-// Samples that a later step has forked meanwhile hold it too; the whole request ends with this step.
+// Samples that a later step has forked meanwhile hold it too; the whole request ends with this step, also where the sample that
+// was to copy has had its last token since.
 void Scheduler::distrust_copy(const PlannedWork& work) {
   if (!work.copied) return;
   const int32_t before = work.first / block_tokens_ * block_tokens_;
@@ -75,8 +76,7 @@ void Scheduler::let_go(SubmittedStep& step, int64_t now_us) {
 void Scheduler::fail_step(SubmittedStep& step, const Error& error, int64_t now_us, Outcome& out) {
   for (Sequence* s : step.sampled)
     if (!s->group->is_beam) --s->num_pending;
-  for (Sequence* s : step.named)
-    if (!s->finished()) end_group(*s->group, FinishReason::kFailed, error, now_us, out);
+  for (Sequence* s : step.named) fail_request_of(*s, error, now_us, out);
 }
 
 const Error* StepView::failure_of(SequenceId sequence) const {
@@ -85,12 +85,15 @@ const Error* StepView::failure_of(SequenceId sequence) const {
   return nullptr;
 }
 
-// A request ends as a whole: what its samples share may be what failed.
 void Scheduler::fail_sequences(SubmittedStep& step, const StepView& result, int64_t now_us, Outcome& out) {
   if (result.failures.empty()) return;
   for (Sequence* s : step.named)
-    if (const Error* error = result.failure_of(s->id); error != nullptr && !s->finished())
-      end_group(*s->group, FinishReason::kFailed, *error, now_us, out);
+    if (const Error* error = result.failure_of(s->id)) fail_request_of(*s, *error, now_us, out);
+}
+
+// Whether or not this one has ended: what its samples share may be what failed.
+void Scheduler::fail_request_of(const Sequence& s, const Error& error, int64_t now_us, Outcome& out) {
+  if (s.group->state != GroupState::kEnded) end_group(*s.group, FinishReason::kFailed, error, now_us, out);
 }
 
 void Scheduler::commit_prompts(SubmittedStep& step, StepView& result, int64_t now_us, Outcome& out) {

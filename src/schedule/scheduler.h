@@ -372,6 +372,7 @@ class Scheduler {
   void let_go(SubmittedStep& step, int64_t now_us);
   void fail_step(SubmittedStep& step, const Error& error, int64_t now_us, Outcome& out);
   void fail_sequences(SubmittedStep& step, const StepView& result, int64_t now_us, Outcome& out);
+  void fail_request_of(const Sequence& s, const Error& error, int64_t now_us, Outcome& out);
 
   // commit_beams.cc
   void commit_beams(std::span<Sequence* const> beams, std::span<SampledToken> rows, int64_t now_us,

@@ -121,6 +121,7 @@ BUGS = [
      "sample.position = planned.first_position + static_cast<int32_t>(planned.tokens.size()) + 1;"),
     (False, "a position too many counts as computed", COMMIT, "  s.num_computed += work.count;", "  s.num_computed += work.count + 1;"),
     (False, "a committed sample stays pending", COMMIT, "      --s.num_pending;\n", ""),
+    (False, "a request goes on where a sample fails after its last token", COMMIT, "  if (s.group->state != GroupState::kEnded) end_group", "  if (!s.finished()) end_group"),
     (True, "a failed copy is trusted", COMMIT, "  if (!work.copied) return;", "  if (work.copied || !work.copied) return;"),
     (False, "an output may be a token too long", COMMIT, "s.num_tokens() >= group.max_total_tokens", "s.num_tokens() > group.max_total_tokens"),
     (True, "who waits for a prefix is not woken when its leader ends", LIFE, "  unpark_waiters(sequence, true);\n", ""),

@@ -179,6 +179,30 @@ TEST(SequenceFailures, EndTheirRequestAndNoOther) {
   }
 }
 
+// A sample's next step, in which it copies the block where the prompt ended, is under way when its first token is its last.
+TEST(SequenceFailures, EndTheirRequestAlsoWhereTheSampleHasHadItsLastToken) {
+  Harness h(options_for(0));
+  const RequestId id = submit(h, 0, {}, 3);
+  const auto sample = [&] { return h.core().scheduler().find(id)->sequences[0].get(); };
+  const SequenceId failing = sample()->id;
+  h.executor().set_sequence_fault([&](const PlannedSequence& s) -> Status {
+    const bool fails = s.sequence == failing && s.first_position == kPrompt;
+    return fails ? Status(error(Code::kInternal, "no copy")) : ok();
+  });
+  while (sample()->num_output_tokens() == 0) ASSERT_TRUE(h.step());
+  ASSERT_GT(sample()->num_in_flight, 0);
+  h.core().stop(id, 0);
+  h.run();
+  h.expect_sound();
+  h.expect_all_ended();
+  auto& ends = h.record(id).sequences;
+  EXPECT_EQ(ends[0].finish, FinishReason::kStop);
+  for (const int other : {1, 2}) {
+    EXPECT_EQ(ends[other].finish, FinishReason::kFailed) << other;
+    EXPECT_EQ(ends[other].error->message, "no copy");
+  }
+}
+
 // Blocks of a prompt that failed are nobody's prefix.
 TEST(SequenceFailures, PublishNothingOfTheStep) {
   Harness h(options_for(0));
