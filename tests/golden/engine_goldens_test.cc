@@ -1,5 +1,5 @@
-// Every model of the shared goldens through the whole engine: the stored greedy tokens, computed in float64
-// with no cache, must come out whatever the engine does with a request: alone, in mixed batches of eight
+// Every model of the shared goldens, and the tiny one of each family and rotary kind, through the whole engine: the stored greedy tokens,
+// computed in float64 with no cache, must come out whatever the engine does with a request: alone, in mixed batches of eight
 // (thirteen requests through eight places, so prefills join running decodes) with prompts cut in chunks of 1,
 // 7 and 64 tokens, with an empty prefix cache, a full one and none, and when sequences are preempted and
 // computed again. Activations and cache are f32: the smallest margin of the goldens, 3.9e-4, is far above its
@@ -11,6 +11,7 @@
 
 #include "src/engine/threaded_engine.h"
 #include "src/model/config.h"
+#include "tests/golden/family_cases.h"
 #include "tests/golden/stored_goldens.h"
 
 namespace quire::golden {
@@ -24,7 +25,7 @@ class EngineGoldens : public testing::TestWithParam<const char*> {
     const std::string path = goldens_of(GetParam());
     if (!std::filesystem::exists(path))
       GTEST_SKIP() << "no goldens: " << path << " is not there (set QUIRE_SHARED)";
-    cases_ = read_cases(path);
+    cases_ = is_family(GetParam()) ? family_cases(GetParam()) : read_cases(path);
     config_.model_dir = directory_of(GetParam());
     config_.device = env_or("QUIRE_TEST_DEVICE", "cpu");
     config_.dtype = "f32";
@@ -34,6 +35,12 @@ class EngineGoldens : public testing::TestWithParam<const char*> {
     config_.max_queued_kv_factor = 100;
     config_.check_invariants = true;
     if (config_.device == "cuda-host") cut_answers(kShimTokens);
+  }
+  static const std::vector<Case>& family_cases(const std::string& name) {  // the reference answers once
+    static std::map<std::string, std::vector<Case>> known;
+    std::vector<Case>& cases = known[name];
+    if (cases.empty()) cases = read_family_cases(directory_of(name));
+    return cases;
   }
   void cut_answers(size_t tokens) {
     for (Case& c : cases_) c.greedy.resize(std::min(c.greedy.size(), tokens));
@@ -131,7 +138,7 @@ TEST_P(EngineGoldens, ComeOutWhenSequencesArePreempted) {
 TEST_P(EngineGoldens, ComeOutWhenSequencesAreSwapped) {
   const Result<ModelSpec> spec = read_model_config(config_.model_dir);
   ASSERT_TRUE(spec.has_value()) << spec.error().message;
-  config_.max_context_tokens = 192;
+  config_.max_context_tokens = std::min(192, spec->max_positions);
   config_.kv_cache_bytes = spec->kv_bytes_per_token(DType::kF32) * 224;
   config_.swap_space_bytes = 4 * config_.kv_cache_bytes;
   config_.preemption_mode = "swap";
@@ -273,6 +280,12 @@ constexpr const char* kModels[] = {
     "stories260K",      "stories260K-hd128-bf16",     "tinystories-3.5M-qwen3"};
 INSTANTIATE_TEST_SUITE_P(Models, EngineGoldens, testing::ValuesIn(kModels), name_of_model);
 INSTANTIATE_TEST_SUITE_P(Models, GoldensOfTiers, testing::ValuesIn(kModels), name_of_model);
+
+constexpr const char* kFamilies[] = {
+    "llama-mha-untied", "llama-mqa-bias", "mistral-window", "mistral-headdim", "qwen2",
+    "qwen2-window",     "qwen3",          "rope-linear",    "rope-dynamic",    "rope-yarn",
+    "rope-yarn-mscale", "rope-llama3"};
+INSTANTIATE_TEST_SUITE_P(Families, EngineGoldens, testing::ValuesIn(kFamilies), name_of_model);
 
 }  // namespace
 }  // namespace quire::golden
