@@ -131,6 +131,53 @@ TEST(ChatTemplate, RefusesATemplateThatDoesNotParse) {
   EXPECT_NE(made.error().message.find("does not parse"), std::string::npos);
 }
 
+// minijinja jumps out of a loop and leaves the blocks on the way open.
+TEST(ChatTemplate, RefusesToLeaveALoopOutOfABlock) {
+  struct Block {
+    std::string begin, end, name;
+  };
+  const std::vector<Block> blocks = {{"{% with a = 1 %}", "{% endwith %}", "with"},
+                                     {"{% generation %}", "{% endgeneration %}", "with"},
+                                     {"{% set a %}", "{% endset %}", "set"},
+                                     {"{% filter upper %}", "{% endfilter %}", "filter"},
+                                     {"{% autoescape true %}", "{% endautoescape %}", "autoescape"}};
+  for (const std::string word : {"break", "continue"}) {
+    const std::string leave = "{% if x == 2 %}{% " + word + " %}{% endif %}";
+    for (const Block& b : blocks) {
+      const auto made = ChatTemplate::from_source(
+          "{% for x in [1, 2, 3] %}\n" + b.begin + leave + b.end + "{% endfor %}", "{}");
+      ASSERT_FALSE(made.has_value()) << word << " in " << b.name;
+      EXPECT_EQ(made.error().code, Code::kInvalidArgument);
+      EXPECT_NE(made.error().message.find("`" + word + "` at line 2 is in a `" + b.name + "` block"),
+                std::string::npos)
+          << made.error().message;
+      // A loop of its own inside the block is left as it should be.
+      const std::string inner = "{% for x in [1, 2, 3] %}" + leave + "{{ x }}{% endfor %}";
+      EXPECT_TRUE(
+          ChatTemplate::from_source("{% for y in [1] %}" + b.begin + inner + b.end + "{% endfor %}", "{}")
+              .has_value())
+          << word << " in a loop in " << b.name;
+    }
+    const auto out =
+        ChatTemplate::from_source("{% for x in [] %}{% else %}{% " + word + " %}{% endfor %}", "{}");
+    ASSERT_FALSE(out.has_value()) << word;
+    EXPECT_NE(out.error().message.find("`" + word + "` at line 1 is not inside a loop"), std::string::npos)
+        << out.error().message;
+  }
+  EXPECT_EQ(*make("{% for x in [1, 2, 3] %}{% if x == 2 %}{% break %}{% endif %}{{ x }}{% endfor %}!")
+                 ->render_json("{}", 0),
+            "1!");
+  EXPECT_EQ(*make("{% for x in [1, 2, 3] %}{% if x == 2 %}{% continue %}{% endif %}{% with y = x %}{{ y }}{% "
+                  "endwith %}"
+                  "{% endfor %}!")
+                 ->render_json("{}", 0),
+            "13!");
+  EXPECT_EQ(
+      *make("{% for x in [1, 2] %}{% for y in [] %}{% else %}{% break %}{% endfor %}{{ x }}{% endfor %}!")
+           ->render_json("{}", 0),
+      "!");
+}
+
 TEST(ChatTemplate, RefusesDeepNestingWithoutFalling) {
   std::string deep = "{{ " + std::string(100000, '(') + "1" + std::string(100000, ')') + " }}";
   EXPECT_FALSE(ChatTemplate::from_source(deep, "{}").has_value());

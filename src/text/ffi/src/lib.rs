@@ -9,6 +9,7 @@ mod decode_table;
 mod guard;
 mod json_bounds;
 mod length_bound;
+mod loop_exits;
 mod python;
 mod sentencepiece;
 mod sentencepiece_bpe;

@@ -10,7 +10,9 @@ use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
 
 use crate::value_bounds::{self, Passed, MAX_NAMES};
-use crate::{bounded_filters, checked_tree, invalid, python, strftime, template_source, Failure, Outcome, RESOURCE_EXHAUSTED};
+use crate::{
+    bounded_filters, checked_tree, invalid, loop_exits, python, strftime, template_source, Failure, Outcome, RESOURCE_EXHAUSTED,
+};
 
 const NAME: &str = "chat template";
 const NOW: &str = "__quire_now_unix_s";
@@ -110,6 +112,7 @@ impl Template {
     /// Its instructions point into the source; to compile it again takes less than to render it.
     fn compile(&self) -> Result<CodeGenerator<'_>, Error> {
         let tree = machinery::parse(&self.source, NAME, self.syntax.clone())?;
+        loop_exits::check(&tree)?;
         let mut names = BTreeSet::new();
         checked_tree::assigned_names(&tree, &mut names);
         if names.len() > MAX_NAMES {
