@@ -220,10 +220,9 @@ class AttentionQueries {
     }
   }
 
-  // Tiles between the sinks and the last row's window were never scored.
+  // Tiles and strips between the sinks and the last row's window were never scored.
   void hide_unseen_logits() {
-    const int64_t begin = (sink_slots_ + kTileSlots - 1) / kTileSlots * kTileSlots;
-    const int64_t end = std::min(length_, first_slot(num_rows_ - 1) / kTileSlots * kTileSlots);
+    const int64_t begin = sink_slots_, end = std::min(length_, first_slot(num_rows_ - 1));
     if (end <= begin) return;
     for (int64_t g = 0; g < group_; ++g) {
       const int64_t head = piece_.sequence * p_.num_q_heads + q_head(g);
