@@ -1,11 +1,14 @@
 """Connections: how many, and what one too many does."""
 
+import os
 import socket
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 
 import pytest
-from conftest import Server, quire
+from conftest import ROOT, Server, quire
 
 from quire_client import Client
 
@@ -63,3 +66,28 @@ def test_an_address_is_listened_on_as_given(tmp_path):
         assert answers(server.address), host
         assert server.stop() == 0
     assert not (tmp_path / "quire.sock").exists()  # nothing is left behind
+
+
+# Ctrl-C where gRPC has begun a call and has nobody yet who would hear of its end.
+INTERRUPTED = """
+import sys
+import grpc._channel
+from quire_client import Client
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+with Client(sys.argv[1]) as client:
+    client.model()
+    grpc._channel._run_channel_spin_thread = interrupt
+    client.generate("Once", max_tokens=300)
+"""
+
+
+def test_a_program_that_is_interrupted_in_the_midst_of_a_call_ends():
+    server = Server()
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "clients" / "python" / "src")}
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, server.address], env=env, capture_output=True, text=True, timeout=30)
+    assert done.stderr.rstrip().endswith("KeyboardInterrupt"), done.stderr
+    assert answers(server.address)
+    assert server.stop() == 0
