@@ -187,6 +187,7 @@ int main(int argc, char** argv) {
         {"decode 1 x 8k, 32/4 heads of 128 (group 8), bf16", 1, 1, 8192, 32, 4, 128, bf16, bf16},
         {"decode 1 x 8k, 32/8 heads of 128, f32", 1, 1, 8192, 32, 8, 128, f32, f32},
         {"prefill 2k, 32/8 heads of 128, bf16", 1, 2048, 2048, 32, 8, 128, bf16, bf16},
+        {"prefill 2k, 32/8 heads of 128, f32", 1, 2048, 2048, 32, 8, 128, f32, f32},
         {"prefill 512 of 8k, 32/8 heads of 128, bf16", 1, 512, 8192, 32, 8, 128, bf16, bf16}}) {
     if (std::strstr(shape.name, part) != nullptr) bench::Bench(shape, threads).run(c.fma_gflop_s);
   }

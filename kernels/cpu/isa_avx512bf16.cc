@@ -75,9 +75,6 @@ struct Avx512Bf16Vec : Avx512Vec {
     const __m256bh ones = (__m256bh)_mm256_set1_epi16(0x3f80);
     _mm256_storeu_ps(sums, _mm256_dpbf16_ps(_mm256_loadu_ps(sums), rounded, ones));
   }
-  static bool any_above(F x, float limit) {
-    return _mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GT_OQ) != 0;
-  }
   // Elements of both taken in turn: of each 128-bit part the first four, and the last four.
   [[gnu::always_inline]] static void pair_slots(Pairs a, Pairs b, Pairs& low, Pairs& high) {
     low = _mm512_unpacklo_epi16(a, b), high = _mm512_unpackhi_epi16(a, b);

@@ -18,6 +18,7 @@ struct Avx2Vec {
   };
 
   static constexpr bool kHasDot = false;
+  static constexpr bool kReadsStrips = true;
   static constexpr int kTileRows = 6;
   // Of 16 registers: 2 per vector for each row's sums, 2 for the weights, 1 for x.
   static constexpr int tile_vectors(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
@@ -81,6 +82,13 @@ struct Avx2Vec {
     __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     four = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+  }
+
+  static bool any_above(F x, float limit) {
+    const __m256 least = _mm256_set1_ps(limit);
+    const __m256 above =
+        _mm256_or_ps(_mm256_cmp_ps(x.low, least, _CMP_GT_OQ), _mm256_cmp_ps(x.high, least, _CMP_GT_OQ));
+    return _mm256_movemask_ps(above) != 0;
   }
 
   // Sixteen rows of sixteen as four 8 x 8 squares; the two off the diagonal change places.

@@ -14,6 +14,7 @@ struct Avx512Vec {
   using Pairs = __m512i;
 
   static constexpr bool kHasDot = false;
+  static constexpr bool kReadsStrips = true;
   static constexpr int kTileRows = 6;
   // Of 32 registers: 24 sums, 4 for the weights, 1 for x.
   static constexpr int tile_vectors(int) { return 4; }
@@ -67,6 +68,9 @@ struct Avx512Vec {
     return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
   }
   static float highest(F x) { return _mm512_reduce_max_ps(x); }
+  static bool any_above(F x, float limit) {
+    return _mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GT_OQ) != 0;
+  }
 
   [[gnu::always_inline]] static void transpose(F (&rows)[16]) {
     Pairs words[16];

@@ -21,8 +21,9 @@ struct PlainVec {
   };
   using Pairs = std::array<uint32_t, 16>;  // 16 pairs of bf16, the even element in the low half
 
-  static constexpr bool kHasDot = false;  // a product of bf16 pairs in one instruction
-  static constexpr int kTileRows = 2;     // accumulators of a matmul tile: rows x vectors
+  static constexpr bool kHasDot = false;       // a product of bf16 pairs in one instruction
+  static constexpr bool kReadsStrips = false;  // a few queries wait for arithmetic, not for memory
+  static constexpr int kTileRows = 2;          // accumulators of a matmul tile: rows x vectors
   static constexpr int tile_vectors(int) { return 1; }
 
   template <class Op>
@@ -108,6 +109,9 @@ struct PlainVec {
     return x.lane[0];
   }
   static float highest(const F& x) { return *std::max_element(x.lane, x.lane + 16); }
+  static bool any_above(const F& x, float limit) {
+    return std::any_of(x.lane, x.lane + 16, [&](float lane) { return lane > limit; });
+  }
 
   static void transpose(F rows[16]) {
     for (int i = 0; i < 16; ++i) {

@@ -1,6 +1,7 @@
 // Attention of some rows of one sequence under one kv head. K and V of kTileSlots list slots are widened to
 // f32 once for all queries of the piece (K turned on its side, so that lanes are slots), then both products
-// run in the register tiles of the matmul.
+// run in the register tiles of the matmul. A few queries, which wait for memory and not for arithmetic, meet K and V
+// strip by strip where they lie (tile_strip.h, tile_strip_f32.h).
 //
 // What makes the result independent of chunks, threads and neighbours: list slots are cut at fixed indices. A
 // tile of 64 slots meets a running (highest, weight, values) of its split of 512 slots; splits meet the whole
@@ -14,6 +15,7 @@
 #include "kernels/cpu/tile_matmul.h"
 #include "kernels/cpu/tile_softmax.h"
 #include "kernels/cpu/tile_strip.h"
+#include "kernels/cpu/tile_strip_f32.h"
 
 namespace quire::cpu {
 namespace {
@@ -30,7 +32,7 @@ class AttentionBlock : public AttentionSoftmax<V> {
   using Queries::kNothing;
   using Queries::p_, Queries::piece_, Queries::first_row_, Queries::last_row_, Queries::length_;
   using Queries::query, Queries::q_head, Queries::out_head, Queries::uses_dots, Queries::has_paired_values;
-  using Softmax::logits_of, Softmax::hide_unseen, Softmax::store_row_logits, Softmax::weigh;
+  using Softmax::logits_of, Softmax::hide_unseen, Softmax::store_row_logits;
   using Softmax::weigh_strip, Softmax::all_seen, Softmax::some_shift_rises, Softmax::end_sums;
 
  public:
@@ -84,10 +86,12 @@ class AttentionBlock : public AttentionSoftmax<V> {
     std::fill_n(scratch_.values, queries_ * padded_, 0.0f);
     for_tiles(split * kSplitSlots, (split + 1) * kSplitSlots, [&](int64_t tile) {
       const auto [first, last] = rows_that_see(tile);
-      if constexpr (V::kHasDot) {
+      if constexpr (V::kReadsStrips) {
         const bool few = (last - first) * group_ <= kFewQueries;
-        if (few && has_paired_values() && tile_.has_strips() && tile >= sink_slots_)
-          return with_dim([&, first = first, last = last](auto dim) { attend_few(tile, first, last, dim); });
+        if (few && dim_ % 32 == 0 && tile_.has_strips() && tile >= sink_slots_)
+          return with_pairing([&, first = first, last = last](auto paired) {
+            with_dim(paired, [&](auto dim) { attend_few(tile, first, last, dim, paired); });
+          });
       }
       for (head_ = 0; head_ < piece_.num_kv_heads; ++head_) {
         if (head_ > 0) tile_.next_head();
@@ -103,8 +107,8 @@ class AttentionBlock : public AttentionSoftmax<V> {
   }
 
   // The same of a few queries, with K and V read where they lie, in the order of memory: that is what is waited for.
-  template <class Dim>
-  void attend_few(int64_t tile, int64_t first, int64_t last, Dim dim) {
+  template <class Dim, bool kPaired>
+  void attend_few(int64_t tile, int64_t first, int64_t last, Dim dim, std::bool_constant<kPaired>) {
     const int64_t count = (last - first) * group_, of_first_head = query(first, 0);
     part_asker_.begin(tile_.parts(), count, kStripQueries);
     for (int64_t slot = 0; slot < kTileSlots; slot += kStripSlots) {
@@ -115,23 +119,24 @@ class AttentionBlock : public AttentionSoftmax<V> {
         part_asker_.take();
         if (!seen) continue;
         const int64_t begin = of_first_head + head_ * head_queries_;
-        score_strip(slot, begin, count, dim);
+        score_strip<kPaired>(slot, begin, count, dim);
         if (!whole) {
           hide_unseen(tile, slot, kStripSlots, first, last);
           store_row_logits(tile, slot, kStripSlots, first, last);
         }
         // A head later, so that nothing waits for logits.
         if (count == head_queries_) {
-          for (; weighed + 4 <= begin; weighed += 4) this->template weigh_stored<4>(weighed, slot);
+          for (; weighed + 4 <= begin; weighed += 4) this->template weigh_stored<kPaired, 4>(weighed, slot);
         } else if (head_ > 0) {
-          weigh_strip(begin - head_queries_, begin - head_queries_ + count, slot);
+          this->template weigh_strip<kPaired>(begin - head_queries_, begin - head_queries_ + count, slot);
         }
       }
       const int64_t end = of_first_head + (piece_.num_kv_heads - 1) * head_queries_ + count;
-      if (seen) weigh_strip(count == head_queries_ ? weighed : end - count, end, slot);
+      if (seen)
+        this->template weigh_strip<kPaired>(count == head_queries_ ? weighed : end - count, end, slot);
       for (head_ = 0; head_ < piece_.num_kv_heads; ++head_) {
         part_asker_.take();
-        if (seen) add_strip_values(slot, of_first_head + head_ * head_queries_, count, dim);
+        if (seen) add_strip_values<kPaired>(slot, of_first_head + head_ * head_queries_, count, dim);
       }
       head_ = 0;
     }
@@ -154,18 +159,31 @@ class AttentionBlock : public AttentionSoftmax<V> {
     f(part_asker_.lines<PartAsker::kOfFew>(0));
   }
 
-  template <class Dim>
+  template <bool kPaired, class Dim>
   void score_strip(int64_t slot, int64_t first, int64_t count, Dim dim) {
     const char* const keys = tile_.strip_keys(slot, head_);
-    const int64_t q_bytes = query_bytes(dim);
     for_few_rows(count, [&](int64_t i, auto rows) {
       constexpr int R = rows;
       F sum[R];
-      const char* const q = reinterpret_cast<const char*>(scratch_.q) + (first + i) * q_bytes;
-      with_ahead<R>(i, count, [&](auto ahead) { dot_strip<V, R>(q, q_bytes, keys, dim, sum, ahead); });
+      with_ahead<R>(i, count,
+                    [&](auto ahead) { multiply_few<kPaired, R>(first + i, keys, dim, sum, ahead); });
       for (int r = 0; r < R; ++r)
         V::store(scratch_.scores + (first + i + r) * kTileSlots + slot, logits_of(sum[r]));
     });
+  }
+
+  template <bool kPaired, int R, class Dim, class Ahead>
+  [[gnu::always_inline]] void multiply_few(int64_t i, const char* keys, Dim dim, F (&sum)[R],
+                                           const Ahead& ahead) {
+    if constexpr (kPaired) {
+      const int64_t q_bytes = query_bytes(dim);
+      dot_strip<V, R>(reinterpret_cast<const char*>(scratch_.q) + i * q_bytes, q_bytes, keys, dim, sum,
+                      ahead);
+    } else {
+      with_element(p_.layout.dtype, [&](auto element) {
+        multiply_strip<V, decltype(element), R>(scratch_.q + i * padded_, padded_, keys, dim, sum, ahead);
+      });
+    }
   }
 
   // ---- logits ---------------------------------------------------------------------------------------------
@@ -268,62 +286,65 @@ class AttentionBlock : public AttentionSoftmax<V> {
 
   // ---- values ---------------------------------------------------------------------------------------------
 
+  // Strip by strip as a few queries do it, but for V, which is met in one go where no shift rises in between.
   void weigh_and_add(int64_t first, int64_t last) {
     ask_during(kSoftmax, last - first, kReadsNothing);
-    if constexpr (V::kHasDot) {
-      if (has_paired_values()) return weigh_and_add_strips(first, last);
-    }
-    for (int64_t i = first; i < last; ++i) {
-      weigh(i);
-      ask_some();
-    }
-    add_values(first, last);
-  }
-
-  // Strip by strip as a few queries do it, but for V, which is met in one go where no shift rises in between.
-  void weigh_and_add_strips(int64_t first, int64_t last) {
     int64_t added = 0;
     for (int64_t slot = 0; slot < kTileSlots; slot += kStripSlots) {
       if (slot > added && some_shift_rises(first, last, slot)) {
-        add_paired_values(first, last, added, slot);
+        add_values(first, last, added, slot);
         added = slot;
       }
       for (int64_t i = first; i < last; i += 4) {
-        weigh_strip(i, std::min(i + 4, last), slot);
+        with_pairing(
+            [&](auto paired) { this->template weigh_strip<paired>(i, std::min(i + 4, last), slot); });
         ask_some();
       }
     }
-    add_paired_values(first, last, added, kTileSlots);
+    add_values(first, last, added, kTileSlots);
   }
 
-  // values[query] += weights of the tile times its V, summed in f32. An output meets the same products in the same
-  // order however many queries there are. A few queries read V where it lies; for many it is widened once.
-  void add_values(int64_t first, int64_t last) {
+  // values[query] += weights of slots [begin, end) of the tile times their V, summed in f32. An output meets the same products in the
+  // same order however many queries there are. In f32 a few queries read V where it lies; for many it is widened once.
+  void add_values(int64_t first, int64_t last, int64_t begin, int64_t end) {
+    if constexpr (V::kHasDot) {
+      if (has_paired_values()) return add_paired_values(first, last, begin, end);
+    }
     ask_during(kValues, kTileSlots * std::max<int64_t>(1, padded_ / 64), kReads);
     with_element(p_.layout.dtype, [&](auto element) {
       using Kv = decltype(element);
       if (last - first <= kFewQueries && dim_ % 16 == 0) {
-        const auto runs = [&](auto&& f) { tile_.for_value_runs(f); };
+        const auto runs = [&](auto&& f) { tile_.for_value_runs(begin, end, f); };
         return add_values_from<FloatProduct<V, Kv>>(first, last, tile_.token_bytes(), runs);
       }
-      tile_.template widen_values<Kv>();
-      const auto whole = [&](auto&& f) { f(int64_t{0}, kTileSlots, tile_.bytes()); };
-      add_values_from<FloatProduct<V, float>>(first, last, padded_ * static_cast<int64_t>(sizeof(float)),
-                                              whole);
+      if (begin == 0) tile_.template widen_values<Kv>();
+      const int64_t row_bytes = padded_ * static_cast<int64_t>(sizeof(float));
+      const auto whole = [&](auto&& f) { f(begin, end - begin, tile_.bytes() + begin * row_bytes); };
+      add_values_from<FloatProduct<V, float>>(first, last, row_bytes, whole);
     });
   }
 
   // Calls f with the head's size, as a constant where that is worth code of its own: addresses are then known.
-  template <class Function>
-  void with_dim(Function&& f) const {
-    if (dim_ == 128) return f(std::integral_constant<int64_t, 128>{});
-    if (dim_ == 64) return f(std::integral_constant<int64_t, 64>{});
+  template <bool kPaired, class Function>
+  void with_dim(std::bool_constant<kPaired>, Function&& f) const {
+    if constexpr (kPaired) {
+      if (dim_ == 128) return f(std::integral_constant<int64_t, 128>{});
+      if (dim_ == 64) return f(std::integral_constant<int64_t, 64>{});
+    }
     f(dim_);
+  }
+  // Calls f with whether V is met in pairs of slots.
+  template <class Function>
+  [[gnu::always_inline]] void with_pairing(Function&& f) const {
+    if constexpr (V::kHasDot) {
+      if (has_paired_values()) return f(std::true_type{});
+    }
+    f(std::false_type{});
   }
 
   // Weights of slots [begin, end) of the tile times their V, for many queries.
   void add_paired_values(int64_t first, int64_t last, int64_t begin, int64_t end) {
-    with_dim([&](auto dim) {
+    with_dim(std::true_type{}, [&](auto dim) {
       const auto add = [&](auto vectors, int64_t column) {
         const auto value_of = [&](int64_t slot) { return tile_.values()[begin + slot] + 2 * column; };
         for_row_tiles<6>(last - first, [&](int64_t i, auto tile_rows) {
@@ -339,12 +360,21 @@ class AttentionBlock : public AttentionSoftmax<V> {
   }
 
   // Weights of a strip times its V, for few.
-  template <class Dim>
+  template <bool kPaired, class Dim>
   void add_strip_values(int64_t slot, int64_t first, int64_t count, Dim dim) {
     const char* const of_strip = tile_.strip_values(slot, head_);
     for_few_rows(count, [&](int64_t i, auto rows) {
-      const StripQueries queries{scratch_.scores + (first + i) * kTileSlots + slot / 2, values_of(first + i)};
-      with_ahead<rows>(i, count, [&](auto ahead) { add_strip<rows>(queries, of_strip, dim, ahead); });
+      const int64_t word = kPaired ? slot / 2 : slot;
+      const StripQueries queries{scratch_.scores + (first + i) * kTileSlots + word, values_of(first + i)};
+      with_ahead<rows>(i, count, [&](auto ahead) {
+        if constexpr (kPaired) {
+          add_paired_strip<rows>(queries, of_strip, dim, ahead);
+        } else {
+          with_element(p_.layout.dtype, [&](auto element) {
+            add_strip<V, decltype(element), rows>(queries.weights, of_strip, dim, queries.values, ahead);
+          });
+        }
+      });
     });
   }
 
@@ -356,7 +386,7 @@ class AttentionBlock : public AttentionSoftmax<V> {
 
   // As many columns at a time as leave registers for all of the queries.
   template <int R, class Dim, class Ahead>
-  void add_strip(const StripQueries& queries, const char* of_strip, Dim dim, const Ahead& ahead) {
+  void add_paired_strip(const StripQueries& queries, const char* of_strip, Dim dim, const Ahead& ahead) {
     int64_t column = 0;
     const auto add = [&](auto vectors) __attribute__((always_inline)) {
       const auto value_of = [&](int64_t slot) __attribute__((always_inline)) {

@@ -299,12 +299,13 @@ class KvTile {
     }
   }
 
-  // Calls f(slot, count, V of the first) for the runs of seen slots that lie at token_bytes from each other.
+  // Calls f(slot, count, V of the first) for the runs of seen slots in [begin, end) that lie at token_bytes from each other.
   template <class Function>
-  [[gnu::always_inline]] void for_value_runs(Function&& f) const {
-    for (int64_t slot = begin_; slot < end_;) {
+  [[gnu::always_inline]] void for_value_runs(int64_t begin, int64_t end, Function&& f) const {
+    end = std::min(end, end_);
+    for (int64_t slot = std::max(begin, begin_); slot < end;) {
       int64_t last = slot + 1;
-      while (last < end_ && values_[last] == values_[last - 1] + token_bytes_) ++last;
+      while (last < end && values_[last] == values_[last - 1] + token_bytes_) ++last;
       f(slot, last - slot, values_[slot]);
       slot = last;
     }

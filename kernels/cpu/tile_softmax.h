@@ -59,35 +59,11 @@ class AttentionSoftmax : public AttentionQueries<V> {
     }
   }
 
-  // Turns the logits of query i into weights relative to the split's new highest, and rescales what it has so
-  // far.
-  void weigh(int64_t i) {
-    float* scores = scratch_.scores + i * kTileSlots;
-    const F s[4] = {V::load(scores), V::load(scores + 16), V::load(scores + 32), V::load(scores + 48)};
-    const float tile_highest = V::highest(V::max(V::max(s[0], s[1]), V::max(s[2], s[3])));
-    const float highest = std::max(scratch_.highest[i], tile_highest);
-    const F shift = V::set(highest);
-    F sum = V::zero();
-#pragma GCC unroll 4
-    for (int n = 0; n < 4; ++n) {
-      const F w = exp<V>(V::sub(s[n], shift));
-      sum = V::add(sum, w);
-      V::store(scores + 16 * n, w);
-    }
-    // Mostly the highest is one of an earlier tile; exp(0) is exactly 1.
-    const float kept = highest == scratch_.highest[i] ? 1.0f : exp_of(scratch_.highest[i] - highest);
-    scratch_.weight[i] = scratch_.weight[i] * kept + V::sum(sum);
-    scratch_.highest[i] = highest;
-    if (kept != 1) scale(scratch_.values + i * padded_, padded_, kept);
-  }
-
-  // ---- where V is met in pairs of slots: strip by strip ----------------------------------------------------
-
-  // The same of 16 slots, weights as bf16, two slots a word. scratch_.highest is what logits are shifted by. It rises only
-  // where a logit is kRise above it: all weights stay below e^8, and little is ever rescaled (FlashAttention-4 rescales on
-  // such a condition too). Values are divided by the sum of the rounded weights: where one slot has nearly all of the
-  // weight its V comes out as it is.
-  template <int R>
+  // Turns the logits of 16 slots into weights, f32, or bf16 where V is met in pairs of slots: then two slots a word. scratch_.highest is
+  // what logits are shifted by. It rises only where a logit is kRise above it: all weights stay below e^8, and little is ever rescaled
+  // (FlashAttention-4 rescales on such a condition too). Values are divided by the sum of the weights as V met them: where one slot has
+  // nearly all of the weight its V comes out as it is.
+  template <bool kPaired, int R>
   [[gnu::always_inline]] void weigh_strip(int64_t i, int64_t slot, const F (&logits)[R]) {
     F shift[R], w[R];
 #pragma GCC unroll 4
@@ -102,22 +78,27 @@ class AttentionSoftmax : public AttentionQueries<V> {
     for (int r = 0; r < R; ++r) {
       float* const lanes = scratch_.lanes + scratch_.kLanes * (i + r);
       V::store(lanes, V::add(V::load(lanes), w[r]));
-      V::store_and_sum_rounded(scratch_.scores + (i + r) * kTileSlots + slot / 2, lanes + 16, w[r]);
+      float* const scores = scratch_.scores + (i + r) * kTileSlots;
+      if constexpr (kPaired)
+        V::store_and_sum_rounded(scores + slot / 2, lanes + 16, w[r]);
+      else
+        V::store(scores + slot, w[r]);
     }
   }
 
   // The same of logits in memory.
-  template <int R>
+  template <bool kPaired, int R>
   void weigh_stored(int64_t i, int64_t slot) {
     F logits[R];
     for (int r = 0; r < R; ++r) logits[r] = V::load(scratch_.scores + (i + r) * kTileSlots + slot);
-    weigh_strip<R>(i, slot, logits);
+    weigh_strip<kPaired>(i, slot, logits);
   }
 
+  template <bool kPaired>
   void weigh_strip(int64_t first, int64_t last, int64_t slot) {
     int64_t i = first;
-    for (; i + 4 <= last; i += 4) weigh_stored<4>(i, slot);
-    for (; i < last; ++i) weigh_stored<1>(i, slot);
+    for (; i + 4 <= last; i += 4) weigh_stored<kPaired, 4>(i, slot);
+    for (; i < last; ++i) weigh_stored<kPaired, 1>(i, slot);
   }
 
   bool some_shift_rises(int64_t first, int64_t last, int64_t slot) const {
@@ -132,7 +113,7 @@ class AttentionSoftmax : public AttentionQueries<V> {
   void end_sums() {
     for (int64_t i = 0; i < queries_; ++i) {
       const float* const lanes = scratch_.lanes + scratch_.kLanes * i;
-      if (has_paired_values()) scratch_.weight[i] = V::sum(V::load(lanes));
+      scratch_.weight[i] = V::sum(V::load(lanes));
       scratch_.divisor[i] = has_paired_values() ? V::sum(V::load(lanes + 16)) : scratch_.weight[i];
     }
   }
