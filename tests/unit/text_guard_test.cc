@@ -198,20 +198,5 @@ TEST(TokenizerBounds, RefusesATemplateThatRepeatsTheText) {
   EXPECT_NE(with(100000).find("100000 copies"), std::string::npos);
 }
 
-// The library indexes past the end of a map without a trie.
-TEST(TokenizerBounds, APanicOfTheLibraryIsAnErrorAndNothingOnStderr) {
-  Json json = demo_json();
-  json["normalizer"] = {{"type", "Precompiled"}, {"precompiled_charsmap", "AAAAAA=="}};
-  const std::unique_ptr<Tokenizer> tokenizer = opened(json);
-  ASSERT_NE(tokenizer, nullptr);
-  testing::internal::CaptureStderr();
-  const auto ids = tokenizer->encode("hello", false, true);
-  const std::string told = testing::internal::GetCapturedStderr();
-  EXPECT_EQ(told, "");
-  ASSERT_FALSE(ids.has_value());
-  EXPECT_EQ(ids.error().code, Code::kInternal);
-  EXPECT_NE(ids.error().message.find("index out of bounds"), std::string::npos) << ids.error().message;
-}
-
 }  // namespace
 }  // namespace quire::test

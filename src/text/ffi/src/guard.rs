@@ -58,7 +58,15 @@ pub fn find(added: &AddedVocabulary, normalizer: Option<&NormalizerWrapper>, tex
     let special = |id: u32| added.get_added_tokens_decoder().get(&id).is_some_and(is_control);
     let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
     let tokens = splits.iter().filter_map(|(_, at, tokens)| Some((at, tokens.as_ref()?.first()?.id)));
-    tokens.filter(|(_, id)| special(*id)).map(|(at, id)| Found { id, at: at.0..at.1 }).collect()
+    let mut found: Vec<Found> = Vec::new();
+    for (at, id) in tokens.filter(|(_, id)| special(*id)) {
+        // A token that takes the spaces after it along may have taken what follows, if that is one of spaces.
+        let start = found.last().map_or(at.0, |last| last.at.end.max(at.0));
+        if start < at.1 {
+            found.push(Found { id, at: start..at.1 });
+        }
+    }
+    found
 }
 
 /// Without the marks around what must be text, and where that is.

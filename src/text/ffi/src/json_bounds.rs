@@ -1,4 +1,5 @@
-//! Bounds on what a tokenizer.json makes of a text, told before any is read: its steps may multiply each other.
+//! Bounds on what a tokenizer.json makes of a text, told before any is read: its steps may multiply each other. And what the library
+//! takes for granted of what is put around a text.
 
 use serde_json::Value;
 
@@ -54,7 +55,23 @@ fn check_around(post_processor: &Value) -> Outcome<()> {
     Ok(())
 }
 
+fn check_special_tokens(post_processor: &Value) -> Outcome<()> {
+    for step in steps(post_processor, "processors") {
+        let known = step.get("special_tokens");
+        let pieces = step.get("single").and_then(Value::as_array).into_iter().flatten();
+        for id in pieces.filter_map(|piece| piece.pointer("/SpecialToken/id")?.as_str()) {
+            if known.and_then(|known| known.get(id)).is_none() {
+                return Err(invalid(format!(
+                    "its post-processor puts the special token \"{id}\" around a text; its special_tokens lack it"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 pub fn check(json: &Value) -> Outcome<()> {
     check_growth(json)?;
+    check_special_tokens(&json["post_processor"])?;
     check_around(&json["post_processor"])
 }

@@ -95,9 +95,21 @@ unsafe fn take_str<'a>(data: *const u8, bytes: usize, what: &str) -> Outcome<&'a
         .map_err(|e| invalid(format!("{what} is not UTF-8: byte {} is wrong", e.valid_up_to())))
 }
 
-fn panic_message(cause: &(dyn std::any::Any + Send)) -> String {
+/// What a panic said, as the caller's failure.
+type Fault = fn(&str) -> Failure;
+
+fn internal(said: &str) -> Failure {
+    Failure { code: INTERNAL, message: format!("internal fault: {said}") }
+}
+
+/// A file is read with no other input: what the library does not expect is in the file.
+fn unexpected(said: &str) -> Failure {
+    invalid(format!("the library that reads it does not expect what it says: {said}"))
+}
+
+fn told(fault: Fault, cause: &(dyn std::any::Any + Send)) -> Failure {
     let said = cause.downcast_ref::<&str>().map(|s| s.to_string()).or_else(|| cause.downcast_ref::<String>().cloned());
-    format!("internal fault: {}", said.unwrap_or_else(|| "unknown".into()))
+    fault(&said.unwrap_or_else(|| "unknown".into()))
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -130,7 +142,11 @@ fn catch<T>(work: impl FnOnce() -> T) -> std::thread::Result<T> {
 
 /// Runs `work`, hands its value to `keep`, or writes its error.
 unsafe fn run<T>(error: *mut Text, work: impl FnOnce() -> Outcome<T>, keep: impl FnOnce(T)) -> i32 {
-    let outcome = catch(work).unwrap_or_else(|cause| Err(Failure { code: INTERNAL, message: panic_message(cause.as_ref()) }));
+    run_or(internal, error, work, keep)
+}
+
+unsafe fn run_or<T>(fault: Fault, error: *mut Text, work: impl FnOnce() -> Outcome<T>, keep: impl FnOnce(T)) -> i32 {
+    let outcome = catch(work).unwrap_or_else(|cause| Err(told(fault, cause.as_ref())));
     match outcome {
         Ok(value) => {
             keep(value);
@@ -165,7 +181,7 @@ pub unsafe extern "C" fn quire_tokenizer_open_json(
     error: *mut Text,
 ) -> i32 {
     let json = take_bytes(json, json_bytes);
-    run(error, || Tokenizer::from_json(json), |made| *tokenizer = Box::into_raw(Box::new(made)))
+    run_or(unexpected, error, || Tokenizer::from_json(json), |made| *tokenizer = Box::into_raw(Box::new(made)))
 }
 
 #[no_mangle]
@@ -179,7 +195,7 @@ pub unsafe extern "C" fn quire_tokenizer_open_sentencepiece(
 ) -> i32 {
     let model = take_bytes(model, model_bytes);
     let config = take_bytes(config, config_bytes);
-    run(error, || sentencepiece::open(model, config), |made| *tokenizer = Box::into_raw(Box::new(made)))
+    run_or(unexpected, error, || sentencepiece::open(model, config), |made| *tokenizer = Box::into_raw(Box::new(made)))
 }
 
 #[no_mangle]

@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use tokenizers::tokenizer::Model as _;
 use tokenizers::{
-    AddedVocabulary, Encoding, NormalizerWrapper, OffsetType, PostProcessor as _, PostProcessorWrapper, PreTokenizedString,
-    PreTokenizer as _, PreTokenizerWrapper, Token,
+    AddedVocabulary, Encoding, NormalizedString, Normalizer as _, NormalizerWrapper, OffsetType, PostProcessor as _,
+    PostProcessorWrapper, PreTokenizedString, PreTokenizer as _, PreTokenizerWrapper, Token,
 };
 
 use crate::charsmap;
@@ -20,7 +20,7 @@ use crate::guard::{self, Guard, BREAK};
 use crate::json_bounds;
 use crate::length_bound::{self, LengthBound};
 use crate::sentencepiece_bpe::SentencePieceBpe;
-use crate::{invalid, Failure, Outcome, INTERNAL, OUT_OF_RANGE};
+use crate::{invalid, Failure, Outcome, OUT_OF_RANGE};
 
 const SPACE_MARK: &str = "\u{2581}";
 
@@ -93,8 +93,22 @@ fn template_of(post_processor: Option<&PostProcessorWrapper>) -> Outcome<Vec<Opt
     Ok(around.get_ids().iter().map(|id| (*id != u32::MAX).then_some(*id as i32)).collect())
 }
 
+/// The library looks for added tokens as the normalizer makes them, and finds an empty one between any two bytes.
+fn check_added(parts: &Parts) -> Outcome<()> {
+    let Some(normalizer) = &parts.normalizer else { return Ok(()) };
+    for token in parts.added.get_added_tokens_decoder().values().filter(|token| token.normalized) {
+        let mut content = NormalizedString::from(token.content.as_str());
+        normalizer.normalize(&mut content).map_err(|e| invalid(format!("its normalizer failed: {e}")))?;
+        if content.is_empty() {
+            return Err(invalid(format!("its added token \"{}\" is empty once normalized", token.content.escape_debug())));
+        }
+    }
+    Ok(())
+}
+
+/// A text that the file has no tokens for, or that takes one of its patterns too far.
 fn failed(e: tokenizers::Error) -> Failure {
-    Failure { code: INTERNAL, message: format!("the tokenizer failed: {e}") }
+    invalid(format!("the tokenizer failed: {e}"))
 }
 
 impl Tokenizer {
@@ -119,6 +133,7 @@ impl Tokenizer {
     }
 
     pub fn new(parts: Parts, ids: HashMap<String, u32>, rules: Rules, limits: Limits) -> Outcome<Tokenizer> {
+        check_added(&parts)?;
         let mut added_as_text = parts.added.clone();
         added_as_text.set_encode_special_tokens(true);
         let added_as_text_in_chat = guard::with_unmarked(&added_as_text, parts.normalizer.as_ref());
@@ -137,7 +152,28 @@ impl Tokenizer {
         }
         let template = template_of(parts.post_processor.as_ref())?;
         let guard = Guard::new(&parts);
-        Ok(Tokenizer { parts, added_as_text, added_as_text_in_chat, ids, table, limits, template, guard })
+        let made = Tokenizer { parts, added_as_text, added_as_text_in_chat, ids, table, limits, template, guard };
+        made.try_out();
+        Ok(made)
+    }
+
+    /// Where steps that no check knows of make the library panic, most do for any text: better when the file is opened than at each
+    /// request. A text that the tokenizer refuses is as good.
+    fn try_out(&self) {
+        for text in ["", "a", " Ab  1\r\n", "\u{e9}\u{2581}\u{301} \u{fb01}\u{4e2d}\u{1f600}"] {
+            for special_as_text in [false, true] {
+                let how = Encode {
+                    add_special: true,
+                    special_as_text,
+                    guarded: false,
+                    max_ids: usize::MAX,
+                    part_bytes: usize::MAX,
+                    starts: true,
+                };
+                let _ = self.encode(text, how);
+                let _ = self.encode(&self.guard(text), Encode { guarded: true, ..how });
+            }
+        }
     }
 
     pub fn table(&self) -> &DecodeTable {
