@@ -73,11 +73,13 @@ int32_t Scheduler::most_shared_tokens(const SequenceGroup& group) const {
 }
 
 // All that a sequence under a policy may still take until it has so many tokens, or to its end where it goes by scores. What windows
-// drop comes back to them, so their list's bound is enough.
+// drop comes back to them, so their list's bound is enough. Of a list on the host the table has what stayed here, if anything, and the
+// rest is not run again.
 int64_t Scheduler::policy_blocks_to_come(const Sequence& s, const BlockTable& table, int32_t tokens) const {
   const SequenceGroup& group = *s.group;
   if (group.traits.cuts_after_prompt) return scored_blocks_to_come(s, table);
-  const int64_t to_run = std::max(1, s.goal() - table.next_position());
+  const int32_t swapped = s.swapped.empty() ? 0 : s.swapped_computed;
+  const int64_t to_run = std::max(1, s.goal() - std::max(swapped, table.next_position()));
   const int64_t chunk = std::min<int64_t>(to_run, max_chunk(s));
   const int64_t list = list_blocks(group.policy, tokens, chunk, block_tokens_);
   const int64_t samples = group.forked ? 1 : group.num_slots();

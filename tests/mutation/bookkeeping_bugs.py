@@ -253,6 +253,7 @@ BUGS = [
     (False, "a sliding list takes of the tree what does not fit beside its bound", RETENTION, "most = 1 + std::max<int64_t>(0, cache_.num_blocks() - bound);", "most = 1 + cache_.num_blocks();"),
     (False, "a sliding list that fits whole finds less than it could", RETENTION, " || samples * size_.blocks_for(all) <= cache_.num_blocks()) return all;", ") return all;"),
     (False, "samples that slide have their prompt's blocks once each", RETENTION, "most <= shared ? most : shared + (most - shared) / samples;", "1 + (most - 1) / samples;"),
+    (False, "a window's list on the host counts as one to be run again", RETENTION, "std::max(swapped, table.next_position())", "table.next_position() + 0 * swapped"),
     (False, "who waits for policy memory stays first in the queue", RETENTION, "  queue_.step_out(group);\n  group.parked", "  return false;\n  group.parked"),
     (False, "policy memory: who leaves its waiters wakes nobody", RETENTION, "  group.waits_for_memory = false;\n  wake_memory_waiters();\n", "  group.waits_for_memory = false;\n"),
     (False, "policy memory: a better rank waits behind a worse one", RETENTION, "{ return waiter->rank() <= group.rank(); }", "{ return waiter != nullptr; }"),

@@ -271,6 +271,34 @@ TEST(Groups, SwappedSamplesComeBackWhenTheReaderBesideThemPauses) {
   }
 }
 
+// Of its prompt it has a few blocks still, and runs none of it again: beside a reader that keeps what it has it asks for those and
+// the next, not for a whole prompt.
+TEST(Groups, AWindowThatComesBackAsksForNoMoreThanItsWindow) {
+  for (const bool prefix_cache : {false, true}) {
+    HarnessOptions o = tight("swap", 4);
+    o.prefix_cache = prefix_cache;
+    Harness h(o);
+    CoreRequest window;
+    window.policy = {.kind = RetentionKind::kWindow, .window = 16};
+    const RequestId id = h.submit(ids(100), Harness::greedy(60), window);
+    for (int i = 0; i < 6; ++i) ASSERT_TRUE(h.step());
+    h.core().set_paused(id, true);
+    h.submit(ids(160, 500), Harness::greedy(20));  // takes all there is
+    step_until_still(h);
+    ASSERT_EQ(states_of(h, id).preempted, 1);
+    ASSERT_EQ(h.core().scheduler().counters().swap_outs, 1);
+    const RequestId reader = submit_paused(h, 16);
+    h.core().set_paused(id, false);
+    step_until_still(h);
+    EXPECT_EQ(h.record(id).num_ends, 1) << "8 blocks are free; it waits for the reader";
+    h.core().set_paused(reader, false);
+    h.run();
+    h.expect_greedy(reader);
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+}
+
 // What a sample that is out will take when it follows is kept free for it, until its reader stops: whoever waits for that room
 // hears of it, though others run.
 TEST(Groups, WhoWaitsForRoomHearsThatAReaderHasStopped) {
