@@ -218,6 +218,8 @@ struct Flags::State {
   std::string config_path;
   bool takes_config = false;
 
+  std::string told(const CLI::ParseError& problem) const;
+
   template <class T>
   Bound& bind(const std::string& name, CLI::Option* option, T& target, const std::string& help) {
     option->envname(environment_name(name));
@@ -428,6 +430,19 @@ Status Flags::State::apply(const std::string& path, const Json& json,
   return ok();
 }
 
+// CLI11's words, but where they are hard to read: "--n: At Most 1 required but received 2", and what it does not know backwards.
+std::string Flags::State::told(const CLI::ParseError& problem) const {
+  if (dynamic_cast<const CLI::ExtrasError*>(&problem) != nullptr)
+    return fmt::format("not understood: {}", fmt::join(app.remaining(), " "));
+  const bool is_mismatch = dynamic_cast<const CLI::ArgumentMismatch*>(&problem) != nullptr;
+  for (const auto& [name, flag] : bound)
+    if (is_mismatch && flag.option->get_multi_option_policy() == CLI::MultiOptionPolicy::Throw &&
+        flag.option->count() > 1)
+      return fmt::format("{} is given {} times; it takes one value", flag.option->get_name(),
+                         flag.option->count());
+  return problem.what();
+}
+
 Result<bool> Flags::parse(const std::vector<std::string>& arguments) {
   state_->forget_overruled_environment(arguments);
   if (state_->takes_config)
@@ -441,7 +456,8 @@ Result<bool> Flags::parse(const std::vector<std::string>& arguments) {
     std::fputs(state_->app.help().c_str(), stdout);
     return false;
   } catch (const CLI::ParseError& problem) {
-    return invalid(fmt::format("{}; {} --help lists the flags", problem.what(), state_->app.get_name()));
+    return invalid(
+        fmt::format("{}; {} --help lists the flags", state_->told(problem), state_->app.get_name()));
   }
   for (const auto& [name, flag] : state_->bound)
     if (flag.required && flag.is_empty()) return invalid(fmt::format("{} is empty", flag.option->get_name()));

@@ -3,6 +3,8 @@
 #include <set>
 #include <vector>
 
+#include "src/base/utf8.h"
+
 namespace quire {
 
 bool nests_too_deep(std::string_view text) {
@@ -34,6 +36,13 @@ std::string out_of_range_number(std::string_view what) {
   const std::string_view number = what.substr(begin + 9, end - begin - 9);
   return "not valid JSON: the number " + std::string(number.substr(0, kMaxShown)) +
          (number.size() > kMaxShown ? "..." : "") + " is out of range";
+}
+
+std::string not_json_at(std::string_view text, size_t byte) {
+  const std::optional<size_t> wrong = find_invalid_utf8(text);
+  if (wrong && *wrong < byte)
+    return "not valid JSON at byte " + std::to_string(*wrong + 1) + ", which is not UTF-8";
+  return "not valid JSON at byte " + std::to_string(byte);
 }
 
 Result<nlohmann::json> parse_unambiguous_json(std::string_view text) {

@@ -22,6 +22,9 @@ std::string out_of_range_number(std::string_view what);
 // The first byte 0, counted from 1: JSON has it nowhere, and nlohmann takes it for the end of the text.
 std::optional<size_t> byte_of_nul(std::string_view text);
 
+// "not valid JSON at byte 7", counted from 1, with what is there where it is no UTF-8.
+std::string not_json_at(std::string_view text, size_t byte);
+
 // kInvalidArgument: "not valid JSON at byte 7", "nested more than 64 deep", or a number beyond every range.
 template <class Json = nlohmann::json>
 Result<Json> parse_json(std::string_view text, const typename Json::parser_callback_t& look = nullptr) {
@@ -31,7 +34,7 @@ Result<Json> parse_json(std::string_view text, const typename Json::parser_callb
   try {
     return Json::parse(text.begin(), text.end(), look);
   } catch (const typename Json::parse_error& e) {  // its text quotes the file's bytes, which may be anything
-    return invalid("not valid JSON at byte " + std::to_string(e.byte));
+    return invalid(not_json_at(text, e.byte));
   } catch (const typename Json::exception& e) {
     return invalid(out_of_range_number(e.what()));
   }

@@ -152,6 +152,8 @@ TEST(JsonText, WhatNestsTooDeepIsRefusedBeforeItIsATree) {
   EXPECT_FALSE(parse_json(std::string(1'000'000, '[')).has_value());
   EXPECT_TRUE(parse_json("\"" + std::string(100, '[') + R"(\"[)" + "\"").has_value()) << "a string's text";
   EXPECT_EQ(parse_json("[1,").error().message, "not valid JSON at byte 4");
+  EXPECT_EQ(parse_json("[\"a\xff\"]").error().message, "not valid JSON at byte 4, which is not UTF-8");
+  EXPECT_EQ(parse_json("[1,}\"\xff\"]").error().message, "not valid JSON at byte 4");
   EXPECT_EQ(shown(*parse_json(R"(["\u00e9", 1])"), 5), R"(["\u0...)");
 }
 
