@@ -19,6 +19,7 @@ constexpr int64_t kMostBlocks = 1 << 26;
 constexpr double kMostSpeed = 1e6;
 constexpr double kMostSeconds = 1e6;
 constexpr double kLeastCacheBytes = 1e9;      // where nobody says how much
+constexpr double kTightEpisodes = 0.2;        // of a random load
 constexpr int64_t kMaxShadowSlots = 1 << 22;  // 24 bytes each
 
 struct Card {
@@ -297,6 +298,23 @@ void draw_policy_memory(SimSetup& setup, Random& random) {
   setup.mix.scores = 0.8;
 }
 
+// A cache that most of its requests fill alone, or nearly, and the limits they are cut to.
+void draw_tight(SimSetup& setup, GroupSpec& group, Random& random) {
+  EngineConfig& config = setup.core.config;
+  const int64_t longest = config.max_context_tokens / group.block_tokens;
+  set_cache(setup, group, random.between(4, longest));
+  if (random.chance(0.5))
+    config.max_prefill_chunk_tokens =
+        static_cast<int32_t>(random.between(1, std::min(32, config.max_step_tokens)));
+  const int32_t chunk = config.max_prefill_chunk_tokens;
+  setup.mix = {.samples = 0.3, .best_of = 0.1, .beams = 0.05, .policy = 0.6, .scores = 0.3};
+  setup.mix.fills = 0.6;
+  setup.mix.room = {.blocks = setup.model.num_blocks,
+                    .block_tokens = group.block_tokens,
+                    .max_chunk_tokens = chunk > 0 ? chunk : config.max_step_tokens,
+                    .max_context_tokens = config.max_context_tokens};
+}
+
 // How fast what is kept free falls again, where it is kept: so fast that it may within an episode's ordinary wait.
 void draw_reserve(SimSetup& setup, Random& random) {
   ReserveRule& reserve = setup.core.reserve;
@@ -328,8 +346,10 @@ SimSetup draw_episode(const SimSetup& base, const SimOptions& options, uint64_t 
   config.max_queued_requests = 4 * options.sequences;
   config.max_queued_kv_factor = 4;
   config.prefix_cache = random.chance(0.9);
+  const bool tight = options.kv_bytes == 0 && random.chance(kTightEpisodes);
+  if (tight) draw_tight(setup, group, random);
   if (random.chance(0.5)) setup.core.reserve = {.least = 0, .rise = 0, .decay = 0};  // over-commit
-  draw_swap(setup, random, options.kv_bytes == 0);
+  draw_swap(setup, random, options.kv_bytes == 0 && !tight);
   draw_rules(setup, options, random);
   // Most have a link about as fast as a prefill: who has time to spare computes the front of what comes back.
   PreemptionCosts& costs = setup.core.preemption_costs;

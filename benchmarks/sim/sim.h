@@ -4,7 +4,8 @@
 //
 // Without a trace it draws its own load, in episodes of a few thousand steps; each episode draws a cache
 // size, a block size and a chunk size too, so that some are roomy and some preempt all the time, and ends
-// drained with nothing held.
+// drained with nothing held. In a fifth of them the cache is small and most requests may need all of it, or a few
+// blocks less.
 #pragma once
 
 #include <array>

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "src/policy/reject.h"
+#include "src/request/admission.h"
 
 namespace quire {
 namespace {
@@ -26,8 +27,8 @@ SamplingParams draw_sampling(Random& random, const LoadMix& mix) {
   return p;
 }
 
-PolicySpec draw_policy(Random& random, const LoadMix& mix) {
-  const auto tokens = [&random] { return static_cast<int32_t>(random.between(1, 60)); };
+PolicySpec draw_policy(Random& random, const LoadMix& mix, int64_t most_tokens) {
+  const auto tokens = [&] { return static_cast<int32_t>(random.between(1, most_tokens)); };
   const bool first = random.chance(0.5);
   if (random.chance(mix.scores))
     return first ? PolicySpec{.kind = RetentionKind::kTova, .budget = tokens()}
@@ -35,6 +36,50 @@ PolicySpec draw_policy(Random& random, const LoadMix& mix) {
   if (first) return {.kind = RetentionKind::kWindow, .window = tokens()};
   const auto sinks = static_cast<int32_t>(random.between(1, 8));
   return {.kind = RetentionKind::kStream, .sinks = sinks, .recent = tokens()};
+}
+
+// ---- requests that just fit ----
+
+int64_t bound_of(const CoreRequest& r, const SamplingParams& p, const CacheRoom& room) {
+  const auto prompt = static_cast<int64_t>(r.prompt.size());
+  if (!traits(r.policy).drops_tokens) return peak_blocks(prompt, p, room.block_tokens);
+  return peak_blocks(r.policy, prompt, p.max_tokens, p.num_sequences(), room.max_chunk_tokens,
+                     room.block_tokens);
+}
+
+// By a part of what it is, or not at all where it is 1.
+template <typename Number>
+bool lessen(Number& number) {
+  if (number <= 1) return false;
+  number -= 1 + (number - 1) / 16;
+  return true;
+}
+
+bool lessen_sequences(SamplingParams& p) {
+  if (p.best_of > 0)
+    p.best_of = 0;
+  else if (p.n > 1)
+    --p.n;
+  else if (p.beam_width > 0)
+    p.beam_width = p.beam_width > 2 ? p.beam_width - 1 : 0;
+  else
+    return false;
+  return true;
+}
+
+bool lessen(PolicySpec& policy) {
+  const bool last = lessen(policy.window) || lessen(policy.recent) || lessen(policy.budget);
+  return last || lessen(policy.heavy) || lessen(policy.sinks);
+}
+
+// Until its bound is `blocks`, or just below. What its policy keeps is lessened first: a list that is long lets go of most.
+void lessen_to(int64_t blocks, const CacheRoom& room, bool keeps_policy, CoreRequest& r, SamplingParams& p) {
+  while (bound_of(r, p, room) > blocks) {
+    if (!keeps_policy && lessen(r.policy)) continue;
+    if (lessen_sequences(p) || lessen(p.max_tokens)) continue;
+    if (r.prompt.size() == 1) return;
+    r.prompt.resize(r.prompt.size() - 1 - r.prompt.size() / 16);
+  }
 }
 
 class RandomWorkload final : public Workload {
@@ -80,25 +125,50 @@ class RandomWorkload final : public Workload {
     // A new prefix that many will have: the first computes it, those who come meanwhile wait for it.
     if (random_.chance(0.05)) prefixes_[random_.below(prefixes_.size())] = draw(random_.between(1, 150));
     r.prompt = random_.chance(0.6) ? prefixes_[random_.below(prefixes_.size())] : std::vector<TokenId>{};
-    const std::vector<TokenId> own = draw(random_.between(1, random_.chance(0.1) ? 250 : 30));
-    r.prompt.insert(r.prompt.end(), own.begin(), own.end());
+    extend(r.prompt);
     SamplingParams p = draw_sampling(random_, mix_);
     r.tenant = std::string(1, static_cast<char>('a' + random_.below(4)));
     r.cache_salt = random_.chance(0.1) ? r.tenant : "";
     r.bypass_prefix_cache = random_.chance(0.05);
     r.priority = random_.chance(0.1) ? static_cast<int32_t>(random_.between(-1, 1)) : 0;
     if (deadlines_ && random_.chance(0.05)) r.deadline_us = now_us + random_.between(1, 3'000'000);
+    const bool fills = random_.chance(mix_.fills);
     if (random_.chance(mix_.policy)) {
-      const PolicySpec policy = draw_policy(random_, mix_);
+      const PolicySpec policy =
+          draw_policy(random_, mix_, fills ? mix_.room.blocks * mix_.room.block_tokens : 60);
       if (check_policy(policy, {.prompt_logprobs = p.prompt_logprobs >= 0})) r.policy = policy;
       if (r.policy == policy && p.num_sequences() == 1 && p.beam_width == 0 &&
           random_.chance(mix_.policy_samples))
         p.n = static_cast<int32_t>(random_.between(2, 6));
     }
+    if (fills) fill_cache(r, p);
     r.sampling = std::make_shared<const SamplingParams>(p);
     if (random_.chance(0.1)) r.retention = draw_retention();
     r.seed = random_.next();
     return r;
+  }
+  void extend(std::vector<TokenId>& prompt) {
+    const std::vector<TokenId> own = draw(random_.between(1, random_.chance(0.1) ? 250 : 30));
+    prompt.insert(prompt.end(), own.begin(), own.end());
+  }
+  // As long as its context may be, and cut from there. Often it finds what the last of them has left in the tree: the same policy,
+  // and of its prompt all, a part or more.
+  void fill_cache(CoreRequest& r, SamplingParams& p) {
+    const bool again = last_filling_ && p.prompt_logprobs < 0 && random_.chance(0.5);
+    if (again) {
+      r.prompt = last_filling_->prompt;
+      r.policy = last_filling_->policy;
+      r.cache_salt = last_filling_->cache_salt;
+      if (random_.chance(0.3))
+        r.prompt.resize(static_cast<size_t>(random_.between(1, static_cast<int64_t>(r.prompt.size()))));
+      if (random_.chance(0.3)) extend(r.prompt);
+    }
+    const auto prompt = static_cast<int32_t>(r.prompt.size());
+    p.max_tokens =
+        std::max(1, mix_.room.max_context_tokens - prompt - static_cast<int32_t>(random_.below(200)));
+    lessen_to(mix_.room.blocks - static_cast<int64_t>(random_.below(4)), mix_.room, again, r, p);
+    p.min_tokens = std::min(p.min_tokens, p.max_tokens);
+    last_filling_ = r;
   }
   KvRetention draw_retention() {
     KvRetention retention{.retention_class = static_cast<int32_t>(random_.below(3)), .ttl_ms = {}, .cost = 1};
@@ -118,7 +188,7 @@ class RandomWorkload final : public Workload {
   bool deadlines_;
   LoadMix mix_;
   std::vector<std::vector<TokenId>> prefixes_;
-  std::optional<CoreRequest> last_beams_;
+  std::optional<CoreRequest> last_beams_, last_filling_;
 };
 
 class TraceWorkload final : public Workload {

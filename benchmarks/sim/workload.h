@@ -22,13 +22,21 @@ class Workload {
   virtual bool exhausted() const = 0;
 };
 
+// A cache, for requests that just fit into it.
+struct CacheRoom {
+  int64_t blocks = 0;
+  int32_t block_tokens = 16, max_chunk_tokens = 0, max_context_tokens = 0;
+};
+
 // Shares of the requests of a random load.
 struct LoadMix {
   double samples = 0.12, best_of = 0.05, beams = 0.02;
   double policy = 0.1;  // under a KV policy; of these:
   double scores = 0.5;  // go by scores, the rest are windows
   double policy_samples =
-      0.3;  // of one sample become several: each cuts the prompt that they share for itself
+      0.3;           // of one sample become several: each cuts the prompt that they share for itself
+  double fills = 0;  // have a bound of all of `room`, or of a few blocks less
+  CacheRoom room;
 };
 // Requests of several sequences, many of them under policies that go by scores.
 inline constexpr LoadMix kGroupLoad{

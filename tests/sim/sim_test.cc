@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <random>
 #include <system_error>
@@ -20,6 +21,7 @@
 #include "benchmarks/sim/setup.h"
 #include "benchmarks/sim/shrink.h"
 #include "src/base/check.h"
+#include "src/request/admission.h"
 
 namespace quire {
 namespace {
@@ -132,6 +134,50 @@ TEST(Simulation, FreshSeedsRunClean) {
   expect_clean(r);
   if (!r.script.empty()) ADD_FAILURE() << "shrunk: quire bench sim --script " << r.script;
   fmt::print("seed {}: {} steps, {} faults\n", r.seed, r.steps, r.faults);
+}
+
+// Whether a request may need all of the cache that it is drawn for, but for a few blocks.
+bool fills(const CoreRequest& r, const CacheRoom& room) {
+  AdmissionLimits limits;
+  limits.vocab_size = 1 << 20;
+  limits.max_context_tokens = room.max_context_tokens;
+  limits.max_sequences = 64;
+  limits.block_tokens = room.block_tokens;
+  limits.max_chunk_tokens = room.max_chunk_tokens;
+  limits.num_blocks = static_cast<int32_t>(room.blocks);
+  if (!check_request(*r.sampling, r.prompt, limits, r.policy)) return false;
+  limits.num_blocks -= 5;
+  return !check_request(*r.sampling, r.prompt, limits, r.policy);
+}
+
+// Bugs of a list's bound show where there is no block beside it (124c11f, ad58223).
+TEST(Simulation, InAFifthOfTheEpisodesMostRequestsFillTheCacheUnderEveryPolicy) {
+  const SimOptions o;
+  const SimSetup base = *make_setup(o);
+  int num_tight = 0, num_requests = 0, num_filling = 0;
+  std::map<std::pair<RetentionKind, bool>, int> of_kind;  // and of several sequences
+  constexpr int kEpisodes = 500;
+  for (uint64_t seed = first_seed(); seed < first_seed() + kEpisodes; ++seed) {
+    const SimSetup setup = draw_episode(base, o, seed);
+    if (setup.mix.fills == 0) continue;
+    ++num_tight;
+    const std::unique_ptr<Workload> load =
+        make_random_workload(seed, o.sequences, setup.core.vocab_size, false, setup.mix);
+    for (int i = 0; i < 200; ++i) {
+      const std::optional<CoreRequest> r = load->next(0, 0);
+      if (!r) continue;
+      ++num_requests;
+      if (!fills(*r, setup.mix.room)) continue;
+      ++num_filling;
+      ++of_kind[{r->policy.kind, r->sampling->num_sequences() > 1}];
+    }
+  }
+  EXPECT_NEAR(num_tight, kEpisodes / 5, 4 * std::sqrt(kEpisodes * 0.2 * 0.8)) << "four deviations";
+  EXPECT_GT(num_filling, num_requests / 3);
+  for (const RetentionKind kind : {RetentionKind::kKeepAll, RetentionKind::kWindow, RetentionKind::kStream,
+                                   RetentionKind::kTova, RetentionKind::kH2o})
+    for (const bool several : {false, true})
+      EXPECT_GT((of_kind[{kind, several}]), num_filling / 100) << static_cast<int>(kind) << ", " << several;
 }
 
 TEST(Simulation, EveryKindOfFaultHappens) {
