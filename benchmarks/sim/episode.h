@@ -19,6 +19,7 @@ struct FaultRates {
   double cancel = 0, pause = 0, stop = 0, executor_error = 0, copy_error = 0, copy_delay = 0, no_room = 0,
          clock_jump = 0, transfer_error = 0, transfer_delay = 0, disk_corrupt = 0, disk_hang = 0,
          sequence_error = 0;
+  bool operator==(const FaultRates&) const = default;
 };
 inline constexpr FaultRates kNoFaults{};
 inline constexpr FaultRates kAllFaults{.cancel = 0.02,
@@ -34,6 +35,9 @@ inline constexpr FaultRates kAllFaults{.cancel = 0.02,
                                        .disk_corrupt = 0.002,
                                        .disk_hang = 0.0005,
                                        .sequence_error = 0.001};
+// Of an episode: a third has all kinds at these rates. The others have some kinds and not the rest, a few of them so often that two come
+// together which at even rates hardly ever do (swarm testing: Groce et al. 2012).
+FaultRates draw_faults(uint64_t seed);
 
 struct Samples {
   std::vector<float> ttft_ms, tpot_ms;
@@ -99,13 +103,15 @@ class Episode {
   void arrive();
   void inject();
   void inject_on_live();
+  void aim();
+  bool comes(double rate);      // a fault, in this step
   void happen(SimEvent event);  // and is recorded
   void apply(const SimEvent& event);
   void submit(CoreRequest request);
   RequestId any_live();
   RequestId any_at(RequestStage stage);
   RequestStage stage_of(RequestId id) const;
-  void fail_a_sequence(int64_t after);
+  void fail_a_sequence(int64_t after, RequestId of);
   void count(SimFault fault) { ++faults_[static_cast<size_t>(fault)]; }
   void take_outcome();
   Live* find(RequestId id) { return id < live_.size() ? live_[id].get() : nullptr; }
@@ -126,6 +132,10 @@ class Episode {
   size_t next_event_ = 0;  // of the script
   FaultRates rates_;
   Random random_;
+  // A burst: for a few steps faults are frequent, and half of those that concern one request concern this one.
+  int32_t burst_steps_left_ = 0;
+  RequestId aim_ = 0;
+  bool one_came_ = false;  // in this step
   bool recording_ = false;
   std::vector<SimEvent> events_;
   int64_t tick_ = 0, ticks_still_ = 0;
@@ -136,6 +146,7 @@ class Episode {
   bool disk_corrupt_ = false;
   int64_t disk_hang_us_ = 0;
   int64_t sequences_to_error_ = -1;          // that are still to run before one fails alone; -1: none does
+  RequestId request_to_error_ = 0;           // of which they are; 0: of any
   std::vector<std::unique_ptr<Live>> live_;  // by id
   int64_t num_live_ = 0;
   Outcome outcome_;

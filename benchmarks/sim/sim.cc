@@ -220,7 +220,7 @@ Status run_random(const SimOptions& options, const SimSetup& base, Run& run) {
       return std::make_unique<Episode>(
           setup,
           make_random_workload(seed + 1, options.sequences, setup.core.vocab_size, options.faults, setup.mix),
-          options.faults ? kAllFaults : kNoFaults, seed + 2);
+          options.faults ? draw_faults(seed + 3) : kNoFaults, seed + 2);
     };
     std::unique_ptr<Episode> episode = make();
     const Episode& played = *episode;

@@ -5,7 +5,8 @@
 // Without a trace it draws its own load, in episodes of a few thousand steps; each episode draws a cache
 // size, a block size and a chunk size too, so that some are roomy and some preempt all the time, and ends
 // drained with nothing held. In a fifth of them the cache is small and most requests may need all of it, or a few
-// blocks less.
+// blocks less. Two thirds of the episodes have some kinds of faults and not the others, a few of them often; and for a
+// few steps now and then faults are frequent and half of them concern one request, so that they meet.
 #pragma once
 
 #include <array>

@@ -192,6 +192,26 @@ TEST(Simulation, EveryKindOfFaultHappens) {
     sum += r.faults_by_kind[i];
   }
   EXPECT_EQ(sum, r.faults);
+  EXPECT_GT(100 * r.faults, r.steps);
+}
+
+// Two kinds at once are found where both are frequent; and what one kind hides, where it is off.
+TEST(Simulation, EpisodesDifferInTheKindsOfFaultsTheyHave) {
+  constexpr int kEpisodes = 3000;
+  int even = 0, stop_off = 0, stop_frequent = 0, both_frequent = 0;
+  for (uint64_t seed = first_seed(); seed < first_seed() + kEpisodes; ++seed) {
+    const FaultRates rates = draw_faults(seed);
+    EXPECT_EQ(rates, draw_faults(seed));
+    even += rates == kAllFaults ? 1 : 0;
+    stop_off += rates.stop == 0 ? 1 : 0;
+    const bool stops = rates.stop > 3 * kAllFaults.stop;
+    stop_frequent += stops ? 1 : 0;
+    both_frequent += stops && rates.sequence_error > 3 * kAllFaults.sequence_error ? 1 : 0;
+  }
+  EXPECT_NEAR(even, kEpisodes / 3, kEpisodes / 30);
+  EXPECT_NEAR(stop_off, kEpisodes / 3, kEpisodes / 30);
+  EXPECT_GT(stop_frequent, kEpisodes / 20);
+  EXPECT_GT(both_frequent, kEpisodes / 200);
 }
 
 // ---- scripts ----
