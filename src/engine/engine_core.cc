@@ -203,9 +203,12 @@ bool EngineCore::plan_step() {
 }
 
 void EngineCore::commit_step() {
-  const BatchPlan& plan = *scheduler_.in_flight().front().plan;
-  if (options_.config.check_invariants)
+  const SubmittedStep& oldest = scheduler_.in_flight().front();
+  const BatchPlan& plan = *oldest.plan;
+  if (options_.config.check_invariants) {
     if (auto broken = check_held(plan, *cache_)) on_violation_(*broken);
+    if (auto broken = check_follows(oldest)) on_violation_(*broken);
+  }
   const int64_t tokens = plan.num_tokens(), sequences = static_cast<int64_t>(plan.sequences.size());
   StepResult result = executor_.wait();
   shared_read_tokens_ += result.shared_read_tokens;

@@ -377,4 +377,15 @@ Broken check_held(const BatchPlan& plan, const KvCache& cache) {
   return {};
 }
 
+// Where a step before it failed, its requests have ended whole.
+Broken check_follows(const SubmittedStep& step) {
+  for (const PlannedWork& work : step.work) {
+    const Sequence& s = *work.sequence;
+    if (s.finished() || s.num_computed == work.first) continue;
+    return fmt::format("step {} computes sequence {} from position {} on, and {} are computed before it",
+                       step.plan->step, value(s.id), work.first, s.num_computed);
+  }
+  return {};
+}
+
 }  // namespace quire

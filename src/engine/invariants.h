@@ -1,5 +1,5 @@
 // The numbered invariants of src/engine/README.md as checks. Each gives the first one broken, with its number
-// and the values. check_cheap is O(1) and runs after every step, always. check_plan and check_held cost
+// and the values. check_cheap is O(1) and runs after every step, always. check_plan, check_held and check_follows cost
 // what one plan names, check_all everything; for tests, simulation and --check-invariants.
 #pragma once
 
@@ -13,6 +13,7 @@
 namespace quire {
 
 class EngineCore;
+struct SubmittedStep;
 
 std::optional<std::string> check_cheap(const EngineCore& core);
 std::optional<std::string> check_all(const EngineCore& core);
@@ -27,5 +28,7 @@ std::optional<std::string> check_plan(const BatchPlan& plan, const KvCache& cach
 std::optional<std::string> check_standing(const EngineCore& core);
 // Of a submitted plan whose result is about to be taken in: invariant 6.
 std::optional<std::string> check_held(const BatchPlan& plan, const KvCache& cache);
+// Of the same: each row follows on all that is computed of its sequence.
+std::optional<std::string> check_follows(const SubmittedStep& step);
 
 }  // namespace quire
