@@ -55,6 +55,41 @@ TEST(BeamsByScores, SwapBesideOthersAndGoOn) {
   }
 }
 
+// Beams that overwrite need a block for each that two of them share. One who stands before them takes what a beam that dies
+// has given back, and the rest a copy holds: they wait for its end, and whoever has room goes on meanwhile.
+TEST(BeamsByScores, WithoutRoomToOverwriteWhileACopyIsUnderWayHoldNobodyUp) {
+  int went_on =
+      0;  // for more than one step in which the beams waited; else the copy's end is all that is waited for
+  for (int32_t others = 40; others <= 90; others += 2)
+    for (int32_t prompt = 1; prompt <= 24; prompt += 3) {
+      Harness h(tight("swap", 60));
+      h.mover().set_fault([] { return FakeMover::Fault{.delay_us = 60'000}; });
+      const RequestId first = h.submit(ids(prompt, 600), Harness::greedy(100));
+      const RequestId group = h.submit(ids(kPrompt), beams(3, 100), under("tova:budget=20"));
+      const RequestId last = h.submit(ids(others, 300), Harness::greedy(100));
+      const auto of = [&h](RequestId id) -> const Sequence& {
+        return *h.core().scheduler().find(id)->sequences.front();
+      };
+      const auto lives = [&h](RequestId id) { return h.core().scheduler().find(id) != nullptr; };
+      while (lives(last) && !of(last).copying) ASSERT_TRUE(h.step());
+      int32_t tokens_of_group = 0, steps_waited = 0;
+      while (lives(first) && lives(group) && lives(last) && of(last).copying) {
+        const int32_t before = of(first).num_output_tokens(), room = 8 - of(first).table.length() % 8;
+        const bool waits = of(group).num_tokens() == std::exchange(tokens_of_group, of(group).num_tokens()) &&
+                           of(group).num_in_flight == 0;
+        ASSERT_TRUE(h.step());
+        if (!waits || room == 8 || !lives(first) || !lives(last) || !of(last).copying) continue;
+        ++steps_waited;
+        EXPECT_GT(of(first).num_output_tokens(), before) << others << ", " << prompt;
+      }
+      went_on += steps_waited > 1 ? 1 : 0;
+      h.run();
+      h.expect_sound();
+      h.expect_all_ended();
+    }
+  EXPECT_GT(went_on, 100) << "of 208";
+}
+
 // Places are a beam's own, whoever dies and is forked.
 TEST(BeamsByScores, HaveAPlaceOfTheirOwnInTheirRequestsMemory) {
   Harness h(tight());

@@ -85,6 +85,23 @@ TEST(DiskTier, DecodesWithoutRoomDoNotWaitForWhatIsWrittenAhead) {
   }
 }
 
+// Who gives way for want of room gives room: nothing of it is read for a write ahead of eviction.
+TEST(HostTier, NothingIsWrittenOfWhoGivesWayForRoom) {
+  HarnessOptions o = two_tiers();
+  o.reserve = {.least = 0, .rise = 0, .decay = 0};
+  Harness h(o);
+  const RequestId a = h.submit(ids(80), Harness::greedy(100));
+  const RequestId b = h.submit(ids(80, 300), Harness::greedy(100));
+  while (h.core().scheduler().counters().preemptions == 0) ASSERT_TRUE(h.step());
+  EXPECT_EQ(counters(h).blocks_from_device, 0);
+  h.run();
+  EXPECT_GT(counters(h).blocks_from_device, 0) << "what has ended is written";
+  h.expect_greedy(a);
+  h.expect_greedy(b);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
 // What a slow write reads is no room before it has ended: whoever waits with it loses nothing for others who would have nothing
 // of it.
 TEST(DiskTier, AHeadThatASlowWriteReadsIsKeptUntilItHasEnded) {
