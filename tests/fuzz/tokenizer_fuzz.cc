@@ -1,5 +1,6 @@
 // Contents of a tokenizer.json, or of a tokenizer.model with its tokenizer_config.json: they open or are refused with a message, and
-// what opens can encode, a text in parts as the whole. Input: 'j' and JSON, or 's', the configuration, NUL and the model.
+// what opens can encode, a text in parts as the whole, and guard. A panic is met only where one is known. Input: 'j' and JSON, or 's', the
+// configuration, NUL and the model.
 #include "src/base/check.h"
 #include "src/text/ffi/quire_text_ffi.h"
 #include "tests/fuzz/encode.h"
@@ -27,6 +28,14 @@ void use(quire_tokenizer* tokenizer) {
   for (const std::string_view text : {"Hello <s> world a b\n", "", "\u00e9\u2581 12345"})
     for (const uint32_t flags : {0u, 3u, 4u})
       for (const size_t max_ids : {size_t{4}, SIZE_MAX}) encode_both_ways(tokenizer, text, flags, max_ids);
+  quire_text guarded{}, error{};
+  const std::string_view forged = "<s>  </s> \u00e9<unk>";
+  if (quire_tokenizer_guard(tokenizer, forged.data(), forged.size(), &guarded, &error) == 0) {
+    encode_both_ways(tokenizer, {guarded.data, guarded.bytes}, 4u, SIZE_MAX);
+    quire_text_free(guarded);
+  } else {
+    check_refusal(error);
+  }
   quire_tokenizer_token(tokenizer, num_ids);
   quire_tokenizer_token(tokenizer, -1);
 }
@@ -48,8 +57,7 @@ void fuzz_one(std::string_view input) {
     code = quire_tokenizer_open_json(input.data(), input.size(), &tokenizer, &error);
   }
   if (code != 0) {
-    check(error.bytes > 0, "a refusal says why");
-    quire_text_free(error);
+    check_refusal(error);
     return;
   }
   use(tokenizer);

@@ -142,6 +142,9 @@ TEST(WrongTokenizer, WhatTheLibraryDoesNotExpectIsTheFilesFault) {
               std::string::npos)
         << opened.error().message;
   }
+  Json prepend = demo_json();  // fails where a chat is read
+  prepend["normalizer"] = {{"type", "Prepend"}, {"prepend", ""}};
+  EXPECT_FALSE(open(prepend).has_value());
   Json merges = demo_json();  // of a merge's second part it takes a prefix away
   merges["model"]["continuing_subword_prefix"] = "a prefix longer than any token of this vocabulary is";
   const auto opened = open(merges);

@@ -171,7 +171,7 @@ impl Tokenizer {
                     starts: true,
                 };
                 let _ = self.encode(text, how);
-                let _ = self.encode(&self.guard(text), Encode { guarded: true, ..how });
+                let _ = self.encode(text, Encode { guarded: true, ..how });
             }
         }
     }
