@@ -167,8 +167,8 @@ void KvCache::end_write(TierWrite&& write, bool arrived, const TierWritesAllowed
   release_deferred(write.read);
   Place to = below_of(write.ns);
   while (to.cache->kind_ != write.to) to = to.cache->below_of(to.ns);
-  const bool can_go_again = lookup(write.ns, write.tokens) >= write.table.length();
-  const int32_t there = can_go_again ? to.cache->length_to_keep(to.ns, write) : write.table.length();
+  // What is not kept can go again: what is read is held, and all before it in the tree stays, until here.
+  const int32_t there = to.cache->length_to_keep(to.ns, write);
   if (arrived) {
     std::vector<BlockId> merged;
     to.cache->publish(to.ns, write.tokens, write.table, there, write.retention, now_us, merged);
