@@ -187,7 +187,7 @@ std::optional<Scheduler::Victim> Scheduler::idle_in_slot(int64_t now_us) const {
       continue;
     if (std::ranges::any_of(group.sequences, is_named)) continue;
     const std::vector<Sequence*> victims = together_with(**s);
-    if (const std::optional<Offer> offer = cheapest_offer(victims, 1)) return Victim{victims, *offer};
+    if (const std::optional<Offer> offer = cheapest_offer(victims, 0)) return Victim{victims, *offer};
   }
   return {};
 }

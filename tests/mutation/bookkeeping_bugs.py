@@ -301,6 +301,7 @@ BUGS = [
     (False, "what a waiting request will find is evicted first", CACHE, "  for (const BlockId block : path_) index_.awaited(block, now_us);\n", ""),
     (False, "beams that share a tail or a list are reckoned a copy each", STEP, " && !pool_.is_published(*block) ? 1 : 0;", " && !pool_.is_published(*block) ? 0 : 0;"),
     (False, "the lists of all beams lie in one place", BEAMS, "  return static_cast<int32_t>(free - taken.begin());\n", "  return 1;\n"),
+    (False, "who gives its slot gives a block too", PREEMPT, "cheapest_offer(victims, 0)) return", "cheapest_offer(victims, 1)) return"),
     (False, "beams that overwrite need no room", PLAN, "return cache_.blocks_for_overwrites(tables);", "return 0;"),
     (False, "of who gives way for room something is written ahead", PREEMPT, "  transfers_.set_room_is_short(true);  // what is given is room, and no write's\n", ""),
     (False, "a beam's lists are not forked", BEAMS, "  if (source.group->traits.overwrites_slots)\n", "  if (false)\n"),

@@ -215,6 +215,34 @@ TEST(Groups, WhoWaitsForTheSlotOfAReaderThatStoppedHoldsNobodyUp) {
   h.expect_all_ended();
 }
 
+// Nobody lacks room: of what it has computed it keeps all whole blocks, also where there is no more than these.
+TEST(Groups, AReaderThatStoppedGivesItsSlotAndNoBlock) {
+  int whole = 0;
+  for (int32_t tokens = 1; tokens <= 20; ++tokens) {
+    HarnessOptions o = tight();
+    o.max_sequences = 1;
+    Harness h(o);
+    const RequestId reader = h.submit(ids(21), Harness::greedy(60));
+    const Sequence& s = *h.core().scheduler().find(reader)->sequences.front();
+    while (s.num_output_tokens() < tokens) ASSERT_TRUE(h.step());
+    h.core().set_paused(reader, true);
+    step_until_still(h);
+    const int32_t computed = s.num_computed;
+    whole += computed % 8 == 0 ? 1 : 0;
+    h.clock().advance_us(300'000);
+    const RequestId other = h.submit(ids(10, 300), Harness::greedy(5));
+    while (h.record(other).num_ends == 0) ASSERT_TRUE(h.step());
+    EXPECT_EQ(s.state, SequenceState::kPreempted);
+    EXPECT_EQ(s.table.num_blocks(), computed / 8) << computed << " tokens computed";
+    h.core().set_paused(reader, false);
+    h.run();
+    h.expect_greedy(reader);
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+  EXPECT_GT(whole, 0);
+}
+
 // Likewise for room, whether it waits for the first time or has given way; and it is there for a cancel.
 TEST(Groups, WhoFindsTooLittleRoomBesideAReaderThatStoppedHoldsNobodyUp) {
   for (const bool ran : {false, true}) {
