@@ -102,7 +102,7 @@ TEST(HostileChatTemplate, CannotTakeAllMemory) {
   expect_refused("{{ (range(100000) | list) | join('x' * 1000000) }}", kSteps);
   expect_refused("{{ ('x' * 1000000).join(range(100000) | list) }}", kSteps);
   expect_refused("{{ (range(100000) | list) | tojson(separators=('x' * 1000000, ':')) }}", kSteps);
-  expect_refused("{{ ('{0:60000}' * 100000).format(1) }}", kSteps);
+  expect_refused("{{ ('{0:60000}' * 100000).format(1) }}", "6000000000 bytes wide");
   expect_refused("{{ ('a\\n' * 2000000) | indent('x' * 1000000) }}", "indent: width");
   expect_refused("{{ ('a\\n' * 2000000) | indent(64) }}", "indent: it would add");
   expect_refused("{% for i in range(99999) %}{% set y %}{{ 'x' * 100000 }}{% endset %}{% endfor %}",
@@ -243,6 +243,20 @@ TEST(HostileChatTemplate, PaysForDigitsAndDates) {
                        "{{ strftime_now('%Y') }}")
                 .text,
             "1.26 1200 1.26 1970");
+}
+
+TEST(HostileChatTemplate, PadsWithinItsBytes) {
+  for (const char* source :
+       {"{{ '{:>100000000000}'.format(1) }}", "{{ '{:.9223372036854775807f}'.format(1.5) }}",
+        "{{ '{:}>1000000000}'.format(1) }}", "{{ '{:{>1000000000,}'.format(1) }}",
+        "{{ '{0:0>99999999.99999999f}'.format(1) }}", "{{ '{:é^33333333s}'.format('a') }}",
+        "{{ ('{:>9999999}' * 9).format(1, 1, 1, 1, 1, 1, 1, 1, 1) }}"})
+    expect_refused(source, " bytes wide");
+  // A number that is no width costs nothing, and widths are what they are.
+  const Outcome padded =
+      outcome_of("{{ '20240101 1000000000000 {:>8}|{:<6.2f}|{:_^5}'.format('a', 1.5, 2) }}");
+  EXPECT_EQ(padded.text, "20240101 1000000000000        a|1.50  |__2__");
+  expect_refused("{% for i in range(99999) %}{% set x = '{:.65534f}'.format(1e-300) %}{% endfor %}", "steps");
 }
 
 TEST(HostileChatTemplate, EscapesAndWritesWithinItsBytes) {

@@ -79,7 +79,9 @@ pub fn indent(
 
 const MAX_INDENT: usize = 64; // bytes of a line
 const MAX_INDENT_BYTES: usize = 32 << 20;
+const MAX_PADDING_BYTES: usize = 32 << 20;
 const PARTS_PER_STEP: usize = 2;
+const DIGITS_PER_STEP: usize = 4;
 
 /// For bytes about to be made; minijinja asks once they are there.
 fn pay(state: &State, bytes: usize) -> Result<(), Error> {
@@ -111,14 +113,35 @@ pub fn pay_for_split(state: &State, text: &str, at: Option<&str>) -> Result<(), 
     state.consume_fuel((parts / PARTS_PER_STEP) as u64)
 }
 
-/// A method of Python's. `format` may repeat its arguments, and pad each to any width that its library takes.
+/// Widths and precisions that the fields of a format spell, in sum: the numbers before each `}`, with what may stand between.
+fn widths_of(text: &str) -> usize {
+    let in_spec = |c: &char| c.is_ascii_alphanumeric() || matches!(c, ',' | '.' | '_' | '%');
+    let numbers_before_end = |part: &str| {
+        let length = part.chars().rev().take_while(in_spec).count(); // each of one byte
+        let numbers = part[part.len() - length..].split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+        numbers.map(|digits| digits.parse().unwrap_or(usize::MAX)).fold(0, usize::saturating_add)
+    };
+    let parts = text.split('}').collect::<Vec<_>>();
+    parts[..parts.len() - 1].iter().map(|part| numbers_before_end(part)).fold(0, usize::saturating_add)
+}
+
+/// Its library pads to any width, and works out the digits of a float one by one.
+fn pay_for_widths(state: &State, text: &str) -> Result<(), Error> {
+    let widths = widths_of(text);
+    let bytes = widths.saturating_mul(if text.is_ascii() { 1 } else { 4 }); // what fills may be any character
+    if bytes > MAX_PADDING_BYTES {
+        let message = format!("format: its fields are {bytes} bytes wide; {MAX_PADDING_BYTES} is the limit");
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
+    state.consume_fuel((bytes / DIGITS_PER_STEP) as u64)
+}
+
+/// A method of Python's. `format` may repeat its arguments, and pad each.
 pub fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     match (name, value.as_str(), args.first().and_then(Value::as_str)) {
         ("format", Some(text), _) => {
-            let fields = text.matches('{').count();
-            let padding = if text.contains(':') { usize::from(u16::MAX) } else { 0 };
-            pay(state, fields.saturating_mul(padding))?;
-            pay_for_fields(state, fields, args.iter())?;
+            pay_for_widths(state, text)?;
+            pay_for_fields(state, text.matches('{').count(), args.iter())?;
         }
         ("strip" | "lstrip" | "rstrip", Some(text), Some(chars)) => pay_for_strip(state, text, chars)?,
         ("split", Some(text), at) => pay_for_split(state, text, at)?,
