@@ -183,6 +183,13 @@ TEST(HostileChatTemplate, PaysForWhatAFilterDoesForEachItem) {
 }
 
 // A list of characters, of lines or of empty lists takes 24 bytes or more for each.
+TEST(HostileChatTemplate, AsksOfATextWhetherItIsIterableAtNoCost) {
+  // A count of its characters takes half a millisecond each time, and ten minutes in all.
+  expect_refused("{% set s = 'a' * 16000000 %}" +
+                     repeated("{% for i in range(99999) %}{% if s is iterable %}{% endif %}{% endfor %}", 30),
+                 kSteps);
+}
+
 TEST(HostileChatTemplate, MakesNoListOfMoreThanItsParts) {
   for (const char* use :
        {"[] | slice(19900000)", "[] | slice(19900000, 0)", "('a' * 33000000).split('')",

@@ -24,9 +24,9 @@ fn lines_of(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// `x is iterable`: none is not, though a loop over it is one over nothing.
+/// `x is iterable`: none is not, though a loop over it is one over nothing. To iterate a text its characters are counted first.
 pub fn is_iterable(value: &Value) -> bool {
-    !value.is_none() && value.try_iter().is_ok()
+    value.as_str().is_some() || (!value.is_none() && value.try_iter().is_ok())
 }
 
 /// `x is sequence`: what has a length and places or keys, a text and a map too.
