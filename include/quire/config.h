@@ -16,8 +16,8 @@ struct EngineConfig {
   // "checkpoint" | "random" | "random:SEED"; random needs only config.json
   std::string weights = "checkpoint";
   std::string device = "auto";          // auto | cpu | cuda | cuda-host (the CUDA kernels on the host shim)
-  std::string dtype = "auto";           // activations: auto | f32 | bf16 | f16
-  std::string kv_cache_dtype = "auto";  // auto = the activations' | f32 | bf16 | f16
+  std::string dtype = "auto";           // activations: auto | f32 | bf16 | f16 (cuda only)
+  std::string kv_cache_dtype = "auto";  // auto = the activations', on cuda no other | f32 | bf16 | f16
   int32_t max_context_tokens = 0;       // 0 = the model's
   int32_t threads = 0;                  // CPU back end; 0 = all cores this process may use
 
