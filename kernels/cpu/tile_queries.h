@@ -154,9 +154,9 @@ class AttentionQueries {
   };
   Sums sums_of(int64_t i) const { return {scratch_.highest[i], scratch_.weight[i], scratch_.divisor[i]}; }
 
-  // A split in which the query saw nothing changes nothing.
+  // A split in which the query saw nothing changes nothing. One in which all logits were NaN has no highest either, but a weight.
   void merge(int64_t i, const Sums& split, const float* values) {
-    if (split.highest == kNothing) return;
+    if (split.highest == kNothing && split.weight == 0) return;
     const float most = std::max(scratch_.total_highest[i], split.highest);
     const float kept = exp_of(scratch_.total_highest[i] - most), share = exp_of(split.highest - most);
     scratch_.total_weight[i] = scratch_.total_weight[i] * kept + split.weight * share;
@@ -184,7 +184,7 @@ class AttentionQueries {
     const int64_t head = out_head(row, g);
     float most = scratch_.total_highest[i], weight = scratch_.total_weight[i],
           divisor = scratch_.total_divisor[i], kept = 1;
-    if (p_.lse != nullptr) p_.lse[head] = weight > 0 ? most + std::log(weight) : kNothing;
+    if (p_.lse != nullptr) p_.lse[head] = log_total(most, weight);
     if (p_.sinks != nullptr) {  // one more slot, without a value
       const float sink = p_.sinks[q_head(g)];
       most = std::max(most, sink);
@@ -192,9 +192,13 @@ class AttentionQueries {
       const float of_sink = exp_of(sink - most);
       weight = weight * kept + of_sink, divisor = divisor * kept + of_sink;
     }
-    if (piece_.log_totals != nullptr)
-      piece_.log_totals[head] = weight > 0 ? most + std::log(weight) : kNothing;
+    if (piece_.log_totals != nullptr) piece_.log_totals[head] = log_total(most, weight);
     write_values(head, scratch_.total_values + i * padded_, divisor > 0 ? kept / divisor : 0);
+  }
+
+  // Of all weights a query met; NaN where a logit was.
+  static float log_total(float highest, float weight) {
+    return weight == 0 ? kNothing : highest + std::log(weight);
   }
 
   void write_values(int64_t head, const float* values, float factor) {

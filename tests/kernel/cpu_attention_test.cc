@@ -362,6 +362,25 @@ TEST(CpuAttention, LeavesZerosWhereARowSeesNothing) {
   EXPECT_EQ(lse.at(0), -std::numeric_limits<float>::infinity());
 }
 
+// Logits that are no numbers are seen to be none, under whichever of one list's rows and heads they come, few or many.
+TEST(CpuAttention, GivesNoNumberWhereAQueryHasNone) {
+  const AttentionCase c{.lists = {{1, 1500}, {20, 600}}, .dim = 64, .group = 4, .side_outputs = true};
+  for (const Variant& v : all_variants()) {
+    Problem problem(c, v.act, 12);
+    for (const int64_t query : {3, 8 * 14 + 6})
+      problem.q().set(static_cast<size_t>(query * c.dim + 5), std::numeric_limits<float>::quiet_NaN());
+    const AttentionRun run = attend(*open_kernels(v), problem);
+    for (int64_t query = 0; query < problem.rows() * problem.heads(); ++query) {
+      const bool none = query == 3 || query == 8 * 14 + 6;
+      EXPECT_EQ(std::isnan(run.lse.at(static_cast<size_t>(query))), none)
+          << to_string(v) << " query " << query;
+      for (int64_t i = 0; i < c.dim; ++i)
+        ASSERT_EQ(std::isnan(run.out.at(static_cast<size_t>(query * c.dim + i))), none)
+            << to_string(v) << " query " << query;
+    }
+  }
+}
+
 TEST(CpuAttention, ReserveTakesWhatScratchBytesSays) {
   const auto kernels = open_kernels({.isa = machine_isa(), .threads = 3});
   const ScratchLimits limits{
