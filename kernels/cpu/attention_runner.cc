@@ -10,8 +10,8 @@ namespace {
 // A call with fewer pieces than this per thread, or with one that is longer than a thread's share by as much,
 // is also cut along the lists.
 constexpr int64_t kPiecesPerThread = 4;
-// K and V of a tile for all heads of a piece. A few bf16 queries read them strip by strip, the longer the pieces of memory the
-// better; others read a tile head by head, whose lines a second-level cache of 1 MiB should still hold when the last head comes.
+// K and V of a tile for all heads of a piece. A few queries read them strip by strip (V::kReadsStrips, blocks of whole strips), the
+// longer the pieces of memory the better; others read a tile head by head, whose lines a second-level cache of 1 MiB should still hold when the last head comes.
 constexpr int64_t kMaxTileBytes = 1 << 20;
 // Partials beyond this are not worth their writes: such a call has pieces enough to keep the threads busy.
 constexpr int64_t kMaxPartialBytes = 64 << 20;

@@ -259,7 +259,7 @@ class AttentionBlock : public AttentionSoftmax<V> {
       constexpr int N = V::tile_vectors(R);
       for (int64_t slot = 0; slot < kTileSlots; slot += 16 * N) {
         F sum[R][N];
-        clear(sum);
+        clear<R, N, V>(sum);
         add_products<V, Product, R, N>(q + (first + i) * padded_, padded_,
                                        reinterpret_cast<const char*>(tile_.buffer() + slot),
                                        kTileSlots * static_cast<int64_t>(sizeof(float)), dim_, sum,
@@ -273,15 +273,6 @@ class AttentionBlock : public AttentionSoftmax<V> {
         }
       }
     });
-  }
-
-  template <int R, int N>
-  static void clear(F (&sum)[R][N]) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) sum[r][n] = V::zero();
-    }
   }
 
   // ---- values ---------------------------------------------------------------------------------------------

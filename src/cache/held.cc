@@ -1,6 +1,7 @@
 // What a list would bring that gives its blocks back. A published block can be had only when nothing beneath it in the tree
 // is held, by a holder or a reader: leaves are evicted first.
 #include <algorithm>
+#include <functional>
 #include <unordered_map>
 
 #include "src/cache/kv_cache.h"
@@ -12,7 +13,6 @@ struct Given {
   BlockId block = kNoBlock;
   int32_t times = 0;   // of the tables
   int32_t depth = -1;  // in the tree, if it is there
-  bool operator<(const Given& other) const { return depth > other.depth; }
 };
 
 std::vector<Given> each_once(std::span<const BlockTable* const> tables) {
@@ -37,7 +37,7 @@ KvCache::Holding KvCache::held_by(std::span<const BlockTable* const> tables) con
   std::erase_if(all, [&](const Given& g) { return pool_.num_holders(g.block) > g.times; });
   for (Given& g : all)
     if (pool_.is_published(g.block)) g.depth = tree_.depth(g.block);
-  std::ranges::stable_sort(all, std::less());
+  std::ranges::stable_sort(all, std::greater(), &Given::depth);
   std::unordered_map<int32_t, int32_t>
       going;  // of a node: children that can be had and are pinned by what goes
   const auto is_free = [&](BlockId block) {

@@ -94,8 +94,6 @@ BlockTable KvCache::acquire_prefix(NamespaceId ns, std::span<const TokenId> toke
     retain(block);
     index_.used(block, now_us);
   }
-  counters_.prefix_queries_tokens += static_cast<int64_t>(tokens.size());
-  counters_.prefix_hit_tokens += table.length_;
   return table;
 }
 

@@ -48,7 +48,6 @@ class StepTransaction;
 
 struct CacheCounters {  // since start
   int64_t copies_on_write = 0, evictions = 0, duplicates_merged = 0;
-  int64_t prefix_queries_tokens = 0, prefix_hit_tokens = 0;  // of acquire_prefix
 };
 
 class KvCache {
@@ -74,8 +73,8 @@ class KvCache {
                             int64_t now_us);
   // Makes the first num_tokens of a table findable. Only blocks that are functions of their tokens
   // (src/policy/README.md, Publishing), only after the step that wrote them is committed. Publish full blocks
-  // as they fill (num_tokens rounded down to whole blocks) and the partial tail only at the end: a published tail is copied by the next append. Costs O(log
-  // n) per block not yet published, not per token. Where the same tokens are cached already the table adopts
+  // as they fill (num_tokens rounded down to whole blocks) and the partial tail only at the end: a published tail is copied by the
+  // next append. Costs O(log n) per block not yet published, not per token. Where the same tokens are cached already the table adopts
   // that block; the duplicate it held goes to `deferred` [6]. So do those of `forks` that hold the duplicate of a
   // full block in the same place: else it would stay, and they would have blocks of the tree behind others that are not.
   void publish(NamespaceId ns, std::span<const TokenId> tokens, BlockTable& table, int32_t num_tokens,

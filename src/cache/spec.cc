@@ -58,8 +58,9 @@ Status validate(const CacheSpec& spec) {
       return invalid(
           fmt::format("{} is {}; at most {} blocks of {} bytes", field, bytes, kMaxBlocks, block_bytes),
           field);
-  if (spec.swap_bytes < 0)
-    return invalid(fmt::format("swap_space_bytes is {}; it must be 0 (no swap) or more", spec.swap_bytes),
+  if (spec.swap_bytes < 0 || spec.swap_bytes / block_bytes > kMaxBlocks)
+    return invalid(fmt::format("swap_space_bytes is {}; it must be 0 (no swap) to {} blocks of {} bytes",
+                               spec.swap_bytes, kMaxBlocks, block_bytes),
                    "swap_space_bytes");
   int64_t together =
       1;  // superblocks hold whole blocks of every group, so their sizes must meet well inside the arena

@@ -57,7 +57,7 @@ int64_t max_queued_tokens(const EngineConfig& config, const KvCache& cache) {
 
 }  // namespace
 
-Result<std::unique_ptr<EngineCore>> EngineCore::create(const CoreOptions& options, Executor& executor,
+Result<std::unique_ptr<EngineCore>> EngineCore::create(CoreOptions options, Executor& executor,
                                                        const Clock& clock, BlockMover* mover) {
   if (Status s = validate(options.config); !s) return s.error();
   check(options.config.max_context_tokens > 0, "max_context_tokens is resolved");
@@ -65,19 +65,20 @@ Result<std::unique_ptr<EngineCore>> EngineCore::create(const CoreOptions& option
   if (!cache) return cache.error();
   check(((*cache)->swap_pool().num_blocks() == 0 && (*cache)->below() == nullptr) || mover != nullptr,
         "tiers below the device come with who copies there");
-  return std::unique_ptr<EngineCore>(new EngineCore(options, std::move(*cache), executor, clock, mover));
+  return std::unique_ptr<EngineCore>(
+      new EngineCore(std::move(options), std::move(*cache), executor, clock, mover));
 }
 
-EngineCore::EngineCore(const CoreOptions& options, std::unique_ptr<KvCache> cache, Executor& executor,
+EngineCore::EngineCore(CoreOptions options, std::unique_ptr<KvCache> cache, Executor& executor,
                        const Clock& clock, BlockMover* mover)
-    : options_(options),
+    : options_(std::move(options)),
       cache_(std::move(cache)),
       executor_(executor),
       mover_(mover),
       clock_(clock),
-      limits_(admission_limits(options, *cache_)),
-      queue_budget_(options.config.max_queued_requests, max_queued_tokens(options.config, *cache_)),
-      scheduler_(schedule_limits(options), *cache_, queue_budget_),
+      limits_(admission_limits(options_, *cache_)),
+      queue_budget_(options_.config.max_queued_requests, max_queued_tokens(options_.config, *cache_)),
+      scheduler_(schedule_limits(options_), *cache_, queue_budget_),
       on_violation_([](const std::string& what) { check_failed(what, __FILE__, __LINE__); }) {
   cache_->restore(std::exchange(options_.stored_blocks, {}), clock.now_us());
 }
@@ -125,9 +126,11 @@ double EngineCore::most_tokens_per_s() const {
 // One that cannot be met is told at once, before the request has cost anything.
 void EngineCore::take_deadline(RequestId request, int64_t deadline_us) {
   deadline_of_.emplace(request, deadlines_.emplace(deadline_us, request));
+  const double tokens_per_s = most_tokens_per_s();
+  if (tokens_per_s <= 0) return;  // nothing is known yet
   const int64_t now_us = clock_.now_us();
-  std::optional<Error> hopeless = refuse_hopeless(
-      deadline_us - now_us, scheduler_.work_ahead(*scheduler_.find(request)), most_tokens_per_s());
+  std::optional<Error> hopeless =
+      refuse_hopeless(deadline_us - now_us, scheduler_.work_ahead(*scheduler_.find(request)), tokens_per_s);
   if (!hopeless) return;
   scheduler_.end(request, FinishReason::kDeadline, std::move(hopeless), now_us, outcome_);
   count_ends(counted_ends_);
@@ -354,11 +357,11 @@ void EngineCore::fill_stats(EngineStats& stats) const {
 void EngineCore::fill_policy_stats(EngineStats& stats) const {
   const SchedulerCounters& c = scheduler_.counters();
   const TierCounters& tiers = scheduler_.transfers().counters();
-  const int64_t block_bytes = cache_->spec().groups.front().block_bytes();
+  const GroupSpec& group = cache_->spec().groups.front();
+  const int64_t block_bytes = group.block_bytes();
   count_policies(scheduler_.running(), stats.policies);
   stats.policy_dropped_tokens_total = c.dropped_tokens;
-  stats.attention_read_bytes_total =
-      (c.decode_reads - shared_read_tokens_) * block_bytes / cache_->block_tokens();
+  stats.attention_read_bytes_total = (c.decode_reads - shared_read_tokens_) * group.token_bytes();
   stats.bytes_from_device_total = tiers.blocks_from_device * block_bytes;
   stats.bytes_to_device_total = tiers.blocks_to_device * block_bytes;
   stats.bytes_host_to_disk_total = tiers.blocks_host_to_disk * block_bytes;

@@ -73,7 +73,7 @@ class EngineCore {
  public:
   // kInvalidArgument where config values exclude each other, with both.
   // The mover is needed where options.cache.swap_bytes is not 0.
-  static Result<std::unique_ptr<EngineCore>> create(const CoreOptions& options, Executor& executor,
+  static Result<std::unique_ptr<EngineCore>> create(CoreOptions options, Executor& executor,
                                                     const Clock& clock, BlockMover* mover = nullptr);
   ~EngineCore();
 
@@ -85,9 +85,9 @@ class EngineCore {
   }
   QueueBudget& queue_budget() { return queue_budget_; }
   double tokens_per_s() const { return timer_.tokens_per_s(); }
-  double most_tokens_per_s() const;  // engine thread
 
   // ---- engine thread ----
+  double most_tokens_per_s() const;  // of prompts, as steps have run; 0: none has yet
   // The request has taken its part of the queue budget.
   void submit(CoreRequest request);
   void abort(RequestId request);
@@ -130,8 +130,8 @@ class EngineCore {
   void set_on_violation(OnViolation on_violation) { on_violation_ = std::move(on_violation); }
 
  private:
-  EngineCore(const CoreOptions& options, std::unique_ptr<KvCache> cache, Executor& executor,
-             const Clock& clock, BlockMover* mover);
+  EngineCore(CoreOptions options, std::unique_ptr<KvCache> cache, Executor& executor, const Clock& clock,
+             BlockMover* mover);
   void expire(int64_t now_us);
   void forget_deadline(RequestId request);
   std::string disk_kv_state() const;

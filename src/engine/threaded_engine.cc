@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <random>
+#include <utility>
 
 #include "src/base/check.h"
 #include "src/base/log.h"
@@ -52,8 +53,12 @@ int64_t retry_delay_ms(int64_t queued_tokens, double tokens_per_s) {
 
 Result<std::unique_ptr<Engine>> ThreadedEngine::start(EngineParts parts) {
   std::unique_ptr<ThreadedEngine> engine(new ThreadedEngine(std::move(parts)));
+  // Of a large disk gigabytes, which the cache takes up: not kept beside the parts.
+  std::vector<StoredBlock> stored = std::exchange(engine->parts_.core.stored_blocks, {});
+  CoreOptions options = engine->parts_.core;
+  options.stored_blocks = std::move(stored);
   Result<std::unique_ptr<EngineCore>> core = EngineCore::create(
-      engine->parts_.core, *engine->parts_.executor, *engine->parts_.clock, engine->parts_.mover.get());
+      std::move(options), *engine->parts_.executor, *engine->parts_.clock, engine->parts_.mover.get());
   if (!core) return core.error();
   engine->core_ = std::move(*core);
   engine->core_->fill_stats(engine->stats_);
@@ -202,7 +207,6 @@ Result<std::vector<RequestId>> ThreadedEngine::enter_together(std::vector<Entran
 std::optional<RequestId> ThreadedEngine::enter(Entrant& entrant) {
   Request& request = entrant.request;
   CoreRequest core;
-  core.arrival_us = parts_.clock->now_us();
   core.sampling = std::make_shared<const SamplingParams>(std::move(request.sampling));
   core.prompt = entrant.prompt;
   core.cache_salt = std::move(request.cache_salt);
@@ -212,7 +216,6 @@ std::optional<RequestId> ThreadedEngine::enter(Entrant& entrant) {
   core.dump_kv = request.dump_kv;
   core.retention = request.kv_retention;
   core.priority = request.priority;
-  if (request.deadline_ms) core.deadline_us = core.arrival_us + *request.deadline_ms * 1000;
   DeliveryRequest delivery;
   delivery.client_request_id = request.client_request_id;
   delivery.sink = std::move(entrant.sink);
@@ -227,6 +230,8 @@ std::optional<RequestId> ThreadedEngine::enter(Entrant& entrant) {
     const std::lock_guard lock(live_mutex_);
     if (draining_) return {};
     core.request = delivery.request = id = next_id_++;
+    core.arrival_us = parts_.clock->now_us();  // in the order of ids: the queue counts on it
+    if (request.deadline_ms) core.deadline_us = core.arrival_us + *request.deadline_ms * 1000;
     ++arriving_;
     core.seed = core.sampling->seed.value_or(seeds_.next());
     live_.insert(id);

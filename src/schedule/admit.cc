@@ -1,4 +1,4 @@
-// Who comes in: preempted sequences first, then the queue. Nobody overtakes the head of the queue for want of
+// Who comes in: by rank, and of one rank preempted sequences before the queue. Nobody overtakes the head of the queue for want of
 // room, so a large request is not starved by small ones (but see aside.cc); a request whose prefix is being computed
 // steps aside until it is.
 #include <algorithm>

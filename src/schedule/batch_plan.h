@@ -15,15 +15,14 @@ struct PlannedSequence {
   SequenceId sequence{};
   int32_t first_position = 0;   // position of the first token run in this step
   std::vector<TokenId> tokens;  // ids to run; a single kSampledLastStep takes the id sampled one step before
-  int32_t list_length_before =
-      0;  // live slots before this step (== first_position unless a policy dropped tokens)
+  // live slots before this step (== first_position unless a policy dropped tokens)
+  int32_t list_length_before = 0;
   std::vector<BlockId> block_table;  // blocks of the list, long enough for this step's tokens
-  int32_t num_unchanged_blocks =
-      0;  // first blocks of the table that are as in the sequence's plan before this one
-  std::vector<PlannedSample>
-      samples;  // from the logits of the last row; more than one at the end of a group's shared prefill
-  int32_t prompt_logprobs =
-      -1;  // >= 0: logprobs of tokens[1..] and of next_prompt_token, with this many alternatives
+  int32_t num_unchanged_blocks = 0;  // first blocks of the table that are as in the sequence's plan before
+  // from the logits of the last row; more than one at the end of a group's shared prefill
+  std::vector<PlannedSample> samples;
+  // >= 0: logprobs of tokens[1..] and of next_prompt_token, with this many alternatives
+  int32_t prompt_logprobs = -1;
   TokenId next_prompt_token = -1;  // the prompt token after this chunk, if the prompt goes on
 
   // What the sequence's KV policy wants of the step. All layers and heads share the block table; under a policy that

@@ -1,16 +1,12 @@
 // Beam search as one pure step: the likeliest continuations of every beam in, the beams that go on and those
 // that end out. The rules are those of Hugging Face transformers' beam search (generation/utils.py,
 // _beam_search), so that both give the same hypotheses:
-//   - of each beam max(2, 1 + number of ending ids) * width candidates are looked at; all compete by sum of
-//   logprobs;
-//   - a candidate that ends (an ending id, or max_tokens reached) becomes a hypothesis only if it is among
-//   the best `width`;
-//     its score is sum of logprobs / length ^ length_penalty, length counted in generated tokens with the
-//     ending id;
+//   - of each beam max(2, 1 + number of ending ids) * width candidates are looked at; all compete by sum of logprobs;
+//   - a candidate that ends (an ending id, or max_tokens reached) becomes a hypothesis only if it is among the best `width`;
+//     its score is sum of logprobs / length ^ length_penalty, length counted in generated tokens with the ending id;
 //   - the best `width` that do not end go on; the `width` best hypotheses are kept;
-//   - early_stopping: done once `width` hypotheses exist. Otherwise done once the best running sum, divided
-//   by the length it
-//     has now to the power of length_penalty, cannot beat the worst of `width` hypotheses.
+//   - early_stopping: done once `width` hypotheses exist. Otherwise done once the best running sum, divided by the length it
+//     has then to the power of length_penalty, cannot beat the worst of `width` hypotheses.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,6 @@
 // The draft as a BatchPlan. Plans are reused for their capacity: a step of 256 sequences copies their tables
 // (1 KiB each at 4k tokens) and allocates nothing.
 #include <algorithm>
-#include <atomic>
 
 #include "src/base/check.h"
 #include "src/schedule/scheduler.h"

@@ -2,8 +2,8 @@
 // commit (take the results in). Engine thread only. Deterministic: no clock, thread, device or randomness
 // inside; time comes in as now_us.
 //
-// Order within a plan: decodes of running sequences, then prompt chunks of running ones, then preempted
-// sequences, then new requests. A plan's blocks are reserved all together or not at all. Two steps may be
+// Order within a plan: decodes of running sequences, then prompt chunks of running ones, then, rank by rank,
+// preempted sequences and new requests. A plan's blocks are reserved all together or not at all. Two steps may be
 // under way: a sequence whose last token is still being sampled is planned with kSampledLastStep. What a
 // sequence will not need (max_tokens, context limit) is known when planning; what only the host can see (an
 // ending id, a stop text, beams) is seen at commit, and the result of the step after it is dropped.
@@ -44,16 +44,15 @@ struct ReserveRule {
 enum class BothEnds : uint8_t { kNever, kSpare, kAlways };
 
 struct ScheduleLimits {
-  int32_t max_step_tokens =
-      2048;  // of one step; at least max_sequences, so that every running sequence gets one
+  // of one step; at least max_sequences, so that every running sequence gets one
+  int32_t max_step_tokens = 2048;
   int32_t max_sequences = 256;              // running at once
   int32_t max_prefill_chunk_tokens = 2048;  // of one sequence in one step
   ReserveRule reserve;
   bool whole_block_hits = false;  // cut hits to whole blocks, as vLLM does; for comparison
   BothEnds both_ends = BothEnds::kSpare;
-  int32_t look_ahead = 256;  // in a tenant's line, for requests with more of their prompt cached
-  int64_t max_paused_slot_us =
-      200'000;  // whoever reads no more for so long gives its slot to who waits for one
+  int32_t look_ahead = 256;              // in a tenant's line, for requests with more of their prompt cached
+  int64_t max_paused_slot_us = 200'000;  // who reads no more for so long gives its slot to who waits for one
   int64_t max_priority_wait_us = 60'000'000;  // then a request runs as if of the highest priority
   PreemptionMode preemption_mode = PreemptionMode::kAuto;
   PreemptionCosts costs;
