@@ -92,9 +92,16 @@ BlockTable KvCache::acquire_prefix(NamespaceId ns, std::span<const TokenId> toke
   table.blocks_ = path_;
   for (const BlockId block : table.blocks_) {
     retain(block);
-    index_.used(block, now_us);
+    index_.left(block, now_us);
   }
   return table;
+}
+
+void KvCache::count_use(const BlockTable& table, int64_t now_us) {
+  for (const BlockId block : table.blocks_) {
+    if (!tree_.contains(block)) break;  // none behind it is there either
+    index_.used(block, now_us);
+  }
 }
 
 // ---- tables ----

@@ -69,8 +69,11 @@ class KvCache {
   int32_t await(NamespaceId ns, std::span<const TokenId> tokens, int64_t now_us);
   // The same prefix, at most max_tokens of it, as a table that holds its blocks. Where the hit ends inside a
   // block the last block is shared too: its slots up to length are right, and the first write copies it.
+  // Whoever then has no room for the rest gives it back and asks again later: a hit is counted once it is one (count_use).
   BlockTable acquire_prefix(NamespaceId ns, std::span<const TokenId> tokens, int32_t max_tokens,
                             int64_t now_us);
+  // What a table begins with of the tree has been of use once more: PGDSF's frequency.
+  void count_use(const BlockTable& table, int64_t now_us);
   // Makes the first num_tokens of a table findable. Only blocks that are functions of their tokens
   // (src/policy/README.md, Publishing), only after the step that wrote them is committed. Publish full blocks
   // as they fill (num_tokens rounded down to whole blocks) and the partial tail only at the end: a published tail is copied by the
@@ -251,6 +254,7 @@ class KvCache {
   void record(const TierWrite& write, NamespaceId ns, int32_t index, int64_t now_us, TierCopy& copy);
   void read_for(TierWrite& write, const Place& to, std::span<const BlockId> blocks, int64_t now_us);
   int32_t length_to_keep(NamespaceId ns, const TierWrite& write) const;
+  KvCache& tier_of(const TierRead::Part& part);
   struct Found;
   Found find_below(NamespaceId ns, std::span<const TokenId> tokens, CacheTier last, int32_t here,
                    int64_t now_us);

@@ -51,7 +51,7 @@ BlockTable KvCache::swap_in_what_stayed(const SwappedList& list, int64_t now_us)
   for (const SwappedBlock& block : list.blocks_) {
     if (!still_holds(block)) break;  // a leaf goes before its parent, so none after it is there either
     retain(block.device);
-    index_.used(block.device, now_us);
+    index_.left(block.device, now_us);
     table.blocks_.push_back(block.device);
   }
   table.length_ = table.next_position_ = std::min(list.length_, table.num_blocks() * block_tokens_);

@@ -108,6 +108,7 @@ bool KvCache::take_for(const Place& to, std::span<const TokenId> wanted, int64_t
   const int64_t count = room >= lacks || tier.below_ == nullptr ? std::min({lacks, room, most_blocks}) : 0;
   StepTransaction step = tier.begin(now_us);
   if (count > 0 && step.extend(table, (table.num_blocks() + static_cast<int32_t>(count)) * block_tokens_)) {
+    tier.count_use(table, now_us);
     std::vector<BlockCopy> copies;
     std::vector<BlockId> deferred;
     step.commit(copies, deferred);
@@ -228,6 +229,7 @@ std::optional<TierRead> KvCache::read_from_below(NamespaceId ns, std::span<const
     end_read(std::move(found.read), {}, now_us);
     return std::nullopt;
   }
+  for (const TierRead::Part& part : found.read.parts) tier_of(part).count_use(part.table, now_us);
   truncate(table, kept * block_tokens_, deferred);
   check(pool_.allocate(missing, table.blocks_), "room that was made is there");
   for (size_t i = kept; i < found.blocks.size(); ++i) {
@@ -240,17 +242,22 @@ std::optional<TierRead> KvCache::read_from_below(NamespaceId ns, std::span<const
   return std::move(found.read);
 }
 
+KvCache& KvCache::tier_of(const TierRead::Part& part) {
+  KvCache* at = this;
+  while (at->kind_ != part.tier) at = at->below_.get();
+  return *at;
+}
+
 int64_t KvCache::end_read(TierRead&& read, std::span<const DiskBlockId> corrupt, int64_t now_us) {
   int64_t lost = 0;
   for (TierRead::Part& part : read.parts) {
-    KvCache* at = this;
-    while (at->kind_ != part.tier) at = at->below_.get();
+    KvCache& tier = tier_of(part);
     std::vector<BlockId> bad;
-    if (at->kind_ == CacheTier::kDisk)
+    if (tier.kind_ == CacheTier::kDisk)
       for (const BlockId block : part.table.blocks_)
-        if (std::ranges::count(corrupt, at->places_.place_of(block)) > 0) bad.push_back(block);
-    at->release(std::move(part.table), now_us);
-    for (const BlockId block : bad) lost += at->forget(block);
+        if (std::ranges::count(corrupt, tier.places_.place_of(block)) > 0) bad.push_back(block);
+    tier.release(std::move(part.table), now_us);
+    for (const BlockId block : bad) lost += tier.forget(block);
   }
   read.parts.clear();
   return lost;

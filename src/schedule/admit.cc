@@ -243,6 +243,7 @@ std::optional<int32_t> Scheduler::start(Sequence& s, int64_t now_us) {
     keep_out({&coming, 1}, missing);
     return std::nullopt;
   }
+  cache_.count_use(table, now_us);
   std::optional<TierTransfers::Fetch> below = fetch_prefix(s, table, now_us);
   s.num_planned = s.num_computed = table.length();
   here = std::min(here, table.length());  // a front that is to be computed begins with a block

@@ -67,6 +67,7 @@ bool Scheduler::bring_back(std::span<Sequence* const> all, int64_t now_us) {
   }
   for (size_t i = 0; i < all.size(); ++i) {
     all[i]->num_published = all[i]->group->share_prefix ? stayed[i] : 0;
+    cache_.count_use(tables[i], now_us);
     all[i]->table = std::move(tables[i]);
     if (copies.empty()) cache_.discard(std::move(all[i]->swapped));
     ++counters_.swap_ins;

@@ -72,6 +72,7 @@ void CacheModel::start() {
   const int32_t most = static_cast<int32_t>(sequence.tokens.size()) - (random_.chance(0.5) ? 1 : 0);
   const int32_t expected = std::min(most, cache_->lookup(ns, sequence.tokens));
   sequence.table = cache_->acquire_prefix(ns, sequence.tokens, most, now_us_);
+  cache_->count_use(sequence.table, now_us_);
   if (sequence.table.length() != expected) fail("acquire_prefix took another prefix than lookup found");
   num_hits_ += expected > 0 ? 1 : 0;
   if (random_.chance(0.25)) {  // computes all of it again, as a request does that bypasses the prefix cache

@@ -24,6 +24,7 @@ struct HarnessOptions {
   int64_t max_priority_wait_ms = 60000;
   int32_t num_swap_blocks = 0, num_host_blocks = 0, num_disk_blocks = 0;
   std::vector<StoredBlock> stored_blocks;
+  EvictionOrder eviction = EvictionOrder::kLru;
   std::string preemption_mode = "auto";
   PreemptionCosts costs;
   Roofline roofline;
@@ -79,6 +80,7 @@ class Harness {
     core.disk_kv_state = options.disk_state;
     core.cache.disk_bytes = options.num_disk_blocks * core.cache.groups.front().block_bytes();
     core.stored_blocks = options.stored_blocks;
+    core.eviction = options.eviction;
     core.config.preemption_mode = options.preemption_mode;
     core.preemption_costs = options.costs;
     core.both_ends = options.both_ends;

@@ -34,6 +34,7 @@ void sound(const KvCache& cache) {
 void publish(KvCache& cache, NamespaceId ns, const std::vector<TokenId>& tokens,
              const Retention& retention = {}, int64_t now_us = 1000) {
   BlockTable table = cache.acquire_prefix(ns, tokens, static_cast<int32_t>(tokens.size()) - 1, now_us);
+  cache.count_use(table, now_us);
   StepTransaction step = cache.begin(now_us);
   EXPECT_TRUE(step.extend(table, static_cast<int32_t>(tokens.size())));
   std::vector<BlockCopy> copies;

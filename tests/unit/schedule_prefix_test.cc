@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "tests/property/engine_harness.h"
+#include "tests/unit/schedule_group_rig.h"
 #include "tests/unit/token_ids.h"
 
 namespace quire {
@@ -252,6 +253,38 @@ TEST(Scheduler, AHigherRetentionClassOutlivesAFloodUntilItsTimeIsUp) {
   EXPECT_EQ(cached_after_a_flood({.retention_class = 1, .ttl_ms = 60'000}, 0), 32);
   EXPECT_EQ(cached_after_a_flood({.retention_class = 1, .ttl_ms = 60'000}, 61'000'000), 0);
   EXPECT_EQ(cached_after_a_flood({.ttl_ms = {}, .cost = 2}, 0), 32) << "dearer to compute again";
+}
+
+// Whoever finds a prefix and no room for the rest looks it up again whenever there may be room: that is no use of it.
+TEST(Scheduler, UnderPgdsfAPrefixIsUsedByWhoRunsWithIt) {
+  for (const bool runs : {true, false}) {
+    HarnessOptions o = small();
+    o.eviction = EvictionOrder::kPgdsf;
+    Harness h(o);
+    h.submit(ids(33), Harness::greedy(2));
+    h.run();
+    for (int round = 0; round < 8; ++round) {
+      const RequestId reader = submit_paused(h, 16);
+      for (int n = 1; n <= 4; ++n)
+        h.submit(ids(2, 700 + 10 * n), Harness::greedy(2 * n));  // each end is a new look
+      std::vector<TokenId> longer = ids(32);
+      longer.resize(runs ? 34 : 170, 900 + round);
+      const RequestId asks = h.submit(longer, Harness::greedy(1));
+      for (int n = 0; n < 12; ++n) h.step();
+      EXPECT_EQ(h.record(asks).num_ends, runs ? 1 : 0);
+      h.abort(asks);
+      h.core().set_paused(reader, false);
+      h.run();
+    }
+    for (int i = 1; i <= 7; ++i) {
+      h.submit(ids(78, 100 + 7 * i), Harness::greedy(2));
+      h.run();
+    }
+    const RequestId again = h.submit(ids(33), Harness::greedy(2));
+    h.run();
+    h.expect_sound();
+    EXPECT_EQ(h.record(again).end.cached_tokens, runs ? 32 : 0);
+  }
 }
 
 }  // namespace
