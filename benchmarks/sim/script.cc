@@ -4,8 +4,11 @@
 
 #include <array>
 #include <fstream>
+#include <set>
 
 #include <nlohmann/json.hpp>
+
+#include "src/base/engine_config.h"
 
 namespace quire {
 namespace {
@@ -95,9 +98,9 @@ SimSetup setup_of(const Json& j) {
   EngineConfig& c = setup.core.config;
   c.max_sequences = static_cast<int32_t>(count(j, "max_sequences", 1, 65536));
   c.max_step_tokens = static_cast<int32_t>(count(j, "max_step_tokens", c.max_sequences, 1 << 24));
-  c.max_prefill_chunk_tokens = j.at("max_prefill_chunk_tokens");
-  c.max_context_tokens = j.at("max_context_tokens");
-  c.max_queued_requests = j.at("max_queued_requests");
+  c.max_prefill_chunk_tokens = static_cast<int32_t>(count(j, "max_prefill_chunk_tokens", 0, 1 << 24));
+  c.max_context_tokens = static_cast<int32_t>(count(j, "max_context_tokens", 1, 1 << 24));
+  c.max_queued_requests = static_cast<int32_t>(count(j, "max_queued_requests", 1, 1 << 24));
   c.max_queued_kv_factor = j.at("max_queued_kv_factor");
   c.prefix_cache = j.at("prefix_cache");
   c.max_priority_wait_ms = j.value("max_priority_wait_ms", c.max_priority_wait_ms);
@@ -116,6 +119,7 @@ SimSetup setup_of(const Json& j) {
   costs.step_us = j.value("step_us", costs.step_us);
   if (j.contains("disk_link")) setup.tiers.disk = {j["disk_link"].at(0), j["disk_link"].at(1)};
   c.check_invariants = true;
+  if (const Status valid = validate(c); !valid) throw std::runtime_error(valid.error().message);
   setup.core.reserve = {j.at("reserve").at(0), j.at("reserve").at(1), j.at("reserve").at(2)};
   if (j.contains("policy_memory")) {
     const Json& memory = j["policy_memory"];
@@ -202,7 +206,9 @@ SimEvent event_of(const Json& j) {
   if (name == kNames.end())
     throw std::runtime_error("unknown event `" + j.at("event").get<std::string>() + "`");
   e.kind = static_cast<SimEventKind>(name - kNames.begin());
-  e.request = j.value("request", RequestId{0});
+  // Who is submitted has a place of its own number.
+  if (e.kind == SimEventKind::kSubmit || j.contains("request"))
+    e.request = static_cast<RequestId>(count(j, "request", 1, 1 << 26));
   e.value = j.value("value", int64_t{0});
   if (e.kind == SimEventKind::kSubmit) e.submit = std::make_shared<const CoreRequest>(request_of(j));
   return e;
@@ -226,6 +232,7 @@ Result<SimScript> read_script(const std::string& path) {
   std::ifstream file(path);
   if (!file) return invalid(fmt::format("script: {} cannot be read", path), "script");
   SimScript script;
+  std::set<RequestId> submitted;
   std::string line;
   for (int64_t number = 1; std::getline(file, line); ++number) {
     // The library reports by exceptions what a line lacks or has of another type.
@@ -235,7 +242,10 @@ Result<SimScript> read_script(const std::string& path) {
         script.setup = setup_of(json);
         script.num_ticks = json.at("ticks");
       } else {
-        script.events.push_back(event_of(json));
+        SimEvent event = event_of(json);
+        if (event.kind == SimEventKind::kSubmit && !submitted.insert(event.request).second)
+          throw std::runtime_error(fmt::format("request {} is submitted twice", event.request));
+        script.events.push_back(std::move(event));
       }
     } catch (const std::exception& e) {
       return invalid(fmt::format("{}:{}: {}", path, number, e.what()), "script");

@@ -329,10 +329,20 @@ TEST(SimScript, ErrorsNameFileAndLine) {
   EXPECT_NE(message_with(R"({"tick": 3, "event": "sneeze"})").find(":4: unknown event `sneeze`"),
             std::string::npos);
   EXPECT_NE(message_with(R"({"event": "cancel"})").find(":4:"), std::string::npos);
+  for (const char* request : {"0", "-1", "18446744073709551615", "1000000000000000", "1.5"})
+    EXPECT_NE(message_with(fmt::format(R"({{"tick": 3, "event": "cancel", "request": {}}})", request))
+                  .find(fmt::format(":4: request is {}; it must be a whole number from 1", request)),
+              std::string::npos)
+        << request;
+  const std::string submit =
+      R"({"tick": 3, "event": "submit", "request": 700, "prompt": [1], "max_tokens": 1, "seed": 1})";
+  EXPECT_NE(message_with(submit + "\n" + submit).find(":5: request 700 is submitted twice"),
+            std::string::npos);
   EXPECT_NE(message_with("{").find(":4:"), std::string::npos);
   std::filesystem::remove(path);
   EXPECT_NE(message_with("").find(":4:"), std::string::npos);
-  for (const char* name : {"audit_every", "blocks", "block_tokens", "max_sequences", "vocab"}) {
+  for (const char* name : {"audit_every", "blocks", "block_tokens", "max_context_tokens",
+                           "max_queued_requests", "max_sequences", "vocab"}) {
     std::string text = to_json_lines(recorded.script);
     const size_t at = text.find(fmt::format("\"{}\":", name));
     ASSERT_NE(at, std::string::npos);
