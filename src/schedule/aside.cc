@@ -15,9 +15,12 @@ Sequence* Scheduler::first_outside() const {
   return next == nullptr ? nullptr : next->sequences.front().get();
 }
 
-bool Scheduler::only_stopped_run() const {
-  return !running_.empty() &&
-         std::ranges::all_of(running_, [](const Sequence* r) { return r->group->paused; });
+// Beams that run while others of theirs are outside do nothing but wait for those.
+bool Scheduler::only_stopped_run(const SequenceGroup* outside) const {
+  const auto stands = [&](const Sequence* r) {
+    return r->group->paused || (r->group == outside && outside->is_beam);
+  };
+  return !running_.empty() && std::ranges::all_of(running_, stands);
 }
 
 // It could not give way again: were its reader to stop too, and so on with the next, those who stepped aside would wait for
@@ -28,8 +31,8 @@ bool Scheduler::must_not_pass(const SequenceGroup& group) const {
 
 // With nothing to plan, no step and no copy under way, and nobody who gives way.
 bool Scheduler::step_aside() {
-  Sequence* blocked = only_stopped_run() && aside_.size() < kMaxAside ? first_outside() : nullptr;
-  if (blocked == nullptr) return false;
+  Sequence* blocked = aside_.size() < kMaxAside ? first_outside() : nullptr;
+  if (blocked == nullptr || !only_stopped_run(blocked->group)) return false;
   SequenceGroup& group = *blocked->group;
   if (group.state == GroupState::kWaiting) {
     queue_.step_out(group);

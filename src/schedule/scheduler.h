@@ -293,7 +293,7 @@ class Scheduler {
 
   // aside.cc
   Sequence* first_outside() const;
-  bool only_stopped_run() const;
+  bool only_stopped_run(const SequenceGroup* outside = nullptr) const;
   bool must_not_pass(const SequenceGroup& group) const;
   bool step_aside();
   void come_back();
