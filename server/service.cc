@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <string_view>
+#include <unordered_set>
 
 #include "server/call_log.h"
 #include "server/call_outcome.h"
@@ -258,8 +260,10 @@ grpc::ServerUnaryReactor* GenerationServer::Abort(Context* context, const Bytes*
   return answer<v1::AbortRequest>(*context, *bytes, *response,
                                   [&](const v1::AbortRequest& wire) -> Result<v1::AbortResponse> {
                                     v1::AbortResponse out;
+                                    std::unordered_set<std::string_view> named;
                                     for (const std::string& name : wire.request_ids())
-                                      if (registry_.abort(name)) out.add_aborted_request_ids(name);
+                                      if (named.insert(name).second && registry_.abort(name))
+                                        out.add_aborted_request_ids(name);
                                     return out;
                                   });
 }

@@ -81,11 +81,13 @@ Status check_stops(const SamplingParams& p, const SamplingLimits& limits) {
     return invalid(fmt::format("stop has {} texts; at most {} (max_stop_strings)", p.stop.size(),
                                limits.max_stop_strings),
                    "sampling.stop");
-  for (const std::string& s : p.stop)
-    if (s.empty() || static_cast<int64_t>(s.size()) > limits.max_stop_bytes)
-      return invalid(fmt::format("a stop text has {} bytes; from 1 to {} (max_stop_bytes)", s.size(),
+  for (size_t i = 0; i < p.stop.size(); ++i) {
+    const size_t bytes = p.stop[i].size();
+    if (bytes == 0 || static_cast<int64_t>(bytes) > limits.max_stop_bytes)
+      return invalid(fmt::format("stop text {} has {} bytes; from 1 to {} (max_stop_bytes)", i, bytes,
                                  limits.max_stop_bytes),
                      "sampling.stop");
+  }
   if (static_cast<int64_t>(p.stop_token_ids.size()) > limits.max_stop_token_ids)
     return invalid(fmt::format("stop_token_ids has {} ids; at most {} (max_stop_token_ids)",
                                p.stop_token_ids.size(), limits.max_stop_token_ids),
@@ -100,12 +102,13 @@ Status check_bad_words(const SamplingParams& p, const SamplingLimits& limits) {
     return invalid(fmt::format("bad_words has {} token sequences; at most {} (max_bad_words)",
                                p.bad_words.size(), limits.max_bad_words),
                    "sampling.bad_words");
-  for (const auto& word : p.bad_words) {
-    if (word.empty() || static_cast<int64_t>(word.size()) > limits.max_bad_word_tokens)
-      return invalid(fmt::format("a sequence of bad_words has {} tokens; from 1 to {} (max_bad_word_tokens)",
-                                 word.size(), limits.max_bad_word_tokens),
+  for (size_t i = 0; i < p.bad_words.size(); ++i) {
+    const size_t tokens = p.bad_words[i].size();
+    if (tokens == 0 || static_cast<int64_t>(tokens) > limits.max_bad_word_tokens)
+      return invalid(fmt::format("sequence {} of bad_words has {} tokens; from 1 to {} (max_bad_word_tokens)",
+                                 i, tokens, limits.max_bad_word_tokens),
                      "sampling.bad_words");
-    for (const int32_t id : word)
+    for (const int32_t id : p.bad_words[i])
       if (Status s = check_id("bad_words", id, limits.vocab_size); !s) return s;
   }
   return ok();

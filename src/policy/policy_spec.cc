@@ -74,6 +74,9 @@ Status check_one_policy(const PolicyForm& form, std::string_view assignment) {
 Status set_key(const PolicyForm& form, std::string_view assignment, PolicySpec& spec,
                std::vector<std::string_view>& seen) {
   if (Status one = check_one_policy(form, assignment); !one) return one;
+  if (assignment.empty())
+    return policy_error(fmt::format("kv_policy '{}' has an empty setting; its settings (name=tokens) are: {}",
+                                    form.name, known_keys(form)));
   const size_t equals = assignment.find('=');
   const std::string_view name = assignment.substr(0, equals);
   const auto key =

@@ -197,7 +197,7 @@ def test_a_policys_entries_serve_nobody_else():
         ("window:size=0", "size is '0'; it must be a whole number of tokens from 1"),
         ("stream:sinks=4", "needs recent=TOKENS"),
         ("h2o:heavy=4,heavy=5,recent=1", "sets heavy twice"),
-        ("window:size=4,", "has no setting ''"),
+        ("window:size=4,", "kv_policy 'window' has an empty setting"),
         ("window:size=4,tova:budget=4", "kv_policy names 'window' and 'tova'; two policies on one list would disagree on what to drop: choose one"),
     ],
 )

@@ -84,7 +84,7 @@ def test_abort_takes_names_and_says_so(server, client):
 def test_abort_ends_a_stream_by_name(client):
     with client.generate("Once", max_tokens=4000, ignore_eos=True, request_id="to be ended") as generation:
         next(generation)
-        assert client.abort("to be ended", "unknown") == ["to be ended"]
+        assert client.abort("to be ended", "unknown", "to be ended") == ["to be ended"]
         with pytest.raises(QuireError) as caught:
             generation.result()
     assert caught.value.code is grpc.StatusCode.CANCELLED

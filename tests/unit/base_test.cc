@@ -321,6 +321,15 @@ TEST(SamplingParams, AValueOverALimitThatCanBeSetNamesTheLimit) {
   }
 }
 
+TEST(SamplingParams, WhichTextOrSequenceIsBadIsSaid) {
+  SamplingParams stops, words;
+  stops.stop = {"x", ""};
+  words.bad_words = {{1}, {2}, {}};
+  EXPECT_TRUE(validate(stops, SamplingLimits{}).error().message.starts_with("stop text 1 has 0 bytes"));
+  EXPECT_TRUE(
+      validate(words, SamplingLimits{}).error().message.starts_with("sequence 2 of bad_words has 0 tokens"));
+}
+
 TEST(BlockSize, AgreesWithDivision) {
   for (const int32_t tokens : {1, 8, 16, 64}) {
     const BlockSize size(tokens);

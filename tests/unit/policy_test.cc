@@ -236,10 +236,10 @@ TEST(PolicySpec, AMistakeIsNamed) {
                                                        {"h2o:heavy=3", "needs recent"},
                                                        {"stream:sinks=-1,recent=4", "sinks is '-1'"},
                                                        {"window:size", "no setting 'size'"},
-                                                       {"window:size=4,", "no setting ''"},
-                                                       {"window:", "no setting ''"},
-                                                       {"tova:,budget=4", "no setting ''"},
-                                                       {"none:", "no setting ''"},
+                                                       {"window:size=4,", "an empty setting"},
+                                                       {"window:", "an empty setting"},
+                                                       {"tova:,budget=4", "an empty setting"},
+                                                       {"none:", "an empty setting"},
                                                        {"window:size=4,tova:budget=4", "choose one"},
                                                        {"window:size=4,none", "choose one"}};
   for (const auto& [text, expected] : cases) {
