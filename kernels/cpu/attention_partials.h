@@ -6,6 +6,7 @@
 
 namespace quire::cpu {
 
+// Writes p.partials in the layout of its declaration, from the same lists and scale as the op; p.partials is set.
 void write_attention_partials(const AttentionParams& p, DType activations, ThreadPool& pool);
 
 }  // namespace quire::cpu

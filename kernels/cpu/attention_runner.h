@@ -15,8 +15,10 @@ class AttentionRunner {
   AttentionRunner(const OpTable& ops, ThreadPool& pool, DType activations)
       : ops_(ops), pool_(pool), activations_(activations) {}
 
+  // Once, before the first run: scratch_bytes(limits). RESOURCE_EXHAUSTED where the device has no memory for them.
   Status reserve(Device& device, const ScratchLimits& limits);
   int64_t scratch_bytes(const ScratchLimits& limits) const;
+  // Within the limits that were reserved for; checks nothing that Kernels::attention has checked.
   void run(const AttentionParams& p);
 
  private:

@@ -21,6 +21,8 @@ struct PackedWeight final : MatmulWeight {
   }
 };
 
+// `parts` one below the other, each [rows][cols] of one width, on the host: [sum of rows][cols]. Stays in the parts' type if they
+// have one, else f32. RESOURCE_EXHAUSTED where the device has no memory for it.
 Result<std::unique_ptr<MatmulWeight>> pack_weight(Device& device, ThreadPool& pool,
                                                   std::span<const HostMatrix> parts);
 

@@ -52,6 +52,7 @@ struct CacheCounters {  // since start
 
 class KvCache {
  public:
+  // Block ids alone: the memory is the executor's. Errors as validate(spec).
   static Result<std::unique_ptr<KvCache>> create(const CacheSpec& spec,
                                                  EvictionOrder order = EvictionOrder::kLru);
   KvCache(const KvCache&) = delete;

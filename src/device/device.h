@@ -74,6 +74,7 @@ class Device {
   std::atomic<int64_t> allocated_bytes_{0};
 };
 
+// `threads` that kernels may use, 0 for all cores of this process. INVALID_ARGUMENT below 0.
 Result<std::unique_ptr<Device>> open_cpu_device(int threads);
 
 }  // namespace quire

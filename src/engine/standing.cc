@@ -29,22 +29,6 @@ int64_t blocks_enough(const SequenceGroup& group, BlockSize size) {
   return group.traits.drops_tokens ? blocks * group.num_slots() : blocks + group.num_slots();
 }
 
-int32_t slots_of(const SequenceGroup& group) {
-  const auto runs = [](const auto& s) { return s->running(); };
-  const bool as_it_is = group.forked && !group.is_beam;
-  return as_it_is ? static_cast<int32_t>(std::ranges::count_if(group.sequences, runs)) : group.num_slots();
-}
-
-int32_t slots_wanted(const SequenceGroup& group) {
-  const auto lives = [](const auto& s) { return !s->finished(); };
-  return group.forked && !group.is_beam ? static_cast<int32_t>(std::ranges::count_if(group.sequences, lives))
-                                        : group.num_slots();
-}
-
-bool some_run(const SequenceGroup& group) {
-  return std::ranges::any_of(group.sequences, [](const auto& s) { return s->running(); });
-}
-
 // With what it holds, for room. Beams that came in by halves do not: they hold it in vain.
 bool waits_for_room(const SequenceGroup& group) {
   const auto is_out = [](const auto& s) { return s->state == SequenceState::kPreempted; };
@@ -72,10 +56,10 @@ std::optional<std::string> check_standing(const EngineCore& core) {
     if (group->state == GroupState::kEnded) continue;
     standing += group->paused || (group->waits_for_memory && memory_is_kept) ? 0 : 1;
     aside += group->aside ? 1 : 0;
-    if (!some_run(*group)) continue;
+    if (!group->some_run()) continue;
     kept = kept || has_to_keep(*group);
     waits_inside = waits_inside || waits_for_room(*group);
-    slots -= slots_of(*group);
+    slots -= group->slots_in_use();
   }
   if (standing > 0 && !kept)
     return fmt::format("invariant 12: {} requests stand still, and no paused one has to keep what it has",
@@ -84,15 +68,15 @@ std::optional<std::string> check_standing(const EngineCore& core) {
   for (const SequenceGroup* group : groups) {
     const bool could = group->state != GroupState::kEnded && !group->paused && group->traits.recompute_safe;
     if (!could || aside >= Scheduler::kMaxAside || group->parked_on != nullptr) continue;
-    if (waits_inside && !some_run(*group)) continue;
-    const int32_t has = some_run(*group) ? slots_of(*group) : 0;
+    if (waits_inside && !group->some_run()) continue;
+    const int32_t has = group->some_run() ? group->slots_in_use() : 0;
     const int64_t blocks = blocks_enough(*group, scheduler.cache().block_size());
-    if (blocks > available || slots_wanted(*group) > slots + has) continue;
+    if (blocks > available || group->slots_wanted() > slots + has) continue;
     return fmt::format(
         "invariant 12: request {} stands still beside readers that keep what they have; it has {} of {} "
         "slots, and "
         "{} blocks are free, of which {} are enough for it",
-        group->request, slots_wanted(*group), slots + has, available, blocks);
+        group->request, group->slots_wanted(), slots + has, available, blocks);
   }
   return {};
 }

@@ -38,6 +38,8 @@ Result<EngineParts> open_parts(const EngineConfig& config);
 
 class ThreadedEngine final : public Engine {
  public:
+  // Starts the engine's and the delivery's thread. Errors: the core's options as EngineCore::create has them, a thread that the
+  // system does not give (RESOURCE_EXHAUSTED).
   static Result<std::unique_ptr<Engine>> start(EngineParts parts);
   ~ThreadedEngine() override;
 

@@ -22,6 +22,20 @@ std::vector<TokenId> ending_ids(const SamplingParams& sampling, const std::vecto
 
 }  // namespace
 
+int32_t SequenceGroup::slots_wanted() const {
+  if (is_beam || !forked) return num_slots();
+  return static_cast<int32_t>(std::ranges::count_if(sequences, [](const auto& s) { return !s->finished(); }));
+}
+
+int32_t SequenceGroup::slots_in_use() const {
+  if (is_beam || !forked) return num_slots();
+  return static_cast<int32_t>(std::ranges::count_if(sequences, [](const auto& s) { return s->running(); }));
+}
+
+bool SequenceGroup::some_run() const {
+  return std::ranges::any_of(sequences, [](const auto& s) { return s->running(); });
+}
+
 std::unique_ptr<SequenceGroup> make_group(GroupSetup setup) {
   auto group = std::make_unique<SequenceGroup>();
   group->request = setup.request;

@@ -90,6 +90,11 @@ struct SequenceGroup {
   // What it publishes of its prompt is what full attention gives: any policy may read it.
   bool fills_shared_prefix() const { return share_prefix && traits.prefix != PrefixRule::kOwnPolicy; }
   int32_t num_slots() const { return sampling->num_sequences(); }  // running at once, at most
+  // Slots that all of it takes while it runs, and those that it has if any of it runs. Beams, and samples that are still to fork,
+  // count as many as there will be.
+  int32_t slots_wanted() const;
+  int32_t slots_in_use() const;
+  bool some_run() const;
   int32_t num_reported() const {
     return is_beam ? sampling->n : num_slots();
   }  // sequence ends that delivery gets

@@ -19,24 +19,6 @@ bool waits_for_sibling(const Sequence& sequence) {
   return false;
 }
 
-bool some_run(const SequenceGroup& group) {
-  const auto runs = [](const auto& s) { return s->running(); };
-  return std::any_of(group.sequences.begin(), group.sequences.end(), runs);
-}
-
-// Of a request all of whose sequences run: samples that are still to fork and beams count as many as there will be.
-int32_t slots_of(const SequenceGroup& group) {
-  if (group.is_beam || !group.forked) return group.num_slots();
-  const auto lives = [](const auto& s) { return !s->finished(); };
-  return static_cast<int32_t>(std::ranges::count_if(group.sequences, lives));
-}
-
-int32_t slots_in_use(const SequenceGroup& group) {
-  if (group.is_beam || !group.forked) return group.num_slots();
-  const auto runs = [](const auto& s) { return s->running(); };
-  return static_cast<int32_t>(std::ranges::count_if(group.sequences, runs));
-}
-
 // A policy's list is no path from the first token on, once it has dropped some.
 bool may_take_sibling_prefix(const Sequence& sequence) {
   return sequence.swapped.empty() && sequence.table.empty() && !sequence.group->share_prefix &&
@@ -70,7 +52,7 @@ void Scheduler::promote_overdue(int64_t now_us) {
   bool changed = false;
   for (Sequence* s : preempted_) {
     SequenceGroup& group = *s->group;
-    if (group.overdue || group.times.arrival_us > arrived_by_us || some_run(group)) continue;
+    if (group.overdue || group.times.arrival_us > arrived_by_us || group.some_run()) continue;
     group.overdue = changed = true;
   }
   const auto before = [](const Sequence* a, const Sequence* b) { return runs_before(*a, *b); };
@@ -152,7 +134,8 @@ int32_t Scheduler::slots_used(const SequenceGroup& but) const {
   const SequenceGroup* previous = &but;
   for (const Sequence* s : running_) {
     const SequenceGroup& group = *s->group;
-    if (&group != previous && &group != &but) used += group.paused ? slots_in_use(group) : slots_of(group);
+    if (&group != previous && &group != &but)
+      used += group.paused ? group.slots_in_use() : group.slots_wanted();
     previous = &group;
   }
   return used;
@@ -190,11 +173,12 @@ bool Scheduler::admit_preempted(StepTransaction& step, Sequence& s, int64_t now_
 std::vector<Sequence*> Scheduler::come_in(Sequence& s, int64_t now_us) {
   const SequenceGroup& group = *s.group;
   const bool in_turn = !group.is_beam && group.forked && !others_run(group);
-  if (!make_slots(group, in_turn ? slots_in_use(group) + 1 : slots_of(group), now_us)) return {};
+  if (!make_slots(group, in_turn ? group.slots_in_use() + 1 : group.slots_wanted(), now_us)) return {};
   std::vector<Sequence*> coming{&s};
   if (s.swapped.empty()) return start(s, now_us) ? coming : std::vector<Sequence*>();
   std::vector<Sequence*> all = together_with(s);
-  if (slots_used(group) + slots_of(group) <= limits_.max_sequences && bring_back(all, now_us)) return all;
+  if (slots_used(group) + group.slots_wanted() <= limits_.max_sequences && bring_back(all, now_us))
+    return all;
   return in_turn && bring_back(coming, now_us) ? coming : std::vector<Sequence*>();
 }
 
