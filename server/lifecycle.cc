@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -41,7 +42,11 @@ int wait_for_signal(int64_t timeout_ms) {
   return signal > 0 ? signal : 0;
 }
 
-// From its start to its end a stop signal ends the process at once.
+int64_t now_us() {
+  return SteadyClock().now_us();
+}
+
+// From its start to its end a stop signal ends the process at once, and so does an engine of which nothing is to be hoped for.
 class StopAtOnce {
  public:
   explicit StopAtOnce(const char* phase) : phase_(phase) {}
@@ -58,11 +63,28 @@ class StopAtOnce {
     return ok();
   }
 
+  // While `hangs` stands it is asked; it must not be destroyed before stop_watching() has returned.
+  void watch(std::function<bool()> hangs) {
+    const std::lock_guard lock(mutex_);
+    hangs_ = std::move(hangs);
+  }
+  void stop_watching() { watch({}); }
+
  private:
+  void end_if_it_hangs() {
+    const std::lock_guard lock(mutex_);
+    if (!hangs_ || !hangs_()) return;
+    log_line(LogLevel::kError, "stopped_wedged", {{"phase", phase_}});
+    std::_Exit(1);
+  }
+
   void run() {
     while (!done_) {
       const int signal = wait_for_signal(50);
-      if (signal == 0) continue;
+      if (signal == 0) {
+        end_if_it_hangs();
+        continue;
+      }
       log_line(LogLevel::kWarn, "stopped_at_once", {{"signal", signal}, {"phase", phase_}});
       std::_Exit(128 + signal);
     }
@@ -70,6 +92,8 @@ class StopAtOnce {
 
   const char* const phase_;
   std::atomic<bool> done_ = false;
+  std::mutex mutex_;
+  std::function<bool()> hangs_;
   std::jthread thread_;
 };
 
@@ -91,10 +115,6 @@ int serve_until_signal(Engine& engine, Listener& listener, int64_t wedged_after_
   }
 }
 
-int64_t now_us() {
-  return SteadyClock().now_us();
-}
-
 void wait_until(int64_t until_us, const std::function<bool()>& holds) {
   while (!holds() && now_us() < until_us) std::this_thread::sleep_for(std::chrono::milliseconds(5));
 }
@@ -110,10 +130,14 @@ void end_calls(Engine& engine, GenerationServer& service, int64_t timeout_ms) {
 }
 
 void drain(Engine& engine, GenerationServer& service, Listener& listener, int signal,
-           StopAtOnce& second_signal) {
+           StopAtOnce& second_signal, int64_t wedged_after_ms) {
   if (const Status heard = second_signal.start(); !heard)  // the drain ends by itself
     log_line(LogLevel::kWarn, "second_signal_unheard", {{"why", heard.error().message}});
   const int64_t timeout_ms = engine.config().drain_timeout_ms;
+  const int64_t until_us = now_us() + timeout_ms * 1000;
+  second_signal.watch([&engine, until_us, wedged_after_ms] {
+    return now_us() > until_us && is_wedged(engine.stats(), wedged_after_ms);
+  });
   const EngineStats stats = engine.stats();
   log_line(LogLevel::kInfo, "drain",
            {{"signal", signal},
@@ -123,6 +147,7 @@ void drain(Engine& engine, GenerationServer& service, Listener& listener, int si
   listener.set_serving(kServiceName, false);
   service.set_draining();
   end_calls(engine, service, timeout_ms);
+  second_signal.stop_watching();  // the engine is about to go
   listener.shut_down(kCloseGraceMs);
   const auto texts = static_cast<int64_t>(service.num_unfinished_texts());
   log_line(LogLevel::kInfo, "stopped", {{"texts_left", texts}});
@@ -208,7 +233,7 @@ Status serve(const ServeOptions& options, const std::function<Result<std::unique
   (*listener)->set_serving(kServiceName, true);
   if (Status said = say_ready((*listener)->address(), engine->model().name); !said) return said;
   const int signal = serve_until_signal(*engine, **listener, options.wedged_after_ms);
-  drain(*engine, service, **listener, signal, second_signal);
+  drain(*engine, service, **listener, signal, second_signal, options.wedged_after_ms);
   return ok();
 }
 

@@ -37,7 +37,7 @@ int serve_fake(const std::map<std::string, int64_t>& options) {
         std::this_thread::sleep_for(std::chrono::milliseconds(option("load-ms", 0)));
         if (option("broken", 0) != 0) return invalid("model: no such directory");
         auto engine =
-            std::make_unique<FakeEngine>(FakeEngineOptions{.step_us = 1000,
+            std::make_unique<FakeEngine>(FakeEngineOptions{.step_us = option("step-us", 1000),
                                                            .drain_timeout_ms = option("drain-ms", 2000),
                                                            .text_ms = option("text-ms", 0),
                                                            .close_ms = option("close-ms", 0)});
@@ -260,6 +260,26 @@ TEST(Lifecycle, TakesTextsWhileRequestsRunAndNoneAfterThem) {
   EXPECT_TRUE(taken.ok()) << taken.error_message();
   EXPECT_EQ(late.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_EQ(server.wait(), 0);
+}
+
+// A card that hangs: nobody who runs can be ended either.
+TEST(Lifecycle, EndsAfterTheDrainTimeoutWhereNoStepEnds) {
+  ServerProcess server({"drain-ms=1500", "step-us=60000000", "step-age-ms=5000"});
+  const auto stub = v1::GenerationService::NewStub(connect(address_of(server.read_line())));
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, text_request("hello", 5));
+  const auto submitted = [&stub] {
+    grpc::ClientContext load_context;
+    v1::GetLoadResponse load;
+    return stub->GetLoad(&load_context, {}, &load).ok() && load.requests_submitted_total() > 0;
+  };
+  while (!submitted()) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  const auto start = Clock::now();
+  server.send(SIGTERM);
+  EXPECT_EQ(server.wait(), 1);
+  EXPECT_GE(ms_since(start), 1400);
+  EXPECT_LT(ms_since(start), 6000);
+  context.TryCancel();
 }
 
 TEST(Lifecycle, EndsAtOnceAtASecondSignal) {
