@@ -209,7 +209,7 @@ BUGS = [
     (False, "samples of a stopped reader give way one by one", PREEMPT, "!s.group->is_beam && s.group == blocked.group && ", "!s.group->is_beam && "),
     (False, "samples that are alone give way as one", PREEMPT, "const bool in_turn = !s.group->is_beam && ", "const bool in_turn = false && "),
     (False, "samples that stopped give their slots one by one", PREEMPT, "    const std::vector<Sequence*> victims = together_with(**s);\n", "    const std::vector<Sequence*> victims{*s};\n"),
-    (False, "samples come back from the host one by one", ADMIT, " && bring_back(all, now_us)) return all;", " && (in_turn && bring_back(all, now_us))) return all;\n  if (!in_turn) return bring_back(coming, now_us) ? coming : std::vector<Sequence*>();"),
+    (False, "samples come back from the host one by one", ADMIT, " && bring_back(all, now_us))\n    return all;", " && (in_turn && bring_back(all, now_us)))\n    return all;\n  if (!in_turn) return bring_back(coming, now_us) ? coming : std::vector<Sequence*>();"),
     (False, "beside readers that stopped samples wait for room for all", ADMIT, "  return in_turn && bring_back(coming, now_us) ? coming", "  return false ? coming"),
     (False, "beams come in by halves beside readers that stopped", ROOM, "group.is_beam || others_run(group) ? blocks_to_follow", "others_run(group) ? blocks_to_follow"),
     (False, "who could not give way again takes all there is", ROOM, "  return group.traits.recompute_safe && !others_run(group);", "  return !others_run(group);"),
