@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -110,6 +111,7 @@ int run(std::span<char*> words) {
 // ends with its own text and a core.
 // NOLINTNEXTLINE(bugprone-exception-escape)
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a write beyond ulimit -f is an error to report, and not the end
   try {
     return quire::server::run(std::span(argv + 1, static_cast<size_t>(argc > 0 ? argc - 1 : 0)));
   } catch (const std::bad_alloc&) {

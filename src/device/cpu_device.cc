@@ -92,6 +92,7 @@ std::unique_ptr<CopyStream> make_host_copy_stream() {
 }
 
 Result<std::unique_ptr<Device>> open_cpu_device(int threads) {
+  if (Status cap = check_isa_cap(); !cap) return cap.error();
   if (threads < 0) return invalid(fmt::format("threads is {}; it must be 0 (all cores) or more", threads));
   return std::unique_ptr<Device>(std::make_unique<CpuDevice>(threads == 0 ? usable_cores() : threads));
 }

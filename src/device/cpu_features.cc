@@ -1,5 +1,6 @@
 #include "src/device/cpu_features.h"
 
+#include <fmt/format.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -7,7 +8,10 @@
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
+#include <optional>
 #include <thread>
+
+#include "src/base/cgroup_limit.h"
 
 namespace quire {
 namespace {
@@ -23,12 +27,9 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
-// "max 100000" or "200000 100000": microseconds of CPU time per period. No file, or no limit: no bound.
-int cgroup_cores() {
-  std::ifstream file("/sys/fs/cgroup/cpu.max");
-  double quota_us = 0, period_us = 0;
-  if (!(file >> quota_us >> period_us) || period_us <= 0) return 1 << 20;
-  return std::max(1, static_cast<int>(std::ceil(quota_us / period_us)));
+std::optional<CpuIsa> isa_of(std::string_view name) {
+  const auto level = std::ranges::find_if(kLevels, [&](CpuIsa isa) { return name_of(isa) == name; });
+  return level == kLevels.end() ? std::nullopt : std::optional(*level);
 }
 
 }  // namespace
@@ -55,12 +56,15 @@ CpuIsa machine_isa() {
 }
 
 CpuIsa usable_isa() {
-  const CpuIsa machine = machine_isa();
   const char* cap = std::getenv("QUIRE_CPU_ISA");
-  if (cap == nullptr) return machine;
-  const auto level =
-      std::find_if(kLevels.begin(), kLevels.end(), [&](CpuIsa isa) { return name_of(isa) == cap; });
-  return level == kLevels.end() ? machine : std::min(machine, *level);
+  return cap == nullptr ? machine_isa() : std::min(machine_isa(), isa_of(cap).value_or(machine_isa()));
+}
+
+Status check_isa_cap() {
+  const char* cap = std::getenv("QUIRE_CPU_ISA");
+  if (cap == nullptr || isa_of(cap)) return ok();
+  return invalid(
+      fmt::format("QUIRE_CPU_ISA is '{}'; it must be one of plain, avx2, avx512 and avx512bf16", cap));
 }
 
 std::string cpu_name() {
@@ -79,7 +83,7 @@ int usable_cores() {
   CPU_ZERO(&set);
   const bool known = sched_getaffinity(0, sizeof set, &set) == 0;
   const int cores = known ? CPU_COUNT(&set) : static_cast<int>(std::thread::hardware_concurrency());
-  return std::max(1, std::min(cores, cgroup_cores()));
+  return std::max(1, static_cast<int>(std::ceil(least_cgroup_cores(cores))));
 }
 
 }  // namespace quire

@@ -8,13 +8,17 @@
 #include <fstream>
 #include <string>
 
+#include "src/base/cgroup_limit.h"
+
 namespace quire {
 
 int64_t physical_host_bytes() {
   return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
 }
 
-int64_t available_host_bytes() {
+namespace {
+
+int64_t available_machine_bytes() {
   std::ifstream file("/proc/meminfo");
   for (std::string key, unit; file >> key;) {
     int64_t kib = 0;
@@ -23,6 +27,12 @@ int64_t available_host_bytes() {
     if (key == "MemAvailable:") return kib * 1024;
   }
   return static_cast<int64_t>(sysconf(_SC_AVPHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
+}
+
+}  // namespace
+
+int64_t available_host_bytes() {
+  return least_cgroup_memory_left(available_machine_bytes());
 }
 
 std::string address_space_note() {

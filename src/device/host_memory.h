@@ -7,7 +7,8 @@
 namespace quire {
 
 int64_t physical_host_bytes();
-// What the kernel could give without swapping, the page cache counted in (MemAvailable); falls only as pages are touched.
+// What the kernel could give without swapping, the page cache counted in (MemAvailable), and no more than the limits of the process's
+// cgroups leave, so that a container's is kept; falls only as pages are touched.
 int64_t available_host_bytes();
 
 // For a message: ", and RLIMIT_AS (ulimit -v) leaves 5000 bytes of 1024000"; empty where the address space has no limit.

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -94,6 +95,13 @@ uint64_t checksum_of(const char* data, int64_t bytes) {
   return hash_bytes(std::as_bytes(std::span(data, static_cast<size_t>(bytes))));
 }
 
+// For a message; empty where files may have any size.
+std::string file_size_note() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return "";
+  return fmt::format("; RLIMIT_FSIZE (ulimit -f) allows {} bytes a file", limit.rlim_cur);
+}
+
 }  // namespace
 
 int64_t DiskStore::record_at(DiskBlockId place) {
@@ -118,11 +126,12 @@ DiskStore::~DiskStore() {
 
 Error DiskStore::failed(const char* what, const char* field) const {
   const int number = errno;
-  Error e = error(number == ENOENT   ? Code::kNotFound
-                  : number == EACCES ? Code::kPermissionDenied
-                  : number == ENOSPC ? Code::kResourceExhausted
-                                     : Code::kUnavailable,
-                  fmt::format("disk_kv_dir `{}`: {}: {}", setup_.dir, what, std::strerror(number)));
+  Error e = error(number == ENOENT                      ? Code::kNotFound
+                  : number == EACCES                    ? Code::kPermissionDenied
+                  : number == ENOSPC || number == EFBIG ? Code::kResourceExhausted
+                                                        : Code::kUnavailable,
+                  fmt::format("disk_kv_dir `{}`: {}: {}{}", setup_.dir, what, std::strerror(number),
+                              number == EFBIG ? file_size_note() : ""));
   e.field = field;
   return e;
 }

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include "src/base/log.h"
+#include "src/device/stream_device.h"
 #include "src/execute/open_device.h"
 #include "src/execute/resolve_config.h"
 #include "src/model/config.h"
@@ -9,11 +10,12 @@
 namespace quire {
 namespace {
 
-// "auto": a usable card, else the CPU, saying why.
+// "auto": a usable card, else the CPU, saying why. Whatever fails once there is a card is an error, not a reason for the CPU.
 Result<OpenedExecutor> open_best(const EngineConfig& config, const ModelSpec& spec) {
-  Result<OpenedExecutor> cuda = open_cuda_executor(config, spec, DeviceKind::kCuda);
-  if (cuda || cuda.error().code != Code::kUnavailable) return cuda;
-  log_line(LogLevel::kInfo, "device_auto", {{"chosen", "cpu"}, {"no_cuda", cuda.error().message}});
+  const Result<std::unique_ptr<StreamDevice>> card = open_cuda_device();
+  if (card) return open_cuda_executor(config, spec, DeviceKind::kCuda);
+  if (card.error().code != Code::kUnavailable) return card.error();
+  log_line(LogLevel::kInfo, "device_auto", {{"chosen", "cpu"}, {"no_cuda", card.error().message}});
   return open_cpu_executor(config, spec);
 }
 

@@ -89,7 +89,7 @@ Result<OpenedExecutor> describe(const Opening& o, ModelParts& parts, const char*
   Result<OpenedTiers> tiers = open_tiers({.config = o.config,
                                           .spec = o.spec,
                                           .kv_dtype = o.types.kv,
-                                          .device = o.kind,
+                                          .device = parts.device->facts(),
                                           .arena = parts.arena.as<char>(),
                                           .host = parts.host_memory,
                                           .block_bytes = out.block_bytes,

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "src/base/log.h"
+#include "src/device/cpu_features.h"
 #include "src/model/fingerprint.h"
 
 namespace quire {
@@ -12,15 +13,22 @@ const char* word_of(DeviceKind kind) {
   return kind == DeviceKind::kCpu ? "cpu" : kind == DeviceKind::kCuda ? "cuda" : "cuda-host";
 }
 
+// Whose sums come out alike to the last bit: a CPU's instruction set, a card's model.
+std::string arithmetic_of(const DeviceFacts& device) {
+  return device.kind == DeviceKind::kCuda ? device.name : std::string(name_of(usable_isa()));
+}
+
 // All that a block's bytes depend on besides its tokens and namespace, for people too: it stands in messages.
 Result<std::string> identity_of(const TierSetup& s) {
   const Result<uint64_t> weights = model_fingerprint(s.config.model_dir, s.config.weights);
   if (!weights) return weights.error();
   return fmt::format(
-      "{} with {} layers x {} kv heads x {}, weights {:016x}, computed in {} on {} by quire {}, kv {} in "
+      "{} with {} layers x {} kv heads x {}, weights {:016x}, computed in {} on {} ({}) by quire {}, kv {} "
+      "in "
       "blocks of {}",
       s.spec.architecture, s.spec.num_layers, s.spec.num_kv_heads, s.spec.head_dim, *weights, s.config.dtype,
-      word_of(s.device), QUIRE_VERSION, name_of(s.kv_dtype), s.config.block_tokens);
+      word_of(s.device.kind), arithmetic_of(s.device), QUIRE_VERSION, name_of(s.kv_dtype),
+      s.config.block_tokens);
 }
 
 Result<std::unique_ptr<DiskStore>> open_disk(const TierSetup& s, OpenedTiers& out) {

@@ -19,7 +19,7 @@ struct TierSetup {
   const EngineConfig& config;  // resolved
   const ModelSpec& spec;
   DType kv_dtype = DType::kF32;
-  DeviceKind device = DeviceKind::kCpu;
+  const DeviceFacts& device;
   char* arena = nullptr;
   HostMemory& host;
   int64_t block_bytes = 0;

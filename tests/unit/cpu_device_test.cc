@@ -47,6 +47,15 @@ TEST(CpuDevice, RefusesASumThatIsMoreThanWasFreeThoughNothingIsTouched) {
   EXPECT_EQ(device->allocated_bytes(), 0);
 }
 
+TEST(CpuDevice, NamesAnInstructionSetThatIsNone) {
+  setenv("QUIRE_CPU_ISA", "avx", 1);
+  const Result<std::unique_ptr<Device>> device = open_cpu_device(1);
+  unsetenv("QUIRE_CPU_ISA");
+  ASSERT_FALSE(device);
+  EXPECT_EQ(device.error().message,
+            "QUIRE_CPU_ISA is 'avx'; it must be one of plain, avx2, avx512 and avx512bf16");
+}
+
 // In a process of its own, whose address space ends 100 MB further on.
 TEST(CpuDevice, NamesTheLimitOfTheAddressSpaceWhereThatIsWhatRefuses) {
   const auto allocate_under_a_limit = [] {
