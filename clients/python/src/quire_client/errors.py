@@ -78,6 +78,10 @@ class QuireError(Exception):
         self.retry_after_s = retry_after_s
         self.quotas = quotas or {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What Exception pickles, its one text, makes no QuireError.
+        return type(self), (self.code, self.message, self.field, self.retry_after_s, self.quotas), vars(self)
+
     @classmethod
     def from_rpc(cls, error: grpc.RpcError) -> "QuireError":
         """Reads an error of grpc or grpc.aio."""
