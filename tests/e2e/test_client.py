@@ -1,12 +1,15 @@
 """The Python client against a real server: what its errors carry, and what becomes of what runs when it is closed."""
 
+import asyncio
 import copy
 import pickle
 
 import grpc
 import pytest
 
-from quire_client import QuireError
+from quire_client import AsyncClient, Client, QuireError
+
+LONG = {"max_tokens": 4000, "ignore_eos": True, "temperature": 0}
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
@@ -20,3 +23,56 @@ def test_an_error_is_the_same_on_the_other_side_of_a_process(client, copied):
         got = copied(error)
         assert type(got) is QuireError and str(got) == str(error)
         assert vars(got) == vars(error)
+
+
+@pytest.mark.parametrize("options", [{"top_p": 2}, {**LONG, "timeout_s": 0.2}, {**LONG, "deadline_ms": 200}])
+def test_a_failed_generation_never_reads_as_a_whole_one(server, options):
+    """However often it is asked for, in both clients."""
+    with Client(server.address) as client:
+        stream = client.generate("Once", **options)
+        sync = []
+        for _ in range(3):
+            with pytest.raises(QuireError) as raised:
+                stream.result()
+            sync.append(str(raised.value))
+
+    async def run() -> list[str]:
+        got = []
+        async with AsyncClient(server.address) as client:
+            stream = client.generate("Once", **options)
+            for _ in range(3):
+                with pytest.raises(QuireError) as raised:
+                    await stream.result()
+                got.append(str(raised.value))
+        return got
+
+    assert asyncio.run(run()) == sync and len(set(sync)) == 1
+
+
+def test_a_cancelled_generation_never_reads_as_a_whole_one(server):
+    async def run() -> None:
+        async with AsyncClient(server.address) as client:
+            stream = client.generate("Once", **LONG)
+            await anext(stream)
+            stream.cancel()
+            for _ in range(3):
+                with pytest.raises(QuireError, match="CANCELLED: cancelled by this client"):
+                    await stream.result()
+            stream = client.generate("Once", **LONG)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(stream.result(), 0.2)
+            for _ in range(3):
+                with pytest.raises(QuireError, match="CANCELLED: the task that read it was cancelled"):
+                    await stream.result()
+
+    asyncio.run(run())
+
+
+def test_a_whole_generation_may_be_asked_for_again(server):
+    async def run() -> None:
+        async with AsyncClient(server.address) as client:
+            async with client.generate("Once", max_tokens=4, ignore_eos=True) as stream:
+                whole = await stream.result()
+            assert await stream.result() is whole and whole.usage.completion_tokens == 4
+
+    asyncio.run(run())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, Unpack
@@ -24,33 +25,40 @@ class AsyncGeneration(AsyncIterator[Event]):
         self._call = call
         self._messages = call.__aiter__()
         self._completion = Completion()
-        self._cancelled_here = False
+        self._failure: QuireError | None = None  # why it did not end of itself
         self._loop = asyncio.get_running_loop()
 
     async def __anext__(self) -> Event:
         try:
             event = event_from_wire(await self._messages.__anext__())
+        except StopAsyncIteration:
+            if self._failure is None:
+                raise
+            # The iterator of grpc.aio raises once, then it ends as if all were there.
+            raise copy.copy(self._failure) from None
         except grpc.RpcError as error:
-            raise QuireError.from_rpc(error) from None
+            self._failure = QuireError.from_rpc(error)
+            raise copy.copy(self._failure) from None
         except asyncio.CancelledError:
             # grpc.aio raises it for a cancelled call as for a cancelled task; only the second is the caller's to see as such.
             task = asyncio.current_task()
-            if not self._cancelled_here or (task is not None and task.cancelling()):
+            if self._failure is None or (task is not None and task.cancelling()):
+                self._failure = self._failure or QuireError(grpc.StatusCode.CANCELLED, "the task that read it was cancelled")
                 raise
-            raise QuireError(grpc.StatusCode.CANCELLED, "cancelled by this client") from None
+            raise copy.copy(self._failure) from None
         self._completion.add(event)
         return event
 
     async def result(self) -> Completion:
-        """Waits for the end; what was iterated before is in it too."""
+        """Waits for the end; what was iterated before is in it too. Raises QuireError where the request did not end of itself."""
         async for _ in self:
             pass
         return self._completion
 
     def cancel(self) -> None:
         """Ends the request; its cache blocks are free within one step of the server."""
-        self._cancelled_here = True
-        self._call.cancel()
+        if self._call.cancel():
+            self._failure = QuireError(grpc.StatusCode.CANCELLED, "cancelled by this client")
 
     def __del__(self) -> None:
         # Nobody can read it any more, as after a `break` out of its `async for`. Any thread may collect garbage.

@@ -32,7 +32,7 @@ class Generation(Iterator[Event]):
         return event
 
     def result(self) -> Completion:
-        """Waits for the end; what was iterated before is in it too."""
+        """Waits for the end; what was iterated before is in it too. Raises QuireError where the request did not end of itself."""
         for _ in self:
             pass
         return self._completion
