@@ -3,6 +3,8 @@
 import asyncio
 import copy
 import pickle
+import socket
+import time
 
 import grpc
 import pytest
@@ -76,3 +78,31 @@ def test_a_whole_generation_may_be_asked_for_again(server):
             assert await stream.result() is whole and whole.usage.completion_tokens == 4
 
     asyncio.run(run())
+
+
+@pytest.fixture
+def mute():
+    """An address that takes connections and says nothing."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("within_s", [0, 0.3, 2.3])
+def test_waiting_for_a_server_takes_the_time_given(mute, within_s):
+    """One question may take 2 s, the whole no more than was said."""
+    complaint = f"the server was not ready within {within_s} s"
+    began = time.monotonic()
+    with Client(mute) as client, pytest.raises(TimeoutError, match=complaint):
+        client.wait_ready(within_s)
+    assert within_s <= time.monotonic() - began < within_s + 0.5
+
+    async def run() -> None:
+        async with AsyncClient(mute) as client:
+            with pytest.raises(TimeoutError, match=complaint):
+                await client.wait_ready(within_s)
+
+    began = time.monotonic()
+    asyncio.run(run())
+    assert within_s <= time.monotonic() - began < within_s + 0.5

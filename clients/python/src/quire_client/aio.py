@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, Unpack
@@ -131,17 +132,23 @@ class AsyncClient:
         return list((await self._unary(self._stub.Abort, service_pb2.AbortRequest(request_ids=request_ids))).aborted_request_ids)
 
     async def is_ready(self) -> bool:
-        """Whether the server answers and takes requests."""
-        try:
-            return wiring.is_serving(await self._health(wiring.health_request(wiring.SERVICE), timeout=2))
-        except grpc.RpcError:
-            return False
+        """Whether the server answers, within 2 s, and takes requests."""
+        return await self._is_ready(wiring.HEALTH_S)
 
     async def wait_ready(self, timeout_s: float = 60) -> None:
         """Raises TimeoutError."""
-        async with asyncio.timeout(timeout_s):
-            while not await self.is_ready():
-                await asyncio.sleep(0.05)
+        end = time.monotonic() + timeout_s
+        while (left_s := end - time.monotonic()) > 0:
+            if await self._is_ready(min(left_s, wiring.HEALTH_S)):
+                return
+            await asyncio.sleep(max(0, min(0.05, end - time.monotonic())))
+        raise TimeoutError(f"the server was not ready within {timeout_s} s")
+
+    async def _is_ready(self, within_s: float) -> bool:
+        try:
+            return wiring.is_serving(await self._health(wiring.health_request(wiring.SERVICE), timeout=within_s))
+        except grpc.RpcError:
+            return False
 
     async def _unary(self, method: Any, request: Any) -> Any:
         try:

@@ -43,6 +43,7 @@ def close(channel: grpc.Channel) -> None:
     waiting.join(CLOSE_S)
 
 
+HEALTH_S = 2  # for one answer
 HEALTH_METHOD = "/grpc.health.v1.Health/Check"
 
 

@@ -109,19 +109,23 @@ class Client:
         return list(self._unary(self._stub.Abort, service_pb2.AbortRequest(request_ids=request_ids)).aborted_request_ids)
 
     def is_ready(self) -> bool:
-        """Whether the server answers and takes requests."""
-        try:
-            return wiring.is_serving(self._health(wiring.health_request(wiring.SERVICE), timeout=2))
-        except grpc.RpcError:
-            return False
+        """Whether the server answers, within 2 s, and takes requests."""
+        return self._is_ready(wiring.HEALTH_S)
 
     def wait_ready(self, timeout_s: float = 60) -> None:
         """Raises TimeoutError."""
         end = time.monotonic() + timeout_s
-        while not self.is_ready():
-            if time.monotonic() > end:
-                raise TimeoutError(f"the server was not ready within {timeout_s} s")
-            time.sleep(0.05)
+        while (left_s := end - time.monotonic()) > 0:
+            if self._is_ready(min(left_s, wiring.HEALTH_S)):
+                return
+            time.sleep(max(0, min(0.05, end - time.monotonic())))
+        raise TimeoutError(f"the server was not ready within {timeout_s} s")
+
+    def _is_ready(self, within_s: float) -> bool:
+        try:
+            return wiring.is_serving(self._health(wiring.health_request(wiring.SERVICE), timeout=within_s))
+        except grpc.RpcError:
+            return False
 
     def _unary(self, method: Any, request: Any) -> Any:
         try:
