@@ -298,9 +298,9 @@ Status DiskStore::write(const StoredBlock& block, const char* data) {
       encode_disk_record(block, checksum_of(data, setup_.block_bytes), wall_ms());
   if (!record) return record.error();
   if (!write_all(blocks_, data, setup_.block_bytes, data_at(block.block)))
-    return failed("a block cannot be written");
+    return failed_copy("a block cannot be written");
   if (!write_all(index_, record->data(), kDiskRecordBytes, record_at(block.block)))
-    return failed("a record cannot be written");
+    return failed_copy("a record cannot be written");
   return ok();
 }
 
@@ -314,7 +314,7 @@ DiskStore::Read DiskStore::read(DiskBlockId place, uint64_t serial, char* data, 
   if (!read_all(index_, bytes.data(), kDiskRecordBytes, record_at(place)) ||
       !read_all(blocks_, data, setup_.block_bytes, data_at(place))) {
     if (errno == 0) return corrupt(place, "the file ends before it", error);
-    error = failed("a block cannot be read").message;
+    error = failed_copy("a block cannot be read").message;
     return Read::kFailed;
   }
   const std::optional<StoredRecord> record = decode_disk_record(bytes, wall_ms());
@@ -323,6 +323,13 @@ DiskStore::Read DiskStore::read(DiskBlockId place, uint64_t serial, char* data, 
   if (record->data_checksum != checksum_of(data, setup_.block_bytes))
     return corrupt(place, "its checksum is wrong", error);
   return Read::kOk;
+}
+
+Error DiskStore::failed_copy(const char* what) {
+  Error e = failed(what);
+  if (!failure_logged_.exchange(true))
+    log_line(LogLevel::kWarn, "disk_kv_failed", {{"what", e.message}, {"further", "only counted"}});
+  return e;
 }
 
 DiskStore::Read DiskStore::corrupt(DiskBlockId place, const char* what, std::string& error) {

@@ -64,6 +64,7 @@ class DiskStore {
   std::string path_of(const char* name) const { return setup_.dir + "/" + name; }
   int64_t data_at(DiskBlockId place) const { return value(place) * stride_; }
   static int64_t record_at(DiskBlockId place);
+  Error failed_copy(const char* what);  // failed(what); the first is logged
   Read corrupt(DiskBlockId place, const char* what, std::string& error);
 
   DiskSetup setup_;
@@ -73,7 +74,7 @@ class DiskStore {
   bool index_is_new_ = false, blocks_are_new_ = false;  // made by this process, which has locked them
   std::vector<StoredBlock> stored_;
   int64_t num_damaged_ = 0, first_damaged_ = -1;
-  std::atomic<bool> corruption_logged_{false};
+  std::atomic<bool> corruption_logged_{false}, failure_logged_{false};
 };
 
 }  // namespace quire

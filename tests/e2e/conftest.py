@@ -29,9 +29,20 @@ START_S = 60  # longest wait for a READY line: two cores may be compiling beside
 
 
 def quire(
-    *arguments: object, stdin: str | None = None, environment: dict[str, str] | None = None, address_space: int = 0
+    *arguments: object,
+    stdin: str | None = None,
+    environment: dict[str, str] | None = None,
+    address_space: int = 0,
+    file_size: int = 0,
 ) -> subprocess.CompletedProcess:
-    """Runs one command to its end. address_space: what RLIMIT_AS allows the process, bytes."""
+    """Runs one command to its end. address_space, file_size: what RLIMIT_AS and RLIMIT_FSIZE allow the process, bytes; 0 = all."""
+    limits = {resource.RLIMIT_AS: address_space, resource.RLIMIT_FSIZE: file_size}
+
+    def limit() -> None:
+        for kind, size in limits.items():
+            if size > 0:
+                resource.setrlimit(kind, (size, size))
+
     return subprocess.run(
         [BINARY, *map(str, arguments)],
         input=stdin,
@@ -39,7 +50,7 @@ def quire(
         text=True,
         timeout=120,
         env={**os.environ, **(environment or {})},
-        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))) if address_space else None,
+        preexec_fn=limit if any(limits.values()) else None,
     )
 
 

@@ -4,6 +4,7 @@ import random
 import shutil
 import time
 
+import pytest
 from conftest import MODEL, Server, quire
 
 from quire_client import Client
@@ -152,3 +153,21 @@ def test_another_models_blocks_are_refused_with_both_names(tmp_path):
     assert "in blocks of 16; this server runs" in done.stderr and "in blocks of 32" in done.stderr
     done = quire(*command, "--model", MODEL, "--kv-cache-dtype", "bf16")
     assert "kv bf16 in blocks of 16" in done.stderr
+
+
+def test_a_limit_on_the_size_of_files_is_named(tmp_path):
+    command = ("generate", "--model", MODEL, "--prompt", "x", "--max-tokens", 1, *flags(tmp_path))
+    done = quire(*command, file_size=1 << 20)
+    assert done.returncode == 1 and "RLIMIT_FSIZE (ulimit -f) allows 1048576 bytes a file" in done.stderr, done
+    assert list(tmp_path.iterdir()) == []
+    done = quire(*command, "--disk-kv-on-error", "ignore", file_size=1 << 20)
+    assert done.returncode == 0, done.stderr
+
+
+def test_another_instruction_sets_blocks_are_refused(tmp_path):
+    command = ("generate", "--model", MODEL, "--prompt", "x", "--max-tokens", 1, *flags(tmp_path))
+    assert quire(*command, environment={"QUIRE_CPU_ISA": "plain"}).returncode == 0
+    if quire(*command).returncode == 0:
+        pytest.skip("this machine has no more than plain code")
+    done = quire(*command)
+    assert "on cpu (plain) by quire" in done.stderr, "its last bits are not what this machine computes"

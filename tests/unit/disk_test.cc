@@ -301,12 +301,12 @@ TEST_F(DiskTest, OpeningsThatFailAtOnceLeaveNothing) {
   EXPECT_TRUE(std::filesystem::is_empty(dir_));
 }
 
-// No write goes through while it lasts, as on a disk that has become read-only.
+// No write beyond so many bytes of a file goes through while it lasts: with 0 as on a disk that has become read-only.
 class NoWrites {
  public:
-  NoWrites() : was_(std::signal(SIGXFSZ, SIG_IGN)) {
+  explicit NoWrites(rlim_t beyond = 0) : was_(std::signal(SIGXFSZ, SIG_IGN)) {
     getrlimit(RLIMIT_FSIZE, &limit_);
-    const rlimit none{0, limit_.rlim_max};
+    const rlimit none{beyond, limit_.rlim_max};
     setrlimit(RLIMIT_FSIZE, &none);
   }
   ~NoWrites() {
@@ -334,6 +334,26 @@ TEST_F(DiskTest, ACorruptRecordThatCannotBeErasedIsSaidToBe) {
   EXPECT_NE(what_.find("its checksum is wrong; its record cannot be erased"), std::string::npos) << what_;
   EXPECT_EQ(read(store, 1, 5, data), DiskStore::Read::kCorrupt);
   EXPECT_EQ(what_.find("cannot be erased"), std::string::npos) << what_;
+}
+
+TEST_F(DiskTest, TheFirstWriteThatFailsIsLoggedWithItsReason) {
+  DiskStore& store = open(64);
+  testing::internal::CaptureStderr();
+  {
+    const NoWrites far(1 << 16);  // the log's lines are written to a file too
+    for (int i = 0; i < 2; ++i) {
+      const Status written = store.write(block(60, 5), bytes('a').data());
+      ASSERT_FALSE(written);
+      EXPECT_EQ(written.error().code, Code::kResourceExhausted);
+      EXPECT_NE(written.error().message.find("; RLIMIT_FSIZE (ulimit -f) allows 65536 bytes a file"),
+                std::string::npos)
+          << written.error().message;
+    }
+  }
+  const std::string log = testing::internal::GetCapturedStderr();
+  const size_t at = log.find("disk_kv_failed");
+  ASSERT_NE(at, std::string::npos) << log;
+  EXPECT_EQ(log.find("disk_kv_failed", at + 1), std::string::npos) << "the others are counted";
 }
 
 TEST_F(DiskTest, ADirectoryWhoseDamagedRecordsCannotBeErasedIsRefused) {
