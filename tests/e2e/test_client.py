@@ -27,28 +27,36 @@ def test_an_error_is_the_same_on_the_other_side_of_a_process(client, copied):
         assert vars(got) == vars(error)
 
 
-@pytest.mark.parametrize("options", [{"top_p": 2}, {**LONG, "timeout_s": 0.2}, {**LONG, "deadline_ms": 200}])
-def test_a_failed_generation_never_reads_as_a_whole_one(server, options):
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"top_p": 2}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({**LONG, "timeout_s": 0.2}, grpc.StatusCode.DEADLINE_EXCEEDED),  # in the client's words or the server's: who notices first
+        ({**LONG, "deadline_ms": 200}, grpc.StatusCode.DEADLINE_EXCEEDED),
+    ],
+)
+def test_a_failed_generation_never_reads_as_a_whole_one(server, options, code):
     """However often it is asked for, in both clients."""
     with Client(server.address) as client:
-        stream = client.generate("Once", **options)
-        sync = []
+        stream, got = client.generate("Once", **options), []
         for _ in range(3):
             with pytest.raises(QuireError) as raised:
                 stream.result()
-            sync.append(str(raised.value))
+            got.append(raised.value)
+    assert got[0].code is code and len({str(error) for error in got}) == 1
 
-    async def run() -> list[str]:
+    async def run() -> list[QuireError]:
         got = []
         async with AsyncClient(server.address) as client:
             stream = client.generate("Once", **options)
             for _ in range(3):
                 with pytest.raises(QuireError) as raised:
                     await stream.result()
-                got.append(str(raised.value))
+                got.append(raised.value)
         return got
 
-    assert asyncio.run(run()) == sync and len(set(sync)) == 1
+    got = asyncio.run(run())
+    assert got[0].code is code and len({str(error) for error in got}) == 1
 
 
 def test_a_cancelled_generation_never_reads_as_a_whole_one(server):
