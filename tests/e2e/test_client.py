@@ -4,6 +4,7 @@ import asyncio
 import copy
 import pickle
 import socket
+import threading
 import time
 
 import grpc
@@ -88,6 +89,86 @@ def test_a_whole_generation_may_be_asked_for_again(server):
     asyncio.run(run())
 
 
+CLOSED = "CANCELLED: this client is closed"
+
+
+def running(address: str) -> int:
+    with Client(address) as client:
+        return client.load().sequences_running
+
+
+def ends(address: str) -> bool:
+    """Whether nothing runs soon: 4000 tokens take longer."""
+    end = time.monotonic() + 2
+    while running(address) and time.monotonic() < end:
+        time.sleep(0.02)
+    return running(address) == 0
+
+
+def test_closing_ends_what_runs(server):
+    with Client(server.address) as client:
+        read, unread = client.generate("Once", **LONG), client.generate("Twice", **LONG)
+        whole = client.generate("Once", max_tokens=4, ignore_eos=True)
+        next(read)
+        expected = whole.result()
+    for stream in (read, unread, read):
+        with pytest.raises(QuireError, match=CLOSED):
+            stream.result()
+    assert whole.result() is expected
+    assert ends(server.address)
+
+
+def test_closing_ends_what_runs_under_asyncio(server):
+    async def run() -> None:
+        async with AsyncClient(server.address) as client:
+            read, unread, cancelled = (client.generate("Once", **LONG) for _ in range(3))
+            whole = client.generate("Once", max_tokens=4, ignore_eos=True)
+            await anext(read)
+            expected = await whole.result()
+            cancelled.cancel()
+        for stream in (read, unread, read):
+            with pytest.raises(QuireError, match=CLOSED):
+                await stream.result()
+        with pytest.raises(QuireError, match="CANCELLED: cancelled by this client"):
+            await cancelled.result()
+        assert await whole.result() is expected
+        assert await asyncio.to_thread(ends, server.address)
+
+    asyncio.run(run())
+
+
+def test_whoever_reads_while_another_closes_hears_of_it(server):
+    client = Client(server.address)
+    stream, heard = client.generate("Once", **LONG), []
+
+    def read() -> None:
+        try:
+            stream.result()
+        except QuireError as error:
+            heard.append(str(error))
+
+    next(stream)
+    reader = threading.Thread(target=read)
+    reader.start()
+    time.sleep(0.1)
+    client.close()
+    reader.join(5)
+    assert heard == [CLOSED]
+
+    async def run() -> None:
+        client = AsyncClient(server.address)
+        stream = client.generate("Once", **LONG)
+        await anext(stream)
+        reader = asyncio.create_task(stream.result())
+        await asyncio.sleep(0.1)
+        await client.close()
+        with pytest.raises(QuireError, match=CLOSED):
+            await reader
+
+    asyncio.run(run())
+    assert ends(server.address)
+
+
 @pytest.fixture
 def mute():
     """An address that takes connections and says nothing."""
@@ -114,3 +195,82 @@ def test_waiting_for_a_server_takes_the_time_given(mute, within_s):
     began = time.monotonic()
     asyncio.run(run())
     assert within_s <= time.monotonic() - began < within_s + 0.5
+
+
+def test_whoever_waits_for_an_answer_while_another_closes_hears_of_it(mute):
+    """And no task is cancelled that nobody has cancelled."""
+    heard = []
+
+    def call(ask) -> None:
+        try:
+            heard.append(ask())
+        except QuireError as error:
+            heard.append(str(error))
+
+    client = Client(mute)
+    threads = [threading.Thread(target=call, args=(ask,)) for ask in (client.model, client.is_ready, client.wait_ready)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    client.close()
+    for thread in threads:
+        thread.join(5)
+    assert heard == [CLOSED] * 3
+
+    async def run() -> list[object]:
+        client = AsyncClient(mute)
+        tasks = [asyncio.create_task(ask()) for ask in (client.model, client.is_ready, client.wait_ready)]
+        await asyncio.sleep(0.3)
+        await client.close()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    answers = asyncio.run(run())
+    assert [str(answer) for answer in answers] == [CLOSED] * 3 and {type(answer) for answer in answers} == {QuireError}
+
+
+def test_a_cancelled_task_that_waits_for_an_answer_is_a_cancelled_task(mute):
+    async def run() -> None:
+        client = AsyncClient(mute)
+        task = asyncio.create_task(client.model())
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await client.close()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+
+
+def test_a_closed_client_says_so(server):
+    def asks(client) -> list:
+        return [
+            client.model,
+            client.load,
+            client.is_ready,
+            client.wait_ready,
+            lambda: client.tokenize("a"),
+            lambda: client.detokenize([5]),
+            lambda: client.abort("a"),
+            lambda: client.dump_kv("a", max_tokens=1),
+        ]
+
+    client = Client(server.address)
+    assert client.is_ready()
+    client.close()
+    client.close()
+    for ask in [*asks(client), lambda: client.generate("a")]:
+        with pytest.raises(QuireError, match=CLOSED):
+            ask()
+
+    async def run() -> None:
+        client = AsyncClient(server.address)
+        assert await client.is_ready()
+        await client.close()
+        await client.close()
+        for ask in asks(client):
+            with pytest.raises(QuireError, match=CLOSED):
+                await ask()
+        with pytest.raises(QuireError, match=CLOSED):
+            client.generate("a")
+
+    asyncio.run(run())

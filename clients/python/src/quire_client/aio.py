@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, Unpack
@@ -12,10 +13,17 @@ from typing import Any, Unpack
 import grpc
 
 from . import channel as wiring
-from .errors import QuireError
+from .errors import QuireError, closed
 from .request import Prompt, RequestOptions, check_request_ids, make_request
 from .types import Completion, Event, Load, Model, event_from_wire, load_from_wire, model_from_wire
 from .wire import service_pb2, service_pb2_grpc
+
+
+def _is_cancelled() -> bool:
+    """Whether the task that runs is to be cancelled. grpc.aio raises CancelledError for a cancelled call as for a cancelled task; only the
+    second is the caller's to see as such."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class AsyncGeneration(AsyncIterator[Event]):
@@ -41,9 +49,7 @@ class AsyncGeneration(AsyncIterator[Event]):
             self._failure = QuireError.from_rpc(error)
             raise copy.copy(self._failure) from None
         except asyncio.CancelledError:
-            # grpc.aio raises it for a cancelled call as for a cancelled task; only the second is the caller's to see as such.
-            task = asyncio.current_task()
-            if self._failure is None or (task is not None and task.cancelling()):
+            if self._failure is None or _is_cancelled():
                 self._failure = self._failure or QuireError(grpc.StatusCode.CANCELLED, "the task that read it was cancelled")
                 raise
             raise copy.copy(self._failure) from None
@@ -58,8 +64,11 @@ class AsyncGeneration(AsyncIterator[Event]):
 
     def cancel(self) -> None:
         """Ends the request; its cache blocks are free within one step of the server."""
+        self._end(QuireError(grpc.StatusCode.CANCELLED, "cancelled by this client"))
+
+    def _end(self, why: QuireError) -> None:
         if self._call.cancel():
-            self._failure = QuireError(grpc.StatusCode.CANCELLED, "cancelled by this client")
+            self._failure = why
 
     def __del__(self) -> None:
         # Nobody can read it any more, as after a `break` out of its `async for`. Any thread may collect garbage.
@@ -80,6 +89,8 @@ class AsyncClient:
     def __init__(self, address: str = "127.0.0.1:50051", *, tls: wiring.Tls | None = None, timeout_s: float | None = 60):
         options = list(wiring.CHANNEL_OPTIONS)
         self._timeout_s = timeout_s
+        self._is_closed = False
+        self._generations: weakref.WeakSet[AsyncGeneration] = weakref.WeakSet()
         self._channel = (
             grpc.aio.secure_channel(address, tls.credentials(), options) if tls else grpc.aio.insecure_channel(address, options)
         )
@@ -87,6 +98,10 @@ class AsyncClient:
         self._health = self._channel.unary_unary(wiring.HEALTH_METHOD)
 
     async def close(self) -> None:
+        """Ends the calls that run: whoever waits for one gets a QuireError, as does who makes another."""
+        self._is_closed = True
+        for generation in list(self._generations):  # closing the channel leaves them running
+            generation._end(closed())
         await self._channel.close()
 
     async def __aenter__(self) -> AsyncClient:
@@ -98,7 +113,12 @@ class AsyncClient:
     def generate(self, prompt: Prompt, *, timeout_s: float | None = None, **options: Unpack[RequestOptions]) -> AsyncGeneration:
         """Continues a prompt. timeout_s is the call's deadline: past it the server drops the request too. Raises TypeError and ValueError
         for what cannot be sent at all (make_request); what the server refuses is a QuireError, as the first event is read."""
-        return AsyncGeneration(self._stub.Generate(make_request(prompt, options), timeout=timeout_s))
+        request = make_request(prompt, options)
+        if self._is_closed:
+            raise closed()
+        generation = AsyncGeneration(self._stub.Generate(request, timeout=timeout_s))
+        self._generations.add(generation)
+        return generation
 
     async def dump_kv(self, prompt: Prompt, *, timeout_s: float | None = None, **options: Unpack[RequestOptions]) -> Completion:
         """Runs a request to its end and reports the cache positions each continuation still saw (outputs[i].kv_dump). timeout_s as of
@@ -132,11 +152,11 @@ class AsyncClient:
         return list((await self._unary(self._stub.Abort, service_pb2.AbortRequest(request_ids=request_ids))).aborted_request_ids)
 
     async def is_ready(self) -> bool:
-        """Whether the server answers, within 2 s, and takes requests."""
+        """Whether the server answers, within 2 s, and takes requests. Raises QuireError where this client is closed."""
         return await self._is_ready(wiring.HEALTH_S)
 
     async def wait_ready(self, timeout_s: float = 60) -> None:
-        """Raises TimeoutError."""
+        """Raises TimeoutError, and QuireError where this client is closed."""
         end = time.monotonic() + timeout_s
         while (left_s := end - time.monotonic()) > 0:
             if await self._is_ready(min(left_s, wiring.HEALTH_S)):
@@ -146,12 +166,23 @@ class AsyncClient:
 
     async def _is_ready(self, within_s: float) -> bool:
         try:
-            return wiring.is_serving(await self._health(wiring.health_request(wiring.SERVICE), timeout=within_s))
-        except grpc.RpcError:
+            return wiring.is_serving(await self._answer(self._health, wiring.health_request(wiring.SERVICE), within_s))
+        except QuireError:
+            if self._is_closed:
+                raise
             return False
 
     async def _unary(self, method: Any, request: Any) -> Any:
+        return await self._answer(method, request, self._timeout_s)
+
+    async def _answer(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        if self._is_closed:
+            raise closed()
         try:
-            return await method(request, timeout=self._timeout_s)
+            return await method(request, timeout=timeout_s)
         except grpc.RpcError as error:
             raise QuireError.from_rpc(error) from None
+        except asyncio.CancelledError:
+            if not self._is_closed or _is_cancelled():
+                raise
+            raise closed() from None

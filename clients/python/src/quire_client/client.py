@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -10,24 +11,31 @@ from typing import Any, Unpack
 import grpc
 
 from . import channel as wiring
-from .errors import QuireError
+from .errors import QuireError, closed
 from .request import Prompt, RequestOptions, check_request_ids, make_request
 from .types import Completion, Event, Load, Model, event_from_wire, load_from_wire, model_from_wire
 from .wire import service_pb2, service_pb2_grpc
 
 
+def _failure(error: grpc.RpcError, is_closed: threading.Event) -> QuireError:
+    if is_closed.is_set() and error.code() is grpc.StatusCode.CANCELLED:
+        return closed()
+    return QuireError.from_rpc(error)
+
+
 class Generation(Iterator[Event]):
     """A running request: iterate for its events as they come, or take result() for the whole. Leaving its `with` cancels it."""
 
-    def __init__(self, call: Any):
+    def __init__(self, call: Any, is_closed: threading.Event):
         self._call = call
+        self._is_closed = is_closed  # the client
         self._completion = Completion()
 
     def __next__(self) -> Event:
         try:
             event = event_from_wire(next(self._call))
         except grpc.RpcError as error:
-            raise QuireError.from_rpc(error) from None
+            raise _failure(error, self._is_closed) from None
         self._completion.add(event)
         return event
 
@@ -56,6 +64,7 @@ class Client:
     def __init__(self, address: str = "127.0.0.1:50051", *, tls: wiring.Tls | None = None, timeout_s: float | None = 60):
         options = list(wiring.CHANNEL_OPTIONS)
         self._timeout_s = timeout_s
+        self._is_closed = threading.Event()
         self._channel = (
             grpc.secure_channel(address, tls.credentials(), options) if tls else grpc.insecure_channel(address, options)
         )
@@ -63,7 +72,9 @@ class Client:
         self._health = self._channel.unary_unary(wiring.HEALTH_METHOD)
 
     def close(self) -> None:
-        """Ends the calls that run. Returns within 3 s, also after Ctrl-C in the midst of a call."""
+        """Ends the calls that run: who waits for one, in whichever thread, gets a QuireError, as does who makes another. Returns within
+        3 s, also after Ctrl-C in the midst of a call."""
+        self._is_closed.set()
         wiring.close(self._channel)
 
     def __enter__(self) -> Client:
@@ -75,7 +86,7 @@ class Client:
     def generate(self, prompt: Prompt, *, timeout_s: float | None = None, **options: Unpack[RequestOptions]) -> Generation:
         """Continues a prompt. timeout_s is the call's deadline: past it the server drops the request too. Raises TypeError and ValueError
         for what cannot be sent at all (make_request); what the server refuses is a QuireError, as the first event is read."""
-        return Generation(self._stub.Generate(make_request(prompt, options), timeout=timeout_s))
+        return Generation(self._begin(self._stub.Generate, make_request(prompt, options), timeout_s), self._is_closed)
 
     def dump_kv(self, prompt: Prompt, *, timeout_s: float | None = None, **options: Unpack[RequestOptions]) -> Completion:
         """Runs a request to its end and reports the cache positions each continuation still saw (outputs[i].kv_dump). timeout_s as of
@@ -109,11 +120,11 @@ class Client:
         return list(self._unary(self._stub.Abort, service_pb2.AbortRequest(request_ids=request_ids)).aborted_request_ids)
 
     def is_ready(self) -> bool:
-        """Whether the server answers, within 2 s, and takes requests."""
+        """Whether the server answers, within 2 s, and takes requests. Raises QuireError where this client is closed."""
         return self._is_ready(wiring.HEALTH_S)
 
     def wait_ready(self, timeout_s: float = 60) -> None:
-        """Raises TimeoutError."""
+        """Raises TimeoutError, and QuireError where this client is closed."""
         end = time.monotonic() + timeout_s
         while (left_s := end - time.monotonic()) > 0:
             if self._is_ready(min(left_s, wiring.HEALTH_S)):
@@ -123,12 +134,24 @@ class Client:
 
     def _is_ready(self, within_s: float) -> bool:
         try:
-            return wiring.is_serving(self._health(wiring.health_request(wiring.SERVICE), timeout=within_s))
-        except grpc.RpcError:
+            return wiring.is_serving(self._begin(self._health, wiring.health_request(wiring.SERVICE), within_s))
+        except QuireError:
+            if self._is_closed.is_set():
+                raise
             return False
 
     def _unary(self, method: Any, request: Any) -> Any:
+        return self._begin(method, request, self._timeout_s)
+
+    def _begin(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        """What gRPC gives for a call: the answer, or a stream of them."""
+        if self._is_closed.is_set():
+            raise closed()
         try:
-            return method(request, timeout=self._timeout_s)
+            return method(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            raise QuireError.from_rpc(error) from None
+            raise _failure(error, self._is_closed) from None
+        except ValueError:
+            if self._is_closed.is_set():  # by another thread, since
+                raise closed() from None
+            raise

@@ -101,3 +101,8 @@ class QuireError(Exception):
                     violations = _DETAILS["QuotaFailure"].FromString(detail.value).violations
                     quotas = {v.quota_id: v.quota_value for v in violations}
         return cls(error.code(), error.details() or "", field, retry_after_s, quotas)
+
+
+def closed() -> QuireError:
+    """What every call of a closed client raises, and reading what closing has ended."""
+    return QuireError(grpc.StatusCode.CANCELLED, "this client is closed")
