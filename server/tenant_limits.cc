@@ -40,10 +40,7 @@ void TenantLease::settle(int64_t used_tokens) {
   TenantLimiter& limiter = *held->limiter;
   const std::lock_guard lock(limiter.mutex_);
   const int64_t now_us = limiter.clock_.now_us();
-  const auto ran_us = static_cast<double>(now_us - held->started_us);
-  limiter.mean_run_us_ += kSmooth * (ran_us - limiter.mean_run_us_);
-  double& own_us = held->tenant.mean_run_us;
-  own_us = own_us > 0 ? own_us + kSmooth * (ran_us - own_us) : ran_us;
+  if (used_tokens > 0) limiter.learn(held->tenant, now_us - held->started_us);
   held->tenant.tokens.take(used_tokens - held->charged_tokens, now_us);
   if (--held->tenant.num_running == 0) limiter.become_idle(held->tenant, now_us);
 }
@@ -68,7 +65,7 @@ TenantLimiter::Admission TenantLimiter::admit(const std::string& tenant_name, in
   if (!limits_.any()) return {};
   const std::lock_guard lock(mutex_);
   const int64_t now_us = clock_.now_us();
-  forget_full(now_us);
+  forget_old(now_us);
   Tenant& tenant = find(tenant_name, now_us);
   if (std::optional<QuotaRefusal> refusal = check(tenant, tokens, now_us)) {
     if (tenant.num_running == 0) become_idle(tenant, now_us);
@@ -81,6 +78,13 @@ TenantLimiter::Admission TenantLimiter::admit(const std::string& tenant_name, in
       .lease = TenantLease(std::make_unique<TenantLease::Held>(TenantLease::Held{
           .limiter = shared_from_this(), .tenant = tenant, .charged_tokens = tokens, .started_us = now_us})),
       .refusal = {}};
+}
+
+void TenantLimiter::learn(Tenant& tenant, int64_t run_us) {
+  const auto ran_us = static_cast<double>(run_us);
+  mean_run_us_ += kSmooth * (ran_us - mean_run_us_);
+  double& own_us = tenant.mean_run_us;
+  own_us = own_us > 0 ? own_us + kSmooth * (ran_us - own_us) : ran_us;
 }
 
 // How long a request runs nobody knows beforehand: places become free at the rate at which the client's own ended of
@@ -143,7 +147,8 @@ TenantLimiter::Tenant& TenantLimiter::find(const std::string& name, int64_t now_
 
 void TenantLimiter::become_idle(Tenant& tenant, int64_t now_us) {
   tenant.in_idle = idle_.insert(idle_.end(), &tenant);
-  forget_full(now_us);
+  tenant.idle_since_us = now_us;
+  forget_old(now_us);
   if (idle_.size() > kMaxIdle) forget(*idle_.front());
 }
 
@@ -152,11 +157,17 @@ void TenantLimiter::forget(Tenant& tenant) {
   tenants_.erase(tenants_.find(*tenant.name));
 }
 
+bool TenantLimiter::is_as_new(Tenant& tenant, int64_t now_us) const {
+  const bool known = limits_.max_parallel_requests > 0 && tenant.mean_run_us > 0;
+  return tenant.requests.is_full(now_us) && tenant.tokens.is_full(now_us) &&
+         (!known || now_us - tenant.idle_since_us >= kRememberUs);
+}
+
 // Two at a time: as many as could have come since the last call, and one more.
-void TenantLimiter::forget_full(int64_t now_us) {
+void TenantLimiter::forget_old(int64_t now_us) {
   for (int i = 0; i < 2 && !idle_.empty(); ++i) {
     Tenant& oldest = *idle_.front();
-    if (!oldest.requests.is_full(now_us) || !oldest.tokens.is_full(now_us)) return;
+    if (!is_as_new(oldest, now_us)) return;
     forget(oldest);
   }
 }

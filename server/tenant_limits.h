@@ -4,8 +4,9 @@
 // A request is charged what it may use at most and gives back what it did not; so one whose prompt was estimated too low leaves its client's
 // bucket below nothing, and the client waits that off. A refused request is charged nothing.
 //
-// Whose bucket is full again and who runs nothing is as good as never seen, and is forgotten. Of those who run nothing and are not full
-// kMaxIdle are remembered, the latest: names cost no memory without bound, and forgetting one gives away a minute's worth.
+// Whose buckets are full again and who runs nothing is as good as never seen, and is forgotten; where requests at once are limited, a minute
+// after the last that ran, as how long those ran is what a refusal goes by. Of the others who run nothing kMaxIdle are remembered, the
+// latest: names cost no memory without bound, and forgetting one gives away a minute's worth.
 #pragma once
 
 #include <cstdint>
@@ -54,7 +55,8 @@ class TenantLease {
   TenantLease& operator=(TenantLease&&) = delete;
   ~TenantLease();
 
-  // The request has ended, so another may run, and used so many tokens: the rest goes back. Once; later calls do nothing.
+  // The request has ended, so another may run, and used so many tokens: the rest goes back. One that used none never ran, and says nothing
+  // of how long requests run. Once; later calls do nothing.
   void settle(int64_t used_tokens);
 
  private:
@@ -67,6 +69,7 @@ class TenantLease {
 class TenantLimiter : public std::enable_shared_from_this<TenantLimiter> {
  public:
   static constexpr size_t kMaxIdle = 1024;
+  static constexpr int64_t kRememberUs = 60'000'000;
 
   // The clock outlives it.
   TenantLimiter(const TenantLimits& limits, const Clock& clock) : limits_(limits), clock_(clock) {}
@@ -89,7 +92,8 @@ class TenantLimiter : public std::enable_shared_from_this<TenantLimiter> {
     int64_t num_running = 0;            // not forgotten until there are none
     TokenBucket requests, tokens;
     std::list<Tenant*>::iterator in_idle;  // where none runs
-    double mean_run_us = 0;                // of its requests since it ran none; 0: none has ended
+    int64_t idle_since_us = 0;             // where none runs
+    double mean_run_us = 0;                // of its requests that ran, since it is known; 0: none has ended
     int64_t promised_us = 0;               // when the last that found no place was told to come
   };
   struct Verdict;
@@ -98,9 +102,11 @@ class TenantLimiter : public std::enable_shared_from_this<TenantLimiter> {
   Tenant& find(const std::string& name, int64_t now_us);
   std::optional<QuotaRefusal> check(Tenant& tenant, int64_t tokens, int64_t now_us);
   int64_t wait_for_a_place_us(Tenant& tenant, int64_t now_us) const;
+  void learn(Tenant& tenant, int64_t run_us);
   void become_idle(Tenant& tenant, int64_t now_us);
+  bool is_as_new(Tenant& tenant, int64_t now_us) const;
   void forget(Tenant& tenant);
-  void forget_full(int64_t now_us);
+  void forget_old(int64_t now_us);
 
   const TenantLimits limits_;
   const Clock& clock_;
@@ -108,7 +114,7 @@ class TenantLimiter : public std::enable_shared_from_this<TenantLimiter> {
   std::unordered_map<std::string, Tenant> tenants_;
   std::list<Tenant*> idle_;  // by when they became idle
   TenantStats stats_;
-  double mean_run_us_ = 1e6;  // of all tenants' requests, for those of whom none has ended; at first a guess
+  double mean_run_us_ = 1e6;  // of all tenants' that ran, for those of whom none has ended; at first a guess
 };
 
 }  // namespace quire::server

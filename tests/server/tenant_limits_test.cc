@@ -61,6 +61,7 @@ TEST(TenantLimiter, GuessesTheWaitForAPlaceFromHowLongRequestsRan) {
   for (int i = 0; i < 200; ++i) {
     auto run = limiter->admit("tenant:a", 1);
     clock.advance_us(8 * kSecondUs);
+    run.lease.settle(1);
   }
   const auto first = limiter->admit("tenant:a", 1), second = limiter->admit("tenant:a", 1);
   const auto third = limiter->admit("tenant:a", 1);
@@ -78,12 +79,12 @@ TEST(TenantLimiter, SendsNoTwoToTheSamePlace) {
   ManualClock clock;
   const auto limiter = limiter_of({.max_parallel_requests = 4}, clock);
   std::vector<TenantLimiter::Admission> run;
-  run.push_back(limiter->admit("tenant:a", 1));  // a client that runs nothing is forgotten
   for (int i = 0; i < 4; ++i) {
     auto ends = limiter->admit("tenant:a", 1);
     clock.advance_us(8 * kSecondUs);
+    ends.lease.settle(1);
   }
-  for (int i = 0; i < 3; ++i) run.push_back(limiter->admit("tenant:a", 1));
+  for (int i = 0; i < 4; ++i) run.push_back(limiter->admit("tenant:a", 1));
   for (const int64_t ms : {2000, 4000, 6000, 8000}) EXPECT_EQ(wait_ms(*limiter, "tenant:a"), ms);
   EXPECT_EQ(wait_ms(*limiter, "tenant:a"), 2000) << "no longer than one runs, however often it asks";
   clock.advance_us(kSecondUs);
@@ -103,11 +104,52 @@ TEST(TenantLimiter, JudgesAClientByItsOwnRequests) {
     for (int k = 0; k < 100; ++k) {
       auto soon = limiter->admit("tenant:quick", 1);
       clock.advance_us(100'000);
+      soon.lease.settle(1);
     }
   }
   const auto slower = limiter->admit("tenant:slow", 1), quicker = limiter->admit("tenant:quick", 1);
   EXPECT_EQ(wait_ms(*limiter, "tenant:slow"), 4000);
   EXPECT_EQ(wait_ms(*limiter, "tenant:quick"), 50);
+}
+
+// Or whoever sends nonsense would be told to come back at once, and so would everyone else.
+TEST(TenantLimiter, LearnsNothingFromRequestsThatNeverRan) {
+  ManualClock clock;
+  const auto limiter = limiter_of({.max_parallel_requests = 1}, clock);
+  const auto run_one = [&] {
+    auto run = limiter->admit("tenant:a", 1);
+    clock.advance_us(8 * kSecondUs);
+    run.lease.settle(1);
+  };
+  for (int i = 0; i < 3; ++i) run_one();
+  const auto others = [&] {
+    const auto running = limiter->admit("tenant:new", 1);
+    return wait_ms(*limiter, "tenant:new");
+  };
+  const int64_t before_ms = others();
+  for (int i = 0; i < 40; ++i) limiter->admit("tenant:a", 1).lease.settle(0);
+  const auto running = limiter->admit("tenant:a", 1);
+  EXPECT_EQ(wait_ms(*limiter, "tenant:a"), 8000);
+  EXPECT_EQ(others(), before_ms);
+}
+
+TEST(TenantLimiter, KnowsForAMinuteHowLongATenantsRequestsRan) {
+  ManualClock clock;
+  const auto limiter = limiter_of({.max_parallel_requests = 1}, clock);
+  const auto run = [&](const std::string& tenant, int64_t seconds) {
+    auto ends = limiter->admit(tenant, 1);
+    clock.advance_us(seconds * kSecondUs);
+    ends.lease.settle(1);
+  };
+  run("tenant:slow", 20);
+  for (int i = 0; i < 50; ++i) run("tenant:quick", 1);
+  {
+    const auto running = limiter->admit("tenant:slow", 1);
+    EXPECT_EQ(wait_ms(*limiter, "tenant:slow"), 20'000) << "it ran nothing for 50 s";
+  }
+  clock.advance_us(60 * kSecondUs);
+  const auto running = limiter->admit("tenant:slow", 1);
+  EXPECT_LT(wait_ms(*limiter, "tenant:slow"), 2000) << "as of one never seen";
 }
 
 TEST(TenantLimiter, TellsExactlyWhenTheNextRequestMayCome) {
