@@ -133,17 +133,17 @@ void EngineCore::take_deadline(RequestId request, int64_t deadline_us) {
       refuse_hopeless(deadline_us - now_us, scheduler_.work_ahead(*scheduler_.find(request)), tokens_per_s);
   if (!hopeless) return;
   scheduler_.end(request, FinishReason::kDeadline, std::move(hopeless), now_us, outcome_);
-  count_ends(counted_ends_);
+  count_ends();
 }
 
 void EngineCore::abort(RequestId request) {
   scheduler_.end(request, FinishReason::kCancelled, {}, clock_.now_us(), outcome_);
-  count_ends(counted_ends_);
+  count_ends();
 }
 
 void EngineCore::stop(RequestId request, int32_t index) {
   scheduler_.stop(request, index, clock_.now_us(), outcome_);
-  count_ends(counted_ends_);
+  count_ends();
 }
 
 void EngineCore::set_paused(RequestId request, bool paused) {
@@ -185,9 +185,12 @@ bool EngineCore::step() {
   const bool planned = plan_step();
   const int32_t under_way = scheduler_.num_in_flight();
   const bool commits = under_way == kMaxStepsInFlight || (!planned && under_way > 0);
-  if (commits && before_wait_ && !executor_.ready()) before_wait_();
+  if (commits && before_wait_ && !executor_.ready()) {
+    count_ends();
+    before_wait_();
+  }
   if (commits) commit_step();
-  count_ends(counted_ends_);
+  count_ends();
   watch();
   return planned || commits;
 }
@@ -240,8 +243,8 @@ void EngineCore::commit_step() {
   step_started_us_ = start;
 }
 
-void EngineCore::count_ends(size_t from) {
-  for (size_t i = from; i < outcome_.request_ends.size(); ++i) {
+void EngineCore::count_ends() {
+  for (size_t i = counted_ends_; i < outcome_.request_ends.size(); ++i) {
     const FinishReason reason = outcome_.request_ends[i].finish;
     forget_deadline(outcome_.request_ends[i].request);
     if (reason == FinishReason::kCancelled)

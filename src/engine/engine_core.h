@@ -138,7 +138,7 @@ class EngineCore {
   void take_transfer_ends();
   bool plan_step();
   void commit_step();
-  void count_ends(size_t from);
+  void count_ends();  // of outcome_, those that are not counted yet
   void fill_policy_stats(EngineStats& stats) const;
   void take_deadline(RequestId request, int64_t deadline_us);
   void watch();

@@ -62,7 +62,7 @@ Result<std::unique_ptr<Engine>> ThreadedEngine::start(EngineParts parts) {
   if (!core) return core.error();
   engine->core_ = std::move(*core);
   engine->core_->fill_stats(engine->stats_);
-  engine->core_->set_before_wait([e = engine.get()] { e->publish_stats(false); });
+  engine->core_->set_before_wait([e = engine.get()] { e->hand_over(false); });
   if (engine->parts_.mover != nullptr)
     engine->parts_.mover->set_on_end([e = engine.get()] { e->commands_.wake(); });
   Delivery::Hooks hooks;
@@ -340,6 +340,13 @@ void ThreadedEngine::publish_stats(bool is_idle) {
   arriving_ -= std::exchange(taken_, 0);
 }
 
+// Counts come first: who has seen a request's end finds it counted.
+void ThreadedEngine::hand_over(bool is_idle) {
+  Outcome outcome = core_->take_outcome();
+  publish_stats(is_idle);
+  if (!outcome.empty()) delivery_->deliver(std::move(outcome));
+}
+
 void ThreadedEngine::serve() {
   bool stopping = false, worked = false;
   for (;;) {
@@ -347,9 +354,7 @@ void ThreadedEngine::serve() {
     // Not anew while nothing but a copy is waited for: one that hangs shows as a step that does not end.
     if (worked || busy_since_us_ < 0) busy_since_us_ = parts_.clock->now_us();
     worked = core_->step();
-    Outcome outcome = core_->take_outcome();
-    publish_stats(!worked);  // before delivery: who has seen a request's end finds it counted
-    if (!outcome.empty()) delivery_->deliver(std::move(outcome));
+    hand_over(!worked);
     if (worked) continue;
     if (!core_->waits_for_copy()) busy_since_us_ = -1;
     if (stopping && core_->idle()) return;

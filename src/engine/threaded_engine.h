@@ -81,6 +81,7 @@ class ThreadedEngine final : public Engine {
   void serve();  // the engine thread
   bool apply_commands();
   void publish_stats(bool is_idle);
+  void hand_over(bool is_idle);  // what has come out of the core; after a step, and before one is waited for
 
   EngineParts parts_;
   std::unique_ptr<EngineCore> core_;

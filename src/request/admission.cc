@@ -132,7 +132,7 @@ Status check_deadline(std::optional<int64_t> deadline_ms) {
 }
 
 std::optional<Error> refuse_hopeless(int64_t left_us, const WorkAhead& work, double tokens_per_s) {
-  if (tokens_per_s <= 0) return {};
+  if (tokens_per_s <= 0 || left_us <= 0) return {};
   const int64_t tokens = work.running + work.waiting + work.own;
   const auto need_us = static_cast<int64_t>(std::ceil(1e6 * static_cast<double>(tokens) / tokens_per_s));
   if (need_us <= left_us) return {};

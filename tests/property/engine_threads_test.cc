@@ -65,12 +65,18 @@ class HeldExecutor final : public Executor {
   void submit(std::shared_ptr<const BatchPlan> plan) override { inner_->submit(std::move(plan)); }
   StepResult wait() override {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return !held_; });
+    changed_.wait(lock, [this] { return !held_ || passes_ > 0; });
+    passes_ = std::max(0, passes_ - 1);
     return inner_->wait();
   }
   bool ready() override {
     const std::lock_guard lock(mutex_);
-    return !held_ && inner_->ready();
+    return (!held_ || passes_ > 0) && inner_->ready();
+  }
+  void let_one_pass() {
+    const std::lock_guard lock(mutex_);
+    ++passes_;
+    changed_.notify_all();
   }
   void hold(bool held) {
     const std::lock_guard lock(mutex_);
@@ -83,6 +89,7 @@ class HeldExecutor final : public Executor {
   std::mutex mutex_;
   std::condition_variable changed_;
   bool held_ = false;
+  int passes_ = 0;
 };
 
 // A disk that takes what it is given, and never returns from a read.
@@ -255,6 +262,33 @@ TEST_F(EngineThreads, StatsAreOfNowWhileAStepIsUnderWay) {
     return s.sequences_running == 0 && s.requests_waiting == 0 && s.blocks_held == 0 &&
            s.last_step_age_ms == 0;
   }));
+}
+
+// What ends a request while a step is under way is told when that step has ended, not with the one behind it.
+TEST_F(EngineThreads, EndsAreToldBeforeTheNextStepIsWaitedFor) {
+  start();
+  Random random(8);
+  device_->hold(true);
+  auto runs = std::make_shared<Counting>(), late = std::make_shared<Counting>(),
+       aborted = std::make_shared<Counting>();
+  ASSERT_TRUE(engine_->submit(request(random, 500), runs).has_value());
+  ASSERT_TRUE(eventually([](const EngineStats& s) { return s.sequences_running == 1; }));
+  Request soon = request(random, 4);
+  soon.deadline_ms = 1;
+  ASSERT_TRUE(engine_->submit(std::move(soon), late).has_value());
+  const Result<RequestId> id = engine_->submit(request(random, 4), aborted);
+  ASSERT_TRUE(id.has_value());
+  engine_->abort(*id);
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  device_->let_one_pass();
+  EXPECT_TRUE(late->wait(5000));
+  EXPECT_TRUE(aborted->wait(5000));
+  EXPECT_EQ(late->finish(), FinishReason::kDeadline);
+  EXPECT_EQ(aborted->finish(), FinishReason::kCancelled);
+  EXPECT_EQ(engine_->stats().requests_cancelled_total, 1);
+  device_->hold(false);
+  EXPECT_TRUE(runs->wait());
+  expect_idle();
 }
 
 TEST_F(EngineThreads, ManyClientsEachGetEveryEndOnce) {

@@ -82,6 +82,8 @@ TEST(Admission, ADeadlineThatTheWorkAheadMakesImpossibleIsRefusedWithADelay) {
       e->message,
       "the deadline is in 100 ms (deadline_ms, or the call's timeout); 1000 prompt tokens of its own, 1000 "
       "that run and 8000 that wait before it need about 500 ms");
+  for (const int64_t passed_us : {int64_t{0}, int64_t{-5'000'000}})
+    EXPECT_FALSE(refuse_hopeless(passed_us, {.own = 1000}, 20000)) << "it is late, and no later try helps it";
   for (const WorkAhead& alone :
        {WorkAhead{.running = 2001}, WorkAhead{.waiting = 2001}, WorkAhead{.own = 2001}})
     EXPECT_TRUE(refuse_hopeless(100'000, alone, 20000));
