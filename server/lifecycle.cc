@@ -26,6 +26,8 @@ constexpr int64_t kFinishGraceMs =
     2000;                               // for the last messages of drained calls to be taken by their clients
 constexpr int64_t kCloseGraceMs = 200;  // for connections to close in order; an idle client may never answer
 
+constexpr int64_t kLeastEngineCloseMs = 10'000;  // for copies that are under way, however short a drain is
+
 sigset_t stop_signals() {
   sigset_t set;
   sigemptyset(&set);
@@ -46,11 +48,11 @@ int64_t now_us() {
   return SteadyClock().now_us();
 }
 
-// From its start to its end a stop signal ends the process at once, and so does an engine of which nothing is to be hoped for.
-class StopAtOnce {
+// Between start() and its own end a stop signal ends the process at once, and so does what `watch` is told to look for.
+class ProcessEnd {
  public:
-  explicit StopAtOnce(const char* phase) : phase_(phase) {}
-  ~StopAtOnce() {
+  explicit ProcessEnd(const char* phase) : phase_(phase) {}
+  ~ProcessEnd() {
     done_ = true;
     if (thread_.joinable()) thread_.join();
   }
@@ -63,18 +65,18 @@ class StopAtOnce {
     return ok();
   }
 
-  // While `hangs` stands it is asked; it must not be destroyed before stop_watching() has returned.
-  void watch(std::function<bool()> hangs) {
+  // Exit code 1 once `hangs` is true, `why` in the log. When the call returns, what was watched before is not asked any more.
+  void watch(const char* why, std::function<bool()> hangs) {
     const std::lock_guard lock(mutex_);
+    why_ = why;
     hangs_ = std::move(hangs);
   }
-  void stop_watching() { watch({}); }
 
  private:
   void end_if_it_hangs() {
     const std::lock_guard lock(mutex_);
     if (!hangs_ || !hangs_()) return;
-    log_line(LogLevel::kError, "stopped_wedged", {{"phase", phase_}});
+    log_line(LogLevel::kError, "stopped_wedged", {{"why", why_}, {"phase", phase_}});
     std::_Exit(1);
   }
 
@@ -93,6 +95,7 @@ class StopAtOnce {
   const char* const phase_;
   std::atomic<bool> done_ = false;
   std::mutex mutex_;
+  const char* why_ = "";
   std::function<bool()> hangs_;
   std::jthread thread_;
 };
@@ -129,13 +132,13 @@ void end_calls(Engine& engine, GenerationServer& service, int64_t timeout_ms) {
   service.end_texts();
 }
 
-void drain(Engine& engine, GenerationServer& service, Listener& listener, int signal,
-           StopAtOnce& second_signal, int64_t wedged_after_ms) {
-  if (const Status heard = second_signal.start(); !heard)  // the drain ends by itself
+void drain(Engine& engine, GenerationServer& service, Listener& listener, int signal, ProcessEnd& process_end,
+           int64_t wedged_after_ms) {
+  if (const Status heard = process_end.start(); !heard)  // the drain ends by itself, unless something hangs
     log_line(LogLevel::kWarn, "second_signal_unheard", {{"why", heard.error().message}});
   const int64_t timeout_ms = engine.config().drain_timeout_ms;
   const int64_t until_us = now_us() + timeout_ms * 1000;
-  second_signal.watch([&engine, until_us, wedged_after_ms] {
+  process_end.watch("no step ends", [&engine, until_us, wedged_after_ms] {
     return now_us() > until_us && is_wedged(engine.stats(), wedged_after_ms);
   });
   const EngineStats stats = engine.stats();
@@ -147,12 +150,16 @@ void drain(Engine& engine, GenerationServer& service, Listener& listener, int si
   listener.set_serving(kServiceName, false);
   service.set_draining();
   end_calls(engine, service, timeout_ms);
-  second_signal.stop_watching();  // the engine is about to go
+  // The engine is about to go. It waits for its copies, to a disk too, of which one may never return.
+  const int64_t closed_by_us = now_us() + std::max(timeout_ms, kLeastEngineCloseMs) * 1000;
+  process_end.watch("a copy between the cache's tiers does not end",
+                    [closed_by_us] { return now_us() > closed_by_us; });
   listener.shut_down(kCloseGraceMs);
-  const auto texts = static_cast<int64_t>(service.num_unfinished_texts());
-  log_line(LogLevel::kInfo, "stopped", {{"texts_left", texts}});
   // A text is read to its end, however long it is; nobody waits for it any more.
-  if (texts > 0) std::_Exit(0);
+  if (const auto texts = static_cast<int64_t>(service.num_unfinished_texts()); texts > 0) {
+    log_line(LogLevel::kInfo, "stopped", {{"texts_left", texts}});
+    std::_Exit(0);
+  }
 }
 
 // A name that is not one plain word is written as in JSON.
@@ -202,6 +209,14 @@ Status check_limits(const ServeOptions& options) {
   return ok();
 }
 
+// Says so when all that was declared after it has gone.
+struct SaysStopped {
+  ~SaysStopped() {
+    if (served) log_line(LogLevel::kInfo, "stopped", {{"texts_left", 0}});
+  }
+  bool served = false;
+};
+
 }  // namespace
 
 void block_stop_signals() {
@@ -214,7 +229,8 @@ Status serve(const ServeOptions& options, const std::function<Result<std::unique
              const std::function<int64_t(const Engine&)>& untouched_host_bytes) {
   if (Status limits = check_limits(options); !limits) return limits;
   // Until the engine has gone too, which ends its copies to a disk first.
-  StopAtOnce second_signal("draining");
+  ProcessEnd process_end("draining");
+  SaysStopped stopped;
   std::unique_ptr<Engine> engine;  // outlives the calls: the listener below ends first
   GenerationServer service(options.service);
   if (Status started = service.start(); !started) return started;
@@ -222,7 +238,7 @@ Status serve(const ServeOptions& options, const std::function<Result<std::unique
   if (!listener) return listener.error();
   (*listener)->set_serving(kServiceName, false);
   {
-    StopAtOnce while_loading("loading");
+    ProcessEnd while_loading("loading");
     if (Status started = while_loading.start(); !started) return started;
     Result<std::unique_ptr<Engine>> opened = open_engine();
     if (!opened) return opened.error();
@@ -233,7 +249,8 @@ Status serve(const ServeOptions& options, const std::function<Result<std::unique
   (*listener)->set_serving(kServiceName, true);
   if (Status said = say_ready((*listener)->address(), engine->model().name); !said) return said;
   const int signal = serve_until_signal(*engine, **listener, options.wedged_after_ms);
-  drain(*engine, service, **listener, signal, second_signal, options.wedged_after_ms);
+  drain(*engine, service, **listener, signal, process_end, options.wedged_after_ms);
+  stopped.served = true;
   return ok();
 }
 

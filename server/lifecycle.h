@@ -4,8 +4,8 @@
 //   serving:  READY line on standard output; NOT_SERVING while the engine is wedged (work, but no step for a while)
 //   draining: from the first signal on. NOT_SERVING, new requests UNAVAILABLE, running ones get drain_timeout_ms, then CANCELLED with a
 //             retry delay. Texts have the same time, and are refused once no request runs. At its end the process ends, whatever a text's
-//             thread does, and after drain_timeout_ms also where the engine is wedged (exit code 1). A second signal, or one while
-//             loading: it ends at once
+//             thread does, and after drain_timeout_ms also where the engine is wedged, or after as long again (10 s at least) where a copy to a disk
+//             does not return (both with exit code 1). A second signal, or one while loading: it ends at once
 #pragma once
 
 #include <functional>

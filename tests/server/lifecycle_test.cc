@@ -298,6 +298,17 @@ TEST(Lifecycle, EndsAtOnceAtASecondSignal) {
   context.TryCancel();
 }
 
+// A disk that does not return from a write.
+TEST(Lifecycle, EndsThoughTheEngineDoesNotClose) {
+  ServerProcess server({"close-ms=60000"});
+  ASSERT_TRUE(server.read_line().starts_with("READY"));
+  const auto start = Clock::now();
+  server.send(SIGTERM);
+  EXPECT_EQ(server.wait(), 1);
+  EXPECT_GE(ms_since(start), 10'000) << "copies that are under way have time";
+  EXPECT_LT(ms_since(start), 20'000);
+}
+
 // An engine with a disk tier ends its copies first, which a slow disk makes long.
 TEST(Lifecycle, EndsAtOnceAtASecondSignalWhileTheEngineCloses) {
   ServerProcess server({"close-ms=20000"});
