@@ -130,6 +130,15 @@ std::string not_a(const std::string& text) {
   return fmt::format("'{}' is not {}", text, wanted(T{}));
 }
 
+// CLI11 reads 010 as eight and 08 not at all: it gets numbers without zeros in front. What is none stays as it was given.
+std::string without_leading_zeros(std::string number) {
+  const size_t digits = number.starts_with('-') ? 1 : 0;
+  if (number.find_first_not_of("0123456789", digits) != std::string::npos) return number;
+  size_t first = digits;
+  while (first + 1 < number.size() && number[first] == '0') ++first;
+  return number.erase(digits, first - digits);
+}
+
 std::string not_a_switch(const std::string& text) {
   static const std::set<std::string_view> kSwitches = {"true",  "on",  "yes", "enable",  "t", "y", "1",
                                                        "false", "off", "no",  "disable", "f", "n", "0"};
@@ -236,7 +245,7 @@ struct Flags::State {
   Bound& bind_value(const std::string& name, T& target, const std::string& help, const char* type) {
     CLI::Option* option = app.add_option("--" + name, target)->type_name(type);
     Bound& bound = bind(name, option, target, help);
-    if (bound.problem) option->check(bound.problem, "");
+    if (bound.problem) option->check(bound.problem, "")->transform(without_leading_zeros);
     return bound;
   }
   template <class T>

@@ -227,6 +227,27 @@ TEST(Flags, ReadEachKindOfValue) {
   EXPECT_FALSE(bound.prefix_cache);
 }
 
+TEST(Flags, ReadWholeNumbersAsDecimalWhateverZerosStandBeforeThem) {
+  Bound bound;
+  const auto parsed = parse(bound, {"--device", "cpu", "--max-tokens", "010", "--ids", "010,08,-09,000,0",
+                                    "--seed", "00018446744073709551615"});
+  ASSERT_TRUE(parsed) << parsed.error().message;
+  EXPECT_EQ(bound.max_tokens, 10);
+  EXPECT_EQ(bound.ids, (std::vector<int32_t>{10, 8, -9, 0, 0}));
+  EXPECT_EQ(bound.seed, UINT64_MAX);
+  setenv("QUIRE_MAX_TOKENS", "-020", 1);
+  EXPECT_TRUE(parse(bound, {"--device", "cpu"}));
+  EXPECT_EQ(bound.max_tokens, -20);
+  unsetenv("QUIRE_MAX_TOKENS");
+  for (const char* text : {"0x10", "00x10", "010x", "0b11", "", "-", "+5", "1_000", "1'000", " 5", "5 "}) {
+    const auto no = parse(bound, {"--device", "cpu", "--max-tokens", text});
+    ASSERT_FALSE(no) << text;
+    EXPECT_NE(no.error().message.find("--max-tokens: '" + std::string(text) + "' is not an integer from"),
+              std::string::npos)
+        << no.error().message;
+  }
+}
+
 TEST(Flags, PreferCommandLineThenEnvironmentThenFile) {
   const std::string path =
       write_config(R"({"max_tokens": 1, "device": "cpu", "prefix-cache": false, "ids": [7]})");
