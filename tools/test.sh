@@ -22,6 +22,7 @@ is_label() {
   return 1
 }
 # Said before anything is installed or built.
+check_cuda_setting
 [ -z "$label" ] || is_label || die "no test has the label '$label'; labels are: $labels"
 wants() { [ -z "$label" ] || [ "$label" = "$1" ]; }
 

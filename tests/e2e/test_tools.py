@@ -54,6 +54,26 @@ def test_a_binary_older_than_what_it_is_made_of_is_built_again(tree, changed):
 
 
 @pytest.mark.parametrize(
+    ("asked", "built", "current"),
+    [("on", "OFF", False), ("OFF", "ON", False), ("on", "AUTO", False), ("ON", "ON", True), ("off", "OFF", True), ("auto", "OFF", True), (None, "ON", True)],
+)
+def test_a_binary_built_with_other_cuda_than_asked_for_is_built_again(tree, asked, built, current):
+    (tree / "build/release/CMakeCache.txt").write_text(f"A:STRING=b\nQUIRE_CUDA:STRING={built}\nQUIRE_CUDA_ARCHITECTURES:STRING=ON\n")
+    environment = {name: value for name, value in os.environ.items() if name != "QUIRE_CUDA"} | ({"QUIRE_CUDA": asked} if asked else {})
+    done = subprocess.run(["bash", "-c", f"source {tree}/quire __source; binary_is_current"], env=environment)
+    assert (done.returncode == 0) == current
+
+
+@pytest.mark.parametrize("arguments", [["serve", "--model", "x"], ["demo"], ["setup"], ["test"], ["serve", "--help"]])
+def test_a_cuda_setting_that_is_none_is_refused_though_nothing_is_to_be_built(tree, arguments):
+    (tree / "build/release/quire").write_text("#!/bin/sh\necho ran\n")
+    shutil.copytree(ROOT / "tools", tree / "tools", ignore=lambda folder, names: [name for name in names if name != "test.sh"])
+    done = subprocess.run([tree / "quire", *arguments], env={**os.environ, "QUIRE_CUDA": "onn", "QUIRE_OFFLINE": "1"}, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "quire: QUIRE_CUDA is 'onn'; it must be auto, on or off\n"
+
+
+@pytest.mark.parametrize(
     ("command", "flag", "summary"),
     [("bench --help", "--batch ", "bench"), ("serve --port 5 -h", "--max-message-bytes ", "serve"), ("inspect kv --help", "--tokens ", "inspect kv")],
 )
