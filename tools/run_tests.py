@@ -6,14 +6,17 @@ Prints a line for each program, the reason of each skip, the output of each fail
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -107,6 +110,53 @@ def run(program: Program) -> Outcome:
         return run_in(program, scratch)
 
 
+class Processes:
+    """The programs that run, each with a session of its own, so that it ends with all that it began: a pytest suite with its servers."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # a signal may come while this thread holds it
+        self.running: set[subprocess.Popen] = set()
+        self.interrupted = False
+
+    def begin(self, command: list[str], **kwargs) -> subprocess.Popen:
+        with self.lock:
+            if self.interrupted:
+                raise OSError("interrupted")
+            process = subprocess.Popen(command, start_new_session=True, **kwargs)
+            self.running.add(process)
+            return process
+
+    def kill(self, process: subprocess.Popen) -> None:
+        """Once it was waited for its number may be somebody else's."""
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def output_of(self, process: subprocess.Popen, timeout_s: float) -> tuple[str, bool]:
+        """What it wrote, and whether it ended in time."""
+        in_time = True
+        try:
+            written = process.communicate(timeout=timeout_s)[0]
+        except subprocess.TimeoutExpired:
+            in_time = False
+            self.kill(process)
+            written = process.communicate()[0]
+        finally:
+            with self.lock:
+                self.running.discard(process)
+        return written.decode(errors="replace"), in_time
+
+    def interrupt(self, number: int, _frame: object) -> None:
+        """A signal's handler. Programs in sessions of their own hear nothing of a terminal's."""
+        with self.lock:
+            self.interrupted = True
+            for process in self.running:
+                self.kill(process)
+        sys.exit(128 + number)
+
+
+PROCESSES = Processes()
+
 # numpy's products are small here; OpenBLAS's other threads only wait for them, busily, on the core of the next job:
 # a case of tests/e2e/policy_reference.py takes 1.25 s of processors with two threads and 0.26 s with one.
 ONE_NUMPY_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
@@ -118,18 +168,18 @@ def run_in(program: Program, scratch: str) -> Outcome:
     start = time.monotonic()
     outcome = Outcome(program.name)
     try:
-        done = subprocess.run(
+        process = PROCESSES.begin(
             program.command,
             cwd=program.directory,
             env={**os.environ, **ONE_NUMPY_THREAD, "TMPDIR": scratch, "TEST_TMPDIR": scratch, **program.environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=program.timeout_s,
         )
-        code, output = done.returncode, done.stdout.decode(errors="replace")
-    except subprocess.TimeoutExpired as expired:
-        code, output = -1, (expired.stdout or b"").decode(errors="replace") + f"\ntimed out after {program.timeout_s:.0f} s"
+        output, in_time = PROCESSES.output_of(process, program.timeout_s)
+        code = process.returncode
+        if not in_time:
+            code, output = -1, output + f"\ntimed out after {program.timeout_s:.0f} s"
     except OSError as problem:
         code, output = -1, str(problem)
     outcome.seconds = time.monotonic() - start
@@ -195,6 +245,8 @@ def main() -> int:
         print(f"no tests{f' with the label {args.label}' if args.label else ''}")
         return 1
 
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, PROCESSES.interrupt)
     outcomes = []
 
     def report(outcome: Outcome) -> None:

@@ -1,11 +1,14 @@
 """The launcher and the test runner, on folders made for it, and the lists of what is used: nothing is built."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -114,6 +117,49 @@ def test_a_program_that_ran_not_one_case_has_failed(runner, tmp_path, status, fa
 def test_another_user_reaches_what_a_test_put_into_its_temporary_folder(runner, tmp_path):
     outcome = runner.run(runner.Program("a", "unit", ["sh", "-c", '[ "$(stat -c %a "$TMPDIR")" = 711 ]'], tmp_path / "none.xml", 10, {}, tmp_path))
     assert (outcome.passed, outcome.failed) == (1, 0)
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
+def wait_until(condition, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
+
+
+# A program that waits for one of its own: a pytest suite and its server.
+BEGINS_ANOTHER = "sleep 600 & echo $! > {0}.new; mv {0}.new {0}; wait"
+
+
+def test_a_program_that_times_out_leaves_nothing_behind(runner, tmp_path):
+    """Its servers would take the cores of those that come after it, and the next run's ports and locks."""
+    pid = tmp_path / "pid"
+    outcome = runner.run(runner.Program("a", "unit", ["sh", "-c", "echo begun; " + BEGINS_ANOTHER.format(pid)], tmp_path / "none.xml", 1, {}, tmp_path))
+    assert (outcome.failed, outcome.output) == (1, "begun\n\ntimed out after 1 s")
+    wait_until(lambda: not is_alive(int(pid.read_text())), 5)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_leaves_nothing_behind_and_begins_nothing(tmp_path, sent):
+    pid, script = tmp_path / "pid", tmp_path / "begins"
+    script.write_text("#!/bin/sh\n" + BEGINS_ANOTHER.format(pid) + "\n")
+    script.chmod(0o755)
+    (tmp_path / "CTestTestfile.cmake").write_text(f'add_test(a "{script}")\nadd_test(b "touch" "{tmp_path}/begun")\n')
+    (tmp_path / "scratch").mkdir()
+    heeds = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731 -- also where the tests run in the background of a shell
+    command = [sys.executable, ROOT / "tools/run_tests.py", "--build", tmp_path, "--jobs", "1"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "scratch")}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, preexec_fn=heeds)
+    wait_until(pid.exists)
+    process.send_signal(sent)
+    assert process.wait(timeout=20) == 128 + sent
+    wait_until(lambda: not is_alive(int(pid.read_text())), 5)
+    assert not (tmp_path / "begun").exists() and list((tmp_path / "scratch").iterdir()) == []
 
 
 def run_fuzz_target(runner, folder: Path):
