@@ -200,7 +200,8 @@ v1::GetLoadResponse to_wire(const EngineStats& stats) {
   return wire;
 }
 
-void add_to_wire(const TenantStats& tenants, const HostMemoryStats& memory, v1::GetLoadResponse& load) {
+void add_to_wire(const TenantStats& tenants, const HostMemoryStats& memory, const WorkPoolStats& texts,
+                 v1::GetLoadResponse& load) {
   load.set_tenants_tracked(tenants.tenants);
   load.set_refused_tenant_parallel_total(tenants.refused_parallel_total);
   load.set_refused_tenant_requests_total(tenants.refused_requests_total);
@@ -209,6 +210,8 @@ void add_to_wire(const TenantStats& tenants, const HostMemoryStats& memory, v1::
   load.set_max_host_memory_bytes(memory.max_bytes);
   load.set_host_memory_pressure(to_string(memory.pressure));
   load.set_refused_host_memory_total(memory.refused_total);
+  load.set_texts_waiting(static_cast<int32_t>(texts.waiting));
+  load.set_refused_texts_total(texts.refused_total);
 }
 
 }  // namespace quire::server

@@ -6,6 +6,7 @@
 #include "quire/v1/service.pb.h"
 #include "server/host_memory.h"
 #include "server/tenant_limits.h"
+#include "server/work_pool.h"
 
 namespace quire::server {
 
@@ -17,6 +18,7 @@ v1::KvDump to_wire(const KvDump& dump);
 v1::GetModelResponse to_wire(const ModelCard& card, const EngineConfig& config);
 v1::GetLoadResponse to_wire(const EngineStats& stats);
 // What the server itself counts, beside the engine.
-void add_to_wire(const TenantStats& tenants, const HostMemoryStats& memory, v1::GetLoadResponse& load);
+void add_to_wire(const TenantStats& tenants, const HostMemoryStats& memory, const WorkPoolStats& texts,
+                 v1::GetLoadResponse& load);
 
 }  // namespace quire::server

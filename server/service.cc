@@ -251,7 +251,7 @@ grpc::ServerUnaryReactor* GenerationServer::GetLoad(Context* context, const Byte
                                       const Result<Engine*> engine = this->engine();
                                       if (!engine) return engine.error();
                                       v1::GetLoadResponse load = to_wire((*engine)->stats());
-                                      add_to_wire(tenants_->stats(), memory_.stats(), load);
+                                      add_to_wire(tenants_->stats(), memory_.stats(), texts_.stats(), load);
                                       return load;
                                     });
 }

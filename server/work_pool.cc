@@ -57,18 +57,17 @@ Status WorkPool::submit(int64_t text_bytes, std::function<void()> work) {
   check(!threads_.empty(), "work pool: not started");
   {
     const std::lock_guard lock(mutex_);
-    if (queue_.size() >= static_cast<size_t>(options_.max_queued))
-      return full(fmt::format("{} texts wait to be read; at most {} may (max_queued_texts)", queue_.size(),
-                              options_.max_queued));
-    if (!queue_.empty() && queued_bytes_ + text_bytes > options_.max_queued_bytes)
-      return full(
-          fmt::format("{} bytes of text would wait to be read; at most {} may (max_queued_text_bytes)",
-                      queued_bytes_ + text_bytes, options_.max_queued_bytes));
+    if (std::optional<std::string> full = what_is_full(text_bytes)) return refuse(*std::move(full));
     queued_bytes_ += text_bytes;
     queue_.push_back({.text_bytes = text_bytes, .work = std::move(work)});
   }
   changed_.notify_all();  // one thread alone may be the one that takes no long text
   return ok();
+}
+
+WorkPoolStats WorkPool::stats() const {
+  const std::lock_guard lock(mutex_);
+  return {.waiting = static_cast<int64_t>(queue_.size()), .refused_total = refused_total_};
 }
 
 size_t WorkPool::num_queued() const {
@@ -81,7 +80,18 @@ size_t WorkPool::num_unfinished() const {
   return queue_.size() + num_running_;
 }
 
-Error WorkPool::full(std::string message) const {
+std::optional<std::string> WorkPool::what_is_full(int64_t text_bytes) const {
+  if (queue_.size() >= static_cast<size_t>(options_.max_queued))
+    return fmt::format("{} texts wait to be read; at most {} may (max_queued_texts)", queue_.size(),
+                       options_.max_queued);
+  if (!queue_.empty() && queued_bytes_ + text_bytes > options_.max_queued_bytes)
+    return fmt::format("{} bytes of text would wait to be read; at most {} may (max_queued_text_bytes)",
+                       queued_bytes_ + text_bytes, options_.max_queued_bytes);
+  return std::nullopt;
+}
+
+Error WorkPool::refuse(std::string message) {
+  ++refused_total_;
   const double wait_ms =
       static_cast<double>(queued_bytes_) * us_per_byte_ / 1000 / static_cast<double>(num_threads());
   return {.code = Code::kResourceExhausted,

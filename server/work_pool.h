@@ -12,6 +12,8 @@
 #include <deque>
 #include <functional>
 #include <mutex>
+#include <optional>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -25,6 +27,11 @@ struct WorkPoolOptions {
   int64_t max_queued_bytes = 64 << 20;
 };
 
+struct WorkPoolStats {
+  int64_t waiting = 0;  // without those that run
+  int64_t refused_total = 0;
+};
+
 class WorkPool {
  public:
   explicit WorkPool(const WorkPoolOptions& options) : options_(options) {}
@@ -36,6 +43,7 @@ class WorkPool {
   // `text_bytes`: of the text that `work` is about. kResourceExhausted, with a delay to retry after, when the
   // queue is full.
   Status submit(int64_t text_bytes, std::function<void()> work);
+  WorkPoolStats stats() const;
   size_t num_queued() const;
   size_t num_unfinished() const;  // those that wait and those that run
   int32_t num_threads() const { return static_cast<int32_t>(threads_.size()); }
@@ -47,14 +55,16 @@ class WorkPool {
   };
   std::deque<Item>::iterator next_for(bool takes_long);  // with mutex_ held
   void run(bool takes_long);
-  Error full(std::string message) const;  // with mutex_ held
-  bool should_trim();                     // with mutex_ held
+  // With mutex_ held.
+  std::optional<std::string> what_is_full(int64_t text_bytes) const;
+  Error refuse(std::string message);
+  bool should_trim();
 
   const WorkPoolOptions options_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Item> queue_;
-  int64_t queued_bytes_ = 0;
+  int64_t queued_bytes_ = 0, refused_total_ = 0;
   double us_per_byte_ = 0.5;  // of late; at first what a slow tokenizer takes
   bool stopping_ = false;
   size_t num_running_ = 0;

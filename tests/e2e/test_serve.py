@@ -191,6 +191,7 @@ def test_tokenize_detokenize_model_and_load(client):
     assert load.blocks_total == load.blocks_free + load.blocks_held + load.blocks_cached
     assert load.swap_blocks_held == load.swap_blocks_total == 0 and load.totals["failed_without_logits_total"] == 0
     assert 0 < load.host_memory_bytes < load.max_host_memory_bytes and load.host_memory_pressure == "" and load.tenants_tracked == 0
+    assert load.texts_waiting == 0 == load.totals["refused_texts_total"]
 
 
 def test_dump_kv_names_every_position_without_a_policy(client):

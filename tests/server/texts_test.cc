@@ -40,6 +40,13 @@ std::future<StreamResult> generate_later(const Rig& rig, const v1::GenerateReque
   });
 }
 
+v1::GetLoadResponse load_of(const Rig& rig) {
+  grpc::ClientContext context;
+  v1::GetLoadResponse load;
+  EXPECT_TRUE(rig.stub->GetLoad(&context, {}, &load).ok());
+  return load;
+}
+
 // One text on the only thread, and nothing behind it.
 std::future<Tokenized> occupy(Rig& rig) {
   rig.engine.hold_texts(true);
@@ -92,6 +99,26 @@ TEST(Texts, AreRefusedWithADelayWhenTheQueueIsFull) {
   EXPECT_TRUE(first.get().status.ok());
   EXPECT_TRUE(second.get().status.ok());
   EXPECT_TRUE(run_stream(*rig.stub, request).status.ok()) << "the name is free again";
+}
+
+// To a router a server that is behind with texts alone would look idle.
+TEST(Texts, ThatWaitOrAreRefusedAreToldByGetLoad) {
+  Rig rig({}, {.texts = {.threads = 1, .max_queued = 2, .max_queued_bytes = 1000}});
+  auto first = occupy(rig), second = tokenize_later(rig, "second");
+  EXPECT_EQ(load_of(rig).refused_texts_total(), 0);
+  ASSERT_TRUE(rig.engine.eventually([&] { return load_of(rig).texts_waiting() == 1; }));
+  EXPECT_FALSE(run_stream(*rig.stub, text_request(std::string(1000, 'x'), 1)).status.ok());
+  auto third = generate_later(rig, text_request("third", 1));
+  ASSERT_TRUE(rig.engine.eventually([&] { return load_of(rig).texts_waiting() == 2; }));
+  EXPECT_FALSE(run_stream(*rig.stub, text_request("fourth", 1)).status.ok());
+  EXPECT_EQ(load_of(rig).refused_texts_total(), 2) << "one for its length, one for their number";
+  EXPECT_EQ(load_of(rig).requests_waiting(), 0);
+  EXPECT_EQ(load_of(rig).requests_submitted_total(), 0);
+  rig.engine.hold_texts(false);
+  EXPECT_TRUE(first.get().status.ok());
+  EXPECT_TRUE(second.get().status.ok());
+  EXPECT_TRUE(third.get().status.ok());
+  EXPECT_EQ(load_of(rig).texts_waiting(), 0);
 }
 
 TEST(Texts, AreBoundedInBytesToo) {

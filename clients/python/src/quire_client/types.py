@@ -179,7 +179,7 @@ class PolicyLoad:
 class Load:
     """Gauges of now; the wire's counters since the start stand in `totals` by name."""
 
-    requests_waiting: int
+    requests_waiting: int  # without those whose prompt is a text and still to be read
     sequences_running: int
     blocks_total: int
     blocks_free: int
@@ -202,6 +202,7 @@ class Load:
     host_memory_bytes: int  # held, and the ceiling; both 0 without one
     max_host_memory_bytes: int
     host_memory_pressure: str  # "" = there is room, "shedding", "refusing"
+    texts_waiting: int  # to be read: prompts, and those of tokenize and detokenize
     totals: dict[str, int]
 
 
