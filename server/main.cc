@@ -17,6 +17,7 @@
 #include "server/library_log.h"
 #include "server/progress_bar.h"
 #include "server/version.h"
+#include "src/base/utf8.h"
 
 namespace quire::server {
 namespace {
@@ -89,8 +90,8 @@ int run(std::span<char*> words) {
     return print_usage(stdout, first), 0;
   if (command == nullptr) {
     if (!first.empty())
-      fmt::print(stderr, "quire: no command '{}{}{}'\n\n", first, words.size() > 1 ? " " : "",
-                 words.size() > 1 ? words[1] : "");
+      fmt::print(stderr, "quire: no command '{}{}{}'\n\n", escape_controls(first),
+                 words.size() > 1 ? " " : "", escape_controls(words.size() > 1 ? words[1] : ""));
     print_usage(stderr);
     return kExitUsage;
   }

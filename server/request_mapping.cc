@@ -98,7 +98,6 @@ Status check_names(const v1::GenerateRequest& wire) {
   if (Status s = check_bytes("request_id", wire.request_id(), kMaxNameBytes); !s) return s;
   if (Status s = check_bytes("tenant", wire.tenant(), kMaxNameBytes); !s) return s;
   if (Status s = check_bytes("cache_salt", wire.cache_salt(), kMaxNameBytes); !s) return s;
-  if (Status s = check_bytes("kv_policy", wire.kv_policy(), kMaxPolicyBytes); !s) return s;
   if (wire.has_deadline_ms() && (wire.deadline_ms() < 1 || wire.deadline_ms() > kLongestMs))
     return invalid(fmt::format("deadline_ms is {}; it must be from 1 to {}", wire.deadline_ms(), kLongestMs),
                    "deadline_ms");

@@ -9,8 +9,7 @@
 
 namespace quire::server {
 
-inline constexpr size_t kMaxNameBytes = 256;     // request_id, tenant, cache_salt, role of a message
-inline constexpr size_t kMaxPolicyBytes = 1024;  // kv_policy
+inline constexpr size_t kMaxNameBytes = 256;  // request_id, tenant, cache_salt, role of a message
 
 // A default max_tokens fits itself to the context; one that was asked for is refused where it does not.
 inline Request wire_defaults() {

@@ -31,7 +31,7 @@ int run_bench_offline(const Arguments& arguments);
 int run_bench_sim(const Arguments& arguments);
 int run_healthcheck(const Arguments& arguments);
 
-// "quire: MESSAGE" on standard error; gives back `exit_code`.
+// "quire: MESSAGE" on standard error, one line whatever the message quotes; gives back `exit_code`.
 int fail(const Error& error, int exit_code = kExitFailed);
 
 }  // namespace quire::server

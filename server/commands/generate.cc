@@ -13,6 +13,7 @@
 #include "server/json_output.h"
 #include "server/request_mapping.h"
 #include "src/base/progress.h"
+#include "src/base/utf8.h"
 
 namespace quire::server {
 namespace {
@@ -155,7 +156,7 @@ class Runner {
   void report(const Error& problem, const std::string& json) {
     ++num_failed_;
     if (!as_text_) fmt::print("{}\n", json);
-    fmt::print(stderr, "quire: request {}: {}\n", num_finished_ + 1, problem.message);
+    fmt::print(stderr, "quire: request {}: {}\n", num_finished_ + 1, escape_controls(problem.message));
   }
 
   void print(const Completion& completion, const std::string& request_id) const {

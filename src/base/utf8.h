@@ -29,4 +29,7 @@ std::optional<size_t> find_invalid_utf8(std::string_view text);
 // Text as it is, or its first whole characters, of at most max_bytes, and "...".
 std::string cut_text(std::string_view text, size_t max_bytes);
 
+// Text of a caller as one line that no terminal obeys: each control character (C0, DEL, C1) as \n or \u001b.
+std::string escape_controls(std::string_view text);
+
 }  // namespace quire

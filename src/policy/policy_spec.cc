@@ -8,6 +8,7 @@
 #include <span>
 
 #include "src/base/blocks_for.h"
+#include "src/base/utf8.h"
 
 namespace quire {
 namespace {
@@ -25,6 +26,7 @@ struct PolicyForm {
 };
 
 constexpr int32_t kMostSlots = 1 << 24;
+constexpr size_t kMaxPolicyBytes = 1024;
 
 // In the order of RetentionKind.
 const std::vector<PolicyForm>& forms() {
@@ -46,8 +48,8 @@ std::string known_keys(const PolicyForm& form) {
   return names.empty() ? "none" : fmt::format("{}", fmt::join(names, ", "));
 }
 
-Error policy_error(std::string message) {
-  return invalid(std::move(message), "kv_policy");
+Error policy_error(const std::string& message) {  // which quotes what was given
+  return invalid(escape_controls(message), "kv_policy");
 }
 
 Result<int32_t> parse_value(const PolicyForm& form, const Key& key, std::string_view text) {
@@ -103,6 +105,8 @@ std::vector<std::string> policy_names() {
 
 Result<PolicySpec> parse_policy(std::string_view text) {
   if (text.empty()) return PolicySpec{};
+  if (text.size() > kMaxPolicyBytes)
+    return policy_error(fmt::format("kv_policy has {} bytes; at most {}", text.size(), kMaxPolicyBytes));
   const size_t colon = text.find(':');
   const std::string_view name = text.substr(0, colon);
   const auto form =

@@ -66,7 +66,7 @@ struct PolicyBound {
   int64_t peak_slots = 0, steady_slots = 0;
 };
 
-// "" and "none" keep everything. Errors name the policy or key and list the known ones.
+// "" and "none" keep everything; at most 1024 bytes. Errors name the policy or key and list the known ones.
 Result<PolicySpec> parse_policy(std::string_view text);
 std::string to_string(const PolicySpec& spec);
 std::vector<std::string> policy_names();

@@ -58,6 +58,22 @@ def test_a_mistake_gets_one_clear_line(arguments, complaint):
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--kv-policy", "x" * 100_000), "request 1: kv_policy has 100000 bytes; at most 1024"),
+        (("--default-kv-policy", "x" * 1025), "default_kv_policy: kv_policy has 1025 bytes; at most 1024"),
+        (("--kv-policy", "win\ndow\x1b[31m:size=4"), r"request 1: unknown kv_policy 'win\ndow\u001b[31m'; known: none, window, stream, tova, h2o"),
+        (("--device", "c\np\ru"), r"--device: 'c\np\u000du' is not one of auto, cpu, cuda, cuda-host; quire generate --help lists the flags"),
+        (("--weights", "\x9b2J"), r"weights is `\u009b2J`; `checkpoint`, `random` or `random:SEED` is wanted"),
+    ],
+)
+def test_a_mistake_is_one_line_whatever_was_given(flags, complaint):
+    done = quire("generate", "--model", MODEL, "--prompt", "a", "--output", "json", *flags)
+    assert done.returncode in (1, 2) and done.stderr == f"quire: {complaint}\n"
+    assert "kv_policy" not in done.stdout or json.loads(done.stdout)["error"]["message"] == complaint.removeprefix("request 1: ")
+
+
 @pytest.mark.parametrize("command", [["--version"], ["serve", "--model", MODEL, "--port", "0"]])
 def test_a_closed_standard_output_is_an_error(command):
     done = subprocess.run([BINARY, *map(str, command)], stderr=subprocess.PIPE, text=True, timeout=60, preexec_fn=lambda: os.close(1))

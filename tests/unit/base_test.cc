@@ -138,6 +138,14 @@ TEST(EngineConfig, TheFieldOutOfRangeIsNamedWithItsLimits) {
             "preemption_mode: preemption_mode is `never`; it must be auto, swap or recompute");
 }
 
+TEST(Utf8, AnEscapedTextIsOneLineWithoutControlCharacters) {
+  EXPECT_EQ(escape_controls("a \xc3\xa9 \\n \xf0\x9f\x98\x80"), "a \xc3\xa9 \\n \xf0\x9f\x98\x80");
+  EXPECT_EQ(escape_controls("a\nb\r\t\x1b[31m\x7f"), "a\\nb\\u000d\\u0009\\u001b[31m\\u007f");
+  EXPECT_EQ(escape_controls("\xc2\x9b\xc2\xa0\xc2"), "\\u009b\xc2\xa0\xc2")
+      << "U+009B is one, U+00A0 is none";
+  EXPECT_EQ(escape_controls(std::string_view("\0", 1)), "\\u0000");
+}
+
 TEST(Utf8, ACutTextEndsWithAWholeCharacter) {
   EXPECT_EQ(cut_text("abc", 3), "abc");
   EXPECT_EQ(cut_text("abcd", 3), "abc...");

@@ -241,13 +241,25 @@ TEST(PolicySpec, AMistakeIsNamed) {
                                                        {"tova:,budget=4", "an empty setting"},
                                                        {"none:", "an empty setting"},
                                                        {"window:size=4,tova:budget=4", "choose one"},
-                                                       {"window:size=4,none", "choose one"}};
+                                                       {"window:size=4,none", "choose one"},
+                                                       {"w\n\x1b", "'w\\n\\u001b'"},
+                                                       {"window:\n=4", "no setting '\\n=4'"},
+                                                       {"window:size=\n", "size is '\\n'"}};
   for (const auto& [text, expected] : cases) {
     const auto parsed = parse_policy(text);
     ASSERT_FALSE(parsed) << text;
     EXPECT_NE(parsed.error().message.find(expected), std::string::npos) << parsed.error().message;
     EXPECT_EQ(parsed.error().field, "kv_policy");
   }
+}
+
+TEST(PolicySpec, ATextBeyondTheLimitIsRefusedAndNotShown) {
+  const std::string longest = "window:size=" + std::string(1024 - 13, '0') + "4";
+  EXPECT_EQ(parse_policy(longest)->window, 4);
+  const auto parsed = parse_policy(longest + "4");
+  ASSERT_FALSE(parsed);
+  EXPECT_EQ(parsed.error().message, "kv_policy has 1025 bytes; at most 1024");
+  EXPECT_EQ(parsed.error().field, "kv_policy");
 }
 
 TEST(PolicyBound, IsWhatALongRunNeeds) {
