@@ -46,8 +46,10 @@ class Tokenizer {
   Tokenizer& operator=(const Tokenizer&) = delete;
 
   // add_special_tokens: what the tokenizer's own template puts around a text (BOS, EOS). special_as_text:
-  // special tokens that stand in the text are read as plain text. Errors: text that is not UTF-8; kOutOfRange
-  // for a text of more than max_ids ids, as early as that is certain: often from its bytes alone.
+  // special tokens that stand in the text are read as plain text, whatever kind of model has them in its
+  // vocabulary. A byte's spelling ("<0x41>") is text in any case. Errors: text that is not UTF-8, or that only
+  // a special token spells; kOutOfRange for a text of more than max_ids ids, as early as that is certain:
+  // often from its bytes alone.
   Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens, bool special_as_text,
                                       size_t max_ids = kAnyNumber) const;
   // A rendered chat: special tokens are recognised, but not those inside a part that went through guard()

@@ -5,6 +5,7 @@ if(TARGET quire_text)
       LIBS quire_text nlohmann_json::nlohmann_json)
   endforeach()
   target_sources(text_tokenizer_test PRIVATE ${QUIRE_TEST_DIR}/text_cuts_test.cc ${QUIRE_TEST_DIR}/text_guard_test.cc
+    ${QUIRE_TEST_DIR}/text_reserved_test.cc
     ${QUIRE_TEST_DIR}/text_wrong_files_test.cc)
   target_sources(text_chat_template_test PRIVATE ${QUIRE_TEST_DIR}/text_chat_bounds_test.cc)
 endif()

@@ -1,7 +1,8 @@
 //! Text that must stay text inside a rendered chat: no message may forge a special token.
 //!
 //! `guard` goes over a message before the template sees it. A special token that is spelled out gets a mark after its first character,
-//! taken out again once special tokens have been looked for: so nothing else changes. Where a tokenizer also finds special tokens in
+//! taken out again once special tokens have been looked for: so nothing else changes. (A model that has them in its vocabulary does not give
+//! them for a text either: see reserved.rs.) Where a tokenizer also finds special tokens in
 //! what its normalizer makes of a text (`"normalized": true`), or has one of a single character, a mark inside does not do. Then the
 //! message is read as the tokenizer reads it, and marks go around each special token that is found; `encode` finds them again in the
 //! chat and takes what lies between as text. A special token that comes about only where a message and the template meet is not seen.
@@ -37,7 +38,7 @@ pub struct Found {
     pub at: Range<usize>, // bytes of the text
 }
 
-fn is_control(token: &AddedToken) -> bool {
+pub fn is_control(token: &AddedToken) -> bool {
     let between = |open, close| token.content.starts_with(open) && token.content.ends_with(close);
     token.special || between("<|", "|>") || between("<\u{ff5c}", "\u{ff5c}>")
 }

@@ -11,6 +11,7 @@ mod json_bounds;
 mod length_bound;
 mod loop_exits;
 mod python;
+mod reserved;
 mod sentencepiece;
 mod sentencepiece_bpe;
 mod strftime;

@@ -1,7 +1,7 @@
 //! A SentencePiece `tokenizer.model` as a pipeline. The file is a protobuf message; the few fields that matter are read here
 //! (sentencepiece_model.proto; numbers below are its field numbers), each length checked.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 use tokenizers::models::unigram::Unigram;
@@ -12,6 +12,7 @@ use tokenizers::{AddedToken, AddedVocabulary, NormalizerWrapper, PostProcessorWr
 use crate::charsmap;
 use crate::cuts::{self, Spaces};
 use crate::decode_table::{fallback_byte, Rules};
+use crate::guard::is_control;
 use crate::length_bound;
 use crate::sentencepiece_bpe::{Piece, SentencePieceBpe};
 use crate::tokenizer::{Limits, Model, Parts, Tokenizer};
@@ -181,7 +182,7 @@ fn check(file: &File) -> Outcome<()> {
     if !file.escape_whitespaces || file.suffix_spaces {
         return Err(invalid("its escape_whitespaces = false or treat_whitespace_as_suffix = true is not supported"));
     }
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     match file.pieces.iter().find(|piece| piece.text.is_empty() || !seen.insert(piece.text.as_str())) {
         Some(twice) => Err(invalid(format!("its piece \"{}\" is empty or comes twice", twice.text))),
         None => Ok(()),
@@ -270,10 +271,35 @@ fn configured_tokens(config: &Value) -> Outcome<Vec<(u32, AddedToken)>> {
     Ok(tokens)
 }
 
-/// Control and unknown pieces are special. Tokens of the configuration come after the pieces, without a gap.
+/// SentencePiece's own decoder and training use it, its encoder does not find it.
+fn is_no_text(piece: &Spelled) -> bool {
+    matches!(piece.kind, Kind::Control | Kind::Unknown | Kind::Byte)
+}
+
+fn spelled_in(token: &Value) -> Option<&str> {
+    token.as_str().or_else(|| token.get("content")?.as_str())
+}
+
+/// What the configuration calls special otherwise than in its added_tokens_decoder.
+fn named_special(config: &Value) -> HashSet<&str> {
+    let roles = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+    let others = config.get("additional_special_tokens").and_then(Value::as_array).into_iter().flatten();
+    roles.into_iter().filter_map(|role| config.get(role)).chain(others).filter_map(spelled_in).collect()
+}
+
+/// As Hugging Face's converter has it for all that are user-defined; here only where a message could forge a role by it.
+fn is_role(piece: &Spelled) -> bool {
+    piece.kind == Kind::UserDefined && is_control(&AddedToken::from(piece.text.clone(), false))
+}
+
+/// Control and unknown pieces are special, and those that the configuration calls so; roles are added tokens. Tokens of the configuration
+/// come after the pieces, without a gap.
 fn added_tokens(file: &File, config: &Value, model: &Model, normalizer: &NormalizerWrapper) -> Outcome<AddedVocabulary> {
-    let controls = file.pieces.iter().filter(|piece| matches!(piece.kind, Kind::Control | Kind::Unknown));
-    let mut tokens: Vec<AddedToken> = controls.map(|piece| AddedToken::from(piece.text.clone(), true)).collect();
+    let named = named_special(config);
+    let is_special = |piece: &Spelled| matches!(piece.kind, Kind::Control | Kind::Unknown) || named.contains(piece.text.as_str());
+    let found = file.pieces.iter().filter(|piece| is_special(piece) || is_role(piece));
+    let mut tokens: Vec<AddedToken> =
+        found.map(|piece| AddedToken::from(piece.text.clone(), is_special(piece)).normalized(false)).collect();
     let mut next = file.pieces.len() as u32;
     for (id, token) in configured_tokens(config)? {
         match file.pieces.get(id as usize) {
@@ -286,7 +312,8 @@ fn added_tokens(file: &File, config: &Value, model: &Model, normalizer: &Normali
                 )))
             }
         }
-        tokens.push(token);
+        let special = token.special || named.contains(token.content.as_str());
+        tokens.push(token.special(special));
     }
     let mut added = AddedVocabulary::new();
     match model {
@@ -299,11 +326,7 @@ fn added_tokens(file: &File, config: &Value, model: &Model, normalizer: &Normali
 
 /// BOS and EOS around a text, as Hugging Face's LlamaTokenizer does: BOS unless told otherwise, EOS only if told.
 fn post_processor_of(file: &File, config: &Value) -> Outcome<Option<PostProcessorWrapper>> {
-    let spelled = |key: &str, default: &str| match config.get(key) {
-        Some(Value::String(text)) => text.clone(),
-        Some(token) if token.get("content").is_some() => token["content"].as_str().unwrap_or(default).to_string(),
-        _ => default.to_string(),
-    };
+    let spelled = |key: &str, default: &str| config.get(key).and_then(spelled_in).unwrap_or(default).to_string();
     let asked = |key: &str, default: bool| config.get(key).and_then(Value::as_bool).unwrap_or(default);
     let mut around = [(asked("add_bos_token", true), "bos_token", "<s>"), (asked("add_eos_token", false), "eos_token", "</s>")]
         .into_iter()
@@ -361,6 +384,8 @@ pub fn open(model: &[u8], config: &[u8]) -> Outcome<Tokenizer> {
         post_processor: post_processor_of(&file, &config)?,
         added,
         mark_start: file.add_dummy_prefix && !legacy,
+        unknown: file.pieces.iter().position(|piece| piece.kind == Kind::Unknown).map(|id| id as u32),
+        controls: (0u32..).zip(&file.pieces).filter(|(_, piece)| is_no_text(piece)).map(|(id, _)| id).collect(),
         model,
     };
     let spells_only_spaces = file.charsmap.is_empty() && !file.remove_extra_whitespaces && file.model_type == 2;

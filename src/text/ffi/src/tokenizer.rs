@@ -19,6 +19,7 @@ use crate::decode_table::{DecodeTable, Rules, TokenSpelling};
 use crate::guard::{self, Guard, BREAK};
 use crate::json_bounds;
 use crate::length_bound::{self, LengthBound};
+use crate::reserved::{Reading, Reserved};
 use crate::sentencepiece_bpe::SentencePieceBpe;
 use crate::{invalid, Failure, Outcome, OUT_OF_RANGE};
 
@@ -31,7 +32,8 @@ pub enum Model {
 }
 
 impl Model {
-    fn tokenize(&self, text: &str) -> tokenizers::Result<Vec<tokenizers::Token>> {
+    /// Any piece of its vocabulary, whatever kind: asked by `Reserved` alone.
+    pub fn tokenize(&self, text: &str) -> tokenizers::Result<Vec<tokenizers::Token>> {
         match self {
             Model::Json(tokenizer) => tokenizer.get_model().tokenize(text),
             Model::SentencePieceBpe(model) => model.tokenize(text),
@@ -49,6 +51,10 @@ pub struct Parts {
     pub added: AddedVocabulary,
     /// A space mark goes before a text that does not start with an added token, and nowhere else.
     pub mark_start: bool,
+    /// What the model gives for what it has no token for.
+    pub unknown: Option<u32>,
+    /// Ids of no text, found as added tokens or not.
+    pub controls: Vec<u32>,
 }
 
 #[derive(Clone, Copy)]
@@ -62,6 +68,16 @@ pub struct Encode {
     pub part_bytes: usize,
     /// The text's start, not a place further in.
     pub starts: bool,
+}
+
+impl Encode {
+    fn reading(&self) -> Reading {
+        match (self.guarded, self.special_as_text) {
+            (true, _) => Reading::InChat,
+            (false, true) => Reading::AsText,
+            (false, false) => Reading::Open,
+        }
+    }
 }
 
 /// What is known of a tokenizer without running it.
@@ -79,6 +95,7 @@ pub struct Tokenizer {
     limits: Limits,
     template: Vec<Option<i32>>, // what stands around a text's ids; none: the ids themselves
     guard: Guard,
+    reserved: Reserved,
 }
 
 fn too_long(text: &str, max_ids: usize, why: String) -> Failure {
@@ -106,6 +123,12 @@ fn check_added(parts: &Parts) -> Outcome<()> {
     Ok(())
 }
 
+fn unknown_of(model: &serde_json::Value, ids: &HashMap<String, u32>) -> Option<u32> {
+    let by_spelling = || ids.get(model.get("unk_token")?.as_str()?).copied();
+    let by_id = || u32::try_from(model.get("unk_id")?.as_u64()?).ok();
+    by_spelling().or_else(by_id)
+}
+
 /// A text that the file has no tokens for, or that takes one of its patterns too far.
 fn failed(e: tokenizers::Error) -> Failure {
     invalid(format!("the tokenizer failed: {e}"))
@@ -126,6 +149,8 @@ impl Tokenizer {
             post_processor: tokenizer.get_post_processor().cloned(),
             added: tokenizer.get_added_vocabulary().clone(),
             mark_start: false,
+            unknown: unknown_of(&value["model"], &ids),
+            controls: Vec::new(),
             model: Model::Json(Box::new(tokenizer)),
         };
         let limits = Limits { bound: length_bound::of_json(&value, &parts), cuts: cuts::of_json(&value, &parts) };
@@ -146,13 +171,14 @@ impl Tokenizer {
         };
         let model_tokens = ids.iter().map(|(spelling, id)| spelled(spelling, *id, false));
         let added_tokens = parts.added.get_added_tokens_decoder().iter().map(|(id, token)| spelled(&token.content, *id, true));
+        let reserved = Reserved::new(&parts, &ids, &rules);
         let table = DecodeTable::new(rules, model_tokens.chain(added_tokens))?;
         if table.len() == 0 {
             return Err(invalid("its vocabulary is empty"));
         }
         let template = template_of(parts.post_processor.as_ref())?;
         let guard = Guard::new(&parts);
-        let made = Tokenizer { parts, added_as_text, added_as_text_in_chat, ids, table, limits, template, guard };
+        let made = Tokenizer { parts, added_as_text, added_as_text_in_chat, ids, table, limits, template, guard, reserved };
         made.try_out();
         Ok(made)
     }
@@ -220,7 +246,7 @@ impl Tokenizer {
     /// Adds the ids of a part of the text.
     fn encode_part(&self, part: &str, text: &str, how: Encode, ids: &mut Vec<i32>) -> Outcome<()> {
         let mut pieces = self.split(part, how).map_err(failed)?;
-        self.tokenize(&mut pieces, text, how.max_ids.saturating_sub(ids.len()), how.max_ids)?;
+        self.tokenize(&mut pieces, text, how, how.max_ids.saturating_sub(ids.len()))?;
         let encoding = pieces.into_encoding(None, 0, OffsetType::None).map_err(failed)?;
         // The table was built over every id, so each is below its limit and fits.
         ids.extend(encoding.get_ids().iter().map(|id| *id as i32));
@@ -256,10 +282,10 @@ impl Tokenizer {
     }
 
     /// Every piece by itself, until there are more than `left` tokens, those that the text has yet: what comes after adds to them.
-    fn tokenize(&self, pieces: &mut PreTokenizedString, text: &str, left: usize, max_ids: usize) -> Outcome<()> {
+    fn tokenize(&self, pieces: &mut PreTokenizedString, text: &str, how: Encode, left: usize) -> Outcome<()> {
         let count = Cell::new(0);
         let tokenized = pieces.tokenize(|piece| {
-            let tokens = self.parts.model.tokenize(piece.get())?;
+            let tokens = self.reserved.tokenize(&self.parts.model, piece.get(), how.reading())?;
             count.set(count.get() + tokens.len());
             if count.get() > left {
                 Err("over max_ids".into())
@@ -268,7 +294,7 @@ impl Tokenizer {
             }
         });
         match tokenized {
-            Err(_) if count.get() > left => Err(too_long(text, max_ids, String::new())),
+            Err(_) if count.get() > left => Err(too_long(text, how.max_ids, String::new())),
             other => other.map_err(failed),
         }
     }
