@@ -171,6 +171,31 @@ TEST(Service, DumpKvEndsByNameWithAbortAndKeepsItsNameMeanwhile) {
   EXPECT_TRUE(rig.engine.eventually([&] { return rig.service.num_calls() == 0; }));
 }
 
+// A message of 4 MiB has room for two million names, looked up on the thread that answers health checks.
+TEST(Service, AbortTakesABoundedNumberOfNames) {
+  Rig rig;
+  v1::AbortRequest abort;
+  for (int i = 0; i < 1024; ++i) abort.add_request_ids(fmt::format("{}", i));
+  v1::AbortResponse aborted;
+  const auto status = [&] {
+    return call<v1::AbortRequest, v1::AbortResponse>(rig, &v1::GenerationService::Stub::Abort, abort,
+                                                     aborted);
+  };
+  EXPECT_TRUE(status().ok());
+  auto running = dump_later(rig, dump_request("dump", 1'000'000));
+  ASSERT_TRUE(rig.engine.eventually([&] { return rig.engine.num_running() == 1; }));
+  abort.add_request_ids("dump");
+  const grpc::Status refused = status();
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(refused.error_message(), "request_ids has 1025 names; at most 1024");
+  EXPECT_EQ(violated_field(refused), "request_ids");
+  EXPECT_EQ(rig.engine.num_running(), 1) << "all or none";
+  abort.mutable_request_ids()->DeleteSubrange(0, 1);
+  EXPECT_TRUE(status().ok());
+  EXPECT_EQ(aborted.aborted_request_ids_size(), 1);
+  EXPECT_EQ(running.get().error_code(), grpc::StatusCode::CANCELLED);
+}
+
 TEST(Service, DumpKvThatADrainCancelsIsToldSoWithADelay) {
   Rig rig;
   auto running = dump_later(rig, dump_request("dump", 1'000'000));
