@@ -31,12 +31,10 @@ class WithoutReflection final : public grpc::ServerBuilderOption {
 };
 
 Result<std::shared_ptr<grpc::ServerCredentials>> make_credentials(const ListenOptions& options) {
-  if (options.tls_cert.empty() != options.tls_key.empty())
-    return invalid(fmt::format("--tls-cert and --tls-key go together; {} is missing",
-                               options.tls_key.empty() ? "--tls-key" : "--tls-cert"));
-  if (options.tls_cert.empty()) {
-    if (!options.tls_client_ca.empty())
-      return invalid("--tls-client-ca needs --tls-cert and --tls-key, the server's own");
+  const Result<TlsTexts> texts =
+      read_server_tls({.cert = options.tls_cert, .key = options.tls_key, .ca = options.tls_client_ca});
+  if (!texts) return texts.error();
+  if (texts->cert.empty()) {
     if (!is_loopback(options.host) && !options.behind_proxy)
       return invalid(fmt::format(
           "{} is a public address; serve it with --tls-cert and --tls-key, or with --behind-proxy if a proxy "
@@ -44,14 +42,11 @@ Result<std::shared_ptr<grpc::ServerCredentials>> make_credentials(const ListenOp
           options.host));
     return grpc::InsecureServerCredentials();
   }
-  const Result<TlsTexts> texts =
-      read_tls_files({.cert = options.tls_cert, .key = options.tls_key, .client_ca = options.tls_client_ca});
-  if (!texts) return texts.error();
-  grpc::SslServerCredentialsOptions ssl(texts->client_ca.empty()
+  grpc::SslServerCredentialsOptions ssl(texts->ca.empty()
                                             ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
                                             : GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
   ssl.pem_key_cert_pairs.push_back({texts->key, texts->cert});
-  ssl.pem_root_certs = texts->client_ca;
+  ssl.pem_root_certs = texts->ca;
   return grpc::SslServerCredentials(ssl);
 }
 

@@ -72,24 +72,55 @@ Result<std::string> read_private_key(const std::string& path) {
       fmt::format("it holds no PEM private key (-----BEGIN PRIVATE KEY-----); {} is wanted", kWanted));
 }
 
+Status check_pair(const TlsFiles& files) {
+  if (files.cert.empty() == files.key.empty()) return ok();
+  return invalid(fmt::format("--tls-cert and --tls-key go together; {} is missing",
+                             files.key.empty() ? "--tls-key" : "--tls-cert"));
+}
+
+// What the files of one side are, in the words of its flags.
+struct Wanted {
+  const char *cert, *ca_flag, *ca;
+};
+
+Result<TlsTexts> read_files(const TlsFiles& files, const Wanted& wanted) {
+  TlsTexts texts;
+  if (!files.cert.empty()) {
+    Result<std::string> cert = read_certificates("--tls-cert", files.cert, wanted.cert);
+    if (!cert) return cert.error();
+    Result<std::string> key = read_private_key(files.key);
+    if (!key) return key.error();
+    if (X509_check_private_key(read_certificate(*cert).get(), read_key(*key).get()) != 1)
+      return wrong("--tls-key", files.key,
+                   fmt::format("it is not the key of the certificate in {}", files.cert));
+    texts.cert = *std::move(cert);
+    texts.key = *std::move(key);
+  }
+  if (files.ca.empty()) return texts;
+  Result<std::string> ca = read_certificates(wanted.ca_flag, files.ca, wanted.ca);
+  if (!ca) return ca.error();
+  texts.ca = *std::move(ca);
+  return texts;
+}
+
 }  // namespace
 
-Result<TlsTexts> read_tls_files(const TlsFiles& files) {
-  Result<std::string> cert =
-      read_certificates("--tls-cert", files.cert, "a PEM file of the server's certificate chain");
-  if (!cert) return cert.error();
-  Result<std::string> key = read_private_key(files.key);
-  if (!key) return key.error();
-  if (X509_check_private_key(read_certificate(*cert).get(), read_key(*key).get()) != 1)
-    return wrong("--tls-key", files.key,
-                 fmt::format("it is not the key of the certificate in {}", files.cert));
-  TlsTexts texts{.cert = std::move(*cert), .key = std::move(*key), .client_ca = {}};
-  if (files.client_ca.empty()) return texts;
-  Result<std::string> ca = read_certificates("--tls-client-ca", files.client_ca,
-                                             "a PEM file of the certificates that clients' are signed by");
-  if (!ca) return ca.error();
-  texts.client_ca = std::move(*ca);
-  return texts;
+Result<TlsTexts> read_server_tls(const TlsFiles& files) {
+  if (Status pair = check_pair(files); !pair) return pair.error();
+  if (files.cert.empty() && !files.ca.empty())
+    return invalid("--tls-client-ca needs --tls-cert and --tls-key, the server's own");
+  return read_files(files, {.cert = "a PEM file of the server's certificate chain",
+                            .ca_flag = "--tls-client-ca",
+                            .ca = "a PEM file of the certificates that clients' are signed by"});
+}
+
+Result<TlsTexts> read_client_tls(const TlsFiles& files) {
+  if (Status pair = check_pair(files); !pair) return pair.error();
+  if (files.ca.empty() && !files.cert.empty())
+    return invalid("--tls-cert and --tls-key need --tls-ca, the authority of the server's certificate");
+  return read_files(files, {.cert = "a PEM file of the client's certificate chain",
+                            .ca_flag = "--tls-ca",
+                            .ca = "a PEM file of the authority that signed the server's certificate"});
 }
 
 }  // namespace quire::server

@@ -6,10 +6,10 @@
 
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "server/commands/command.h"
-#include "server/commands/text_file.h"
 #include "server/flags.h"
 #include "server/grpc_threads.h"
 #include "server/service.h"
+#include "server/tls_files.h"
 
 namespace quire::server {
 namespace {
@@ -25,26 +25,14 @@ struct Options {
 };
 
 Result<std::shared_ptr<grpc::ChannelCredentials>> make_credentials(const Options& options) {
-  if (options.tls_cert.empty() != options.tls_key.empty())
-    return invalid(fmt::format("--tls-cert and --tls-key go together; {} is missing",
-                               options.tls_key.empty() ? "--tls-key" : "--tls-cert"));
-  if (options.tls_ca.empty()) {
-    if (!options.tls_cert.empty())
-      return invalid("--tls-cert and --tls-key need --tls-ca, the authority of the server's certificate");
-    return grpc::InsecureChannelCredentials();
-  }
-  const auto ca = read_file(options.tls_ca, "--tls-ca");
-  if (!ca) return ca.error();
+  const Result<TlsTexts> texts =
+      read_client_tls({.cert = options.tls_cert, .key = options.tls_key, .ca = options.tls_ca});
+  if (!texts) return texts.error();
+  if (texts->ca.empty()) return grpc::InsecureChannelCredentials();
   grpc::SslCredentialsOptions ssl;
-  ssl.pem_root_certs = *ca;
-  if (!options.tls_cert.empty()) {
-    const auto cert = read_file(options.tls_cert, "--tls-cert");
-    if (!cert) return cert.error();
-    const auto key = read_file(options.tls_key, "--tls-key");
-    if (!key) return key.error();
-    ssl.pem_cert_chain = *cert;
-    ssl.pem_private_key = *key;
-  }
+  ssl.pem_root_certs = texts->ca;
+  ssl.pem_cert_chain = texts->cert;
+  ssl.pem_private_key = texts->key;
   return grpc::SslCredentials(ssl);
 }
 

@@ -477,6 +477,24 @@ def test_tls_with_and_without_the_right_certificate(tmp_path):
     assert server.stop() == 0
 
 
+def test_healthcheck_names_the_tls_file_at_fault(tmp_path):
+    """gRPC would say "empty address list" of each."""
+    subprocess.run(["openssl", *"req -x509 -newkey rsa:2048 -nodes -keyout a.key -out a.pem -days 2 -subj /CN=localhost".split()], check=True, capture_output=True, cwd=tmp_path)
+    (tmp_path / "none.pem").write_text("no certificate\n")
+    good, key, bad, missing = (tmp_path / name for name in ("a.pem", "a.key", "none.pem", "missing.pem"))
+    authority = "a PEM file of the authority that signed the server's certificate is wanted"
+    for flags, said in (
+        (["--tls-ca", bad], f"--tls-ca {bad}: it does not begin with a PEM certificate (-----BEGIN CERTIFICATE-----); {authority}"),
+        (["--tls-ca", missing], f"--tls-ca {missing}: no such file; {authority}"),
+        (["--tls-ca", good, "--tls-cert", key, "--tls-key", key], f"--tls-cert {key}: it does not begin with a PEM certificate (-----BEGIN CERTIFICATE-----); a PEM file of the client's"),
+        (["--tls-ca", good, "--tls-cert", good, "--tls-key", bad], f"--tls-key {bad}: it holds no PEM private key"),
+        (["--tls-ca", good, "--tls-key", key], "--tls-cert and --tls-key go together; --tls-cert is missing"),
+        (["--tls-cert", good, "--tls-key", key], "--tls-cert and --tls-key need --tls-ca"),
+    ):
+        done = quire("healthcheck", "--address", "127.0.0.1:1", *flags)
+        assert done.returncode == 1 and done.stderr.startswith(f"quire: {said}"), done.stderr
+
+
 def test_many_threads_may_share_a_client(client):
     results: list[str] = []
 
