@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "src/base/longest_time.h"
+#include "src/base/utf8.h"
 
 namespace quire {
 namespace {
@@ -95,6 +96,8 @@ Status check_tiers(const EngineConfig& c) {
   if (!power)
     return invalid(fmt::format("block_tokens is {}; it must be 8, 16, 32 or 64", c.block_tokens),
                    "block_tokens");
+  if (const auto offset = find_invalid_utf8(c.disk_kv_dir))  // it stands in GetLoad and in errors
+    return invalid(fmt::format("disk_kv_dir is not UTF-8 at byte {}", *offset), "disk_kv_dir");
   if (c.disk_kv_dir.empty() != (c.disk_kv_bytes == 0))
     return invalid(fmt::format("disk_kv_dir is `{}` and disk_kv_bytes {}; a disk tier needs both",
                                c.disk_kv_dir, c.disk_kv_bytes),

@@ -6,6 +6,8 @@
 #include <atomic>
 #include <cmath>
 
+#include "src/base/utf8.h"
+
 namespace quire {
 namespace {
 
@@ -40,27 +42,44 @@ std::string_view name_of(LogLevel level) {
   return names[static_cast<int>(level)];
 }
 
-// Quotes for JSON; key=value lines use the same form where a text has a blank or a quote.
+// Of ASCII, and those that follow it (C1): to a terminal U+009B is an escape and a bracket.
+bool is_control(std::string_view character) {
+  const auto first = static_cast<unsigned char>(character[0]);
+  if (character.size() == 1) return first < 0x20 || first == 0x7f;
+  return first == 0xc2 && static_cast<unsigned char>(character[1]) < 0xa0;
+}
+
+void append_quoted(std::string& out, std::string_view character) {
+  if (character == "\"" || character == "\\") {
+    out += '\\';
+    out += character;
+  } else if (is_control(character)) {
+    out += fmt::format("\\u{:04x}", static_cast<unsigned char>(character.back()));
+  } else {
+    out += character;
+  }
+}
+
+// Quotes for JSON; key=value lines use the same form where a text has a blank or a quote. What is not UTF-8 would be no JSON.
 std::string quote(std::string_view text) {
   std::string out = "\"";
-  for (const char c : text) {
-    const auto u = static_cast<unsigned char>(c);
-    if (c == '"' || c == '\\') {
-      out += '\\';
-      out += c;
-    } else if (u < 0x20) {
-      out += fmt::format("\\u{:04x}", u);
-    } else {
-      out += c;
-    }
+  while (!text.empty()) {
+    const Utf8Part part = first_part(text);
+    append_quoted(out, part.kind == Utf8::kWhole ? text.substr(0, part.bytes) : "\ufffd");
+    text.remove_prefix(part.bytes);
   }
   return out + "\"";
 }
 
 bool needs_quotes(std::string_view text) {
   if (text.empty()) return true;
-  for (const char c : text)
-    if (static_cast<unsigned char>(c) <= 0x20 || c == '"' || c == '=') return true;
+  while (!text.empty()) {
+    const Utf8Part part = first_part(text);
+    const std::string_view character = text.substr(0, part.bytes);
+    if (part.kind != Utf8::kWhole || is_control(character)) return true;
+    if (character == " " || character == "\"" || character == "=") return true;
+    text.remove_prefix(part.bytes);
+  }
   return false;
 }
 

@@ -21,6 +21,7 @@
 #include "src/base/dtype.h"
 #include "src/base/engine_config.h"
 #include "src/base/json_text.h"
+#include "src/base/log.h"
 #include "src/base/random.h"
 #include "src/base/text_file.h"
 #include "src/base/threads.h"
@@ -150,6 +151,44 @@ TEST(Utf8, ACutTextEndsWithAWholeCharacter) {
   EXPECT_EQ(cut_text("abc", 3), "abc");
   EXPECT_EQ(cut_text("abcd", 3), "abc...");
   EXPECT_EQ(cut_text("a\xc3\xa9\xf0\x9f\x98\x80", 6), "a\xc3\xa9...") << "not half of four bytes";
+}
+
+std::string logged(LogFormat format, std::string_view text) {
+  testing::internal::CaptureStderr();
+  configure_log(format, LogLevel::kInfo);
+  log_line(LogLevel::kInfo, "said", {{"text", text}});
+  configure_log(LogFormat::kKeyValue, LogLevel::kInfo);
+  const std::string line = testing::internal::GetCapturedStderr();
+  return line.substr(line.find("text"));
+}
+
+// Names come from clients, who are not to draw on an operator's terminal nor to break a line's form.
+TEST(Log, NoControlCharacterAndNoBadByteReachesItRaw) {
+  struct Case {
+    std::string text, shown;
+  };
+  const std::string bad = "\xef\xbf\xbd";
+  for (const Case& c :
+       {Case{"plain", "plain"}, Case{"caf\xc3\xa9", "caf\xc3\xa9"}, Case{"\nz", R"("\u000az")"},
+        Case{"\x7fz", R"("\u007fz")"}, Case{"\xc2\x9b[2Jz", R"("\u009b[2Jz")"},
+        Case{"\xffz", '"' + bad + "z\""}, Case{"cut \xe2\x82", "\"cut " + bad + '"'}}) {
+    EXPECT_EQ(logged(LogFormat::kKeyValue, c.text), "text=" + c.shown + "\n");
+    const std::string quoted = c.shown.starts_with('"') ? c.shown : '"' + c.shown + '"';
+    EXPECT_EQ(logged(LogFormat::kJson, c.text), "text\":" + quoted + "}\n");
+  }
+}
+
+// GetLoad tells it, in a string.
+TEST(EngineConfig, ADirectoryThatIsNotUtf8IsRefused) {
+  EngineConfig config;
+  config.disk_kv_dir = "/tmp/\xff";
+  config.disk_kv_bytes = int64_t{1} << 30;
+  const Status s = validate(config);
+  ASSERT_FALSE(s);
+  EXPECT_EQ(s.error().message, "disk_kv_dir is not UTF-8 at byte 5");
+  EXPECT_EQ(s.error().field, "disk_kv_dir");
+  config.disk_kv_dir = "/tmp/\xc3\xa9";
+  EXPECT_TRUE(validate(config));
 }
 
 TEST(JsonText, WhatNestsTooDeepIsRefusedBeforeItIsATree) {
