@@ -17,6 +17,7 @@
 #include "server/wire_codec.h"
 #include "src/base/longest_time.h"
 #include "src/base/retry_delay.h"
+#include "src/base/utf8.h"
 
 namespace quire::server {
 namespace {
@@ -35,7 +36,6 @@ Error stopping() {
           .retry_delay_ms = kRetryDelayMs};
 }
 
-// With its line in the log.
 // A look-up each, on the thread that answers health checks: half a million took a third of a second.
 constexpr int kMaxAbortNames = 1024;
 
@@ -43,11 +43,21 @@ Error too_many_names(int count) {
   return invalid(fmt::format("request_ids has {} names; at most {}", count, kMaxAbortNames), "request_ids");
 }
 
-grpc::Status refusal(const Error& error, const std::string& name = {},
-                     std::span<const QuotaViolation> violations = {}) {
+// With its line in the log.
+grpc::Status refusal(const grpc::CallbackServerContext& context, const Error& error,
+                     const std::string& name = {}, std::span<const QuotaViolation> violations = {}) {
   grpc::Status status = to_grpc_status(error, violations);
-  log_call({.name = name}, status);
+  log_call({.name = cut_text(name, kMaxNameBytes), .traceparent = traceparent(context)}, status);
   return status;
+}
+
+// DumpKv's request is one of Generate's: its fields are called as they are there, whoever finds fault with them.
+Error named_as_in_generate(Error error) {
+  constexpr std::string_view kOuter = "request.";
+  if (!error.field.starts_with(kOuter)) return error;
+  error.field.erase(0, kOuter.size());
+  if (error.message.starts_with(kOuter)) error.message.erase(0, kOuter.size());
+  return error;
 }
 
 // What the wire leaves out of its sampling is the model's to say.
@@ -60,10 +70,7 @@ Result<Request> request_of(const v1::GenerateRequest& wire, const ModelCard& mod
 // A stream that only says why it did not start.
 class RefusedStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
-  explicit RefusedStream(const Error& error, const std::string& name = {}) { Finish(refusal(error, name)); }
-  RefusedStream(const QuotaRefusal& quota, const std::string& name) {
-    Finish(refusal(quota.error, name, quota.violations));
-  }
+  explicit RefusedStream(const grpc::Status& status) { Finish(status); }
   void OnDone() override { delete this; }
 };
 
@@ -195,16 +202,18 @@ CallParts GenerationServer::parts_of(Engine& engine, Context& context, const Byt
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServer::Generate(Context* context, const Bytes* bytes) {
-  const Result<Engine*> engine = ready_engine();
-  if (!engine) return new RefusedStream(engine.error());
   v1::GenerateRequest wire;
-  if (const Status parsed = parse(*bytes, wire); !parsed) return new RefusedStream(parsed.error());
+  const auto refuse = [&](const Error& error, std::span<const QuotaViolation> violations = {}) {
+    return new RefusedStream(refusal(*context, error, wire.request_id(), violations));
+  };
+  const Result<Engine*> engine = ready_engine();
+  if (!engine) return refuse(engine.error());
+  if (const Status parsed = parse(*bytes, wire); !parsed) return refuse(parsed.error());
   Result<Request> request = request_of(wire, (*engine)->model());
-  if (!request) return new RefusedStream(request.error(), wire.request_id());
-  if (request->dump_kv && !options_.allow_debug)
-    return new RefusedStream(debugging_is_off(), wire.request_id());
+  if (!request) return refuse(request.error());
+  if (request->dump_kv && !options_.allow_debug) return refuse(debugging_is_off());
   TenantLimiter::Admission admission = admit(*request, *context, **engine);
-  if (admission.refusal) return new RefusedStream(*admission.refusal, wire.request_id());
+  if (admission.refusal) return refuse(admission.refusal->error, admission.refusal->violations);
   return GenerateCall::start(
       parts_of(**engine, *context, *bytes, *std::move(request), std::move(admission.lease)), options_.stream);
 }
@@ -268,6 +277,8 @@ grpc::ServerUnaryReactor* GenerationServer::GetLoad(Context* context, const Byte
 grpc::ServerUnaryReactor* GenerationServer::Abort(Context* context, const Bytes* bytes, Bytes* response) {
   return answer<v1::AbortRequest>(*context, *bytes, *response,
                                   [&](const v1::AbortRequest& wire) -> Result<v1::AbortResponse> {
+                                    if (wire.request_ids_size() > kMaxAbortNames)
+                                      return too_many_names(wire.request_ids_size());
                                     v1::AbortResponse out;
                                     std::unordered_set<std::string_view> named;
                                     for (const std::string& name : wire.request_ids())
@@ -277,19 +288,17 @@ grpc::ServerUnaryReactor* GenerationServer::Abort(Context* context, const Bytes*
                                   });
 }
 
-                                    if (wire.request_ids_size() > kMaxAbortNames)
-                                      return too_many_names(wire.request_ids_size());
 grpc::ServerUnaryReactor* GenerationServer::DumpKv(Context* context, const Bytes* bytes, Bytes* response) {
   v1::DumpKvRequest wire;
   const auto refuse = [&](const Error& error, std::span<const QuotaViolation> violations = {}) {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(refusal(error, wire.request().request_id(), violations));
+    reactor->Finish(refusal(*context, error, wire.request().request_id(), violations));
     return reactor;
   };
   if (!options_.allow_debug) return refuse(debugging_is_off());
   const Result<Engine*> engine = ready_engine();
   if (!engine) return refuse(engine.error());
-  if (const Status parsed = parse(*bytes, wire); !parsed) return refuse(parsed.error());
+  if (const Status parsed = parse(*bytes, wire); !parsed) return refuse(named_as_in_generate(parsed.error()));
   Result<Request> request = request_of(wire.request(), (*engine)->model());
   if (!request) return refuse(request.error());
   TenantLimiter::Admission admission = admit(*request, *context, **engine);

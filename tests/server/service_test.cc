@@ -196,6 +196,20 @@ TEST(Service, AbortTakesABoundedNumberOfNames) {
   EXPECT_EQ(running.get().error_code(), grpc::StatusCode::CANCELLED);
 }
 
+// A client that builds both calls from one request reads one kind of path.
+TEST(Service, DumpKvNamesFieldsAsGenerateDoes) {
+  Rig rig;
+  // DumpKvRequest{request {request_id: "\xff"}}, and {request {messages {messages {role: "\xff"}}}}.
+  const auto name = call_with_bytes(rig, "DumpKv", "\x0a\x03\x0a\x01\xff");
+  EXPECT_EQ(name.error_message(), "request_id is not UTF-8 at byte 0 of 1");
+  EXPECT_EQ(violated_field(name), "request_id");
+  EXPECT_EQ(violated_field(call_with_bytes(rig, "DumpKv", "\x0a\x07\x22\x05\x0a\x03\x0a\x01\xff")),
+            "messages.messages.role");
+  v1::DumpKvRequest request = dump_request("dump", 1);
+  request.mutable_request()->mutable_token_ids()->add_ids(-1);
+  EXPECT_EQ(violated_field(dump_later(rig, request).get()), "token_ids");
+}
+
 TEST(Service, DumpKvThatADrainCancelsIsToldSoWithADelay) {
   Rig rig;
   auto running = dump_later(rig, dump_request("dump", 1'000'000));
@@ -237,6 +251,47 @@ TEST(Service, NamesTheTextThatIsNotUtf8) {
   EXPECT_EQ(health_of(rig, kServiceName), "SERVING") << "the server goes on";
   EXPECT_EQ(testing::internal::GetCapturedStderr(), "")
       << "the log is at errors only, and this is the client's";
+}
+
+TEST(Service, ARefusalsLineHasTheCallersTraceparent) {
+  Rig rig;
+  const std::string traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+  v1::GenerateRequest wrong = text_request("hello", 1);
+  wrong.set_deadline_ms(-1);
+  v1::DumpKvRequest wrong_dump;
+  *wrong_dump.mutable_request() = wrong;
+  testing::internal::CaptureStderr();
+  configure_log(LogFormat::kKeyValue, LogLevel::kInfo);
+  {
+    grpc::ClientContext context;
+    context.AddMetadata("traceparent", traceparent);
+    EXPECT_EQ(run_stream(*rig.stub, wrong, context).status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  }
+  {
+    grpc::ClientContext context;
+    context.AddMetadata("traceparent", traceparent);
+    v1::DumpKvResponse out;
+    EXPECT_EQ(rig.stub->DumpKv(&context, wrong_dump, &out).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  }
+  configure_log(LogFormat::kKeyValue, LogLevel::kError);
+  const std::string log = testing::internal::GetCapturedStderr();
+  size_t lines = 0;
+  for (size_t at = 0; (at = log.find("traceparent=" + traceparent, at)) != std::string::npos; ++at) ++lines;
+  EXPECT_EQ(lines, 2u) << log;
+}
+
+// The message that says so is short; the name came in one of up to 4 MiB.
+TEST(Service, ANameThatIsTooLongIsCutInTheLog) {
+  Rig rig;
+  v1::GenerateRequest request = text_request("hello", 1);
+  request.set_request_id(std::string(100'000, 'x'));
+  testing::internal::CaptureStderr();
+  configure_log(LogFormat::kKeyValue, LogLevel::kInfo);
+  EXPECT_EQ(violated_field(run_stream(*rig.stub, request).status), "request_id");
+  configure_log(LogFormat::kKeyValue, LogLevel::kError);
+  const std::string log = testing::internal::GetCapturedStderr();
+  EXPECT_NE(log.find("name=xxxx"), std::string::npos) << log.substr(0, 200);
+  EXPECT_LT(log.size(), 1000u);
 }
 
 TEST(Service, RefusesBytesThatAreNoMessage) {
