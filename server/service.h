@@ -43,7 +43,7 @@ class GenerationServer final : public detail::RawService {
 
   // Once, when the engine is open: from here on its memory has a ceiling.
   Status watch_host_memory(int64_t untouched_bytes);
-  // Until an engine is set every call gets UNAVAILABLE. It must outlive the gRPC server.
+  // Until an engine is set every call but Abort, which finds nothing that runs, gets UNAVAILABLE. It must outlive the gRPC server.
   void set_engine(Engine* engine) { engine_ = engine; }
   void set_draining() { registry_.set_draining(); }
   size_t num_calls() const { return registry_.size(); }

@@ -15,8 +15,8 @@ from .aio import AsyncClient, AsyncGeneration
 from .channel import Tls
 from .client import Client, Generation
 from .errors import QuireError
-from .request import Message, Prompt, RequestOptions
-from .types import Completion, Event, KvUsage, Load, Model, Output, PolicyLoad, TierLoad, Timings, TokenLogprob, Usage
+from .request import Message, Prompt, RequestOptions, Retention
+from .types import Completion, Event, KvUsage, Load, Model, Output, PolicyLoad, RequestLimits, TierLoad, Timings, TokenLogprob, Usage
 
 __all__ = [
     "AsyncClient",
@@ -30,10 +30,12 @@ __all__ = [
     "Message",
     "Model",
     "Output",
+    "PolicyLoad",
     "Prompt",
     "QuireError",
+    "RequestLimits",
     "RequestOptions",
-    "PolicyLoad",
+    "Retention",
     "TierLoad",
     "Timings",
     "Tls",

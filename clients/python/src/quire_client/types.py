@@ -20,7 +20,9 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    prompt_tokens: int
+    """Tokens of one request."""
+
+    prompt_tokens: int  # with what the tokenizer or template put around the text
     completion_tokens: int  # over all continuations
     cached_tokens: int  # prompt tokens that the prefix cache had
 
@@ -132,17 +134,19 @@ class RequestLimits:
 
 @dataclass(frozen=True, slots=True)
 class Model:
+    """What is served, and what a request may ask of it."""
+
     name: str
-    architecture: str
-    dtype: str
+    architecture: str  # as its config.json says: "LlamaForCausalLM"
+    dtype: str  # of activations: f32, bf16, f16
     device: str
     num_parameters: int
     num_layers: int
     vocab_size: int
-    max_context_tokens: int
-    kv_bytes_per_token: int
+    max_context_tokens: int  # prompt and output together
+    kv_bytes_per_token: int  # of one sequence, all layers
     eos_token_ids: tuple[int, ...]
-    bos_token_id: int | None
+    bos_token_id: int | None  # where it has one
     has_tokenizer: bool
     has_chat_template: bool
     kv_cache_dtype: str
@@ -196,7 +200,7 @@ class Load:
     last_step_age_ms: float
     host_tier: TierLoad | None  # where there is one
     disk_tier: TierLoad | None
-    disk_kv_state: str  # "" = no disk tier was asked for, "on", "off: REASON", "not written: REASON"
+    disk_kv_state: str  # "" = no disk tier was asked for, "on", "off: REASON", "not written: REASON", "hangs: N copies have not returned"
     policies: tuple[PolicyLoad, ...]  # every policy there is
     tenants_tracked: int  # 0 where none is limited
     host_memory_bytes: int  # held, and the ceiling; both 0 without one
