@@ -4,11 +4,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
 #include "src/base/random.h"
+#include "src/base/text_file.h"
 #include "src/model/config.h"
 #include "src/policy/policy_memory.h"
 
@@ -16,6 +17,7 @@ namespace quire {
 namespace {
 
 constexpr int64_t kMostBlocks = 1 << 26;
+constexpr int64_t kMostJsonBytes = 1 << 20;
 constexpr double kMostSpeed = 1e6;
 constexpr double kMostSeconds = 1e6;
 constexpr double kLeastCacheBytes = 1e9;      // where nobody says how much
@@ -27,38 +29,47 @@ struct Card {
   double memory_bytes = 80e9;
 };
 
+// Within these no time overflows: the slowest card takes hours for a step of the largest model.
+struct CardField {
+  const char* name;
+  double Card::* value;
+  double least, most;
+};
+constexpr CardField kCardFields[] = {{"read_bytes_per_s", &Card::read_bytes_per_s, 1e6, 1e18},
+                                     {"flops_per_s", &Card::flops_per_s, 1e9, 1e21},
+                                     {"overhead_us", &Card::overhead_us, 1e-3, 1e7},
+                                     {"memory_bytes", &Card::memory_bytes, 1e6, 1e15}};
+
 Result<Card> read_card(const std::string& name) {
   if (name == "h100") return Card{};
   if (name == "h200") return Card{.read_bytes_per_s = 4.3e12, .memory_bytes = 141e9};
-  std::ifstream file(name);
-  if (!file)
-    return invalid(fmt::format("card is `{}`; it must be h100, h200 or a JSON file that can be read", name),
-                   "card");
-  const nlohmann::json json = nlohmann::json::parse(file, nullptr, false);
+  const Result<std::string> text = read_text_file(name, kMostJsonBytes);
+  if (!text)
+    return invalid(
+        fmt::format("card is `{}`; it must be h100, h200 or a JSON file: {}", name, text.error().message),
+        "card");
+  const nlohmann::json json = nlohmann::json::parse(*text, nullptr, false);
   if (!json.is_object()) return invalid(fmt::format("{}: not a JSON object", name), "card");
   Card card;
-  for (const auto& [key, target] :
-       {std::pair<const char*, double*>{"read_bytes_per_s", &card.read_bytes_per_s},
-        {"flops_per_s", &card.flops_per_s},
-        {"overhead_us", &card.overhead_us},
-        {"memory_bytes", &card.memory_bytes}}) {
-    const auto it = json.find(key);
+  std::vector<std::string> known;
+  for (const CardField& field : kCardFields) known.emplace_back(field.name);
+  for (const CardField& field : kCardFields) {
+    const auto it = json.find(field.name);
     if (it == json.end())
-      return invalid(fmt::format("{}: `{}` is missing; a card has read_bytes_per_s, flops_per_s, overhead_us "
-                                 "and memory_bytes",
-                                 name, key),
+      return invalid(
+          fmt::format("{}: `{}` is missing; a card has {}", name, field.name, fmt::join(known, ", ")),
+          "card");
+    const double value = it->is_number() ? it->get<double>() : 0;
+    if (!(value >= field.least && value <= field.most))
+      return invalid(fmt::format("{}: `{}` is {}; it must be a number from {} to {}", name, field.name,
+                                 it->dump(), field.least, field.most),
                      "card");
-    if (!it->is_number() || !(it->get<double>() > 0))
-      return invalid(fmt::format("{}: `{}` must be a number above 0", name, key), "card");
-    *target = it->get<double>();
+    card.*field.value = value;
   }
   for (const auto& [key, value] : json.items())
-    if (key != "read_bytes_per_s" && key != "flops_per_s" && key != "overhead_us" && key != "memory_bytes")
-      return invalid(
-          fmt::format(
-              "{}: unknown field `{}`; known: read_bytes_per_s, flops_per_s, overhead_us, memory_bytes", name,
-              key),
-          "card");
+    if (std::ranges::find(known, key) == known.end())
+      return invalid(fmt::format("{}: unknown field `{}`; known: {}", name, key, fmt::join(known, ", ")),
+                     "card");
   return card;
 }
 
@@ -77,10 +88,11 @@ ModelSpec llama_8b() {
 
 Result<ModelSpec> read_shape(const std::string& path) {
   if (path.empty()) return llama_8b();
-  std::ifstream file(path);
-  if (!file) return invalid(fmt::format("model_shape: {} cannot be read", path), "model_shape");
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
-  return parse_model_config(text);
+  const Result<std::string> text = read_text_file(path, kMostJsonBytes);
+  if (!text) return invalid(fmt::format("model_shape: {}", text.error().message), "model_shape");
+  Result<ModelSpec> spec = parse_model_config(*text);
+  if (!spec) return invalid(fmt::format("model_shape {}: {}", path, spec.error().message), "model_shape");
+  return spec;
 }
 
 std::optional<EvictionOrder> eviction_of(const std::string& name) {
@@ -93,6 +105,23 @@ std::optional<BothEnds> both_ends_of(const std::string& name) {
   if (name == "auto" || name == "spare") return BothEnds::kSpare;
   if (name == "never") return BothEnds::kNever;
   return name == "always" ? std::optional(BothEnds::kAlways) : std::nullopt;
+}
+
+// A script says all of this itself.
+Status check_script_options(const SimOptions& o) {
+  const SimOptions none;
+  const auto given = [](const char* field, const auto& value) {
+    return invalid(fmt::format("{} is {}, and a script is played, which has its own", field, value), field);
+  };
+  if (o.sequences != none.sequences) return given("sequences", o.sequences);
+  if (o.kv_bytes != none.kv_bytes) return given("kv_bytes", o.kv_bytes);
+  if (o.look_ahead != none.look_ahead) return given("look_ahead", o.look_ahead);
+  for (const auto& [field, value] :
+       {std::pair("model_shape", &SimOptions::model_shape), std::pair("card", &SimOptions::card),
+        std::pair("prefix_rule", &SimOptions::prefix_rule), std::pair("eviction", &SimOptions::eviction),
+        std::pair("both_ends", &SimOptions::both_ends)})
+    if (o.*value != none.*value) return given(field, o.*value);
+  return ok();
 }
 
 // What a random load has no use for, so that nobody believes in what was not simulated.
@@ -147,6 +176,8 @@ Status check_options(const SimOptions& o) {
   if (!eviction_of(o.eviction))
     return invalid(fmt::format("eviction is `{}`; it must be lru, pgdsf, oracle or auto", o.eviction),
                    "eviction");
+  if (!o.script.empty())
+    if (Status none = check_script_options(o); !none) return none;
   return check_trace_options(o);
 }
 

@@ -275,7 +275,12 @@ Result<SimReport> run_sim(const SimOptions& options) {
                         : options.trace.empty() ? run_random(options, *setup, run)
                                                 : run_trace(options, *setup, run);
   if (!played) return played.error();
-  return run.finish();
+  Result<SimReport> report = run.finish();
+  if (report && options.seconds > 0 && report->steps == 0 && report->violations.empty())
+    return invalid(
+        fmt::format("seconds is {}, and setting up took longer: nothing was simulated", options.seconds),
+        "seconds");
+  return report;
 }
 
 std::string to_json(const SimReport& r) {

@@ -36,6 +36,10 @@ Result<std::string> read_file(const std::string& path) {
       return invalid(fmt::format("'{}' unpacks to more than {} bytes", path, kMostBytes));
   }
   if (count < 0) return invalid(fmt::format("'{}' is not a readable gzip file", path));
+  int problem = Z_OK;
+  gzerror(file.get(), &problem);
+  if (problem == Z_BUF_ERROR)
+    return invalid(fmt::format("'{}' is cut short: its gzip stream has no end", path));
   return content;
 }
 

@@ -263,8 +263,37 @@ TEST(Simulation, AFieldThatACardLacksIsNamed) {
     ASSERT_FALSE(refused) << text;
     EXPECT_EQ(refused.error().message,
               path + ": `" + lacks +
-                  "` is missing; a card has read_bytes_per_s, flops_per_s, overhead_us and memory_bytes");
+                  "` is missing; a card has read_bytes_per_s, flops_per_s, overhead_us, memory_bytes");
   }
+  std::filesystem::remove(path);
+}
+
+TEST(Simulation, ACardsFieldOutOfRangeIsNamedWithItsLimits) {
+  const std::string path = std::filesystem::temp_directory_path() / "quire_sim_odd_card.json";
+  const auto with = [&](const char* reads) {
+    std::ofstream(path)
+        << R"({"memory_bytes": 80e9, "flops_per_s": 6e14, "overhead_us": 50, "read_bytes_per_s": )" << reads
+        << "}";
+    return run_sim({.steps = 1, .card = path}).error().message;
+  };
+  for (const char* reads : {"1e-300", "1e300", "0", "-1"})
+    EXPECT_TRUE(with(reads).ends_with("; it must be a number from 1000000 to 1e+18")) << with(reads);
+  EXPECT_TRUE(with("\"fast\"").starts_with(path + ": `read_bytes_per_s` is \"fast\"; it must be a number"));
+  std::filesystem::remove(path);
+}
+
+TEST(Simulation, AFileThatCannotBeReadIsNamed) {
+  const std::string directory = std::filesystem::temp_directory_path();
+  for (const SimOptions& o :
+       {SimOptions{.steps = 1, .card = directory}, SimOptions{.steps = 1, .model_shape = directory}}) {
+    const Result<SimReport> refused = run_sim(o);
+    ASSERT_FALSE(refused);
+    EXPECT_NE(refused.error().message.find(directory), std::string::npos) << refused.error().message;
+  }
+  const std::string path = std::filesystem::temp_directory_path() / "quire_sim_shape.json";
+  std::ofstream(path) << R"({"architectures": ["WhoForCausalLM"]})";
+  const std::string said = run_sim({.steps = 1, .model_shape = path}).error().message;
+  EXPECT_TRUE(said.starts_with("model_shape " + path + ": ")) << said;
   std::filesystem::remove(path);
 }
 
@@ -300,6 +329,10 @@ TEST(Simulation, WhatBelongsToATraceIsRefusedWithoutOne) {
   EXPECT_EQ(refused({.max_requests = 7}).find("max_requests: max_requests is 7, which needs a trace"), 0u);
   EXPECT_EQ(refused({.trace = "a.csv"}).find("trace_format: trace_format is missing"), 0u);
   EXPECT_EQ(refused({.script = "a.jsonl", .trace = "a.csv", .trace_format = "azure"}).find("script: "), 0u);
+  EXPECT_EQ(refused({.script = "a.jsonl", .eviction = "pgdsf"}),
+            "eviction: eviction is pgdsf, and a script is played, which has its own");
+  EXPECT_EQ(refused({.sequences = 7, .script = "a.jsonl"}),
+            "sequences: sequences is 7, and a script is played, which has its own");
 }
 
 // Five prefixes in turn and room for some: least recently used is always the one that comes next.

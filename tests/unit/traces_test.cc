@@ -1,5 +1,6 @@
 // Method: small files written by the test for what must be refused, and the facts stated about the shared traces for what is read.
 #include <gtest/gtest.h>
+#include <zlib.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -148,6 +149,26 @@ TEST(Traces, TheSharedAzureTraceHasItsStatedMeans) {
   double prompt = 0;
   for (const TraceRequest& r : trace->requests) prompt += r.prompt_tokens;
   EXPECT_NEAR(prompt / 19366, 1155, 1);
+}
+
+// At a line's end it would be read as a shorter trace.
+TEST(Traces, AGzipFileThatIsCutShortIsRefused) {
+  const std::string path = std::filesystem::temp_directory_path() / "quire_trace.csv.gz";
+  gzFile file = gzopen(path.c_str(), "wb");
+  gzputs(file, "TIMESTAMP,ContextTokens,GeneratedTokens\n");
+  for (int i = 0; i < 5000; ++i)
+    gzprintf(file, "2023-11-16 18:%02d:%02d.%07d,%d,%d\n", i / 60 % 60, i % 60, i, 100 + i * 37 % 4001,
+             i % 300 + 1);
+  gzclose(file);
+  ASSERT_TRUE(read_trace(path, TraceFormat::kAzure, {}));
+  const auto whole = static_cast<int64_t>(std::filesystem::file_size(path));
+  for (int64_t size = whole - 1; size > whole - 400; size -= 7) {
+    std::filesystem::resize_file(path, static_cast<uintmax_t>(size));
+    const Result<Trace> cut = read_trace(path, TraceFormat::kAzure, {});
+    ASSERT_FALSE(cut) << size;
+    EXPECT_NE(cut.error().message.find("is cut short"), std::string::npos) << cut.error().message;
+  }
+  std::filesystem::remove(path);
 }
 
 TEST(Traces, TheSharedMooncakeTraceHitsWhatAnUnboundedCacheWould) {
