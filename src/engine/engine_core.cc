@@ -18,6 +18,9 @@ std::optional<PreemptionMode> preemption_mode_of(const std::string& name) {
   return {};
 }
 
+// Of one prompt's log-probabilities, which the host reads in some 60 ms.
+constexpr int32_t kLogprobLogitsPerStep = 8 << 20;
+
 ScheduleLimits schedule_limits(const CoreOptions& options) {
   const EngineConfig& config = options.config;
   ScheduleLimits limits;
@@ -33,6 +36,8 @@ ScheduleLimits schedule_limits(const CoreOptions& options) {
   limits.max_sequences = config.max_sequences;
   limits.max_prefill_chunk_tokens =
       config.max_prefill_chunk_tokens > 0 ? config.max_prefill_chunk_tokens : config.max_step_tokens;
+  limits.max_logprob_chunk_tokens =
+      std::clamp(kLogprobLogitsPerStep / std::max(1, options.vocab_size), 1, limits.max_prefill_chunk_tokens);
   return limits;
 }
 

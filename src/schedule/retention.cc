@@ -110,9 +110,10 @@ int64_t Scheduler::scored_blocks_to_come(const Sequence& s, const BlockTable& ta
 }
 
 int32_t Scheduler::max_chunk(const Sequence& s) const {
+  const int32_t most =
+      s.group->wants_prompt_logprobs() ? limits_.max_logprob_chunk_tokens : limits_.max_prefill_chunk_tokens;
   return static_cast<int32_t>(
-      most_chunk_tokens(s.group->policy, s.num_prompt_tokens,
-                        std::min(limits_.max_prefill_chunk_tokens, limits_.max_step_tokens)));
+      most_chunk_tokens(s.group->policy, s.num_prompt_tokens, std::min(most, limits_.max_step_tokens)));
 }
 
 // ---- memory beside the cache ----

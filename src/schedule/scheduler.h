@@ -48,6 +48,8 @@ struct ScheduleLimits {
   int32_t max_step_tokens = 2048;
   int32_t max_sequences = 256;              // running at once
   int32_t max_prefill_chunk_tokens = 2048;  // of one sequence in one step
+  // The same where each row's log-probabilities are asked for: the host reads those rows one by one, and everybody's step waits.
+  int32_t max_logprob_chunk_tokens = 2048;
   ReserveRule reserve;
   bool whole_block_hits = false;  // cut hits to whole blocks, as vLLM does; for comparison
   BothEnds both_ends = BothEnds::kSpare;

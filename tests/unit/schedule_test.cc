@@ -317,6 +317,26 @@ TEST(Scheduler, AFailedStepFailsItsSequencesAndNotTheEngine) {
   EXPECT_EQ(h.record(again).end.cached_tokens, 0) << "nothing of a failed step is cached";
 }
 
+// The host reads each row of such a prompt, for which everybody's step waits.
+TEST(Scheduler, PromptLogprobsComeInChunksThatALargeVocabularyMakesShort) {
+  HarnessOptions o;
+  o.vocab_size = 1 << 20;
+  Harness h(o);
+  SamplingParams p = Harness::greedy(4);
+  p.prompt_logprobs = 2;
+  const RequestId id = h.submit(ids(30), p);
+  const RequestId other = h.submit(ids(40, 100), Harness::greedy(4));
+  h.step();
+  const auto planned = [&](RequestId r) {
+    return h.core().scheduler().find(r)->sequences.front()->num_planned;
+  };
+  EXPECT_EQ(planned(id), 8);
+  EXPECT_EQ(planned(other), 40);
+  h.run();
+  EXPECT_EQ(h.record(id).prompt_logprobs.size(), 30u);
+  h.expect_sound();
+}
+
 TEST(Scheduler, WithoutGenerationThePromptIsScoredAndEnds) {
   Harness h(small());
   SamplingParams p = Harness::greedy(0);
