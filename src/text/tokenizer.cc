@@ -11,12 +11,20 @@ namespace {
 
 constexpr size_t kPartBytes = 64 << 10;  // takes some 8 MB to read
 
-Result<quire_tokenizer*> open_json(const std::string& path) {
-  Result<std::string> json = read_text_file(path, kMaxModelTextBytes);
+// Empty where there is none.
+Result<std::string> read_config(const std::string& path) {
+  return entry_exists(path) ? read_text_file(path, kMaxModelTextBytes) : Result<std::string>("");
+}
+
+Result<quire_tokenizer*> open_json(const std::string& path, const std::string& config_path) {
+  const Result<std::string> json = read_text_file(path, kMaxModelTextBytes);
   if (!json) return json.error();
+  const Result<std::string> config = read_config(config_path);
+  if (!config) return config.error();
   quire_tokenizer* handle = nullptr;
   quire_text error{};
-  const int code = quire_tokenizer_open_json(json->data(), json->size(), &handle, &error);
+  const int code =
+      quire_tokenizer_open_json(json->data(), json->size(), config->data(), config->size(), &handle, &error);
   if (code != 0) return ffi_error(code, error, path + ": ");
   return handle;
 }
@@ -37,16 +45,12 @@ Result<quire_tokenizer*> open_sentencepiece(const std::string& path, const std::
     return invalid(path +
                    ": it is a tiktoken vocabulary, which does not say how text is split; convert it to a "
                    "tokenizer.json");
-  std::string config;
-  if (entry_exists(config_path)) {
-    Result<std::string> read = read_text_file(config_path, kMaxModelTextBytes);
-    if (!read) return read.error();
-    config = std::move(*read);
-  }
+  const Result<std::string> config = read_config(config_path);
+  if (!config) return config.error();
   quire_tokenizer* handle = nullptr;
   quire_text error{};
-  const int code = quire_tokenizer_open_sentencepiece(model->data(), model->size(), config.data(),
-                                                      config.size(), &handle, &error);
+  const int code = quire_tokenizer_open_sentencepiece(model->data(), model->size(), config->data(),
+                                                      config->size(), &handle, &error);
   if (code != 0) return ffi_error(code, error, path + ": ");
   return handle;
 }
@@ -62,8 +66,9 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::open(const std::string& dir, int32
   const std::string path = dir + (json ? "/tokenizer.json" : "/tokenizer.model");
   if (!json && !entry_exists(path))
     return error(Code::kNotFound, dir + ": it has neither tokenizer.json nor tokenizer.model");
+  const std::string config_path = dir + "/tokenizer_config.json";
   Result<quire_tokenizer*> handle =
-      json ? open_json(path) : open_sentencepiece(path, dir + "/tokenizer_config.json");
+      json ? open_json(path, config_path) : open_sentencepiece(path, config_path);
   if (!handle) return handle.error();
   const int32_t num_ids = quire_tokenizer_num_ids(*handle);
   const quire_decode_rules rules = quire_tokenizer_decode_rules(*handle);

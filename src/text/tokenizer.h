@@ -1,6 +1,6 @@
 // Text to token ids and back, from a model directory's tokenizer.json (Hugging Face) or tokenizer.model
-// (SentencePiece). Immutable after open: any thread, no lock. The work is done by the Rust crate in ffi/; no
-// exception and no panic leaves it. The files are trusted in what they cost: a pattern or a character map may
+// (SentencePiece); a tokenizer_config.json beside it may tell what stands around a text. Immutable after open:
+// any thread, no lock. The work is done by the Rust crate in ffi/; no exception and no panic leaves it. The files are trusted in what they cost: a pattern or a character map may
 // make encoding slow or large, and only what multiplies (steps of a normaliser, copies of a text) is refused.
 #pragma once
 

@@ -165,7 +165,7 @@ void fuzz_one(std::string_view input) {
   const std::string json = tokenizer_of(input);
   quire_tokenizer* tokenizer = nullptr;
   quire_text error{};
-  if (quire_tokenizer_open_json(json.data(), json.size(), &tokenizer, &error) != 0)
+  if (quire_tokenizer_open_json(json.data(), json.size(), nullptr, 0, &tokenizer, &error) != 0)
     return quire_text_free(error);
   if (quire_tokenizer_reads_in_parts(tokenizer) != 0) compare_all(tokenizer, input);
   quire_tokenizer_close(tokenizer);

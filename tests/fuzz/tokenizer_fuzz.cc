@@ -54,7 +54,7 @@ void fuzz_one(std::string_view input) {
     code = quire_tokenizer_open_sentencepiece(input.data(), input.size(), config.data(), config.size(),
                                               &tokenizer, &error);
   } else {
-    code = quire_tokenizer_open_json(input.data(), input.size(), &tokenizer, &error);
+    code = quire_tokenizer_open_json(input.data(), input.size(), nullptr, 0, &tokenizer, &error);
   }
   if (code != 0) {
     check_refusal(error);

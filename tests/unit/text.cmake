@@ -4,8 +4,8 @@ if(TARGET quire_text)
     quire_test(text_${area}_test LABEL unit SOURCES ${QUIRE_TEST_DIR}/text_${area}_test.cc
       LIBS quire_text nlohmann_json::nlohmann_json)
   endforeach()
-  target_sources(text_tokenizer_test PRIVATE ${QUIRE_TEST_DIR}/text_cuts_test.cc ${QUIRE_TEST_DIR}/text_guard_test.cc
-    ${QUIRE_TEST_DIR}/text_reserved_test.cc
-    ${QUIRE_TEST_DIR}/text_wrong_files_test.cc)
+  foreach(part around cuts guard reserved wrong_files)
+    target_sources(text_tokenizer_test PRIVATE ${QUIRE_TEST_DIR}/text_${part}_test.cc)
+  endforeach()
   target_sources(text_chat_template_test PRIVATE ${QUIRE_TEST_DIR}/text_chat_bounds_test.cc)
 endif()

@@ -30,11 +30,12 @@ typedef struct quire_ids {
 } quire_ids;
 void quire_ids_free(quire_ids ids);
 
-/* The contents of a tokenizer.json. Refused: steps that may make more than 65,536 bytes of one, a template that repeats the text. */
-int quire_tokenizer_open_json(const char* json, size_t json_bytes, quire_tokenizer** tokenizer,
-                              quire_text* error);
-/* The contents of a tokenizer.model (SentencePiece), and of tokenizer_config.json (0 bytes: none) for add_bos_token, add_eos_token,
- * legacy and added_tokens_decoder. */
+/* The contents of a tokenizer.json, and of tokenizer_config.json (0 bytes: none) for add_bos_token and add_eos_token, where its
+ * tokenizer_class goes by them. Refused: steps that may make more than 65,536 bytes of one, a template that repeats the text. */
+int quire_tokenizer_open_json(const char* json, size_t json_bytes, const char* config, size_t config_bytes,
+                              quire_tokenizer** tokenizer, quire_text* error);
+/* The contents of a tokenizer.model (SentencePiece), and of tokenizer_config.json for add_bos_token, add_eos_token, legacy,
+ * added_tokens_decoder and what it calls special otherwise. */
 int quire_tokenizer_open_sentencepiece(const char* model, size_t model_bytes, const char* config,
                                        size_t config_bytes, quire_tokenizer** tokenizer, quire_text* error);
 void quire_tokenizer_close(quire_tokenizer* tokenizer);

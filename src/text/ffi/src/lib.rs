@@ -1,6 +1,7 @@
 //! Tokenizers and chat templates behind the C ABI of `quire_text_ffi.h`, which states the rules of every function here.
 //! This file is the boundary: pointers become slices, results become codes, panics become errors. No other file is unsafe.
 
+mod around;
 mod bounded_filters;
 mod charsmap;
 mod checked_tree;
@@ -178,11 +179,14 @@ pub unsafe extern "C" fn quire_ids_free(ids: Ids) {
 pub unsafe extern "C" fn quire_tokenizer_open_json(
     json: *const u8,
     json_bytes: usize,
+    config: *const u8,
+    config_bytes: usize,
     tokenizer: *mut *mut Tokenizer,
     error: *mut Text,
 ) -> i32 {
     let json = take_bytes(json, json_bytes);
-    run_or(unexpected, error, || Tokenizer::from_json(json), |made| *tokenizer = Box::into_raw(Box::new(made)))
+    let config = take_bytes(config, config_bytes);
+    run_or(unexpected, error, || Tokenizer::from_json(json, config), |made| *tokenizer = Box::into_raw(Box::new(made)))
 }
 
 #[no_mangle]

@@ -6,9 +6,9 @@ use std::collections::{HashMap, HashSet};
 use serde_json::Value;
 use tokenizers::models::unigram::Unigram;
 use tokenizers::normalizers::{Precompiled, Prepend, Replace, Sequence, Strip};
-use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, AddedVocabulary, NormalizerWrapper, PostProcessorWrapper};
+use tokenizers::{AddedToken, AddedVocabulary, NormalizerWrapper};
 
+use crate::around::{self, spelled_in, LLAMA};
 use crate::charsmap;
 use crate::cuts::{self, Spaces};
 use crate::decode_table::{fallback_byte, Rules};
@@ -276,10 +276,6 @@ fn is_no_text(piece: &Spelled) -> bool {
     matches!(piece.kind, Kind::Control | Kind::Unknown | Kind::Byte)
 }
 
-fn spelled_in(token: &Value) -> Option<&str> {
-    token.as_str().or_else(|| token.get("content")?.as_str())
-}
-
 /// What the configuration calls special otherwise than in its added_tokens_decoder.
 fn named_special(config: &Value) -> HashSet<&str> {
     let roles = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -324,45 +320,8 @@ fn added_tokens(file: &File, config: &Value, model: &Model, normalizer: &Normali
     Ok(added)
 }
 
-/// BOS and EOS around a text, as Hugging Face's LlamaTokenizer does: BOS unless told otherwise, EOS only if told.
-fn post_processor_of(file: &File, config: &Value) -> Outcome<Option<PostProcessorWrapper>> {
-    let spelled = |key: &str, default: &str| config.get(key).and_then(spelled_in).unwrap_or(default).to_string();
-    let asked = |key: &str, default: bool| config.get(key).and_then(Value::as_bool).unwrap_or(default);
-    let mut around = [(asked("add_bos_token", true), "bos_token", "<s>"), (asked("add_eos_token", false), "eos_token", "</s>")]
-        .into_iter()
-        .map(|(wanted, key, default)| {
-            let token = spelled(key, default);
-            let id = file.pieces.iter().position(|piece| piece.text == token);
-            match (wanted, id) {
-                (false, _) => Ok(None),
-                (true, Some(id)) => Ok(Some((token, id as u32))),
-                (true, None) => Err(invalid(format!("its {key} \"{token}\" is not in its vocabulary"))),
-            }
-        });
-    let (bos, eos) = (around.next().transpose()?.flatten(), around.next().transpose()?.flatten());
-    if bos.is_none() && eos.is_none() {
-        return Ok(None);
-    }
-    let mut single: Vec<String> = Vec::new();
-    single.extend(bos.iter().map(|(token, _)| token.clone()));
-    single.push("$A".into());
-    single.extend(eos.iter().map(|(token, _)| token.clone()));
-    let specials: Vec<(String, u32)> = bos.into_iter().chain(eos).collect();
-    let built = TemplateProcessing::builder()
-        .try_single(single)
-        .map_err(|e| invalid(format!("its BOS and EOS make no template: {e}")))?
-        .special_tokens(specials)
-        .build()
-        .map_err(|e| invalid(format!("its BOS and EOS make no template: {e}")))?;
-    Ok(Some(built.into()))
-}
-
 pub fn open(model: &[u8], config: &[u8]) -> Outcome<Tokenizer> {
-    let config: Value = if config.is_empty() {
-        Value::Null
-    } else {
-        serde_json::from_slice(config).map_err(|e| invalid(format!("tokenizer_config.json is not JSON: {e}")))?
-    };
+    let config = around::parse_config(config)?;
     let file = read(model)?;
     // Hugging Face's "legacy" (its default): each part between special tokens gets the space mark that a text of its own would.
     let legacy = config.get("legacy").and_then(Value::as_bool).unwrap_or(true);
@@ -378,10 +337,11 @@ pub fn open(model: &[u8], config: &[u8]) -> Outcome<Tokenizer> {
         byte_fallback: file.byte_fallback,
         strip_leading_space: file.add_dummy_prefix,
     };
+    let id_of = |token: &str| file.pieces.iter().position(|piece| piece.text == token).map(|id| id as u32);
     let parts = Parts {
         normalizer: Some(normalizer),
         pre_tokenizer: None,
-        post_processor: post_processor_of(&file, &config)?,
+        post_processor: around::of_class(&LLAMA, &config, id_of)?,
         added,
         mark_start: file.add_dummy_prefix && !legacy,
         unknown: file.pieces.iter().position(|piece| piece.kind == Kind::Unknown).map(|id| id as u32),

@@ -13,6 +13,7 @@ use tokenizers::{
     PostProcessorWrapper, PreTokenizedString, PreTokenizer as _, PreTokenizerWrapper, Token,
 };
 
+use crate::around;
 use crate::charsmap;
 use crate::cuts::{self, Cuts};
 use crate::decode_table::{DecodeTable, Rules, TokenSpelling};
@@ -135,7 +136,7 @@ fn failed(e: tokenizers::Error) -> Failure {
 }
 
 impl Tokenizer {
-    pub fn from_json(json: &[u8]) -> Outcome<Tokenizer> {
+    pub fn from_json(json: &[u8], config: &[u8]) -> Outcome<Tokenizer> {
         let value: serde_json::Value = serde_json::from_slice(json).map_err(|e| invalid(format!("it is not JSON: {e}")))?;
         let rules = Rules::from_decoder(value.get("decoder").unwrap_or(&serde_json::Value::Null))?;
         charsmap::check_all(&value)?;
@@ -146,7 +147,7 @@ impl Tokenizer {
         let parts = Parts {
             normalizer: tokenizer.get_normalizer().cloned(),
             pre_tokenizer: tokenizer.get_pre_tokenizer().cloned(),
-            post_processor: tokenizer.get_post_processor().cloned(),
+            post_processor: around::of_json(tokenizer.get_post_processor().cloned(), &around::parse_config(config)?, &ids)?,
             added: tokenizer.get_added_vocabulary().clone(),
             mark_start: false,
             unknown: unknown_of(&value["model"], &ids),
