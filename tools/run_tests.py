@@ -246,7 +246,8 @@ def main() -> int:
         return 1
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, PROCESSES.interrupt)
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup, and the background of a shell
+            signal.signal(number, PROCESSES.interrupt)
     outcomes = []
 
     def report(outcome: Outcome) -> None:

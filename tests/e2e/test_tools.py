@@ -144,20 +144,24 @@ def test_a_program_that_times_out_leaves_nothing_behind(runner, tmp_path):
     wait_until(lambda: not is_alive(int(pid.read_text())), 5)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_run_leaves_nothing_behind_and_begins_nothing(tmp_path, sent):
+@pytest.mark.parametrize(("sent", "ignored"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGHUP, False), (signal.SIGHUP, True)])
+def test_an_interrupted_run_leaves_nothing_behind_and_begins_nothing(tmp_path, sent, ignored):
     pid, script = tmp_path / "pid", tmp_path / "begins"
     script.write_text("#!/bin/sh\n" + BEGINS_ANOTHER.format(pid) + "\n")
     script.chmod(0o755)
     (tmp_path / "CTestTestfile.cmake").write_text(f'add_test(a "{script}")\nadd_test(b "touch" "{tmp_path}/begun")\n')
     (tmp_path / "scratch").mkdir()
-    heeds = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731 -- also where the tests run in the background of a shell
+    heeds = lambda: signal.signal(sent, signal.SIG_IGN if ignored else signal.SIG_DFL)  # noqa: E731 -- whatever the tests run under
     command = [sys.executable, ROOT / "tools/run_tests.py", "--build", tmp_path, "--jobs", "1"]
     environment = {**os.environ, "TMPDIR": str(tmp_path / "scratch")}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, preexec_fn=heeds)
     wait_until(pid.exists)
     process.send_signal(sent)
-    assert process.wait(timeout=20) == 128 + sent
+    if ignored:  # nohup
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.terminate()
+    assert process.wait(timeout=20) == 128 + (signal.SIGTERM if ignored else sent)
     wait_until(lambda: not is_alive(int(pid.read_text())), 5)
     assert not (tmp_path / "begun").exists() and list((tmp_path / "scratch").iterdir()) == []
 
