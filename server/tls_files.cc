@@ -66,7 +66,7 @@ Result<std::string> read_private_key(const std::string& path) {
   if (!text || read_key(*text)) return text;
   if (text->find("ENCRYPTED") != std::string::npos)
     return wrong("--tls-key", path,
-                 "it is under a passphrase, which a server cannot be asked for; a plain key is wanted");
+                 "it is under a passphrase, for which nobody is asked; a plain key is wanted");
   return wrong(
       "--tls-key", path,
       fmt::format("it holds no PEM private key (-----BEGIN PRIVATE KEY-----); {} is wanted", kWanted));
