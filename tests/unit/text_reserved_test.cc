@@ -124,6 +124,18 @@ TEST(Reserved, AUnigramModelFileFindsNeitherControlsNorBytesInText) {
   EXPECT_EQ(spelled(*tokenizer, *tokenizer->encode("</s><0x41>", false, false)).size(), 7u);
 }
 
+// The ids of SentencePiece 0.2: the best way to spell the text with what is left.
+TEST(Reserved, AUnigramModelFileSplitsWhatSpellsAControlAsSentencePieceDoes) {
+  std::vector<Piece> pieces = with_bytes();
+  for (const Piece& piece : letters()) pieces.push_back(piece);
+  for (const char* joined : {"</", "s>", "x4", ">a"}) pieces.push_back({joined, -6});
+  const auto tokenizer = open_files("tokenizer.model", model_file(pieces, kUnigram, true), Json::object());
+  ASSERT_NE(tokenizer, nullptr);
+  expect_text(*tokenizer, "a</s>b", {"a", "</", "s>", "b"});
+  expect_text(*tokenizer, "<0x41>a", {"<", "0", "x4", "1", ">a"});
+  expect_text(*tokenizer, "\u00e9<unk>", {"<0xC3>", "<0xA9>", "<", "u", "n", "k", ">"});
+}
+
 // "<s>" and "</s>" of the model's vocabulary have the score of a certain piece.
 Json unigram_json() {
   Json vocab = Json::array({{"<unk>", 0.0}, {"<s>", 0.0}, {"</s>", 0.0}});

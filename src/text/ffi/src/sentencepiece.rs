@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 use tokenizers::models::unigram::Unigram;
+use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::normalizers::{Precompiled, Prepend, Replace, Sequence, Strip};
 use tokenizers::{AddedToken, AddedVocabulary, NormalizerWrapper};
 
@@ -204,6 +205,22 @@ fn byte_ids(file: &File) -> Outcome<Option<Vec<u32>>> {
         .ok_or_else(|| invalid("it has byte_fallback but not all 256 byte pieces"))
 }
 
+/// The library's finds every piece. Here it is given controls with a space, which no text has any more when a model is asked, and bytes,
+/// which it looks up by their spelling, with a score below that of any way to spell a text.
+fn unigram_of(file: &File, unknown: usize) -> Outcome<Unigram> {
+    let entry = |piece: &Spelled| match piece.kind {
+        Kind::Control | Kind::Unknown => (format!(" {}", piece.text), 0.0),
+        Kind::Byte => (piece.text.clone(), -1e30),
+        _ => (piece.text.clone(), f64::from(piece.score)),
+    };
+    let made = Unigram::from(file.pieces.iter().map(entry).collect(), Some(unknown), file.byte_fallback);
+    let mut model = made.map_err(|e| invalid(format!("its vocabulary is wrong: {e}")))?;
+    // That of an unknown character is told from this one.
+    let scores = file.pieces.iter().filter(|piece| piece.kind == Kind::Normal).map(|piece| f64::from(piece.score));
+    model.min_score = scores.reduce(f64::min).unwrap_or(0.0);
+    Ok(model)
+}
+
 fn model_of(file: &File) -> Outcome<Model> {
     let unknown = file.pieces.iter().position(|piece| piece.kind == Kind::Unknown).unwrap_or(0);
     let mut user_defined: Vec<String> =
@@ -216,9 +233,7 @@ fn model_of(file: &File) -> Outcome<Model> {
                     "it is a unigram model with the user-defined piece \"{text}\", which is not supported"
                 )));
             }
-            let vocab = file.pieces.iter().map(|piece| (piece.text.clone(), f64::from(piece.score))).collect();
-            let made = Unigram::from(vocab, Some(unknown), file.byte_fallback);
-            Ok(Model::Unigram(Box::new(made.map_err(|e| invalid(format!("its vocabulary is wrong: {e}")))?)))
+            Ok(Model::Unigram(Box::new(unigram_of(file, unknown)?)))
         }
         2 => {
             let entry = |(id, piece): (usize, &Spelled)| {
@@ -288,9 +303,13 @@ fn is_role(piece: &Spelled) -> bool {
     piece.kind == Kind::UserDefined && is_control(&AddedToken::from(piece.text.clone(), false))
 }
 
+fn ids_of(file: &File) -> HashMap<String, u32> {
+    (0u32..).zip(&file.pieces).map(|(id, piece)| (piece.text.clone(), id)).collect()
+}
+
 /// Control and unknown pieces are special, and those that the configuration calls so; roles are added tokens. Tokens of the configuration
 /// come after the pieces, without a gap.
-fn added_tokens(file: &File, config: &Value, model: &Model, normalizer: &NormalizerWrapper) -> Outcome<AddedVocabulary> {
+fn added_tokens(file: &File, config: &Value, normalizer: &NormalizerWrapper) -> Outcome<AddedVocabulary> {
     let named = named_special(config);
     let is_special = |piece: &Spelled| matches!(piece.kind, Kind::Control | Kind::Unknown) || named.contains(piece.text.as_str());
     let found = file.pieces.iter().filter(|piece| is_special(piece) || is_role(piece));
@@ -311,12 +330,9 @@ fn added_tokens(file: &File, config: &Value, model: &Model, normalizer: &Normali
         let special = token.special || named.contains(token.content.as_str());
         tokens.push(token.special(special));
     }
+    let vocabulary = WordLevel::builder().vocab(ids_of(file)).build().map_err(|e| invalid(e.to_string()))?;
     let mut added = AddedVocabulary::new();
-    match model {
-        Model::SentencePieceBpe(model) => added.add_tokens(&tokens, model, Some(normalizer)),
-        Model::Unigram(model) => added.add_tokens(&tokens, model.as_ref(), Some(normalizer)),
-        Model::Json(tokenizer) => added.add_tokens(&tokens, tokenizer.get_model(), Some(normalizer)),
-    };
+    added.add_tokens(&tokens, &vocabulary, Some(normalizer));
     Ok(added)
 }
 
@@ -327,9 +343,8 @@ pub fn open(model: &[u8], config: &[u8]) -> Outcome<Tokenizer> {
     let legacy = config.get("legacy").and_then(Value::as_bool).unwrap_or(true);
     let model = model_of(&file)?;
     let normalizer = normalizer_of(&file, legacy)?;
-    let added = added_tokens(&file, &config, &model, &normalizer)?;
-    let mut ids: HashMap<String, u32> =
-        file.pieces.iter().enumerate().map(|(id, piece)| (piece.text.clone(), id as u32)).collect();
+    let added = added_tokens(&file, &config, &normalizer)?;
+    let mut ids = ids_of(&file);
     ids.extend(added.get_vocab().iter().map(|(token, id)| (token.clone(), *id)));
     let rules = Rules {
         byte_level: false,
