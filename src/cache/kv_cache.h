@@ -19,6 +19,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -137,11 +138,16 @@ class KvCache {
   // Begins to copy what is cached here of `tokens`, whole blocks, to the first tier below that lacks some; past
   // one that has no room for all that it lacks, straight to the next. Each block that is read counts as deferred
   // until its copy is made [6]; then end_write. At most a sixteenth of the device's blocks, or a quarter of another
-  // tier's, are read so at a time: of more than is left of that only the first part. Appends a write, or none where
-  // there is nothing to copy or it is not allowed: a tier that has all of it keeps it as long as `retention` says, if
-  // that is longer.
+  // tier's, are read so at a time: of more than is left of that only the first part, and where nothing is left the prefix is
+  // owed: write_owed. Appends a write, or none where there is nothing to copy or the
+  // tier below may not be written: a tier that has all of it keeps it as long as `retention` says, if that is longer.
   void write_below(NamespaceId ns, std::span<const TokenId> tokens, const Retention& retention,
                    const TierWritesAllowed& allowed, int64_t now_us, std::vector<TierWrite>& writes);
+  // What this tier and those below owe, first come first, as far as may be read now. Of more than a tier has blocks for the oldest
+  // are owed no more: they are the first that it has evicted.
+  void write_owed(const TierWritesAllowed& allowed, int64_t now_us, std::vector<TierWrite>& writes);
+  void forget_owed();
+  bool owes_writes() const { return !owed_.empty() || (below_ != nullptr && below_->owes_writes()); }
   // What has arrived is found there from now on. The next write is of what follows it, if that is still here, or
   // takes all that arrived further down.
   void end_write(TierWrite&& write, bool arrived, const TierWritesAllowed& allowed, int64_t now_us,
@@ -247,6 +253,8 @@ class KvCache {
   };
   Place below_of(NamespaceId ns) const { return {below_.get(), names_below_.at(value(ns))}; }
   int64_t blocks_to_read_down() const;
+  void owe(NamespaceId ns, std::span<const TokenId> tokens, const Retention& retention);
+  OwedWrite take_owed();
   bool has_all(const Place& to, std::span<const TokenId> wanted, const Retention& retention,
                const TierWritesAllowed& allowed, int64_t now_us, std::vector<TierWrite>& writes);
   void strengthen_cached(BlockId block, const Retention& retention);
@@ -302,6 +310,8 @@ class KvCache {
   std::unique_ptr<KvCache> below_;
   std::unordered_map<uint64_t, NamespaceId> names_below_;  // of open namespaces: the same in the tier below
   int64_t num_read_down_ = 0;                              // readers of writes to the tier below
+  std::deque<OwedWrite> owed_;
+  int64_t num_owed_tokens_ = 0;
   CacheCounters counters_;
   mutable std::vector<BlockId> path_;  // scratch of lookups
   std::vector<BlockId> fresh_;         // scratch of extend

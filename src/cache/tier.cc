@@ -63,6 +63,7 @@ void KvCache::write_below(NamespaceId ns, std::span<const TokenId> tokens, const
   Place to = below_of(ns);
   if (has_all(to, wanted, retention, allowed, now_us, writes)) return;
   const int64_t most = allowed.from(kind_) ? blocks_to_read_down() : 0;
+  if (most <= 0 && allowed.from(kind_) && allowed.to(to.cache->kind_)) owe(ns, wanted, retention);
   TierWrite write{.from = kind_, .ns = ns, .retention = retention};
   while (most <= 0 || !allowed.to(to.cache->kind_) || !take_for(to, wanted, most, now_us, write.table)) {
     if (to.cache->below_ == nullptr) return;
@@ -74,6 +75,35 @@ void KvCache::write_below(NamespaceId ns, std::span<const TokenId> tokens, const
   read_for(write, to, blocks, now_us);
   open_again(ns);
   writes.push_back(std::move(write));
+}
+
+void KvCache::owe(NamespaceId ns, std::span<const TokenId> tokens, const Retention& retention) {
+  if (!owed_.empty() && owed_.back().ns == ns && std::ranges::equal(owed_.back().tokens, tokens)) return;
+  open_again(ns);
+  owed_.push_back({ns, {tokens.begin(), tokens.end()}, retention});
+  num_owed_tokens_ += static_cast<int64_t>(tokens.size());
+  while (num_owed_tokens_ > num_blocks() * block_tokens_ && owed_.size() > 1) close_namespace(take_owed().ns);
+}
+
+OwedWrite KvCache::take_owed() {
+  OwedWrite owed = std::move(owed_.front());
+  owed_.pop_front();
+  num_owed_tokens_ -= static_cast<int64_t>(owed.tokens.size());
+  return owed;
+}
+
+void KvCache::write_owed(const TierWritesAllowed& allowed, int64_t now_us, std::vector<TierWrite>& writes) {
+  while (!owed_.empty() && allowed.from(kind_) && blocks_to_read_down() > 0) {
+    const OwedWrite owed = take_owed();
+    write_below(owed.ns, owed.tokens, owed.retention, allowed, now_us, writes);
+    close_namespace(owed.ns);
+  }
+  if (below_ != nullptr) below_->write_owed(allowed, now_us, writes);
+}
+
+void KvCache::forget_owed() {
+  while (!owed_.empty()) close_namespace(take_owed().ns);
+  if (below_ != nullptr) below_->forget_owed();
 }
 
 // Then what is said of it holds there, and one further down may lack some.

@@ -57,6 +57,13 @@ struct TierWrite {
   std::vector<TierCopy> copies;  // to be made
 };
 
+// A prefix that is to go down once other writes have ended.
+struct OwedWrite {
+  NamespaceId ns{};  // kept open
+  std::vector<TokenId> tokens;
+  Retention retention;  // expiry as in the request's own write
+};
+
 // Which writes may begin: asked before anything is evicted for one.
 struct TierWritesAllowed {
   bool from_device = true, to_host = true, to_disk = true;

@@ -124,6 +124,8 @@ class EngineCore {
   void set_allocation_fault(std::function<bool()> fault) { cache_->set_allocation_fault(std::move(fault)); }
   const StepTimer& timer() const { return timer_; }
   // Called when a step is about to wait for the device: what was planned is told before a wait that may be long.
+  // Before the end: what is under way ends, and no more begins of what waits to be written to the tiers below.
+  void forget_owed_writes() { cache_->forget_owed(); }
   void set_before_wait(std::function<void()> before_wait) { before_wait_ = std::move(before_wait); }
   // Where a broken invariant goes; by default it ends the process with its number and the values.
   using OnViolation = std::function<void(const std::string&)>;

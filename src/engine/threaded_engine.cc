@@ -351,6 +351,7 @@ void ThreadedEngine::serve() {
   bool stopping = false, worked = false;
   for (;;) {
     stopping = apply_commands() || stopping;
+    if (stopping) core_->forget_owed_writes();
     // Not anew while nothing but a copy is waited for: one that hangs shows as a step that does not end.
     if (worked || busy_since_us_ < 0) busy_since_us_ = parts_.clock->now_us();
     worked = core_->step();

@@ -21,7 +21,11 @@ std::shared_ptr<const BatchPlan> Scheduler::plan(int64_t now_us, Outcome& out) {
     sweep();  // what an attempt deferred while nothing was submitted is room for the next
     check(attempts_left-- > 0, "planning ends: nobody gives way and comes back for ever");
     const Attempt result = attempt(now_us);
-    if (result == Attempt::kPlanned) return submit();
+    if (result == Attempt::kPlanned) {
+      std::shared_ptr<const BatchPlan> plan = submit();
+      transfers_.write_owed(now_us);  // of the room that it leaves
+      return plan;
+    }
     if (result == Attempt::kAgain) continue;
     // What lists let go of in this attempt is room for the next one, before anybody has to give way.
     if (in_flight_.empty() && !idle_deferred_.empty() && !std::exchange(retried, true)) continue;
@@ -32,6 +36,7 @@ std::shared_ptr<const BatchPlan> Scheduler::plan(int64_t now_us, Outcome& out) {
     // Nobody can be made to give way: those that have room run without the others, and may bring some.
     if (std::exchange(decodes_may_wait_, true)) break;
   }
+  transfers_.write_owed(now_us);
   return nullptr;
 }
 

@@ -72,21 +72,28 @@ void TierTransfers::swap_in(std::span<Sequence* const> sequences, std::vector<Ti
 
 // ---- prefixes down ----
 
-// When room is short the device need not wait for a copy. Not while swaps under way hold a quarter of the cache
-// (the cache itself sees to the other writes): those blocks are nobody's room.
+// When room is short the device need not wait for a copy.
 void TierTransfers::write_behind(NamespaceId ns, std::span<const TokenId> tokens, const Retention& retention,
                                  int64_t now_us) {
-  int64_t swapping = 0;
-  for (const UnderWay& t : under_way_)
-    for (const BlockTable& source : t.sources) swapping += source.num_blocks();
-  if (4 * swapping > cache_.num_blocks()) return;
   std::vector<TierWrite> writes;
   cache_.write_below(ns, tokens, retention, writes_allowed(), now_us, writes);
   begin_writes(std::move(writes), now_us);
 }
 
+void TierTransfers::write_owed(int64_t now_us) {
+  if (!cache_.owes_writes()) return;
+  std::vector<TierWrite> writes;
+  cache_.write_owed(writes_allowed(), now_us, writes);
+  begin_writes(std::move(writes), now_us);
+}
+
+// Not while swaps under way hold a quarter of the cache (the cache itself sees to the other writes): those blocks are
+// nobody's room.
 TierWritesAllowed TierTransfers::writes_allowed() const {
-  return {.from_device = !room_is_short_,
+  int64_t swapping = 0;
+  for (const UnderWay& t : under_way_)
+    for (const BlockTable& source : t.sources) swapping += source.num_blocks();
+  return {.from_device = !room_is_short_ && 4 * swapping <= cache_.num_blocks(),
           .to_host = !stalls(Queue::kToHost),
           .to_disk = disk_write_error_.empty() && !stalls(Queue::kToDisk)};
 }
@@ -118,6 +125,7 @@ void TierTransfers::end_write(TierWrite&& write, const Status& status, int64_t n
   std::vector<TierWrite> next;
   cache_.end_write(std::move(write), status.has_value(), writes_allowed(), now_us, next);
   begin_writes(std::move(next), now_us);
+  write_owed(now_us);
 }
 
 // ---- prefixes up ----

@@ -62,6 +62,8 @@ class TierTransfers {
   // Ahead of eviction: what is cached of `tokens` goes down, if that may be now.
   void write_behind(NamespaceId ns, std::span<const TokenId> tokens, const Retention& retention,
                     int64_t now_us);
+  // Those that could not begin when they were asked for, as far as they may now.
+  void write_owed(int64_t now_us);
   // What the tiers below have beyond a table's prefix, where it is there sooner than it would be computed, which waits
   // for the prompts of others: tokens_before; the table
   // has room for it then (KvCache::read_from_below). Where there is time to spare, of which nobody else has use, and the

@@ -85,6 +85,37 @@ TEST(DiskTier, DecodesWithoutRoomDoNotWaitForWhatIsWrittenAhead) {
   }
 }
 
+// Twenty that end together: what may not be read at once follows, and nobody's prefix is lost with the device.
+TEST(TiersUnderLoad, WhatCouldNotBeWrittenAtOnceIsWrittenLater) {
+  for (const bool to_disk : {false, true}) {
+    SCOPED_TRACE(to_disk ? "disk" : "host");
+    HarnessOptions o = to_disk ? with_disk(0) : two_tiers();
+    o.num_blocks = 120;
+    (to_disk ? o.num_disk_blocks : o.num_host_blocks) = 200;
+    Harness h(o);
+    for (int32_t i = 0; i < 20; ++i) h.submit(ids(40, 40 * i), Harness::greedy(2));
+    h.run();
+    EXPECT_EQ(tier(h, to_disk ? CacheTier::kDisk : CacheTier::kHost).num_cached(), 100);
+    EXPECT_FALSE(h.core().cache().owes_writes());
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+}
+
+// A quarter of the host is read for the disk at a time, each write 5 ms long.
+TEST(TiersUnderLoad, WhatTheHostOwesTheDiskIsWrittenToo) {
+  HarnessOptions o = with_disk(100);
+  o.num_blocks = 2000;
+  Harness h(o);
+  h.mover().set_disk_hang([] { return 5'000; });
+  for (int32_t i = 0; i < 16; ++i) h.submit(ids(40, 40 * i), Harness::greedy(2));
+  h.run();
+  EXPECT_EQ(tier(h, CacheTier::kHost).num_cached(), 80);
+  EXPECT_EQ(tier(h, CacheTier::kDisk).num_cached(), 80);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
 // Who gives way for want of room gives room: nothing of it is read for a write ahead of eviction.
 TEST(HostTier, NothingIsWrittenOfWhoGivesWayForRoom) {
   HarnessOptions o = two_tiers();
