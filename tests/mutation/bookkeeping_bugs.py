@@ -202,6 +202,7 @@ BUGS = [
     (False, "what stands before a block that another list holds counts as room", HELD, " && pool_.num_holders(behind) <= 1 &&", " &&"),
     (False, "a write that may not begin evicts what is below", TIER, "allowed.from(kind_) ? blocks_to_read_down() : 0", "blocks_to_read_down()"),
     (False, "a prefix whose write cannot begin at once is lost", TIER, "  if (most <= 0 && allowed.from(kind_)", "  if (false && allowed.from(kind_)"),
+    (False, "two policies share a namespace", "src/cache/namespaces.cc", "&key.codec, &key.policy}", "&key.codec}"),
     (False, "a write to a tier that takes none evicts there", TIER, "!allowed.to(to.cache->kind_) || ", ""),
     (False, "what is said of a prefix ends at a host without room", TIER, "    if (has_all(to, wanted, retention, allowed, now_us, writes)) return;\n", ""),
     (False, "a beam is left behind by those it runs with", SWAP, "    if (sibling->state == s.state && sibling->swapped.empty() == s.swapped.empty() &&",

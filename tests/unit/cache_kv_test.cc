@@ -5,6 +5,19 @@
 namespace quire {
 namespace {
 
+// What is left out of the key is shared: another tenant's prompt, or a list that dropped tokens.
+TEST(NamespaceKeys, DifferWhereOneFieldDoes) {
+  const NamespaceKey key{.model = "m", .lora = "l", .salt = "s", .spec = "p", .codec = "c", .policy = "k"};
+  for (std::string NamespaceKey::* field :
+       {&NamespaceKey::model, &NamespaceKey::lora, &NamespaceKey::salt, &NamespaceKey::spec,
+        &NamespaceKey::codec, &NamespaceKey::policy}) {
+    NamespaceKey other = key;
+    other.*field += "2";
+    EXPECT_NE(encode(other), encode(key));
+  }
+  EXPECT_NE(encode({.lora = "ab", .salt = "c"}), encode({.lora = "a", .salt = "bc"}));
+}
+
 TEST_F(KvCacheTest, ATableTakesABlockOnlyWhenTheLastIsFull) {
   BlockTable table;
   for (int32_t n = 1; n <= 40; ++n) {
