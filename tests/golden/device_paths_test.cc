@@ -228,7 +228,8 @@ TEST_F(DevicePaths, PoliciesGoOnAfterASwap) {
   config_.preemption_mode = "swap";
   over_committed_ = true;
   open(device_);
-  expect_same(run(asks), wanted, asks);
+  // Who is swapped depends on how many have come when the first step begins: on a busy machine, in some runs nobody.
+  for (int i = 0; i < 20 && engine_->stats().swap_ins_total == 0; ++i) expect_same(run(asks), wanted, asks);
   EXPECT_GT(engine_->stats().swap_ins_total, 0);
   EXPECT_EQ(engine_->stats().swap_failures_total, 0);
   expect_nothing_held(*engine_);
