@@ -26,7 +26,8 @@ void FakeMover::submit(BlockTransfer transfer) {
   const FakeLink& link = uses_disk ? tiers_.disk : tiers_.host;
   const double us = link.transfer_us + link.us_per_block * static_cast<double>(transfer.copies.size());
   Queue& queue = queues_[uses_disk ? (goes_up ? kFromDisk : kToDisk) : (goes_up ? kFromHost : kToHost)];
-  queue.push_back({std::move(transfer), fault.fails, static_cast<double>(fault.delay_us), us});
+  queue.push_back(
+      {std::move(transfer), fault.fails, link.us_per_block, static_cast<double>(fault.delay_us), us});
 }
 
 // The first of a queue copies at half of the disk's rate while the first of the other one does too.
@@ -46,8 +47,32 @@ double FakeMover::next_change_us() const {
   return least;
 }
 
-// Until now; what ends on the way is done.
+// Until now, and a copy that is unwanted by now to the end of its block; what ends on the way is done.
 void FakeMover::go_on() {
+  pass_time();
+  bool stopped = false;
+  for (Queue& queue : queues_)
+    for (UnderWay& u : queue) stopped = stop(u, &u == &queue.front()) || stopped;
+  if (stopped) pass_time();
+}
+
+// The first time that it is seen to be unwanted. A delay is the first block's: a call that does not return.
+bool FakeMover::stop(UnderWay& u, bool has_begun) {
+  if (u.stopped_after || !u.transfer.unwanted.stop_requested()) return false;
+  const size_t count = u.transfer.copies.size();
+  if (!has_begun) {
+    u.waits_us = u.copies_us = 0;
+    u.stopped_after = 0;
+    return true;
+  }
+  const double left = u.us_per_block > 0 ? std::floor(u.copies_us / u.us_per_block) : 0;
+  const size_t not_begun = std::min(u.waits_us > 0 ? count - 1 : count, static_cast<size_t>(left));
+  u.copies_us -= static_cast<double>(not_begun) * u.us_per_block;
+  u.stopped_after = count - not_begun;
+  return true;
+}
+
+void FakeMover::pass_time() {
   constexpr double kNothingUs = 1e-6;  // of rounding
   const auto now = static_cast<double>(now_us());
   for (;;) {
@@ -77,7 +102,7 @@ void FakeMover::go_on() {
 
 TransferEnd FakeMover::carry_out(const UnderWay& u) {
   const std::vector<TierCopy>& copies = u.transfer.copies;
-  const size_t count = u.fails ? copies.size() / 2 : copies.size();
+  const size_t count = u.stopped_after.value_or(u.fails ? copies.size() / 2 : copies.size());
   const auto bad = std::ranges::find_if(copies, is_on_disk);
   const bool reads_disk = u.transfer.direction == TransferDirection::kToDevice && bad != copies.end();
   const bool corrupts = reads_disk && corrupts_ && corrupts_();
@@ -85,6 +110,11 @@ TransferEnd FakeMover::carry_out(const UnderWay& u) {
   for (size_t i = 0; i < count; ++i)
     if (!corrupts || &copies[i] != &*bad) executor_.copy(copies[i], u.transfer.direction);
   if (u.fails) end.status = error(Code::kInternal, "injected fault of a copy between tiers");
+  if (u.stopped_after) {
+    end.status = error(Code::kCancelled, "nobody waits for the copy any more");
+    end.stopped_after =
+        std::count_if(copies.begin(), copies.begin() + static_cast<ptrdiff_t>(count), is_on_disk);
+  }
   if (!corrupts) return end;
   end.status = error(Code::kInternal, "injected fault: a corrupt block on the disk");
   end.corrupt = {bad->disk};

@@ -2,12 +2,13 @@
 // memory, from it, from the disk and to it are four queues; on each they take what the link says on the moved clock,
 // one after the other, so that ends come in another order than they were asked for. The link of host memory carries
 // both directions at once; reads and writes of the disk share its rate. Copies are made as late as they may, when the end is polled,
-// so that a block which is used or given back too early shows as a wrong slot. A hook may fail or delay one, or
-// have the disk give back what was not written. Engine thread.
+// so that a block which is used or given back too early shows as a wrong slot. One that is unwanted ends with the block
+// that it is at. A hook may fail or delay one, or have the disk give back what was not written. Engine thread.
 #pragma once
 
 #include <deque>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -57,7 +58,9 @@ class FakeMover final : public BlockMover {
   struct UnderWay {
     BlockTransfer transfer;
     bool fails = false;
+    double us_per_block = 0;
     double waits_us = 0, copies_us = 0;  // left: of a delay, then of the copies at the link's whole rate
+    std::optional<size_t> stopped_after = {};  // copies: it was unwanted
   };
   using Queue = std::deque<UnderWay>;
   static constexpr size_t kToHost = 0, kFromHost = 1, kFromDisk = 2, kToDisk = 3;
@@ -65,6 +68,8 @@ class FakeMover final : public BlockMover {
   double slowness(size_t queue) const;
   double next_change_us() const;
   void go_on();
+  void pass_time();
+  static bool stop(UnderWay& under_way, bool has_begun);
   TransferEnd carry_out(const UnderWay& under_way);
 
   FakeExecutor& executor_;

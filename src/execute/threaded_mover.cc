@@ -29,9 +29,9 @@ class BlockCopier {
       : stream_(std::move(stream)), memory_(memory), disk_(disk) {}
 
   TransferEnd in_memory(const BlockTransfer& transfer) {
-    copy_in_memory(transfer.copies, transfer.direction);
+    const bool stopped = !copy_in_memory(transfer.copies, transfer);
     stream_->wait();
-    return {.id = transfer.id};
+    return stopped ? stopped_after(0, transfer.id) : TransferEnd{.id = transfer.id};
   }
 
   // Those from host memory among them too.
@@ -39,22 +39,25 @@ class BlockCopier {
     TransferEnd end{.id = transfer.id};
     const auto split =
         std::ranges::find_if(transfer.copies, [](const TierCopy& c) { return c.disk != kNotOnDisk; });
-    copy_in_memory({transfer.copies.begin(), split}, transfer.direction);
+    bool stopped = !copy_in_memory({transfer.copies.begin(), split}, transfer);
     const std::span<const TierCopy> copies(split, transfer.copies.end());
+    int64_t num_read = 0;
     for (size_t i = 0; i < kBlocksAhead; ++i) expect(copies, i);
-    for (size_t i = 0; i < copies.size(); i += batch()) {
+    for (size_t i = 0; !stopped && i < copies.size(); i += batch()) {
       const std::span<const TierCopy> some = copies.subspan(i, std::min(batch(), copies.size() - i));
       for (size_t k = 0; k < some.size(); ++k) {
+        if ((stopped = transfer.unwanted.stop_requested())) break;
         expect(copies, i + k + kBlocksAhead);
         read(some[k], staged(some[k], k), end);
+        ++num_read;
       }
-      if (memory_.staging == nullptr) continue;
+      if (stopped || memory_.staging == nullptr) continue;
       for (size_t k = 0; k < some.size(); ++k)
         stream_->copy_to_device(arena_at(some[k]), staged(some[k], k), memory_.block_bytes);
       stream_->wait();
     }
     stream_->wait();
-    return end;
+    return stopped ? stopped_after(num_read, transfer.id, std::move(end.corrupt)) : end;
   }
 
   TransferEnd to_disk(const BlockTransfer& transfer) {
@@ -86,10 +89,19 @@ class BlockCopier {
                                       : memory_.staging + static_cast<int64_t>(k) * memory_.block_bytes;
   }
 
-  void copy_in_memory(std::span<const TierCopy> copies, TransferDirection direction) {
+  static TransferEnd stopped_after(int64_t disk_blocks, uint64_t id, std::vector<DiskBlockId> corrupt = {}) {
+    return {.id = id,
+            .status = error(Code::kCancelled, "nobody waits for the copy any more"),
+            .corrupt = std::move(corrupt),
+            .stopped_after = disk_blocks};
+  }
+
+  // Queues them; false: it is unwanted, and not all of them are.
+  bool copy_in_memory(std::span<const TierCopy> copies, const BlockTransfer& transfer) {
     const auto most = static_cast<size_t>(std::max<int64_t>(1, kMostBytesQueued / memory_.block_bytes));
     size_t queued = 0;
     for (size_t i = 0; i < copies.size();) {
+      if (transfer.unwanted.stop_requested()) return false;
       const size_t count = run_length(copies, i, most);
       const auto bytes = static_cast<int64_t>(count) * memory_.block_bytes;
       if (queued + count > most) {
@@ -97,12 +109,13 @@ class BlockCopier {
         queued = 0;
       }
       queued += count;
-      if (direction == TransferDirection::kToHost)
+      if (transfer.direction == TransferDirection::kToHost)
         stream_->copy_to_host(host_at(copies[i]), arena_at(copies[i]), bytes);
       else
         stream_->copy_to_device(arena_at(copies[i]), host_at(copies[i]), bytes);
       i += count;
     }
+    return true;
   }
 
   void expect(std::span<const TierCopy> copies, size_t index) {

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <stop_token>
 #include <vector>
 
 #include "quire/result.h"
@@ -19,12 +21,15 @@ struct BlockTransfer {
   uint64_t id = 0;
   TransferDirection direction = TransferDirection::kToHost;
   std::vector<TierCopy> copies;
+  std::stop_token unwanted;  // nobody waits for it any more: it ends between two blocks
 };
 
 struct TransferEnd {
   uint64_t id = 0;
   Status status = ok();              // failed: what it was to write holds nothing that can be used
   std::vector<DiskBlockId> corrupt;  // of what was to be read: not what was written there
+  // It was unwanted, and ended when so many had come from the disk; the status says so too.
+  std::optional<int64_t> stopped_after;
 };
 
 }  // namespace quire

@@ -167,6 +167,7 @@ void Scheduler::drop(Sequence& sequence, int64_t now_us) {
   if (sequence.state == SequenceState::kPreempted) std::erase(preempted_, &sequence);
   sequence.state = SequenceState::kFinished;
   unpark_waiters(sequence, true);
+  if (sequence.copying || sequence.tail_comes) transfers_.stop_unwanted();
   if (sequence.num_in_flight == 0) retire(sequence, now_us);
 }
 

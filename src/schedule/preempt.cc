@@ -247,14 +247,17 @@ bool Scheduler::make_progress(int64_t now_us, Outcome& out) {
 }
 
 Error Scheduler::cannot_run_alone() const {
-  std::string why = fmt::format(
-      "the request cannot run even alone: it needs more than the cache's {} blocks of {} "
-      "tokens (kv_cache_bytes)",
-      cache_.num_blocks(), block_tokens_);
-  if (transfers_.num_hanging() > 0)
-    why += fmt::format(", of which {} copies to or from the tiers below that do not return hold some",
-                       transfers_.num_hanging());
-  return error(Code::kResourceExhausted, std::move(why));
+  Error e =
+      error(Code::kResourceExhausted,
+            fmt::format("the request cannot run even alone: it needs more than the cache's {} blocks of {} "
+                        "tokens (kv_cache_bytes)",
+                        cache_.num_blocks(), block_tokens_));
+  if (const int32_t hanging = transfers_.num_hanging(); hanging > 0) {
+    e.message +=
+        fmt::format(", of which {} copies to or from the tiers below that do not return hold some", hanging);
+    e.retry_delay_ms = kLongestTierWaitUs / 1000;
+  }
+  return e;
 }
 
 // All of them give way before any block goes: what they share goes once. What is swapped keeps its tail to itself:

@@ -22,7 +22,8 @@ TierTransfers::UnderWay& TierTransfers::begin(std::span<Sequence* const> sequenc
   transfer.sequences.assign(sequences.begin(), sequences.end());
   transfer.direction = direction;
   count(direction, copies);
-  new_.push_back({transfer.id, direction, std::move(copies)});
+  if (!sequences.empty()) transfer.unwanted = std::stop_source();
+  new_.push_back({transfer.id, direction, std::move(copies), transfer.unwanted.get_token()});
   for (Sequence* sequence : sequences) {
     ++sequence->num_in_flight;
     sequence->copying = true;
@@ -257,15 +258,19 @@ int64_t TierTransfers::count_hits(const UnderWay& transfer) {
   return before - transfer.had_tokens;
 }
 
+void TierTransfers::learn_disk_rate(int64_t blocks, int64_t us) {
+  disk_rate_.read_took(blocks * token_bytes() * cache_.block_tokens(), us);
+}
+
 void TierTransfers::end_read(UnderWay& transfer, const TransferEnd& end, int64_t now_us, Ended& ended) {
   if (end.status) {
     ended.hit_tokens = count_hits(transfer);
     // The end of one that nobody stood waiting for is seen when a step has ended.
     const bool seen_late = transfer.is_tail && !transfer.sequences.empty() &&
                            transfer.sequences.front()->num_computed < transfer.had_tokens;
-    if (!seen_late)
-      disk_rate_.read_took(transfer.disk_blocks * token_bytes() * cache_.block_tokens(),
-                           now_us - begun_us(transfer));
+    if (!seen_late) learn_disk_rate(transfer.disk_blocks, now_us - begun_us(transfer));
+  } else if (end.stopped_after) {
+    learn_disk_rate(*end.stopped_after, now_us - begun_us(transfer));
   } else {
     for (const TierRead::Part& part : transfer.read->parts) ++counters_of(part.tier).read_failures;
   }
@@ -273,7 +278,13 @@ void TierTransfers::end_read(UnderWay& transfer, const TransferEnd& end, int64_t
   ended.blocks_lost = cache_.end_read(std::move(*transfer.read), end.corrupt, now_us);
 }
 
-// ---- copies that do not return ----
+// ---- copies that nobody wants, or that do not return ----
+
+void TierTransfers::stop_unwanted() {
+  for (UnderWay& t : under_way_)
+    if (!t.sequences.empty() && std::ranges::all_of(t.sequences, &Sequence::finished))
+      t.unwanted.request_stop();
+}
 
 std::vector<Sequence*> TierTransfers::give_up_overdue(int64_t now_us) {
   std::vector<Sequence*> given_up;
@@ -296,7 +307,8 @@ std::vector<Sequence*> TierTransfers::give_up_overdue(int64_t now_us) {
     s.copying = s.tail_comes = false;
     --s.num_in_flight;
     t.sequences.clear();
-    ++counters_.waits_given_up;
+    t.unwanted.request_stop();
+    if (!s.finished()) ++counters_.waits_given_up;
     given_up.push_back(&s);
   }
   return given_up;

@@ -3,8 +3,9 @@
 // one that is a sequence's counts among its submitted steps (num_in_flight). Also what is learnt of the disk on
 // the way: how fast it reads, and whether it still takes writes. Engine thread; part of the Scheduler.
 //
-// A copy may take for ever: an I/O call that does not return. Nobody waits for one that is overdue; what it holds stays
-// held until it returns. A mover carries out those of one queue one after the other, so time behind others is no
+// A copy that nobody waits for any more ends between two blocks: its requests have ended, or would compute its prefix
+// sooner. It may take for ever all the same: an I/O call that does not return. Nobody waits for one that is overdue; what
+// it holds stays held until it returns. A mover carries out those of one queue one after the other, so time behind others is no
 // sign: only the first of a queue can stall, which is that it takes longer than it may since the one before it ended.
 // While it does, no more are put behind it.
 #pragma once
@@ -13,6 +14,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -94,6 +96,9 @@ class TierTransfers {
   // What it held is given back; what has arrived below may go further down, and what follows it may follow.
   Ended end(const TransferEnd& end, int64_t now_us);
 
+  // Copies of requests that have all ended.
+  void stop_unwanted();
+
   // Those that wait for copies which are overdue by now: each has the prefix back that it had on the device, and
   // its table no part of the copy. They may have ended meanwhile.
   std::vector<Sequence*> give_up_overdue(int64_t now_us);
@@ -127,6 +132,7 @@ class TierTransfers {
     int64_t disk_blocks = 0;  // read
     int64_t started_us = 0, wait_us = 0, overdue_us = kNoDeadline;  // no wait: it is never overdue
     bool is_overdue = false, is_slow = false, stalls = false, hangs = false;
+    std::stop_source unwanted{std::nostopstate};  // of what requests wait for
   };
   enum class Queue : uint8_t { kToHost, kFromHost, kFromDisk, kToDisk };  // of the mover
   static Queue queue_of(const UnderWay& transfer);
@@ -142,6 +148,7 @@ class TierTransfers {
   void begin_write(TierWrite&& write, int64_t now_us);
   void end_write(TierWrite&& write, const Status& status, int64_t now_us);
   void end_read(UnderWay& transfer, const TransferEnd& end, int64_t now_us, Ended& ended);
+  void learn_disk_rate(int64_t blocks, int64_t us);
   int64_t count_hits(const UnderWay& transfer);
   bool stalls(Queue queue) const;
   double waits_for_disk_us(int64_t now_us) const;

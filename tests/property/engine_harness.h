@@ -28,7 +28,7 @@ struct HarnessOptions {
   std::string preemption_mode = "auto";
   PreemptionCosts costs;
   Roofline roofline;
-  FakeLink host_link;
+  FakeLink host_link, disk_link = FakeTiers().disk;
   std::string disk_state;  // CoreOptions::disk_kv_state
   BothEnds both_ends = BothEnds::kSpare;
   PolicyMemoryLimits policy_memory;
@@ -59,7 +59,8 @@ class Harness {
         mover_(executor_, &clock_,
                {.host_blocks = options.num_swap_blocks + options.num_host_blocks,
                 .disk_blocks = options.num_disk_blocks,
-                .host = options.host_link}) {
+                .host = options.host_link,
+                .disk = options.disk_link}) {
     CoreOptions core;
     core.config.max_step_tokens = options.max_step_tokens;
     core.config.max_sequences = options.max_sequences;

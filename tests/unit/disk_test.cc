@@ -11,6 +11,7 @@
 #include <fstream>
 #include <numeric>
 #include <set>
+#include <stop_token>
 #include <thread>
 
 #include "src/base/hash.h"
@@ -396,13 +397,13 @@ constexpr int32_t kBlocks = 6;
 class DiskMoverTest : public DiskTest, public testing::WithParamInterface<int> {
  protected:
   // Blocks of the device, host memory and, where the device has memory of its own, two per disk thread.
-  void make() {
+  void make(const MakeCopyStream& make_stream = make_host_copy_stream) {
     arena_.resize(kBlocks * kBlockBytes);
     host_.resize(kBlocks * kBlockBytes);
     staging_.resize(GetParam() * 4 * kBlockBytes);
     Result<std::unique_ptr<DiskStore>> store = DiskStore::open(setup(8));
     ASSERT_TRUE(store.has_value()) << store.error().message;
-    mover_ = make_threaded_mover(make_host_copy_stream,
+    mover_ = make_threaded_mover(make_stream,
                                  {.arena = arena_.data(),
                                   .host = host_.data(),
                                   .block_bytes = kBlockBytes,
@@ -412,8 +413,9 @@ class DiskMoverTest : public DiskTest, public testing::WithParamInterface<int> {
                  .value();
   }
   char* arena(int32_t block) { return arena_.data() + block * kBlockBytes; }
-  TransferEnd run(TransferDirection direction, std::vector<TierCopy> copies) {
-    mover_->submit({.id = 3, .direction = direction, .copies = std::move(copies)});
+  TransferEnd run(TransferDirection direction, std::vector<TierCopy> copies, std::stop_token unwanted = {}) {
+    mover_->submit(
+        {.id = 3, .direction = direction, .copies = std::move(copies), .unwanted = std::move(unwanted)});
     mover_->wait();
     std::vector<TransferEnd> ends;
     mover_->poll(ends);
@@ -470,6 +472,42 @@ TEST_P(DiskMoverTest, ACorruptBlockFailsItsTransferAndIsNamed) {
   EXPECT_FALSE(end.status);
   EXPECT_EQ(end.corrupt, std::vector{DiskBlockId{4}});
   EXPECT_TRUE(run(TransferDirection::kToDevice, {from_disk(2, 3, 10)}).status);
+}
+
+// Its request ends while the first block goes up to the device: of the host, or with the first two of the disk.
+class StopsAtTheFirst final : public CopyStream {
+ public:
+  explicit StopsAtTheFirst(std::stop_source& unwanted) : unwanted_(unwanted) {}
+  void copy_to_device(void* target, const void* host, int64_t bytes) override {
+    unwanted_.request_stop();
+    std::memcpy(target, host, static_cast<size_t>(bytes));
+  }
+  void copy_to_host(void* host, const void* source, int64_t bytes) override {
+    std::memcpy(host, source, static_cast<size_t>(bytes));
+  }
+  void wait() override {}
+
+ private:
+  std::stop_source& unwanted_;
+};
+
+TEST_P(DiskMoverTest, WhatNobodyWaitsForIsReadNoFurther) {
+  std::stop_source unwanted;
+  make([&unwanted] { return std::make_unique<StopsAtTheFirst>(unwanted); });
+  std::vector<TierCopy> down, up;
+  for (int32_t i = 0; i < 4; ++i) {
+    std::memset(arena(i), 'a' + i, kBlockBytes);
+    down.push_back(to_disk({.device = BlockId{i}}, i, 1));
+  }
+  ASSERT_TRUE(run(TransferDirection::kToDisk, down).status);
+  std::memset(arena(0), '-', arena_.size());
+  const bool is_staged = GetParam() > 0;
+  if (!is_staged) up.push_back({.device = BlockId{5}, .host = HostBlockId{0}});
+  for (int32_t i = 0; i < 4; ++i) up.push_back(from_disk(i, i, 1));
+  const TransferEnd end = run(TransferDirection::kToDevice, up, unwanted.get_token());
+  EXPECT_EQ(end.status.error().code, Code::kCancelled);
+  EXPECT_EQ(end.stopped_after, is_staged ? 2 : 0);
+  for (int32_t i = 0; i < 4; ++i) EXPECT_EQ(arena(i)[0], is_staged && i < 2 ? 'a' + i : '-') << "block " << i;
 }
 
 TEST_P(DiskMoverTest, WhatWasSubmittedIsOnTheDiskBeforeTheMoverGoes) {

@@ -144,7 +144,7 @@ TEST(BothEnds, ACancelOrAFailureOnTheWayLeaksNothingAndPublishesNothing) {
       ASSERT_TRUE(first_of(h, again).tail_comes);
       if (cancels) h.abort(again);
       h.run();
-      EXPECT_EQ(counters(h).host.read_failures, 1);
+      EXPECT_EQ(counters(h).host.read_failures, cancels ? 0 : 1);
       EXPECT_EQ(counters(h).host.hit_tokens, 0);
       h.mover().set_fault({});
       const RequestId then = ask(h, 0);

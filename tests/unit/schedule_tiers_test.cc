@@ -390,7 +390,60 @@ TEST(DiskTier, ACancelWhileACopyHangsEndsTheRequestAndLeaksNothing) {
   h.step();
   EXPECT_EQ(h.record(again).num_ends, 1);
   step_to_the_end(h);
+  EXPECT_EQ(counters(h).waits_given_up, 0) << "it computed nothing instead";
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+// 20 blocks at a tenth of a second each, of which the first two are read: what was to be written is free with the third.
+TEST(DiskTier, ACopyThatNobodyWaitsForEndsWithItsBlock) {
+  HarnessOptions o = with_disk(0);
+  o.disk_link = {.transfer_us = 0, .us_per_block = 100'000};
+  o.costs.flops_per_s = 1e6;  // computing would take far longer
+  Harness h(o);
+  fill(h);
+  step_to_the_end(h);
+  const RequestId again = ask(h, 0);
+  h.core().step();
+  ASSERT_TRUE(first_of(h, again).copying);
+  h.clock().advance_us(250'000);
+  h.abort(again);
+  const int64_t start = h.clock().now_us();
+  step_to_the_end(h);
+  EXPECT_EQ(h.clock().now_us() - start, 50'000);
+  EXPECT_EQ(h.core().cache().num_held(), 0);
+  EXPECT_EQ(counters(h).disk.read_failures, 0) << "it was no failure of the disk";
+  const RequestId then = ask(h, 0);
+  h.run();
+  h.expect_greedy(then);
+  EXPECT_GT(h.record(then).end.cached_tokens, 100);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
+// What was measured of it until then tells how slow the disk is.
+TEST(DiskTier, ACopyThatIsGivenUpEndsWithItsBlockAndTheDiskIsKnownToBeSlow) {
+  HarnessOptions o = with_disk(0);
+  o.disk_link = {.transfer_us = 0, .us_per_block = 90'000};
+  o.num_blocks = 64;
+  Harness h(o);
+  for (const int32_t first : {0, 200, 400, 600}) {
+    ask(h, first);
+    h.run();
+  }
+  step_to_the_end(h);
+  const int64_t start = h.clock().now_us();
+  const RequestId again = ask(h, 0);
+  h.run();
   EXPECT_EQ(counters(h).waits_given_up, 1);
+  step_to_the_end(h);
+  EXPECT_LE(h.clock().now_us() - start, 2 * 90'000 + 5'000) << "it takes 1.8 s";
+  h.expect_greedy(again);
+  const RequestId other = ask(h, 200);
+  h.core().step();
+  EXPECT_FALSE(first_of(h, other).copying);
+  h.run();
+  h.expect_greedy(other);
   h.expect_sound();
   h.expect_all_ended();
 }
@@ -420,6 +473,7 @@ TEST(DiskTier, AWriteThatHangsHoldsNobodyUpForEver) {
     if (num_blocks == 21) {
       EXPECT_EQ(end.error->code, Code::kResourceExhausted);
       EXPECT_NE(end.error->message.find("1 copies"), std::string::npos) << end.error->message;
+      EXPECT_EQ(end.error->retry_delay_ms, kLongestTierWaitUs / 1000);
     }
     step_to_the_end(h);
     h.expect_sound();

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <stop_token>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -87,6 +88,24 @@ TEST_F(ThreadedMover, WhatComesBackDoesNotWaitForWhatGoesDown) {
     EXPECT_EQ(ended(), std::vector<uint64_t>{1});
     EXPECT_EQ(host_.substr(0, kBlockBytes), std::string(kBlockBytes, 'a'));
   }
+}
+
+TEST_F(ThreadedMover, WhatNobodyWaitsForEndsBetweenTwoBlocks) {
+  std::stop_source unwanted;
+  mover_->submit({.id = 1,
+                  .direction = TransferDirection::kToHost,
+                  .copies = {{.device = BlockId{0}, .host = HostBlockId{0}},
+                             {.device = BlockId{2}, .host = HostBlockId{2}}},
+                  .unwanted = unwanted.get_token()});
+  unwanted.request_stop();
+  open_gate();
+  mover_->wait();
+  std::vector<TransferEnd> ends;
+  mover_->poll(ends);
+  ASSERT_EQ(ends.size(), 1u);
+  EXPECT_EQ(ends[0].status.error().code, Code::kCancelled);
+  EXPECT_EQ(ends[0].stopped_after, 0) << "blocks of the disk";
+  EXPECT_EQ(host_.substr(2 * kBlockBytes, kBlockBytes), std::string(kBlockBytes, 'h'));
 }
 
 // Of what is queued nothing is done before it is waited for.
