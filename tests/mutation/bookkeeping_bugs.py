@@ -136,6 +136,7 @@ BUGS = [
      "  for (const auto& [rank, lines] : by_rank_)\n    for (const auto& [tenant, line] : rank == by_rank_.begin()->first ? Lines{} : lines)\n      for (SequenceGroup* group"),
     (False, "one of the overdue is forgotten", QUEUE, "  for (SequenceGroup* group : overdue) {\n    erase", "  if (overdue.size() > 1) overdue.pop_back();\n  for (SequenceGroup* group : overdue) {\n    erase"),
     (False, "a preempted sequence is never overdue", ADMIT, "    group.overdue = changed = true;\n", ""),
+    (False, "preempted sequences that are overdue keep their places", ADMIT, "  if (changed) std::sort(preempted_.begin(), preempted_.end(), before);\n", ""),
     (False, "a retention class is forgotten", BEHIND, "{.retention_class = asked.retention_class,", "{.retention_class = 0,"),
     (False, "a time to live never ends", BEHIND, "now_us + *asked.ttl_ms * 1000", "kNoExpiry"),
     (True, "the queue's budget is not given back", LIFE, "  queue_budget_.give_back(group.num_prompt_tokens());\n", ""),

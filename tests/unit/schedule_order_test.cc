@@ -197,6 +197,48 @@ TEST(KeptOut, WhoWindowsKeepOutComesInWhenTheirPromptsEnd) {
   }
 }
 
+// A low priority comes first, a middle one `later_us` after it, and both give way to a high one until the first of them or both have
+// waited for a second. The room that comes free then is the first one's, though it stood last.
+TEST(Overdue, WhoGaveWayComesBackInTheOrderOfArrival) {
+  for (const int64_t later_us : {int64_t{0}, int64_t{800'000}}) {
+    SCOPED_TRACE(later_us);
+    HarnessOptions o = without_reserve(18);
+    o.prefix_cache = false;
+    o.max_step_tokens = 32;
+    o.max_priority_wait_ms = 1000;
+    Harness h(o);
+    const auto submit = [&](int32_t first, int32_t priority) {
+      CoreRequest more;
+      more.priority = priority;
+      return h.submit(ids(40, first), Harness::greedy(90), more);
+    };
+    const auto find = [&](RequestId id) { return h.core().scheduler().find(id); };
+    const auto num_tokens = [&](RequestId id) { return h.record(id).sequences[0].tokens.size(); };
+    const RequestId low = submit(0, 2);
+    h.clock().advance_us(later_us);
+    const RequestId middle = submit(100, 1), high = submit(200, 0);
+    const auto is_out = [&](RequestId id) {
+      return find(id)->sequences.front()->state == SequenceState::kPreempted;
+    };
+    while (!is_out(low) || !is_out(middle)) ASSERT_TRUE(h.step());
+    const size_t low_had = num_tokens(low), middle_had = num_tokens(middle);
+    h.clock().advance_us(1'100'000 - later_us);
+    h.step();
+    EXPECT_TRUE(find(low)->overdue);
+    EXPECT_EQ(find(middle)->overdue, later_us == 0);
+    h.abort(high);
+    while (num_tokens(low) == low_had) {
+      ASSERT_TRUE(h.step());
+      ASSERT_EQ(num_tokens(middle), middle_had) << "it came second";
+    }
+    h.run();
+    h.expect_greedy(low);
+    h.expect_greedy(middle);
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+}
+
 // How many of 32 equal requests run at once in 64 blocks of 8.
 int32_t most_running(const PolicySpec& policy, int32_t prompt, int32_t output) {
   HarnessOptions o;
