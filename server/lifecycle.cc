@@ -145,6 +145,7 @@ void drain(Engine& engine, GenerationServer& service, Listener& listener, int si
   log_line(LogLevel::kInfo, "drain",
            {{"signal", signal},
             {"running", stats.sequences_running},
+            {"preempted", stats.sequences_preempted},
             {"waiting", stats.requests_waiting},
             {"timeout_ms", timeout_ms}});
   listener.set_serving(kServiceName, false);

@@ -157,6 +157,7 @@ v1::GetLoadResponse to_wire(const EngineStats& stats) {
   v1::GetLoadResponse wire;
   wire.set_requests_waiting(stats.requests_waiting);
   wire.set_sequences_running(stats.sequences_running);
+  wire.set_sequences_preempted(stats.sequences_preempted);
   wire.set_blocks_total(stats.blocks_total);
   wire.set_blocks_free(stats.blocks_free);
   wire.set_blocks_held(stats.blocks_held);

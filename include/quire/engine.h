@@ -70,7 +70,7 @@ struct EngineStats {
   int64_t tier_waits_given_up_total = 0;
   int64_t swap_outs_total = 0, swap_ins_total = 0,
           swap_failures_total = 0;  // of preempted sequences; failed copies
-  int32_t requests_waiting = 0, sequences_running = 0;
+  int32_t requests_waiting = 0, sequences_running = 0, sequences_preempted = 0;
   int32_t blocks_total = 0, blocks_free = 0, blocks_held = 0, blocks_cached = 0;
   int32_t swap_blocks_total = 0, swap_blocks_held = 0;  // in host memory
   int32_t block_tokens = 0;

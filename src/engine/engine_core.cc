@@ -350,6 +350,7 @@ void EngineCore::fill_stats(EngineStats& stats) const {
   stats.evictions_total = cache_->counters().evictions;
   stats.requests_waiting = scheduler_.num_waiting_groups();
   stats.sequences_running = scheduler_.num_running();
+  stats.sequences_preempted = scheduler_.num_preempted();
   stats.blocks_total = static_cast<int32_t>(cache_->num_blocks());
   stats.blocks_free = static_cast<int32_t>(cache_->num_free());
   stats.blocks_held = static_cast<int32_t>(cache_->num_held());

@@ -165,6 +165,7 @@ class Scheduler {
   int32_t num_in_flight() const { return static_cast<int32_t>(in_flight_.size()); }
   const TierTransfers& transfers() const { return transfers_; }
   int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
+  int32_t num_preempted() const { return static_cast<int32_t>(preempted_.size()); }
   int32_t num_waiting_groups() const { return num_waiting_; }
   double widest_fairness_gap() const { return queue_.widest_gap(); }
   std::optional<Unfairness> find_unfair() const { return queue_.find_unfair(); }

@@ -117,7 +117,14 @@ TEST(Swap, ACopyUnderWayHoldsItsBlocksAndHoldsNobodyElseUp) {
   for (; first_of(h, out).copying && h.step(); ++steps) {
   }
   EXPECT_GT(counters(h).output_tokens, before) << "those that have room go on";
+  EngineStats stats;
+  h.core().fill_stats(stats);
+  EXPECT_EQ(stats.sequences_preempted, 1);
+  EXPECT_EQ(stats.sequences_running + stats.sequences_preempted + stats.requests_waiting,
+            h.core().num_unfinished());
   h.run();
+  h.core().fill_stats(stats);
+  EXPECT_EQ(stats.sequences_preempted, 0);
   h.expect_sound();
   h.expect_all_ended();
 }

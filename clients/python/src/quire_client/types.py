@@ -185,6 +185,7 @@ class Load:
 
     requests_waiting: int  # without those whose prompt is a text and still to be read
     sequences_running: int
+    sequences_preempted: int  # begun, and gave their room to others
     blocks_total: int
     blocks_free: int
     blocks_held: int

@@ -76,7 +76,8 @@ class GenerationServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Generate(self, request, context):
-        """Continues a prompt. Cancelling the call, its deadline and a lost connection free its cache blocks within one step.
+        """Continues a prompt. Cancelling the call, its deadline and a lost connection free its cache blocks within one step (a
+        copy from a tier below that is under way ends with the block that it is at).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
