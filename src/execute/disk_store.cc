@@ -297,6 +297,12 @@ Status DiskStore::write(const StoredBlock& block, const char* data) {
   const Result<DiskRecord> record =
       encode_disk_record(block, checksum_of(data, setup_.block_bytes), wall_ms());
   if (!record) return record.error();
+  // No restart would find what goes there, and nobody sees the room that it takes.
+  for (const auto& [fd, name] : {std::pair{blocks_, kBlocksFile}, std::pair{index_, kIndexFile}})
+    if (!is_file_at(fd, path_of(name))) {
+      errno = ENOENT;
+      return failed_copy("a block cannot be written since its files were removed or replaced");
+    }
   if (!write_all(blocks_, data, setup_.block_bytes, data_at(block.block)))
     return failed_copy("a block cannot be written");
   if (!write_all(index_, record->data(), kDiskRecordBytes, record_at(block.block)))

@@ -357,6 +357,23 @@ TEST_F(DiskTest, TheFirstWriteThatFailsIsLoggedWithItsReason) {
   EXPECT_EQ(log.find("disk_kv_failed", at + 1), std::string::npos) << "the others are counted";
 }
 
+TEST_F(DiskTest, NothingIsWrittenToFilesThatWereRemoved) {
+  for (const char* name : {"quire-kv.blocks", "quire-kv.index"}) {
+    DiskStore& store = open();
+    ASSERT_TRUE(store.write(block(2, 7), bytes('a').data()));
+    std::filesystem::remove(std::filesystem::path(setup().dir) / name);
+    const Status written = store.write(block(1, 8), bytes('b').data());
+    ASSERT_FALSE(written) << name;
+    EXPECT_EQ(written.error().code, Code::kNotFound);
+    EXPECT_NE(written.error().message.find("removed or replaced"), std::string::npos)
+        << written.error().message;
+    std::string error;
+    std::string read = bytes('-');
+    EXPECT_EQ(store.read(DiskBlockId{2}, 7, read.data(), error), DiskStore::Read::kOk)
+        << "what it has it still has";
+  }
+}
+
 TEST_F(DiskTest, ADirectoryWhoseDamagedRecordsCannotBeErasedIsRefused) {
   ASSERT_TRUE(open().write(block(1, 5), bytes('a').data()));
   store_.reset();
