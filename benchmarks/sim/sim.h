@@ -119,5 +119,6 @@ struct SimReport {
 Result<SimReport> run_sim(const SimOptions& options);
 
 std::string to_json(const SimReport& report);
+std::string to_table(const SimReport& report);  // lines, for the eyes
 
 }  // namespace quire

@@ -58,36 +58,7 @@ void add_flags(Flags& flags, SimOptions& sim, Choices& choices) {
   flags.add("slo-tpot-ms", sim.slo_tpot_ms, "and each later one within this on average, ms");
   flags.add("plot", sim.plot,
             "SVG file for how it went: requests, blocks and hits over simulated time, and latencies");
-  flags.add_choice("output", choices.output, {"text", "json"}, "form of the report");
-}
-
-void print_text(const SimReport& r) {
-  fmt::print(
-      "seed {}: {} steps, {} of them draining ({:.0f} a second), {} faults, {:.1f} simulated seconds\n",
-      r.seed, r.steps, r.drain_steps, r.steps_per_s, r.faults, r.simulated_s);
-  fmt::print("requests: {} submitted, {} finished, {} refused, {} cancelled, {} failed\n", r.submitted,
-             r.finished, r.refused, r.cancelled, r.failed);
-  fmt::print("first token ms:     p50 {:.1f}  p90 {:.1f}  p99 {:.1f}\n", r.ttft_ms.p50, r.ttft_ms.p90,
-             r.ttft_ms.p99);
-  fmt::print("ms per later token: p50 {:.2f}  p90 {:.2f}  p99 {:.2f}\n", r.tpot_ms.p50, r.tpot_ms.p90,
-             r.tpot_ms.p99);
-  if (r.ttft_ms.sampled < r.ttft_ms.count || r.tpot_ms.sampled < r.tpot_ms.count)
-    fmt::print("of {} first tokens and {} means of later ones, {} and {} drawn evenly\n", r.ttft_ms.count,
-               r.tpot_ms.count, r.ttft_ms.sampled, r.tpot_ms.sampled);
-  if (r.host_hit_rate > 0 || r.disk_hit_rate > 0)
-    fmt::print("hit rate by tier: device {:.3f}, host {:.3f}, disk {:.3f}\n",
-               r.hit_rate - r.host_hit_rate - r.disk_hit_rate, r.host_hit_rate, r.disk_hit_rate);
-  fmt::print("{:.2f} requests a second, {:.2f} of them within the limits (goodput); {:.0f} output tokens\n",
-             r.requests_per_s, r.goodput_per_s, r.output_tokens_per_s);
-  fmt::print("fair shares: tenants who wait differ by at most {:.0f} tokens; the dearest request is {:.0f}\n",
-             r.fairness_max_gap, r.dearest_request);
-  fmt::print(
-      "hit rate {:.3f}, waste {:.2f} %, {} preemptions, {} copies on write, {} evictions, {} blocks leaked\n",
-      r.hit_rate, r.waste_percent, r.preemptions, r.copies_on_write, r.evictions, r.blocks_leaked);
-  for (const std::string& v : r.violations) fmt::print("VIOLATION {}\n", v);
-  if (!r.script.empty())
-    fmt::print("shrunk to {} events; play it again: quire bench sim --script {}\n", r.script_events,
-               r.script);
+  flags.add_choice("output", choices.output, {"text", "json"}, "form of the report: a table, or JSON");
 }
 
 }  // namespace
@@ -105,10 +76,7 @@ int run_bench_sim(const Arguments& arguments) {
   sim.faults = choices.faults == "on" || (choices.faults == "auto" && sim.trace.empty());
   const Result<SimReport> report = run_sim(sim);
   if (!report) return fail(report.error(), kExitUsage);
-  if (choices.output == "json")
-    fmt::print("{}\n", to_json(*report));
-  else
-    print_text(*report);
+  fmt::print("{}", choices.output == "json" ? to_json(*report) + "\n" : to_table(*report));
   return report->violations.empty() ? 0 : kExitFailed;
 }
 
