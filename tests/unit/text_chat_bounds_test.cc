@@ -101,7 +101,12 @@ TEST(HostileChatTemplate, CannotTakeAllMemory) {
   expect_refused("{{ 'a' * 4000000000 }}", kSteps);
   expect_refused("{{ (range(100000) | list) | join('x' * 1000000) }}", kSteps);
   expect_refused("{{ ('x' * 1000000).join(range(100000) | list) }}", kSteps);
-  expect_refused("{{ (range(100000) | list) | tojson(separators=('x' * 1000000, ':')) }}", kSteps);
+  for (const char* pair : {"('x' * 65, ':')", "(',', 'x' * 65)", "(',',)", "(1, 2)"})
+    expect_refused(fmt::format("{{{{ [1, 2] | tojson(separators={}) }}}}", pair),
+                   "separators must be two texts of up to 64 bytes each");
+  for (const char* way : {"separators=('x' * 64, ':')", "indent=64"})
+    expect_refused(fmt::format("{{{{ ([0] * 1000000) | tojson({}) }}}}", way),
+                   "a value of more than 33554432 bytes cannot be written as JSON");
   expect_refused("{{ ('{0:60000}' * 100000).format(1) }}", "6000000000 bytes wide");
   expect_refused("{{ ('a\\n' * 2000000) | indent('x' * 1000000) }}", "indent: width");
   expect_refused("{{ ('a\\n' * 2000000) | indent(64) }}", "indent: it would add");

@@ -77,7 +77,7 @@ pub fn indent(
     Ok(out)
 }
 
-const MAX_INDENT: usize = 64; // bytes of a line
+const MAX_INDENT: usize = 64; // bytes of a line, and of a separator
 const MAX_INDENT_BYTES: usize = 32 << 20;
 const MAX_PADDING_BYTES: usize = 32 << 20;
 const PARTS_PER_STEP: usize = 2;
@@ -186,8 +186,14 @@ pub fn tojson(state: &State, value: Value, indent: Option<Value>, kwargs: Kwargs
     });
     let separators = kwargs.get::<Option<Value>>("separators")?.filter(|v| !v.is_none());
     let separator = |at: usize, default: &str| match &separators {
-        Some(pair) => pair.get_item_by_index(at).map(|v| v.as_str().unwrap_or(default).to_string()),
         None => Ok(default.to_string()),
+        Some(pair) => match pair.get_item_by_index(at)?.as_str() {
+            Some(text) if text.len() <= MAX_INDENT => Ok(text.to_string()),
+            _ => {
+                let message = format!("tojson: separators must be two texts of up to {MAX_INDENT} bytes each");
+                Err(Error::new(ErrorKind::InvalidOperation, message))
+            }
+        },
     };
     let style = Style {
         item: separator(0, if indent.is_some() { "," } else { ", " })?,
@@ -207,6 +213,7 @@ impl Writer<'_, '_, '_> {
         if depth > MAX_DEPTH {
             return Err(unserializable(format!("a value nested more than {MAX_DEPTH} deep")));
         }
+        self.check_length()?;
         let unpaid = self.out.len() - self.paid_bytes;
         if unpaid as u64 >= BYTES_PER_STEP {
             pay(self.state, unpaid)?;
@@ -232,6 +239,13 @@ impl Writer<'_, '_, '_> {
                 })?;
             }
             other => return Err(unserializable(format!("a value of kind {other}"))),
+        }
+        Ok(())
+    }
+
+    fn check_length(&self) -> Result<(), Error> {
+        if self.out.len() > MAX_JSON_BYTES {
+            return Err(unserializable(format!("a value of more than {MAX_JSON_BYTES} bytes")));
         }
         Ok(())
     }
@@ -294,9 +308,7 @@ impl Writer<'_, '_, '_> {
     fn string(&mut self, text: &str) -> Result<(), Error> {
         self.out.push('"');
         for c in text.chars() {
-            if self.out.len() > MAX_JSON_BYTES {
-                return Err(unserializable(format!("a value of more than {MAX_JSON_BYTES} bytes")));
-            }
+            self.check_length()?;
             match c {
                 '"' => self.out.push_str("\\\""),
                 '\\' => self.out.push_str("\\\\"),
