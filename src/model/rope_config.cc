@@ -47,6 +47,18 @@ double theta_of(FieldReader& config, FieldReader& rope, double outer_theta) {
   return theta;
 }
 
+// In the dictionary, beside it, or both. Releases of transformers differ in which of two they read.
+double original_length_of(FieldReader& rope, std::optional<double> outer_length,
+                          double max_position_embeddings) {
+  const double length = rope.number("original_max_position_embeddings", 1, kMaxPositions,
+                                    outer_length.value_or(max_position_embeddings));
+  if (outer_length && length != *outer_length)
+    rope.fail(Code::kInvalidArgument, fmt::format("field `original_max_position_embeddings` is {}, and "
+                                                  "`original_max_position_embeddings` beside it is {}",
+                                                  length, *outer_length));
+  return length;
+}
+
 void read_yarn(FieldReader& rope, double max_position_embeddings, RopeSpec& spec) {
   spec.attention_factor = rope.optional_number("attention_factor", 1e-6, 1e6);
   spec.mscale = rope.optional_number("mscale", 0, 1e3);
@@ -81,7 +93,8 @@ void read_dynamic(FieldReader& rope, double max_position_embeddings, RopeSpec& s
   }
 }
 
-void read_scaling(FieldReader& rope, double max_position_embeddings, RopeSpec& spec) {
+void read_scaling(FieldReader& rope, double max_position_embeddings, std::optional<double> outer_length,
+                  RopeSpec& spec) {
   const std::string type = type_of(rope);
   const std::optional<RopeScaling> kind = scaling_named(type);
   if (!kind) {
@@ -91,8 +104,7 @@ void read_scaling(FieldReader& rope, double max_position_embeddings, RopeSpec& s
     return;
   }
   spec.scaling = *kind;
-  spec.original_max_position =
-      rope.number("original_max_position_embeddings", 1, kMaxPositions, spec.original_max_position);
+  spec.original_max_position = original_length_of(rope, outer_length, max_position_embeddings);
   if (*kind == RopeScaling::kLinear) spec.factor = rope.number("factor", 1, kMaxFactor);
   if (*kind == RopeScaling::kDynamic) read_dynamic(rope, max_position_embeddings, spec);
   if (*kind == RopeScaling::kYarn) read_yarn(rope, max_position_embeddings, spec);
@@ -140,8 +152,7 @@ RopeSpec read_rope(FieldReader& config, int64_t max_position_embeddings) {
   FieldReader rope(*object, "config.json: rope_scaling");
   spec.theta = theta_of(config, rope, spec.theta);
   refuse_partial_rotation(rope);
-  read_scaling(rope, length, spec);
-  if (outer_length) spec.original_max_position = *outer_length;  // the outer field wins, as in transformers
+  read_scaling(rope, length, outer_length, spec);
   for (const std::string& name : rope.unread()) {
     rope.fail(Code::kUnimplemented,
               fmt::format("field `{}` changes the computation and is not supported", name));

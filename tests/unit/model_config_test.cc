@@ -275,6 +275,32 @@ TEST(ModelConfig, ReadsRopeInBothForms) {
   EXPECT_TRUE(contains(refusal(newer), "both set and differ"));
 }
 
+TEST(ModelConfig, ReadsTheOriginalLengthInsideTheScalingOrBesideIt) {
+  const json llama3 = {
+      {"rope_type", "llama3"}, {"factor", 8}, {"low_freq_factor", 1}, {"high_freq_factor", 4}};
+  for (const json& scaling : {json{{"type", "yarn"}}, llama3}) {
+    json beside = good();
+    beside["rope_scaling"] = scaling;
+    beside["original_max_position_embeddings"] = 64;
+    json inside = good();
+    inside["rope_scaling"] = scaling;
+    inside["rope_scaling"]["original_max_position_embeddings"] = 64;
+    json both = beside;
+    both["rope_scaling"]["original_max_position_embeddings"] = 64;
+    for (const json& config : {beside, inside, both}) {
+      const Result<ModelSpec> spec = parse(config);
+      ASSERT_TRUE(spec) << spec.error().message;
+      EXPECT_EQ(spec->rope.original_max_position, 64);
+      EXPECT_EQ(spec->rope.factor, scaling == llama3 ? 8 : 4);
+    }
+    both["rope_scaling"]["original_max_position_embeddings"] = 32;
+    EXPECT_TRUE(contains(refusal(both),
+                         "field `original_max_position_embeddings` is 32, and "
+                         "`original_max_position_embeddings` beside it is 64"))
+        << refusal(both);
+  }
+}
+
 TEST(ModelConfig, StretchesTheContextByTheScaling) {
   json config = good();
   config["rope_scaling"] = json{{"type", "linear"}, {"factor", 4}};
