@@ -23,12 +23,14 @@ struct SamplingParams {
   double presence_penalty = 0.0;    // [-2, 2]; over output tokens
   double frequency_penalty = 0.0;   // [-2, 2]; over output tokens
   int32_t no_repeat_ngram = 0;      // 0 = off; forbids any n-gram of prompt + output to come twice
-  std::vector<std::pair<int32_t, double>> logit_bias;  // (token id, added to its logit)
+  std::vector<std::pair<int32_t, double>> logit_bias;  // (token id, added to its logit); no id twice
   std::vector<int32_t> allowed_token_ids;              // empty = all
   std::vector<std::vector<int32_t>> bad_words;         // token sequences that must not appear
   // the output begins with these, whatever the model says (teacher forcing); logprobs are its own
   std::vector<int32_t> forced_token_ids;
-  std::optional<uint64_t> seed;  // absent: drawn by the engine. Same seed, same tokens, whatever the batch.
+  // absent: drawn by the engine. Same seed, same random numbers, whatever the batch; the logits may differ with it by rounding,
+  // since a product's order of sums goes by its rows, and so now and then a token
+  std::optional<uint64_t> seed;
 
   // When a continuation ends.
   int32_t max_tokens = 16;

@@ -22,7 +22,8 @@ constexpr float uniform_open(uint32_t bits) {
   return (static_cast<float>(bits >> 9) + 0.5f) * (1.0f / 8388608.0f);
 }
 
-// A small sequential generator for tests and simulation (splitmix64).
+// A small sequential generator (splitmix64): seeds of requests that bring none and of a group's continuations, random weights, tests
+// and simulation. Whoever sees some of its numbers can tell the next: not for secrets.
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(seed) {}

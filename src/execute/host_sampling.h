@@ -15,7 +15,7 @@ class HostSampling {
  public:
   HostSampling(int64_t piece_rows, int64_t vocab) : piece_rows_(piece_rows), vocab_(vocab) {}
 
-  // Logits of rows [first, first + count) of the step, in host memory until the next call. The sampler writes over them.
+  // Logits of rows [first, first + count) of the step, in host memory until the next call. The sampler may write over them.
   using MakePiece = std::function<float*(int64_t first, int64_t count)>;
   void run(const HostStep& step, const MakePiece& make_piece, Sampler& sampler, StepResult& result);
 

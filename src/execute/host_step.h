@@ -1,6 +1,7 @@
 // BatchPlan -> the arrays of one step on the host, checked against every limit, so that a plan that breaks
-// one fails its step and no kernel ever reads or writes out of bounds. Executor thread; sized once, so
-// building a step allocates nothing.
+// one fails its step and no kernel ever reads or writes out of bounds. Executor thread; sized once for
+// the rows and sequences of a step, so building one allocates only where its block tables are larger than any
+// before, and where slots are spread.
 #pragma once
 
 #include <cstdint>

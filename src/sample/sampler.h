@@ -1,7 +1,7 @@
 // The sampler as the executor sees it: states by sequence, rows of logits in, tokens out. Executor thread only.
 // A draw is a function of (logits, params, seed, position): the same alone or in any batch.
 // Order of processors: logit_bias and allowed ids, bad words and n-grams, penalties, min_tokens mask, temperature, top_k, top_p,
-// min_p, typical_p (vLLM's order for the filters), then the draw.
+// min_p, typical_p (the filters in the order of Hugging Face's transformers), then the draw.
 #pragma once
 
 #include <cstdint>
