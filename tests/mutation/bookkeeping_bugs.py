@@ -28,9 +28,11 @@ HUNG = 8  # times as long as without a bug
 PATIENCE = 20  # seconds that any program may take before it is asked whether it hangs
 
 # Name in the table, test program, which of its cases: those of a second first, so that a minute is enough on a busy machine too, and no
-# slow program counts as hung. The cache's tests are only for the cache's files: their model of it has names that the scheduler has too.
+# slow program counts as hung. The cache's tests are only for the cache's files: their model of it has names that the scheduler has too; the
+# policies' are only for the policies'.
 PROGRAMS = [
     ("cache units", "cache_unit_test", "*"),
+    ("policy units", "policy_test", "*"),
     ("queue units", "request_test", "*"),
     ("scheduler units", "schedule_test", "*"),
     ("disk units", "disk_test", "*"),
@@ -50,6 +52,7 @@ TRANSFERS, ROOM = "src/schedule/tier_transfers.cc", "src/schedule/room.cc"
 STORE, AHEAD = "src/execute/disk_store.cc", "src/schedule/work_ahead.cc"
 BEAMS, RETENTION, ASIDE = "src/schedule/commit_beams.cc", "src/schedule/retention.cc", "src/schedule/aside.cc"
 SWAP, LISTS, HOST = "src/schedule/swap.cc", "src/cache/swap.cc", "src/cache/host_pool.cc"
+REJECT, SPEC, LISTS_BY_SCORE, LIST_MEMORY = (f"src/policy/{name}.cc" for name in ("reject", "policy_spec", "retention", "policy_memory"))
 LIFE, PREEMPT, CORE, EPISODE = "src/schedule/lifecycle.cc", "src/schedule/preempt.cc", "src/engine/engine_core.cc", "benchmarks/sim/episode.cc"
 
 # quick (run with every test run), name, file, old text, new text
@@ -326,6 +329,24 @@ BUGS = [
     (False, "what is asked for of a cached prefix is forgotten", ADMIT, "    cache_.strengthen(s.table, retention_of(s, now_us));\n", "    s.planned_now = false;\n"),
     (False, "a deadline that cannot be met is waited for", CORE, "  if (!hopeless) return;\n", "  if (hopeless || !hopeless) return;\n"),
     (False, "an end is counted twice", CORE, "  counted_ends_ = outcome_.request_ends.size();\n", ""),
+    (False, "a policy that the model's rope rules out is taken", REJECT, "      {Kind::kStream, &Setting::dynamic_ntk_rope,\n", "      {Kind::kKeepAll, &Setting::dynamic_ntk_rope,\n"),
+    (False, "a policy is refused in a setting that suits it", REJECT, "row.kind == spec.kind && setting", "setting"),
+    (False, "a window's first row of a chunk sees a slot less than it holds", SPEC, "kept - 1 + std::max", "kept - 2 + std::max"),
+    (False, "sinks are no slots", SPEC, "      return spec.sinks + spec.recent;", "      return spec.recent;"),
+    (False, "a list is overwritten a token early", SPEC, "tokens - 1 > capacity(spec);", "tokens > capacity(spec);"),
+    (False, "a window begins at a block", SPEC, "block_tokens) + 1);", "block_tokens));"),
+    (False, "samples that slide have no prompt beside their lists", SPEC, "return sequences == 1 ? lists : lists +", "return sequences >= 1 ? lists : lists +"),
+    (False, "a short prompt's window is computed in the server's chunks", SPEC, "std::min(chunk_tokens, std::max(kLeastWindowChunk, prompt_tokens))", "chunk_tokens"),
+    (False, "a policy's window is wider than the model's", SPEC, "window > 0 ? std::min(window, own) : own", "own"),
+    (False, "a prompt that is as long as its list is cut", SPEC, "prompt_tokens > capacity(spec);\n}", "prompt_tokens >= capacity(spec);\n}"),
+    (False, "of equal scores the older wins", LISTS_BY_SCORE, "positions[i] < positions[j];\n}", "positions[i] > positions[j];\n}"),
+    (False, "h2o gives up a recent token", LISTS_BY_SCORE, "    candidates.resize(candidates.size() - static_cast<size_t>(spec.recent));\n", "    candidates.resize(candidates.size());\n"),
+    (False, "a token has the score of the one that it overwrites", LISTS_BY_SCORE, "    scores_[static_cast<size_t>(slot)] = 0.0f;\n", ""),
+    (False, "a cut forgets what the prompt's rows gave", LISTS_BY_SCORE, "spec.kind == RetentionKind::kH2o ? scores[static_cast<size_t>(slot)] : 0.0f", "0.0f"),
+    (False, "a dead slot is live", LISTS_BY_SCORE, "    if (slot != free_slot_) live", "    live"),
+    (False, "lists' scores need no memory", LIST_MEMORY, " + (t.column_sums ? slots : 0)", ""),
+    (False, "policy memory that comes free stays in parts", LIST_MEMORY, "if (before->first + before->second == offset) {", "if (before->first + before->second == offset && false) {"),
+    (False, "policy memory that is given back stays used", LIST_MEMORY, "  used_ -= bytes;\n", ""),
 ]
 
 
@@ -348,7 +369,7 @@ def plant(tree: pathlib.Path, file: str, old: str, new: str) -> pathlib.Path:
 
 def compile_mutant(source: pathlib.Path) -> pathlib.Path:
     target = source.with_suffix(".o")
-    subprocess.run(["g++", "-std=c++20", "-O1", "-w", "-ffp-contract=off", "-fPIC", f"-I{ROOT}", f"-I{ROOT}/include", "-c", str(source),
+    subprocess.run(["g++", "-std=c++20", "-O1", "-w", "-ffp-contract=off", "-fPIC", "-DFMT_HEADER_ONLY=1", f"-I{ROOT}", f"-I{ROOT}/include", "-c", str(source),
                     "-o", str(target)], check=True)
     return target
 
@@ -420,6 +441,8 @@ def try_bug(build: pathlib.Path, file: str, old: str, new: str) -> tuple[str, st
             if name.startswith("cache") and not file.startswith("src/cache"):
                 continue
             if name.startswith("disk") != file.startswith("src/execute"):  # the others do not link it
+                continue
+            if name.startswith("policy") and not file.startswith("src/policy"):
                 continue
             path = tree / program
             if not path.exists():

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "src/base/random.h"
+#include "src/policy/policy_memory.h"
 #include "src/policy/policy_spec.h"
 #include "src/policy/reject.h"
 #include "src/policy/retention.h"
@@ -217,6 +218,17 @@ INSTANTIATE_TEST_SUITE_P(Policies, RandomDecisions,
                                          "h2o:heavy=5,recent=5", "h2o:heavy=0,recent=3",
                                          "h2o:heavy=50,recent=50"));
 
+// Random scores are never equal.
+TEST(Ties, TheNewerWins) {
+  const std::vector<float> scores = {0.25f, 0.25f, 0.5f, 0.25f};
+  EXPECT_EQ(keep_highest(scores, std::vector<int32_t>{5, 9, 3, 7}, 3), (std::vector<int32_t>{1, 2, 3}));
+  const PolicySpec spec = *parse_policy("tova:budget=3");
+  RetentionList list;
+  for (const int32_t position : {0, 1, 2, 3}) list.append(position);
+  list.on_decode_row(spec, scores);
+  EXPECT_EQ(list.live_positions(), (std::vector<int32_t>{1, 2, 3}));
+}
+
 TEST(PolicySpec, ParsesWhatItPrints) {
   for (const char* text :
        {"window:size=128", "stream:sinks=4,recent=124", "tova:budget=128", "h2o:heavy=64,recent=64"})
@@ -269,6 +281,77 @@ TEST(PolicyBound, IsWhatALongRunNeeds) {
   EXPECT_EQ(bound(*parse_policy("tova:budget=64"), 100, 50, 32).peak_slots, 100);
   EXPECT_EQ(bound(*parse_policy("tova:budget=64"), 100, 50, 32).steady_slots, 65);
   EXPECT_EQ(bound(*parse_policy("h2o:heavy=8,recent=8"), 4, 3, 32).steady_slots, 7);
+}
+
+// A list of its capacity overwrites when one token more is run; the last token of an output never is.
+TEST(PolicyBlocks, OfWhoOverwritesAreThePromptsFullOnes) {
+  const PolicySpec tova = *parse_policy("tova:budget=8");
+  EXPECT_FALSE(cuts_prompt(tova, 8));
+  EXPECT_TRUE(cuts_prompt(tova, 9));
+  EXPECT_EQ(overwrite_copies(tova, 7, 9, 4), 0);
+  EXPECT_EQ(overwrite_copies(tova, 7, 10, 4), 1);
+  EXPECT_EQ(overwrite_copies(tova, 8, 10, 4), 2);
+  EXPECT_EQ(overwrite_copies(*parse_policy("window:size=8"), 8, 10, 4), 0);
+}
+
+// Each has its window beside a chunk, one block more where that begins inside one, and all of them the prompt that they come from.
+TEST(PolicyBlocks, OfSamplesThatSlideArePromptAndLists) {
+  const PolicySpec window = *parse_policy("window:size=8"), stream = *parse_policy("stream:sinks=5,recent=8");
+  EXPECT_EQ(list_blocks(window, 32, 8, 4), 5);
+  EXPECT_EQ(list_blocks(stream, 32, 8, 4), 7);
+  EXPECT_EQ(list_blocks(window, 12, 8, 4), 3) << "no more than its tokens";
+  EXPECT_EQ(peak_blocks(window, 16, 16, 1, 8, 4), 5);
+  EXPECT_EQ(peak_blocks(window, 16, 16, 2, 8, 4), 2 * 5 + 4);
+  EXPECT_EQ(peak_blocks(window, 16, 500, 1, 4096, 4), (7 + 64 + 3) / 4 + 1) << "chunks of 64 at most";
+}
+
+// Two layers of three KV heads, four bytes a number, in parts of 256: a list's positions and its free slot, where sums decide its scores
+// too, and sums over the prompt.
+TEST(PolicyMemoryOf, AListIsItsSlotsAndItsScores) {
+  const PolicyMemoryLimits shape{.num_layers = 2, .num_kv_heads = 3};
+  const PolicySpec tova = *parse_policy("tova:budget=40"), h2o = *parse_policy("h2o:heavy=8,recent=7");
+  EXPECT_EQ(policy_list_bytes(tova, 41, shape), 512) << "2 x (41 + 1) x 4";
+  EXPECT_EQ(policy_list_bytes(h2o, 16, shape), 1024) << "6 x (16 + 1 + 16) x 4";
+  EXPECT_EQ(policy_sum_bytes(tova, 100, shape), 0);
+  EXPECT_EQ(policy_sum_bytes(h2o, 100, shape), 2560) << "6 x 100 x 4";
+  EXPECT_EQ(policy_request_bytes(h2o, 100, 200, 3, shape), 2560 + 3 * 1024);
+  EXPECT_EQ(policy_request_bytes(*parse_policy("window:size=8"), 100, 200, 3, shape), 0);
+}
+
+TEST(PolicyVisible, IsTheNarrowerOfThePolicysWindowAndTheModels) {
+  using Positions = std::vector<int32_t>;
+  const PolicySpec window = *parse_policy("window:size=4"), stream = *parse_policy("stream:sinks=2,recent=3");
+  EXPECT_EQ(visible_positions(window, 20, 0), (Positions{17, 18, 19, 20}));
+  EXPECT_EQ(visible_positions(window, 20, 2), (Positions{19, 20}));
+  EXPECT_EQ(visible_positions(window, 20, 9), (Positions{17, 18, 19, 20}));
+  EXPECT_EQ(visible_positions(window, 2, 0), (Positions{0, 1, 2}));
+  EXPECT_EQ(visible_positions(stream, 20, 0), (Positions{0, 1, 18, 19, 20}));
+  EXPECT_EQ(visible_positions(stream, 3, 0), (Positions{0, 1, 2, 3}));
+  EXPECT_EQ(visible_positions({}, 3, 2), (Positions{2, 3}));
+}
+
+// Which policy goes with what, said once more: a row that is missing refuses nothing.
+TEST(PolicyReject, IsWhatTheMatrixHasAndNoMore) {
+  using Setting = PolicySetting;
+  struct Column {
+    bool Setting::* setting;
+    std::vector<std::string_view> refused;
+  };
+  for (const Column& column : {Column{&Setting::model_has_sliding_window, {"stream", "tova", "h2o"}},
+                               Column{&Setting::dynamic_ntk_rope, {"stream"}},
+                               Column{&Setting::shares_kv_across_layers, {"tova", "h2o"}},
+                               Column{&Setting::prompt_logprobs, {"window", "stream"}},
+                               Column{&Setting::recompute_preemption, {"tova", "h2o"}}}) {
+    PolicySetting setting;
+    setting.*(column.setting) = true;
+    std::vector<std::string_view> refused;
+    for (const char* text :
+         {"none", "window:size=8", "stream:sinks=1,recent=8", "tova:budget=8", "h2o:heavy=8,recent=8"}) {
+      const PolicySpec spec = *parse_policy(text);
+      if (!check_policy(spec, setting)) refused.push_back(name_of(spec.kind));
+    }
+    EXPECT_EQ(refused, column.refused);
+  }
 }
 
 TEST(PolicyReject, EveryRowOfTheMatrixRefusesAndSaysWhy) {
