@@ -146,6 +146,8 @@ int run_chat(const Arguments& arguments) {
   apply(options.log);
   auto defaults = finish(options.request);
   if (!defaults) return fail(defaults.error(), kExitUsage);
+  if (Status shown = check_output(options.request, options.output); !shown)
+    return fail(shown.error(), kExitUsage);
   if (Status utf8 = check_utf8("--system", options.system); !utf8) return fail(utf8.error(), kExitUsage);
   const auto engine = Engine::open(options.engine);
   if (!engine) return fail(engine.error());

@@ -196,6 +196,16 @@ void bind_request_flags(Flags& flags, RequestFlags& out) {
   flags.add("deadline-ms", out.request.deadline_ms, "Ends the request after this time, ms");
 }
 
+Status check_output(const RequestFlags& flags, const std::string& output) {
+  const Request& request = flags.request;
+  for (const auto& [flag, is_asked] : {std::pair{"--dump-kv", request.dump_kv},
+                                       {"--logprobs", request.sampling.logprobs >= 0},
+                                       {"--prompt-logprobs", request.sampling.prompt_logprobs >= 0}})
+    if (is_asked && output == "text")
+      return invalid(fmt::format("{} is not shown as text; it needs --output json or jsonl", flag));
+  return ok();
+}
+
 Status check_utf8(const std::string& flag, const std::string& text) {
   if (const auto offset = find_invalid_utf8(text))
     return invalid(fmt::format("{} is not UTF-8 at byte {}", flag, *offset));

@@ -32,6 +32,8 @@ Result<Request> finish(const RequestFlags& flags);
 // Takes from the model's own sampling what no flag says.
 void take_model_defaults(const Flags& flags, const SamplingParams& model, SamplingParams& sampling);
 
+// Whether --output text would leave out what the flags ask for.
+Status check_output(const RequestFlags& flags, const std::string& output);
 Status check_utf8(const std::string& flag, const std::string& text);
 // "1,2,3"
 Result<std::vector<int32_t>> parse_ids(const std::string& text, const std::string& flag);

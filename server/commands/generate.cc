@@ -191,6 +191,8 @@ int run_generate(const Arguments& arguments) {
   apply(options.log);
   auto defaults = finish(options.request);
   if (!defaults) return fail(defaults.error(), kExitUsage);
+  if (Status shown = check_output(options.request, options.output); !shown)
+    return fail(shown.error(), kExitUsage);
   if (!options.prompt && options.prompt_ids.empty() && options.input.empty())
     return fail(invalid("no prompt; give one of --prompt, --prompt-ids, --input"), kExitUsage);
   const auto requests = read_requests(options);

@@ -41,6 +41,10 @@ Result<EngineConfig> resolve_config(const EngineConfig& config, const ModelSpec&
   if (config.preemption_mode == "swap" && config.swap_space_bytes == 0)
     return invalid("preemption_mode is `swap` and swap_space_bytes 0; a swap needs room in host memory",
                    "swap_space_bytes");
+  if (config.preemption_mode == "recompute" && config.swap_space_bytes > 0)
+    return invalid(fmt::format("swap_space_bytes is {} and preemption_mode `recompute`, which swaps nothing",
+                               config.swap_space_bytes),
+                   "swap_space_bytes");
   EngineConfig c = config;
   if (c.max_context_tokens == 0) c.max_context_tokens = spec.max_positions;
   if (c.max_context_tokens < 1 || c.max_context_tokens > spec.max_positions) {

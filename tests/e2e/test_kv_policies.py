@@ -208,7 +208,7 @@ def test_a_bad_policy_is_refused_by_name(policy, said):
 
 
 def test_what_makes_no_sense_together_says_why():
-    done = quire("generate", "--model", MODEL, "--prompt", "The", "--kv-policy", "window:size=4", "--prompt-logprobs", 0)
+    done = quire("generate", "--model", MODEL, "--prompt", "The", "--kv-policy", "window:size=4", "--prompt-logprobs", 0, "--output", "json")
     assert done.returncode != 0
     assert "prompt logprobs are those of full attention" in done.stderr
 

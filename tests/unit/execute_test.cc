@@ -358,6 +358,9 @@ TEST(ResolveConfig, FillsInAndNamesWhatIsOutOfRange) {
   EXPECT_EQ(field([](EngineConfig& b) { b.max_step_tokens = 0; }), "max_step_tokens");
   EXPECT_EQ(field([](EngineConfig& b) { b.max_prefill_chunk_tokens = 5000; }), "max_prefill_chunk_tokens");
   EXPECT_EQ(field([](EngineConfig& b) { b.threads = -1; }), "threads");
+  EXPECT_EQ(field([](EngineConfig& b) { b.preemption_mode = "swap"; }), "swap_space_bytes");
+  EXPECT_EQ(field([](EngineConfig& b) { b.preemption_mode = "recompute", b.swap_space_bytes = 1; }),
+            "swap_space_bytes");
   EXPECT_EQ(field([](EngineConfig& b) { b.kv_cache_bytes = -1; }), "kv_cache_bytes");
   EXPECT_EQ(field([](EngineConfig& b) { b.gpu_memory_utilization = std::nan(""); }),
             "gpu_memory_utilization");
