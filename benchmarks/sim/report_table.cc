@@ -54,7 +54,7 @@ std::string to_table(const SimReport& r) {
   Table table(out);
   const auto count = [](int64_t n) { return fmt::format("{}", n); };
   const auto rate = [](double value) { return fmt::format("{:.4f}", value); };
-  table.add("simulated", {{"seed", fmt::format("{}", r.seed)},
+  table.add("simulated", {{"seed", r.seed ? fmt::format("{}", *r.seed) : "unknown"},
                           {"steps", count(r.steps)},
                           {"to drain", count(r.drain_steps)},
                           {"steps/s", whole(r.steps_per_s)},

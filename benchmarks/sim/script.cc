@@ -222,6 +222,7 @@ std::string_view name_of(SimEventKind kind) {
 
 std::string to_json_lines(const SimScript& script) {
   Json first = {{"ticks", script.num_ticks}};
+  if (script.seed) first["seed"] = *script.seed;
   first.update(json_of(script.setup));
   std::string text = first.dump() + "\n";
   for (const SimEvent& e : script.events) text += json_of(e).dump() + "\n";
@@ -241,6 +242,7 @@ Result<SimScript> read_script(const std::string& path) {
       if (number == 1) {
         script.setup = setup_of(json);
         script.num_ticks = json.at("ticks");
+        if (json.contains("seed")) script.seed = json["seed"].get<uint64_t>();
       } else {
         SimEvent event = event_of(json);
         if (event.kind == SimEventKind::kSubmit && !submitted.insert(event.request).second)

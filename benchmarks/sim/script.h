@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,7 @@ struct SimScript {
   SimSetup setup;
   int64_t num_ticks = 0;  // steps before the episode is drained
   std::vector<SimEvent> events;
+  std::optional<uint64_t> seed{};  // of the run whose episode was shrunk to it
 };
 
 std::string to_json_lines(const SimScript& script);

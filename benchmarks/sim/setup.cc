@@ -113,6 +113,7 @@ Status check_script_options(const SimOptions& o) {
   const auto given = [](const char* field, const auto& value) {
     return invalid(fmt::format("{} is {}, and a script is played, which has its own", field, value), field);
   };
+  if (o.seed != none.seed) return given("seed", o.seed);
   if (o.sequences != none.sequences) return given("sequences", o.sequences);
   if (o.kv_bytes != none.kv_bytes) return given("kv_bytes", o.kv_bytes);
   if (o.look_ahead != none.look_ahead) return given("look_ahead", o.look_ahead);

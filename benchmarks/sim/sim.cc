@@ -113,7 +113,7 @@ class Run {
       progress_.emplace("simulating", options_.steps, "steps");
     else if (options_.seconds > 0)
       progress_.emplace("simulating", static_cast<int64_t>(std::ceil(options_.seconds)), "seconds");
-    report_.seed = options.seed;
+    if (options.script.empty()) report_.seed = options.seed;
   }
 
   // Until the workload is through, an invariant breaks, or the limits are reached; drained in any case but a
@@ -133,7 +133,9 @@ class Run {
     tpot_ms_.add(std::exchange(samples_.tpot_ms, {}));
     return broken;
   }
-  Status keep_script(const SimScript& script) {
+  void came_from(std::optional<uint64_t> seed) { report_.seed = seed; }
+  Status keep_script(SimScript script) {
+    script.seed = options_.seed;
     report_.script =
         options_.script_out.empty() ? fmt::format("quire-sim-{}.jsonl", options_.seed) : options_.script_out;
     report_.script_events = static_cast<int64_t>(script.events.size());
@@ -194,10 +196,11 @@ class Run {
 
   Status draw() const {
     if (options_.plot.empty()) return ok();
+    const std::string& file = options_.script.empty() ? options_.trace : options_.script;
     const std::string title = fmt::format(
-        "{}, seed {}: {} requests in {:.1f} simulated seconds",
-        options_.trace.empty() ? "random load" : std::filesystem::path(options_.trace).filename().string(),
-        report_.seed, report_.submitted, report_.simulated_s);
+        "{}{}: {} requests in {:.1f} simulated seconds",
+        file.empty() ? "random load" : std::filesystem::path(file).filename().string(),
+        report_.seed ? fmt::format(", seed {}", *report_.seed) : "", report_.submitted, report_.simulated_s);
     return write_file(options_.plot, to_svg(title, panels_of(timeline_, ttft_ms_, tpot_ms_)));
   }
 
@@ -235,6 +238,7 @@ Status run_random(const SimOptions& options, const SimSetup& base, Run& run) {
 Status run_script(const SimOptions& options, Run& run) {
   const Result<SimScript> script = read_script(options.script);
   if (!script) return script.error();
+  run.came_from(script->seed);
   auto episode = std::make_unique<Episode>(*script);
   run.play_one(episode, script->num_ticks);
   return ok();
@@ -287,7 +291,7 @@ std::string to_json(const SimReport& r) {
   nlohmann::ordered_json faults;
   for (size_t i = 0; i < kNumSimFaults; ++i) faults[kFaultNames[i]] = r.faults_by_kind[i];
   nlohmann::ordered_json json = {
-      {"seed", r.seed},
+      {"seed", r.seed ? nlohmann::ordered_json(*r.seed) : nlohmann::ordered_json()},
       {"steps", r.steps},
       {"drain_steps", r.drain_steps},
       {"faults", r.faults},

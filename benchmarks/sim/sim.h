@@ -11,6 +11,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -87,7 +88,7 @@ struct SimPercentiles {
 };
 
 struct SimReport {
-  uint64_t seed = 0;
+  std::optional<uint64_t> seed;  // of a script that was played: the one it came from, where it says so
   int64_t steps = 0, faults = 0;
   int64_t drain_steps = 0;       // of the steps: those after an episode's load, until nothing is left
   FaultCounts faults_by_kind{};  // their sum is faults

@@ -65,6 +65,23 @@ TEST(SimScript, PlaysTheSameAsTheEpisodeItWasRecordedFrom) {
   EXPECT_EQ(preemptions_of(*read), recorded.preemptions);
 }
 
+TEST(SimScript, ReportsTheSeedItCameFrom) {
+  SimScript script = record_one_that_preempts().script;
+  const std::string path = std::filesystem::temp_directory_path() / "quire_sim_seed_script.jsonl";
+  for (const std::optional<uint64_t> seed : {std::optional<uint64_t>(77), std::optional<uint64_t>()}) {
+    script.seed = seed;
+    ASSERT_TRUE(write_script(script, path).has_value());
+    const Result<SimReport> report = run_sim({.script = path});
+    ASSERT_TRUE(report.has_value()) << report.error().message;
+    EXPECT_EQ(report->seed, seed);
+    const std::string shown = fmt::format("\"seed\":{},", seed ? "77" : "null");
+    EXPECT_NE(to_json(*report).find(shown), std::string::npos) << to_json(*report);
+    EXPECT_EQ(to_table(*report).find("unknown") != std::string::npos, !seed) << to_table(*report);
+  }
+  EXPECT_EQ(run_sim({.seed = 5, .script = path}).error().field, "seed");
+  std::filesystem::remove(path);
+}
+
 // Whatever a trial looks for, the script gets short and still shows it: how short depends on how many requests it takes to fill the
 // cache that the seed has drawn. From 1,500 seeds on, what was left were 2 to 25 events, a fifth of all at most.
 TEST(SimScript, ShrinksToWhatMatters) {

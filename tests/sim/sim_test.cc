@@ -22,7 +22,7 @@ namespace quire {
 namespace {
 
 void expect_clean(const SimReport& r) {
-  for (const std::string& v : r.violations) ADD_FAILURE() << "QUIRE_SEED=" << r.seed << " " << v;
+  for (const std::string& v : r.violations) ADD_FAILURE() << "QUIRE_SEED=" << r.seed.value() << " " << v;
   EXPECT_EQ(r.blocks_leaked, 0);
   EXPECT_EQ(r.submitted, r.finished + r.refused + r.cancelled + r.failed);
 }
@@ -117,7 +117,7 @@ TEST(Simulation, FreshSeedsRunClean) {
   const SimReport r = run(o);
   expect_clean(r);
   if (!r.script.empty()) ADD_FAILURE() << "shrunk: quire bench sim --script " << r.script;
-  fmt::print("seed {}: {} steps, {} faults\n", r.seed, r.steps, r.faults);
+  fmt::print("seed {}: {} steps, {} faults\n", r.seed.value(), r.steps, r.faults);
 }
 
 // Whether a request may need all of the cache that it is drawn for, but for a few blocks.
