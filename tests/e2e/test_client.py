@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import importlib.util
 import pickle
 import socket
 import threading
@@ -11,6 +12,7 @@ import grpc
 import pytest
 
 from quire_client import AsyncClient, Client, QuireError
+from quire_client.request import make_request
 
 LONG = {"max_tokens": 4000, "ignore_eos": True, "temperature": 0}
 
@@ -87,6 +89,69 @@ def test_a_whole_generation_may_be_asked_for_again(server):
             assert await stream.result() is whole and whole.usage.completion_tokens == 4
 
     asyncio.run(run())
+
+
+class Number:
+    """An integer that is not Python's, as an array's elements are."""
+
+    def __init__(self, value: int | float) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Number) and other.value == self.value
+
+    def __index__(self) -> int:
+        if not isinstance(self.value, int):
+            raise TypeError(f"{self.value} is not a whole number")
+        return self.value
+
+
+class Array:
+    """As much of an array as protobuf looks at."""
+
+    def __init__(self, values: list) -> None:
+        self.values = [Number(value) for value in values]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: int) -> Number:
+        return self.values[index]
+
+    def __iter__(self):
+        return iter(self.values)
+
+
+def numpy_array(values: list):
+    if importlib.util.find_spec("numpy") is None:
+        pytest.skip("numpy is not there")
+    import numpy
+
+    return numpy.array(values)
+
+
+ARRAYS = pytest.mark.parametrize("array", [Array, numpy_array])
+
+
+@ARRAYS
+def test_token_ids_may_be_any_integers(client, array):
+    options = {"max_tokens": 4, "temperature": 0, "ignore_eos": True}
+    plain = client.generate([5, 6, 7], **options, allowed_token_ids=[300, 400], bad_words=[[400]]).result()
+    other = client.generate(array([5, 6, 7]), **options, allowed_token_ids=array([300, 400]), bad_words=[array([400])]).result()
+    assert other.prompt_token_ids == (5, 6, 7) and plain.outputs[0].token_ids == other.outputs[0].token_ids == [300] * 4
+    assert client.detokenize(array([300, 400])) == client.detokenize([300, 400])
+
+
+@ARRAYS
+@pytest.mark.parametrize(("value", "kind"), [(1.5, TypeError), (2**40, ValueError)])
+@pytest.mark.parametrize("name", ["allowed_token_ids", "forced_token_ids", "stop_token_ids", "bad_words"])
+def test_what_is_no_token_id_is_an_error(array, value, kind, name):
+    """protobuf drops it, of an array, and what follows: as allowed_token_ids that would be no rule at all."""
+    ids = array([value])
+    with pytest.raises(kind):
+        make_request("Once", {name: [ids] if name == "bad_words" else ids})
+    with pytest.raises(kind):
+        make_request(ids, {})
 
 
 CLOSED = "CANCELLED: this client is closed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -12,7 +12,7 @@ import grpc
 
 from . import channel as wiring
 from .errors import QuireError, closed
-from .request import Prompt, RequestOptions, check_request_ids, make_request
+from .request import Ids, Prompt, RequestOptions, check_request_ids, ids_of, make_request
 from .types import Completion, Event, Load, Model, event_from_wire, load_from_wire, model_from_wire
 from .wire import service_pb2, service_pb2_grpc
 
@@ -101,9 +101,9 @@ class Client:
         request = service_pb2.TokenizeRequest(text=text, add_special_tokens=add_special_tokens, special_as_text=special_as_text)
         return list(self._unary(self._stub.Tokenize, request).token_ids)
 
-    def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    def detokenize(self, token_ids: Ids, *, skip_special_tokens: bool = True) -> str:
         """The text of token ids. Raises QuireError: an id outside the vocabulary, a model without a tokenizer."""
-        request = service_pb2.DetokenizeRequest(token_ids=token_ids, skip_special_tokens=skip_special_tokens)
+        request = service_pb2.DetokenizeRequest(token_ids=ids_of(token_ids), skip_special_tokens=skip_special_tokens)
         return self._unary(self._stub.Detokenize, request).text
 
     def model(self) -> Model:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, SupportsIndex, TypedDict
 
 from .wire import generation_pb2, sampling_pb2
 
@@ -15,8 +16,10 @@ class Message(TypedDict):
     content: str
 
 
+# Python's integers, an array library's, or an array of these.
+Ids = Iterable[SupportsIndex]
 # A text, token ids, or the messages of a chat.
-Prompt = str | Iterable[int] | Iterable[Message]
+Prompt = str | Ids | Iterable[Message] | Iterable[Mapping[str, str]]
 
 _WHAT_A_PROMPT_IS = "a prompt is a string, a list of token ids, or a list of {'role': .., 'content': ..}"
 
@@ -43,15 +46,15 @@ class RequestOptions(TypedDict, total=False):
     frequency_penalty: float
     no_repeat_ngram: int
     logit_bias: Mapping[int, float]
-    allowed_token_ids: Sequence[int]
-    forced_token_ids: Sequence[int]
-    bad_words: Sequence[Sequence[int]]
+    allowed_token_ids: Ids
+    forced_token_ids: Ids
+    bad_words: Iterable[Ids]
     seed: int
     # when it ends
     max_tokens: int
     min_tokens: int
     stop: str | Sequence[str]
-    stop_token_ids: Sequence[int]
+    stop_token_ids: Ids
     include_stop: bool
     ignore_eos: bool
     # how many
@@ -83,6 +86,11 @@ _SAMPLING = {field.name for field in sampling_pb2.SamplingParams.DESCRIPTOR.fiel
 _REQUEST = {field.name for field in generation_pb2.GenerateRequest.DESCRIPTOR.fields} - {"text", "token_ids", "messages", "sampling"}
 
 
+def ids_of(ids: Ids) -> list[int]:
+    """Each converted here: of an array, protobuf drops what it cannot hold and all that follows, in silence."""
+    return [operator.index(i) for i in ids]
+
+
 def _add_message(request: generation_pb2.GenerateRequest, index: int, message: Mapping[str, Any]) -> None:
     for key in ("role", "content"):
         if not isinstance(message.get(key), str):
@@ -101,8 +109,8 @@ def _set_prompt(request: generation_pb2.GenerateRequest, prompt: Prompt) -> None
     prompt = list(prompt)  # an iterator is read once
     if not prompt:
         request.token_ids.SetInParent()
-    elif all(isinstance(part, int) for part in prompt):
-        request.token_ids.ids.extend(prompt)  # type: ignore[arg-type]
+    elif all(hasattr(part, "__index__") for part in prompt):
+        request.token_ids.ids.extend(ids_of(prompt))  # type: ignore[arg-type]
     elif all(isinstance(part, Mapping) for part in prompt):
         for index, part in enumerate(prompt):
             _add_message(request, index, part)  # type: ignore[arg-type]
@@ -115,11 +123,11 @@ def _set_sampling(sampling: sampling_pb2.SamplingParams, name: str, value: Any) 
         sampling.logit_bias.update(value)
     elif name == "bad_words":
         for word in value:
-            sampling.bad_words.add(ids=word)
+            sampling.bad_words.add(ids=ids_of(word))
     elif name == "stop":
         sampling.stop.extend([value] if isinstance(value, str) else value)
     elif name in ("allowed_token_ids", "forced_token_ids", "stop_token_ids"):
-        getattr(sampling, name).extend(value)
+        getattr(sampling, name).extend(ids_of(value))
     else:
         setattr(sampling, name, value)
 
