@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <optional>
 
 namespace quire {
@@ -29,9 +30,9 @@ Status check_range(const Range& r) {
 
 Status check_id(const char* field, int64_t id, int32_t vocab_size) {
   if (id >= 0 && (vocab_size == 0 || id < vocab_size)) return ok();
-  return invalid(
-      fmt::format("{} has token id {}; ids of this model run from 0 to {}", field, id, vocab_size - 1),
-      fmt::format("sampling.{}", field));
+  const std::string ids =
+      vocab_size == 0 ? "ids run from 0" : fmt::format("ids of this model run from 0 to {}", vocab_size - 1);
+  return invalid(fmt::format("{} has token id {}; {}", field, id, ids), fmt::format("sampling.{}", field));
 }
 
 Status check_choice(const SamplingParams& p) {
@@ -57,7 +58,8 @@ Status check_counts(const SamplingParams& p, const SamplingLimits& limits) {
       {"best_of", static_cast<double>(p.best_of), 0, max_n, false, "max_n"},
       {"beam_width", static_cast<double>(p.beam_width), 0, static_cast<double>(limits.max_beam_width), false,
        "max_beam_width"},
-      {"max_tokens", static_cast<double>(p.max_tokens), 0, 1 << 30},
+      // how many the context has room for, check_request says, which knows the prompt
+      {"max_tokens", static_cast<double>(p.max_tokens), 0, std::numeric_limits<int32_t>::max()},
       {"min_tokens", static_cast<double>(p.min_tokens), 0, static_cast<double>(p.max_tokens), false,
        "max_tokens"},
       {"logprobs", static_cast<double>(p.logprobs), -1, max_logprobs, false, "max_logprobs"},

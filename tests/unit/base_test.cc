@@ -377,6 +377,18 @@ TEST(SamplingParams, WhichTextOrSequenceIsBadIsSaid) {
       validate(words, SamplingLimits{}).error().message.starts_with("sequence 2 of bad_words has 0 tokens"));
 }
 
+TEST(SamplingParams, AnIdIsNotComparedWithAVocabularyThatIsNotKnown) {
+  SamplingParams params;
+  params.stop_token_ids = {1 << 30};
+  SamplingLimits limits;
+  EXPECT_TRUE(validate(params, limits));
+  params.stop_token_ids = {-1};
+  EXPECT_EQ(validate(params, limits).error().message, "stop_token_ids has token id -1; ids run from 0");
+  limits.vocab_size = 100;
+  EXPECT_EQ(validate(params, limits).error().message,
+            "stop_token_ids has token id -1; ids of this model run from 0 to 99");
+}
+
 TEST(BlockSize, AgreesWithDivision) {
   for (const int32_t tokens : {1, 8, 16, 64}) {
     const BlockSize size(tokens);
