@@ -215,7 +215,9 @@ Status DiskStore::take_over() {
   if (std::ranges::all_of(header, [](auto byte) { return byte == decltype(byte){}; })) return begin_index();
   const Result<std::string> identity = decode_disk_header(header);
   if (!identity)
-    return invalid(fmt::format("disk_kv_dir `{}`: quire-kv.index {}", setup_.dir, identity.error().message),
+    return invalid(fmt::format("disk_kv_dir `{}`: quire-kv.index {}; name another directory, or remove "
+                               "quire-kv.index and quire-kv.blocks from this one",
+                               setup_.dir, identity.error().message),
                    "disk_kv_dir");
   if (*identity != setup_.identity)
     return invalid(

@@ -230,6 +230,19 @@ TEST_F(DiskTest, AnotherFormatVersionIsRefusedWithBothNumbers) {
       << e.message;
 }
 
+TEST_F(DiskTest, ADamagedHeaderIsRefusedAndSaysWhatToDo) {
+  ASSERT_TRUE(open().write(block(1, 5), bytes('a').data()));
+  store_.reset();
+  damage("quire-kv.index", 26);  // in the identity
+  const Error e = refused(setup());
+  EXPECT_EQ(e.field, "disk_kv_dir");
+  EXPECT_EQ(e.message, "disk_kv_dir `" + dir_ +
+                           "`: quire-kv.index has a header that is damaged; name another directory, or "
+                           "remove quire-kv.index and quire-kv.blocks from this one");
+  for (const char* file : {"/quire-kv.index", "/quire-kv.blocks"}) std::filesystem::remove(dir_ + file);
+  open();
+}
+
 TEST_F(DiskTest, AFileOfSomethingElseIsNotTouched) {
   std::ofstream(dir_ + "/quire-kv.index") << "not ours";
   EXPECT_NE(refused(setup()).message.find("is no index of KV blocks"), std::string::npos);
