@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "benchmarks/bench_flags.h"
+#include "src/base/blocks_for.h"
 #include "src/base/check.h"
 #include "src/base/random.h"
 #include "src/engine/engine_core.h"
@@ -45,7 +46,7 @@ CoreOptions core_options(const Options& o) {
   core.config.max_queued_requests = 1 << 20;
   core.config.max_queued_kv_factor = 1e6;
   const int64_t blocks =
-      int64_t{o.sequences} * ((core.config.max_context_tokens + o.block_tokens - 1) / o.block_tokens + 1) +
+      int64_t{o.sequences} * (blocks_for(core.config.max_context_tokens, o.block_tokens) + 1) +
       o.cached_blocks;
   core.cache = uniform_spec({.num_layers = 1,
                              .num_kv_heads = 1,

@@ -10,6 +10,7 @@
 #include "benchmarks/cpu/ceilings.h"
 #endif
 #include "quire/engine.h"
+#include "src/base/blocks_for.h"
 #include "src/base/dtype.h"
 #include "src/base/random.h"
 #include "src/model/config.h"
@@ -54,7 +55,7 @@ Need need_of(const OfflineOptions& o) {
   for (const RequestLengths& r : lengths_of(o)) {
     const int64_t tokens = int64_t{o.shared_prefix_tokens} + r.prompt_tokens + r.new_tokens;
     need.longest = std::max(need.longest, tokens);
-    need.blocks += o.n * ((tokens + o.engine.block_tokens - 1) / o.engine.block_tokens + 1);
+    need.blocks += o.n * (blocks_for(tokens, o.engine.block_tokens) + 1);
     ++need.requests;
     need.sequences += o.n;
   }

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "src/base/blocks_for.h"
 #include "src/engine/engine_core.h"
 
 namespace quire {
@@ -120,7 +121,7 @@ Broken submitted_blocks_are_held(const EngineCore& core) {
 Broken list_within_bound(const EngineCore& core, const Sequence& s) {
   const int32_t block_tokens = core.cache().block_tokens();
   const PolicySpec& policy = s.group->policy;
-  if (s.table.num_blocks() != (s.table.length() + block_tokens - 1) / block_tokens)
+  if (s.table.num_blocks() != blocks_for(s.table.length(), block_tokens))
     return fmt::format("invariant 8: a list of {} slots has {} blocks of {}", s.table.length(),
                        s.table.num_blocks(), block_tokens);
   const int64_t chunk = most_chunk_tokens(policy, s.num_prompt_tokens, core.limits().max_chunk_tokens);

@@ -41,12 +41,6 @@ bool always_edited(const SamplingParams& p) {
   return penalizes(p) || p.no_repeat_ngram > 0 || !p.logit_bias.empty() || !p.allowed_token_ids.empty() ||
          !p.bad_words.empty();
 }
-bool names_an_id_twice(const std::vector<std::pair<int32_t, double>>& bias) {
-  std::vector<int32_t> ids;
-  for (const auto& [id, amount] : bias) ids.push_back(id);
-  std::ranges::sort(ids);
-  return std::ranges::adjacent_find(ids) != ids.end();
-}
 
 // Ids that may not be chosen until min_tokens.
 std::vector<TokenId> ending_ids(const PlannedJoin& join) {
@@ -138,9 +132,7 @@ void DeviceSampling::join(const PlannedJoin& join) {
 bool DeviceSampling::place_lists(const PlannedJoin& join, Sequence& s) {
   const SamplingParams& p = *s.sampling;
   write_lists(p, ending_ids(join), s.edit, lists_);
-  if (static_cast<int64_t>(lists_.size()) > kListInts || names_an_id_twice(p.logit_bias) ||
-      free_slots_.empty())
-    return false;
+  if (static_cast<int64_t>(lists_.size()) > kListInts || free_slots_.empty()) return false;
   check(static_cast<int64_t>(join.history.size()) <= history_ints_,
         "DeviceSampling: a history longer than the context");
   s.slot = free_slots_.back();

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "src/base/blocks_for.h"
+
 namespace quire {
 namespace {
 
@@ -50,7 +52,7 @@ void HostStep::clear(const BatchPlan& plan) {
   slot_layer_stride_ = 0;
   has_windows_ = has_sinks_ = overwrites_ = false;
   for (const PlannedSequence& s : plan.sequences) {
-    table_stride_ = std::max(table_stride_, (length_of(s) + limits_.block_tokens - 1) / limits_.block_tokens);
+    table_stride_ = std::max(table_stride_, blocks_for(length_of(s), limits_.block_tokens));
   }
   query_start_.push_back(0);
 }
@@ -119,7 +121,7 @@ Status HostStep::check_ids(const PlannedSequence& s) const {
 }
 
 Status HostStep::check_blocks(const PlannedSequence& s, int64_t length) const {
-  const int64_t blocks = (length + limits_.block_tokens - 1) / limits_.block_tokens;
+  const int64_t blocks = blocks_for(length, limits_.block_tokens);
   if (static_cast<int64_t>(s.block_table.size()) < blocks) {
     return plan_fault(
         s, fmt::format("{} slots need {} blocks; its table has {}", length, blocks, s.block_table.size()));
@@ -180,7 +182,7 @@ void HostStep::set_slot(const PlannedSequence& s, int64_t row, int32_t layer, in
 // A whole copy of the table each step: 256 lists of 256 blocks are 262 kB, under 20 us of this thread's time
 // and none of the engine's.
 void HostStep::copy_table(const PlannedSequence& s, int64_t length) {
-  const int64_t blocks = (length + limits_.block_tokens - 1) / limits_.block_tokens;
+  const int64_t blocks = blocks_for(length, limits_.block_tokens);
   const size_t row = lengths_.size() * static_cast<size_t>(table_stride_);
   block_table_.resize(row + static_cast<size_t>(table_stride_), 0);
   for (int64_t i = 0; i < blocks; ++i)

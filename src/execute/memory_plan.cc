@@ -6,6 +6,8 @@
 #include <cmath>
 #include <vector>
 
+#include "src/base/blocks_for.h"
+
 namespace quire {
 namespace {
 
@@ -19,7 +21,7 @@ double mib_up(int64_t bytes) {
 }
 
 int64_t blocks_of_context(const MemoryRequest& r) {
-  return (int64_t{r.max_context_tokens} + r.block_tokens - 1) / r.block_tokens;
+  return blocks_for(r.max_context_tokens, r.block_tokens);
 }
 
 int64_t fixed_bytes(const MemoryRequest& r) {

@@ -176,13 +176,18 @@ void RetentionRunner::attach_buffers(StepArrays& arrays) {
   if (wants_logits_) arrays.row_logits = room(row_logits_, num_sequences_ * num_q_heads_ * side_stride_);
   if (!wants_sums_) return;
   arrays.column_sums = room(column_sums_, num_sequences_ * num_q_heads_ * side_stride_);
-  std::fill(column_sums_.begin(), column_sums_.end(), 0.0f);
+  clear_sums();
+}
+
+// As many as the step has: the buffer is of the largest so far.
+void RetentionRunner::clear_sums() {
+  std::fill_n(column_sums_.begin(), num_sequences_ * num_q_heads_ * side_stride_, 0.0f);
 }
 
 void RetentionRunner::after_layer(int32_t layer) {
   for (Work& work : works_)
     if (!work.failed) work.failed = !guarded(work.sequence->sequence, [&] { take_layer(work, layer); });
-  if (wants_sums_) std::fill(column_sums_.begin(), column_sums_.end(), 0.0f);
+  if (wants_sums_) clear_sums();
 }
 
 void RetentionRunner::take_layer(Work& work, int32_t layer) {

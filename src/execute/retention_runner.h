@@ -56,6 +56,7 @@ class RetentionRunner {
   void fail(SequenceId sequence);
   bool has_failed(SequenceId sequence) const;
   void attach_buffers(StepArrays& arrays);
+  void clear_sums();
   void take_layer(Work& work, int32_t layer);
   void end_sequence(const Work& work, StepResult& result);
 

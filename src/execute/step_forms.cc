@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "src/base/blocks_for.h"
 #include "src/execute/prefix_groups.h"
 #include "src/execute/step_graphs.h"
 
@@ -29,7 +30,7 @@ void pad_with_prompts(const GraphRules& rules, StepShape& s) {
 }  // namespace
 
 int64_t table_stride(const StepLimits& l) {
-  const int64_t blocks = (l.max_context_tokens + l.block_tokens - 1) / l.block_tokens;
+  const int64_t blocks = blocks_for(l.max_context_tokens, l.block_tokens);
   return (blocks + 15) / 16 * 16;
 }
 

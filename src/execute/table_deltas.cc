@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "src/base/blocks_for.h"
+
 namespace quire {
 namespace {
 
@@ -46,7 +48,7 @@ int32_t TableDeltas::row_of(uint64_t sequence) {
 }
 
 Status TableDeltas::add_row(const PlannedSequence& s) {
-  const int32_t count = (s.list_length_after() + block_tokens_ - 1) / block_tokens_;
+  const auto count = static_cast<int32_t>(blocks_for(s.list_length_after(), block_tokens_));
   const int32_t from = row_of(value(s.sequence));
   TableRow row;
   if (from >= 0) {
