@@ -11,6 +11,7 @@
 #include "server/call_outcome.h"
 #include "server/client.h"
 #include "server/dump_call.h"
+#include "server/list_counts.h"
 #include "server/request_mapping.h"
 #include "server/response_mapping.h"
 #include "server/status.h"
@@ -58,6 +59,17 @@ Error named_as_in_generate(Error error) {
   error.field.erase(0, kOuter.size());
   if (error.message.starts_with(kOuter)) error.message.erase(0, kOuter.size());
   return error;
+}
+
+// Parses where the lists, counted first, are within the limits; `name` is the request's in any case.
+Status parse_counted(const grpc::ByteBuffer& bytes, WireRequest (*look)(std::string_view),
+                     const SamplingLimits& limits, google::protobuf::Message& wire, std::string& name) {
+  const Result<std::string> flat = flatten(bytes);
+  if (!flat) return flat.error();
+  const WireRequest seen = look(*flat);
+  name = seen.request_id;
+  if (Status counted = validate(seen.lists, limits); !counted) return counted;
+  return parse(*flat, wire);
 }
 
 // What the wire leaves out of its sampling is the model's to say.
@@ -203,12 +215,15 @@ CallParts GenerationServer::parts_of(Engine& engine, Context& context, const Byt
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServer::Generate(Context* context, const Bytes* bytes) {
   v1::GenerateRequest wire;
+  std::string name;
   const auto refuse = [&](const Error& error, std::span<const QuotaViolation> violations = {}) {
-    return new RefusedStream(refusal(*context, error, wire.request_id(), violations));
+    return new RefusedStream(refusal(*context, error, name, violations));
   };
   const Result<Engine*> engine = ready_engine();
   if (!engine) return refuse(engine.error());
-  if (const Status parsed = parse(*bytes, wire); !parsed) return refuse(parsed.error());
+  const SamplingLimits& limits = (*engine)->config().sampling_limits;
+  if (const Status parsed = parse_counted(*bytes, look_at_generate, limits, wire, name); !parsed)
+    return refuse(parsed.error());
   Result<Request> request = request_of(wire, (*engine)->model());
   if (!request) return refuse(request.error());
   if (request->dump_kv && !options_.allow_debug) return refuse(debugging_is_off());
@@ -290,15 +305,18 @@ grpc::ServerUnaryReactor* GenerationServer::Abort(Context* context, const Bytes*
 
 grpc::ServerUnaryReactor* GenerationServer::DumpKv(Context* context, const Bytes* bytes, Bytes* response) {
   v1::DumpKvRequest wire;
+  std::string name;
   const auto refuse = [&](const Error& error, std::span<const QuotaViolation> violations = {}) {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(refusal(*context, error, wire.request().request_id(), violations));
+    reactor->Finish(refusal(*context, error, name, violations));
     return reactor;
   };
   if (!options_.allow_debug) return refuse(debugging_is_off());
   const Result<Engine*> engine = ready_engine();
   if (!engine) return refuse(engine.error());
-  if (const Status parsed = parse(*bytes, wire); !parsed) return refuse(named_as_in_generate(parsed.error()));
+  const SamplingLimits& limits = (*engine)->config().sampling_limits;
+  if (const Status parsed = parse_counted(*bytes, look_at_dump_kv, limits, wire, name); !parsed)
+    return refuse(named_as_in_generate(parsed.error()));
   Result<Request> request = request_of(wire.request(), (*engine)->model());
   if (!request) return refuse(request.error());
   TenantLimiter::Admission admission = admit(*request, *context, **engine);

@@ -20,18 +20,6 @@ using google::protobuf::UnknownFieldSet;
 
 constexpr int kMaxNesting = 16;  // our messages nest four deep
 
-Result<std::string> flatten(const grpc::ByteBuffer& bytes) {
-  std::vector<grpc::Slice> slices;
-  std::string flat;
-  if (const grpc::Status dumped = bytes.Dump(&slices); !dumped.ok())
-    return error(Code::kInternal,
-                 fmt::format("the message's bytes cannot be read: {}", dumped.error_message()));
-  flat.reserve(bytes.Length());
-  for (const grpc::Slice& slice : slices)
-    flat.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
-  return flat;
-}
-
 // Reads `bytes` field by field against `type` and returns what is wrong with the first bad one.
 std::optional<Error> find_fault(std::string_view bytes, const Descriptor& type, const std::string& path,
                                 int nesting) {
@@ -58,12 +46,27 @@ std::optional<Error> find_fault(std::string_view bytes, const Descriptor& type, 
 
 }  // namespace
 
+Result<std::string> flatten(const grpc::ByteBuffer& bytes) {
+  std::vector<grpc::Slice> slices;
+  std::string flat;
+  if (const grpc::Status dumped = bytes.Dump(&slices); !dumped.ok())
+    return error(Code::kInternal,
+                 fmt::format("the message's bytes cannot be read: {}", dumped.error_message()));
+  flat.reserve(bytes.Length());
+  for (const grpc::Slice& slice : slices)
+    flat.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  return flat;
+}
+
 Status parse(const grpc::ByteBuffer& bytes, google::protobuf::Message& message) {
   const Result<std::string> flat = flatten(bytes);
-  if (!flat) return flat.error();
-  if (message.ParseFromString(*flat)) return ok();
+  return flat ? parse(*flat, message) : Status(flat.error());
+}
+
+Status parse(const std::string& bytes, google::protobuf::Message& message) {
+  if (message.ParseFromString(bytes)) return ok();
   const Descriptor& type = *message.GetDescriptor();
-  if (auto fault = find_fault(*flat, type, "", kMaxNesting)) return *fault;
+  if (auto fault = find_fault(bytes, type, "", kMaxNesting)) return *fault;
   return invalid(fmt::format("the message is not a well-formed {}", type.full_name()));
 }
 

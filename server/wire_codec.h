@@ -6,6 +6,8 @@
 #include <google/protobuf/message.h>
 #include <grpcpp/support/byte_buffer.h>
 
+#include <string>
+
 #include "quire/result.h"
 
 namespace quire::server {
@@ -13,6 +15,9 @@ namespace quire::server {
 // INVALID_ARGUMENT with the path of the string field that is not UTF-8, or of the part that is not well
 // formed; INTERNAL where gRPC does not give the bytes.
 Status parse(const grpc::ByteBuffer& bytes, google::protobuf::Message& message);
+Status parse(const std::string& bytes, google::protobuf::Message& message);
+// A message's bytes in one piece, for who looks at them first.
+Result<std::string> flatten(const grpc::ByteBuffer& bytes);
 
 grpc::ByteBuffer serialize(const google::protobuf::Message& message);
 

@@ -72,7 +72,13 @@ struct SamplingLimits {
   int32_t vocab_size = 0;  // ids must be below; 0 = unchecked
 };
 
+// Entries of the lists of which each is an object of its own.
+struct ListCounts {
+  int64_t logit_bias = 0, bad_words = 0, stop = 0;
+};
+
 Status validate(const SamplingParams& params, const SamplingLimits& limits);
-Status validate(const SamplingLimits& limits);  // each by its flag's name
+Status validate(const ListCounts& counts, const SamplingLimits& limits);  // as the one above says it
+Status validate(const SamplingLimits& limits);                            // each by its flag's name
 
 }  // namespace quire

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <optional>
 
@@ -79,10 +80,6 @@ Status check_counts(const SamplingParams& p, const SamplingLimits& limits) {
 }
 
 Status check_stops(const SamplingParams& p, const SamplingLimits& limits) {
-  if (static_cast<int64_t>(p.stop.size()) > limits.max_stop_strings)
-    return invalid(fmt::format("stop has {} texts; at most {} (max_stop_strings)", p.stop.size(),
-                               limits.max_stop_strings),
-                   "sampling.stop");
   for (size_t i = 0; i < p.stop.size(); ++i) {
     const size_t bytes = p.stop[i].size();
     if (bytes == 0 || static_cast<int64_t>(bytes) > limits.max_stop_bytes)
@@ -100,10 +97,6 @@ Status check_stops(const SamplingParams& p, const SamplingLimits& limits) {
 }
 
 Status check_bad_words(const SamplingParams& p, const SamplingLimits& limits) {
-  if (static_cast<int64_t>(p.bad_words.size()) > limits.max_bad_words)
-    return invalid(fmt::format("bad_words has {} token sequences; at most {} (max_bad_words)",
-                               p.bad_words.size(), limits.max_bad_words),
-                   "sampling.bad_words");
   for (size_t i = 0; i < p.bad_words.size(); ++i) {
     const size_t tokens = p.bad_words[i].size();
     if (tokens == 0 || static_cast<int64_t>(tokens) > limits.max_bad_word_tokens)
@@ -148,10 +141,6 @@ std::optional<int32_t> repeated_id(const std::vector<std::pair<int32_t, double>>
 }
 
 Status check_token_lists(const SamplingParams& p, const SamplingLimits& limits) {
-  if (static_cast<int64_t>(p.logit_bias.size()) > limits.max_logit_bias)
-    return invalid(fmt::format("logit_bias has {} entries; at most {} (max_logit_bias)", p.logit_bias.size(),
-                               limits.max_logit_bias),
-                   "sampling.logit_bias");
   for (const auto& [id, bias] : p.logit_bias) {
     if (Status s = check_id("logit_bias", id, limits.vocab_size); !s) return s;
     if (!(bias >= -100 && bias <= 100))
@@ -170,8 +159,30 @@ Status check_token_lists(const SamplingParams& p, const SamplingLimits& limits) 
 Status validate(const SamplingParams& params, const SamplingLimits& limits) {
   if (Status s = check_choice(params); !s) return s;
   if (Status s = check_counts(params, limits); !s) return s;
+  if (Status s = validate(ListCounts{.logit_bias = std::ssize(params.logit_bias),
+                                     .bad_words = std::ssize(params.bad_words),
+                                     .stop = std::ssize(params.stop)},
+                          limits);
+      !s)
+    return s;
   if (Status s = check_stops(params, limits); !s) return s;
   return check_token_lists(params, limits);
+}
+
+Status validate(const ListCounts& counts, const SamplingLimits& limits) {
+  if (counts.stop > limits.max_stop_strings)
+    return invalid(
+        fmt::format("stop has {} texts; at most {} (max_stop_strings)", counts.stop, limits.max_stop_strings),
+        "sampling.stop");
+  if (counts.logit_bias > limits.max_logit_bias)
+    return invalid(fmt::format("logit_bias has {} entries; at most {} (max_logit_bias)", counts.logit_bias,
+                               limits.max_logit_bias),
+                   "sampling.logit_bias");
+  if (counts.bad_words > limits.max_bad_words)
+    return invalid(fmt::format("bad_words has {} token sequences; at most {} (max_bad_words)",
+                               counts.bad_words, limits.max_bad_words),
+                   "sampling.bad_words");
+  return ok();
 }
 
 Status validate(const SamplingLimits& limits) {

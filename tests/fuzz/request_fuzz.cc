@@ -1,6 +1,9 @@
 // A request as a jsonl line and as a message of the wire: mapped, or refused with a message. Input: 'j' and JSON, or 'p' and protobuf.
+#include <iterator>
+
 #include "quire/sampling_params.h"
 #include "server/json_message.h"
+#include "server/list_counts.h"
 #include "server/request_mapping.h"
 #include "src/base/check.h"
 #include "tests/fuzz/fuzz_target.h"
@@ -31,7 +34,14 @@ void fuzz_one(std::string_view input) {
   input.remove_prefix(1);
   if (kind == 'p') {
     v1::GenerateRequest wire;
-    if (wire.ParseFromArray(input.data(), static_cast<int>(input.size()))) map(wire);
+    const server::WireRequest seen = server::look_at_generate(input);
+    if (!wire.ParseFromArray(input.data(), static_cast<int>(input.size()))) return;
+    const v1::SamplingParams& sampling = wire.sampling();
+    check(seen.request_id == wire.request_id() && seen.lists.bad_words == sampling.bad_words_size() &&
+              seen.lists.stop == sampling.stop_size() &&
+              seen.lists.logit_bias >= std::ssize(sampling.logit_bias()),
+          "what is counted before is what is parsed");
+    map(wire);
     return;
   }
   const Result<v1::GenerateRequest> wire = server::request_from_json(input);

@@ -63,6 +63,26 @@ TEST(Generate, TellsTheFieldAtFault) {
   EXPECT_NE(result.status.error_message().find("1.5"), std::string::npos) << result.status.error_message();
 }
 
+// A parser would say first that the text is not UTF-8.
+TEST(Generate, ListsOverTheirLimitsAreRefusedUnread) {
+  Rig rig;
+  v1::GenerateRequest request;
+  request.set_request_id("mine");
+  request.set_text("\xff");
+  for (int32_t id = 0; id < 1025; ++id) (*request.mutable_sampling()->mutable_logit_bias())[id] = 1;
+  const StreamResult result = run_stream(*rig.stub, request);
+  EXPECT_EQ(result.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(result.status.error_message(), "logit_bias has 1025 entries; at most 1024 (max_logit_bias)");
+  EXPECT_EQ(violated_field(result.status), "sampling.logit_bias");
+  v1::DumpKvRequest dump;
+  *dump.mutable_request() = request;
+  v1::DumpKvResponse none;
+  grpc::ClientContext context;
+  const grpc::Status dumped = rig.stub->DumpKv(&context, dump, &none);
+  EXPECT_EQ(dumped.error_message(), result.status.error_message());
+  EXPECT_EQ(violated_field(dumped), "sampling.logit_bias");
+}
+
 TEST(Generate, TellsTheTokenIdOutOfRange) {
   Rig rig;
   v1::GenerateRequest request;

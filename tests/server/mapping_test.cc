@@ -8,10 +8,12 @@
 #include <fstream>
 
 #include "google/rpc/status.pb.h"
+#include "quire/v1/service.pb.h"
 #include "server/commands/common_flags.h"
 #include "server/flags.h"
 #include "server/json_message.h"
 #include "server/json_output.h"
+#include "server/list_counts.h"
 #include "server/request_mapping.h"
 #include "server/status.h"
 #include "src/base/utf8.h"
@@ -93,6 +95,35 @@ TEST(JsonRequest, NamesWhatIsWrong) {
   EXPECT_EQ(why_refused("[1]"), "the request must be an object, not [1]");
   EXPECT_EQ(why_refused("{\"prompt\":\"a\xFF\"}"), "not UTF-8 at byte 12");
   EXPECT_NE(why_refused("{\"prompt\":").find("not valid JSON at byte"), std::string::npos);
+}
+
+TEST(ListCounts, AreOfWhatTheParserWouldMake) {
+  v1::GenerateRequest wire;
+  wire.set_request_id("mine");
+  wire.set_text("\x2a\x02\x52\x00");  // looks like a sampling, and is a text
+  v1::SamplingParams& sampling = *wire.mutable_sampling();
+  sampling.set_temperature(0.5);
+  sampling.set_seed(UINT64_MAX);
+  for (int32_t id = 0; id < 300; ++id) (*sampling.mutable_logit_bias())[id] = id;
+  for (int i = 0; i < 5; ++i) sampling.add_bad_words()->add_ids(i);
+  sampling.add_bad_words();
+  for (const char* text : {"a", "", "c"}) sampling.add_stop(text);
+  const std::string bytes = wire.SerializeAsString();
+  const auto expect = [](const WireRequest& seen, int64_t times) {
+    EXPECT_EQ(seen.request_id, "mine");
+    EXPECT_EQ(seen.lists.logit_bias, 300 * times);
+    EXPECT_EQ(seen.lists.bad_words, 6 * times);
+    EXPECT_EQ(seen.lists.stop, 3 * times);
+  };
+  expect(look_at_generate(bytes), 1);
+  v1::DumpKvRequest dump;
+  *dump.mutable_request() = wire;
+  expect(look_at_dump_kv(dump.SerializeAsString()), 1);
+  expect(look_at_generate(bytes + bytes), 2);  // the parser merges both
+  // A group's fields are unknown ones, and what follows it counts as ever.
+  expect(look_at_generate("\x9b\x06" + bytes + "\x9c\x06" + bytes), 1);
+  for (size_t cut = 0; cut < bytes.size(); ++cut)
+    EXPECT_EQ(look_at_generate(std::string_view(bytes).substr(0, cut)).lists.stop, 0) << "no parser takes it";
 }
 
 TEST(ToRequest, TakesAbsentFieldsFromTheDefaults) {
