@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +107,16 @@ class Server:
         """Exit code after one SIGTERM: a second one would end a drain at once."""
         self.process.send_signal(signal.SIGTERM)
         return self.wait()
+
+
+def eventually(holds, within_s: float = 10) -> bool:
+    """Whether a condition comes true in time."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        if holds():
+            return True
+        time.sleep(0.02)
+    return bool(holds())
 
 
 @pytest.fixture(scope="module")
