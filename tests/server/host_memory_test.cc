@@ -12,6 +12,7 @@
 
 #include "server/host_memory.h"
 #include "tests/server/rig.h"
+#include "tests/unit/system_root.h"
 
 namespace quire::server {
 namespace {
@@ -62,19 +63,8 @@ TEST(MemorySteps, BeginWhereTheyAreAndEndAStepLower) {
 
 // ---- what the system says ----
 
-// A folder that stands for the root of the file system.
-struct Root {
-  Root() : path(testing::TempDir() + "/quire_root") { std::filesystem::remove_all(path); }
-  ~Root() { std::filesystem::remove_all(path); }
-  void write(const std::string& file, const std::string& text) const {
-    std::filesystem::create_directories(std::filesystem::path(path + file).parent_path());
-    std::ofstream(path + file) << text;
-  }
-  const std::string path;
-};
-
 TEST(AllowedHostBytes, AreTheMachinesWhereNoCgroupSaysLess) {
-  const Root root;
+  const SystemRoot root;
   const int64_t machine = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
   EXPECT_EQ(allowed_host_bytes(root.path), machine);
   root.write("/proc/self/cgroup", "0::/\n");
@@ -85,7 +75,7 @@ TEST(AllowedHostBytes, AreTheMachinesWhereNoCgroupSaysLess) {
 }
 
 TEST(AllowedHostBytes, AreTheLeastOfACgroupAndThoseAboveIt) {
-  const Root root;
+  const SystemRoot root;
   root.write("/proc/self/cgroup", "0::/pod/container\n");
   root.write("/sys/fs/cgroup/pod/container/memory.max", "9000000\n");
   EXPECT_EQ(allowed_host_bytes(root.path), 9'000'000);
@@ -96,7 +86,7 @@ TEST(AllowedHostBytes, AreTheLeastOfACgroupAndThoseAboveIt) {
 }
 
 TEST(AllowedHostBytes, AreReadOfTheFirstVersionOfCgroupsToo) {
-  const Root root;
+  const SystemRoot root;
   root.write("/proc/self/cgroup", "5:cpu,cpuacct:/elsewhere\n4:memory:/docker/0123\n0::/\n");
   root.write("/sys/fs/cgroup/memory/memory.limit_in_bytes", "6000000\n");  // a container's own, at the root
   EXPECT_EQ(allowed_host_bytes(root.path), 6'000'000);

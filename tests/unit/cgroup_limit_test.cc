@@ -3,26 +3,15 @@
 
 #include <gtest/gtest.h>
 
-#include <filesystem>
-#include <fstream>
+#include "tests/unit/system_root.h"
 
 namespace quire {
 namespace {
 
 constexpr int64_t kMachine = 1'000'000;
 
-struct Root {
-  Root() : path(testing::TempDir() + "/quire_cgroup_root") { std::filesystem::remove_all(path); }
-  ~Root() { std::filesystem::remove_all(path); }
-  void write(const std::string& file, const std::string& text) const {
-    std::filesystem::create_directories(std::filesystem::path(path + file).parent_path());
-    std::ofstream(path + file) << text;
-  }
-  const std::string path;
-};
-
 TEST(CgroupMemoryLeft, IsTheMachinesWithoutALimit) {
-  const Root root;
+  const SystemRoot root;
   EXPECT_EQ(least_cgroup_memory_left(kMachine, root.path), kMachine);
   root.write("/proc/self/cgroup", "0::/pod\n");
   root.write("/sys/fs/cgroup/pod/memory.max", "max\n");
@@ -31,7 +20,7 @@ TEST(CgroupMemoryLeft, IsTheMachinesWithoutALimit) {
 }
 
 TEST(CgroupMemoryLeft, IsTheLimitLessWhatIsHeldBesidePageCache) {
-  const Root root;
+  const SystemRoot root;
   root.write("/proc/self/cgroup", "0::/pod/container\n");
   root.write("/sys/fs/cgroup/pod/container/memory.max", "500000\n");
   EXPECT_EQ(least_cgroup_memory_left(kMachine, root.path), 500'000);
@@ -48,7 +37,7 @@ TEST(CgroupMemoryLeft, IsTheLimitLessWhatIsHeldBesidePageCache) {
 }
 
 TEST(CgroupMemoryLeft, IsReadOfTheFirstVersionToo) {
-  const Root root;
+  const SystemRoot root;
   root.write("/proc/self/cgroup", "4:memory:/docker/0123\n0::/\n");
   const std::string folder = "/sys/fs/cgroup/memory/docker/0123";
   root.write(folder + "/memory.limit_in_bytes", "500000\n");
@@ -59,7 +48,7 @@ TEST(CgroupMemoryLeft, IsReadOfTheFirstVersionToo) {
 }
 
 TEST(CgroupCores, AreTheLeastQuotaOfACgroupAndThoseAboveIt) {
-  const Root root;
+  const SystemRoot root;
   EXPECT_EQ(least_cgroup_cores(16, root.path), 16);
   root.write("/proc/self/cgroup", "2:cpu,cpuacct:/slice/unit\n0::/pod/container\n");
   root.write("/sys/fs/cgroup/pod/container/cpu.max", "max 100000\n");
