@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Plants bugs in what brings a step to a device, one at a time, and sees that the tests on the host shim catch each.
+"""Plants bugs in what brings a step to a device, and in what keeps the lists of policies that go by scores on the host, one at a time, and
+sees that the tests on the host shim catch each.
 
 A bug is a text replaced in a copy of one source file; the copy is compiled and linked as the build compiles and links, before the build's own
 libraries. A bug that the tests survive fails this script, and so does a text that does not stand in its file exactly once.
 
     device_step_bugs.py --build build/release [--quick] [--only TEXT]
 
-Programs: unit_execute, cuda_rows_test, golden_device_tables, golden_device_traffic.
+Programs: unit_execute, cuda_rows_test, golden_device_tables, golden_device_traffic, golden_micro_vectors, golden_retention,
+golden_retention_memory.
 """
 import argparse
 import os
@@ -19,9 +21,11 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DELTAS, STEP, RUNNER, GRAPHS = (f"src/execute/{name}.cc" for name in ("table_deltas", "device_step", "cuda_runner", "step_graphs"))
+SCORES = "src/execute/retention_runner.cc"
 KERNEL, CACHE_STEP = "kernels/cuda/bring_step.cu", "src/cache/step_transaction.cc"
 TABLES, TRAFFIC = ("golden_device_tables", "*"), ("golden_device_traffic", "*")
 UNITS, ROWS = ("unit_execute", "TableDeltas.*"), ("cuda_rows_test", "*BringsAStepsArrays*")
+VECTORS, LISTS, MEMORY = (("golden_micro_vectors", "*"), ("golden_retention", "*InOneBatch:*EachSamplesOwn:*EachBeamsOwn"), ("golden_retention_memory", "*OnTheCpu*"))
 SKIPPED = 77  # exit status, as ctest knows it
 HELD = "the device holds"  # what the comparison with the plan says
 
@@ -49,6 +53,17 @@ BUGS = [
     (False, "kept entries come from the row's own place", KERNEL, "p.before + r.from * p.stride;", "p.before + row * p.stride;", ROWS, ["wanted"]),
     (False, "an entry that comes alone is looked for among the others", KERNEL, "  if (r.added == 1) {", "  if (r.added == 0) {", ROWS, ["wanted", "outside every allocation"]),
     (False, "a row's record is read before it is there", KERNEL, "  sync_threads();\n", "", ROWS, ["race", "nobody wrote"]),
+    (True, "what a chunk's rows gave is lost with the next", SCORES, "scores[static_cast<size_t>(j)] += column_sums_", "scores[static_cast<size_t>(j)] = column_sums_", VECTORS, ["Failure"]),
+    (False, "tova's cut goes by a chunk's first row", SCORES, "work.first_row + static_cast<int64_t>(work.sequence->tokens.size()) - 1;", "work.first_row;", VECTORS, ["Failure"]),
+    (False, "what is kept is not moved", SCORES, ".count = s.list_length_before}", ".count = 0}", VECTORS, ["Failure"]),
+    (False, "every list of a row is weighed as the first one", SCORES, "lse_.data() + work.first_row * num_q_heads_ + first_head(state, list)", "lse_.data() + work.first_row * num_q_heads_", VECTORS, ["Failure"]),
+    (False, "h2o's lists go by means", SCORES, "    if (policy.kind == RetentionKind::kTova) {", "    if (policy.budget >= 0) {", LISTS, ["Failure"]),
+    (False, "a layer's sums go on in the next", SCORES, "  if (wants_sums_) clear_sums();\n", "", LISTS, ["Failure"]),
+    (False, "every layer overwrites the slot that the first one gave up", SCORES, "step.set_slot(s, work.first_row, layer, head, slot);", "step.set_slot(s, work.first_row, 0, head, slot);", LISTS, ["Failure"]),
+    (False, "a sample begins without its prompt's lists", SCORES, "    if (sample.sequence != s.sequence) states_[value(sample.sequence)] = *work.state;\n", "    (void)sample;\n", LISTS, ["Failure"]),
+    (False, "a beam begins without its source's lists", SCORES, "    guarded(f.target, [&] { states_.insert_or_assign(value(f.target), state); });\n", "    (void)state;\n", LISTS, ["Failure"]),
+    (False, "a cached prefix has no slots", SCORES, "position < s.first_position; ++position)", "position < 0; ++position)", ("golden_retention", "*BehindACachedPrefix"), ["Failure"]),
+    (False, "a list without memory fails all requests", SCORES, "    if (!has_failed(s.sequence)) continue;\n", "", MEMORY, ["Failure"]),
 ]
 
 
