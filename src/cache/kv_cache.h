@@ -254,6 +254,7 @@ class KvCache {
   Place below_of(NamespaceId ns) const { return {below_.get(), names_below_.at(value(ns))}; }
   int64_t blocks_to_read_down() const;
   void owe(NamespaceId ns, std::span<const TokenId> tokens, const Retention& retention);
+  int64_t tokens_not_owed(NamespaceId ns, std::span<const TokenId> tokens) const;
   OwedWrite take_owed();
   bool has_all(const Place& to, std::span<const TokenId> wanted, const Retention& retention,
                const TierWritesAllowed& allowed, int64_t now_us, std::vector<TierWrite>& writes);

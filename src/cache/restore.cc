@@ -1,7 +1,9 @@
 // The disk tier after a restart: what the files say is put back into the tree. Parents come before their
-// children, since a child is written after its parent and serials only rise.
+// children, since a child is written after its parent and serials only rise. What has expired stays only as what others
+// stand behind, as it would have if the process had gone on.
 #include <algorithm>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "src/base/check.h"
 #include "src/cache/kv_cache.h"
@@ -18,13 +20,29 @@ struct KvCache::Restored {
   std::vector<BlockId> held;  // until all are there
 };
 
+namespace {
+
+// Sorted by serial.
+void erase_expired(std::vector<StoredBlock>& stored) {
+  std::unordered_set<uint64_t> parents;  // of those that stay
+  for (auto block = stored.rbegin(); block != stored.rend(); ++block)
+    if (block->retention.expiry_us > 0 || parents.contains(block->serial))
+      parents.insert(block->parent_serial);
+  std::erase_if(stored, [&](const StoredBlock& block) {
+    return block.retention.expiry_us <= 0 && !parents.contains(block.serial);
+  });
+}
+
+}  // namespace
+
 int64_t KvCache::restore(std::vector<StoredBlock> stored, int64_t now_us) {
   if (kind_ != CacheTier::kDisk) return below_ == nullptr ? 0 : below_->restore(std::move(stored), now_us);
   std::ranges::sort(stored, {}, &StoredBlock::serial);
   Restored restored;
+  for (const StoredBlock& block : stored) places_.seen(block.serial);
+  erase_expired(stored);
   // As if each had been used when it was written.
   for (size_t i = 0; i < stored.size(); ++i) {
-    places_.seen(stored[i].serial);
     restore_block(stored[i], now_us - static_cast<int64_t>(stored.size() - i), restored);
   }
   for (auto block = restored.held.rbegin(); block != restored.held.rend(); ++block) {
@@ -37,7 +55,7 @@ int64_t KvCache::restore(std::vector<StoredBlock> stored, int64_t now_us) {
 
 bool KvCache::restore_block(const StoredBlock& stored, int64_t now_us, Restored& restored) {
   const bool whole = places_.has(stored.block) && static_cast<int32_t>(stored.tokens.size()) == block_tokens_;
-  if (!whole || stored.retention.expiry_us <= 0) return false;
+  if (!whole) return false;
   const auto [name, is_new] = restored.names.try_emplace(stored.key);
   if (is_new) {
     name->second = namespaces_.open_encoded(stored.key);

@@ -78,17 +78,29 @@ void KvCache::write_below(NamespaceId ns, std::span<const TokenId> tokens, const
 }
 
 void KvCache::owe(NamespaceId ns, std::span<const TokenId> tokens, const Retention& retention) {
-  if (!owed_.empty() && owed_.back().ns == ns && std::ranges::equal(owed_.back().tokens, tokens)) return;
+  const int64_t own = tokens_not_owed(ns, tokens);
+  if (own == 0) return;
   open_again(ns);
-  owed_.push_back({ns, {tokens.begin(), tokens.end()}, retention});
-  num_owed_tokens_ += static_cast<int64_t>(tokens.size());
+  owed_.push_back({ns, {tokens.begin(), tokens.end()}, retention, own});
+  num_owed_tokens_ += own;
   while (num_owed_tokens_ > num_blocks() * block_tokens_ && owed_.size() > 1) close_namespace(take_owed().ns);
+}
+
+// Beside the last few that are owed: prompts that begin alike come together.
+int64_t KvCache::tokens_not_owed(NamespaceId ns, std::span<const TokenId> tokens) const {
+  constexpr int kLookedAt = 16;
+  ptrdiff_t common = 0;
+  int looked_at = 0;
+  for (auto owed = owed_.rbegin(); owed != owed_.rend() && looked_at < kLookedAt; ++owed, ++looked_at)
+    if (owed->ns == ns)
+      common = std::max(common, std::ranges::mismatch(owed->tokens, tokens).in2 - tokens.begin());
+  return static_cast<int64_t>(tokens.size()) - common;
 }
 
 OwedWrite KvCache::take_owed() {
   OwedWrite owed = std::move(owed_.front());
   owed_.pop_front();
-  num_owed_tokens_ -= static_cast<int64_t>(owed.tokens.size());
+  num_owed_tokens_ -= owed.own_tokens;
   return owed;
 }
 

@@ -61,7 +61,8 @@ struct TierWrite {
 struct OwedWrite {
   NamespaceId ns{};  // kept open
   std::vector<TokenId> tokens;
-  Retention retention;  // expiry as in the request's own write
+  Retention retention;     // expiry as in the request's own write
+  int64_t own_tokens = 0;  // beyond what it has in common with one of those owed before it
 };
 
 // Which writes may begin: asked before anything is evicted for one.

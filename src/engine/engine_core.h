@@ -101,6 +101,8 @@ class EngineCore {
   bool wait_for_copy();
   // Requests are there, and a copy holds blocks of the device that they may be waiting for.
   bool waits_for_copy() const { return num_unfinished() > 0 && scheduler_.transfers().num_of_device() > 0; }
+  // A copy between the tiers has not returned for as long as any may take.
+  bool copies_hang() const { return scheduler_.transfers().some_hang(); }
   Outcome take_outcome();
   void take_outcome(Outcome& into);  // the same, and `into` gives its memory for the next
   bool idle() const {

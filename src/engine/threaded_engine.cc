@@ -347,6 +347,17 @@ void ThreadedEngine::hand_over(bool is_idle) {
   if (!outcome.empty()) delivery_->deliver(std::move(outcome));
 }
 
+void ThreadedEngine::log_hanging_copies() {
+  if (core_->copies_hang() == copies_hang_) return;
+  copies_hang_ = !copies_hang_;
+  if (copies_hang_)
+    log_line(LogLevel::kWarn, "tier_copies_hang",
+             {{"what", "a copy to or from a tier of the KV cache has not returned; what it holds stays held"},
+              {"seconds", kLongestTierWaitUs / 1'000'000}});
+  else
+    log_line(LogLevel::kInfo, "tier_copies_returned", {});
+}
+
 void ThreadedEngine::serve() {
   bool stopping = false, worked = false;
   for (;;) {
@@ -355,6 +366,7 @@ void ThreadedEngine::serve() {
     // Not anew while nothing but a copy is waited for: one that hangs shows as a step that does not end.
     if (worked || busy_since_us_ < 0) busy_since_us_ = parts_.clock->now_us();
     worked = core_->step();
+    log_hanging_copies();
     hand_over(!worked);
     if (worked) continue;
     if (!core_->waits_for_copy()) busy_since_us_ = -1;

@@ -81,6 +81,7 @@ class ThreadedEngine final : public Engine {
   void serve();  // the engine thread
   bool apply_commands();
   void publish_stats(bool is_idle);
+  void log_hanging_copies();     // once when some begin to hang, and when none do any more
   void hand_over(bool is_idle);  // what has come out of the core; after a step, and before one is waited for
 
   EngineParts parts_;
@@ -94,6 +95,7 @@ class ThreadedEngine final : public Engine {
   Random seeds_;
   std::atomic<bool> draining_{false};
   std::atomic<int64_t> submitted_{0}, refused_{0};
+  bool copies_hang_ = false;                // as logged
   std::atomic<int64_t> busy_since_us_{-1};  // of the oldest step that has not ended; -1 = idle
 
   mutable std::mutex

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "src/base/threads.h"
 #include "src/execute/transfer_ends.h"
@@ -43,6 +44,20 @@ class CopyWorker {
       transfers_.push_back(std::move(transfer));
     }
     submitted_.notify_one();
+  }
+
+  // Those that nobody wants any more and that it has not begun: they do not stand behind the one that it is at.
+  void end_unwanted() {
+    std::vector<uint64_t> ids;
+    {
+      const std::lock_guard lock(mutex_);
+      std::erase_if(transfers_, [&](const BlockTransfer& transfer) {
+        if (!transfer.unwanted.stop_requested()) return false;
+        ids.push_back(transfer.id);
+        return true;
+      });
+    }
+    for (const uint64_t id : ids) ends_.push(stopped_transfer(id, 0));
   }
 
  private:

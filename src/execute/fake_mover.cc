@@ -47,24 +47,28 @@ double FakeMover::next_change_us() const {
   return least;
 }
 
-// Until now, and a copy that is unwanted by now to the end of its block; what ends on the way is done.
+// Until now; what ends on the way is done, and of what is unwanted by now the copies that had not begun and, with the end of
+// its block, the first of a queue.
 void FakeMover::go_on() {
   pass_time();
   bool stopped = false;
-  for (Queue& queue : queues_)
-    for (UnderWay& u : queue) stopped = stop(u, &u == &queue.front()) || stopped;
+  for (Queue& queue : queues_) {
+    if (queue.empty()) continue;
+    stopped = stop(queue.front()) || stopped;
+    std::erase_if(queue, [&](UnderWay& u) {
+      if (&u == &queue.front() || !u.transfer.unwanted.stop_requested()) return false;
+      u.stopped_after = 0;
+      done_.push_back(std::move(u));
+      return true;
+    });
+  }
   if (stopped) pass_time();
 }
 
 // The first time that it is seen to be unwanted. A delay is the first block's: a call that does not return.
-bool FakeMover::stop(UnderWay& u, bool has_begun) {
+bool FakeMover::stop(UnderWay& u) {
   if (u.stopped_after || !u.transfer.unwanted.stop_requested()) return false;
   const size_t count = u.transfer.copies.size();
-  if (!has_begun) {
-    u.waits_us = u.copies_us = 0;
-    u.stopped_after = 0;
-    return true;
-  }
   const double left = u.us_per_block > 0 ? std::floor(u.copies_us / u.us_per_block) : 0;
   const size_t not_begun = std::min(u.waits_us > 0 ? count - 1 : count, static_cast<size_t>(left));
   u.copies_us -= static_cast<double>(not_begun) * u.us_per_block;
@@ -110,11 +114,10 @@ TransferEnd FakeMover::carry_out(const UnderWay& u) {
   for (size_t i = 0; i < count; ++i)
     if (!corrupts || &copies[i] != &*bad) executor_.copy(copies[i], u.transfer.direction);
   if (u.fails) end.status = error(Code::kInternal, "injected fault of a copy between tiers");
-  if (u.stopped_after) {
-    end.status = error(Code::kCancelled, "nobody waits for the copy any more");
-    end.stopped_after =
-        std::count_if(copies.begin(), copies.begin() + static_cast<ptrdiff_t>(count), is_on_disk);
-  }
+  if (u.stopped_after)
+    end = stopped_transfer(
+        u.transfer.id,
+        std::count_if(copies.begin(), copies.begin() + static_cast<ptrdiff_t>(count), is_on_disk));
   if (!corrupts) return end;
   end.status = error(Code::kInternal, "injected fault: a corrupt block on the disk");
   end.corrupt = {bad->disk};

@@ -69,7 +69,7 @@ class FakeMover final : public BlockMover {
   double next_change_us() const;
   void go_on();
   void pass_time();
-  static bool stop(UnderWay& under_way, bool has_begun);
+  static bool stop(UnderWay& under_way);
   TransferEnd carry_out(const UnderWay& under_way);
 
   FakeExecutor& executor_;

@@ -1,6 +1,7 @@
 #include "src/execute/threaded_mover.h"
 
 #include <algorithm>
+#include <array>
 #include <span>
 
 #include "src/execute/copy_worker.h"
@@ -31,7 +32,7 @@ class BlockCopier {
   TransferEnd in_memory(const BlockTransfer& transfer) {
     const bool stopped = !copy_in_memory(transfer.copies, transfer);
     stream_->wait();
-    return stopped ? stopped_after(0, transfer.id) : TransferEnd{.id = transfer.id};
+    return stopped ? stopped_transfer(transfer.id, 0) : TransferEnd{.id = transfer.id};
   }
 
   // Those from host memory among them too.
@@ -57,7 +58,10 @@ class BlockCopier {
       stream_->wait();
     }
     stream_->wait();
-    return stopped ? stopped_after(num_read, transfer.id, std::move(end.corrupt)) : end;
+    if (!stopped) return end;
+    TransferEnd so_far = stopped_transfer(transfer.id, num_read);
+    so_far.corrupt = std::move(end.corrupt);
+    return so_far;
   }
 
   TransferEnd to_disk(const BlockTransfer& transfer) {
@@ -87,13 +91,6 @@ class BlockCopier {
   char* staged(const TierCopy& c, size_t k) const {
     return memory_.staging == nullptr ? arena_at(c)
                                       : memory_.staging + static_cast<int64_t>(k) * memory_.block_bytes;
-  }
-
-  static TransferEnd stopped_after(int64_t disk_blocks, uint64_t id, std::vector<DiskBlockId> corrupt = {}) {
-    return {.id = id,
-            .status = error(Code::kCancelled, "nobody waits for the copy any more"),
-            .corrupt = std::move(corrupt),
-            .stopped_after = disk_blocks};
   }
 
   // Queues them; false: it is unwanted, and not all of them are.
@@ -152,7 +149,7 @@ class ThreadedMover final : public BlockMover {
   }
 
   Status start() {
-    for (CopyWorker* worker : {to_host_.get(), from_host_.get(), reader_.get(), writer_.get()}) {
+    for (CopyWorker* worker : workers()) {
       if (worker == nullptr) continue;
       if (Status started = worker->start(); !started) return started;
     }
@@ -166,11 +163,18 @@ class ThreadedMover final : public BlockMover {
     CopyWorker& worker = uses_disk ? (goes_up ? *reader_ : *writer_) : (goes_up ? *from_host_ : *to_host_);
     worker.submit(std::move(transfer));
   }
-  void poll(std::vector<TransferEnd>& ends) override { ends_.poll(ends); }
+  void poll(std::vector<TransferEnd>& ends) override {
+    for (CopyWorker* worker : workers())
+      if (worker != nullptr) worker->end_unwanted();
+    ends_.poll(ends);
+  }
   void wait() override { ends_.wait(); }
   void set_on_end(std::function<void()> on_end) override { ends_.set_on_end(std::move(on_end)); }
 
  private:
+  std::array<CopyWorker*, 4> workers() const {
+    return {to_host_.get(), from_host_.get(), reader_.get(), writer_.get()};
+  }
   using Step = TransferEnd (BlockCopier::*)(const BlockTransfer&);
   std::unique_ptr<CopyWorker> make_worker(const MakeCopyStream& make_stream, const MoverMemory& memory,
                                           Step step) {

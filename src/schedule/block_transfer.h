@@ -21,7 +21,7 @@ struct BlockTransfer {
   uint64_t id = 0;
   TransferDirection direction = TransferDirection::kToHost;
   std::vector<TierCopy> copies;
-  std::stop_token unwanted;  // nobody waits for it any more: it ends between two blocks
+  std::stop_token unwanted;  // nobody waits for it any more: it ends between two blocks, or before it begins
 };
 
 struct TransferEnd {
@@ -31,5 +31,12 @@ struct TransferEnd {
   // It was unwanted, and ended when so many had come from the disk; the status says so too.
   std::optional<int64_t> stopped_after;
 };
+
+inline TransferEnd stopped_transfer(uint64_t id, int64_t after_disk_blocks) {
+  return {.id = id,
+          .status = error(Code::kCancelled, "nobody waits for the copy any more"),
+          .corrupt = {},
+          .stopped_after = after_disk_blocks};
+}
 
 }  // namespace quire

@@ -72,8 +72,10 @@ void Scheduler::set_paused(RequestId request, bool paused, int64_t now_us) {
 void Scheduler::leave_waiting(SequenceGroup& group) {
   check(group.state == GroupState::kWaiting, "a request leaves the queue once");
   if (!group.parked) queue_.erase(group);
-  if (group.parked_on != nullptr)
-    std::erase_if(group.parked_on->waiters, [&](const PrefixWaiter& w) { return w.group == &group; });
+  if (Sequence* leader = group.parked_on; leader != nullptr) {
+    std::erase_if(leader->waiters, [&](const PrefixWaiter& w) { return w.group == &group; });
+    if (leader->finished()) transfers_.stop_unwanted();
+  }
   leave_memory_waiters(group);
   group.parked = false;
   group.parked_on = nullptr;
@@ -150,6 +152,7 @@ void Scheduler::retire(Sequence& sequence, int64_t now_us) {
   const auto has_ended = [](const auto& s) { return s->finished(); };
   if (!sequence.group->is_beam || std::ranges::all_of(sequence.group->sequences, has_ended))
     write_behind(sequence, now_us);
+  unpark_waiters(sequence, true);
   cache_.release(std::move(sequence.table), now_us);
   lose_tail(sequence);
   cache_.discard(std::move(sequence.swapped));
@@ -166,7 +169,8 @@ void Scheduler::drop(Sequence& sequence, int64_t now_us) {
   }
   if (sequence.state == SequenceState::kPreempted) std::erase(preempted_, &sequence);
   sequence.state = SequenceState::kFinished;
-  unpark_waiters(sequence, true);
+  // Who waits for a prefix that is on its way whole still gets it.
+  if (!sequence.copying) unpark_waiters(sequence, true);
   if (sequence.copying || sequence.tail_comes) transfers_.stop_unwanted();
   if (sequence.num_in_flight == 0) retire(sequence, now_us);
 }

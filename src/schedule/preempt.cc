@@ -253,8 +253,8 @@ Error Scheduler::cannot_run_alone() const {
                         "tokens (kv_cache_bytes)",
                         cache_.num_blocks(), block_tokens_));
   if (const int32_t hanging = transfers_.num_hanging(); hanging > 0) {
-    e.message +=
-        fmt::format(", of which {} copies to or from the tiers below that do not return hold some", hanging);
+    e.message += fmt::format(
+        ", less those of the copies to or from the tiers below that have not returned ({} now)", hanging);
     e.retry_delay_ms = kLongestTierWaitUs / 1000;
   }
   return e;

@@ -35,23 +35,19 @@ std::vector<BlockTransfer> TierTransfers::take_new() {
   return std::exchange(new_, {});
 }
 
-TierTransfers::UnderWay TierTransfers::take(uint64_t id) {
-  const auto it = std::ranges::find(under_way_, id, &UnderWay::id);
-  check(it != under_way_.end(), "a transfer that ends was under way");
-  UnderWay transfer = std::move(*it);
-  under_way_.erase(it);
-  return transfer;
-}
-
 TierTransfers::Ended TierTransfers::end(const TransferEnd& end, int64_t now_us) {
-  UnderWay transfer = take(end.id);
+  const auto ending = std::ranges::find(under_way_, end.id, &UnderWay::id);
+  check(ending != under_way_.end(), "a transfer that ends was under way");
+  const bool had_begun = is_first(*ending);  // else it was stopped behind another
+  UnderWay transfer = std::move(*ending);
+  under_way_.erase(ending);
   Ended ended{.sequences = transfer.sequences,
               .direction = transfer.direction,
               .is_fetch = transfer.read.has_value(),
               .is_tail = transfer.is_tail};
   for (BlockTable& source : transfer.sources) cache_.release(std::move(source), now_us);
   if (transfer.read) end_read(transfer, end, now_us, ended);
-  queue_goes_on(queue_of(transfer), now_us);
+  if (had_begun) queue_goes_on(queue_of(transfer), now_us);
   if (transfer.write) end_write(std::move(*transfer.write), end.status, now_us);
   for (Sequence* sequence : transfer.sequences) {
     sequence->copying = sequence->tail_comes = false;
@@ -270,7 +266,9 @@ void TierTransfers::end_read(UnderWay& transfer, const TransferEnd& end, int64_t
                            transfer.sequences.front()->num_computed < transfer.had_tokens;
     if (!seen_late) learn_disk_rate(transfer.disk_blocks, now_us - begun_us(transfer));
   } else if (end.stopped_after) {
-    learn_disk_rate(*end.stopped_after, now_us - begun_us(transfer));
+    // One that was given up is known to have been slow; one that was cancelled may have had no more than a slow moment.
+    const bool was_given_up = transfer.sequences.empty();
+    if (was_given_up) learn_disk_rate(*end.stopped_after, now_us - begun_us(transfer));
   } else {
     for (const TierRead::Part& part : transfer.read->parts) ++counters_of(part.tier).read_failures;
   }
@@ -281,9 +279,9 @@ void TierTransfers::end_read(UnderWay& transfer, const TransferEnd& end, int64_t
 // ---- copies that nobody wants, or that do not return ----
 
 void TierTransfers::stop_unwanted() {
+  const auto is_unwanted = [](const Sequence* s) { return s->finished() && s->waiters.empty(); };
   for (UnderWay& t : under_way_)
-    if (!t.sequences.empty() && std::ranges::all_of(t.sequences, &Sequence::finished))
-      t.unwanted.request_stop();
+    if (!t.sequences.empty() && std::ranges::all_of(t.sequences, is_unwanted)) t.unwanted.request_stop();
 }
 
 std::vector<Sequence*> TierTransfers::give_up_overdue(int64_t now_us) {
@@ -382,6 +380,10 @@ int32_t TierTransfers::num_behind_stalled_disk() const {
 int32_t TierTransfers::num_hanging() const {
   return static_cast<int32_t>(std::ranges::count_if(
       under_way_, [&](const UnderWay& t) { return t.hangs && holds_device_blocks(t); }));
+}
+
+bool TierTransfers::some_hang() const {
+  return std::ranges::any_of(under_way_, &UnderWay::hangs);
 }
 
 void TierTransfers::count(TransferDirection direction, std::span<const TierCopy> copies) {

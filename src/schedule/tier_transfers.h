@@ -96,7 +96,7 @@ class TierTransfers {
   // What it held is given back; what has arrived below may go further down, and what follows it may follow.
   Ended end(const TransferEnd& end, int64_t now_us);
 
-  // Copies of requests that have all ended.
+  // Copies of requests that have all ended, and for whose prefix nobody else waits.
   void stop_unwanted();
 
   // Those that wait for copies which are overdue by now: each has the prefix back that it had on the device, and
@@ -110,6 +110,7 @@ class TierTransfers {
   int32_t num_overdue() const;
   int32_t num_behind_stalled_disk() const;  // to or from the disk, the one that stalls among them
   int32_t num_hanging() const;              // that hold blocks of the device
+  bool some_hang() const;                   // of any kind
   int32_t num_of_device() const;            // that hold blocks of the device and are neither overdue nor slow
   const TierCounters& counters() const { return counters_; }
   // Why the disk tier is written no more; empty while it is.
@@ -142,7 +143,6 @@ class TierTransfers {
   void queue_goes_on(Queue queue, int64_t now_us);
   UnderWay& begin(std::span<Sequence* const> sequences, TransferDirection direction,
                   std::vector<TierCopy> copies);
-  UnderWay take(uint64_t id);
   TierWritesAllowed writes_allowed() const;
   void begin_writes(std::vector<TierWrite> writes, int64_t now_us);
   void begin_write(TierWrite&& write, int64_t now_us);

@@ -95,7 +95,7 @@ TEST_F(Owed, WaitsWhileTheTierMayNotBeRead) {
   end_write();
 }
 
-// A short prompt, then long ones in turn, a quarter of the cache each: with four of them it is more than the cache has.
+// A short prompt, then long ones, a quarter of the cache each: with four of them it is more than the cache has.
 TEST_F(Owed, IsAtMostWhatTheTierHolds) {
   for (const int32_t num_long : {3, 4}) {
     cache_ = make(64, 0);
@@ -103,13 +103,31 @@ TEST_F(Owed, IsAtMostWhatTheTierHolds) {
     end(100);
     end(200);
     end(300);
-    for (int32_t i = 0; i < num_long; ++i) end(i % 2 == 0 ? 400 : 600, 16);
+    for (int32_t i = 0; i < num_long; ++i) {
+      publish(*cache_, ns_, ids(2 * kTokens, 300));  // used: what is evicted meanwhile is another's
+      end(400 + 200 * i, 16);
+    }
     while (!writes_.empty()) end_write();
     EXPECT_EQ(below(300), num_long == 3 ? 16 : 0) << "the oldest is owed no more";
-    for (const int32_t first : {400, 600}) EXPECT_EQ(below(first, 16), 16 * kTokens);
     EXPECT_FALSE(cache_->owes_writes());
     sound(*cache_);
   }
+}
+
+// Eight prompts with a long front in common: the cache has room for all of them.
+TEST_F(Owed, CountsWhatPromptsHaveInCommonOnce) {
+  std::vector<std::vector<TokenId>> prompts;
+  for (int32_t i = 0; i < 8; ++i) {
+    std::vector<TokenId>& prompt = prompts.emplace_back(ids(30 * kTokens, 2000));
+    for (const TokenId id : ids(2 * kTokens, 3000 + 100 * i)) prompt.push_back(id);
+    publish(*cache_, ns_, prompt);
+    cache_->write_below(ns_, prompt, {}, {}, 1000, writes_);
+  }
+  while (!writes_.empty()) end_write();
+  for (const std::vector<TokenId>& prompt : prompts)
+    EXPECT_EQ(cache_->lookup_below(ns_, prompt, CacheTier::kHost), 32 * kTokens) << prompt.back();
+  EXPECT_FALSE(cache_->owes_writes());
+  sound(*cache_);
 }
 
 // As at the process's end: nothing of it is written, and its namespace is as open as its requests hold it.

@@ -233,6 +233,10 @@ TEST(Restore, LeavesOutWhatHasNoParentNoRoomNoTimeOrNoWholeBlock) {
   auto late = stored;
   late[3].retention.expiry_us = 0;
   EXPECT_EQ(restored(late), 3);
+  for (int i = 0; i < 3; ++i) late[i].retention.expiry_us = -1;
+  EXPECT_EQ(restored(late), 0);
+  late[2].retention.expiry_us = 1;
+  EXPECT_EQ(restored(late), 3) << "what stands behind others that have expired is reached";
   auto part = stored;
   part[3].tokens.pop_back();
   EXPECT_EQ(restored(part), 3);

@@ -273,7 +273,7 @@ TEST(Groups, SamplesThatShareAllBesideACopyThatHangsFailAndSayWhy) {
   h.collect();
   EXPECT_EQ(h.record(id).end.finish, FinishReason::kFailed);
   ASSERT_TRUE(h.record(id).sequences[0].error.has_value());
-  EXPECT_NE(h.record(id).sequences[0].error->message.find("do not return"), std::string::npos);
+  EXPECT_NE(h.record(id).sequences[0].error->message.find("have not returned"), std::string::npos);
   h.clock().advance_us(kAnHourUs);
   h.run();
   h.expect_sound();

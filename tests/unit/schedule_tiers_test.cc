@@ -421,11 +421,96 @@ TEST(DiskTier, ACopyThatNobodyWaitsForEndsWithItsBlock) {
   h.expect_all_ended();
 }
 
+// Its reader is cancelled while another waits for the same prefix; and then that one too.
+TEST(DiskTier, ACopyGoesOnForWhoWaitsForItsPrefix) {
+  for (const bool both_go : {false, true}) {
+    HarnessOptions o = with_disk(0);
+    o.disk_link = {.transfer_us = 0, .us_per_block = 100'000};
+    o.costs.flops_per_s = 1e6;
+    Harness h(o);
+    fill(h);
+    step_to_the_end(h);
+    const RequestId reader = ask(h, 0), waiter = ask(h, 0);
+    h.core().step();
+    ASSERT_TRUE(first_of(h, reader).copying);
+    ASSERT_EQ(h.core().scheduler().find(waiter)->parked_on, &first_of(h, reader));
+    h.clock().advance_us(250'000);
+    h.abort(reader);
+    if (both_go) h.abort(waiter);
+    h.core().step();
+    h.collect();
+    EXPECT_EQ(h.record(reader).num_ends, 1);
+    const int64_t start = h.clock().now_us();
+    step_to_the_end(h);
+    if (both_go) {
+      EXPECT_EQ(h.clock().now_us() - start, 50'000);
+    } else {
+      h.expect_greedy(waiter);
+      EXPECT_GT(h.record(waiter).end.cached_tokens, 150);
+    }
+    EXPECT_EQ(counters(h).waits_given_up, 0);
+    h.expect_sound();
+    h.expect_all_ended();
+  }
+}
+
+// The disk's slow moment says nothing of it where nobody gave up.
+TEST(DiskTier, ACopyThatWasCancelledDoesNotTellHowSlowTheDiskIs) {
+  HarnessOptions o = with_disk(0);
+  o.num_blocks = 44;  // the last two of four
+  Harness h(o);
+  for (const int32_t first : {0, 200, 400, 600}) {
+    ask(h, first);
+    h.run();
+  }
+  step_to_the_end(h);
+  h.mover().set_fault([] { return FakeMover::Fault{.delay_us = 50'000}; });
+  const RequestId gone = ask(h, 0);
+  h.core().step();
+  ASSERT_TRUE(first_of(h, gone).copying);
+  h.abort(gone);
+  step_to_the_end(h);
+  h.mover().set_fault({});
+  const RequestId next = ask(h, 200);
+  h.run();
+  EXPECT_GT(h.record(next).end.cached_tokens, 100);
+  h.expect_greedy(next);
+  h.expect_sound();
+}
+
+// Not even when the one before it hangs.
+TEST(DiskTier, ACopyThatNobodyWaitsForDoesNotStandBehindAnother) {
+  HarnessOptions o = with_disk(0);
+  o.num_blocks = 44;  // the last two of four
+  o.costs.flops_per_s = 1e6;
+  Harness h(o);
+  for (const int32_t first : {0, 200, 400, 600}) {
+    ask(h, first);
+    h.run();
+  }
+  step_to_the_end(h);
+  h.mover().set_disk_hang([] { return kAnHourUs; });
+  const RequestId hangs = ask(h, 200), waits = ask(h, 0);
+  h.core().step();
+  ASSERT_TRUE(first_of(h, hangs).copying && first_of(h, waits).copying);
+  const int64_t held = h.core().cache().num_held();
+  h.abort(waits);
+  h.core().step();
+  EXPECT_EQ(h.core().scheduler().transfers().size(), 1);
+  EXPECT_LE(h.core().cache().num_held(), held - 19);
+  step_until_ended(h, hangs);
+  EXPECT_LT(h.clock().now_us(), kAnHourUs / 2) << "and the time of the one that hangs goes on";
+  h.expect_greedy(hangs);
+  step_to_the_end(h);
+  h.expect_sound();
+  h.expect_all_ended();
+}
+
 // What was measured of it until then tells how slow the disk is.
 TEST(DiskTier, ACopyThatIsGivenUpEndsWithItsBlockAndTheDiskIsKnownToBeSlow) {
   HarnessOptions o = with_disk(0);
   o.disk_link = {.transfer_us = 0, .us_per_block = 90'000};
-  o.num_blocks = 64;
+  o.num_blocks = 44;  // the last two of four
   Harness h(o);
   for (const int32_t first : {0, 200, 400, 600}) {
     ask(h, first);
@@ -472,7 +557,8 @@ TEST(DiskTier, AWriteThatHangsHoldsNobodyUpForEver) {
     EXPECT_EQ(end.finish, num_blocks == 64 ? FinishReason::kLength : FinishReason::kFailed);
     if (num_blocks == 21) {
       EXPECT_EQ(end.error->code, Code::kResourceExhausted);
-      EXPECT_NE(end.error->message.find("1 copies"), std::string::npos) << end.error->message;
+      EXPECT_NE(end.error->message.find("that have not returned (1 now)"), std::string::npos)
+          << end.error->message;
       EXPECT_EQ(end.error->retry_delay_ms, kLongestTierWaitUs / 1000);
     }
     step_to_the_end(h);

@@ -108,6 +108,30 @@ TEST_F(ThreadedMover, WhatNobodyWaitsForEndsBetweenTwoBlocks) {
   EXPECT_EQ(host_.substr(2 * kBlockBytes, kBlockBytes), std::string(kBlockBytes, 'h'));
 }
 
+TEST_F(ThreadedMover, WhatNobodyWaitsForDoesNotStandBehindAnother) {
+  std::stop_source unwanted;
+  submit(1, TransferDirection::kToHost, 0, 0);
+  mover_->submit({.id = 2,
+                  .direction = TransferDirection::kToHost,
+                  .copies = {{.device = BlockId{1}, .host = HostBlockId{1}}},
+                  .unwanted = unwanted.get_token()});
+  submit(3, TransferDirection::kToHost, 2, 2);
+  std::vector<TransferEnd> ends;
+  mover_->poll(ends);
+  EXPECT_TRUE(ends.empty());
+  unwanted.request_stop();
+  mover_->poll(ends);
+  ASSERT_EQ(ends.size(), 1u) << "the first is held up";
+  EXPECT_EQ(ends[0].id, 2u);
+  EXPECT_EQ(ends[0].stopped_after, 0);
+  open_gate();
+  std::vector<uint64_t> order;
+  while (order.size() < 2)
+    for (const uint64_t id : ended()) order.push_back(id);
+  EXPECT_EQ(order, (std::vector<uint64_t>{1, 3}));
+  EXPECT_EQ(host_.substr(kBlockBytes, kBlockBytes), std::string(kBlockBytes, 'h'));
+}
+
 // Of what is queued nothing is done before it is waited for.
 class Counted final : public CopyStream {
  public:
