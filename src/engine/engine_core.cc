@@ -137,8 +137,11 @@ void EngineCore::take_deadline(RequestId request, int64_t deadline_us) {
   std::optional<Error> hopeless =
       refuse_hopeless(deadline_us - now_us, scheduler_.work_ahead(*scheduler_.find(request)), tokens_per_s);
   if (!hopeless) return;
+  count_ends();  // of others
   scheduler_.end(request, FinishReason::kDeadline, std::move(hopeless), now_us, outcome_);
-  count_ends();
+  forget_deadline(request);
+  ++counts_.refused;
+  counted_ends_ = outcome_.request_ends.size();
 }
 
 void EngineCore::abort(RequestId request) {
@@ -322,6 +325,7 @@ void EngineCore::fill_stats(EngineStats& stats) const {
   const SchedulerCounters& c = scheduler_.counters();
   const TierCounters& tiers = scheduler_.transfers().counters();
   stats.requests_finished_total = counts_.finished;
+  stats.requests_refused_total = counts_.refused;
   stats.requests_cancelled_total = counts_.cancelled;
   stats.requests_failed_total = counts_.failed;
   stats.prompt_tokens_total = c.prompt_tokens;

@@ -63,10 +63,10 @@ struct CoreRequest {
   uint64_t seed = 0;
 };
 
-// Requests that came in and how they left. accepted = waiting + admitted + finished + cancelled + failed
+// Requests that came in and how they left. accepted = waiting + admitted + finished + refused + cancelled + failed
 // (invariant 1).
 struct RequestCounts {
-  int64_t accepted = 0, finished = 0, cancelled = 0, failed = 0;
+  int64_t accepted = 0, finished = 0, refused = 0, cancelled = 0, failed = 0;
 };
 
 class EngineCore {

@@ -21,10 +21,11 @@ Broken requests_add_up(const EngineCore& core) {
   const RequestCounts& c = core.counts();
   const int64_t waiting = core.scheduler().num_waiting_groups(),
                 admitted = core.scheduler().num_admitted_groups();
-  if (c.accepted == waiting + admitted + c.finished + c.cancelled + c.failed) return {};
+  if (c.accepted == waiting + admitted + c.finished + c.refused + c.cancelled + c.failed) return {};
   return fmt::format(
-      "invariant 1: {} accepted, but {} waiting + {} admitted + {} finished + {} cancelled + {} failed",
-      c.accepted, waiting, admitted, c.finished, c.cancelled, c.failed);
+      "invariant 1: {} accepted, but {} waiting + {} admitted + {} finished + {} refused + {} cancelled + {} "
+      "failed",
+      c.accepted, waiting, admitted, c.finished, c.refused, c.cancelled, c.failed);
 }
 
 Broken blocks_add_up(const KvCache& cache, int64_t all) {

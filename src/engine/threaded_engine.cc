@@ -305,7 +305,7 @@ EngineStats ThreadedEngine::stats() const {
     stats.requests_waiting += arriving_;  // since the last look at the core
   }
   stats.requests_submitted_total = submitted_;
-  stats.requests_refused_total = refused_;
+  stats.requests_refused_total += refused_;  // before the core saw them
   const int64_t since = busy_since_us_;
   stats.last_step_age_ms = since < 0 ? 0 : static_cast<double>(parts_.clock->now_us() - since) * 1e-3;
   return stats;

@@ -152,6 +152,8 @@ TEST_F(Deadlines, WhatCannotBeMetIsRefusedAtOnce) {
   const RequestRecord& refused = h_.record(hopeless);
   ASSERT_EQ(refused.num_ends, 1) << "before any step";
   EXPECT_EQ(refused.end.finish, FinishReason::kDeadline);
+  EXPECT_EQ(h_.core().counts().refused, 1);
+  EXPECT_EQ(h_.core().counts().failed, 0);
   const std::optional<Error>& error = refused.sequences.at(0).error;
   ASSERT_TRUE(error);
   EXPECT_EQ(error->code, Code::kResourceExhausted);

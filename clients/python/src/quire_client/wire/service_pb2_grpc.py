@@ -77,7 +77,7 @@ class GenerationServiceServicer(object):
 
     def Generate(self, request, context):
         """Continues a prompt. Cancelling the call, its deadline and a lost connection free its cache blocks within one step (a
-        copy from a tier below that is under way ends with the block that it is at).
+        copy from a tier below that is under way ends with the block that it is at, unless others wait for it).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
