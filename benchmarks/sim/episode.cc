@@ -334,7 +334,7 @@ void Episode::add_to(SimReport& report, Samples& samples) const {
   }
   report.simulated_s += static_cast<double>(clock_.now_us()) * 1e-6;
   report.submitted += submitted_;
-  report.refused += refused_;
+  report.refused += refused_ + stats.requests_refused_total;  // at the door; for deadlines
   report.finished += stats.requests_finished_total;
   report.cancelled += stats.requests_cancelled_total;
   report.failed += stats.requests_failed_total;
