@@ -1,8 +1,9 @@
-// Flags of a small benchmark: each takes a value, all are optional. --help prints what the program is and its flags; whatever is
+// Flags of a small benchmark: each takes a value, a list's one more each time, all are optional. --help prints what the program is and its flags; whatever is
 // not understood ends the program with exit code 2 before anything is measured.
 #pragma once
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <charconv>
 #include <cstdint>
@@ -18,7 +19,7 @@ namespace quire {
 
 struct BenchFlag {
   std::string_view name;  // with its dashes
-  std::variant<int32_t*, int64_t*, std::string*> target;
+  std::variant<int32_t*, int64_t*, std::string*, std::vector<int64_t>*> target;
   int64_t least = 0;  // of a number
   std::string_view help = {};
 };
@@ -40,6 +41,10 @@ void take(const BenchFlag& flag, std::string_view text, Int& target) {
   const auto read = std::from_chars(text.data(), end, target);
   if (read.ec != std::errc() || read.ptr != end || target < flag.least)
     refuse(fmt::format("{} '{}' is not an integer from {}", flag.name, text, flag.least));
+}
+
+inline void take(const BenchFlag& flag, std::string_view text, std::vector<int64_t>& target) {
+  take(flag, text, target.emplace_back());
 }
 
 inline void print_help(std::string_view about, const std::vector<BenchFlag>& flags) {

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "benchmarks/bench_flags.h"
 #include "src/base/check.h"
 #include "src/base/random.h"
 
@@ -133,22 +134,23 @@ void compare(const std::string& dir, int64_t total, int64_t block, int rounds) {
 int main(int argc, char** argv) {
   std::string dir;
   int64_t mib = 192;
-  int rounds = 3;
+  int32_t rounds = 3;
   std::vector<int64_t> blocks;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    const std::string name = argv[i];
-    if (name == "--dir") dir = argv[i + 1];
-    if (name == "--mib") mib = std::atoll(argv[i + 1]);
-    if (name == "--rounds") rounds = std::atoi(argv[i + 1]);
-    if (name == "--block-bytes") blocks.push_back(std::atoll(argv[i + 1]));
-  }
+  quire::read_bench_flags(
+      argc, argv,
+      "Writing and reading blocks of a file through the page cache and past it (O_DIRECT); one JSON line a "
+      "size.",
+      {{"--dir", &dir, 0, "on the disk in question; the file is made there and removed. Must be given"},
+       {"--mib", &mib, 1, "size of the file"},
+       {"--rounds", &rounds, 1, "of which the medians are printed"},
+       {"--block-bytes", &blocks, 4096,
+        "of a block, a multiple of 4096; again for more; none: 64 KiB to 2 MiB"}});
   if (blocks.empty()) blocks = {64 << 10, 192 << 10, 1 << 20, 2 << 20};
-  quire::check(!dir.empty() && rounds > 0,
-               "disk_io_bench --dir DIR [--mib N] [--rounds N] [--block-bytes N]...");
-  for (const int64_t block : blocks) {
-    quire::check(block > 0 && block % 4096 == 0 && mib << 20 >= block,
-                 "--block-bytes is a multiple of 4096 and no more than --mib");
-    quire::compare(dir, mib << 20, block, rounds);
-  }
+  if (dir.empty()) quire::bench_flags::refuse("--dir is not given");
+  for (const int64_t block : blocks)
+    if (block % 4096 != 0 || block > mib << 20)
+      quire::bench_flags::refuse(fmt::format(
+          "--block-bytes {}: a multiple of 4096 is wanted, at most the {} MiB of --mib", block, mib));
+  for (const int64_t block : blocks) quire::compare(dir, mib << 20, block, rounds);
   return 0;
 }

@@ -193,7 +193,7 @@ def test_each_label_is_one_of_ctest(label):
     assert "Total Tests: 0" not in listing.stdout, listing.stdout
 
 
-@pytest.mark.parametrize("name", ["engine_host_bench", "host_tier_bench", "prefix_groups_bench", "device_step_bench"])
+@pytest.mark.parametrize("name", ["engine_host_bench", "host_tier_bench", "prefix_groups_bench", "device_step_bench", "disk_io_bench"])
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -210,6 +210,22 @@ def test_a_benchmark_measures_nothing_when_it_is_asked_wrongly(name, arguments, 
     done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=20)
     assert done.returncode == code and said in done.stdout + done.stderr, done.stderr
     assert code == 0 or (not done.stdout and "--help lists the flags" in done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--dir is not given"),
+        (["--dir", "/tmp", "--block-bytes", "65536", "--block-bytes", "5000"], "--block-bytes 5000: "),
+        (["--dir", "/tmp", "--mib", "1", "--block-bytes", "2097152"], "--block-bytes 2097152: "),
+    ],
+)
+def test_the_disk_bench_measures_nothing_without_a_place_or_with_odd_blocks(arguments, said):
+    program = Path(BINARY).parent / "benchmarks" / "disk_io_bench"
+    if not program.exists():
+        pytest.skip("it is not built here")
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout) == (2, "") and said in done.stderr, done.stderr
 
 
 def test_a_fuzz_target_that_crashes_is_no_skip(runner, tmp_path):
