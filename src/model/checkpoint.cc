@@ -46,12 +46,25 @@ Result<WeightMap> read_index(const std::string& path) {
   return shards;
 }
 
+// Of a tensor that the index does not list for the shard in which it lies.
+Error misplaced(const SafetensorsFile& file, const std::string& tensor, const WeightMap& shards,
+                const std::string& model_dir) {
+  const auto named = std::ranges::find_if(shards, [&](const auto& s) { return s.second.contains(tensor); });
+  if (named == shards.end())
+    return invalid(fmt::format("{}: tensor `{}` is not in the index", file.path(), tensor));
+  const std::string& shard = named->first;
+  return invalid(fmt::format("{}: tensor `{}` lies here; the index says that it lies in {}{}", file.path(),
+                             tensor, shard,
+                             entry_exists(model_dir + "/" + shard) ? "" : ", which is not there"));
+}
+
 // The index and a shard must name the same tensors.
-Status compare(const SafetensorsFile& file, const std::set<std::string>& listed) {
+Status compare(const SafetensorsFile& file, const std::string& name, const WeightMap& shards,
+               const std::string& model_dir) {
+  const std::set<std::string>& listed = shards.at(name);
   size_t found = 0;
   for (const TensorView& t : file.tensors()) {
-    if (!listed.contains(t.name))
-      return invalid(fmt::format("{}: tensor `{}` is not in the index", file.path(), t.name));
+    if (!listed.contains(t.name)) return misplaced(file, t.name, shards, model_dir);
     ++found;
   }
   if (found == listed.size()) return ok();
@@ -82,7 +95,7 @@ Status Checkpoint::open_shards(const std::string& model_dir) {
   for (const auto& [name, tensors] : *shards) {
     Result<SafetensorsFile> file = SafetensorsFile::open(model_dir + "/" + name);
     if (!file) return file.error();
-    if (Status same = compare(*file, tensors); !same) return same;
+    if (Status same = compare(*file, name, *shards, model_dir); !same) return same;
     if (Status added = add(std::move(*file)); !added) return added;
   }
   return ok();

@@ -186,6 +186,12 @@ TEST_F(SafetensorsFiles, JoinsTheShardsOfAnIndex) {
   EXPECT_TRUE(
       contains(open_with(R"({"a":"x.safetensors","c":"y.safetensors"})"), "tensor `b` is not in the index"));
   EXPECT_TRUE(contains(open_with(R"({"a":"x.safetensors","z":"x.safetensors"})"), "tensor `z` is missing"));
+  EXPECT_EQ(open_with(R"({"a":"y.safetensors","b":"y.safetensors","c":"x.safetensors"})"),
+            dir_ + "/x.safetensors: tensor `a` lies here; the index says that it lies in y.safetensors");
+  EXPECT_EQ(open_with(R"({"a":"z.safetensors","b":"y.safetensors","c":"x.safetensors"})"),
+            dir_ +
+                "/x.safetensors: tensor `a` lies here; the index says that it lies in z.safetensors, which "
+                "is not there");
   EXPECT_TRUE(
       contains(open_with(R"({"a":"../x.safetensors"})"), "the name of a file beside the index is wanted"));
   EXPECT_TRUE(contains(open_with(R"({"a":"no.safetensors"})"), "no.safetensors"));
