@@ -207,7 +207,7 @@ int run_inspect_kv(const Arguments& arguments) {
       return fail(invalid(fmt::format("--tokens {}: from 0 to 2^40", tokens)), kExitUsage);
   const auto text = read_file(config, "--config");
   if (!text) return fail(text.error());
-  const auto spec = parse_model_config(*text);
+  const auto spec = parse_model_config(*text, {}, config);
   if (!spec) return fail(spec.error());
   const Json report = kv_report(*spec, parse_dtype(dtype, spec->checkpoint_dtype), contexts);
   if (output == "json")

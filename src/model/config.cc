@@ -353,8 +353,8 @@ void refuse_unread(FieldReader& config, const json& object) {
   if (first_unknown) config.fail(Code::kUnimplemented, *first_unknown);
 }
 
-Result<ModelSpec> read_config(const json& object) {
-  FieldReader config(object, "config.json");
+Result<ModelSpec> read_config(const json& object, std::string_view name) {
+  FieldReader config(object, std::string(name));
   ModelSpec spec;
   const Family* family = read_family(config);
   if (family == nullptr) return *config.fault();
@@ -401,10 +401,11 @@ std::string supported_architectures() {
   return names;
 }
 
-Result<ModelSpec> parse_model_config(std::string_view config_json, std::string_view generation_json) {
-  const Result<json> config = parse_json_object(config_json, "config.json");
+Result<ModelSpec> parse_model_config(std::string_view config_json, std::string_view generation_json,
+                                     std::string_view config_name) {
+  const Result<json> config = parse_json_object(config_json, config_name);
   if (!config) return config.error();
-  Result<ModelSpec> spec = read_config(*config);
+  Result<ModelSpec> spec = read_config(*config, config_name);
   if (!spec || generation_json.empty()) return spec;
   const Result<json> generation = parse_json_object(generation_json, "generation_config.json");
   if (!generation) return generation.error();

@@ -12,8 +12,10 @@
 
 namespace quire {
 
-// `generation_json` may be empty: then there are no sampling defaults and the ids are those of config.json.
-Result<ModelSpec> parse_model_config(std::string_view config_json, std::string_view generation_json = {});
+// `generation_json` may be empty: then there are no sampling defaults and the ids are those of config.json. Errors name the
+// configuration as `config_name`.
+Result<ModelSpec> parse_model_config(std::string_view config_json, std::string_view generation_json = {},
+                                     std::string_view config_name = "config.json");
 // DIR/config.json and, where it exists, DIR/generation_config.json.
 Result<ModelSpec> read_model_config(const std::string& model_dir);
 

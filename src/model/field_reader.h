@@ -20,6 +20,7 @@ class FieldReader {
   // reader.
   FieldReader(const nlohmann::json& object, std::string where);
 
+  const std::string& where() const { return where_; }
   bool has(std::string_view name) const;  // present and not null
   bool was_read(std::string_view name) const { return read_.contains(name); }
   // The field if it is there and not null; it then counts as read.

@@ -149,7 +149,7 @@ RopeSpec read_rope(FieldReader& config, int64_t max_position_embeddings) {
                 fmt::format("rope_scaling is {}; an object is wanted", shown(*object)));
     return spec;
   }
-  FieldReader rope(*object, "config.json: rope_scaling");
+  FieldReader rope(*object, config.where() + ": rope_scaling");
   spec.theta = theta_of(config, rope, spec.theta);
   refuse_partial_rotation(rope);
   read_scaling(rope, length, outer_length, spec);

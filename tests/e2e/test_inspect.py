@@ -23,6 +23,22 @@ def test_inspect_kv_knows_llama_2_13b(tmp_path):
         assert report["groups"] == [{"kind": "full_attention", "window_tokens": 0, "layers": 40, "bytes_per_token": 819_200}]
 
 
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "not valid JSON at byte 2"),
+        ("[]", "a JSON object is wanted"),
+        ('{"architectures": ["T5Model"]}', ""),
+        pytest.param(json.dumps({**json.loads((MODEL / "config.json").read_text()), "rope_scaling": {"rope_type": "none of these"}}), "rope_scaling: ", id="rope"),
+    ],
+)
+def test_inspect_kv_names_the_file_that_it_was_given(tmp_path, text, complaint):
+    file = tmp_path / "c.json"
+    file.write_text(text)
+    done = quire("inspect", "kv", "--config", file)
+    assert done.returncode == 1 and done.stderr.startswith(f"quire: {file}: {complaint}"), done.stderr
+
+
 def test_inspect_kv_tells_what_windows_reach_and_what_quire_holds(tmp_path):
     config = {
         "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336,
