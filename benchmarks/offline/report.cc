@@ -91,6 +91,10 @@ std::string to_text(const OfflineReport& r) {
   const std::string work = o.requests.empty() ? fmt::format("batch {}, {} prompt + {} new tokens", o.batch,
                                                             o.prompt_tokens, o.new_tokens)
                                               : fmt::format("{} requests of a list", o.requests.size());
+  const std::string read =
+      o.probe_read ? fmt::format("read    {:10.1f} GB/s by the machine; the weights took {:.0f} % of it\n",
+                                 r.median.read_gb_s, 100 * weight_share_of_read(r))
+                   : "";
   return fmt::format(
       "{} ({}), {}\nactivations {}, cache {}; {}, median of {} rounds\n"
       "n {}, shared prefix of {} tokens; {} prompt tokens of a round came from the cache\n"
@@ -98,11 +102,12 @@ std::string to_text(const OfflineReport& r) {
       "{:.1f} GB/s)\n"
       "whole   {:10.1f} tokens/s  ({:.1f} ms)\n"
       "cache   {:10.1f} MiB at its peak\n"
+      "{}"
       "start to first token {:.0f} ms, of them {:.0f} ms to open; host {:.1f} us a step\n",
       r.model, r.architecture, r.device, r.dtype, r.kv_dtype, work, r.rounds.size(), o.n,
       o.shared_prefix_tokens, r.cached_tokens, r.median.prefill_tokens_per_s, r.median.prefill_ms,
       r.median.decode_tokens_per_s, r.median.ms_per_decode_step, weight_gb_per_s(r),
-      r.median.output_tokens_per_s, r.median.total_ms, static_cast<double>(r.kv_bytes_peak) / (1 << 20),
+      r.median.output_tokens_per_s, r.median.total_ms, static_cast<double>(r.kv_bytes_peak) / (1 << 20), read,
       r.start_to_first_token_ms, r.open_ms, r.host_us_per_step);
 }
 

@@ -1,5 +1,6 @@
 // `quire bench offline` as a library: the form of its report, that its counts are those of the work asked
 // for, and what it refuses. No figure is compared with a clock.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -94,7 +95,9 @@ TEST(Offline, TakesTheSharedPrefixFromTheCacheInEveryTimedRound) {
 
 TEST(Offline, SetsTheWeightsBesideWhatTheMachineReadsWhereAsked) {
   OfflineOptions o = options();
-  EXPECT_EQ(to_json(run_offline(o).value()).find("read_gb_s"), std::string::npos);
+  const OfflineReport without = run_offline(o).value();
+  EXPECT_EQ(to_json(without).find("read_gb_s"), std::string::npos);
+  EXPECT_EQ(to_text(without).find("by the machine"), std::string::npos);
   o.probe_read = true;
   const Result<OfflineReport> report = run_offline(o);
   ASSERT_TRUE(report) << report.error().message;
@@ -102,6 +105,10 @@ TEST(Offline, SetsTheWeightsBesideWhatTheMachineReadsWhereAsked) {
   const auto json = nlohmann::json::parse(to_json(*report));
   EXPECT_GT(json.at("weight_share_of_read"), 0.0);
   EXPECT_GT(json.at("rounds").at(0).at("read_gb_s"), 0.0);
+  const std::string told =
+      fmt::format("{:.1f} GB/s by the machine; the weights took {:.0f} % of it\n", report->median.read_gb_s,
+                  100 * json.at("weight_share_of_read").get<double>());
+  EXPECT_NE(to_text(*report).find(told), std::string::npos) << to_text(*report);
 }
 
 class RequestList : public ::testing::Test {
