@@ -136,6 +136,9 @@ def show(client: Client, pages: str) -> bool:
     print(f"{model.name}: {model.architecture}, {model.max_context_tokens} tokens of context, on {model.device}")
     planted = f"<|endoftext|>The pass key of {NAME} is {KEY}. The pass key of {OTHER_NAME} is {OTHER_KEY}. {pages}"
     answer = {"max_tokens": 8, "temperature": 0.0, "stop": ["."], "special_as_text": False}
+    needed = answer["max_tokens"] + max(len(client.tokenize(planted + question(name), special_as_text=False)) for name in (NAME, OTHER_NAME))
+    if needed > model.max_context_tokens:
+        sys.exit(f"quire: the demo needs {needed} tokens of context with the tokenizer of {model.name}; this model has {model.max_context_tokens}")
 
     heading(f"A fact at the start of {len(pages) // 1000} kB of text, asked for at its end")
     print(f"{DIM}...{pages[-100:]}{PLAIN}{question(NAME)}{BOLD}", end="", flush=True)

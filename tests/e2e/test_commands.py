@@ -182,6 +182,17 @@ def test_the_demo_shows_a_line_for_each_step():
     assert ("requests_finished_total", "4") in counters and not [name for name, count in counters if count == "0"]
 
 
+def test_the_demo_says_what_context_it_needs(tmp_path):
+    for file in MODEL.iterdir():
+        if file.is_file() and file.name != "config.json":
+            (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").write_text(json.dumps({**json.loads((MODEL / "config.json").read_text()), "max_position_embeddings": 512}))
+    done = subprocess.run([sys.executable, ROOT / "tools" / "demo.py", "--binary", BINARY, "--model", tmp_path], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "PYTHONPATH": str(ROOT / "clients" / "python" / "src")})  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert re.search(r"^quire: the demo needs \d{4} tokens of context .*; this model has 512$", done.stderr, flags=re.M), done.stderr
+
+
 def processes_of_session(session: int) -> list[str]:
     stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat")]
     return [stat for stat in stats if stat.rpartition(")")[2].split()[3] == str(session)]
