@@ -4,6 +4,7 @@
 
 #include "server/call_log.h"
 #include "server/call_outcome.h"
+#include "server/request_mapping.h"
 #include "server/status.h"
 #include "src/base/clock.h"
 
@@ -64,8 +65,13 @@ std::optional<Error> RequestCall::begin(Request& request) {
 
 void RequestCall::submit(Request request) {
   if (const std::optional<Error> ended = begin(request)) return refuse(*ended);
+  const char* const prompt_field = wire_field(request.prompt);
   const Result<RequestId> id = engine_.submit(std::move(request), shared_from_this());
-  if (!id) return refuse(id.error());
+  if (!id) {
+    Error refusal = id.error();
+    if (refusal.field == "prompt") refusal.field = prompt_field;
+    return refuse(refusal);
+  }
   {
     const std::lock_guard lock(mutex_);
     id_ = *id;

@@ -106,6 +106,11 @@ Status check_names(const v1::GenerateRequest& wire) {
 
 }  // namespace
 
+const char* wire_field(const Prompt& prompt) {
+  if (std::holds_alternative<std::string>(prompt)) return "text";
+  return std::holds_alternative<std::vector<int32_t>>(prompt) ? "token_ids" : "messages";
+}
+
 Status check_token_ids(const google::protobuf::RepeatedField<int32_t>& ids, int32_t vocab_size,
                        const char* field) {
   for (int i = 0; i < ids.size(); ++i)

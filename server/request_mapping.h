@@ -24,6 +24,9 @@ inline Request wire_defaults() {
 Result<Request> to_request(const v1::GenerateRequest& wire, int32_t vocab_size,
                            const Request& defaults = wire_defaults());
 
+// Which field of the wire a prompt came in.
+const char* wire_field(const Prompt& prompt);
+
 // "token_ids has id 512 at position 3; ids of this model run from 0 to 511".
 Status check_token_ids(const google::protobuf::RepeatedField<int32_t>& ids, int32_t vocab_size,
                        const char* field);
