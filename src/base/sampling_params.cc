@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
-#include <limits>
 #include <optional>
 
 namespace quire {
@@ -53,14 +52,17 @@ Status check_choice(const SamplingParams& p) {
 }
 
 Status check_counts(const SamplingParams& p, const SamplingLimits& limits) {
+  // How many the context has room for, check_request says, which knows the prompt.
+  if (p.max_tokens < 0)
+    return invalid(fmt::format("max_tokens is {}; it must lie in [0, the model's context less the prompt]",
+                               p.max_tokens),
+                   "sampling.max_tokens");
   const double max_n = limits.max_n, max_logprobs = limits.max_logprobs;
   const Range ranges[] = {
       {"n", static_cast<double>(p.n), 1, max_n, false, "max_n"},
       {"best_of", static_cast<double>(p.best_of), 0, max_n, false, "max_n"},
       {"beam_width", static_cast<double>(p.beam_width), 0, static_cast<double>(limits.max_beam_width), false,
        "max_beam_width"},
-      // how many the context has room for, check_request says, which knows the prompt
-      {"max_tokens", static_cast<double>(p.max_tokens), 0, std::numeric_limits<int32_t>::max()},
       {"min_tokens", static_cast<double>(p.min_tokens), 0, static_cast<double>(p.max_tokens), false,
        "max_tokens"},
       {"logprobs", static_cast<double>(p.logprobs), -1, max_logprobs, false, "max_logprobs"},

@@ -48,6 +48,8 @@ TEST(Admission, NamesTheValueAndTheLimit) {
   EXPECT_EQ(refusal(max_tokens(INT32_MAX), ok_prompt),
             "prompt has 8 tokens and max_tokens is 2147483647, together 2147483655; this model holds 64 "
             "(max_context_tokens), so max_tokens may be at most 56");
+  EXPECT_EQ(refusal(max_tokens(-1), ok_prompt),
+            "max_tokens is -1; it must lie in [0, the model's context less the prompt]");
   EXPECT_NE(refusal(max_tokens(42), ok_prompt).find("may need 7 cache blocks"), std::string::npos);
   SamplingParams many = max_tokens(1);
   many.n = 5;
