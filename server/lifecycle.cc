@@ -28,11 +28,18 @@ constexpr int64_t kCloseGraceMs = 200;  // for connections to close in order; an
 
 constexpr int64_t kLeastEngineCloseMs = 10'000;  // for copies that are under way, however short a drain is
 
+// A terminal that closes (SIGHUP) stops a server too, unless it was started to outlive it (nohup).
+bool heeds_hangup() {
+  struct sigaction action{};
+  return sigaction(SIGHUP, nullptr, &action) == 0 && action.sa_handler != SIG_IGN;
+}
+
 sigset_t stop_signals() {
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, SIGTERM);
   sigaddset(&set, SIGINT);
+  if (heeds_hangup()) sigaddset(&set, SIGHUP);
   return set;
 }
 
@@ -134,6 +141,7 @@ void end_calls(Engine& engine, GenerationServer& service, int64_t timeout_ms) {
 
 void drain(Engine& engine, GenerationServer& service, Listener& listener, int signal, ProcessEnd& process_end,
            int64_t wedged_after_ms) {
+  if (signal == SIGHUP) ::signal(SIGHUP, SIG_IGN);  // the kernel and a shell both send it: no second signal
   if (const Status heard = process_end.start(); !heard)  // the drain ends by itself, unless something hangs
     log_line(LogLevel::kWarn, "second_signal_unheard", {{"why", heard.error().message}});
   const int64_t timeout_ms = engine.config().drain_timeout_ms;

@@ -262,6 +262,35 @@ TEST(Lifecycle, TakesTextsWhileRequestsRunAndNoneAfterThem) {
   EXPECT_EQ(server.wait(), 0);
 }
 
+TEST(Lifecycle, DrainsAtAHangup) {
+  ServerProcess server({"drain-ms=30000"});
+  const auto stub = v1::GenerationService::NewStub(connect(address_of(server.read_line())));
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, text_request("hello", 300));
+  v1::GenerateResponse message;
+  ASSERT_TRUE(reader->Read(&message));
+  server.send(SIGHUP);
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  server.send(SIGHUP);  // of the same hangup, from the shell
+  int messages = 1;
+  while (reader->Read(&message)) ++messages;
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(messages, 300);
+  EXPECT_EQ(server.wait(), 0);
+}
+
+TEST(Lifecycle, OutlivesAHangupThatItWasToldToIgnore) {
+  const auto before = signal(SIGHUP, SIG_IGN);  // as nohup does; the child inherits it
+  ServerProcess server({});
+  signal(SIGHUP, before);
+  const std::string address = address_of(server.read_line());
+  server.send(SIGHUP);
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  EXPECT_EQ(health_of(address, kServiceName), "SERVING");
+  server.send(SIGTERM);
+  EXPECT_EQ(server.wait(), 0);
+}
+
 // A card that hangs: nobody who runs can be ended either.
 TEST(Lifecycle, EndsAfterTheDrainTimeoutWhereNoStepEnds) {
   ServerProcess server({"drain-ms=1500", "step-us=60000000", "step-age-ms=5000"});
