@@ -267,8 +267,7 @@ void TierTransfers::end_read(UnderWay& transfer, const TransferEnd& end, int64_t
     if (!seen_late) learn_disk_rate(transfer.disk_blocks, now_us - begun_us(transfer));
   } else if (end.stopped_after) {
     // One that was given up is known to have been slow; one that was cancelled may have had no more than a slow moment.
-    const bool was_given_up = transfer.sequences.empty();
-    if (was_given_up) learn_disk_rate(*end.stopped_after, now_us - begun_us(transfer));
+    if (transfer.was_given_up) learn_disk_rate(*end.stopped_after, now_us - begun_us(transfer));
   } else {
     for (const TierRead::Part& part : transfer.read->parts) ++counters_of(part.tier).read_failures;
   }
@@ -306,7 +305,8 @@ std::vector<Sequence*> TierTransfers::give_up_overdue(int64_t now_us) {
     --s.num_in_flight;
     t.sequences.clear();
     t.unwanted.request_stop();
-    if (!s.finished()) ++counters_.waits_given_up;
+    t.was_given_up = !s.finished();
+    counters_.waits_given_up += t.was_given_up ? 1 : 0;
     given_up.push_back(&s);
   }
   return given_up;
