@@ -133,7 +133,7 @@ class TierTransfers {
     int64_t disk_blocks = 0;  // read
     int64_t started_us = 0, wait_us = 0, overdue_us = kNoDeadline;  // no wait: it is never overdue
     bool is_overdue = false, is_slow = false, stalls = false, hangs = false;
-    bool was_given_up = false;  // by a request that went on without it
+    bool was_given_up = false;                    // by a request that went on without it
     std::stop_source unwanted{std::nostopstate};  // of what requests wait for
   };
   enum class Queue : uint8_t { kToHost, kFromHost, kFromDisk, kToDisk };  // of the mover
