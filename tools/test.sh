@@ -48,11 +48,11 @@ build_target all
 # release build's: its memory comes from the sanitizer's allocator, its own accesses are not watched.
 address_tests="base_test policy_test sample_test cache_unit_test cache_property_test request_test schedule_test schedule_beam_test
   engine_delivery_test engine_traffic_test sim_test unit_model_config unit_model_safetensors unit_execute
-  server_generate_test server_service_test server_texts_test server_lifecycle_test
+  server_generate_test server_service_test server_listener_test server_texts_test server_lifecycle_test
   text_chat_template_test text_detokenizer_test text_stop_matcher_test text_tokenizer_test
   cpu_rows_test cpu_math_test cpu_matmul_test cpu_attention_test disk_test"
-thread_tests="engine_threads_test cpu_pool_test unit_execute server_service_test server_lifecycle_test"
-# The rest of the server has no threads that these two have not: only where sanitizers are asked for by name.
+thread_tests="engine_threads_test disk_test cpu_pool_test unit_execute server_service_test server_listener_test server_lifecycle_test"
+# The rest of the server has no threads that these three have not: only where sanitizers are asked for by name.
 if [ "$label" = sanitize ]; then thread_tests+=" server_generate_test server_texts_test server_tenant_limits_test server_host_memory_test"; fi
 sanitizer_build() {
   forget_other_place "$root/build/$1"

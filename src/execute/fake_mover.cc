@@ -104,23 +104,27 @@ void FakeMover::pass_time() {
   at_us_ = now;
 }
 
+// What fails does so half way, unless it was stopped before.
 TransferEnd FakeMover::carry_out(const UnderWay& u) {
   const std::vector<TierCopy>& copies = u.transfer.copies;
-  const size_t count = u.stopped_after.value_or(u.fails ? copies.size() / 2 : copies.size());
-  const auto bad = std::ranges::find_if(copies, is_on_disk);
-  const bool reads_disk = u.transfer.direction == TransferDirection::kToDevice && bad != copies.end();
+  size_t count = u.stopped_after.value_or(copies.size());
+  const bool fails = u.fails && (!u.stopped_after || count > copies.size() / 2);
+  if (fails) count = copies.size() / 2;
+  const auto end_of_made = copies.begin() + static_cast<ptrdiff_t>(count);
+  const auto bad = std::find_if(copies.begin(), end_of_made, is_on_disk);
+  const bool reads_disk = u.transfer.direction == TransferDirection::kToDevice && bad != end_of_made;
   const bool corrupts = reads_disk && corrupts_ && corrupts_();
+  for (auto copy = copies.begin(); copy != end_of_made; ++copy)
+    if (!corrupts || copy != bad) executor_.copy(*copy, u.transfer.direction);
   TransferEnd end{.id = u.transfer.id};
-  for (size_t i = 0; i < count; ++i)
-    if (!corrupts || &copies[i] != &*bad) executor_.copy(copies[i], u.transfer.direction);
-  if (u.fails) end.status = error(Code::kInternal, "injected fault of a copy between tiers");
-  if (u.stopped_after)
-    end = stopped_transfer(
-        u.transfer.id,
-        std::count_if(copies.begin(), copies.begin() + static_cast<ptrdiff_t>(count), is_on_disk));
-  if (!corrupts) return end;
-  end.status = error(Code::kInternal, "injected fault: a corrupt block on the disk");
-  end.corrupt = {bad->disk};
+  if (corrupts) {
+    end.status = error(Code::kInternal, "injected fault: a corrupt block on the disk");
+    end.corrupt = {bad->disk};
+  } else if (fails) {
+    end.status = error(Code::kInternal, "injected fault of a copy between tiers");
+  } else if (u.stopped_after) {
+    end = stopped_transfer(u.transfer.id, std::count_if(copies.begin(), end_of_made, is_on_disk));
+  }
   return end;
 }
 

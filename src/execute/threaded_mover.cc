@@ -58,10 +58,7 @@ class BlockCopier {
       stream_->wait();
     }
     stream_->wait();
-    if (!stopped) return end;
-    TransferEnd so_far = stopped_transfer(transfer.id, num_read);
-    so_far.corrupt = std::move(end.corrupt);
-    return so_far;
+    return stopped && end.status ? stopped_transfer(transfer.id, num_read) : end;
   }
 
   TransferEnd to_disk(const BlockTransfer& transfer) {

@@ -28,7 +28,7 @@ struct TransferEnd {
   uint64_t id = 0;
   Status status = ok();              // failed: what it was to write holds nothing that can be used
   std::vector<DiskBlockId> corrupt;  // of what was to be read: not what was written there
-  // It was unwanted, and ended when so many had come from the disk; the status says so too.
+  // It was unwanted, and ended when so many had come from the disk; the status says so too. Not of one that had failed before.
   std::optional<int64_t> stopped_after;
 };
 

@@ -251,6 +251,7 @@ BUGS = [
     (False, "what owed prompts have in common counts once each", TIER, "size()) - common;", "size());"),
     (False, "a copy that was stopped behind another is a sign that that one goes on", TRANSFERS, "  if (had_begun) queue_goes_on(", "  queue_goes_on("),
     (False, "a copy that is not begun waits for the one before it though nobody wants it", "src/execute/threaded_mover.cc", "      if (worker != nullptr) worker->end_unwanted();\n", "      (void)worker;\n"),
+    (False, "a copy that failed and was stopped then has not failed", "src/execute/threaded_mover.cc", "return stopped && end.status ? stopped_transfer", "return stopped ? stopped_transfer"),
     (False, "a request that is refused for its deadline counts as failed", CORE, "  forget_deadline(request);\n  ++counts_.refused;\n  counted_ends_ = outcome_.request_ends.size();\n", "  count_ends();\n"),
     (False, "what expired takes those behind it along at a restart", RESTORE, "block->retention.expiry_us > 0 || parents.contains(block->serial)", "block->retention.expiry_us > 0"),
     (False, "a disk that hangs is asked again", TRANSFERS, " || stalls(Queue::kFromDisk)) return deepest;", ") return deepest;"),

@@ -90,6 +90,9 @@ TEST_P(DiskMoverTest, ACorruptBlockFailsItsTransferAndIsNamed) {
   EXPECT_TRUE(run(TransferDirection::kToDevice, {from_disk(2, 3, 10)}).status);
 }
 
+// Where what comes from the disk goes up by a stream.
+class StagedDiskMoverTest : public DiskMoverTest {};
+
 // Its request ends while the first block goes up to the device: of the host, or with the first two of the disk.
 class StopsAtTheFirst final : public CopyStream {
  public:
@@ -126,6 +129,23 @@ TEST_P(DiskMoverTest, WhatNobodyWaitsForIsReadNoFurther) {
   for (int32_t i = 0; i < 4; ++i) EXPECT_EQ(arena(i)[0], is_staged && i < 2 ? 'a' + i : '-') << "block " << i;
 }
 
+// It is no less of a failure for having been stopped then: what is corrupt is to be forgotten.
+TEST_P(StagedDiskMoverTest, WhatFailedBeforeItWasStoppedHasFailed) {
+  std::stop_source unwanted;
+  make([&unwanted] { return std::make_unique<StopsAtTheFirst>(unwanted); });
+  std::vector<TierCopy> down, up;
+  for (int32_t i = 0; i < 4; ++i) {
+    down.push_back(to_disk({.device = BlockId{i}}, i, 1));
+    up.push_back(from_disk(i, i, 1));
+  }
+  ASSERT_TRUE(run(TransferDirection::kToDisk, down).status);
+  damage("quire-kv.blocks", 8192);
+  const TransferEnd end = run(TransferDirection::kToDevice, up, unwanted.get_token());
+  EXPECT_EQ(end.status.error().code, Code::kUnavailable);
+  EXPECT_EQ(end.corrupt, std::vector<DiskBlockId>{DiskBlockId{1}});
+  EXPECT_FALSE(end.stopped_after);
+}
+
 TEST_P(DiskMoverTest, WhatWasSubmittedIsOnTheDiskBeforeTheMoverGoes) {
   make();
   for (int32_t i = 0; i < 5; ++i)
@@ -136,6 +156,7 @@ TEST_P(DiskMoverTest, WhatWasSubmittedIsOnTheDiskBeforeTheMoverGoes) {
   EXPECT_EQ(open(8).take_stored().size(), 5u);
 }
 
+INSTANTIATE_TEST_SUITE_P(Staging, StagedDiskMoverTest, testing::Values(1));
 INSTANTIATE_TEST_SUITE_P(Staging, DiskMoverTest, testing::Values(0, 1), [](const auto& info) {
   return info.param > 0 ? "MemoryOfItsOwn" : "TheHostsMemory";
 });
